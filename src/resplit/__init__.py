@@ -1,0 +1,1 @@
+"""resplit: adaptive split inference of large foundation models over unequal edge machines."""

@@ -1,0 +1,137 @@
+"""The placement problem and its answer as values (docs/problem.md): what every other module speaks in.
+
+Knows no file format, no solver and no cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of the model's chain: the smallest unit that is placed."""
+
+    name: str
+    weight_bytes: float
+    kv_bytes_per_token: float
+    activation_bytes_per_token: float
+    private: bool
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that can hold blocks; `background_utilization` is the share of it that others use."""
+
+    name: str
+    memory_bytes: float
+    background_utilization: float
+    max_utilization: float
+    trusted: bool
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """Requests of one kind: Poisson arrivals at `rate_rps` entering at node `source`."""
+
+    name: str
+    source: str
+    rate_rps: float
+    prompt_tokens: float
+    new_tokens: float
+    slo_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """alpha, beta, gamma of the objective (3)."""
+
+    latency: float = 1.0
+    balance: float = 0.0
+    privacy: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One placement problem. Matrices hold NaN where the format holds null.
+
+    With J blocks and N nodes: `prefill_s_per_token` and `decode_s_per_token` are (J, N) seconds per
+    token, NaN (in both) where the node cannot run the block; `link_latency_s` and
+    `link_bandwidth_bytes_per_s` are (N, N) from row to column, NaN (in both) where there is no link.
+    `allowed_cuts` None means anywhere; `current` is today's placement, one node name per block.
+    """
+
+    blocks: tuple[Block, ...]
+    nodes: tuple[Node, ...]
+    classes: tuple[RequestClass, ...]
+    prefill_s_per_token: FloatArray
+    decode_s_per_token: FloatArray
+    link_latency_s: FloatArray
+    link_bandwidth_bytes_per_s: FloatArray
+    kv_tokens: float
+    weights: Weights
+    token_bytes: float = 4.0
+    allowed_cuts: frozenset[int] | None = None
+    current: tuple[str, ...] | None = None
+
+    def node_index(self, name: str) -> int:
+        """Index of the node called `name`; ValueError if there is none."""
+        return [node.name for node in self.nodes].index(name)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Blocks `first..last` (inclusive), consecutive on one node."""
+
+    first: int
+    last: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The three unweighted terms of the objective: seconds, share, share."""
+
+    latency_s: float
+    balance: float
+    privacy: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer to a `Problem`. Where `status` is infeasible or unknown, `placement`, `objective` and what
+    follows from them are None or empty and `reason` says why. `lower_bound` is proven."""
+
+    status: Status
+    solver: str
+    solve_s: float
+    placement: tuple[str, ...] | None = None
+    segments: tuple[Segment, ...] = ()
+    objective: float | None = None
+    terms: Terms | None = None
+    lower_bound: float | None = None
+    gap: float | None = None
+    class_latency_s: dict[str, float] = field(default_factory=dict)
+    utilization: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
+    slo_shortfall_s: dict[str, float] = field(default_factory=dict)
+    moved_bytes: float | None = None
+
+
+def segments_of(placement: tuple[str, ...]) -> tuple[Segment, ...]:
+    """The maximal runs of consecutive blocks on one node, in model order."""
+    segments: list[Segment] = []
+    for index, node in enumerate(placement):
+        if segments and segments[-1].node == node:
+            segments[-1] = Segment(segments[-1].first, index, node)
+        else:
+            segments.append(Segment(index, index, node))
+    return tuple(segments)
