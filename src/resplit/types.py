@@ -28,6 +28,37 @@ class Block:
 
 
 @dataclass(frozen=True)
+class BlockFeatures:
+    """What is known of a block from the model alone, before anything ran: the inputs of the cost model.
+
+    `flops_per_token` counts the matrix products of one new token, `flops_per_context_token` what each cached
+    token adds to them; `weight_bytes` are the resident weights in the compute dtype.
+    """
+
+    name: str
+    kind: Literal["embed", "layer", "attention", "mlp", "head"]
+    parameters: int
+    flops_per_token: float
+    flops_per_context_token: float
+    weight_bytes: float
+    kv_bytes_per_token: float
+    activation_bytes_per_token: float
+    private: bool
+    sensitivity: float
+
+    def block(self) -> Block:
+        """The same block as the planner sees it."""
+        return Block(
+            self.name,
+            self.weight_bytes,
+            self.kv_bytes_per_token,
+            self.activation_bytes_per_token,
+            self.private,
+            self.sensitivity,
+        )
+
+
+@dataclass(frozen=True)
 class Node:
     """A machine that can hold blocks; `background_utilization` is the share of it that others use."""
 

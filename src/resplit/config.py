@@ -1,0 +1,251 @@
+"""Cluster and scenario files: their schema, parsed once, with errors that name file, line, key and rule.
+
+Knows what the files may say; starts nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from resplit.errors import ConfigError
+from resplit.types import Weights
+from resplit.units import Bytes, BytesPerSecond, Seconds
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BlockTimes(_Strict):
+    """Declared time of one token of a block, by kind of block."""
+
+    embed: Seconds
+    layer: Seconds
+    head: Seconds
+
+
+class Emulation(_Strict):
+    """The hardware that a node plays: its compute is padded to these times."""
+
+    decode_per_token: BlockTimes
+    prefill_per_token: BlockTimes
+    background_utilization: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class NodeConfig(_Strict):
+    """One node. `memory` is the ceiling for weights and caches together."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    memory: Bytes
+    max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    emulate: Emulation | None = None
+
+
+class LinkShape(_Strict):
+    """An emulated link, one way: propagation delay and bandwidth."""
+
+    latency: Seconds
+    bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
+
+
+class LinkConfig(LinkShape):
+    """The link between two nodes, alike in both directions."""
+
+    between: tuple[str, str]
+
+
+class LinksConfig(_Strict):
+    """Emulated links: `default` for every pair that `pairs` does not name. Absent: links are what they are."""
+
+    default: LinkShape
+    pairs: tuple[LinkConfig, ...] = ()
+
+
+class ClassConfig(_Strict):
+    """A class of requests: its objective, and the demand expected before any was seen."""
+
+    name: str
+    slo: Seconds | None = None
+    rate_rps: Annotated[float, Field(gt=0)]
+    prompt_tokens: Annotated[float, Field(ge=1)]
+    new_tokens: Annotated[float, Field(ge=1)]
+    api_keys: tuple[str, ...] = ()
+
+
+class LimitsConfig(_Strict):
+    """What the gateway admits. `context_tokens` bounds one session's cache, `sessions` how many run at once."""
+
+    context_tokens: Annotated[int, Field(ge=1)] = 512
+    sessions: Annotated[int, Field(ge=1)] = 16
+    queue: Annotated[int, Field(ge=0)] = 64
+    body: Bytes = 2**20
+    deadline: Seconds = 120.0
+
+
+class WeightsConfig(_Strict):
+    """alpha, beta, gamma of the planning objective."""
+
+    latency: Annotated[float, Field(ge=0)] = 1.0
+    balance: Annotated[float, Field(ge=0)] = 0.0
+    privacy: Annotated[float, Field(ge=0)] = 0.0
+
+    def values(self) -> Weights:
+        """The same three as the planner's value."""
+        return Weights(self.latency, self.balance, self.privacy)
+
+
+class ClusterConfig(_Strict):
+    """A cluster file. The first class is the default one; `source` is the node where the gateway stands."""
+
+    name: str
+    source: str
+    nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1)]
+    trusted: tuple[str, ...]
+    classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
+    links: LinksConfig | None = None
+    limits: LimitsConfig = LimitsConfig()
+    weights: WeightsConfig = WeightsConfig()
+    kv_tokens: Annotated[int, Field(ge=1)]
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    split: Literal["layer", "sublayer"] = "layer"
+    private_layers: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> ClusterConfig:
+        names = self.node_names
+        _unique("nodes", names)
+        _unique("classes", [c.name for c in self.classes])
+        _known("source", [self.source], names)
+        _known("trusted", self.trusted, names)
+        for pair in self.links.pairs if self.links else ():
+            _known("links.pairs.between", pair.between, names)
+        if self.links is None and any(node.emulate for node in self.nodes):
+            raise ValueError("links: emulated nodes need emulated links; add `links: {default: ...}`")
+        return self
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names in file order."""
+        return [node.name for node in self.nodes]
+
+    def node(self, name: str) -> NodeConfig:
+        """The node called `name`; KeyError if there is none."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def link(self, one: str, other: str) -> LinkShape | None:
+        """The emulated link between two nodes, None where links are not emulated or the nodes are the same."""
+        if self.links is None or one == other:
+            return None
+        named = [pair for pair in self.links.pairs if set(pair.between) == {one, other}]
+        return named[-1] if named else self.links.default
+
+
+class NodeChange(_Strict):
+    """At `at`, a node's declared times are multiplied by `slowdown`, or others begin to use a share of it."""
+
+    at: Seconds
+    node: str
+    slowdown: Annotated[float, Field(gt=0)] | None = None
+    background_utilization: Annotated[float, Field(ge=0, lt=1)] | None = None
+    label: str
+
+
+class LinkChange(LinkShape):
+    """At `at`, the link between two nodes becomes this one, in both directions."""
+
+    at: Seconds
+    between: tuple[str, str]
+    label: str
+
+
+class LoadChange(_Strict):
+    """At `at`, a class's arrival rate becomes `rate_rps`."""
+
+    at: Seconds
+    request_class: str
+    rate_rps: Annotated[float, Field(ge=0)]
+    label: str
+
+
+class ScenarioConfig(_Strict):
+    """A scenario file: a workload, and what changes while it runs. Times count from the workload's start."""
+
+    name: str
+    duration: Seconds
+    nodes: tuple[NodeChange, ...] = ()
+    links: tuple[LinkChange, ...] = ()
+    load: tuple[LoadChange, ...] = ()
+
+    def check_against(self, cluster: ClusterConfig, place: str) -> None:
+        """ConfigError where the scenario names a node or class that the cluster does not have."""
+        try:
+            _known("nodes", [change.node for change in self.nodes], cluster.node_names)
+            _known("links", [name for change in self.links for name in change.between], cluster.node_names)
+            _known("load", [change.request_class for change in self.load], [c.name for c in cluster.classes])
+        except ValueError as error:
+            raise ConfigError(place, str(error)) from None
+        if unemulated := [c.node for c in self.nodes if cluster.node(c.node).emulate is None]:
+            raise ConfigError(place, f"nodes: {unemulated[0]!r} is real hardware; only an emulated node can be changed")
+
+
+_File = TypeVar("_File", bound=BaseModel)
+
+
+def load_cluster(path: Path) -> ClusterConfig:
+    """Read a cluster file; ConfigError names file, line, key and rule."""
+    return _load(path, ClusterConfig)
+
+
+def load_scenario(path: Path) -> ScenarioConfig:
+    """Read a scenario file; ConfigError names file, line, key and rule."""
+    return _load(path, ScenarioConfig)
+
+
+def _load(path: Path, schema: type[_File]) -> _File:
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"is not YAML: {error}") from None
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        place = f"{path}:{_line(document, first['loc'])}" + (f": {key}" if key else "")
+        raise ConfigError(place, first["msg"].removeprefix("Value error, ")) from None
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """The line of the deepest part of `location` that stands in the document, from 1."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            entry = next(((key, value) for key, value in node.value if key.value == part), None)
+            if entry is None:
+                break
+            key, node = entry
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _unique(key: str, names: list[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{key}: the name {twice[0]!r} stands twice; names must be unique")
+
+
+def _known(key: str, named: list[str] | tuple[str, ...], names: list[str]) -> None:
+    if unknown := [name for name in named if name not in names]:
+        raise ValueError(f"{key}: {unknown[0]!r} is not in this cluster; it has {', '.join(names)}")

@@ -1,0 +1,94 @@
+"""What a run leaves behind: requests, tokens, node use, events and decisions, as plain tables.
+
+States columns and units once; `measure` computes with them, tasks store them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from resplit.telemetry import frame
+
+# All `_s` columns that name a moment count from the start of the run.
+# One row for each request offered. `status` is the HTTP status (0: the connection failed); moments that never came are
+# NaN. `private_ok` is whether all its private blocks ran on trusted nodes; `epochs` how many epochs served it.
+REQUEST_COLUMNS = {
+    "request_class": "str",
+    "arrival_s": "float64",
+    "first_token_s": "float64",
+    "end_s": "float64",
+    "prompt_tokens": "int64",
+    "new_tokens": "int64",
+    "status": "int64",
+    "slo_s": "float64",  # NaN without an objective
+    "private_ok": "bool",
+    "epochs": "int64",
+}
+# One row for each token that left the gateway.
+TOKEN_COLUMNS = {"time_s": "float64", "request": "int64"}
+# One row for each node and sampling period: its total utilisation (eq. u_i) and resplit's own part.
+USE_COLUMNS = {"time_s": "float64", "node": "str", "utilization": "float64", "own_utilization": "float64"}
+# One row for each thing that happened: kind is "change" (the scenario) or "reconfiguration" (an epoch committed).
+EVENT_COLUMNS = {"time_s": "float64", "kind": "str", "label": "str"}
+# One row for each placement that was live: `placement` names the nodes of all blocks in order, comma-separated.
+EPOCH_COLUMNS = {
+    "epoch": "int64",
+    "time_s": "float64",
+    "action": "str",  # initial, redistribute or re-split
+    "placement": "str",
+    "predicted_latency_s": "float64",
+    "lower_bound": "float64",
+    "moved_bytes": "float64",
+    "pause_s": "float64",
+}
+TABLES = {
+    "requests": REQUEST_COLUMNS,
+    "tokens": TOKEN_COLUMNS,
+    "use": USE_COLUMNS,
+    "events": EVENT_COLUMNS,
+    "epochs": EPOCH_COLUMNS,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """Everything measured in one run of one policy; `decisions` is the decision log as JSON objects."""
+
+    policy: str
+    scenario: str
+    seed: int
+    duration_s: float
+    requests: pd.DataFrame
+    tokens: pd.DataFrame
+    use: pd.DataFrame
+    events: pd.DataFrame
+    epochs: pd.DataFrame
+    decisions: list[dict[str, object]] = field(default_factory=list)
+    blocks: tuple[str, ...] = ()
+    emulated_nodes: tuple[str, ...] = ()
+    emulation_error: float = float("nan")  # median of |padded / declared - 1| over the segments that ran
+
+    def save(self, folder: Path) -> None:
+        """Write one Parquet file per table and `run.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TABLES:
+            getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False)
+        plain = {key: value for key, value in vars(self).items() if key not in TABLES}
+        (folder / "run.json").write_text(json.dumps(plain, indent=1, default=list), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Read what `save` wrote."""
+        plain = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        plain["blocks"] = tuple(plain["blocks"])
+        plain["emulated_nodes"] = tuple(plain["emulated_nodes"])
+        return cls(**plain | {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES})
+
+
+def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
+    """The table called `name` from row dictionaries; DataError if a row lacks a column."""
+    return frame(rows, TABLES[name])

@@ -1,0 +1,47 @@
+"""Quantities as people write them (`420 MiB`, `3 ms`, `200 Mbit/s`) to plain SI numbers.
+
+Knows the units that configuration files may use, and nothing of what the quantities mean.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+_BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_BITS_PER_SECOND = {"bit/s": 1, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
+_QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z/]+)\s*", re.IGNORECASE)
+
+
+def parse_quantity(value: object, units: dict[str, float]) -> float:
+    """`value` such as "3 ms" in the base unit of `units`; ValueError names the units that are allowed."""
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise ValueError(
+            f"{value!r} needs a number and one of the units {', '.join(units)}, such as {_example(units)!r}"
+        )
+    return float(match[1]) * units[match[2]]
+
+
+def _example(units: dict[str, float]) -> str:
+    return f"5 {list(units)[1]}"
+
+
+def _bytes(value: object) -> float:
+    return parse_quantity(value, _BYTES)
+
+
+def _seconds(value: object) -> float:
+    return parse_quantity(value, _SECONDS)
+
+
+def _bytes_per_s(value: object) -> float:
+    return parse_quantity(value, _BITS_PER_SECOND) / 8
+
+
+Bytes = Annotated[float, BeforeValidator(_bytes)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+BytesPerSecond = Annotated[float, BeforeValidator(_bytes_per_s)]
