@@ -64,7 +64,11 @@ class NodeLostError(ResplitError):
 
 
 class CapacityError(ResplitError):
-    """A node or the gateway has no room now; trying again later may succeed."""
+    """A node or the gateway has no room now; trying again in `retry_after_s` seconds may succeed."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RequestError(ResplitError):

@@ -1,0 +1,75 @@
+"""What the HTTP API asks of whatever generates tokens: one request in, its tokens out, errors by kind.
+
+Token ids only: it knows nothing of text or HTTP, and nothing of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: temperature 0 is greedy, and draws depend on `seed` and position alone."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sequence to continue, prompt and new tokens together within the engine's `context_tokens`.
+
+    Generation ends with the first token out of `stop_ids` (empty: the end of text is ignored) or after
+    `max_new_tokens`. `deadline_s` counts from the call of `generate`; None is no deadline.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    request_class: str
+    stop_ids: frozenset[int]
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """The new token number `index` (from 0). The last one has a `finish`: "stop" if it is one of `stop_ids`."""
+
+    token_id: int
+    index: int
+    finish: Literal["stop", "length"] | None = None
+
+
+class Engine(Protocol):
+    """Generates tokens for many requests at once, on one event loop."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Limit of prompt and new tokens of one request."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The request classes that it knows."""
+        ...
+
+    @property
+    def default_class(self) -> str:
+        """The class of a request that names none."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
+        """The tokens of `request` as they are made; closing the iterator (`aclose`) cancels it.
+
+        Raises, before the first token where it can: CapacityError (no room now), RequestError (never possible as
+        it stands), NodeLostError (no nodes that can serve), TimeoutError (`deadline_s` is over).
+        """
+        ...
+
+    def ready(self) -> str | None:
+        """None when it can serve, else the reason why not."""
+        ...
