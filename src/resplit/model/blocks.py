@@ -1,0 +1,255 @@
+"""Any supported Hugging Face decoder as a chain of blocks: embed, layer.0 .. layer.n-1, head.
+
+The only module that knows architectures. It builds one block's computation without weights, says which tensors of the
+checkpoint belong to which block, and states each block's features. It knows nothing of nodes, files or sessions.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from resplit.errors import ModelError
+from resplit.types import BlockFeatures
+
+Kind = Literal["embed", "layer", "attention", "mlp", "head"]
+Split = Literal["layer", "sublayer"]
+
+
+class KeyValueCache(Protocol):
+    """What an attention module asks of a cache: append new keys and values, get all of them back."""
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the blocks of one pass share. `positions` is (1, tokens)."""
+
+    positions: torch.Tensor
+    rotation: tuple[torch.Tensor, torch.Tensor] | None
+    context_tokens: int
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where an architecture keeps its parts; all of them are pre-norm residual decoders."""
+
+    base: str
+    embed: str
+    positions: str | None
+    layers: str
+    norm: str
+    rotary: str | None
+    attention_norm: str
+    attention: str
+    mlp_norm: str
+    mlp: str
+
+
+_LLAMA = _Family(
+    "model",
+    "embed_tokens",
+    None,
+    "layers",
+    "norm",
+    "rotary_emb",
+    "input_layernorm",
+    "self_attn",
+    "post_attention_layernorm",
+    "mlp",
+)
+_GPT2 = _Family("transformer", "wte", "wpe", "h", "ln_f", None, "ln_1", "attn", "ln_2", "mlp")
+_FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of the chain: its name, kind, and layer (None for embed and head)."""
+
+    name: str
+    kind: Kind
+    layer: int | None
+
+
+class Chain:
+    """The blocks of one model, without weights.
+
+    Modules stay on torch's meta device until `materialise` gives one its tensors: three blocks cost the memory of
+    three.
+    """
+
+    def __init__(self, config: PretrainedConfig, split: Split = "layer") -> None:
+        family = _FAMILIES.get(config.model_type)
+        if family is None:
+            raise ModelError(f"model type {config.model_type!r} is not supported; supported: {', '.join(_FAMILIES)}")
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config).eval()
+        self.config = config
+        self.specs = _specs(config.num_hidden_layers, split)
+        self._family = family
+        self._skeleton = skeleton
+        base = getattr(skeleton, family.base)
+        # The rotary table is computed, not loaded: it must not stay on the meta device.
+        self.rotary = type(base.rotary_emb)(config=config) if family.rotary else None
+
+    def tensor_names(self, index: int) -> dict[str, str]:
+        """Tensors of block `index`: name within the block -> name in the whole model's state."""
+        return {
+            f"{part}.{name}": f"{prefix}.{name}"
+            for part, prefix in self._parts(index).items()
+            for name in self._skeleton.get_submodule(prefix).state_dict()
+        }
+
+    def materialise(self, index: int, tensors: dict[str, torch.Tensor]) -> BlockModule:
+        """Block `index` with these weights; ModelError where names or shapes differ from the model's."""
+        parts = nn.ModuleDict({part: self._new_part(prefix) for part, prefix in self._parts(index).items()})
+        try:
+            parts.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            raise ModelError(f"block {self.specs[index].name}: {error}") from None
+        spec = self.specs[index]
+        types = getattr(self.config, "layer_types", None)
+        sliding = spec.layer is not None and types is not None and types[spec.layer] == "sliding_attention"
+        if self.config.model_type == "mistral":
+            sliding = self.config.sliding_window is not None
+        return BlockModule(spec, parts.eval().requires_grad_(False), self.config.sliding_window if sliding else None)
+
+    def prepare_pass(self, start: int, tokens: int, like: torch.Tensor) -> Pass:
+        """What every block needs to compute `tokens` positions from `start`; `like` gives the dtype."""
+        positions = torch.arange(start, start + tokens).unsqueeze(0)  # (1, tokens)
+        rotation = self.rotary(like, position_ids=positions) if self.rotary is not None else None
+        return Pass(positions, rotation, start)
+
+    def _parts(self, index: int) -> dict[str, str]:
+        """The parts of a block: name within the block -> path in the model."""
+        family, spec = self._family, self.specs[index]
+        if spec.kind == "embed":
+            parts = {"tokens": f"{family.base}.{family.embed}"}
+            return parts | ({"positions": f"{family.base}.{family.positions}"} if family.positions else {})
+        if spec.kind == "head":
+            return {"norm": f"{family.base}.{family.norm}", "projection": "lm_head"}
+        layer = f"{family.base}.{family.layers}.{spec.layer}"
+        attention = {"attention_norm": f"{layer}.{family.attention_norm}", "attention": f"{layer}.{family.attention}"}
+        mlp = {"mlp_norm": f"{layer}.{family.mlp_norm}", "mlp": f"{layer}.{family.mlp}"}
+        return {"layer": attention | mlp, "attention": attention, "mlp": mlp}[spec.kind]
+
+    def _new_part(self, path: str) -> nn.Module:
+        """A fresh copy, on the meta device, of the part of the model at `path`."""
+        part: nn.Module = copy.deepcopy(self._skeleton.get_submodule(path))
+        return part
+
+
+class BlockModule:
+    """One block with its weights: hidden states in, hidden states out."""
+
+    def __init__(self, spec: BlockSpec, parts: nn.ModuleDict, sliding_window: int | None) -> None:
+        self.spec = spec
+        self.weight_bytes = sum(tensor.nbytes for tensor in parts.state_dict().values())
+        self._parts = parts
+        self._sliding_window = sliding_window
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the block keeps keys and values."""
+        return self.spec.kind in ("layer", "attention")
+
+    def __call__(self, hidden: torch.Tensor, shared: Pass, cache: KeyValueCache | None) -> torch.Tensor:
+        """Token ids (1, tokens) for embed, hidden states (1, tokens, width) else; the head answers with the logits of
+        the last position, (1, vocabulary)."""
+        if self.spec.kind == "embed":
+            return self._embed(hidden, shared)
+        if self.spec.kind == "head":
+            hidden = self._parts["projection"](self._parts["norm"](hidden[:, -1, :]))
+        if self.spec.kind in ("layer", "attention"):
+            hidden = hidden + self._attend(self._parts["attention_norm"](hidden), shared, cache)
+        if self.spec.kind in ("layer", "mlp"):
+            hidden = hidden + self._parts["mlp"](self._parts["mlp_norm"](hidden))
+        return hidden
+
+    def _embed(self, token_ids: torch.Tensor, shared: Pass) -> torch.Tensor:
+        hidden: torch.Tensor = self._parts["tokens"](token_ids)
+        return hidden + self._parts["positions"](shared.positions) if "positions" in self._parts else hidden
+
+    def _attend(self, hidden: torch.Tensor, shared: Pass, cache: KeyValueCache | None) -> torch.Tensor:
+        rotation = {"position_embeddings": shared.rotation} if shared.rotation is not None else {}
+        mask = _mask(shared.context_tokens, hidden.shape[1], self._sliding_window)
+        output: torch.Tensor = self._parts["attention"](
+            hidden_states=hidden,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=shared.positions,
+            **rotation,
+        )[0]
+        return output
+
+
+def _mask(context: int, tokens: int, window: int | None) -> torch.Tensor | None:
+    """The attention mask (1, 1, tokens, context + tokens), None where torch's own causal path gives the same: the very
+    path that `generate` takes, so that the bits agree."""
+    fits = window is None or context + tokens <= window
+    if fits and (context == 0 or tokens == 1):
+        return None
+    query = torch.arange(context, context + tokens).unsqueeze(1)
+    key = torch.arange(context + tokens).unsqueeze(0)
+    mask = (key <= query) if window is None else (key <= query) & (key > query - window)
+    return mask[None, None]
+
+
+def _specs(layers: int, split: Split) -> tuple[BlockSpec, ...]:
+    kinds: tuple[Kind, ...] = ("layer",) if split == "layer" else ("attention", "mlp")
+    inner = [
+        BlockSpec(f"layer.{k}" if kind == "layer" else f"layer.{k}.{kind}", kind, k)
+        for k in range(layers)
+        for kind in kinds
+    ]
+    return (BlockSpec("embed", "embed", None), *inner, BlockSpec("head", "head", None))
+
+
+def features(chain: Chain, dtype: torch.dtype, private_layers: int) -> tuple[BlockFeatures, ...]:
+    """Features of every block, for weights and activations in `dtype`.
+
+    Private are embed, the first `private_layers` layers and head. Sensitivity falls from 1 at the token ids with the
+    square of the depth and is 1 at the head, which sees every output token.
+    """
+    config = chain.config
+    item = torch.empty((), dtype=dtype).element_size()
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    result = []
+    for index, spec in enumerate(chain.specs):
+        shapes = [_shape(chain, name) for name in chain.tensor_names(index).values()]
+        parameters = sum(shape.numel() for shape in shapes)
+        products = 0 if spec.kind == "embed" else sum(shape.numel() for shape in shapes if len(shape) == 2)
+        attends = spec.kind in ("layer", "attention")
+        depth = 0.0 if spec.layer is None else (spec.layer + 1) / (config.num_hidden_layers + 1)
+        result.append(
+            BlockFeatures(
+                name=spec.name,
+                kind=spec.kind,
+                parameters=parameters,
+                flops_per_token=2.0 * products,
+                flops_per_context_token=4.0 * heads * head_width if attends else 0.0,
+                weight_bytes=float(parameters * item),
+                kv_bytes_per_token=float(2 * key_value_heads * head_width * item) if attends else 0.0,
+                activation_bytes_per_token=4.0 if spec.kind == "head" else float(config.hidden_size * item),
+                private=spec.layer is None or spec.layer < private_layers,
+                sensitivity=(1.0 - depth) ** 2,
+            )
+        )
+    return tuple(result)
+
+
+def _shape(chain: Chain, name: str) -> torch.Size:
+    module, _, tensor = name.rpartition(".")
+    shape: torch.Size = getattr(chain._skeleton.get_submodule(module), tensor).shape
+    return shape

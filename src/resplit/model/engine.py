@@ -1,0 +1,236 @@
+"""The torch engine: holds blocks and the key/value caches of sessions, runs segments, moves caches.
+
+Everything outside speaks bytes, names and numbers: no torch type crosses this border. It owns no clock and no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from transformers import AutoConfig
+
+from resplit.errors import CapacityError, DataError
+from resplit.model.blocks import BlockModule, Chain, Split, features
+from resplit.types import BlockFeatures
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor between nodes: `data` holds `shape` items of `dtype`, row by row, bit for bit."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the head turns logits into a token; temperature 0 is greedy. Draws depend on `seed` and position alone."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a node must know of the model to run blocks of it: its Hugging Face config, dtype and granularity."""
+
+    config: dict[str, Any]
+    dtype: str
+    split: Split
+
+    def chain(self) -> Chain:
+        """The chain of blocks that this describes."""
+        plain = dict(self.config)
+        return Chain(AutoConfig.for_model(plain.pop("model_type"), **plain), self.split)
+
+
+class BlockCache:
+    """Keys and values of one session in one block: (1, heads, length, width) each, growing up to `capacity`."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._pair: torch.Tensor | None = None  # (2, heads, capacity, width)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (1, heads, tokens, width) of each; all keys and all values come back."""
+        self._append(torch.stack((keys[0], values[0])))
+        assert self._pair is not None
+        held = self._pair[:, :, : self.length]
+        return held[0].unsqueeze(0), held[1].unsqueeze(0)
+
+    def crop(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        self.length = min(self.length, length)
+
+    def part(self, first: int, last: int) -> torch.Tensor:
+        """Positions `first..last-1`, (2, heads, last - first, width)."""
+        assert self._pair is not None
+        return self._pair[:, :, first:last]
+
+    def _append(self, pair: torch.Tensor) -> None:
+        end = self.length + pair.shape[2]
+        if end > self.capacity:
+            raise CapacityError(f"a session's cache is full: {end} tokens, room for {self.capacity}")
+        if self._pair is None:
+            self._pair = torch.empty((2, pair.shape[1], self.capacity, pair.shape[3]), dtype=pair.dtype)
+        self._pair[:, :, self.length : end] = pair
+        self.length = end
+
+
+class TorchEngine:
+    """Blocks and caches of one node. Not safe for several threads at once: one thread runs it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.dtype = DTYPES[spec.dtype]
+        self.chain = spec.chain()
+        self.kinds = tuple(block.kind for block in self.chain.specs)
+        self.features: tuple[BlockFeatures, ...] = features(self.chain, self.dtype, 0)
+        self._blocks: dict[int, BlockModule] = {}
+        self._caches: dict[tuple[str, int], BlockCache] = {}
+
+    @property
+    def held_bytes(self) -> float:
+        """Weights of the loaded blocks, and caches at the capacity that they may grow to."""
+        weights = float(sum(block.weight_bytes for block in self._blocks.values()))
+        caches = sum(self.features[b].kv_bytes_per_token * c.capacity for (_, b), c in self._caches.items())
+        return weights + caches
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Indices of the loaded blocks, in order."""
+        return tuple(sorted(self._blocks))
+
+    def load(self, block: int, tensors: bytes) -> None:
+        """Load a block from safetensors bytes; ModelError where they are not this block's."""
+        if block not in self._blocks:
+            held = {name: tensor.to(self.dtype) for name, tensor in load(tensors).items()}
+            self._blocks[block] = self.chain.materialise(block, held)
+
+    def drop(self, block: int) -> None:
+        """Free a block and every session's cache of it."""
+        self._blocks.pop(block, None)
+        for key in [key for key in self._caches if key[1] == block]:
+            del self._caches[key]
+
+    def reserve(self, session: str, first: int, last: int, capacity: int) -> float:
+        """Bytes that caches of `session` in blocks `first..last` would add to what is held."""
+        absent = [b for b in range(first, last + 1) if (session, b) not in self._caches]
+        return float(sum(self.features[b].kv_bytes_per_token * capacity for b in absent))
+
+    @torch.inference_mode()
+    def run(
+        self,
+        session: str,
+        first: int,
+        last: int,
+        start: int,
+        capacity: int,
+        given: Activation,
+        after_block: Callable[[int], None] = lambda block: None,
+    ) -> Activation:
+        """Run blocks `first..last` for the positions from `start`; caches past `start` are cut back first.
+
+        `given` holds token ids (1, tokens) where `first` is the embedding, else hidden states (1, tokens, width). After
+        the head the result is the logits (1, vocabulary). DataError where the shape, the dtype or the positions do not
+        fit what is held; CapacityError where the session's cache is full.
+        """
+        hidden = self._tensor(given, first)
+        shared = None
+        for index in range(first, last + 1):
+            block = self._blocks[index]
+            if shared is None:
+                like = torch.empty((), dtype=self.dtype)
+                shared = self.chain.prepare_pass(start, hidden.shape[1], like)
+            cache = self._cache(session, index, start, capacity) if block.has_cache else None
+            hidden = block(hidden, shared, cache)
+            after_block(index)
+        return _activation(hidden)
+
+    def sample(self, logits: Activation, sampling: Sampling, position: int) -> int:
+        """The next token for the logits at `position`."""
+        values = _to_tensor(logits)[0].float()
+        if sampling.temperature <= 0:
+            return int(values.argmax())
+        probabilities = torch.softmax(values / sampling.temperature, dim=-1)
+        ordered, order = probabilities.sort(descending=True)
+        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0.0
+        # One generator for each position: a replayed or migrated session draws what it would have drawn.
+        generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + position) % 2**63)
+        return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+    def close(self, session: str) -> None:
+        """Free all caches of a session."""
+        for key in [key for key in self._caches if key[0] == session]:
+            del self._caches[key]
+
+    def sessions(self) -> set[str]:
+        """Sessions that hold a cache here."""
+        return {session for session, _ in self._caches}
+
+    def cached_tokens(self, session: str, block: int) -> int:
+        """How many positions of `session` block `block` has cached, 0 where it has none."""
+        cache = self._caches.get((session, block))
+        return cache.length if cache else 0
+
+    def export_cache(self, session: str, block: int, first: int, last: int) -> Activation:
+        """Positions `first..last-1` of a session's cache of one block, (2, heads, positions, width)."""
+        return _activation(self._caches[session, block].part(first, last))
+
+    def import_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
+        """Put a part of a cache at position `first`; what was held from there on is replaced. DataError on a hole."""
+        cache = self._caches.setdefault((session, block), BlockCache(capacity))
+        if cache.length < first:
+            raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
+        cache.crop(first)
+        cache._append(_to_tensor(part))
+
+    def _cache(self, session: str, block: int, start: int, capacity: int) -> BlockCache:
+        cache = self._caches.setdefault((session, block), BlockCache(capacity))
+        if cache.length < start:
+            raise DataError(f"block {block} has {cache.length} positions of this session, the step begins at {start}")
+        cache.crop(start)
+        return cache
+
+    def _tensor(self, given: Activation, first: int) -> torch.Tensor:
+        tensor = _to_tensor(given)
+        width = self.chain.config.hidden_size
+        if self.kinds[first] == "embed":
+            fits = tensor.dtype == torch.int64 and tensor.dim() == 2
+            if fits and not ((tensor >= 0) & (tensor < self.chain.config.vocab_size)).all():
+                raise DataError("a token id outside of the vocabulary")
+        else:
+            fits = tensor.dtype == self.dtype and tensor.dim() == 3 and tensor.shape[2] == width
+        if not fits or tensor.shape[0] != 1 or tensor.shape[1] < 1:
+            raise DataError(f"block {first} was given {given.dtype} {given.shape}")
+        return tensor
+
+
+def token_ids(ids: list[int] | tuple[int, ...]) -> Activation:
+    """Token ids as the embedding takes them, (1, tokens)."""
+    return Activation("int64", (1, len(ids)), np.asarray(ids, dtype=np.int64).tobytes())
+
+
+def _activation(tensor: torch.Tensor) -> Activation:
+    flat = tensor.contiguous()
+    data = flat.view(torch.uint8).numpy().tobytes()
+    return Activation(str(flat.dtype).removeprefix("torch."), tuple(flat.shape), data)
+
+
+def _to_tensor(activation: Activation) -> torch.Tensor:
+    dtype = {**DTYPES, "int64": torch.int64}.get(activation.dtype)
+    if dtype is None:
+        raise DataError(f"unknown dtype {activation.dtype!r}")
+    items = int(np.prod(activation.shape, dtype=np.int64))
+    if items * dtype.itemsize != len(activation.data) or items == 0:
+        raise DataError(f"{len(activation.data)} bytes are not {activation.dtype} {activation.shape}")
+    return torch.frombuffer(bytearray(activation.data), dtype=dtype).reshape(activation.shape)

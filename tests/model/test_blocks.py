@@ -1,0 +1,97 @@
+"""Every supported family, however it is split, gives the tokens of the unsplit model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import BloomConfig
+
+from resplit.errors import ModelError
+from resplit.model.blocks import Chain, features
+from resplit.model.engine import Sampling, TorchEngine, token_ids
+from tests.model.conftest import engine_with
+
+NEW_TOKENS = 16
+
+
+def reference(model: torch.nn.Module, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def random_placement(blocks: int, nodes: int, rng: random.Random) -> list[int]:
+    cuts = sorted(rng.sample(range(1, blocks), min(rng.randint(0, 5), blocks - 1)))
+    bounds = [0, *cuts, blocks]
+    placement: list[int] = []
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        placement += [rng.randrange(nodes)] * (last - first)
+    return placement
+
+
+def generate(engines: list[TorchEngine], placement: list[int], prompt: list[int]) -> list[int]:
+    tokens: list[int] = []
+    step, start = prompt, 0
+    while len(tokens) < NEW_TOKENS:
+        values = token_ids(step)
+        for block, node in enumerate(placement):
+            values = engines[node].run("s", block, block, start, 64, values)
+        start += len(step)
+        step = [engines[placement[-1]].sample(values, Sampling(), start - 1)]
+        tokens += step
+    return tokens
+
+
+@pytest.mark.parametrize("split", ["layer", "sublayer"])
+def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(whole: torch.nn.Module, split: str) -> None:
+    rng = random.Random(split)
+    for _ in range(20):
+        nodes = rng.randint(1, 5)
+        blocks = len(engine_with(whole, [], split).kinds)
+        placement = random_placement(blocks, nodes, rng)
+        engines = [engine_with(whole, [b for b, at in enumerate(placement) if at == n], split) for n in range(nodes)]
+        prompt = [rng.randrange(97) for _ in range(rng.randint(1, 20))]
+        assert generate(engines, placement, prompt) == reference(whole, prompt)
+
+
+def test_features_count_every_parameter_once(whole: torch.nn.Module) -> None:
+    chain = Chain(whole.config)
+    counted = sum(block.parameters for block in features(chain, torch.float32, 1))
+    tied = whole.config.tie_word_embeddings
+    embedding = whole.get_input_embeddings().weight.numel()
+    assert counted == sum(p.numel() for p in whole.parameters()) + (embedding if tied else 0)
+
+
+def test_the_first_layers_and_both_ends_are_private(whole: torch.nn.Module) -> None:
+    private = [block.name for block in features(Chain(whole.config), torch.float32, 2) if block.private]
+    assert private == ["embed", "layer.0", "layer.1", "head"]
+
+
+def test_cache_bytes_are_what_a_cache_really_holds(whole: torch.nn.Module) -> None:
+    engine = engine_with(whole)
+    weights = engine.held_bytes
+    engine.run("s", 0, len(engine.kinds) - 1, 0, 32, token_ids([1, 2, 3]))
+    declared = sum(block.kv_bytes_per_token for block in engine.features) * 32
+    held = sum(cache._pair.nbytes for cache in engine._caches.values())
+    assert engine.held_bytes - weights == declared == held
+
+
+def test_an_unsupported_architecture_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="bloom.*supported: llama"):
+        Chain(BloomConfig())
+
+
+def test_tensors_of_another_block_are_refused(whole: torch.nn.Module) -> None:
+    engine = engine_with(whole, [])
+    head = engine_with(whole, [len(engine.kinds) - 1])._blocks[len(engine.kinds) - 1]
+    with pytest.raises(ModelError, match=r"layer\.0"):
+        engine.chain.materialise(1, dict(head._parts.state_dict()))
