@@ -1,0 +1,40 @@
+"""Placement planning: one function, `solve`, over a registry of solvers that share one interface."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from resplit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from resplit.types import Plan, Problem
+
+__all__ = ["SOLVERS", "solve"]
+
+# Each is a module with solve(instance, budget, start) -> Outcome, imported when it is asked for.
+SOLVERS = {
+    "relax": "resplit.planner.relax",
+}
+
+
+def solve(
+    problem: Problem, *, solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
+    tolerance: float = 0.0,
+) -> Plan:  # fmt: skip
+    """The plan that `solver` finds for `problem` within `time_limit_s` seconds, or `work_limit` steps instead.
+
+    Within `tolerance` (relative) of the best, a plan that meets more service objectives and then moves fewer bytes
+    is preferred. Raises ConfigError for a solver that does not exist.
+    """
+    if solver not in SOLVERS:
+        raise ConfigError("solver", f"{solver!r} is none of {', '.join(SOLVERS)}")
+    from resplit.planner.budget import Budget
+    from resplit.planner.instance import Instance
+    from resplit.planner.outcome import plan_of
+
+    budget = Budget(time_limit_s, work_limit)
+    instance = Instance.of(problem)
+    start = instance.nodes_of(problem.current) if problem.current is not None else None
+    outcome = import_module(SOLVERS[solver]).solve(instance, budget, start)
+    return plan_of(instance, outcome, solver, budget)

@@ -1,0 +1,44 @@
+"""How long a solver may go on: seconds, or counted steps where the same problem must give the same answer."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Budget"]
+
+
+class Budget:
+    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one descent move, one priced
+    path or one node of the branch and bound."""
+
+    def __init__(self, time_limit_s: float, work_limit: int | None = None) -> None:
+        self._started = time.perf_counter()
+        self._time_limit_s = time_limit_s
+        self.steps_left = work_limit
+
+    def spend(self, steps: int = 1) -> bool:
+        """Takes `steps`; False where the budget is spent."""
+        if self.steps_left is not None:
+            self.steps_left -= steps
+        return not self.spent
+
+    @property
+    def spent(self) -> bool:
+        """True where nothing is left."""
+        return self.steps_left <= 0 if self.steps_left is not None else self.left_s <= 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the budget was made."""
+        return time.perf_counter() - self._started
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the deadline; infinite where steps are counted."""
+        return float("inf") if self.steps_left is not None else self._time_limit_s - self.elapsed_s
+
+    def part(self, share: float) -> Budget:
+        """A budget of `share` of what is left; steps are to be given back with `merge`."""
+        if self.steps_left is not None:
+            return Budget(self._time_limit_s, max(1, int(self.steps_left * share)))
+        return Budget(self.left_s * share)

@@ -1,0 +1,65 @@
+"""`resplit plan`: reads problem files and prints an answer for each. Imports nothing heavy until it is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resplit.errors import ProblemFormatError
+from resplit.planner import SOLVERS, solve
+
+if TYPE_CHECKING:
+    from resplit.types import Problem
+
+__all__ = ["plan_command"]
+
+EXIT_PLANNED, EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN = 0, 2, 3, 4
+
+
+def plan_command(
+    files: Sequence[Path], solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
+    tolerance: float = 0.0, explain: bool = False,
+) -> int:  # fmt: skip
+    """Prints one answer per file, one JSON object per line (or, with `explain`, a page for people), and returns the
+    exit status of docs/problem.md. Raises ConfigError for an unknown solver."""
+    statuses = {_answer(Path(file), solver, time_limit_s, work_limit, tolerance, explain) for file in files}
+    return next((code for code in (EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN) if code in statuses), EXIT_PLANNED)
+
+
+def _answer(
+    file: Path, solver: str, time_limit_s: float, work_limit: int | None, tolerance: float, explain: bool
+) -> int:
+    from resplit.problem import plan_to_json, read_problem
+
+    try:
+        problem: Problem = read_problem(file)
+    except ProblemFormatError as error:
+        _print_line({"error": str(error), "key": error.key, "file": str(file)})
+        return EXIT_FORMAT
+    plan = solve(problem, solver=solver, time_limit_s=time_limit_s, work_limit=work_limit, tolerance=tolerance)
+    _print_line(plan_to_json(plan))
+    return {"infeasible": EXIT_INFEASIBLE, "unknown": EXIT_UNKNOWN}.get(plan.status, EXIT_PLANNED)
+
+
+def _print_line(obj: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(obj, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="resplit plan")
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--solver", default="relax", choices=list(SOLVERS))
+    parser.add_argument("--time-limit", dest="time_limit_s", type=float, default=10.0)
+    parser.add_argument("--work-limit", type=int)
+    parser.add_argument("--tolerance", type=float, default=0.0)
+    parser.add_argument("--explain", action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(plan_command(**vars(_parser().parse_args())))

@@ -1,0 +1,170 @@
+"""What a given placement costs and which constraints it breaks, by the formulas of docs/problem.md.
+
+Knows no solver: every number in an answer comes from here, so that it recomputes from the format.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resplit.types import FloatArray, Problem, RequestClass, Terms
+
+__all__ = ["Evaluation", "block_bytes", "evaluate", "moved_bytes", "slo_shortfall_s"]
+
+SLACK = 1e-9  # relative, for the rounding of sums
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A placement in numbers. Per class r, in seconds: `compute_s` is the node time of one request, `queueing_s` what
+    waiting adds to it, `network_s` its transfers; `utilization` is u_i (N,). `violations` says what is broken."""
+
+    objective: float
+    terms: Terms
+    utilization: FloatArray
+    compute_s: FloatArray
+    queueing_s: FloatArray
+    network_s: FloatArray
+    violations: tuple[str, ...]
+
+    @property
+    def class_latency_s(self) -> FloatArray:
+        """Mean time of one request of each class (R,)."""
+        latency: FloatArray = self.compute_s + self.queueing_s + self.network_s
+        return latency
+
+
+def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
+    """Objective, terms, loads and broken constraints of `placement` (one node name per block).
+
+    A node at or above full load makes the latency infinite. Raises KeyError for a node that is not in the problem.
+    """
+    index = {node.name: i for i, node in enumerate(problem.nodes)}
+    nodes_of = np.array([index[name] for name in placement])  # (J,)
+    rates = np.array([c.rate_rps for c in problem.classes])
+    service = _service_s(problem, nodes_of)  # (R, J)
+    background = np.array([node.background_utilization for node in problem.nodes])
+    utilization = background + np.bincount(nodes_of, rates @ service, len(problem.nodes))  # (N,)
+    network = np.array([_network_s(problem, request_class, nodes_of) for request_class in problem.classes])
+    slowdown = _reciprocal(1 - utilization)[nodes_of]  # (J,)
+    compute = service.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        queueing = np.where(service > 0, service * slowdown, 0).sum(axis=1) - compute
+        queue_lengths = np.where(utilization > background, (1 - background) * _reciprocal(1 - utilization) - 1, 0)
+    terms = Terms(
+        latency_s=float((queue_lengths.sum() + rates @ network) / rates.sum()),
+        balance=float(utilization.max()),
+        privacy=_privacy(problem, nodes_of),
+    )
+    weighted = zip(
+        (problem.weights.latency, problem.weights.balance, problem.weights.privacy),
+        (terms.latency_s, terms.balance, terms.privacy),
+        strict=True,
+    )
+    objective = sum(weight * term for weight, term in weighted if weight > 0)
+    violations = _violations(problem, nodes_of, utilization)
+    return Evaluation(objective, terms, utilization, compute, queueing, network, violations)
+
+
+def block_bytes(problem: Problem) -> FloatArray:
+    """Memory that each block takes on its node, weights and reserved cache (J,), in bytes (eq. 5)."""
+    return np.array([b.weight_bytes + b.kv_bytes_per_token * problem.kv_tokens for b in problem.blocks])
+
+
+def moved_bytes(problem: Problem, placement: Sequence[str]) -> float | None:
+    """Weights and caches of the blocks that leave `problem.current`, in bytes; None without a current placement."""
+    if problem.current is None:
+        return None
+    moved = np.array([old != new for old, new in zip(problem.current, placement, strict=True)])
+    return float(block_bytes(problem)[moved].sum())
+
+
+def slo_shortfall_s(problem: Problem, evaluation: Evaluation) -> dict[str, float]:
+    """By class name, the seconds by which its objective `slo_s` is missed; classes that meet it are left out."""
+    return {
+        request_class.name: float(latency - request_class.slo_s)
+        for request_class, latency in zip(problem.classes, evaluation.class_latency_s, strict=True)
+        if request_class.slo_s is not None and latency > request_class.slo_s
+    }
+
+
+def _reciprocal(share_free: FloatArray) -> FloatArray:
+    """1 / share_free, infinite where nothing is free."""
+    return np.divide(1.0, share_free, out=np.full_like(share_free, np.inf), where=share_free > 0)
+
+
+def _service_s(problem: Problem, nodes_of: np.ndarray) -> FloatArray:
+    """s[r, j, node(j)] = p_r prefill + g_r decode (R, J); NaN where the node cannot run the block."""
+    blocks = np.arange(len(problem.blocks))
+    prompt = np.array([c.prompt_tokens for c in problem.classes])
+    new = np.array([c.new_tokens for c in problem.classes])
+    prefill = np.nan_to_num(problem.prefill_s_per_token)[blocks, nodes_of]
+    decode = np.nan_to_num(problem.decode_s_per_token)[blocks, nodes_of]
+    service: FloatArray = np.outer(prompt, prefill) + np.outer(new, decode)
+    return service
+
+
+def _network_s(problem: Problem, request_class: RequestClass, nodes_of: np.ndarray) -> float:
+    """sum_b t[r, b, ...] of one class: its messages and bytes over every link that the chain crosses."""
+    source = problem.node_index(request_class.source)
+    passes = request_class.prompt_tokens + request_class.new_tokens - 1
+    sizes = np.array(
+        [passes * problem.token_bytes]
+        + [passes * block.activation_bytes_per_token for block in problem.blocks[:-1]]
+        + [request_class.new_tokens * problem.token_bytes]
+    )  # (J + 1,)
+    chain = np.concatenate(([source], nodes_of, [source]))
+    here, there = chain[:-1], chain[1:]
+    seconds = (
+        request_class.new_tokens * problem.link_latency_s[here, there]
+        + sizes / problem.link_bandwidth_bytes_per_s[here, there]
+    )
+    return float(np.nan_to_num(seconds[here != there], nan=np.inf).sum())
+
+
+def _privacy(problem: Problem, nodes_of: np.ndarray) -> float:
+    trusted = np.array([node.trusted for node in problem.nodes])
+    sensitivity = np.array([block.sensitivity for block in problem.blocks])
+    return float(sensitivity[~trusted[nodes_of]].sum() / len(problem.blocks))
+
+
+def _violations(problem: Problem, nodes_of: np.ndarray, utilization: FloatArray) -> tuple[str, ...]:
+    need = np.bincount(nodes_of, block_bytes(problem), len(problem.nodes))
+    broken = []
+    for i in np.unique(nodes_of):
+        node = problem.nodes[i]
+        if need[i] > node.memory_bytes * (1 + SLACK):
+            broken.append(
+                f"memory of {node.name}: needs {need[i]:.0f} bytes, has {node.memory_bytes:.0f}, "
+                f"short by {need[i] - node.memory_bytes:.0f}"
+            )
+        if utilization[i] > node.max_utilization + SLACK:
+            broken.append(f"utilization of {node.name}: {utilization[i]:.6f}, at most {node.max_utilization:g}")
+    for block, i, prefill in zip(problem.blocks, nodes_of, problem.prefill_s_per_token, strict=True):
+        if block.private and not problem.nodes[i].trusted:
+            broken.append(f"trust: private block {block.name} on {problem.nodes[i].name}, which is not trusted")
+        if np.isnan(prefill[i]):
+            broken.append(f"block {block.name} cannot run on {problem.nodes[i].name}")
+    return (*broken, *_broken_links(problem, nodes_of), *_broken_cuts(problem, nodes_of))
+
+
+def _broken_links(problem: Problem, nodes_of: np.ndarray) -> list[str]:
+    ends = [problem.node_index(request_class.source) for request_class in problem.classes]
+    hops = {(s, int(nodes_of[0])) for s in ends} | {(int(nodes_of[-1]), s) for s in ends}
+    hops |= {(int(i), int(k)) for i, k in itertools.pairwise(nodes_of)}
+    return [
+        f"no link from {problem.nodes[i].name} to {problem.nodes[k].name}"
+        for i, k in sorted(hops)
+        if i != k and np.isnan(problem.link_latency_s[i, k])
+    ]
+
+
+def _broken_cuts(problem: Problem, nodes_of: np.ndarray) -> list[str]:
+    if problem.allowed_cuts is None:
+        return []
+    changes = (int(b) for b in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1)
+    return [f"boundary {b} is not an allowed cut" for b in changes if b not in problem.allowed_cuts]

@@ -1,0 +1,211 @@
+"""A problem as the arrays that solvers work on, weights and rates folded into the costs.
+
+Blocks between two allowed cuts always share a node and become one *atom*, so solvers may cut anywhere. Knows no solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resplit.planner.evaluate import SLACK, block_bytes
+from resplit.types import FloatArray, Problem
+
+__all__ = ["Instance", "IntArray"]
+
+IntArray = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """With A atoms and N nodes, all costs in units of the objective:
+
+    `load` (A, N) utilisation that an atom adds, inf where it may not run (null, or private on an untrusted node);
+    `memory` (A,) and `memory_limit` (N,) bytes; `fixed` (A, N) privacy cost; `start`, `end` (N,) transfers from and
+    to the sources; `hops[hop_of[b]]` (N, N) transfer at boundary b = 1..A-1 with inf on the diagonal and where there
+    is no link; `queue_weight` alpha / L; `background` (N,); `headroom` (N,) the most load a node may take, negative
+    where its background alone is above the ceiling; `balance_weight` beta; `first` (A,) the first block of each atom.
+    """
+
+    problem: Problem
+    first: IntArray
+    load: FloatArray
+    memory: FloatArray
+    memory_limit: FloatArray
+    fixed: FloatArray
+    start: FloatArray
+    end: FloatArray
+    hops: tuple[FloatArray, ...]
+    hop_of: IntArray
+    queue_weight: float
+    background: FloatArray
+    headroom: FloatArray
+    balance_weight: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> Instance:
+        """The arrays of `problem`."""
+        cuts = range(1, len(problem.blocks)) if problem.allowed_cuts is None else sorted(problem.allowed_cuts)
+        first = np.array([0, *cuts], dtype=np.intp)
+        fixed = _privacy_cost(problem)
+        hops, hop_of = _hops(problem, first)
+        start, end = _ends(problem)
+        background = np.array([node.background_utilization for node in problem.nodes])
+        ceiling = np.array([node.max_utilization for node in problem.nodes])
+        return cls(
+            problem=problem,
+            first=first,
+            load=np.add.reduceat(_block_load(problem), first, axis=0),
+            memory=np.add.reduceat(block_bytes(problem), first),
+            memory_limit=np.array([node.memory_bytes for node in problem.nodes]) * (1 + SLACK),
+            fixed=np.add.reduceat(fixed, first, axis=0),
+            start=start,
+            end=end,
+            hops=hops,
+            hop_of=hop_of,
+            queue_weight=problem.weights.latency / _total_rate(problem),
+            background=background,
+            headroom=ceiling - background + SLACK,
+            balance_weight=problem.weights.balance,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(atoms, nodes)."""
+        return self.load.shape[0], self.load.shape[1]
+
+    @cached_property
+    def load_prefix(self) -> FloatArray:
+        """Load of the atoms before each one (A + 1, N); atoms that may not run count 0 (see `runnable`)."""
+        finite = np.where(np.isfinite(self.load), self.load, 0)
+        return np.vstack([np.zeros(finite.shape[1]), finite.cumsum(axis=0)])
+
+    @cached_property
+    def memory_prefix(self) -> FloatArray:
+        """Bytes of the atoms before each one (A + 1,)."""
+        return np.concatenate(([0.0], self.memory.cumsum()))
+
+    @cached_property
+    def fixed_prefix(self) -> FloatArray:
+        """Privacy cost of the atoms before each one (A + 1, N)."""
+        return np.vstack([np.zeros(self.fixed.shape[1]), self.fixed.cumsum(axis=0)])
+
+    @cached_property
+    def blocked_prefix(self) -> IntArray:
+        """How many of the atoms before each one may not run on a node (A + 1, N)."""
+        blocked = ~np.isfinite(self.load)
+        return np.vstack([np.zeros(blocked.shape[1], dtype=np.intp), blocked.cumsum(axis=0)])
+
+    def hop(self, boundary: int) -> FloatArray:
+        """Transfer cost from row to column at `boundary` (1..A-1)."""
+        return self.hops[self.hop_of[boundary]]
+
+    def queue_cost(self, load: FloatArray) -> FloatArray:
+        """(alpha / L) ((1 - b_i) / (1 - b_i - load) - 1) over the last axis (N,); the load must fit the headroom."""
+        cost: FloatArray = self.queue_weight * load / (1 - self.background - load)
+        return cost
+
+    def loads(self, nodes_of: IntArray) -> FloatArray:
+        """Load on every node (N,) when atom a is on node `nodes_of[a]`."""
+        atoms = np.arange(len(nodes_of))
+        return np.bincount(nodes_of, self.load[atoms, nodes_of], self.shape[1])
+
+    def cost(self, nodes_of: IntArray) -> float:
+        """Objective of the placement of atoms on `nodes_of` (A,); inf where a constraint is broken."""
+        load = self.loads(nodes_of)
+        memory = np.bincount(nodes_of, self.memory, self.shape[1])
+        used = np.unique(nodes_of)
+        if not (load[used] <= self.headroom[used]).all() or (memory > self.memory_limit).any():
+            return float("inf")
+        return float(
+            self.path_cost(nodes_of)
+            + self.queue_cost(load)[used].sum()
+            + self.balance_weight * (self.background + load).max()
+        )
+
+    def path_cost(self, nodes_of: IntArray) -> float:
+        """Transfers and privacy of a placement of atoms: what does not depend on the nodes' total loads."""
+        atoms = np.arange(len(nodes_of))
+        total = self.start[nodes_of[0]] + self.end[nodes_of[-1]] + self.fixed[atoms, nodes_of].sum()
+        for b in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1:
+            total += self.hop(b)[nodes_of[b - 1], nodes_of[b]]
+        return float(total)
+
+    def placement(self, nodes_of: IntArray) -> tuple[str, ...]:
+        """Node names by block of a placement of atoms."""
+        atom_of = np.searchsorted(self.first, np.arange(len(self.problem.blocks)), side="right") - 1
+        return tuple(self.problem.nodes[i].name for i in nodes_of[atom_of])
+
+    def nodes_of(self, placement: Sequence[str]) -> IntArray:
+        """Node of each atom (A,) in a placement by block, -1 where it is gone or cannot run the atom. Where the
+        placement changes node inside an atom, the atom's first block decides."""
+        index = {node.name: i for i, node in enumerate(self.problem.nodes)}
+        nodes_of = np.array([index.get(placement[j], -1) for j in self.first], dtype=np.intp)
+        runs = np.isfinite(self.load[np.arange(len(nodes_of)), nodes_of])
+        return np.where(runs, nodes_of, -1)
+
+
+def _total_rate(problem: Problem) -> float:
+    return sum(request_class.rate_rps for request_class in problem.classes)
+
+
+def _block_load(problem: Problem) -> FloatArray:
+    """sum_r lambda_r s[r, j, i] (J, N); inf where block j may not run on node i."""
+    prompts = sum(c.rate_rps * c.prompt_tokens for c in problem.classes)
+    tokens = sum(c.rate_rps * c.new_tokens for c in problem.classes)
+    load = prompts * problem.prefill_s_per_token + tokens * problem.decode_s_per_token
+    private = np.array([block.private for block in problem.blocks])
+    trusted = np.array([node.trusted for node in problem.nodes])
+    return np.where(np.isnan(load) | np.outer(private, ~trusted), np.inf, load)
+
+
+def _privacy_cost(problem: Problem) -> FloatArray:
+    sensitivity = np.array([block.sensitivity for block in problem.blocks]) / len(problem.blocks)
+    untrusted = np.array([not node.trusted for node in problem.nodes])
+    return problem.weights.privacy * np.outer(sensitivity, untrusted)
+
+
+def _ends(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """Rate-weighted transfers from the sources to the first node, and from the last node back (N,)."""
+    start = np.zeros(len(problem.nodes))
+    end = np.zeros(len(problem.nodes))
+    for request_class in problem.classes:
+        share = request_class.rate_rps / _total_rate(problem)
+        source = problem.node_index(request_class.source)
+        passes = request_class.prompt_tokens + request_class.new_tokens - 1
+        there = _transfer(problem, request_class.new_tokens, passes * problem.token_bytes)[source]
+        back = _transfer(problem, request_class.new_tokens, request_class.new_tokens * problem.token_bytes)[:, source]
+        there[source] = back[source] = 0
+        start += share * there
+        end += share * back
+    return _weighted(problem, start), _weighted(problem, end)
+
+
+def _hops(problem: Problem, first: IntArray) -> tuple[tuple[FloatArray, ...], IntArray]:
+    """Rate-weighted transfer matrices, one for each size of activation, and which one each boundary uses."""
+    rate = _total_rate(problem)
+    messages = sum(c.rate_rps * c.new_tokens for c in problem.classes) / rate
+    passes = sum(c.rate_rps * (c.prompt_tokens + c.new_tokens - 1) for c in problem.classes) / rate
+    sizes = np.array([problem.blocks[j - 1].activation_bytes_per_token for j in first])
+    distinct, hop_of = np.unique(sizes, return_inverse=True)
+    hops = []
+    for size in distinct:
+        hop = _weighted(problem, _transfer(problem, messages, passes * float(size)))
+        np.fill_diagonal(hop, np.inf)
+        hops.append(hop)
+    return tuple(hops), hop_of
+
+
+def _transfer(problem: Problem, messages: float, size_bytes: float) -> FloatArray:
+    """Seconds over each link (N, N), inf where there is none."""
+    seconds = messages * problem.link_latency_s + size_bytes / problem.link_bandwidth_bytes_per_s
+    return np.where(np.isnan(seconds), np.inf, seconds)
+
+
+def _weighted(problem: Problem, seconds: FloatArray) -> FloatArray:
+    """alpha x seconds, inf staying inf where alpha is 0."""
+    return np.where(np.isinf(seconds), np.inf, problem.weights.latency * np.nan_to_num(seconds, posinf=0))

@@ -1,0 +1,109 @@
+"""Why a problem has no placement: which constraints cannot hold together, and by how much. Finds no placement."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
+
+from resplit.planner.instance import Instance
+from resplit.types import FloatArray
+
+__all__ = ["infeasibility"]
+
+MARGIN = 1e-6  # relative; a linear program's answer counts as proof only beyond its tolerances
+
+
+def infeasibility(instance: Instance) -> str | None:
+    """A proven reason why no placement exists; None where none of these relaxations finds one.
+
+    In this order: a block that no node may run, memory in total, memory with trust, and then load, both with blocks
+    allowed to be divided between nodes.
+    """
+    for find in (_homeless_block, _memory_total, _memory_shortage, _overload):
+        if reason := find(instance):
+            return reason
+    return None
+
+
+def _homeless_block(instance: Instance) -> str | None:
+    problem = instance.problem
+    trusted = np.array([node.trusted for node in problem.nodes])
+    for block, prefill in zip(problem.blocks, problem.prefill_s_per_token, strict=True):
+        if block.private and not trusted.any():
+            return f"no trusted node for block {block.name}, which is private (of {len(trusted)} nodes none is trusted)"
+        if np.isnan(prefill).all():
+            return f"no node can run block {block.name}: its times are null on all {len(trusted)} nodes"
+        if block.private and np.isnan(prefill[trusted]).all():
+            return f"no trusted node for block {block.name}, which is private: its times are null on each trusted node"
+    return None
+
+
+def _memory_total(instance: Instance) -> str | None:
+    need, has = instance.memory.sum(), sum(node.memory_bytes for node in instance.problem.nodes)
+    if need <= has * (1 + MARGIN):
+        return None
+    return f"memory short by {need - has:.0f} bytes: the blocks need {need:.0f}, all nodes together have {has:.0f}"
+
+
+def _memory_shortage(instance: Instance) -> str | None:
+    """Least bytes to add anywhere so that every (divisible) block finds room on nodes that may run it."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    if not may_run.any(axis=1).all():
+        atom = int(np.flatnonzero(~may_run.any(axis=1))[0])
+        name = instance.problem.blocks[instance.first[atom]].name
+        return f"block {name} may run on no node whose background load leaves room under its ceiling"
+    short = _elastic(instance, may_run, instance.memory[:, None] / instance.memory.mean(), instance.memory_limit)
+    need = instance.memory.sum()
+    if short * instance.memory.mean() <= need * MARGIN:
+        return None
+    return (
+        f"memory short by {short * instance.memory.mean():.0f} bytes on the nodes that may hold the blocks: "
+        "memory, trust and the nodes that can run each block cannot hold together"
+    )
+
+
+def _elastic(instance: Instance, may_run: FloatArray, use: FloatArray, limit: FloatArray) -> float:
+    """min sum_i (sum_a use[a] x[a, i] - limit_i / mean)+ over divisible assignments x."""
+    atoms, nodes = np.nonzero(may_run)
+    count, n = len(atoms), instance.shape[1]
+    weights = np.broadcast_to(use, may_run.shape)[atoms, nodes]
+    rows = sparse.csr_array((weights, (nodes, np.arange(count))), shape=(n, count))
+    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(instance.shape[0], count))
+    result = linprog(
+        np.concatenate((np.zeros(count), np.ones(n))),
+        A_ub=sparse.hstack((rows, -sparse.eye_array(n))),
+        b_ub=limit / instance.memory.mean(),
+        A_eq=sparse.hstack((assign, sparse.csr_array((instance.shape[0], n)))),
+        b_eq=np.ones(instance.shape[0]),
+        method="highs",
+    )
+    return float(result.fun) if result.status == 0 else 0.0
+
+
+def _overload(instance: Instance) -> str | None:
+    """The largest share of the offered rates that (divisible) blocks could carry under memory and ceilings."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    atoms, nodes = np.nonzero(may_run)
+    count, (a, n) = len(atoms), instance.shape
+    load = sparse.csr_array((instance.load[atoms, nodes], (nodes, np.arange(count))), shape=(n, count))
+    unit = max(float(instance.memory.mean()), 1e-300)
+    memory = sparse.csr_array((instance.memory[atoms] / unit, (nodes, np.arange(count))), shape=(n, count))
+    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(a, count))
+    top = np.clip(instance.headroom, 0, None)
+    result = linprog(
+        np.concatenate((np.zeros(count), [1.0])),
+        A_ub=sparse.vstack((sparse.hstack((load, -top[:, None])), sparse.hstack((memory, np.zeros((n, 1)))))),
+        b_ub=np.concatenate((np.zeros(n), instance.memory_limit / unit)),
+        A_eq=sparse.hstack((assign, np.zeros((a, 1)))),
+        b_eq=np.ones(a),
+        method="highs",
+    )
+    if result.status != 0 or result.fun <= 1 + MARGIN:
+        return None
+    offered = sum(request_class.rate_rps for request_class in instance.problem.classes)
+    carried = offered / float(result.fun)
+    return (
+        f"capacity exceeded by {offered - carried:.6g} requests/s: {offered:.6g} are offered, and under ceilings and "
+        f"memory the nodes carry at most {carried:.6g}"
+    )

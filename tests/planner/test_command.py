@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.planner.helpers import EXAMPLES
+
+FEASIBLE = EXAMPLES / "n004-smollm2-135m-c1-11.json"
+INFEASIBLE = EXAMPLES / "n005-llama3.2-1b-c1-tight-20.json"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "resplit.planner.command", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_each_file_gets_one_line_and_the_worst_decides_the_status(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"version": 1}')
+
+    done = run(FEASIBLE, broken, INFEASIBLE)
+
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 2
+    assert answers[0]["status"] == "optimal"
+    assert answers[1]["key"] == "blocks"
+    assert answers[2]["status"] == "infeasible"
+    assert answers[2]["reason"].startswith("memory short by 157338829 bytes")
+    assert "unknown key nodes[].kind" in done.stderr
+
+
+def test_an_infeasible_file_gives_status_3() -> None:
+    assert run(INFEASIBLE).returncode == 3
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, resplit.planner.command\n"
+        "print(sorted({'numpy', 'scipy', 'highspy', 'cvxpy', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

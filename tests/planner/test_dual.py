@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resplit.planner.budget import Budget
+from resplit.planner.convex import relax_convex
+from resplit.planner.dual import Dual, Prices, Resources
+from resplit.planner.instance import Instance
+from resplit.planner.paths import IntervalPaths
+from resplit.problem import read_problem
+from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+
+
+@given(seeds(), st.floats(0, 1), st.floats(0, 50), st.floats(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: float, resource: float) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    instance = Instance.of(problem)
+    optimum, placement = best_by_enumeration(problem)
+    if placement is None:
+        return
+    resources = Resources.of(instance)
+    rng = np.random.default_rng(seed)
+    prices = Prices(
+        share * rng.random(3), load * rng.random(3), resource * rng.random(resources.limit.shape), rng.random(3) / 6
+    )
+
+    value, _ = Dual(instance, IntervalPaths(instance), resources).evaluate(prices)
+
+    assert value <= optimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["n006-llama3.2-1b-c2-12", "n008-llama2-7b-c1-13", "n012-llama3.2-3b-c2-15"])
+def test_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
+    instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
+    memory = Resources(
+        instance.memory[None] / instance.memory.mean(), instance.memory_limit[None] / instance.memory.mean()
+    )
+    relaxation = relax_convex(instance)
+    assert relaxation is not None
+
+    value, _ = Dual(instance, IntervalPaths(instance), memory).evaluate(relaxation.prices)
+
+    assert value == pytest.approx(relaxation.value, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["n006-llama3.2-3b-c1-tight-18", "n008-llama2-7b-c1-13", "n008-llama2-7b-c3-14"])
+def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
+    instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+    relaxation = relax_convex(instance)
+    assert relaxation is not None
+
+    dual.improve([], Budget(20.0), float("inf"))
+
+    assert dual.bound > relaxation.value * 1.05

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
+from resplit.planner.instance import Instance
+from resplit.problem import read_problem
+from resplit.types import Problem
+from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+
+PROVEN = [path for path in sorted(EXAMPLES.glob("*.json")) if json.loads(path.read_text())["known"]["placement"]]
+
+
+@pytest.mark.parametrize("path", PROVEN, ids=lambda path: path.stem)
+def test_the_known_optimum_costs_what_is_known_of_it(path: Path) -> None:
+    known = json.loads(path.read_text())["known"]
+
+    evaluation = evaluate(read_problem(path), known["placement"])
+
+    assert evaluation.violations == ()
+    assert evaluation.objective == pytest.approx(known["objective"], rel=1e-6)
+
+
+def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
+    """docs/problem.md, written out in loops."""
+    node_of = [problem.node_index(name) for name in placement]
+    rate = sum(c.rate_rps for c in problem.classes)
+    latency = 0.0
+    peak = 0.0
+    for i, node in enumerate(problem.nodes):
+        u = node.background_utilization
+        for c in problem.classes:
+            for j, k in enumerate(node_of):
+                if k == i:
+                    u += c.rate_rps * (
+                        c.prompt_tokens * problem.prefill_s_per_token[j, i]
+                        + c.new_tokens * problem.decode_s_per_token[j, i]
+                    )
+        latency += ((1 - node.background_utilization) / (1 - u) - 1) / rate
+        peak = max(peak, u)
+    for c in problem.classes:
+        source = problem.node_index(c.source)
+        chain = [source, *node_of, source]
+        passes = c.prompt_tokens + c.new_tokens - 1
+        for b in range(len(chain) - 1):
+            if b == 0:
+                size = passes * problem.token_bytes
+            elif b < len(node_of):
+                size = passes * problem.blocks[b - 1].activation_bytes_per_token
+            else:
+                size = c.new_tokens * problem.token_bytes
+            i, k = chain[b], chain[b + 1]
+            if i != k:
+                seconds = c.new_tokens * problem.link_latency_s[i, k] + size / problem.link_bandwidth_bytes_per_s[i, k]
+                latency += c.rate_rps / rate * seconds
+    exposed = sum(b.sensitivity for b, i in zip(problem.blocks, node_of, strict=True) if not problem.nodes[i].trusted)
+    weights = problem.weights
+    return weights.latency * latency + weights.balance * peak + weights.privacy * exposed / len(problem.blocks)
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_every_number_follows_the_formulas(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    _, placement = best_by_enumeration(problem)
+    if placement is None:
+        return
+
+    evaluation = evaluate(problem, placement)
+
+    assert evaluation.objective == pytest.approx(literal_objective(problem, placement), rel=1e-9)
+    rates = [c.rate_rps for c in problem.classes]
+    mean = sum(r * t for r, t in zip(rates, evaluation.class_latency_s, strict=True)) / sum(rates)
+    assert evaluation.terms.latency_s == pytest.approx(mean, rel=1e-9)
+    instance = Instance.of(problem)
+    assert instance.cost(instance.nodes_of(placement)) == pytest.approx(evaluation.objective, rel=1e-9)
+
+
+def test_each_broken_constraint_is_named() -> None:
+    problem = read_problem(next(EXAMPLES.glob("n008*nulls*")))
+    problem = replace(problem, allowed_cuts=frozenset({3}))
+    names = [node.name for node in problem.nodes]
+
+    broken = "; ".join(evaluate(problem, [names[0]] * 17 + [names[1]] * 17).violations)
+
+    assert "memory of node-0: needs" in broken
+    assert "trust: private block embed on node-0" in broken
+    assert "boundary 17 is not an allowed cut" in broken
+
+
+def test_a_full_node_makes_the_latency_infinite() -> None:
+    problem = tiny_problem(3)
+    rushed = replace(problem, classes=tuple(replace(c, rate_rps=1e6) for c in problem.classes))
+
+    assert math.isinf(evaluate(rushed, ["node-0"] * 5).objective)
+
+
+def test_moved_bytes_count_weights_and_caches_of_blocks_that_leave() -> None:
+    problem = replace(tiny_problem(3), current=("node-0", "node-0", "gone", "node-1", "node-1"))
+    blocks = problem.blocks
+
+    moved = moved_bytes(problem, ["node-0", "node-1", "node-1", "node-1", "node-1"])
+
+    assert moved == pytest.approx(sum(b.weight_bytes + 1000 * b.kv_bytes_per_token for b in blocks[1:3]))
+
+
+def test_a_missed_objective_is_told_in_seconds() -> None:
+    problem = tiny_problem(3)
+    problem = replace(problem, classes=tuple(replace(c, slo_s=1e-6) for c in problem.classes))
+    evaluation = evaluate(problem, ["node-0"] * 5)
+
+    shortfall = slo_shortfall_s(problem, evaluation)
+
+    assert list(shortfall.values()) == pytest.approx(evaluation.class_latency_s - 1e-6)
