@@ -1,0 +1,226 @@
+"""Requests of the OpenAI API as this gateway takes them: what is honoured, what is ignored, what is refused.
+
+A parameter that would change the answer and is not implemented must be absent or neutral. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from resplit.gateway.engine import Sampling
+
+# Below this, sampling is greedy but for overflows: a lead of 0.01 in the logits is already a factor of e^100.
+_GREEDY_BELOW = 1e-4
+
+
+class _Neutral:
+    """Marks a parameter that is not implemented: absent, null, or one of `values`, which change nothing."""
+
+    def __init__(self, *values: object) -> None:
+        self._values = (None, *values)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self._values)}
+
+    def _check(self, value: object) -> object:
+        if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in self._values):
+            return value
+        raise ValueError("this gateway does not support it with this value; leave it out")
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    return text
+
+
+def _one_prompt(value: object) -> str | list[int]:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
+        value = value[0]
+    if isinstance(value, str) and value:
+        return _utf8(value)
+    if isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value):
+        return value
+    raise ValueError("must be one text or one list of token ids, and not empty")
+
+
+def _up_to_four(value: object) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if isinstance(stops, list) and len(stops) <= 4 and all(isinstance(stop, str) and stop for stop in stops):
+        return tuple(map(_utf8, stops))
+    raise ValueError("must be one text or a list of up to four, none of them empty")
+
+
+def _joined_parts(value: object) -> str:
+    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
+    if isinstance(parts, list) and parts and all(_is_text(part) for part in parts):
+        return _utf8("".join(part["text"] for part in parts))
+    raise ValueError("must be a text or a list of parts of type 'text'; this model takes nothing else")
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+Str = Annotated[str, AfterValidator(_utf8)]
+Prompt = Annotated[
+    str | list[int],
+    PlainValidator(_one_prompt, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+]
+Stops = Annotated[tuple[str, ...], PlainValidator(_up_to_four, json_schema_input_type=str | list[str] | None)]
+
+
+class _Request(BaseModel):
+    # An unknown parameter is refused, as OpenAI does: a misspelt one would be a wrong answer without a word.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StreamOptions(_Request):
+    """What a stream carries besides the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Any = None
+
+
+class _Generation(_Request):
+    """What both endpoints share."""
+
+    model: Str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stops = ()
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    # Not implemented.
+    n: Annotated[Any, _Neutral(1)] = None
+    frequency_penalty: Annotated[Any, _Neutral(0)] = None
+    presence_penalty: Annotated[Any, _Neutral(0)] = None
+    logit_bias: Annotated[Any, _Neutral({})] = None
+
+    # Without influence on the answer.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> _Generation:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' is only allowed when 'stream' is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts the tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def new_tokens(self) -> int | None:
+        """How many new tokens were asked for, None where the request does not say."""
+        return self.max_tokens
+
+    def sampling(self) -> Sampling:
+        """How to choose tokens: greedy unless a temperature is given, with a random seed unless one is given."""
+        temperature = self.temperature or 0.0
+        top_p = 1.0 if self.top_p is None else self.top_p
+        if temperature < _GREEDY_BELOW or top_p == 0:
+            return Sampling()
+        seed = secrets.randbits(32) if self.seed is None else self.seed % 2**63
+        return Sampling(temperature, top_p, seed)
+
+
+class CompletionRequest(_Generation):
+    """Body of POST /v1/completions. `ignore_eos` and `return_token_ids` are extensions."""
+
+    prompt: Prompt
+    ignore_eos: bool | None = None
+    return_token_ids: bool | None = None
+
+    best_of: Annotated[Any, _Neutral(1)] = None
+    echo: Annotated[Any, _Neutral(False)] = None
+    logprobs: Annotated[Any, _Neutral()] = None
+    suffix: Annotated[Any, _Neutral("")] = None
+
+    @property
+    def new_tokens(self) -> int:
+        """How many new tokens were asked for; 16 where the request does not say, as at OpenAI."""
+        return self.max_tokens or 16
+
+
+class TextPart(_Request):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[str, PlainValidator(_joined_parts, json_schema_input_type=str | list[TextPart])]
+
+
+class Message(_Request):
+    """One message of a conversation. An assistant's answer can be handed back as it came."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: str | None = None
+
+    refusal: Annotated[Any, _Neutral()] = None
+    audio: Annotated[Any, _Neutral()] = None
+    tool_calls: Annotated[Any, _Neutral([])] = None
+    function_call: Annotated[Any, _Neutral()] = None
+    annotations: Any = None
+
+    def plain(self) -> dict[str, str]:
+        """Role and text as chat templates know them: what they call system is a developer today."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class ChatRequest(_Generation):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    logprobs: Annotated[Any, _Neutral(False)] = None
+    top_logprobs: Annotated[Any, _Neutral(0)] = None
+    tools: Annotated[Any, _Neutral([])] = None
+    tool_choice: Annotated[Any, _Neutral("none", "auto")] = None
+    functions: Annotated[Any, _Neutral([])] = None
+    function_call: Annotated[Any, _Neutral("none", "auto")] = None
+    response_format: Annotated[Any, _Neutral({"type": "text"})] = None
+    modalities: Annotated[Any, _Neutral(["text"])] = None
+    audio: Annotated[Any, _Neutral()] = None
+    prediction: Annotated[Any, _Neutral()] = None
+    reasoning_effort: Annotated[Any, _Neutral("none")] = None
+    verbosity: Annotated[Any, _Neutral()] = None
+    web_search_options: Annotated[Any, _Neutral()] = None
+    parallel_tool_calls: Any = None
+
+    @property
+    def new_tokens(self) -> int | None:
+        """How many new tokens were asked for, None (all that fit) where the request does not say."""
+        return self.max_completion_tokens or self.max_tokens
