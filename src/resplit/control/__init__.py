@@ -1,0 +1,1 @@
+"""The control plane: keys, signed commands and the durable log of epochs."""
