@@ -1,0 +1,62 @@
+"""The fit of the whole cost model to one window of telemetry.
+
+Orders the parts; knows neither where the telemetry comes from nor where the model is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from resplit.cost.judge import held_out_contexts, held_out_nodes
+from resplit.cost.links import fit_links
+from resplit.cost.model import CostModel
+from resplit.cost.passes import cells_of, fit_nodes, fit_pooled
+from resplit.errors import DataError
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures
+
+__all__ = ["fit_cost_model"]
+
+
+def fit_cost_model(
+    telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None
+) -> CostModel:
+    """Fit pass times and links to `telemetry`, the window that counts as now, for the blocks `features`.
+
+    What the window is silent about is taken from `previous`: a node's kinds of block that it did not run lately (at
+    the speed that it shows now), a link without messages. DataError where neither says enough.
+    """
+    before = {} if previous is None else previous.reference_s
+    reference_s = before | _reference_s(telemetry.nodes)
+    if not reference_s:
+        raise DataError("no node reports its reference_s: the fit cannot tell their speeds")
+    kinds = list(dict.fromkeys(feature.kind for feature in features))
+    cells = cells_of(telemetry.blocks, features)
+    known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
+    pooled = fit_pooled(cells, kinds, reference_s, known)
+    nodes = fit_nodes(cells, kinds, reference_s, pooled, known, before)
+    return CostModel(
+        fitted_at_s=float(
+            telemetry.nodes["time_s"].max() if len(telemetry.nodes) else telemetry.blocks["time_s"].max()
+        ),
+        reference_s=reference_s,
+        passes=(*pooled.values(), *nodes.values()),
+        links=fit_links(telemetry.links, () if previous is None else previous.links),
+        held_out_contexts=held_out_contexts(cells, kinds, reference_s),
+        held_out_nodes=held_out_nodes(cells, kinds, reference_s),
+        emulated=_emulated(telemetry, previous),
+    )
+
+
+def _reference_s(nodes: pd.DataFrame) -> dict[str, float]:
+    """The median of each node's reports in the window."""
+    medians = nodes.dropna(subset=["reference_s"]).groupby("node")["reference_s"].median()
+    return {str(node): float(seconds) for node, seconds in medians.items()}
+
+
+def _emulated(telemetry: Telemetry, previous: CostModel | None) -> tuple[str, ...]:
+    reported = set(telemetry.nodes.loc[telemetry.nodes["emulated"], "node"])
+    silent = set(previous.emulated if previous else ()) - set(telemetry.nodes["node"])
+    return tuple(sorted(reported | silent))

@@ -1,0 +1,47 @@
+"""How far the cost model is off where it has not looked: longer contexts, and nodes without timings.
+
+Fits again with those left out. Random rows would flatter it: thirty equal layers predict one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from resplit.cost.model import PredictionError
+from resplit.cost.passes import fit_nodes, fit_pooled, predicted_s
+from resplit.errors import DataError
+
+__all__ = ["held_out_contexts", "held_out_nodes"]
+
+LONGEST = 0.2  # share of the passes of each node, phase and kind, the longest, that is held out
+
+
+def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:
+    """Error on the longest passes of each node, phase and kind, of a fit to the shorter ones."""
+    limit = cells.groupby(["node", "phase", "kind"])["length"].transform(lambda length: length.quantile(1 - LONGEST))
+    longest = (cells["length"] > limit) & cells["node"].isin(reference_s)
+    if not longest.any():
+        return PredictionError(None, None, 0)
+    shorter = cells[~longest]
+    pooled = fit_pooled(shorter, kinds, reference_s, {})
+    models = fit_nodes(shorter, kinds, reference_s, pooled, {}, {})
+    held = cells[longest]
+    return PredictionError.of(predicted_s(held, models), held["seconds"].to_numpy())
+
+
+def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:
+    """Error on each node's passes, predicted from the other nodes' passes and its own `reference_s` alone."""
+    predicted, measured = [np.array([])], [np.array([])]
+    for node in sorted(set(cells["node"]) & set(reference_s)):
+        held, others = cells[cells["node"] == node], cells[cells["node"] != node]
+        try:
+            pooled = fit_pooled(others, kinds, reference_s, {})
+        except DataError:
+            continue  # the others have no rows of some phase: nothing to predict this node from
+        models = fit_nodes(others, kinds, {node: reference_s[node]}, pooled, {}, {})
+        predicted.append(predicted_s(held, models))
+        measured.append(held["seconds"].to_numpy())
+    return PredictionError.of(np.concatenate(predicted), np.concatenate(measured))

@@ -1,0 +1,89 @@
+"""The link model: a message from one node to another takes a latency and its payload over a bandwidth.
+
+Knows timed messages; knows no emulation and no block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from resplit.cost.robust import huber_nonnegative
+
+__all__ = ["LinkModel", "fit_links"]
+
+PASSIVE_WEIGHT = 0.5  # an activation may have waited behind another message; a probe is sent alone
+SPREAD = 2.0  # largest over smallest payload from which latency and bandwidth can be told apart
+MIN_S_PER_BYTE = 1e-11  # 100 GB/s: more than this no link is believed to carry
+
+
+@dataclass(frozen=True)
+class LinkModel:
+    """One directed link: seconds = latency_s + payload_bytes * s_per_byte, with the standard errors of both.
+
+    `rows` messages were seen in the last window that had any.
+    """
+
+    node: str
+    peer: str
+    latency_s: float
+    s_per_byte: float
+    latency_error_s: float
+    s_per_byte_error: float
+    rows: int
+
+    @property
+    def bandwidth_bytes_per_s(self) -> float:
+        """Bytes per second, finite."""
+        return 1 / max(self.s_per_byte, MIN_S_PER_BYTE)
+
+    def seconds(self, payload_bytes: float) -> float:
+        """Predicted one-way time of a message."""
+        return self.latency_s + payload_bytes * self.s_per_byte
+
+
+def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tuple[LinkModel, ...]:
+    """One model for each directed pair with messages (columns `telemetry.LINK_COLUMNS`), and those of `previous` that
+    have none now.
+
+    Where all payloads of a pair are of about one size, its bandwidth is that of before, else that of the way back,
+    else the median of the cluster, and only the latency is fitted.
+    """
+    pairs = {(str(node), str(peer)): rows for (node, peer), rows in messages.groupby(["node", "peer"], sort=True)}
+    before = {(link.node, link.peer): link for link in previous}
+    full = {pair: _fit_both(pair, rows) for pair, rows in pairs.items() if _spread(rows) >= SPREAD}
+    known = before | full
+    narrow = {pair: _fit_latency(pair, rows, known) for pair, rows in pairs.items() if pair not in full}
+    return tuple(link for _, link in sorted((known | narrow).items()))
+
+
+def _spread(rows: pd.DataFrame) -> float:
+    payload = rows["payload_bytes"]
+    return float(payload.max() / payload.min())
+
+
+def _weights(rows: pd.DataFrame) -> np.ndarray:
+    return np.where(rows["source"] == "passive", PASSIVE_WEIGHT, 1.0)
+
+
+def _fit_both(pair: tuple[str, str], rows: pd.DataFrame) -> LinkModel:
+    payload, seconds = rows["payload_bytes"].to_numpy(), rows["seconds"].to_numpy()
+    fit = huber_nonnegative(np.column_stack([np.ones(len(rows)), payload]), seconds, _weights(rows))
+    latency, s_per_byte = (float(value) for value in fit.coefficients)
+    latency_error, s_per_byte_error = (float(value) for value in fit.errors)
+    return LinkModel(*pair, latency, s_per_byte, latency_error, s_per_byte_error, len(rows))
+
+
+def _fit_latency(pair: tuple[str, str], rows: pd.DataFrame, known: dict[tuple[str, str], LinkModel]) -> LinkModel:
+    """The latency, given a bandwidth from elsewhere; without any, the latency carries it all."""
+    model = known.get(pair) or known.get(pair[::-1])
+    slopes = [model.s_per_byte] if model else [link.s_per_byte for link in known.values()]
+    s_per_byte = float(np.median(slopes)) if slopes else 0.0
+    rest = rows["seconds"].to_numpy() - rows["payload_bytes"].to_numpy() * s_per_byte
+    latency = max(float(np.median(rest)), 0.0)
+    error = float(1.4826 * np.median(np.abs(rest - latency)) / np.sqrt(len(rest)))
+    fitted = LinkModel(*pair, latency, s_per_byte, error, s_per_byte, len(rows))
+    return replace(fitted, s_per_byte_error=model.s_per_byte_error) if model else fitted

@@ -1,0 +1,138 @@
+"""The cost model as a value: what every pass and every message is predicted to take, and how far that may be off.
+
+Knows how to predict and to be kept as JSON; knows neither telemetry nor how it was fitted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from resplit.cost.features import design
+from resplit.cost.links import LinkModel
+from resplit.errors import DataError
+from resplit.types import BlockFeatures, FloatArray
+
+__all__ = ["PHASES", "CostModel", "PassModel", "Phase", "PredictionError"]
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class PassModel:
+    """Seconds of a pass over a block of one kind = `design` @ `coefficients`, with their standard errors.
+
+    With `node` None it is pooled over the nodes, in units of their `reference_s`; with `kind` None, over the kinds.
+    `cells` distinct passes stand behind it, 0 where it was taken over from the pooled one.
+    """
+
+    node: str | None
+    phase: Phase
+    kind: str | None
+    coefficients: tuple[float, ...]
+    errors: tuple[float, ...]
+    cells: int
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class PredictionError:
+    """Absolute relative error of predictions that the fit could not have seen; None where nothing was held out."""
+
+    median: float | None
+    p90: float | None
+    cells: int
+
+    @classmethod
+    def of(cls, predicted: FloatArray, measured: FloatArray) -> PredictionError:
+        """The error of `predicted` against `measured`, both (C,) in seconds."""
+        if len(measured) == 0:
+            return cls(None, None, 0)
+        error = np.abs(predicted / measured - 1)
+        return cls(float(np.median(error)), float(np.quantile(error, 0.9)), len(error))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The fitted cluster. `reference_s` is each node's time for the reference layer; `held_out_contexts` and
+    `held_out_nodes` say how well it speaks of longer contexts, and of a node known by its `reference_s` alone."""
+
+    fitted_at_s: float
+    reference_s: dict[str, float]
+    passes: tuple[PassModel, ...]
+    links: tuple[LinkModel, ...]
+    held_out_contexts: PredictionError
+    held_out_nodes: PredictionError
+    emulated: tuple[str, ...] = ()
+
+    @property
+    def uncertainty(self) -> float:
+        """Relative error to reckon with in what is predicted of nodes that were measured: held out if anything was."""
+        if self.held_out_contexts.median is not None:
+            return self.held_out_contexts.median
+        errors = [fit.relative_error for fit in self.passes if fit.node is not None and fit.cells > 0]
+        return float(np.median(errors)) if errors else 0.0
+
+    def find(self, node: str | None, phase: Phase, kind: str | None) -> PassModel | None:
+        """The pass model of a node, phase and kind; None if there is none."""
+        return self._passes_by_key.get((node, phase, kind))
+
+    def pass_s(
+        self, feature: BlockFeatures, node: str, phase: Phase, tokens: ArrayLike, context_tokens: ArrayLike
+    ) -> FloatArray:
+        """Predicted seconds (P,) of passes of `tokens` new on `context_tokens` cached tokens; NaN for a node that
+        nothing is known of. DataError for a kind of block that the model was not fitted for."""
+        if node not in self.reference_s:
+            return np.full(np.broadcast(np.atleast_1d(tokens), context_tokens).shape, np.nan)
+        fit = self.find(node, phase, feature.kind)
+        if fit is None:
+            raise DataError(f"the cost model does not know blocks of kind {feature.kind!r}; fit it for this model")
+        seconds: FloatArray = design(feature, tokens, context_tokens) @ np.array(fit.coefficients)
+        return seconds
+
+    def link(self, node: str, peer: str) -> LinkModel | None:
+        """The model of messages from `node` to `peer`; None where none was ever seen."""
+        return self._links_by_key.get((node, peer))
+
+    @cached_property
+    def _passes_by_key(self) -> dict[tuple[str | None, Phase, str | None], PassModel]:
+        return {(fit.node, fit.phase, fit.kind): fit for fit in self.passes}
+
+    @cached_property
+    def _links_by_key(self) -> dict[tuple[str, str], LinkModel]:
+        return {(link.node, link.peer): link for link in self.links}
+
+    def to_json(self) -> str:
+        """The model as JSON text, to be read by `from_json`."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> CostModel:
+        """What `to_json` wrote; DataError where the text is something else."""
+        try:
+            return _from_plain(json.loads(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not a cost model: {error!r}") from error
+
+
+def _from_plain(plain: dict[str, Any]) -> CostModel:
+    """The model from parsed JSON, whose values may be anything yet."""
+    return CostModel(
+        **plain
+        | {
+            "passes": tuple(
+                PassModel(**fit | {"coefficients": tuple(fit["coefficients"]), "errors": tuple(fit["errors"])})
+                for fit in plain["passes"]
+            ),
+            "links": tuple(LinkModel(**link) for link in plain["links"]),
+            "held_out_contexts": PredictionError(**plain["held_out_contexts"]),
+            "held_out_nodes": PredictionError(**plain["held_out_nodes"]),
+            "emulated": tuple(plain["emulated"]),
+        }
+    )

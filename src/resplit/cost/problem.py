@@ -1,0 +1,111 @@
+"""From the fitted cluster and its present state to the placement problem (docs/problem.md).
+
+Knows the problem's definitions; measures nothing and solves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import structlog
+
+from resplit.config import ClusterConfig
+from resplit.cost.model import CostModel
+from resplit.cost.tokens import seconds_per_token
+from resplit.types import BlockFeatures, FloatArray, Node, Problem, RequestClass
+
+__all__ = ["MAX_BACKGROUND", "NodeState", "node_states", "problem_from"]
+
+MAX_BACKGROUND = 0.99  # the format wants a background below 1
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What a node has now: bytes for weights and caches (those it holds counted as free), the share others use."""
+
+    memory_bytes: float
+    background_utilization: float
+
+
+def node_states(nodes: pd.DataFrame) -> dict[str, NodeState]:
+    """State by node from the reports of a window (columns `telemetry.NODE_COLUMNS`).
+
+    Memory is free + held at the last report. Background is the median of the node's use less resplit's own, within
+    0..`MAX_BACKGROUND`; what lies above is clipped and said in the log.
+    """
+    return {str(node): _state(str(node), reports) for node, reports in nodes.groupby("node", sort=True)}
+
+
+def _state(node: str, reports: pd.DataFrame) -> NodeState:
+    last = reports.iloc[int(np.argmax(reports["time_s"].to_numpy()))]
+    background = float((reports["cpu_utilization"] - reports["own_utilization"]).median())
+    if background > MAX_BACKGROUND:
+        _log.warning("background utilization clipped", node=node, seen=background, used=MAX_BACKGROUND)
+    return NodeState(
+        memory_bytes=float(last["memory_free_bytes"] + last["memory_held_bytes"]),
+        background_utilization=float(np.clip(background, 0.0, MAX_BACKGROUND)),
+    )
+
+
+def problem_from(
+    model: CostModel,
+    features: Sequence[BlockFeatures],
+    cluster: ClusterConfig,
+    states: Mapping[str, NodeState],
+    classes: Sequence[RequestClass],
+    current: Sequence[str] | None = None,
+    lost_nodes: Collection[str] = (),
+    allowed_cuts: frozenset[int] | None = None,
+) -> Problem:
+    """The problem of placing `features` on all nodes of `cluster`, in file order, for the demand `classes`.
+
+    A node in `lost_nodes`, without a state or unknown to the model stays in the problem with all its times null.
+    `current` is today's placement, `allowed_cuts` restricts where it may be cut.
+    """
+    names = cluster.node_names
+    usable = np.array([name in states and name in model.reference_s and name not in lost_nodes for name in names])
+    prefill, decode = seconds_per_token(model, features, names, classes)
+    latency, bandwidth = _link_matrices(model, names, usable)
+    return Problem(
+        blocks=tuple(feature.block() for feature in features),
+        nodes=tuple(_node(cluster, name, states.get(name)) for name in names),
+        classes=tuple(classes),
+        prefill_s_per_token=np.where(usable, prefill, np.nan),  # (J, N)
+        decode_s_per_token=np.where(usable, decode, np.nan),  # (J, N)
+        link_latency_s=latency,
+        link_bandwidth_bytes_per_s=bandwidth,
+        kv_tokens=float(cluster.kv_tokens),
+        weights=cluster.weights.values(),
+        allowed_cuts=allowed_cuts,
+        current=None if current is None else tuple(current),
+    )
+
+
+def _node(cluster: ClusterConfig, name: str, state: NodeState | None) -> Node:
+    config = cluster.node(name)
+    return Node(
+        name=name,
+        memory_bytes=config.memory if state is None else state.memory_bytes,
+        background_utilization=0.0 if state is None else state.background_utilization,
+        max_utilization=config.max_utilization,
+        trusted=name in cluster.trusted,
+    )
+
+
+def _link_matrices(model: CostModel, names: Sequence[str], usable: np.ndarray) -> tuple[FloatArray, FloatArray]:
+    """Latency and bandwidth (N, N) from row to column, NaN on the diagonal and where there is no usable link.
+
+    A pair seen in one direction only is taken to be alike in the other.
+    """
+    latency = np.full((len(names), len(names)), np.nan)
+    bandwidth = latency.copy()
+    for i, node in enumerate(names):
+        for k, peer in enumerate(names):
+            link = model.link(node, peer) or model.link(peer, node)
+            if i != k and link is not None and usable[i] and usable[k]:
+                latency[i, k], bandwidth[i, k] = link.latency_s, link.bandwidth_bytes_per_s
+    return latency, bandwidth

@@ -1,0 +1,83 @@
+"""From pass times to the seconds per token that the placement problem speaks in.
+
+Knows how many passes a request makes; the derivation stands in docs/adr/0003-cost-model.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from resplit.cost.features import COLUMNS, design
+from resplit.cost.model import CostModel, Phase
+from resplit.errors import DataError
+from resplit.types import BlockFeatures, FloatArray, RequestClass
+
+__all__ = ["seconds_per_token"]
+
+PULL = 1e-6  # towards the true decode step where the classes leave the two numbers open
+
+
+def seconds_per_token(
+    model: CostModel, features: Sequence[BlockFeatures], nodes: Sequence[str], classes: Sequence[RequestClass]
+) -> tuple[FloatArray, FloatArray]:
+    """`prefill_s_per_token` and `decode_s_per_token` (J, N), NaN for a node that the model does not know.
+
+    A request of class r makes one prefill pass over its p_r tokens and g_r - 1 decode passes, at a mean context of
+    p_r + g_r / 2. Prefill P >= 0 and decode D >= 0 are such that p_r P + g_r D is that time: exactly where there is
+    one class, else with the least squared relative error, weighted by rate.
+    """
+    prompt = np.array([c.prompt_tokens for c in classes])
+    new = np.array([c.new_tokens for c in classes])
+    rate = np.array([c.rate_rps for c in classes])
+    prefill_pass = _pass_s(model, features, nodes, "prefill", prompt, np.zeros_like(prompt))  # (R, J, N)
+    step = _pass_s(model, features, nodes, "decode", np.ones_like(new), prompt + new / 2)  # (R, J, N)
+    request = prefill_pass + (new - 1)[:, None, None] * step
+    share = rate * new / np.sum(rate * new) if rate.sum() > 0 else new / new.sum()
+    return _fold(prompt, new, rate if rate.sum() > 0 else np.ones_like(rate), request, np.tensordot(share, step, 1))
+
+
+def _pass_s(
+    model: CostModel,
+    features: Sequence[BlockFeatures],
+    nodes: Sequence[str],
+    phase: Phase,
+    tokens: FloatArray,
+    context_tokens: FloatArray,
+) -> FloatArray:
+    """Predicted pass times (R, J, N) of R kinds of pass."""
+    coefficients = {kind: _coefficients(model, nodes, phase, kind) for kind in {feature.kind for feature in features}}
+    times = [design(feature, tokens, context_tokens) @ coefficients[feature.kind].T for feature in features]
+    return np.stack(times, axis=1)
+
+
+def _coefficients(model: CostModel, nodes: Sequence[str], phase: Phase, kind: str) -> FloatArray:
+    """(N, F), NaN for nodes unknown."""
+    if model.find(None, phase, kind) is None:
+        raise DataError(f"the cost model does not know blocks of kind {kind!r}; fit it for this model")
+    fits = [model.find(node, phase, kind) for node in nodes]
+    return np.array([fit.coefficients if fit else (np.nan,) * len(COLUMNS) for fit in fits])
+
+
+def _fold(
+    prompt: FloatArray, new: FloatArray, rate: FloatArray, request_s: FloatArray, step_s: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """P, D (J, N) that minimise sum_r w_r (p_r P + g_r D - S_r)^2 with w_r = rate_r / S_r^2, P >= 0 and D >= 0.
+
+    Two unknowns: the normal equations, and where one would be negative it is 0 and the other stands alone. S
+    `request_s` is (R, J, N), `step_s` (J, N) the decode step that D is drawn to.
+    """
+    weight = rate[:, None, None] / np.maximum(request_s, 1e-12) ** 2
+    p, g = prompt[:, None, None], new[:, None, None]
+    pp, pg, gg = (weight * p * p).sum(axis=0), (weight * p * g).sum(axis=0), (weight * g * g).sum(axis=0)
+    ps, gs = (weight * p * request_s).sum(axis=0), (weight * g * request_s).sum(axis=0)
+    pulled_gg, pulled_gs = gg * (1 + PULL), gs + PULL * gg * step_s
+    determinant = pp * pulled_gg - pg**2
+    prefill = (ps * pulled_gg - pulled_gs * pg) / determinant
+    decode = (pulled_gs * pp - ps * pg) / determinant
+    only_decode, only_prefill = prefill < 0, decode < 0
+    return (
+        np.where(only_prefill, ps / pp, np.where(only_decode, 0.0, prefill)),
+        np.where(only_decode, gs / gg, np.where(only_prefill, 0.0, decode)),
+    )

@@ -1,0 +1,29 @@
+"""The design matrix of a block pass."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resplit.cost.features import COLUMNS, design
+from resplit.types import BlockFeatures
+
+
+@given(tokens=st.integers(1, 200), context=st.integers(0, 200))
+def test_a_prefill_does_the_matrix_and_attention_work_of_its_tokens_one_by_one(tokens: int, context: int) -> None:
+    layer = BlockFeatures("layer.0", "layer", 1, 10.0, 3.0, 100.0, 1.0, 1.0, False, 0.0)
+    at_once = design(layer, tokens, context)[0]
+    one_by_one = design(layer, np.ones(tokens), context + np.arange(tokens)).sum(axis=0)
+    for column in ("tokens", "flops", "context_flops"):
+        assert at_once[COLUMNS.index(column)] == one_by_one[COLUMNS.index(column)]
+
+
+def test_a_pass_reads_its_weights_once_but_the_embedding_only_the_rows_it_looks_up(
+    features: tuple[BlockFeatures, ...],
+) -> None:
+    embed, layer, *_, head = features
+    read = COLUMNS.index("weight_bytes")
+    assert design(layer, [1, 50], 0)[:, read].tolist() == [layer.weight_bytes] * 2
+    assert design(embed, [1, 50], 0)[:, read].tolist() == [2304.0, 50 * 2304.0]
+    assert design(head, [1, 50], 0)[:, COLUMNS.index("flops")].tolist() == [head.flops_per_token] * 2

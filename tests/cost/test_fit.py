@@ -1,0 +1,132 @@
+"""The fit of the whole cost model against machines whose true times are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from resplit.cost import CostModel, fit_cost_model
+from resplit.cost.model import Phase
+from resplit.errors import DataError
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures
+from tests.cost.conftest import MACHINES, Machine, block_rows, link_rows, node_rows
+
+Features = tuple[BlockFeatures, ...]
+PASSES: tuple[tuple[Phase, int, int], ...] = (("prefill", 40, 0), ("decode", 1, 100), ("decode", 1, 300))
+
+
+@pytest.fixture(scope="module")
+def model(telemetry: Telemetry, features: Features) -> CostModel:
+    return fit_cost_model(telemetry, features)
+
+
+def _window(
+    machines: dict[str, Machine], features: Features, keep: tuple[str, ...] = ("embed", "layer", "head")
+) -> Telemetry:
+    rows = [row for row in block_rows(machines, features, seed=1) if row["kind"] in keep]
+    return Telemetry.from_rows({"nodes": node_rows(machines, [9.0]), "links": link_rows(machines), "blocks": rows})
+
+
+def _worst(model: CostModel, features: Features, node: str, machine: Machine) -> float:
+    errors = [
+        model.pass_s(feature, node, phase, tokens, context)[0] / machine.seconds(feature.kind, tokens, context) - 1
+        for feature in features
+        for phase, tokens, context in PASSES
+    ]
+    return float(np.abs(errors).max())
+
+
+@pytest.mark.parametrize("node", MACHINES)
+def test_passes_of_every_kind_are_predicted_at_seen_and_longer_contexts(
+    model: CostModel, features: Features, node: str
+) -> None:
+    assert _worst(model, features, node, MACHINES[node]) < 0.1
+
+
+def test_the_error_is_judged_on_longer_contexts_and_unseen_nodes(model: CostModel) -> None:
+    for error in (model.held_out_contexts, model.held_out_nodes):
+        assert error.cells > 20
+        assert error.median is not None
+        assert error.p90 is not None
+        assert 0 < error.median < 0.06
+        assert error.median < error.p90
+    assert model.uncertainty == model.held_out_contexts.median
+
+
+def test_held_out_error_shows_a_node_that_its_reference_does_not_describe(features: Features) -> None:
+    odd = MACHINES | {"cloud": replace(MACHINES["cloud"], per_token_s=(5e-5, 8e-3, 1e-4))}
+    nodes = node_rows(MACHINES, [0.0])  # the reference says 0.4, the layers take four times that
+    judged = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(odd, features)}), features)
+    assert judged.held_out_nodes.p90 is not None
+    assert judged.held_out_nodes.p90 > 0.5
+
+
+def test_a_node_without_block_timings_is_predicted_by_its_reference(features: Features) -> None:
+    idle = {"edge": MACHINES["edge"]}
+    busy = {name: machine for name, machine in MACHINES.items() if name != "edge"}
+    window = Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": block_rows(busy, features)})
+    model = fit_cost_model(window, features)
+    assert _worst(model, features, "edge", idle["edge"]) < 0.1
+    fit = model.find("edge", "decode", "layer")
+    assert fit is not None
+    assert fit.cells == 0
+
+
+def test_kinds_that_a_node_never_ran_are_taken_from_the_other_nodes_at_its_speed(features: Features) -> None:
+    rows = [row for row in block_rows(MACHINES, features) if row["node"] != "edge" or row["kind"] == "layer"]
+    nodes = [row | {"reference_s": 0.02} if row["node"] == "edge" else row for row in node_rows(MACHINES, [0.0])]
+    model = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": rows}), features)
+    assert _worst(model, features, "edge", MACHINES["edge"]) < 0.12  # its own layers tell more than its reference
+
+
+def test_a_kind_that_no_node_ran_is_predicted_from_its_work(features: Features) -> None:
+    rows = [row for row in block_rows(MACHINES, features) if row["kind"] != "head"]
+    model = fit_cost_model(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": rows}), features)
+    seconds = model.pass_s(features[-1], "home-a", "decode", 1, 10)[0]
+    assert model.pass_s(features[1], "home-a", "decode", 1, 10)[0] < seconds  # the head has more weights than a layer
+
+
+def test_a_node_that_slowed_down_is_slow_for_the_kinds_it_did_not_run_lately_too(
+    model: CostModel, features: Features
+) -> None:
+    slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=1.2)}
+    after = fit_cost_model(_window(slow, features, keep=("layer",)), features, previous=model)
+    assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
+    assert _worst(after, features, "home-a", slow["home-a"]) < 0.12
+
+
+def test_an_idle_node_that_slowed_down_is_noticed_by_its_reference(model: CostModel, features: Features) -> None:
+    slow = MACHINES | {"edge": replace(MACHINES["edge"], speed=7.5)}
+    window = Telemetry.from_rows({"nodes": node_rows(slow, [9.0])})
+    after = fit_cost_model(window, features, previous=model)
+    assert _worst(after, features, "edge", slow["edge"]) < 0.12
+    assert after.links == model.links
+
+
+def test_one_pass_in_ten_that_hung_moves_nothing(features: Features) -> None:
+    rows = block_rows(MACHINES, features)
+    for row in rows[::10]:
+        row["seconds"] = 20 * float(str(row["seconds"]))
+    model = fit_cost_model(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": rows}), features)
+    assert max(_worst(model, features, node, machine) for node, machine in MACHINES.items()) < 0.15
+
+
+def test_the_same_telemetry_gives_the_same_model(model: CostModel, telemetry: Telemetry, features: Features) -> None:
+    assert fit_cost_model(telemetry, features) == model
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("nodes", "reference_s"), ("blocks", "no prefill timing")], ids=["nodes", "blocks"]
+)
+def test_a_table_that_is_empty_is_a_data_error(features: Features, missing: str, message: str) -> None:
+    rows = {"nodes": node_rows(MACHINES, [0.0]), "blocks": block_rows(MACHINES, features)}
+    with pytest.raises(DataError, match=message):
+        fit_cost_model(Telemetry.from_rows(rows | {missing: []}), features)
+
+
+def test_timings_of_an_unknown_block_are_a_data_error(telemetry: Telemetry, features: Features) -> None:
+    with pytest.raises(DataError, match="block 'head'"):
+        fit_cost_model(telemetry, features[:-1])

@@ -1,0 +1,54 @@
+"""The link model."""
+
+from __future__ import annotations
+
+import pytest
+
+from resplit.cost.links import fit_links
+from resplit.telemetry import LINK_COLUMNS, frame
+from tests.cost.conftest import MACHINES, link_rows
+
+TWO = {name: MACHINES[name] for name in ("home-a", "cloud")}
+
+
+def test_latency_and_bandwidth_are_found_in_each_direction_apart() -> None:
+    there = [row for row in link_rows(TWO, 0.02, 1e6) if row["node"] == "home-a"]
+    back = [row for row in link_rows(TWO, 0.005, 1e7) if row["node"] == "cloud"]
+    links = {link.node: link for link in fit_links(frame(there + back, LINK_COLUMNS))}
+    assert links["home-a"].latency_s == pytest.approx(0.02, rel=0.05)
+    assert links["home-a"].bandwidth_bytes_per_s == pytest.approx(1e6, rel=0.05)
+    assert links["cloud"].latency_s == pytest.approx(0.005, rel=0.05)
+    assert links["cloud"].bandwidth_bytes_per_s == pytest.approx(1e7, rel=0.05)
+    assert links["cloud"].seconds(1e6) == pytest.approx(0.105, rel=0.05)
+
+
+def test_messages_that_hung_do_not_move_the_link() -> None:
+    rows = link_rows(TWO)
+    for row in rows[::7]:
+        row["seconds"] = float(str(row["seconds"])) + 0.5
+    link = fit_links(frame(rows, LINK_COLUMNS))[0]
+    assert link.latency_s == pytest.approx(0.003, rel=0.2)
+    assert link.bandwidth_bytes_per_s == pytest.approx(2e7, rel=0.2)
+
+
+def test_one_payload_size_takes_its_bandwidth_from_before_then_from_the_way_back() -> None:
+    small = [row for row in link_rows(TWO) if row["payload_bytes"] == 256.0 and row["node"] == "home-a"]
+    back = [row for row in link_rows(TWO, bandwidth=5e6) if row["node"] == "cloud"]
+    from_back = {link.node: link for link in fit_links(frame(small + back, LINK_COLUMNS))}
+    assert from_back["home-a"].bandwidth_bytes_per_s == from_back["cloud"].bandwidth_bytes_per_s
+    assert from_back["home-a"].latency_s == pytest.approx(0.003, rel=0.1)
+    before = fit_links(frame(link_rows(TWO), LINK_COLUMNS))
+    from_before = {link.node: link for link in fit_links(frame(small + back, LINK_COLUMNS), before)}
+    assert from_before["home-a"].bandwidth_bytes_per_s == pytest.approx(2e7, rel=0.05)
+
+
+def test_a_lone_payload_size_with_nothing_else_known_is_all_latency() -> None:
+    small = [row for row in link_rows(TWO, noise=0.0) if row["payload_bytes"] == 65536.0]
+    link = fit_links(frame(small, LINK_COLUMNS))[0]
+    assert link.seconds(65536.0) == pytest.approx(0.003 + 65536 / 2e7)
+    assert 0 < link.bandwidth_bytes_per_s < float("inf")
+
+
+def test_a_link_without_messages_is_as_it_was() -> None:
+    before = fit_links(frame(link_rows(TWO), LINK_COLUMNS))
+    assert fit_links(frame([], LINK_COLUMNS), before) == before
