@@ -18,7 +18,9 @@ from grpclib.server import Server
 
 from resplit.control.keys import Member, certificate_name, issue, keys_command, make_authority, peer_name, rotate
 from resplit.control.signing import CommandSigner, CommandVerifier
-from resplit.errors import CommandRefusedError, ConfigError
+from resplit.errors import CommandRefusedError, ConfigError, ShardError
+from resplit.model.registry import Keyring, Registry
+from resplit.model.shards import open_shard, unwrap_key, wrap_key
 
 
 @asynccontextmanager
@@ -237,6 +239,22 @@ async def test_rotation_renews_certificates_and_keeps_hosts_and_wrap_keys(tmp_pa
     assert [str(host.value) for host in hosts] == ["node-a", "10.0.0.7", "nas.home"]
     async with echo_server(Member.load(tmp_path / "node-a"), []) as port:
         assert await say(port, old, "node-a") == b"hello\n"  # not yet given its new folder
+
+
+def test_a_nodes_credentials_open_its_own_blocks_and_no_others(ours: Path, tmp_path: Path) -> None:
+    registry, keyring = Registry(str(tmp_path / "shards")), Keyring(tmp_path / "keyring.json")
+    controller, nodes = Member.load(ours / "controller"), [Member.load(ours / name) for name in ("node-a", "node-b")]
+    for host in nodes:
+        entry = keyring.package(f"block of {host.name}", host.name.encode(), registry)
+        public = controller.public_wrap_key(host.name)
+        wrapped = wrap_key(entry.key, public, node=host.name, shard=entry.shard)
+        for node in nodes:
+            if node == host:
+                key = unwrap_key(wrapped, node.wrap_key, node=node.name, shard=entry.shard)
+                assert open_shard(registry.get(entry.shard), key) == host.name.encode()
+            else:
+                with pytest.raises(ShardError, match="is not for"):
+                    unwrap_key(wrapped, node.wrap_key, node=node.name, shard=entry.shard)
 
 
 def test_an_old_signing_key_is_honoured_until_its_date(tmp_path: Path) -> None:
