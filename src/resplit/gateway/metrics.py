@@ -1,0 +1,106 @@
+"""Prometheus metrics of the gateway, and the stopwatch of one request that feeds them.
+
+Times are taken at the gateway: from a request's arrival to its first token, between tokens, to its last token.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_UNKNOWN = "unknown"
+_CLIENT_GONE = 499  # the status that web servers log for a client that left; it is never sent
+
+Stage = Literal["reading", "waiting", "decoding"]
+
+
+class Metrics:
+    """All metrics, in a registry of their own: others may add theirs to `registry` and appear at /metrics too."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        by_class = ("request_class",)
+        self.requests = Counter(
+            "resplit_requests_total",
+            "Generation requests that ended, by class and HTTP status; 499: the client went away; a stream that "
+            "broke counts with the status that it would have had",
+            ("request_class", "status"),
+            registry=self.registry,
+        )
+        self.prompt_tokens = self._counter("resplit_prompt_tokens_total", "Prompt tokens of requests that got a token")
+        self.new_tokens = self._counter("resplit_new_tokens_total", "Tokens generated")
+        self.latency_s = self._histogram(
+            "resplit_request_latency_seconds", "From arrival to the last token, of requests that ended well"
+        )
+        self.first_token_s = self._histogram("resplit_time_to_first_token_seconds", "From arrival to the first token")
+        self.token_s = self._histogram("resplit_time_per_token_seconds", "From one token to the next")
+        self.queue_depth = Gauge(
+            "resplit_queue_depth",
+            "Requests without a token yet: queued or in prefill",
+            by_class,
+            registry=self.registry,
+        )
+        self.sessions_live = Gauge(
+            "resplit_sessions_live", "Requests whose tokens are being generated", by_class, registry=self.registry
+        )
+
+    def expose(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ("request_class",), registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, ("request_class",), buckets=_SECONDS, registry=self.registry)
+
+
+class Stopwatch:
+    """Follows one request from its arrival to its end. Every request that is started must be ended, once."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._class = _UNKNOWN
+        self._stage: Stage = "reading"
+        self._last_token_s = 0.0
+        self.arrival_s = time.monotonic()
+        self.status = _CLIENT_GONE
+
+    def admit(self, request_class: str) -> None:
+        """The request is valid and waits for its first token."""
+        self._class = request_class
+        self._enter("waiting")
+
+    def token(self, prompt_tokens: int) -> None:
+        """A token came; `prompt_tokens` are counted with the first."""
+        now_s = time.monotonic()
+        if self._stage == "waiting":
+            self._enter("decoding")
+            self._metrics.first_token_s.labels(self._class).observe(now_s - self.arrival_s)
+            self._metrics.prompt_tokens.labels(self._class).inc(prompt_tokens)
+        else:
+            self._metrics.token_s.labels(self._class).observe(now_s - self._last_token_s)
+        self._metrics.new_tokens.labels(self._class).inc()
+        self._last_token_s = now_s
+
+    def leave(self) -> None:
+        """The client went away before its answer was complete."""
+        self.status = _CLIENT_GONE
+
+    def end(self) -> None:
+        """The request is over, with `status`."""
+        if self._stage == "decoding" and self.status == 200:
+            self._metrics.latency_s.labels(self._class).observe(self._last_token_s - self.arrival_s)
+        self._enter("reading")
+        self._metrics.requests.labels(self._class, str(self.status)).inc()
+
+    def _enter(self, stage: Stage) -> None:
+        gauges = {"waiting": self._metrics.queue_depth, "decoding": self._metrics.sessions_live}
+        if left := gauges.get(self._stage):
+            left.labels(self._class).dec()
+        if entered := gauges.get(stage):
+            entered.labels(self._class).inc()
+        self._stage = stage

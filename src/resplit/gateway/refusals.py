@@ -1,0 +1,81 @@
+"""Every error as the OpenAI API words it: status, type, code, and a message that leaks nothing.
+
+Knows which error means which status; raises nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from resplit.errors import CapacityError, NodeLostError, RequestError
+
+_SHOWN = 200  # characters of a client's own words that a message repeats
+
+
+def refuse(
+    status: int,
+    message: str,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> HTTPException:
+    """The error to raise for an answer with `status` and an error object in OpenAI's shape."""
+    kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    return HTTPException(status, {"message": message, "type": kind, "param": param, "code": code}, headers)  # type: ignore[arg-type]
+
+
+def as_http(error: Exception) -> HTTPException:
+    """`error` as `refuse` makes it; whatever is not raised on purpose becomes a 500 without detail."""
+    match error:
+        case HTTPException():
+            known = isinstance(error.detail, dict)
+            return error if known else refuse(error.status_code, error.detail, headers=error.headers)
+        case RequestValidationError():
+            return _invalid(error.errors()[0])
+        case RequestError():
+            return refuse(400, str(error))
+        case CapacityError():
+            wait_s = str(max(1, math.ceil(error.retry_after_s)))
+            return refuse(429, str(error), "rate_limit_exceeded", headers={"Retry-After": wait_s})
+        case NodeLostError():
+            return refuse(503, str(error), "service_unavailable")
+        case TimeoutError():
+            return refuse(504, str(error) or "the request's deadline is over", "deadline_exceeded")
+    return refuse(500, "the server failed to process the request; its log says why", "internal_error")
+
+
+def body_of(error: HTTPException) -> str:
+    """The error object as JSON, in ASCII: a message may repeat what is not valid text."""
+    return json.dumps({"error": error.detail})
+
+
+def response(error: Exception) -> Response:
+    """The HTTP answer to `error`."""
+    refusal = as_http(error)
+    return Response(body_of(refusal), refusal.status_code, refusal.headers, "application/json")
+
+
+def _invalid(found: Mapping[str, Any]) -> HTTPException:
+    """The first thing that is wrong with a request's body or headers, as pydantic found it."""
+    param = ".".join(map(str, found["loc"][1:]))[:_SHOWN]
+    match found["type"]:
+        case "json_invalid":
+            return refuse(400, f"the body is not valid JSON: {found['ctx']['error']}")
+        case "extra_forbidden":
+            return refuse(400, f"unrecognized request argument supplied: {param}", "unknown_parameter", param)
+        case "missing" if param:
+            return refuse(400, f"missing required parameter: '{param}'", "missing_required_parameter", param)
+        case "value_error" if param:
+            return refuse(400, f"invalid '{param}': {found['ctx']['error']}", "invalid_value", param)
+        case "value_error":
+            return refuse(400, str(found["ctx"]["error"]), "invalid_value")
+    if param:
+        return refuse(400, f"invalid '{param}': {found['msg']}", "invalid_value", param)
+    return refuse(400, "the body must be a JSON object, sent with the content type application/json")
