@@ -1,0 +1,169 @@
+"""A real engine (a tiny random Llama, its cache, one token after another) and the app in front of it under uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import uvicorn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from resplit.config import LimitsConfig
+from resplit.errors import CapacityError, NodeLostError, RequestError
+from resplit.gateway.api import create_app
+from resplit.gateway.engine import GeneratedToken, GenerationRequest
+from resplit.gateway.text import Text
+
+MODEL = "tiny-random-llama"
+KEYS = {"key-interactive": "interactive", "key-batch": "batch"}
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog and runs away from the hungry bear",
+    "Müller läßt grüßen; 日本語の文章もあります 🙂🙃 and some more plain words follow here",
+] * 5
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}"
+    "{{ raise_exception('a conversation starts with a user') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+)
+
+
+@pytest.fixture(scope="session")
+def text() -> Text:
+    """Byte-level BPE trained here, small enough that many characters take several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    wrapped.chat_template = TEMPLATE
+    return Text(wrapped)
+
+
+@dataclass
+class TinyEngine:
+    """Generates with a transformers model, one step after the other, for as many requests as there is room."""
+
+    model: LlamaForCausalLM
+    context_tokens: int = 128
+    classes: tuple[str, ...] = ("interactive", "batch")
+    default_class: str = "interactive"
+    room: int = 8
+    lost_after: int | None = None  # the nodes are lost when this many tokens are out
+    broken_after: int | None = None  # a defect shows when this many tokens are out
+    step_s: float = 0.0
+    unready: str | None = None
+    live: int = 0
+    seen: list[GenerationRequest] = field(default_factory=list)
+    idle: threading.Event = field(default_factory=threading.Event)
+
+    def ready(self) -> str | None:
+        return self.unready
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
+        self.seen.append(request)
+        if self.live >= self.room:
+            raise CapacityError(f"all {self.room} sessions are taken", retry_after_s=1.5)
+        if request.prompt_ids[:3] == (5, 5, 5):
+            raise RequestError("the engine does not take this prompt")
+        self.live += 1
+        self.idle.clear()
+        try:
+            async for token in self._tokens(request):
+                yield token
+        finally:
+            self.live -= 1
+            if not self.live:
+                self.idle.set()
+
+    async def _tokens(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
+        cache = DynamicCache(config=self.model.config)
+        ids = list(request.prompt_ids)
+        draws = torch.Generator().manual_seed(request.sampling.seed)
+        for index in range(request.max_new_tokens):
+            if self.lost_after == index:
+                raise NodeLostError("the last trusted node is gone")
+            if self.broken_after == index:
+                raise KeyError("a secret detail")
+            await asyncio.sleep(self.step_s)
+            logits = self.model(torch.tensor([ids]), past_key_values=cache).logits[0, -1]
+            token = _choose(logits, request, draws)
+            ids = [token]
+            last = index == request.max_new_tokens - 1
+            finish = "stop" if token in request.stop_ids else "length" if last else None
+            yield GeneratedToken(token, index, finish)
+            if finish:
+                return
+
+
+def _choose(logits: torch.Tensor, request: GenerationRequest, draws: torch.Generator) -> int:
+    if request.sampling.temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / request.sampling.temperature).softmax(-1), 1, generator=draws))
+
+
+@pytest.fixture(scope="session")
+def model(text: Text) -> LlamaForCausalLM:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=text.vocabulary,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=next(iter(text.stop_ids)),
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@contextmanager
+def serving(app: object) -> Iterator[str]:
+    """The app under uvicorn on a free loopback port, in a thread; gives the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+
+Serve = Callable[..., tuple[str, TinyEngine]]
+
+
+@pytest.fixture(scope="module")
+def serve(model: LlamaForCausalLM, text: Text) -> Iterator[Serve]:
+    """Starts an app: `serve(require_key=False, limits={}, **engine fields)` gives its URL and its engine."""
+    stops = []
+
+    def start(require_key: bool = False, limits: dict[str, str] | None = None, **fields: object) -> tuple[str, TinyEngine]:
+        engine = TinyEngine(model, **fields)
+        app = create_app(engine, text, MODEL, LimitsConfig(**{"body": "64 KiB", **(limits or {})}), KEYS, require_key)
+        stops.append(serving(app))
+        return stops[-1].__enter__(), engine
+
+    yield start
+    for stop in stops:
+        stop.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def server(serve: Serve) -> tuple[str, TinyEngine]:
+    """One app with an engine that has room for everybody."""
+    return serve()
