@@ -20,7 +20,7 @@ from resplit.control.keys import Member, certificate_name, issue, keys_command, 
 from resplit.control.signing import CommandSigner, CommandVerifier
 from resplit.errors import CommandRefusedError, ConfigError, ShardError
 from resplit.model.registry import Keyring, Registry
-from resplit.model.shards import open_shard, unwrap_key, wrap_key
+from resplit.model.shards import new_key, open_shard, seal, unwrap_key, wrap_key
 
 
 @asynccontextmanager
@@ -245,7 +245,8 @@ def test_a_nodes_credentials_open_its_own_blocks_and_no_others(ours: Path, tmp_p
     registry, keyring = Registry(str(tmp_path / "shards")), Keyring(tmp_path / "keyring.json")
     controller, nodes = Member.load(ours / "controller"), [Member.load(ours / name) for name in ("node-a", "node-b")]
     for host in nodes:
-        entry = keyring.package(f"block of {host.name}", host.name.encode(), registry)
+        data_key = new_key()
+        entry = keyring.add(host.name, "", registry.put(seal(host.name.encode(), data_key)), data_key)
         public = controller.public_wrap_key(host.name)
         wrapped = wrap_key(entry.key, public, node=host.name, shard=entry.shard)
         for node in nodes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from resplit.errors import ShardError
-from resplit.model.registry import Keyring, Registry
+from resplit.model.registry import Keyring, KeyringEntry, Registry
 from resplit.model.shards import new_key, open_shard, seal
 
 
@@ -112,60 +112,68 @@ def test_an_unreachable_registry_is_named(tmp_path: Path) -> None:
             ask()
 
 
-def test_packaging_the_same_model_again_writes_nothing(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
-    registry = Registry(str(folder))
-    first = keyring.package("layer.0", b"weights", registry)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert Keyring(tmp_path / "state" / "keyring.json").package("layer.0", b"weights", registry) == first
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def test_changed_or_lost_content_is_packaged_afresh(folder: Path, keyring: Keyring) -> None:
+def package(block: str, plain: bytes, registry: Registry, keyring: Keyring) -> KeyringEntry:
+    """A block's shard, sealed and stored."""
+    key = new_key()
+    return keyring.add(block, sha256(plain), registry.put(seal(plain, key)), key)
+
+
+def test_a_packaged_block_is_known_by_its_content(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
     registry = Registry(str(folder))
-    first = keyring.package("layer.0", b"weights", registry)
-    second = keyring.package("layer.0", b"other weights", registry)
-    assert len({first.shard, second.shard}) == len({first.key, second.key}) == 2
-    registry.delete(second.shard)
-    third = keyring.package("layer.0", b"other weights", registry)
-    assert third.key != second.key
-    assert open_shard(registry.get(third.shard), third.key) == b"other weights"
+    assert keyring.find("layer.0", sha256(b"weights")) is None
+    first = package("layer.0", b"weights", registry, keyring)
+    again = Keyring(tmp_path / "state" / "keyring.json")
+    assert again.find("layer.0", sha256(b"weights")) == again["layer.0"] == first
+    assert again.find("layer.0", sha256(b"other weights")) is None
+    assert again.find("layer.1", sha256(b"weights")) is None
+    assert open_shard(registry.get(first.shard), again["layer.0"].key) == b"weights"
+
+
+def test_a_block_packaged_anew_has_its_new_shard(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
+    registry = Registry(str(folder))
+    package("layer.0", b"weights", registry, keyring)
+    second = package("layer.0", b"other weights", registry, keyring)
+    assert Keyring(tmp_path / "state" / "keyring.json")["layer.0"] == keyring["layer.0"] == second
 
 
 def test_the_same_content_in_two_blocks_is_two_shards(folder: Path, keyring: Keyring) -> None:
     registry = Registry(str(folder))
-    shards = {keyring.package(block, b"tied weights", registry).shard for block in ("embed", "head")}
-    assert len(shards) == 2
+    assert len({package(block, b"tied weights", registry, keyring).shard for block in ("embed", "head")}) == 2
 
 
 def test_nothing_in_the_registry_tells_model_layer_or_tensor(folder: Path, keyring: Keyring) -> None:
     registry = Registry(str(folder))
     contents = [b'{"model.layers.%d.mlp.up_proj.weight":' % layer + bytes(3000) for layer in range(4)]
     for layer, plain in enumerate(contents):
-        keyring.package(f"layer.{layer}", plain, registry)
+        package(f"layer.{layer}", plain, registry, keyring)
     files = list(folder.rglob("*"))
     assert len(files) == 4
     assert {len(path.name) for path in files} == {64}
     assert len({path.stat().st_size for path in files}) == 1
     told = b"".join(path.name.encode() + path.read_bytes() for path in files)
     assert not [word for word in (b"layer", b"model", b"mlp", b"proj", b"weight") if word in told]
-    assert not [hash_ for hash_ in (hashlib.sha256(plain).hexdigest().encode() for plain in contents) if hash_ in told]
+    assert not [plain for plain in contents if sha256(plain).encode() in told]
 
 
 def test_the_keyring_is_readable_by_its_owner_only(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
-    keyring.package("layer.0", b"weights", Registry(str(folder)))
+    package("layer.0", b"weights", Registry(str(folder)), keyring)
     assert stat.S_IMODE((tmp_path / "state" / "keyring.json").stat().st_mode) == 0o600
 
 
 def test_a_keyring_that_cannot_be_written_stays_as_it_was(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
     registry = Registry(str(folder))
-    first = keyring.package("layer.0", b"weights", registry)
+    first = package("layer.0", b"weights", registry, keyring)
     path = tmp_path / "state" / "keyring.json"
     with file_size_limit(path.stat().st_size + 10), pytest.raises(ShardError, match="cannot be written"):
-        keyring.package("layer.1", b"weights", registry)
+        package("layer.1", b"weights", registry, keyring)
     assert list(path.parent.iterdir()) == [path]
-    assert Keyring(path).entry("layer.0") == keyring.entry("layer.0") == first
+    assert Keyring(path)["layer.0"] == keyring["layer.0"] == first
     with pytest.raises(ShardError, match=r"layer\.1"):
-        keyring.entry("layer.1")
+        keyring["layer.1"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"layer.0": 3}', json.dumps({"layer.0": {"shard": "x", "key": "?"}})])

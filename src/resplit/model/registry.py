@@ -1,6 +1,6 @@
 """Where sealed shards lie, under names that tell nothing, and the controller's private list of what they are.
 
-Knows sealed bytes and places; sees a block's content only to recognise it, and never a model or a node.
+Knows sealed bytes, places and block names; knows nothing of models, or of which node holds what.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 import fsspec
 
 from resplit.errors import ShardError
-from resplit.model.shards import new_key, seal
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -110,21 +109,21 @@ class Keyring:
         self._path = path
         self._entries = _read_entries(path)
 
-    def entry(self, block: str) -> KeyringEntry:
+    def __getitem__(self, block: str) -> KeyringEntry:
         """What is known of `block`; ShardError if it was never packaged."""
         try:
             return self._entries[block]
         except KeyError:
             raise ShardError(f"{self._path}: block {block!r} has no shard; package the model first") from None
 
-    def package(self, block: str, plain: bytes, registry: Registry) -> KeyringEntry:
-        """The shard of `block` with this content, sealed and stored only if it is not in the registry already."""
-        content = hashlib.sha256(plain).hexdigest()
+    def find(self, block: str, content: str) -> KeyringEntry | None:
+        """What is known of `block` if its content has the SHA-256 `content`: such a block needs no new shard."""
         known = self._entries.get(block)
-        if known is not None and known.content == content and registry.has(known.shard):
-            return known
-        key = new_key()
-        entry = KeyringEntry(registry.put(seal(plain, key)), key, content)
+        return known if known is not None and known.content == content else None
+
+    def add(self, block: str, content: str, shard: str, key: bytes) -> KeyringEntry:
+        """Note a block's new shard, in place of an older one; ShardError if it cannot be written."""
+        entry = KeyringEntry(shard, key, content)
         entries = self._entries | {block: entry}
         _write_entries(self._path, entries)
         self._entries = entries
