@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import itertools
+import re
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from resplit.control.log import EpochLog, Epochs, Step, after
+from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
+
+STEPS: tuple[Step, ...] = ("proposed", "prepared", "committed", "aborted", "released")
+LETTER = {"proposed": "P", "prepared": "R", "committed": "C", "aborted": "A", "released": "L"}
+
+
+def is_legal(history: list[tuple[int, Step]]) -> bool:
+    """The rules as an observer would state them of a whole history; the code states them of one step."""
+    return all(_last_step_is_legal(history[: end + 1]) for end in range(len(history)))
+
+
+def _last_step_is_legal(history: list[tuple[int, Step]]) -> bool:
+    words: dict[int, str] = {}
+    for number, step in history:
+        words[number] = words.get(number, "") + LETTER[step]
+    committed = [number for number, step in history if step == "committed"]
+    return (
+        all(re.fullmatch("P|PR|PRC|PRCL|PA|PRA", word) for word in words.values())
+        and list(words) == sorted(words)
+        and min(words) > 0
+        and sum(word in ("P", "PR") for word in words.values()) <= 1
+        and not (committed and words[committed[-1]].endswith("L"))
+    )
+
+
+def replay(history: list[tuple[int, Step]]) -> Epochs | None:
+    """What the code makes of a history; None if it refuses a step of it."""
+    epochs = Epochs()
+    try:
+        for number, step in history:
+            epochs = after(epochs, number, step)
+    except ProposalRefusedError:
+        return None
+    return epochs
+
+
+def test_every_short_history_is_judged_as_the_rules_say() -> None:
+    legal: list[list[tuple[int, Step]]] = [[]]
+    judged = 0
+    for _ in range(7):
+        longer = [[*history, entry] for history in legal for entry in itertools.product((1, 2, 3), STEPS)]
+        for history in longer:
+            assert (replay(history) is not None) == is_legal(history), history
+        legal = [history for history in longer if is_legal(history)]
+        judged += len(longer)
+    assert judged > 1000
+
+
+class LogMachine(RuleBasedStateMachine):
+    """Any steps in any order, with crashes, restarts and a second writer in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.restarts = 0
+        self.log = EpochLog(self.folder / "0.db")
+        self.history: list[tuple[int, Step]] = []
+        self.decided: list[int] = []
+
+    def teardown(self) -> None:
+        self.log.close()
+        shutil.rmtree(self.folder)
+
+    def _append(self, log: EpochLog, epoch: int, step: Step) -> None:
+        wanted = [*self.history, (epoch, step)]
+        if is_legal(wanted):
+            log.append(epoch, step, {"count": len(wanted)})
+            self.history = wanted
+        else:
+            with pytest.raises(ProposalRefusedError):
+                log.append(epoch, step, {})
+
+    @rule(epoch=st.integers(0, 8), step=st.sampled_from(STEPS))
+    def any_step(self, epoch: int, step: Step) -> None:
+        self._append(self.log, epoch, step)
+
+    @rule(last=st.sampled_from(["prepared", "committed", "aborted"]))
+    def a_new_epoch(self, last: Step) -> None:
+        epoch = self.log.next_epoch()
+        for step in ("proposed", "prepared", "committed", "aborted"):
+            self._append(self.log, epoch, step)
+            if step == last:
+                break
+
+    @rule()
+    def release_all(self) -> None:
+        for epoch in self.log.unreleased():
+            self._append(self.log, epoch, "released")
+        assert self.log.unreleased() == []
+
+    @rule(epoch=st.integers(1, 8), step=st.sampled_from(STEPS))
+    def a_step_by_a_second_process(self, epoch: int, step: Step) -> None:
+        other = EpochLog(self._path())
+        self._append(other, epoch, step)
+        other.close()
+
+    @rule()
+    def a_decision(self) -> None:
+        self.log.append_decision({"choice": len(self.decided)})
+        self.decided.append(len(self.decided))
+
+    @rule()
+    def restart(self) -> None:
+        self.log.close()
+        self.log = EpochLog(self._path())
+
+    @rule(in_the_middle_of_a_step=st.booleans())
+    def crash(self, in_the_middle_of_a_step: bool) -> None:
+        """Only what is in the files at this moment is left, as after a kill."""
+        if in_the_middle_of_a_step:
+            self.log._database.execute("begin immediate")
+            self.log._database.execute("insert into steps (epoch, step, detail) values (99, 'proposed', '{}')")
+        before, self.restarts = self._path(), self.restarts + 1
+        for suffix in ("", "-wal"):
+            if Path(f"{before}{suffix}").exists():
+                shutil.copy(f"{before}{suffix}", f"{self._path()}{suffix}")
+        self.log.close()
+        self.log = EpochLog(self._path())
+
+    def _path(self) -> Path:
+        return self.folder / f"{self.restarts}.db"
+
+    @invariant()
+    def nothing_is_lost_and_nothing_is_invented(self) -> None:
+        for epoch in range(10):
+            expected = [
+                (step, {"count": index + 1}) for index, (number, step) in enumerate(self.history) if number == epoch
+            ]
+            assert self.log.steps(epoch) == expected
+        assert [body["choice"] for _, body in self.log.decisions()] == self.decided
+
+    @invariant()
+    def exactly_one_committed_epoch_is_live(self) -> None:
+        committed = [epoch for epoch, step in self.history if step == "committed"]
+        last = self.log.last_committed()
+        assert (last and last[0]) == self.log.epochs.live == (committed[-1] if committed else None)
+        released = {epoch for epoch, step in self.history if step == "released"}
+        assert self.log.unreleased() == sorted(set(committed[:-1]) - released)
+
+    @invariant()
+    def at_most_one_epoch_is_unfinished(self) -> None:
+        settled = {epoch for epoch, step in self.history if step in ("committed", "aborted")}
+        assert self.log.unfinished() == [e for e in dict(self.history) if e not in settled]
+        assert len(self.log.unfinished()) <= 1
+        assert self.log.next_epoch() == max([0, *dict(self.history)]) + 1
+
+
+LogMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestLogMachine = LogMachine.TestCase
+
+WRITER = """
+import sys
+from pathlib import Path
+from resplit.control.log import EpochLog
+log = EpochLog(Path(sys.argv[1]))
+while True:
+    epoch = log.next_epoch()
+    for step in ("proposed", "prepared", "committed"):
+        log.append(epoch, step, {})
+        print(epoch, step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3, 40])
+def test_a_killed_writer_loses_nothing_that_it_was_told_is_written(tmp_path: Path, seen: int) -> None:
+    path = tmp_path / "log.db"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    told = [writer.stdout.readline() for _ in range(seen)]
+    writer.send_signal(signal.SIGKILL)
+    told += writer.stdout.readlines()
+    writer.wait()
+    log = EpochLog(path)
+    written = [f"{epoch} {entry.step}\n" for epoch in range(1, log.next_epoch()) for entry in log.steps(epoch)]
+    whole = [line for line in told if line.endswith("\n")]
+    assert len(whole) >= seen
+    assert written[: len(whole)] == whole
+    assert len(written) <= len(whole) + 1
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EpochLog:
+    return EpochLog(tmp_path / "state" / "log.db")
+
+
+def test_the_last_committed_epoch_comes_with_what_was_said_of_it(log: EpochLog) -> None:
+    assert log.last_committed() is None
+    log.append(1, "proposed", {"placement": ["a"]})
+    log.append(1, "prepared", {})
+    log.append(1, "committed", {"placement": ["a", "b"]})
+    log.append(2, "proposed", {})
+    assert log.last_committed() == (1, {"placement": ["a", "b"]})
+    assert log.steps(1)[0].detail == {"placement": ["a"]}
+
+
+def test_decisions_are_read_from_where_one_left_off(log: EpochLog) -> None:
+    for choice in ("keep", "re-split", "keep"):
+        log.append_decision({"choice": choice})
+    (first, _), *rest = log.decisions()
+    assert [body["choice"] for _, body in rest] == ["re-split", "keep"]
+    assert log.decisions(since_id=first) == rest
+    assert log.decisions(since_id=rest[-1][0]) == []
+
+
+def test_every_write_reaches_the_disk_before_it_counts(log: EpochLog) -> None:
+    settings_ = [log._database.execute(f"pragma {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert settings_ == ["wal", 2]  # 2: full
+
+
+def test_many_threads_may_append(log: EpochLog) -> None:
+    threads = [threading.Thread(target=lambda: [log.append_decision({"n": n}) for n in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(log.decisions()) == 80
+
+
+def test_a_full_disk_refuses_a_step_whole(log: EpochLog) -> None:
+    log.append(1, "proposed", {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CapacityError, match="nothing was changed"):
+            log.append(1, "prepared", {"filling": "x" * 500_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [entry.step for entry in log.steps(1)] == ["proposed"]
+    log.append(1, "prepared", {})
+
+
+def test_a_log_that_another_process_holds_says_so(log: EpochLog, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "state" / "log.db", isolation_level=None)
+    other.execute("begin immediate")
+    log._database.execute("pragma busy_timeout = 10")
+    with pytest.raises(CapacityError, match="locked"):
+        log.append(1, "proposed", {})
+    other.execute("rollback")
+    log.append(1, "proposed", {})
+
+
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.db").write_bytes(b"this is no database " * 100)
+    with pytest.raises(ConfigError, match=r"log\.db"):
+        EpochLog(tmp_path / "log.db")
+
+
+def test_a_detail_that_is_no_json_changes_nothing(log: EpochLog) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        log.append(1, "proposed", {"latency_s": float("nan")})
+    assert log.steps(1) == []
