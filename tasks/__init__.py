@@ -1,0 +1,1 @@
+"""The tasks: each touches the world once, around plain logic. Flows order them; `resplit` does not know them."""

@@ -1,0 +1,72 @@
+"""The fit as a task: telemetry in, cost model out, the last good one kept on disk.
+
+Knows the file; the mathematics is in `resplit.cost`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from resplit.cost import CostModel, fit_cost_model
+from resplit.errors import DataError
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures
+
+__all__ = ["fit", "fit_and_keep", "last_good_model"]
+
+_log = structlog.get_logger(__name__)
+
+
+def last_good_model(path: Path) -> CostModel:
+    """The model that the last good fit left at `path`; DataError where there is none or it is no cost model."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: no cost model was fitted yet ({error.strerror})") from error
+    try:
+        return CostModel.from_json(text)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path) -> CostModel:
+    """Fit to the window `telemetry`, leaning on the model at `path` if there is one, and put the new one in its place.
+
+    One path serves one chain of blocks. DataError where the telemetry says too little: the file then stays as it is.
+    A file that cannot be read is not leant on, and is replaced.
+    """
+    model = fit_cost_model(telemetry, features, _previous(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(model.to_json(), encoding="utf-8")
+    os.replace(partial, path)
+    _log.info(
+        "cost model fitted",
+        nodes=len(model.reference_s),
+        links=len(model.links),
+        held_out_contexts=model.held_out_contexts.median,
+        held_out_nodes=model.held_out_nodes.median,
+    )
+    return model
+
+
+def _previous(path: Path) -> CostModel | None:
+    if not path.exists():
+        return None
+    try:
+        return last_good_model(path)
+    except DataError as error:
+        _log.warning("the earlier cost model is not used", reason=str(error))
+        return None
+
+
+@task(name="fit", cache_policy=NO_CACHE)
+def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path) -> CostModel:
+    """`fit_and_keep` as a task."""
+    return fit_and_keep(telemetry, features, path)
