@@ -117,6 +117,7 @@ def _choose(logits: torch.Tensor, request: GenerationRequest, draws: torch.Gener
 @pytest.fixture(scope="session")
 def model(text: Text) -> LlamaForCausalLM:
     torch.manual_seed(7)
+    torch.set_num_threads(1)
     config = LlamaConfig(
         vocab_size=text.vocabulary,
         hidden_size=48,
@@ -127,7 +128,9 @@ def model(text: Text) -> LlamaForCausalLM:
         eos_token_id=next(iter(text.stop_ids)),
         initializer_range=0.4,
     )
-    return LlamaForCausalLM(config).eval()
+    llama = LlamaForCausalLM(config).eval().requires_grad_(False)
+    llama.lm_head.weight[0] *= 2  # so that some texts end
+    return llama
 
 
 @contextmanager
@@ -152,7 +155,9 @@ def serve(model: LlamaForCausalLM, text: Text) -> Iterator[Serve]:
     """Starts an app: `serve(require_key=False, limits={}, **engine fields)` gives its URL and its engine."""
     stops = []
 
-    def start(require_key: bool = False, limits: dict[str, str] | None = None, **fields: object) -> tuple[str, TinyEngine]:
+    def start(
+        require_key: bool = False, limits: dict[str, str] | None = None, **fields: object
+    ) -> tuple[str, TinyEngine]:
         engine = TinyEngine(model, **fields)
         app = create_app(engine, text, MODEL, LimitsConfig(**{"body": "64 KiB", **(limits or {})}), KEYS, require_key)
         stops.append(serving(app))

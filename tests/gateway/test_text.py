@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_end_of_text_and_other_special_tokens_are_not_shown(text: Text) -> N
 def test_a_stop_string_is_found_wherever_the_text_is_cut(words: str, stops: list[str], cuts: list[int]) -> None:
     borders = sorted({0, len(words), *(cut for cut in cuts if cut < len(words))})
     filtered = StopStrings(stops)
-    shown = "".join(filtered.push(words[a:b]) for a, b in zip(borders, borders[1:], strict=False)) + filtered.flush()
+    shown = "".join(filtered.push(words[a:b]) for a, b in pairwise(borders)) + filtered.flush()
     assert shown == _cut_at_the_first_to_end(words, stops)
     assert filtered.found == any(stop in words for stop in stops)
 

@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -60,16 +60,21 @@ def create_app(
     Without `require_key` an unknown key is as good as none. Other parts may add their own to `metrics`.
     Raises ConfigError where a key names a class that the engine does not know.
     """
-    text = text if isinstance(text, Text) else Text.from_folder(text)
     metrics = metrics or Metrics()
-    desk = _Desk(engine, text, model_name, limits, _hashed(api_keys, engine.classes), require_key)
     app = FastAPI(title="resplit", docs_url=None, redoc_url=None)
+    app.state.desk = _Desk(
+        engine,
+        text if isinstance(text, Text) else Text.from_folder(text),
+        model_name,
+        limits,
+        metrics,
+        _hashed(api_keys, engine.classes),
+        require_key,
+    )
     app.add_middleware(Guard, metrics=metrics, limits=limits, metered=_METERED)
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
-    _add_generation(app, desk)
-    _add_models(app, desk)
-    _add_operation(app, engine, metrics)
+    app.include_router(_router)
     return app
 
 
@@ -81,21 +86,14 @@ class _Desk:
     text: Text
     model_name: str
     limits: LimitsConfig
+    metrics: Metrics
     key_classes: Mapping[bytes, str]
     require_key: bool
+    since: int = field(default_factory=lambda: int(time.time()))
 
-    def caller(
-        self,
-        authorization: Annotated[str | None, Header()] = None,
-        x_resplit_class: Annotated[str | None, Header()] = None,
-        x_resplit_deadline_s: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
-    ) -> Caller:
-        """Dependency: the caller of a request. 401 without a key that is needed, 400 for an unknown class."""
-        request_class = self._class_of_key(authorization or "") or x_resplit_class or self.engine.default_class
-        if request_class not in self.engine.classes:
-            known = ", ".join(self.engine.classes)
-            raise refuse(400, f"unknown request class; the classes are {known}", "invalid_value", "X-Resplit-Class")
-        return Caller(request_class, min(x_resplit_deadline_s or math.inf, self.limits.deadline))
+    def described(self) -> dict[str, Any]:
+        """The model that is served, as /v1/models tells of it."""
+        return {"id": self.model_name, "object": "model", "created": self.since, "owned_by": "resplit"}
 
     def check_model(self, name: str) -> None:
         """404 for any model but the one that is served."""
@@ -144,7 +142,8 @@ class _Desk:
         async with aclosing(parts):
             return JSONResponse(envelope.whole([part async for part in parts]))
 
-    def _class_of_key(self, authorization: str) -> str | None:
+    def class_of_key(self, authorization: str) -> str | None:
+        """The class of the key in an Authorization header, None without one; 401 where a key is needed."""
         scheme, _, key = authorization.partition(" ")
         found = self.key_classes.get(_digest(key.strip())) if scheme.lower() == "bearer" else None
         if found is None and self.require_key:
@@ -226,54 +225,73 @@ class _EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _add_generation(app: FastAPI, desk: _Desk) -> None:
-    @app.post("/v1/completions")
-    async def completions(
-        body: CompletionRequest, request: Request, caller: Annotated[Caller, Depends(desk.caller)]
-    ) -> Response:
-        """Continue a prompt."""
-        return await desk.complete(body, caller, request.state.stopwatch)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(
-        body: ChatRequest, request: Request, caller: Annotated[Caller, Depends(desk.caller)]
-    ) -> Response:
-        """Answer a conversation."""
-        return await desk.chat(body, caller, request.state.stopwatch)
+def _desk(request: Request) -> _Desk:
+    desk: _Desk = request.app.state.desk
+    return desk
 
 
-def _add_models(app: FastAPI, desk: _Desk) -> None:
-    described = {"id": desk.model_name, "object": "model", "created": int(time.time()), "owned_by": "resplit"}
+def _caller(
+    desk: Annotated[_Desk, Depends(_desk)],
+    authorization: Annotated[str | None, Header()] = None,
+    x_resplit_class: Annotated[str | None, Header()] = None,
+    x_resplit_deadline_s: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
+) -> Caller:
+    """Who asks. 401 without a key where one is needed, 400 for an unknown class."""
+    request_class = desk.class_of_key(authorization or "") or x_resplit_class or desk.engine.default_class
+    if request_class not in desk.engine.classes:
+        known = ", ".join(desk.engine.classes)
+        raise refuse(400, f"unknown request class; the classes are {known}", "invalid_value", "X-Resplit-Class")
+    return Caller(request_class, min(x_resplit_deadline_s or math.inf, desk.limits.deadline))
 
-    @app.get("/v1/models", dependencies=[Depends(desk.caller)])
-    async def models() -> dict[str, Any]:
-        """The one model that is served."""
-        return {"object": "list", "data": [described]}
 
-    @app.get("/v1/models/{name:path}", dependencies=[Depends(desk.caller)])
-    async def model(name: str) -> dict[str, Any]:
-        """The model of that name."""
-        desk.check_model(name)
-        return described
+_DeskNeeded = Annotated[_Desk, Depends(_desk)]
+_CallerNeeded = Annotated[Caller, Depends(_caller)]
+_router = APIRouter()
 
 
-def _add_operation(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        """The process is alive."""
-        return {"status": "ok"}
+@_router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request, desk: _DeskNeeded, caller: _CallerNeeded) -> Response:
+    """Continue a prompt."""
+    return await desk.complete(body, caller, request.state.stopwatch)
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
-        """The engine can serve; 503 and the reason where it cannot."""
-        if reason := engine.ready():
-            return JSONResponse({"status": "unready", "reason": reason}, 503)
-        return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
-    async def exposition() -> Response:
-        """Everything that is counted, for Prometheus."""
-        return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+@_router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request, desk: _DeskNeeded, caller: _CallerNeeded) -> Response:
+    """Answer a conversation."""
+    return await desk.chat(body, caller, request.state.stopwatch)
+
+
+@_router.get("/v1/models")
+async def models(desk: _DeskNeeded, caller: _CallerNeeded) -> dict[str, Any]:
+    """The one model that is served."""
+    return {"object": "list", "data": [desk.described()]}
+
+
+@_router.get("/v1/models/{name:path}")
+async def model(name: str, desk: _DeskNeeded, caller: _CallerNeeded) -> dict[str, Any]:
+    """The model of that name."""
+    desk.check_model(name)
+    return desk.described()
+
+
+@_router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@_router.get("/readyz")
+async def readyz(desk: _DeskNeeded) -> JSONResponse:
+    """The engine can serve; 503 and the reason where it cannot."""
+    if reason := desk.engine.ready():
+        return JSONResponse({"status": "unready", "reason": reason}, 503)
+    return JSONResponse({"status": "ok"})
+
+
+@_router.get("/metrics")
+async def exposition(desk: _DeskNeeded) -> Response:
+    """Everything that is counted, for Prometheus."""
+    return Response(desk.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -76,6 +76,6 @@ def _invalid(found: Mapping[str, Any]) -> HTTPException:
             return refuse(400, f"invalid '{param}': {found['ctx']['error']}", "invalid_value", param)
         case "value_error":
             return refuse(400, str(found["ctx"]["error"]), "invalid_value")
-    if param:
-        return refuse(400, f"invalid '{param}': {found['msg']}", "invalid_value", param)
-    return refuse(400, "the body must be a JSON object, sent with the content type application/json")
+        case "missing" | "model_attributes_type" if not param:
+            return refuse(400, "the body must be a JSON object, sent with the content type application/json")
+    return refuse(400, f"invalid '{param or 'body'}': {found['msg']}", "invalid_value", param or None)

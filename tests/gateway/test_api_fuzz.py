@@ -1,0 +1,70 @@
+"""Requests made up from the app's own OpenAPI description, and bodies made up from nothing: none may be a 5xx."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+
+HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+MODEL = "tiny-random-llama"
+QUICK = settings(max_examples=50, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+PARAMETERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "n", "ignore_eos"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "reached"),
+    [
+        ("POST", "/v1/completions", {200, 400}),
+        ("POST", "/v1/chat/completions", {200, 400}),
+        ("GET", "/v1/models", {200, 400}),
+        ("GET", "/v1/models/{name}", {400, 404}),
+    ],
+)
+def test_no_described_request_is_a_server_error(server, method: str, path: str, reached: set[int]) -> None:
+    operation = schemathesis.openapi.from_url(f"{server[0]}/openapi.json")[path][method]
+    right, wrong = (operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode)
+    statuses: Counter[int] = Counter()
+
+    @QUICK
+    @given(case=right | wrong)
+    def run(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and "model" in case.body:
+            case.body["model"] = MODEL  # what is made up would end at a 404
+        case.headers.clear()  # a made-up deadline ends, rightly, in a 504
+        statuses[case.call_and_validate(checks=[not_a_server_error]).status_code] += 1
+
+    run()
+    assert reached <= set(statuses), statuses
+
+
+@QUICK
+@given(
+    path=st.sampled_from(["completions", "chat/completions"]),
+    body=st.binary() | JSON.map(lambda v: json.dumps(v).encode()),
+)
+def test_no_body_is_a_server_error(server, path: str, body: bytes) -> None:
+    answer = HTTP.post(f"{server[0]}/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+@QUICK
+@given(
+    path=st.sampled_from(["completions", "chat/completions"]),
+    body=st.dictionaries(st.sampled_from(PARAMETERS), JSON, max_size=5),
+)
+def test_no_value_of_a_parameter_is_a_server_error(server, path: str, body: dict[str, object]) -> None:
+    content = json.dumps({"model": MODEL, **body})
+    answer = HTTP.post(f"{server[0]}/v1/{path}", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (200, 400)
