@@ -37,9 +37,10 @@ class Emulation(_Strict):
 
 
 class NodeConfig(_Strict):
-    """One node. `memory` is the ceiling for weights and caches together."""
+    """One node. `memory` is the ceiling for weights and caches together; `address` (host:port) is where it listens."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    address: str | None = None
     memory: Bytes
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
     emulate: Emulation | None = None

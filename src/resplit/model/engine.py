@@ -168,6 +168,10 @@ class TorchEngine:
         generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + position) % 2**63)
         return int(order[torch.multinomial(ordered, 1, generator=generator)])
 
+    def blank(self, tokens: int) -> Activation:
+        """Hidden states of zeros, (1, tokens, width), for timing a block."""
+        return _activation(torch.zeros((1, tokens, self.chain.config.hidden_size), dtype=self.dtype))
+
     def close(self, session: str) -> None:
         """Free all caches of a session."""
         for key in [key for key in self._caches if key[0] == session]:
@@ -181,6 +185,10 @@ class TorchEngine:
         """How many positions of `session` block `block` has cached, 0 where it has none."""
         cache = self._caches.get((session, block))
         return cache.length if cache else 0
+
+    def capacity(self, session: str, block: int) -> int:
+        """To how many positions the cache of `session` in `block` may grow."""
+        return self._caches[session, block].capacity
 
     def export_cache(self, session: str, block: int, first: int, last: int) -> Activation:
         """Positions `first..last-1` of a session's cache of one block, (2, heads, positions, width)."""

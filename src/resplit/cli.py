@@ -1,0 +1,197 @@
+"""The command line: `resplit up`, `node`, `serve`, `status`, `plan`, `keys`.
+
+Parses arguments and prints; each command's work lives in its own module, imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resplit.errors import ConfigError, ResplitError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+app = typer.Typer(
+    help="Adaptive split inference of large foundation models over unequal edge machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ClusterFile = Annotated[Path, typer.Argument(help="The cluster file (YAML).", metavar="CLUSTER.yaml")]
+State = Annotated[Path, typer.Option(help="Folder for keys, logs, shards and the model.")]
+Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub name, or the default model.")]
+_DEFAULT_STATE = Path(".resplit")
+_DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+@app.command()
+def up(
+    cluster: ClusterFile,
+    port: Annotated[int, typer.Option(help="Port of the gateway on 127.0.0.1; 0 takes a free one.")] = 8080,
+    model: Model = _DEFAULT_MODEL,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Start a cluster on this machine and deploy a first plan; Ctrl-C stops it all."""
+    from resplit.launch import running
+    from resplit.start import first_plan
+
+    with running(cluster, state, model, port) as started:
+        placement = first_plan(started)
+        typer.echo(f"ready {started.url}  epoch 1: {placement}  (Ctrl-C stops it all)")
+        _wait_for_signal()
+        typer.echo("stopping", err=True)
+
+
+@app.command()
+def node(
+    cluster: ClusterFile,
+    name: Annotated[str, typer.Option(help="Which node of the cluster this is.")],
+    listen: Annotated[str | None, typer.Option(help="host:port; by default the node's address in the file.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="This node's key folder; by default STATE/keys/NAME.")] = None,
+    registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Run one node agent until it is told to stop."""
+    from resplit.config import load_cluster
+    from resplit.node.server import serve_node
+    from resplit.wire.peers import Address
+
+    config = load_cluster(cluster)
+    if name not in config.node_names:
+        raise ConfigError("--name", f"{name!r} is not in {cluster}; it has {', '.join(config.node_names)}")
+    where = listen or config.node(name).address
+    if where is None:
+        raise ConfigError(f"{cluster}: nodes: {name}", "has no address; give `address: host:port` there, or --listen")
+    _use_one_thread()
+    place = keys or state / "keys" / name
+    url = registry or str(state / "registry")
+    _run_until_stopped(lambda stop: serve_node(name, config, place, url, Address.parse(where), stop))
+
+
+@app.command()
+def serve(
+    cluster: ClusterFile,
+    host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port that the gateway listens on.")] = 8080,
+    model: Model = _DEFAULT_MODEL,
+    registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Run the gateway and the controller until told to stop."""
+    from resplit.config import load_cluster
+    from resplit.model.source import obtain
+    from resplit.serve import Place, serve
+    from resplit.wire.peers import Address
+
+    config = load_cluster(cluster)
+    stored = obtain(model, state / "models", config.dtype, config.split)
+    place = Place(state, state / "keys", registry or str(state / "registry"), Address(host, port))
+    _use_one_thread()
+    _run_until_stopped(lambda stop: serve(config, stored, place, stop, (state / "ready").touch))
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """The live placement, the nodes, the epoch and the latencies of a running cluster."""
+    from resplit.client import ControlClient, describe_status
+
+    with ControlClient.from_state(url, state) as client:
+        found = client.status()
+    typer.echo(json.dumps(found, indent=1) if as_json else describe_status(found))
+
+
+@app.command()
+def plan(
+    files: Annotated[list[Path], typer.Argument(help="Placement problems (docs/problem.md).", metavar="FILE...")],
+    solver: Annotated[str, typer.Option(help="relax, exact, or a published baseline.")] = "relax",
+    time_limit: Annotated[float, typer.Option(help="Seconds for each solve.")] = 10.0,
+    work_limit: Annotated[int | None, typer.Option(help="Solver steps for each solve, instead of seconds.")] = None,
+    tolerance: Annotated[float, typer.Option(help="How far from the best (relative) a plan with better service may be.")] = 0,
+    explain: Annotated[bool, typer.Option("--explain", help="For people: where the latency goes, what binds.")] = False,
+) -> None:
+    """Answer placement problems, one JSON object per line."""
+    from resplit.planner.command import plan_command
+
+    raise typer.Exit(plan_command(files, solver, time_limit, work_limit, tolerance, explain))
+
+
+@app.command()
+def keys(
+    cluster: ClusterFile,
+    state: State = _DEFAULT_STATE,
+    rotate: Annotated[bool, typer.Option(help="Renew every certificate and the signing key.")] = False,
+) -> None:
+    """Make the authority, and keys and certificates for the controller and every node."""
+    from resplit.control.keys import keys_command
+
+    keys_command(state / "keys", cluster, rotate)
+    typer.echo(f"keys are in {state / 'keys'}: copy each folder to its own machine, and `authority` to none")
+
+
+def main() -> None:
+    """Run the command line; errors that resplit raises on purpose are one line, not a traceback."""
+    _log_to_stderr()
+    try:
+        app()
+    except ResplitError as error:
+        typer.echo(f"resplit: {error}", err=True)
+        sys.exit(1)
+
+
+def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run `work` on an event loop whose timers keep a tenth of a millisecond; SIGINT and SIGTERM set its event."""
+    import asyncio
+    import selectors
+    import signal
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await work(stop)
+
+    # epoll rounds timers to whole milliseconds, as long as an emulated hop.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        runner.run(run())
+
+
+def _wait_for_signal() -> None:
+    import signal
+
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _log_to_stderr() -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A client of the control API: what flows and the command line use to observe a cluster and to propose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
+
+
+class ControlClient:
+    """Calls of one controller. Every call raises NodeLostError where it does not answer."""
+
+    def __init__(self, url: str, token: str, timeout_s: float = 120.0) -> None:
+        self._url = url
+        self._http = httpx.Client(
+            base_url=f"{url}/control", headers={"Authorization": f"Bearer {token}"}, timeout=timeout_s
+        )
+
+    @classmethod
+    def from_state(cls, url: str, state: Path) -> ControlClient:
+        """With the token in a state folder; ResplitError if there is none."""
+        try:
+            return cls(url, (state / "control.token").read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise ResplitError(f"no control token in {state} ({error.strerror}); is the cluster running there?") from None
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def status(self) -> dict[str, Any]:
+        """What is live: epoch, placement, nodes, sessions."""
+        return self._get("/status")
+
+    def model(self) -> dict[str, Any]:
+        """The model's name, its block features, and the live epoch and placement."""
+        return self._get("/model")
+
+    def telemetry(self, since_s: float) -> dict[str, list[dict[str, Any]]]:
+        """Telemetry rows by table, not older than `since_s` (seconds since 1970)."""
+        return self._get("/telemetry", since_s=since_s)
+
+    def demand(self, window_s: float) -> list[dict[str, Any]]:
+        """The fields of `RequestClass` for each class, as seen lately."""
+        return self._get("/demand", window_s=window_s)
+
+    def records(self, skip: int = 0) -> list[dict[str, Any]]:
+        """What became of every request that ended."""
+        return self._get("/records", skip=skip)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Every placement that was live."""
+        return self._get("/epochs")
+
+    def decisions(self, since: int = 0) -> list[dict[str, Any]]:
+        """The decision log after entry `since`."""
+        return self._get("/decisions", since=since)
+
+    def log_decision(self, decision: dict[str, Any]) -> None:
+        """Append to the decision log."""
+        self._post("/decisions", decision)
+
+    def profile(self) -> None:
+        """Have every node time blocks and links."""
+        self._post("/profile", {})
+
+    def propose(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        """Have a placement deployed; ProposalRefusedError where the controller does not."""
+        return self._post("/proposals", proposal)
+
+    def emulate_node(self, change: dict[str, Any]) -> None:
+        """Change what an emulated node plays."""
+        self._post("/emulation/node", change)
+
+    def emulate_link(self, change: dict[str, Any]) -> None:
+        """Change what an emulated link plays."""
+        self._post("/emulation/link", change)
+
+    def _get(self, path: str, **query: float) -> Any:
+        return self._answer("GET", path, params=query)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._answer("POST", path, json=body)
+
+    def _answer(self, method: str, path: str, **how: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **how)
+        except httpx.HTTPError as error:
+            raise NodeLostError(f"the controller at {self._url} does not answer ({error})") from error
+        if response.status_code == 409:
+            raise ProposalRefusedError(response.json()["error"]["message"])
+        if response.is_error:
+            raise ResplitError(f"the controller refused {method} {path}: {response.status_code} {response.text[:500]}")
+        return response.json()
+
+
+def describe_status(status: dict[str, Any]) -> str:
+    """A status as people read it."""
+    lines = [
+        f"cluster {status['cluster']}, model {status['model']}, epoch {status['epoch']} ({status['action']}), "
+        f"{status['sessions']} sessions, {status['waiting']} waiting, ready: {status['ready']}"
+    ]
+    names = status["blocks"]
+    for node in status["nodes"]:
+        blocks = node.get("blocks", [])
+        held = f"{names[blocks[0]]}..{names[blocks[-1]]} ({len(blocks)})" if blocks else "no blocks"
+        marks = [mark for mark in ("trusted", "emulated") if node.get(mark)]
+        answers = "" if node["answers"] else "  DOES NOT ANSWER"
+        lines.append(f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}")
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""The controller's HTTP side, for flows and operators: observe, propose, look. Guarded by a token.
+
+Translates between JSON and the controller; decides nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from resplit.control.controller import Controller, Proposal
+from resplit.control.monitor import Monitor
+from resplit.errors import NodeLostError, ResplitError
+from resplit.wire.links import Shape
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProposalBody(_Strict):
+    """A placement to deploy, one node name per block, planned against the epoch `based_on`."""
+
+    placement: list[str]
+    action: str
+    based_on: Annotated[int, Field(ge=0)]
+    predicted_latency_s: float | None = None
+    lower_bound: float | None = None
+
+
+class NodeEmulationBody(_Strict):
+    """What an emulated node plays from now on; None leaves it as it is."""
+
+    node: str
+    slowdown: Annotated[float, Field(gt=0)] | None = None
+    background_utilization: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+
+class LinkEmulationBody(_Strict):
+    """What an emulated link plays from now on, in both directions."""
+
+    between: tuple[str, str]
+    latency_s: Annotated[float, Field(ge=0)]
+    bandwidth_bytes_per_s: Annotated[float, Field(gt=0)]
+
+
+def add_control_api(app: FastAPI, controller: Controller, monitor: Monitor, token: str) -> None:
+    """Add `/control/...` to an app; every call needs the bearer token."""
+    gateway = controller.gateway
+
+    def authorised(authorization: Annotated[str, Header()] = "") -> None:
+        if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, "the control API needs the token that stands in the state folder")
+
+    api = APIRouter(prefix="/control", dependencies=[Depends(authorised)], include_in_schema=False)
+
+    @api.get("/status")
+    async def status() -> dict[str, Any]:
+        return _status(controller, monitor) | gateway.state()
+
+    @api.get("/model")
+    async def model() -> dict[str, Any]:
+        live = controller.live
+        return {
+            "name": controller.model.name,
+            "note": controller.model.note,
+            "features": [asdict(block) for block in controller.features],
+            "epoch": live.epoch if live else 0,
+            "placement": list(live.placement) if live else None,
+        }
+
+    @api.get("/telemetry")
+    async def telemetry(since_s: float = 0.0) -> dict[str, Any]:
+        return monitor.rows(since_s)
+
+    @api.get("/demand")
+    async def seen_demand(window_s: float = 30.0) -> list[dict[str, Any]]:
+        return gateway.demand(window_s)
+
+    @api.get("/records")
+    async def records(skip: int = 0) -> list[dict[str, Any]]:
+        return gateway.records(skip)
+
+    @api.get("/epochs")
+    async def epochs() -> list[dict[str, Any]]:
+        return [asdict(epoch) for epoch in controller.epochs]
+
+    @api.get("/decisions")
+    async def decisions(since: int = 0) -> list[dict[str, Any]]:
+        return [decision | {"id": number} for number, decision in controller.log.decisions(since)]
+
+    @api.post("/decisions")
+    async def decide(decision: dict[str, Any]) -> dict[str, Any]:
+        controller.log.append_decision(decision)
+        return {}
+
+    @api.post("/profile")
+    async def profile() -> dict[str, Any]:
+        await controller.introduce()
+        await controller.profile()
+        for name in controller.addresses:
+            await monitor.poll(name)
+        return {}
+
+    @api.post("/proposals")
+    async def propose(body: ProposalBody) -> dict[str, Any]:
+        proposal = Proposal(
+            tuple(body.placement), body.action, body.based_on, body.predicted_latency_s, body.lower_bound
+        )
+        return asdict(await controller.deploy(proposal))
+
+    @api.post("/emulation/node")
+    async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:
+        await controller.emulate(body.node, body.model_dump(exclude={"node"}, exclude_none=True))
+        return {}
+
+    @api.post("/emulation/link")
+    async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
+        one, other = body.between
+        shape = Shape(body.latency_s, body.bandwidth_bytes_per_s)
+        await controller.emulate(one, {"links": {other: asdict(shape)}})
+        await controller.emulate(other, {"links": {one: asdict(shape)}})
+        if controller.cluster.source in body.between:
+            far = other if one == controller.cluster.source else one
+            gateway.reshape(far, shape)
+        return {}
+
+    app.include_router(api)
+
+    @app.exception_handler(ResplitError)
+    async def refused(request: Request, error: ResplitError) -> JSONResponse:
+        status = 503 if isinstance(error, NodeLostError) else 409
+        return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
+
+
+def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
+    live = controller.live
+    newest = controller.epochs[-1] if controller.epochs else None
+    nodes = []
+    for name, address in controller.addresses.items():
+        state = monitor.states.get(name, {})
+        nodes.append(state | {"node": name, "address": str(address), "answers": name not in monitor.silent})
+    return {
+        "cluster": controller.cluster.name,
+        "model": controller.model.name,
+        "note": controller.model.note,
+        "blocks": [block.name for block in controller.features],
+        "epoch": live.epoch if live else 0,
+        "placement": list(live.placement) if live else None,
+        "action": newest.action if newest else None,
+        "predicted_latency_s": newest.predicted_latency_s if newest else None,
+        "nodes": nodes,
+    }

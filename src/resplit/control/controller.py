@@ -1,0 +1,242 @@
+"""The controller: it alone writes epochs. Checks a proposed placement, prepares it, commits it, releases the old one.
+
+Decides no placements and serves no requests. Each step of an epoch stands in the log before it is acted on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from resplit.config import ClusterConfig
+from resplit.control.gateway import Gateway
+from resplit.control.keys import Member
+from resplit.control.log import EpochLog
+from resplit.control.signing import CommandSigner
+from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
+from resplit.model.registry import Keyring
+from resplit.model.shards import wrap_key
+from resplit.model.source import StoredModel
+from resplit.types import BlockFeatures
+from resplit.wire.peers import Address, Peer
+from resplit.wire.route import Route
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A placement that somebody wants deployed, and why. `based_on` is the epoch that it was planned against."""
+
+    placement: tuple[str, ...]
+    action: str
+    based_on: int
+    predicted_latency_s: float | None = None
+    lower_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveEpoch:
+    """One placement that was committed; `committed_s` in seconds since 1970."""
+
+    epoch: int
+    committed_s: float
+    action: str
+    placement: tuple[str, ...]
+    predicted_latency_s: float | None
+    lower_bound: float | None
+    loaded_bytes: float
+    prepare_s: float
+
+
+@dataclass
+class Controller:
+    """Epochs of one cluster."""
+
+    cluster: ClusterConfig
+    model: StoredModel
+    member: Member
+    keyring: Keyring
+    log: EpochLog
+    peers: Mapping[str, Peer]
+    addresses: dict[str, Address]
+    gateway: Gateway
+    epochs: list[LiveEpoch] = field(default_factory=list)
+    live: Route | None = None
+
+    def __post_init__(self) -> None:
+        self.features: tuple[BlockFeatures, ...] = self.model.features(self.cluster.private_layers)
+        self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
+        self._signer = CommandSigner(self.member)
+        self._changing = asyncio.Lock()
+        self._released = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def introduce(self) -> None:
+        """Tell every node where the others listen, and have it measure its links; NodeLostError for a silent one."""
+        addresses = {name: str(address) for name, address in self.addresses.items()}
+        await self._tell(self.addresses, "meet", lambda name: {"addresses": addresses})
+
+    async def profile(self) -> None:
+        """Have every node time one block of each kind that it may hold."""
+        await self._tell(self.addresses, "profile", self._profile_order)
+
+    async def deploy(self, proposal: Proposal) -> LiveEpoch:
+        """Make a placement live on all nodes, or leave everything as it was.
+
+        ProposalRefusedError where it was planned against an epoch that is no longer live, breaks a rule, or could not be
+        prepared on some node.
+        """
+        async with self._changing:
+            self._check(proposal)
+            epoch = self.log.next_epoch()
+            route = Route(epoch, proposal.placement, dict(self.addresses))
+            detail = asdict(proposal)
+            self.log.append(epoch, "proposed", detail)
+            begun_s = time.monotonic()
+            loaded = await self._prepare(route)
+            self.log.append(epoch, "prepared", {})
+            self.log.append(epoch, "committed", detail)
+            await self._tell(self.addresses, "commit", lambda name: {"epoch": epoch}, epoch)
+            return self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
+
+    async def emulate(self, node: str, change: dict[str, Any]) -> None:
+        """Change what an emulated node plays."""
+        await self._tell([node], "emulate", lambda name: change)
+
+    def settled(self, oldest: int) -> None:
+        """Sessions use no epoch before `oldest` any more: free what only those held."""
+        if self._released < oldest <= (self.live.epoch if self.live else 0):
+            self._released = oldest
+            self._spawn(self._release(oldest))
+
+    async def stop(self) -> None:
+        """Cancel what runs on its own."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _check(self, proposal: Proposal) -> None:
+        live = self.live.epoch if self.live else 0
+        if proposal.based_on != live:
+            raise ProposalRefusedError(f"planned against epoch {proposal.based_on}, but {live} is live; plan again")
+        if len(proposal.placement) != len(self.features):
+            raise ProposalRefusedError(f"{len(proposal.placement)} blocks placed, the model has {len(self.features)}")
+        for index, node in enumerate(proposal.placement):
+            if node not in self.cluster.node_names:
+                raise ProposalRefusedError(f"block {self.features[index].name}: no node is called {node!r}")
+            if index in self.private and node not in self.cluster.trusted:
+                raise ProposalRefusedError(f"block {self.features[index].name} is private and {node} is not trusted")
+
+    async def _prepare(self, route: Route) -> float:
+        """Prepare an epoch on every node; the bytes of weights that were loaded. Aborts it if one fails.
+
+        Nodes that get no block are told too: they may have to hand caches over.
+        """
+        nodes = list(self.addresses)
+        order = self._prepare_order(route)
+        try:
+            replies = await self._tell(nodes, "prepare", order, route.epoch)
+        except ResplitError as error:
+            self.log.append(route.epoch, "aborted", {"reason": str(error)})
+            await self._tell_reachable(nodes, "abort", {"epoch": route.epoch}, route.epoch)
+            raise ProposalRefusedError(f"epoch {route.epoch} could not be prepared: {error}") from error
+        return sum(self.features[block].weight_bytes for reply in replies for block in reply["loaded"])
+
+    def _went_live(self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float) -> LiveEpoch:
+        self.live = route
+        self.gateway.flip(route)
+        went_live = LiveEpoch(
+            route.epoch,
+            time.time(),
+            proposal.action,
+            proposal.placement,
+            proposal.predicted_latency_s,
+            proposal.lower_bound,
+            loaded_bytes,
+            prepare_s,
+        )
+        self.epochs.append(went_live)
+        _log.info("epoch is live", epoch=route.epoch, action=proposal.action, prepare_s=round(prepare_s, 2))
+        self.settled(self.gateway.oldest_epoch())
+        return went_live
+
+    async def _release(self, oldest: int) -> None:
+        await self._tell_reachable(list(self.addresses), "release", {"epoch": oldest}, oldest)
+        for epoch in [live.epoch for live in self.epochs if live.epoch < oldest]:
+            if self.log.steps(epoch)[-1].step != "released":
+                self.log.append(epoch, "released", {})
+
+    async def _tell(
+        self,
+        nodes: Sequence[str] | Mapping[str, Any],
+        kind: str,
+        body: Callable[[str], dict[str, Any]],
+        epoch: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Send a signed command to nodes at once; their answers in order, or the first error once all have answered."""
+        about = epoch if epoch is not None else self.live.epoch if self.live else 0
+        calls = [
+            self.peers[name].command(kind, self._signer.sign(kind, body(name), audience=name, epoch=about))
+            for name in nodes
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, dict)]
+
+    async def _tell_reachable(self, nodes: Sequence[str], kind: str, body: dict[str, Any], epoch: int) -> None:
+        """Send a command to nodes one by one, passing over those that cannot be reached: they hold nothing."""
+        for name in nodes:
+            try:
+                await self._tell([name], kind, lambda _: body, epoch)
+            except ResplitError as error:
+                level = _log.info if isinstance(error, NodeLostError) else _log.warning
+                level("command not obeyed", kind=kind, node=name, error=str(error))
+
+    def _prepare_order(self, route: Route) -> Callable[[str], dict[str, Any]]:
+        def order(node: str) -> dict[str, Any]:
+            return {
+                "route": route.to_json(),
+                "model": self._model_order(),
+                "private": sorted(self.private),
+                "kv_tokens": self.cluster.kv_tokens,
+                "shards": self._shards(node, route.blocks_of(node)),
+            }
+
+        return order
+
+    def _profile_order(self, node: str) -> dict[str, Any]:
+        """One block of each kind that the node may hold: layers are alike, so one speaks for all."""
+        trusted = node in self.cluster.trusted
+        first: dict[str, int] = {}
+        for index, block in enumerate(self.features):
+            if trusted or not block.private:
+                first.setdefault(block.kind, index)
+        blocks = sorted(first.values())
+        shards = self._shards(node, tuple(blocks))
+        return {"blocks": blocks, "model": self._model_order(), "private": sorted(self.private), "shards": shards}
+
+    def _model_order(self) -> dict[str, Any]:
+        return asdict(self.model.spec)
+
+    def _shards(self, node: str, blocks: tuple[int, ...]) -> dict[str, dict[str, str]]:
+        """For each block its shard's name and the data key, wrapped for this node alone."""
+        public = self.member.public_wrap_key(node)
+        result = {}
+        for block in blocks:
+            entry = self.keyring[self.features[block].name]
+            wrapped = wrap_key(entry.key, public, node=node, shard=entry.shard)
+            result[str(block)] = {"name": entry.shard, "key": wrapped.hex()}
+        return result
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,119 @@
+"""The gateway's side of the cluster: the live route, a connection to every node, and the tokens that come back.
+
+Knows which epoch is live and which nodes answer; knows nothing of requests and their limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from resplit.config import ClusterConfig, LinkShape
+from resplit.control.keys import Member
+from resplit.errors import NodeLostError
+from resplit.wire.links import Link, Shape
+from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.peers import Address, Peer
+from resplit.wire.route import Route
+
+_log = structlog.get_logger(__name__)
+_RECONNECT_S = 0.25
+
+
+@dataclass
+class Router:
+    """Connections from the gateway, which stands on the cluster's `source` node."""
+
+    cluster: ClusterConfig
+    member: Member
+    on_token: Callable[[Token], None] = lambda token: None
+    on_lost: Callable[[str], None] = lambda node: None
+    live: Route | None = None
+    peers: dict[str, Peer] = field(default_factory=dict)
+    listening: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._flipped = asyncio.Event()
+        self._heard = asyncio.Condition()
+
+    def meet(self, addresses: dict[str, Address]) -> None:
+        """Connect to nodes and listen to their tokens from now on; a changed address replaces the connection."""
+        for name, address in addresses.items():
+            known = self.peers.get(name)
+            if known is None or known.address != address:
+                if name in self._tasks:
+                    self._tasks[name].cancel()
+                link = Link(_shape(self.cluster.link(self.cluster.source, name)))
+                self.peers[name] = Peer(name, address, self.member.client_context(), link, on_lost=self._step_lost)
+                self._tasks[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+
+    async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
+        """Return once tokens of all these nodes are listened to; NodeLostError names those that stay silent."""
+        try:
+            async with asyncio.timeout(timeout_s), self._heard:
+                await self._heard.wait_for(lambda: nodes <= self.listening)
+        except TimeoutError:
+            silent = ", ".join(sorted(nodes - self.listening))
+            raise NodeLostError(f"no answer within {timeout_s:.0f} s from {silent}") from None
+
+    def flip(self, route: Route) -> None:
+        """Make a committed epoch the live one: new passes take it, running sessions follow at a token boundary."""
+        self.live = route
+        self._flipped.set()
+        self._flipped = asyncio.Event()
+
+    async def flipped(self) -> None:
+        """Wait for the next flip."""
+        await self._flipped.wait()
+
+    def send(self, route: Route, step: Step) -> None:
+        """Send a step to the first node of a route."""
+        self.peers[route.segments[0].node].send(step)
+
+    def reshape(self, other: str, shape: Shape) -> None:
+        """Change the emulated link from the source to another node."""
+        if other in self.peers:
+            self.peers[other].link.shape = shape
+
+    async def disconnect(self) -> None:
+        """Close every connection."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
+
+    async def _listen(self, name: str) -> None:
+        """Hear a node's tokens, again whenever its stream breaks; a node that was heard and breaks is lost."""
+        while True:
+            with contextlib.suppress(NodeLostError):
+                async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
+                    self.on_token(token)
+            if name in self.listening:
+                self.listening.discard(name)
+                _log.warning("a node's stream of tokens broke", node=name)
+                self.on_lost(name)
+            await asyncio.sleep(_RECONNECT_S)
+
+    def _opened(self, name: str) -> None:
+        self.listening.add(name)
+
+        async def tell() -> None:
+            async with self._heard:
+                self._heard.notify_all()
+
+        asyncio.get_running_loop().create_task(tell())
+
+    def _step_lost(self, name: str, steps: list[Step]) -> None:
+        for step in steps:
+            lost = Token(session=step.session, epoch=step.epoch, node=name)
+            lost.error, lost.error_kind = f"the gateway lost {name} with a step on its way", "lost"
+            self.on_token(lost)
+
+
+def _shape(shape: LinkShape | None) -> Shape | None:
+    return Shape(shape.latency, shape.bandwidth) if shape else None

@@ -1,0 +1,381 @@
+"""Sessions: admission, the decode loop, and the move to a new epoch at a token boundary.
+
+Implements `gateway.engine.Engine` over the nodes. Knows nothing of HTTP and text, and decides no placements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from resplit.config import ClassConfig, ClusterConfig
+from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
+from resplit.gateway.engine import GeneratedToken, GenerationRequest
+from resplit.gateway.router import Router
+from resplit.model.engine import token_ids
+from resplit.wire import node_pb2
+from resplit.wire.links import Shape
+from resplit.wire.node_pb2 import CarryRequest, Step, Token
+from resplit.wire.peers import to_wire
+from resplit.wire.route import Route
+
+_log = structlog.get_logger(__name__)
+_PRIOR_S = 10.0
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What became of one request; moments in seconds since 1970, NaN where they never came."""
+
+    request_class: str
+    arrival_s: float
+    first_token_s: float
+    end_s: float
+    prompt_tokens: int
+    new_tokens: int
+    status: int
+    epochs: tuple[int, ...]
+    private_ok: bool
+    token_times_s: tuple[float, ...]
+    pauses_s: tuple[float, ...]
+
+
+@dataclass
+class _Session:
+    """One admitted request. `steps` are the passes done so far: the prompt, then one token each."""
+
+    name: str
+    request: GenerationRequest
+    capacity: int
+    route: Route
+    answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
+    steps: list[tuple[int, ...]] = field(default_factory=list)
+    copying: asyncio.Task[tuple[Route, int]] | None = None
+    epochs: list[int] = field(default_factory=list)
+    pauses_s: list[float] = field(default_factory=list)  # one for each epoch after the first
+    nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
+
+    @property
+    def position(self) -> int:
+        """Positions cached: the length of all passes done."""
+        return sum(len(step) for step in self.steps)
+
+
+class Sessions:
+    """All sessions of one gateway."""
+
+    def __init__(self, cluster: ClusterConfig, router: Router, private: frozenset[int]) -> None:
+        self._cluster = cluster
+        self._router = router
+        self._private = private
+        self._live: dict[str, _Session] = {}
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._numbers = itertools.count(1)
+        self._arrivals: deque[tuple[str, float, int, int]] = deque(maxlen=10_000)
+        self._admitted = 0
+        self._reserved_tokens = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._records: deque[SessionRecord] = deque(maxlen=100_000)
+        self.on_settled: Callable[[int], None] = lambda oldest: None
+        router.on_token = self._answered
+        router.on_lost = self._node_lost
+
+    @property
+    def context_tokens(self) -> int:
+        """Limit of prompt and new tokens of one request."""
+        return self._cluster.limits.context_tokens
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the request classes."""
+        return tuple(c.name for c in self._cluster.classes)
+
+    @property
+    def default_class(self) -> str:
+        """The class of a request that names none."""
+        return self.classes[0]
+
+    def state(self) -> dict[str, Any]:
+        """Sessions that run, requests that wait, and whether requests can be served."""
+        return {"sessions": len(self._live), "waiting": len(self._waiting), "ready": self.ready() or "yes"}
+
+    def flip(self, route: Route) -> None:
+        """Make a committed epoch the live one; running sessions follow at a token boundary."""
+        self._router.flip(route)
+
+    def reshape(self, other: str, shape: Shape) -> None:
+        """Change the emulated link from the source node to another."""
+        self._router.reshape(other, shape)
+
+    def records(self, skip: int) -> list[dict[str, Any]]:
+        """What became of every request that ended, without the first `skip`."""
+        return [asdict(record) for record in itertools.islice(self._records, skip, None)]
+
+    def demand(self, window_s: float) -> list[dict[str, Any]]:
+        """Each class as `RequestClass`: what arrived in the last `window_s` seconds, blended with what was declared.
+
+        The declared demand counts as much as `_PRIOR_S` seconds of observation, so that a quiet moment is no proof.
+        """
+        since_s = time.time() - window_s
+        return [
+            self._seen(c, [a for a in self._arrivals if a[0] == c.name and a[1] >= since_s], window_s)
+            for c in self._cluster.classes
+        ]
+
+    def _seen(
+        self, declared: ClassConfig, arrivals: list[tuple[str, float, int, int]], window_s: float
+    ) -> dict[str, Any]:
+        prior = declared.rate_rps * _PRIOR_S
+        weight = len(arrivals) + prior
+
+        def blended(column: int, before: float) -> float:
+            return (sum(arrival[column] for arrival in arrivals) + prior * before) / weight
+
+        return {
+            "name": declared.name,
+            "source": self._cluster.source,
+            "rate_rps": weight / (window_s + _PRIOR_S),
+            "prompt_tokens": blended(2, declared.prompt_tokens),
+            "new_tokens": blended(3, declared.new_tokens),
+            "slo_s": declared.slo,
+        }
+
+    def ready(self) -> str | None:
+        """None when it can serve, else the reason."""
+        if self._router.live is None:
+            return "no placement is deployed yet"
+        silent = sorted(set(self._router.live.placement) - self._router.listening)
+        return f"no connection to {', '.join(silent)}" if silent else None
+
+    def oldest_epoch(self) -> int:
+        """The oldest epoch that a session uses or moves to."""
+        live = self._router.live
+        used = [session.route.epoch for session in self._live.values()]
+        return min([*used, live.epoch if live else 0])
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
+        """The tokens of `request`; raises as `Engine.generate` says."""
+        arrival_s = time.time()
+        self._arrivals.append((request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens))
+        deadline_s = min(request.deadline_s or float("inf"), self._cluster.limits.deadline)
+        due_s = asyncio.get_running_loop().time() + deadline_s
+        times: list[float] = []
+        status, session = 499, None
+        try:
+            session = await self._admit(request, due_s)
+            async for token in self._decode(session, due_s):
+                times.append(time.time())
+                status = 200 if token.finish else 499
+                yield token
+        except (ResplitError, TimeoutError) as error:
+            status = _status(error)
+            raise
+        finally:
+            self._end(session)
+            self._record(request, session, arrival_s, times, status)
+
+    async def _admit(self, request: GenerationRequest, due_s: float) -> _Session:
+        """A session with its caches reserved; waits in line while others hold the room."""
+        capacity = len(request.prompt_ids) + request.max_new_tokens
+        if not request.prompt_ids or capacity > min(self.context_tokens, self._cluster.kv_tokens):
+            raise RequestError(
+                f"{len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones do not fit the context "
+                f"of {self.context_tokens} tokens"
+            )
+        if reason := self.ready():
+            raise NodeLostError(reason)
+        if self._waiting or not self._fits(capacity):
+            await self._wait_in_line(capacity, due_s)
+        else:
+            self._take(capacity)
+        route = self._router.live
+        assert route is not None
+        session = _Session(f"{next(self._numbers)}-{time.time_ns():x}", request, capacity, route, epochs=[route.epoch])
+        session.nodes |= set(route.placement)
+        self._live[session.name] = session
+        return session
+
+    def _fits(self, capacity: int) -> bool:
+        limits = self._cluster.limits
+        return self._admitted < limits.sessions and self._reserved_tokens + capacity <= self._cluster.kv_tokens
+
+    def _take(self, capacity: int) -> None:
+        self._admitted += 1
+        self._reserved_tokens += capacity
+
+    def _give_back(self, capacity: int) -> None:
+        """Free a reservation, and let those in line go on, first come first served, while they fit."""
+        self._admitted -= 1
+        self._reserved_tokens -= capacity
+        while self._waiting and self._fits(self._waiting[0][0]):
+            waiting, place = self._waiting.popleft()
+            if not place.done():
+                self._take(waiting)
+                place.set_result(None)
+
+    async def _wait_in_line(self, capacity: int, due_s: float) -> None:
+        if len(self._waiting) >= self._cluster.limits.queue:
+            raise CapacityError(f"{len(self._waiting)} requests wait already", retry_after_s=2.0)
+        place: tuple[int, asyncio.Future[None]] = (capacity, asyncio.get_running_loop().create_future())
+        self._waiting.append(place)
+        try:
+            async with asyncio.timeout_at(due_s):
+                await place[1]
+        except (TimeoutError, asyncio.CancelledError):
+            if place in self._waiting:
+                self._waiting.remove(place)
+            else:  # its turn came in the same moment
+                self._give_back(capacity)
+            raise
+
+    async def _decode(self, session: _Session, due_s: float) -> AsyncIterator[GeneratedToken]:
+        request = session.request
+        step = request.prompt_ids
+        for index in range(request.max_new_tokens):
+            await self._follow(session)
+            token_id = await self._pass(session, step, due_s)
+            session.steps.append(step)
+            step = (token_id,)
+            stopped = token_id in request.stop_ids
+            last = index == request.max_new_tokens - 1
+            yield GeneratedToken(token_id, index, "stop" if stopped else "length" if last else None)
+            if stopped:
+                return
+
+    async def _pass(self, session: _Session, step: tuple[int, ...], due_s: float) -> int:
+        """One pass through the session's route; the token that comes back."""
+        loop = asyncio.get_running_loop()
+        sampling = session.request.sampling
+        self._router.send(
+            session.route,
+            Step(
+                session=session.name,
+                epoch=session.route.epoch,
+                segment=0,
+                start=session.position,
+                capacity=session.capacity,
+                values=to_wire(token_ids(step)),
+                sampling=node_pb2.Sampling(
+                    temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62
+                ),
+                gateway=self._router.member.name,
+                budget_s=max(0.0, due_s - loop.time()),
+            ),
+        )
+        async with asyncio.timeout_at(due_s):
+            answer = await session.answers.get()
+        if answer.error_kind:
+            raise _error(answer)
+        return answer.token_id
+
+    async def _follow(self, session: _Session) -> None:
+        """At a token boundary: begin, go on with or finish the session's move to the live epoch."""
+        live = self._router.live
+        assert live is not None
+        if session.copying is None:
+            if session.route.epoch == live.epoch:
+                return
+            session.nodes |= set(live.placement)
+            session.copying = asyncio.create_task(self._copy(session, live, 0, session.position))
+        if session.steps and not session.copying.done():
+            return
+        target, copied = await session.copying
+        session.copying = None
+        begun_s = time.monotonic()
+        await self._copy(session, target, copied, session.position)
+        session.pauses_s.append(time.monotonic() - begun_s)
+        session.route = target
+        session.epochs.append(target.epoch)
+        self.on_settled(self.oldest_epoch())
+
+    async def _copy(self, session: _Session, target: Route, first: int, last: int) -> tuple[Route, int]:
+        """Have positions `first..last-1` of every block that moves copied to its new node."""
+        if last > first:
+            moving = {old for old, new in zip(session.route.placement, target.placement, strict=True) if old != new}
+            request = CarryRequest(session=session.name, epoch=target.epoch, first=first, last=last)
+            replies = await asyncio.gather(*(self._router.peers[node].carry(request) for node in sorted(moving)))
+            for reply in replies:
+                if reply.error:
+                    raise DataError(f"cache of session {session.name}: {reply.error}")
+        return target, last
+
+    def _answered(self, token: Token) -> None:
+        session = self._live.get(token.session)
+        # A late answer of a pass that was given up must not be taken for that of the next one.
+        if session and token.epoch == session.route.epoch:
+            session.answers.put_nowait(token)
+
+    def _node_lost(self, node: str) -> None:
+        for session in self._live.values():
+            if node in session.route.placement:
+                lost = Token(session=session.name, epoch=session.route.epoch, node=node)
+                lost.error, lost.error_kind = f"{node} is lost", "lost"
+                session.answers.put_nowait(lost)
+
+    def _end(self, session: _Session | None) -> None:
+        if session is None:
+            return
+        del self._live[session.name]
+        if session.copying:
+            session.copying.cancel()
+        for node in session.nodes:
+            self._spawn(self._router.peers[node].close_sessions([session.name]))
+        self._give_back(session.capacity)
+        self.on_settled(self.oldest_epoch())
+
+    def _spawn(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _record(
+        self,
+        request: GenerationRequest,
+        session: _Session | None,
+        arrival_s: float,
+        times: list[float],
+        status: int,
+    ) -> None:
+        routes = session.epochs if session else []
+        self._records.append(
+            SessionRecord(
+                request_class=request.request_class,
+                arrival_s=arrival_s,
+                first_token_s=times[0] if times else float("nan"),
+                end_s=times[-1] if times and status == 200 else float("nan"),
+                prompt_tokens=len(request.prompt_ids),
+                new_tokens=len(times),
+                status=status,
+                epochs=tuple(routes),
+                private_ok=self._private_ok(session),
+                token_times_s=tuple(times),
+                pauses_s=tuple(session.pauses_s) if session else (),
+            )
+        )
+
+    def _private_ok(self, session: _Session | None) -> bool:
+        if session is None:
+            return True
+        return all(session.route.placement[block] in self._cluster.trusted for block in self._private)
+
+
+def _error(answer: Token) -> Exception:
+    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError}
+    return kinds.get(answer.error_kind, DataError)(answer.error)
+
+
+def _status(error: Exception) -> int:
+    kinds: list[tuple[type[Exception], int]] = [
+        (CapacityError, 429),
+        (RequestError, 400),
+        (NodeLostError, 503),
+        (TimeoutError, 504),
+    ]
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)

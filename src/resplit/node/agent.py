@@ -1,0 +1,305 @@
+"""What a node is between messages: epochs and their routes, blocks, and the passes that go through it.
+
+The wire (server) and the measuring (probe) stand beside it; it decides nothing about placements, it obeys commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from resplit.config import ClusterConfig
+from resplit.control.keys import Member
+from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
+from resplit.model.engine import ModelSpec, Sampling, TorchEngine
+from resplit.model.registry import Registry
+from resplit.model.shards import open_shard
+from resplit.node.emulation import Hardware
+from resplit.node.executor import Executor, Pass
+from resplit.wire.links import Link, Sender, Shape
+from resplit.wire.node_pb2 import CachePart, CarryReply, CarryRequest, Step, Token
+from resplit.wire.peers import CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
+from resplit.wire.route import Route
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Agent:
+    """One node. `member` holds its credentials; `unwrap` opens a data key that was wrapped for it."""
+
+    name: str
+    cluster: ClusterConfig
+    member: Member
+    registry: Registry
+    unwrap: Callable[[bytes, str], bytes]
+    crossings: Callable[[Crossing], None] = lambda crossing: None
+    routes: dict[int, Route] = field(default_factory=dict)
+    prepared: dict[int, Route] = field(default_factory=dict)
+    committed: int = 0
+    executor: Executor | None = None
+    gateways: dict[str, Sender[Token]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.cluster.node(self.name)
+        self.trusted = self.name in self.cluster.trusted
+        self.memory_bytes = config.memory
+        self.hardware = Hardware.declared(config.emulate) if config.emulate else None
+        self.links = {name: self._link(name) for name in self.cluster.node_names if name != self.name}
+        self.peers: dict[str, Peer] = {}
+        self._spec: ModelSpec | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def link_to_gateway(self) -> Link:
+        """The way back to the gateway, which stands on the source node."""
+        return self.links.get(self.cluster.source) or Link()
+
+    def meet(self, addresses: dict[str, Address]) -> None:
+        """Know where the other nodes listen; a changed address makes a new connection."""
+        for name, address in addresses.items():
+            known = self.peers.get(name)
+            if name != self.name and (known is None or known.address != address):
+                link = self.links.setdefault(name, Link())
+                context = self.member.client_context()
+                self.peers[name] = Peer(name, address, context, link, self.crossings, self._lost)
+
+    async def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Fetch and load the blocks that an epoch wants here and that are not here yet; nothing serves them yet.
+
+        Raises CommandRefusedError for a private block on a node that is not trusted, CapacityError and ShardError where
+        a block cannot be held or opened; then nothing new stays loaded.
+        """
+        route = Route.from_json(body["route"])
+        await self._ensure_executor(body["model"])
+        blocks = route.blocks_of(self.name)
+        if not self.trusted and (forbidden := [b for b in blocks if b in body["private"]]):
+            raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold blocks {forbidden}")
+        self._ensure_room(blocks, body["kv_tokens"])
+        self.meet(route.addresses)
+        loaded = await self._load(blocks, body["shards"])
+        self.prepared[route.epoch] = route
+        return {"loaded": loaded}
+
+    async def commit(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Serve a prepared epoch from now on; those before it go on until they are released."""
+        epoch = int(body["epoch"])
+        route = self.prepared.pop(epoch, None) or self.routes.get(epoch)
+        if route is None:
+            raise CommandRefusedError("unprepared", f"epoch {epoch} was not prepared here")
+        self.routes[epoch] = route
+        self.committed = max(self.committed, epoch)
+        return {}
+
+    async def abort(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Forget a prepared epoch and free what only it wanted."""
+        self.prepared.pop(int(body["epoch"]), None)
+        return {"dropped": await self._drop_unwanted()}
+
+    async def release(self, body: dict[str, Any]) -> dict[str, Any]:
+        """End every epoch before `epoch` and free what only they wanted."""
+        self.routes = {number: route for number, route in self.routes.items() if number >= int(body["epoch"])}
+        return {"dropped": await self._drop_unwanted()}
+
+    async def profile(self, body: dict[str, Any], timed: Callable[[int], Awaitable[None]]) -> dict[str, Any]:
+        """Load blocks one at a time, have each `timed`, and drop it unless an epoch wants it."""
+        await self._ensure_executor(body["model"])
+        for block in body["blocks"]:
+            if block in body["private"] and not self.trusted:
+                raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold block {block}")
+            await self._load((block,), body["shards"])
+            await timed(block)
+            await self._drop_unwanted()
+        return {}
+
+    async def emulate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Change the emulated hardware or links; refused on real ones."""
+        if self.hardware is None:
+            raise CommandRefusedError("real", f"{self.name} is real hardware; it plays no other")
+        self.hardware = self.hardware.changed(body.get("slowdown"), body.get("background_utilization"))
+        if self.executor:
+            self.executor.hardware = self.hardware
+        for name, shape in body.get("links", {}).items():
+            self.links[name].shape = Shape(shape["latency_s"], shape["bandwidth_bytes_per_s"])
+        return {}
+
+    def accept(self, step: Step) -> None:
+        """Take a step: run its segment and send the result on, in a task of its own."""
+        task = asyncio.create_task(self._serve(step))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def take_cache(self, part: CachePart) -> None:
+        """Put a part of a session's cache of one block in its place."""
+        executor = self._running()
+        await executor.call(
+            executor.engine.import_cache, part.session, part.block, part.first, part.capacity, from_wire(part.values)
+        )
+
+    async def carry(self, request: CarryRequest) -> CarryReply:
+        """Push positions `first..last-1` of the blocks that another epoch places elsewhere to where it places them."""
+        executor, target = self._running(), self.routes[request.epoch]
+        sent = 0
+        for name in sorted({node for node in target.placement if node != self.name}):
+            blocks = [b for b in target.blocks_of(name) if executor.engine.cached_tokens(request.session, b)]
+            if blocks:
+                parts = self._parts(request, blocks)
+                sent += await self._push(name, parts)
+        return CarryReply(last=request.last, bytes=sent)
+
+    async def close_sessions(self, sessions: list[str]) -> None:
+        """Free the caches of these sessions."""
+        if self.executor:
+            for session in sessions:
+                await self.executor.call(self.executor.engine.close, session)
+
+    async def disconnect(self) -> None:
+        """Cancel what runs and close every connection."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
+        if self.executor:
+            self.executor.close()
+
+    async def _serve(self, step: Step) -> None:
+        try:
+            await self._forward(step, await self._compute(step))
+        except (ResplitError, asyncio.QueueFull) as error:
+            self._answer(step, error=error)
+        except Exception as error:
+            # A defect must not leave the gateway waiting for an answer that never comes.
+            _log.exception("a pass broke", node=self.name, session=step.session)
+            self._answer(step, error=error)
+
+    async def _compute(self, step: Step) -> Any:
+        route = self.routes.get(step.epoch)
+        if route is None or step.segment >= len(route.segments) or route.segments[step.segment].node != self.name:
+            raise CommandRefusedError("stale", f"{self.name} serves no segment {step.segment} of epoch {step.epoch}")
+        segment = route.segments[step.segment]
+        last = step.segment == len(route.segments) - 1
+        drawn = Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed)
+        values = from_wire(step.values)
+        work = Pass(
+            step.session, segment.first, segment.last, step.start, step.capacity, values, drawn if last else None
+        )
+        return await self._running().run(work)
+
+    async def _forward(self, step: Step, result: Any) -> None:
+        if isinstance(result, int):
+            self._answer(step, token_id=result)
+            return
+        onward = Step()
+        onward.CopyFrom(step)
+        onward.segment += 1
+        onward.values.CopyFrom(to_wire(result))
+        target = self.routes[step.epoch].segments[onward.segment].node
+        self.peers[target].send(onward)
+
+    def _answer(self, step: Step, token_id: int = 0, error: Exception | None = None) -> None:
+        """Send the token, or the error, to the gateway that asked."""
+        position = step.start + (step.values.shape[1] if len(step.values.shape) > 1 else 1)
+        token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self.name)
+        if error is not None:
+            token.error, token.error_kind = str(error), _error_kind(error)
+            _log.warning("a pass failed", node=self.name, session=step.session, epoch=step.epoch, error=str(error))
+        gateway = self.gateways.get(step.gateway)
+        if gateway is None:
+            _log.warning("no gateway to answer", node=self.name, gateway=step.gateway, session=step.session)
+            return
+        with contextlib.suppress(asyncio.QueueFull):
+            gateway.put(token, 4)
+
+    def _lost(self, peer: str, steps: list[Step]) -> None:
+        for step in steps:
+            self._answer(step, error=NodeLostError(f"{self.name} lost {peer} with a step on its way"))
+
+    async def _ensure_executor(self, model: dict[str, Any]) -> None:
+        spec = ModelSpec(model["config"], model["dtype"], model["split"])
+        if self.executor is None:
+            engine = await asyncio.to_thread(TorchEngine, spec)
+            self.executor = Executor(engine, self.memory_bytes, self.hardware)
+            self._spec = spec
+        elif spec != self._spec:
+            raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
+
+    def _ensure_room(self, blocks: tuple[int, ...], kv_tokens: float) -> None:
+        """Weights and reserved caches of everything that would then be held must fit under the ceiling."""
+        engine = self._running().engine
+        held = set(engine.blocks) | set(blocks)
+        needed = sum(engine.features[b].weight_bytes + kv_tokens * engine.features[b].kv_bytes_per_token for b in held)
+        if needed > self.memory_bytes:
+            more = (needed - self.memory_bytes) / 2**20
+            raise CapacityError(f"old and new blocks together need {more:.1f} MiB more than {self.name} has")
+
+    async def _load(self, blocks: tuple[int, ...], shards: dict[str, dict[str, str]]) -> list[int]:
+        executor = self._running()
+        absent = [block for block in blocks if block not in executor.engine.blocks]
+        try:
+            for block in absent:
+                shard = shards[str(block)]
+                key = self.unwrap(bytes.fromhex(shard["key"]), shard["name"])
+                sealed = await asyncio.to_thread(self.registry.get, shard["name"])
+                tensors = await asyncio.to_thread(open_shard, sealed, key)
+                await executor.call(executor.load, block, tensors)
+        except (ResplitError, KeyError):
+            await self._drop_unwanted()
+            raise
+        return absent
+
+    async def _drop_unwanted(self) -> list[int]:
+        executor = self.executor
+        if executor is None:
+            return []
+        routes = [*self.routes.values(), *self.prepared.values()]
+        wanted = {block for route in routes for block in route.blocks_of(self.name)}
+        unwanted = [block for block in executor.engine.blocks if block not in wanted]
+        for block in unwanted:
+            await executor.call(executor.engine.drop, block)
+        return unwanted
+
+    async def _parts(self, request: CarryRequest, blocks: list[int]) -> AsyncIterator[CachePart]:
+        executor = self._running()
+        for block in blocks:
+            per_token = max(1.0, executor.engine.features[block].kv_bytes_per_token)
+            stride = max(1, int(CHUNK_BYTES / per_token))
+            capacity = await executor.call(executor.engine.capacity, request.session, block)
+            for first in range(request.first, request.last, stride):
+                last = min(first + stride, request.last)
+                values = await executor.call(executor.engine.export_cache, request.session, block, first, last)
+                yield CachePart(
+                    session=request.session, block=block, first=first, capacity=capacity, values=to_wire(values)
+                )
+
+    async def _push(self, name: str, parts: AsyncIterator[CachePart]) -> int:
+        sent = 0
+
+        async def counted() -> AsyncIterator[CachePart]:
+            nonlocal sent
+            async for part in parts:
+                sent += len(part.values.data)
+                yield part
+
+        await self.peers[name].cache(counted())
+        return sent
+
+    def _running(self) -> Executor:
+        if self.executor is None:
+            raise DataError(f"{self.name} holds no model yet")
+        return self.executor
+
+    def _link(self, other: str) -> Link:
+        shape = self.cluster.link(self.name, other)
+        return Link(Shape(shape.latency, shape.bandwidth) if shape else None)
+
+
+def _error_kind(error: Exception) -> str:
+    if isinstance(error, CapacityError | asyncio.QueueFull):
+        return "capacity"
+    if isinstance(error, NodeLostError):
+        return "lost"
+    return error.reason if isinstance(error, CommandRefusedError) else "data"

@@ -1,0 +1,42 @@
+"""Times blocks on a node on purpose: prefill and decode passes at several lengths, before anything is placed.
+
+Uses the executor as passes do, so that what is timed is what will run.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from resplit.model.engine import Activation, token_ids
+from resplit.node.executor import Executor, Pass
+
+_SESSION = "profile"
+_PREFILL_TOKENS = (8, 32, 64)
+_CONTEXTS = (16, 48, 96, 160, 256)
+
+
+async def profile_block(executor: Executor, block: int, repeats: int = 2) -> float:
+    """Run passes of a loaded block, their timings going where all do; the median decode time, in seconds."""
+    decodes: list[float] = []
+    for _ in range(repeats):
+        for tokens in _PREFILL_TOKENS:
+            await _run(executor, block, 0, tokens)
+        for context in _CONTEXTS:
+            await _run(executor, block, 0, context)
+            decodes.append(await _run(executor, block, context, 1))
+    await executor.call(executor.engine.close, _SESSION)
+    return statistics.median(decodes)
+
+
+async def _run(executor: Executor, block: int, start: int, tokens: int) -> float:
+    capacity = max(_CONTEXTS) + 1
+    await executor.run(Pass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None))
+    return executor.timings[-1].seconds
+
+
+def _values(executor: Executor, block: int, tokens: int) -> Activation:
+    """Any input of the right shape: times do not depend on the values."""
+    engine = executor.engine
+    if engine.kinds[block] == "embed":
+        return token_ids([0] * tokens)
+    return engine.blank(tokens)

@@ -1,0 +1,213 @@
+"""The service that a node offers to members: checks who calls, translates messages, and runs until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.server import Server, Stream
+
+from resplit.config import ClusterConfig
+from resplit.control.keys import Member, certificate_name
+from resplit.control.signing import CommandVerifier
+from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ResplitError, ShardError
+from resplit.model.registry import Registry
+from resplit.node.agent import Agent
+from resplit.node.probe import Probe
+from resplit.node.profile import profile_block
+from resplit.wire.links import Link, Sender
+from resplit.wire.node_grpc import NodeBase
+from resplit.wire.node_pb2 import (
+    Ack,
+    CachePart,
+    CacheReply,
+    CarryReply,
+    CarryRequest,
+    CloseReply,
+    CloseRequest,
+    CommandReply,
+    CommandRequest,
+    EchoReply,
+    EchoRequest,
+    ReportReply,
+    ReportRequest,
+    Step,
+    Token,
+    TokensRequest,
+)
+from resplit.wire.peers import Address
+
+_log = structlog.get_logger(__name__)
+
+
+class NodeService(NodeBase):
+    """Messages in, agent's methods out; every call comes over mutual TLS from a member of the same authority."""
+
+    def __init__(self, agent: Agent, probe: Probe, verifier: CommandVerifier) -> None:
+        self._agent = agent
+        self._probe = probe
+        self._verifier = verifier
+        self._changing = asyncio.Lock()
+        self._commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "prepare": agent.prepare,
+            "commit": agent.commit,
+            "abort": agent.abort,
+            "release": agent.release,
+            "emulate": agent.emulate,
+            "meet": self._meet,
+            "profile": self._profile,
+        }
+
+    async def Steps(self, stream: Stream[Step, Ack]) -> None:  # noqa: N802
+        """Take steps for as long as the caller sends them; each is acknowledged on its way back."""
+        caller = certificate_name(stream.peer.cert())
+        acks: Sender[Ack] = Sender(self._agent.links.get(caller) or self._agent.link_to_gateway(), stream.send_message)
+        acknowledging = asyncio.create_task(acks.run())
+        try:
+            await stream.send_initial_metadata()
+            async for step in stream:
+                acks.put(Ack(number=step.number), 0)
+                self._agent.accept(step)
+        except StreamTerminatedError:
+            pass
+        finally:
+            acknowledging.cancel()
+
+    async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
+        """Send tokens to the gateway that asks, until it goes."""
+        gateway = certificate_name(stream.peer.cert())
+        await stream.recv_message()
+        await stream.send_initial_metadata()
+        sender: Sender[Token] = Sender(self._agent.link_to_gateway(), stream.send_message)
+        self._agent.gateways[gateway] = sender
+        try:
+            await sender.run()
+        except StreamTerminatedError:
+            pass
+        finally:
+            if self._agent.gateways.get(gateway) is sender:
+                del self._agent.gateways[gateway]
+
+    async def Command(self, stream: Stream[CommandRequest, CommandReply]) -> None:  # noqa: N802
+        """Obey a signed command, or say why not."""
+        request = await stream.recv_message()
+        assert request is not None
+        try:
+            async with self._changing:
+                body = await self._obey(request.kind, request.signed)
+            await stream.send_message(CommandReply(body=json.dumps(body)))
+        except ResplitError as error:
+            _log.warning("command refused", node=self._agent.name, error=str(error))
+            await stream.send_message(CommandReply(error=str(error), error_kind=_kind(error)))
+
+    async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
+        """State, and telemetry since."""
+        request = await stream.recv_message()
+        assert request is not None
+        rows, last = self._probe.rows_after(request.after)
+        body = {"state": self._probe.state() | {"refusals": dict(self._verifier.refusals)}, "rows": rows}
+        await stream.send_message(ReportReply(body=json.dumps(body), last=last))
+
+    async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
+        """Answer at once, over the link back."""
+        await stream.recv_message()
+        caller = certificate_name(stream.peer.cert())
+        await (self._agent.links.get(caller) or Link()).cross(0)
+        await stream.send_message(EchoReply())
+
+    async def Cache(self, stream: Stream[CachePart, CacheReply]) -> None:  # noqa: N802
+        """Take parts of caches from the node that held them."""
+        error = ""
+        async for part in stream:
+            try:
+                await self._agent.take_cache(part)
+            except ResplitError as problem:
+                error = error or str(problem)
+        await stream.send_message(CacheReply(error=error))
+
+    async def Carry(self, stream: Stream[CarryRequest, CarryReply]) -> None:  # noqa: N802
+        """Push a session's caches to where another epoch wants them."""
+        request = await stream.recv_message()
+        assert request is not None
+        try:
+            await stream.send_message(await self._agent.carry(request))
+        except (ResplitError, KeyError) as error:
+            await stream.send_message(CarryReply(error=str(error) or type(error).__name__))
+
+    async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
+        """Free sessions."""
+        request = await stream.recv_message()
+        assert request is not None
+        await self._agent.close_sessions(list(request.sessions))
+        await stream.send_message(CloseReply())
+
+    async def _obey(self, kind: str, signed: str) -> dict[str, Any]:
+        command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.committed)
+        if kind not in self._commands:
+            raise CommandRefusedError("kind", f"{kind!r} is no command of a node")
+        return await self._commands[kind](command.body)
+
+    async def _meet(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()})
+        await self._probe.echo_all()
+        return {}
+
+    async def _profile(self, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._agent.profile(body, self._timed)
+
+    async def _timed(self, block: int) -> None:
+        executor = self._agent.executor
+        assert executor is not None
+        seconds = await profile_block(executor, block)
+        if executor.engine.kinds[block] in ("layer", "attention"):
+            self._probe.note_reference(seconds)
+
+
+async def serve_node(
+    name: str, cluster: ClusterConfig, keys: Path, registry_url: str, listen: Address, stop: asyncio.Event
+) -> None:
+    """Run one node until `stop` is set. ConfigError where the address cannot be listened on."""
+    from resplit.model.shards import unwrap_key
+
+    member = Member.load(keys)
+
+    def unwrap(wrapped: bytes, shard: str) -> bytes:
+        return unwrap_key(wrapped, member.wrap_key or b"", node=name, shard=shard)
+
+    agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
+    probe = Probe(agent)
+    server = Server([NodeService(agent, probe, CommandVerifier(member))])
+    try:
+        await server.start(listen.host, listen.port, ssl=_server_context(member))
+    except OSError as error:
+        raise ConfigError(f"--listen {listen}", f"cannot listen there: {error.strerror or error}") from None
+    _log.info("node is listening", node=name, address=str(listen), emulated=agent.hardware is not None)
+    probing = asyncio.create_task(probe.run(), name="probe")
+    try:
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((probing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if probing.done():
+            probing.result()
+    finally:
+        probing.cancel()
+        server.close()
+        await agent.disconnect()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(server.wait_closed(), 2.0)
+
+
+def _server_context(member: Member) -> ssl.SSLContext:
+    return member.server_context()
+
+
+def _kind(error: ResplitError) -> str:
+    if isinstance(error, CommandRefusedError):
+        return error.reason
+    return {CapacityError: "capacity", ShardError: "shard"}.get(type(error), "failed")

@@ -1,0 +1,91 @@
+"""From a cluster that runs to one that serves: profile, fit, plan, deploy; and the problem as it stands at any time.
+
+Uses the same cost and planner code as the flows, without them: a first plan needs no pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from resplit.client import ControlClient
+from resplit.config import ClusterConfig
+from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
+from resplit.errors import InfeasibleError
+from resplit.launch import Cluster
+from resplit.planner import solve
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_of
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the controller runs now."""
+
+    epoch: int
+    placement: tuple[str, ...] | None
+    features: tuple[BlockFeatures, ...]
+
+
+def live_of(client: ControlClient) -> Live:
+    """The model's blocks, and the placement that is live."""
+    model = client.model()
+    features = tuple(BlockFeatures(**block) for block in model["features"])
+    return Live(model["epoch"], tuple(model["placement"]) if model["placement"] else None, features)
+
+
+def problem_now(
+    client: ControlClient,
+    cluster: ClusterConfig,
+    cost: CostModel,
+    telemetry: Telemetry,
+    live: Live,
+    window_s: float,
+    lost: Collection[str] = (),
+) -> Problem:
+    """The placement problem for the cluster's present state and the demand of the last `window_s` seconds."""
+    classes = [RequestClass(**seen) for seen in client.demand(window_s)]
+    return problem_from(cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, lost)
+
+
+def first_plan(cluster: Cluster) -> str:
+    """Profile a fresh cluster, plan for the declared demand and deploy; a short description of the placement.
+
+    InfeasibleError, with the planner's reason, where the model fits nowhere.
+    """
+    with ControlClient(cluster.url, cluster.token) as client:
+        client.profile()
+        telemetry = Telemetry.from_rows(client.telemetry(0.0))
+        live = live_of(client)
+        cost = fit_cost_model(telemetry, live.features)
+        plan = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
+        client.propose(proposal_of(plan, "initial", live.epoch))
+    assert plan.placement is not None
+    return describe(plan.placement, live.features)
+
+
+def plan_or_fail(problem: Problem) -> Plan:
+    """A plan, or InfeasibleError with the reason."""
+    plan = solve(problem)
+    if plan.placement is None:
+        raise InfeasibleError(f"no placement: {plan.reason}")
+    return plan
+
+
+def proposal_of(plan: Plan, action: str, based_on: int) -> dict[str, object]:
+    """A plan as the controller takes it."""
+    return {
+        "placement": list(plan.placement or ()),
+        "action": action,
+        "based_on": based_on,
+        "predicted_latency_s": plan.terms.latency_s if plan.terms else None,
+        "lower_bound": plan.lower_bound,
+    }
+
+
+def describe(placement: tuple[str, ...], features: tuple[BlockFeatures, ...]) -> str:
+    """A placement in one line: which blocks where."""
+    return " -> ".join(
+        f"{segment.node}[{features[segment.first].name}..{features[segment.last].name}]"
+        for segment in segments_of(placement)
+    )

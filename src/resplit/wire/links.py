@@ -1,0 +1,69 @@
+"""An emulated link, one way: messages queue for its bandwidth, then travel for its latency, in order.
+
+A link without a shape is the real one and delays nothing. Knows neither sockets nor what a message holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Message = TypeVar("Message")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Propagation delay and bandwidth of an emulated link."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+
+class Link:
+    """One direction of the way between two members."""
+
+    def __init__(self, shape: Shape | None = None) -> None:
+        self.shape = shape
+        self._free_s = 0.0
+        self._last_due_s = 0.0
+
+    def due_s(self, payload_bytes: int) -> float:
+        """When a message of this size, sent now, arrives (event loop's clock): it waits for those before it."""
+        now_s = asyncio.get_running_loop().time()
+        if self.shape is None:
+            return now_s
+        self._free_s = max(now_s, self._free_s) + payload_bytes / self.shape.bandwidth_bytes_per_s
+        self._last_due_s = max(self._free_s + self.shape.latency_s, self._last_due_s)
+        return self._last_due_s
+
+    async def cross(self, payload_bytes: int) -> None:
+        """Wait for as long as a message of this size is on its way."""
+        await _until(self.due_s(payload_bytes))
+
+
+class Sender(Generic[Message]):
+    """Sends messages in order over a link; `put` never waits, one task of the owner runs `run`."""
+
+    def __init__(self, link: Link, send: Callable[[Message], Awaitable[None]], bound: int = 1024) -> None:
+        self._link = link
+        self._send = send
+        self._queue: asyncio.Queue[tuple[float, Message]] = asyncio.Queue(bound)
+
+    def put(self, message: Message, payload_bytes: int) -> None:
+        """Queue a message; asyncio.QueueFull when the other side has not taken `bound` messages."""
+        self._queue.put_nowait((self._link.due_s(payload_bytes), message))
+
+    async def run(self) -> None:
+        """Send what is queued, each when it is due, until cancelled or the connection fails."""
+        while True:
+            due_s, message = await self._queue.get()
+            await _until(due_s)
+            await self._send(message)
+
+
+async def _until(due_s: float) -> None:
+    wait_s = due_s - asyncio.get_running_loop().time()
+    if wait_s > 0:
+        await asyncio.sleep(wait_s)
