@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import ssl
 import stat
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,16 @@ from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
 
-from resplit.control.keys import Member, certificate_name, issue, keys_command, make_authority, peer_name, rotate
+from resplit.control.keys import (
+    HONOUR_OLD_S,
+    Member,
+    certificate_name,
+    issue,
+    keys_command,
+    make_authority,
+    peer_name,
+    rotate,
+)
 from resplit.control.signing import CommandSigner, CommandVerifier
 from resplit.errors import CommandRefusedError, ConfigError, ShardError
 from resplit.model.registry import Keyring, Registry
@@ -139,6 +149,29 @@ async def test_grpclib_speaks_over_these_contexts(ours: Path) -> None:
         channel.close()
         server.close()
         await server.wait_closed()
+
+
+async def test_a_capture_on_the_wire_shows_tls_only(ours: Path) -> None:
+    captured = bytearray()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            captured.extend(data)
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, forth), copy(back, writer))
+
+    async with echo_server(Member.load(ours / "node-a"), []) as port:
+        tap = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with tap:
+            context = Member.load(ours / "node-b").client_context()
+            assert await say(tap.sockets[0].getsockname()[1], context, "node-a") == b"hello\n"
+    assert captured.startswith(b"\x16\x03")  # a TLS handshake record
+    assert b"hello" not in captured
+    assert b"node-b" not in captured  # in TLS 1.3 even certificates are encrypted
 
 
 def test_a_peer_without_a_certificate_has_no_name() -> None:
@@ -265,16 +298,29 @@ def test_an_old_signing_key_is_honoured_until_its_date(tmp_path: Path) -> None:
     keys_command(tmp_path, ["node-a"], rotate_keys=True)
     new_signer = CommandSigner(Member.load(tmp_path / "controller"))
     node = Member.load(tmp_path / "node-a")
+    retires_s = node.command_keys[1]["exp"]
 
     def verify(verifier: CommandVerifier, signer: CommandSigner) -> str:
         return verifier.verify(signer.sign("ping", {}, audience="node-a", epoch=0), kind="ping", current_epoch=0).kind
 
     assert verify(CommandVerifier(node), old_signer) == verify(CommandVerifier(node), new_signer) == "ping"
+    assert retires_s == pytest.approx(time.time() + HONOUR_OLD_S, abs=60)
     with pytest.raises(CommandRefusedError, match="authority"):
         verify(old_node, new_signer)
-    rotate(tmp_path, honour_old_s=0)
+    old_signer._clock = new_signer._clock = lambda: retires_s + 2.0
+    later = CommandVerifier(node, lambda: retires_s + 2.0)
+    assert verify(later, new_signer) == "ping"
     with pytest.raises(CommandRefusedError, match="authority"):
-        verify(CommandVerifier(Member.load(tmp_path / "node-a")), new_signer)
+        verify(later, old_signer)
+
+
+def test_an_old_signing_key_can_be_dropped_at_once(tmp_path: Path) -> None:
+    keys_command(tmp_path, ["node-a"])
+    old = Member.load(tmp_path / "node-a").command_keys
+    rotate(tmp_path, honour_old_s=0)
+    new = Member.load(tmp_path / "node-a").command_keys
+    assert (len(old), len(new)) == (1, 1)
+    assert old != new
 
 
 def test_a_member_with_a_missing_or_broken_file_says_which(tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ def test_no_character_of_a_command_can_be_changed(ours: Path, where: float, lett
     assert sum(verifier.refusals.values()) == 2
 
 
+def test_a_command_has_one_spelling(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    token = prepare(signer)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    same_signature = token[:-1] + letters[letters.index(token[-1]) + 1]  # only bits that no byte holds are different
+    assert _decoded(same_signature.split(".")[2]) == _decoded(token.split(".")[2])
+    assert_refused(verifier, same_signature, "malformed")
+    assert_refused(verifier, token + "==", "malformed")
+    assert_refused(verifier, token + "\n", "malformed")
+
+
 def test_a_replayed_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
     token = prepare(signer)
     verifier.verify(token, kind="prepare", current_epoch=0)

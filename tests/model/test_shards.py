@@ -4,7 +4,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resplit.errors import ShardError
@@ -13,12 +13,14 @@ from resplit.model.shards import new_key, open_shard, padded_length, seal, unwra
 SHARD = "ab" * 32
 
 
+@settings(deadline=None)
 @given(plain=st.binary(max_size=5000))
 def test_what_was_sealed_comes_back(plain: bytes) -> None:
     key = new_key()
     assert open_shard(seal(plain, key), key) == plain
 
 
+@settings(deadline=None)
 @given(plain=st.binary(max_size=300), where=st.floats(0, 1, exclude_max=True))
 def test_a_flipped_bit_anywhere_is_caught(plain: bytes, where: float) -> None:
     key = new_key()
@@ -29,6 +31,7 @@ def test_a_flipped_bit_anywhere_is_caught(plain: bytes, where: float) -> None:
         open_shard(bytes(sealed), key)
 
 
+@settings(deadline=None)
 @given(plain=st.binary(max_size=300), where=st.floats(0, 1, exclude_max=True), more=st.binary(min_size=1, max_size=40))
 def test_a_shard_cut_short_or_drawn_out_is_caught(plain: bytes, where: float, more: bytes) -> None:
     key = new_key()
@@ -39,6 +42,7 @@ def test_a_shard_cut_short_or_drawn_out_is_caught(plain: bytes, where: float, mo
         open_shard(sealed + more, key)
 
 
+@settings(deadline=None)
 @given(garbage=st.binary(max_size=200), key=st.binary(max_size=40))
 def test_garbage_is_refused(garbage: bytes, key: bytes) -> None:
     with pytest.raises(ShardError):
@@ -62,6 +66,7 @@ def test_a_sealed_shard_shows_nothing_of_its_content() -> None:
     assert bytes(16) not in sealed
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 2**40))
 def test_a_padded_length_is_little_longer_and_one_of_few(length: int) -> None:
     padded = padded_length(length)
@@ -100,6 +105,7 @@ def test_a_wrapped_key_opens_for_no_other_node_and_no_other_shard(wrap_keys: dic
             unwrap_key(wrapped, key, node=node, shard=shard)
 
 
+@settings(deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True))
 def test_a_flipped_bit_in_a_wrapped_key_is_caught(where: float) -> None:
     private, public = _pem_pair(X25519PrivateKey.generate())
@@ -110,6 +116,7 @@ def test_a_flipped_bit_in_a_wrapped_key_is_caught(where: float) -> None:
         unwrap_key(bytes(wrapped), private, node="node-a", shard=SHARD)
 
 
+@settings(deadline=None)
 @given(garbage=st.binary(max_size=200))
 def test_a_garbled_wrapped_key_is_refused(garbage: bytes) -> None:
     private, _ = _pem_pair(X25519PrivateKey.generate())
