@@ -1,0 +1,106 @@
+"""The saved MLflow views that put static beside adaptive. MLflow documents none of this: it was read from 3.17's pages.
+
+A view is JSON in an experiment tag; the page `/#/experiments/<id>/runs?viewStateShareKey=<key>` opens it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+TAG_PREFIX = "mlflow.sharedViewState."
+POLICIES, CONFIGURATIONS = "policies", "configurations"
+# The page shows these names themselves above the charts; they carry their units.
+OVER_TIME = ("over_time/latency_s", "over_time/qos_met", "over_time/utilization")
+AT_A_GLANCE = ("latency_mean_s", "latency_p95_s", "qos_met")
+MORE = ("first_token_mean_s", "downtime_incidents", "utilization")
+PREDICTED = ("predicted_latency_s", "measured_latency_s", "pause_s")
+
+
+def saved_views(study_run_id: str, metrics: Collection[str], saved_ms: int) -> dict[str, str]:
+    """The experiment tags of both views of a study: its policies, and the configurations that were live.
+
+    `metrics` are all metric names that its runs carry: MLflow adds a chart of its own for each that no card names.
+    """
+    policies = _state(study_run_id, "policy", AT_A_GLANCE, MORE, metrics)
+    live = _state(study_run_id, "configuration", PREDICTED, (), metrics)
+    return {
+        TAG_PREFIX + POLICIES: _envelope("Static against adaptive", policies, saved_ms),
+        TAG_PREFIX + CONFIGURATIONS: _envelope("Configurations that were live", live, saved_ms),
+    }
+
+
+def view_path(experiment_id: str, key: str) -> str:
+    """The part of a view's address after the server's."""
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
+
+
+def _envelope(name: str, state: dict[str, object], saved_ms: int) -> str:
+    return json.dumps({"name": name, "createdAt": saved_ms, "updatedAt": saved_ms, "state": json.dumps(state)})
+
+
+def _state(
+    study_run_id: str, kind: str, bars: tuple[str, ...], more: tuple[str, ...], metrics: Collection[str]
+) -> dict[str, object]:
+    cards = [_card("BAR", metric, "bars") for metric in bars]
+    cards += [_card("LINE", metric, "lines") for metric in OVER_TIME]
+    cards += [_card("BAR", metric, "more") for metric in more]
+    unwanted = [metric for metric in metrics if metric not in (*bars, *OVER_TIME, *more)]
+    cards += [_card("BAR", metric, "more", deleted=True) for metric in unwanted]
+    sections = {"bars": "At a glance", "lines": "Over time (step = second of the run)"} | (
+        {"more": "More"} if more else {}
+    )
+    return {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{study_run_id}' and params.kind = '{kind}'",
+        # In the order of creation, the default, children would hide under their parent.
+        "orderByKey": "tags.`mlflow.runName`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": [f"metrics.`{metric}`" for metric in (*bars, *more)],
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": cards,
+        "compareRunSections": [_section(uuid, name) for uuid, name in sections.items()],
+        "isAccordionReordered": True,
+        "groupBy": None,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "viewMaximized": False,
+        "runListHidden": False,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _card(kind: str, metric: str, section: str, deleted: bool = False) -> dict[str, object]:
+    card: dict[str, object] = {
+        "uuid": f"{section}-{metric}",
+        "type": kind,
+        "runsCountToCompare": 20,
+        "metricSectionId": section,
+        "deleted": deleted,
+        "isGenerated": False,
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+    }
+    if kind == "LINE":
+        card |= {
+            "lineSmoothness": 0,
+            "scaleType": "linear",
+            "xAxisScaleType": "linear",
+            "range": {},
+            "xAxisKey": "step",
+            "selectedXAxisMetricKey": "",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "ignoreOutliers": False,
+            "displayPoints": False,
+            "useGlobalXaxisKey": True,
+            "useGlobalLineSmoothing": True,
+        }
+    return card
+
+
+def _section(uuid: str, name: str) -> dict[str, object]:
+    return {"uuid": uuid, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": False}

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shlex
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from resplit.errors import DataError
+from resplit.measure import summarise
+from resplit.types import Weights
+from tasks import track
+from tasks.mlflow_views import CONFIGURATIONS, POLICIES, TAG_PREFIX
+from tests.runs import made_up_run
+
+STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
+WEIGHTS = Weights(latency=1.0, balance=0.5)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables made: making them takes seconds, copying them none."""
+    folder = tmp_path_factory.mktemp("store")
+    MlflowClient(track.default_uri(folder).replace("/mlflow/mlflow.db", "/empty.db")).search_experiments()
+    return folder / "empty.db"
+
+
+@pytest.fixture
+def uri(empty_store: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlflow" / "mlflow.db")
+    return track.default_uri(tmp_path)
+
+
+@pytest.fixture
+def study(uri: str) -> track.Study:
+    return track.open_study.fn(uri, "resplit", {"cluster": "home", "seed": 0})
+
+
+def open_study(uri: str) -> track.Study:
+    return track.open_study.fn(uri, "resplit", {})
+
+
+def below(study: track.Study, kind: str) -> list[Run]:
+    client = MlflowClient(study.tracking_uri)
+    under = f"tags.`mlflow.parentRunId` = '{study.run_id}' and params.kind = '{kind}'"
+    return client.search_runs([study.experiment_id], under, order_by=["tags.`mlflow.runName`"])
+
+
+def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: track.Study) -> None:
+    track.track_run.fn(study, STATIC, "home", WEIGHTS)
+    (run,) = below(study, "policy")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {
+        "kind": "policy",
+        "cluster": "home",
+        "policy": "static",
+        "scenario": "a-day-at-home",
+        "seed": "0",
+        "weights": "latency=1 balance=0.5 privacy=0",
+    }
+    assert run.data.tags["policy"] == "static"
+    assert len(run.data.tags["git.commit"]) == 40
+    assert run.data.metrics["latency_p95_s"] == pytest.approx(summarise(STATIC).latency_p95_s)
+    assert "pause_max_s" not in run.data.metrics, "nothing moved, so there was no pause to log"
+
+
+def test_every_configuration_that_was_live_is_a_run_of_its_own(study: track.Study) -> None:
+    track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
+    runs = below(study, "configuration")
+    assert [run.data.params["epoch"] for run in runs] == ["1", "2", "3", "4"]
+    assert [run.data.tags["policy"] for run in runs] == ["resplit"] * 4
+    assert runs[0].data.params["placement"] == "hub[0-4] desk[5-24] phone[25-30] hub[31-31]"
+    assert runs[1].data.metrics["moved_bytes"] == ADAPTIVE.epochs.moved_bytes[1]
+
+
+def test_series_are_logged_by_the_second_and_only_while_a_configuration_was_live(study: track.Study) -> None:
+    track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
+    client = MlflowClient(study.tracking_uri)
+    (policy,) = below(study, "policy")
+    whole = client.get_metric_history(policy.info.run_id, "over_time/utilization")
+    assert [point.step for point in whole] == list(range(1, 41))
+    parts = [
+        client.get_metric_history(run.info.run_id, "over_time/utilization") for run in below(study, "configuration")
+    ]
+    starts = ADAPTIVE.epochs.time_s.tolist()
+    assert [min(point.step for point in part) >= start for part, start in zip(parts, starts, strict=True)] == [True] * 4
+    assert sorted(point.step for part in parts for point in part) == list(range(1, 41))
+
+
+def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: track.Study, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "problem.json").write_text("{}")
+    track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS, {2: tmp_path / "two"})
+    client = MlflowClient(study.tracking_uri)
+    kept = [{file.path for file in client.list_artifacts(run.info.run_id)} for run in below(study, "configuration")]
+    assert ["problem.json" in files for files in kept] == [False, True, False, False]
+    (policy,) = below(study, "policy")
+    figures = {file.path for file in client.list_artifacts(policy.info.run_id, "plots")}
+    assert {"plots/latency.png", "plots/placement.png"} <= figures
+
+
+def test_what_could_not_be_recorded_whole_is_not_left_behind(study: track.Study, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing: is not a folder"):
+        track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS, {3: tmp_path / "missing"})
+    track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
+    assert len(below(study, "policy")) == 1
+    assert len(below(study, "configuration")) == 4
+    deleted = MlflowClient(study.tracking_uri).search_runs([study.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+    assert deleted, "the half-recorded runs were there to delete"
+
+
+def test_draining_again_replaces_the_log_by_the_longer_one(study: track.Study, tmp_path: Path) -> None:
+    client = MlflowClient(study.tracking_uri)
+    for count in (3, 5):
+        track.drain_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
+    folder = Path(client.download_artifacts(study.run_id, "decisions", str(tmp_path)))
+    assert json.loads((folder / "decisions.json").read_text()) == ADAPTIVE.decisions[:5]
+    assert pd.read_parquet(folder / "decisions.parquet").choice.tolist() == [
+        d["choice"] for d in ADAPTIVE.decisions[:5]
+    ]
+    assert len(json.loads((folder / "table.json").read_text())["data"]) == 5
+
+
+def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(study: track.Study) -> None:
+    for record in (STATIC, ADAPTIVE):
+        track.track_run.fn(study, record, "home", WEIGHTS)
+    track.close_study.fn(study)
+    client = MlflowClient(study.tracking_uri)
+    tags = client.get_experiment(study.experiment_id).tags
+    for key, found in ((POLICIES, 2), (CONFIGURATIONS, 5)):
+        state = json.loads(json.loads(tags[TAG_PREFIX + key])["state"])
+        runs = client.search_runs([study.experiment_id], state["searchFilter"])
+        assert len(runs) == found
+        shown = {card["metricKey"] for card in state["compareRunCharts"] if not card["deleted"]}
+        assert shown <= {name for run in runs for name in run.data.metrics}
+    assert client.get_run(study.run_id).info.status == "FINISHED"
+    assert track.view_url(study).endswith("/runs?viewStateShareKey=policies&compareRunsMode=CHART")
+
+
+def test_one_command_opens_the_store_that_was_written(study: track.Study) -> None:
+    environment, *command = shlex.split(track.ui_command(study.tracking_uri, port=5001))
+    assert environment == "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
+    assert Path(command[0]).name == "mlflow"
+    assert command[command.index("--backend-store-uri") + 1] == study.tracking_uri
+    assert track.view_url(study, "http://127.0.0.1:5001") in track.how_to_open(study, port=5001)
+
+
+def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    study = track.open_study.fn(uri, "resplit", {})
+    track.track_run.fn(study, STATIC, "home", WEIGHTS)
+    track.close_study.fn(study)
+    assert list((tmp_path / "here").iterdir()) == []
+    assert {path.name for path in (tmp_path / "mlflow").iterdir()} >= {"mlflow.db", "artifacts"}
+
+
+def test_processes_that_race_for_a_fresh_store_share_one_experiment(tmp_path: Path) -> None:
+    uri = track.default_uri(tmp_path)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        studies = pool.map(open_study, [uri, uri])
+    assert len({study.experiment_id for study in studies}) == 1
+    assert len({study.run_id for study in studies}) == 2
+    with closing(sqlite3.connect(tmp_path / "mlflow" / "mlflow.db")) as store:
+        assert store.execute("PRAGMA journal_mode").fetchone() == ("wal",)
