@@ -60,7 +60,9 @@ class Guard:
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
             # The app keeps to its deadline by itself, unless it waits for a client that takes nothing.
-            await asyncio.wait({app, gone}, timeout=self._limits.deadline + _GRACE_S, return_when="FIRST_COMPLETED")
+            await asyncio.wait(
+                {app, gone}, timeout=self._limits.deadline + _GRACE_S, return_when=asyncio.FIRST_COMPLETED
+            )
             if app.done() or sender.answered:
                 await app
             else:
