@@ -5,8 +5,8 @@ import datetime
 import ssl
 import stat
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -321,6 +321,19 @@ def test_an_old_signing_key_can_be_dropped_at_once(tmp_path: Path) -> None:
     new = Member.load(tmp_path / "node-a").command_keys
     assert (len(old), len(new)) == (1, 1)
     assert old != new
+
+
+def test_a_full_disk_leaves_the_keys_as_they_were(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with full_disk(50), pytest.raises(ConfigError, match="cannot be written"):
+        keys_command(tmp_path, ["node-a"])
+    assert _contents(tmp_path) == {}
+    keys_command(tmp_path, ["node-a"])
+    before = _contents(tmp_path)
+    with full_disk(50), pytest.raises(ConfigError, match="cannot be written"):
+        rotate(tmp_path)
+    assert _contents(tmp_path) == before
 
 
 def test_a_member_with_a_missing_or_broken_file_says_which(tmp_path: Path) -> None:

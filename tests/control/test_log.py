@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -10,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -236,17 +237,12 @@ def test_many_threads_may_append(log: EpochLog) -> None:
     assert len(log.decisions()) == 80
 
 
-def test_a_full_disk_refuses_a_step_whole(log: EpochLog) -> None:
+def test_a_full_disk_refuses_a_step_whole(
+    log: EpochLog, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
     log.append(1, "proposed", {})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CapacityError, match="nothing was changed"):
-            log.append(1, "prepared", {"filling": "x" * 500_000})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(100_000), pytest.raises(CapacityError, match="nothing was changed"):
+        log.append(1, "prepared", {"filling": "x" * 500_000})
     assert [entry.step for entry in log.steps(1)] == ["proposed"]
     log.append(1, "prepared", {})
 

@@ -167,8 +167,8 @@ def rotate(folder: Path, *, honour_old_s: float = HONOUR_OLD_S) -> None:
     new, retires_s = Ed25519PrivateKey.generate(), int(time.time() + honour_old_s)
     old = _read_key_set(home / _COMMANDS)[0]
     kept = [{**old, "exp": retires_s}] if honour_old_s > 0 else []
-    files = {path.name: _read(path) for path in home.iterdir()}
-    _store(home, files | {_COMMANDS_KEY: _private_pem(new), _COMMANDS: _key_set([_public_jwk(new), *kept])})
+    # The public keys first: killed in between, the controller signs on with the old key, and rotates again.
+    _store(home, {_COMMANDS: _key_set([_public_jwk(new), *kept]), _COMMANDS_KEY: _private_pem(new)})
     for name in _members(folder):
         _issue(folder, name, _hosts_in(_certificate_in(folder / name), name))
 
@@ -217,7 +217,7 @@ def _publish_wrap_key(folder: Path, name: str, wrap_key: bytes) -> None:
     )
     for place in (folder / AUTHORITY, folder / CONTROLLER):
         if place.exists():
-            _write_private(place / _wrap_name(name), public)
+            _store(place, {_wrap_name(name): public})
 
 
 def _identity(home: Path, name: str, hosts: Sequence[str]) -> dict[str, bytes]:
@@ -362,25 +362,31 @@ def _read(path: Path) -> bytes:
 
 
 def _store(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a complete folder in the place of an older one, or none: a half-written one is never seen."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Create a folder whole or not at all; of one that exists, replace these files one by one."""
+    new = folder.with_name(f".{folder.name}.new")
     try:
+        if folder.exists():
+            for name, content in files.items():
+                _write_private(folder / name, content)
+            return
+        shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
             _write_private(new / name, content)
-        if folder.exists():
-            folder.rename(old)
         new.rename(folder)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise ConfigError(str(folder), f"cannot be written ({error.strerror})") from None
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whatever the umask."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
+    """Replace a file in one step by one that only its owner can read, whatever the umask."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
