@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 
 from resplit.planner.budget import Budget
 from resplit.planner.convex import relax_convex
-from resplit.planner.dual import Dual, Prices, Resources
+from resplit.planner.dual import Dual, Prices
+from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
 from resplit.planner.paths import IntervalPaths
+from resplit.planner.resources import Resources, SetCuts, Support
 from resplit.problem import read_problem
 from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
@@ -25,7 +29,11 @@ def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: 
     resources = Resources.of(instance)
     rng = np.random.default_rng(seed)
     prices = Prices(
-        share * rng.random(3), load * rng.random(3), resource * rng.random(resources.limit.shape), rng.random(3) / 6
+        share * rng.random(3),
+        load * rng.random(3),
+        resource * rng.random(resources.limit.shape),
+        np.zeros(0),
+        rng.random(3) / 6,
     )
 
     value, _ = Dual(instance, IntervalPaths(instance), resources).evaluate(prices)
@@ -57,3 +65,20 @@ def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
     dual.improve([], Budget(20.0), float("inf"))
 
     assert dual.bound > relaxation.value * 1.05
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    instance = Instance.of(problem)
+    resources = Resources.of(instance)
+    members = np.array(list(itertools.product([0.0, 1.0], repeat=3))[1:])
+    masks = np.repeat(members, len(resources.use), axis=0)
+    kinds = np.tile(np.arange(len(resources.use)), len(members))
+    cuts = SetCuts(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
+
+    for placement in itertools.product([node.name for node in problem.nodes], repeat=4):
+        if not evaluate(problem, placement).violations:
+            nodes_of = instance.nodes_of(placement)
+            assert (cuts.excess(Support.of(resources, nodes_of)) <= 1e-9).all()

@@ -15,6 +15,14 @@ __all__ = ["SOLVERS", "solve"]
 # Each is a module with solve(instance, budget, start) -> Outcome, imported when it is asked for.
 SOLVERS = {
     "relax": "resplit.planner.relax",
+    "exact": "resplit.planner.exact",
+    "uniform": "resplit.planner.baselines.uniform",
+    "memory": "resplit.planner.baselines.memory",
+    "latency-dp": "resplit.planner.baselines.latency_dp",
+    "bottleneck-dp": "resplit.planner.baselines.bottleneck_dp",
+    "swarm": "resplit.planner.baselines.swarm",
+    "water-fill": "resplit.planner.baselines.water_fill",
+    "greedy": "resplit.planner.baselines.greedy",
 }
 
 

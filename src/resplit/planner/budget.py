@@ -8,18 +8,21 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one descent move, one priced
-    path or one node of the branch and bound."""
+    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one move of a descent, one
+    priced path or one node of the branch and bound."""
 
-    def __init__(self, time_limit_s: float, work_limit: int | None = None) -> None:
+    def __init__(self, time_limit_s: float, work_limit: int | None = None, parent: Budget | None = None) -> None:
         self._started = time.perf_counter()
         self._time_limit_s = time_limit_s
+        self._parent = parent
         self.steps_left = work_limit
 
     def spend(self, steps: int = 1) -> bool:
         """Takes `steps`; False where the budget is spent."""
         if self.steps_left is not None:
             self.steps_left -= steps
+        if self._parent is not None:
+            self._parent.spend(steps)
         return not self.spent
 
     @property
@@ -38,7 +41,7 @@ class Budget:
         return float("inf") if self.steps_left is not None else self._time_limit_s - self.elapsed_s
 
     def part(self, share: float) -> Budget:
-        """A budget of `share` of what is left; steps are to be given back with `merge`."""
+        """A budget of `share` of what is left, taken from this one."""
         if self.steps_left is not None:
-            return Budget(self._time_limit_s, max(1, int(self.steps_left * share)))
-        return Budget(self.left_s * share)
+            return Budget(self._time_limit_s, max(1, int(self.steps_left * share)), self)
+        return Budget(self.left_s * share, None, self)

@@ -11,7 +11,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-from resplit.planner.dual import Prices, Resources
+from resplit.planner.dual import Prices
 from resplit.planner.instance import Instance
 from resplit.types import FloatArray
 
@@ -42,7 +42,6 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     with a = alpha / L. `1 / (1 - u)` is `inv_pos`, convex; utilisation is a variable, so that the program stays DPP.
     """
     atoms, nodes = instance.shape
-    memory = Resources(instance.memory[None] / instance.memory.mean(), instance.memory_limit[None])
     x = cp.Variable((atoms, nodes), nonneg=True)
     u = cp.Variable(nodes)
     m = cp.Variable()
@@ -50,7 +49,7 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     runs = np.isfinite(instance.load) & (instance.headroom >= 0)
     carried = cp.sum(cp.multiply(np.where(runs, instance.load, 0), x), axis=0)
     loaded = u >= instance.background + carried
-    stored = memory.use[0] @ x <= instance.memory_limit / instance.memory.mean()
+    stored = (instance.memory / instance.memory.mean()) @ x <= instance.memory_limit / instance.memory.mean()
     peaked = m >= u
     constraints: list[Any] = [
         cp.sum(x, axis=1) == 1,
@@ -82,5 +81,5 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     program.solve(solver=cp.CLARABEL)
     if x.value is None:
         return None
-    prices = Prices(np.zeros(nodes), loaded.dual_value, stored.dual_value[None], peaked.dual_value)
+    prices = Prices(np.zeros(nodes), loaded.dual_value, stored.dual_value[None], np.zeros(0), peaked.dual_value)
     return Relaxation(float(program.value), x.value, prices)

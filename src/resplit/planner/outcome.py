@@ -12,11 +12,12 @@ from resplit.types import Plan, Status, segments_of
 __all__ = ["Outcome", "plan_of"]
 
 OPTIMAL_GAP = 1e-4
+MOST_VIOLATIONS = 5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`nodes_of` (A,) is the node of each atom, None where nothing was found; `lower_bound` is proven, -inf where
+    """`nodes_of` (A,) is the node of each atom (a baseline's may break constraints), None where nothing was found; `lower_bound` is proven, -inf where
     nothing is known, inf where it is proven that no placement exists. `others` are further legal placements that the
     solver met. `reason` says why there is no placement."""
 
@@ -35,6 +36,9 @@ def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -
     problem = instance.problem
     placement = instance.placement(outcome.nodes_of)
     evaluation = evaluate(problem, placement)
+    if evaluation.violations:
+        reason = "the placement found breaks " + "; ".join(evaluation.violations[:MOST_VIOLATIONS])
+        return Plan("unknown", solver, solve_s, reason=reason)
     bound = min(outcome.lower_bound, evaluation.objective)
     bound = bound if bound > 0 else 0.0  # the objective is never negative
     gap = (evaluation.objective - bound) / evaluation.objective if evaluation.objective > 0 else 0.0

@@ -13,19 +13,33 @@ import numpy as np
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["IntervalPaths", "Potentials"]
+__all__ = ["IntervalPaths", "PathCosts", "Potentials"]
+
+
+@dataclass(frozen=True)
+class PathCosts:
+    """What a path pays beside its transfers: `share` (N,), positive, of each interval's own queueing cost; `atom`
+    (A, N) per atom; less `link_refund` (N, N) per transfer and `start_refund` (N,) where it begins."""
+
+    share: FloatArray
+    atom: FloatArray
+    link_refund: FloatArray
+    start_refund: FloatArray
 
 
 @dataclass(frozen=True)
 class Potentials:
     """Least costs of the parts of a path. `enter[p, i]`: of all before atom p, node i being next; `leave[q, i]`: of all
     up to atom q - 1 on node i; `ahead[q, i]`: of all that follows a step which ends before atom q on node i;
-    `onward[p, i]`: of a step that begins at atom p on node i and all that follows. All (A + 1, N)."""
+    `onward[p, i]`: of a step that begins at atom p on node i and all that follows; `prefix`: of the atoms before each. All (A + 1, N). `hops`: the
+    transfer matrices, refunds taken off."""
 
     enter: FloatArray
     leave: FloatArray
     ahead: FloatArray
     onward: FloatArray
+    prefix: FloatArray
+    hops: list[FloatArray]
 
 
 class IntervalPaths:
@@ -48,59 +62,72 @@ class IntervalPaths:
         )
         return np.where(fits, inst.queue_cost(np.where(fits, load, 0)), np.inf)
 
-    def shortest(self, share: FloatArray, price: FloatArray) -> tuple[float, IntArray]:
-        """Cost and nodes (A,) of the cheapest path where an interval costs `share` (N,) of its own queueing cost plus
-        `price` (A, N) of its atoms; `share` must be positive. (inf, ()) where there is no path."""
-        prefix, enter, leave, entered_at, came_from = self._forward(share, price)
-        del prefix, enter
+    def shortest(self, costs: PathCosts) -> tuple[float, IntArray]:
+        """Cost and nodes (A,) of the cheapest path; (inf, ()) where there is none."""
+        forward = self._forward(costs)
         atoms = self.instance.shape[0]
-        total = leave[atoms] + self.instance.end
+        total = forward.leave[atoms] + self.instance.end
         node = int(total.argmin())
         if not np.isfinite(total[node]):
             return float("inf"), np.empty(0, dtype=np.intp)
+        cost = float(total[node])
         nodes_of = np.empty(atoms, dtype=np.intp)
         q = atoms
         while q > 0:
-            p = int(entered_at[q, node])
+            p = int(forward.entered_at[q, node])
             nodes_of[p:q] = node
-            q, node = p, int(came_from[p, node])
-        return float(total.min()), nodes_of
+            q, node = p, int(forward.came_from[p, node])
+        return cost, nodes_of
 
-    def potentials(self, share: FloatArray, price: FloatArray) -> Potentials:
+    def potentials(self, costs: PathCosts) -> Potentials:
         """Least costs from both ends, from which the cheapest path through any interval or transfer is read."""
         inst = self.instance
         atoms, nodes = inst.shape
-        prefix, enter, leave, _, _ = self._forward(share, price)
+        forward = self._forward(costs)
+        prefix, hops = forward.prefix, self._hops(costs)
         ahead = np.full((atoms + 1, nodes), np.inf)
         onward = np.full((atoms + 1, nodes), np.inf)
         ahead[atoms] = inst.end
         for p in range(atoms - 1, -1, -1):
             steps = np.array([self.queue[q][p] for q in range(p + 1, atoms + 1)])  # (A - p, N)
-            onward[p] = (share * steps + prefix[p + 1 :] + ahead[p + 1 :]).min(axis=0) - prefix[p]
+            onward[p] = (costs.share * steps + prefix[p + 1 :] + ahead[p + 1 :]).min(axis=0) - prefix[p]
             if p > 0:
-                ahead[p] = (inst.hop(p) + onward[p]).min(axis=1)
-        return Potentials(enter, leave, ahead, onward)
+                ahead[p] = (hops[inst.hop_of[p]] + onward[p]).min(axis=1)
+        return Potentials(forward.enter, forward.leave, ahead, onward, prefix, hops)
 
-    def _forward(
-        self, share: FloatArray, price: FloatArray
-    ) -> tuple[FloatArray, FloatArray, FloatArray, IntArray, IntArray]:
+    def _hops(self, costs: PathCosts) -> list[FloatArray]:
+        return [hop - costs.link_refund for hop in self.instance.hops]
+
+    def _forward(self, costs: PathCosts) -> _Forward:
         inst = self.instance
         atoms, nodes = inst.shape
-        prefix = np.vstack([np.zeros(nodes), (price + inst.fixed).cumsum(axis=0)])  # (A + 1, N)
+        hops = self._hops(costs)
+        prefix = np.vstack([np.zeros(nodes), (costs.atom + inst.fixed).cumsum(axis=0)])  # (A + 1, N)
         enter = np.full((atoms + 1, nodes), np.inf)
         leave = np.full((atoms + 1, nodes), np.inf)
         entered_at = np.zeros((atoms + 1, nodes), dtype=np.intp)
         came_from = np.zeros((atoms + 1, nodes), dtype=np.intp)
         columns = np.arange(nodes)
         reduced = np.empty((atoms, nodes))  # enter - prefix
-        enter[0] = inst.start
+        enter[0] = inst.start - costs.start_refund
         for q in range(1, atoms + 1):
             reduced[q - 1] = enter[q - 1] - prefix[q - 1]
-            steps = share * self.queue[q] + reduced[:q]
+            steps = costs.share * self.queue[q] + reduced[:q]
             entered_at[q] = steps.argmin(axis=0)
             leave[q] = steps[entered_at[q], columns] + prefix[q]
             if q < atoms:
-                arrivals = leave[q][:, None] + inst.hop(q)
+                arrivals = leave[q][:, None] + hops[inst.hop_of[q]]
                 came_from[q] = arrivals.argmin(axis=0)
                 enter[q] = arrivals[came_from[q], columns]
-        return prefix, enter, leave, entered_at, came_from
+        return _Forward(prefix, enter, leave, entered_at, came_from)
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One sweep from the front: prefix sums of atom costs, least costs (see `Potentials`) and where they came from."""
+
+    prefix: FloatArray
+    enter: FloatArray
+    leave: FloatArray
+    entered_at: IntArray
+    came_from: IntArray

@@ -1,38 +1,80 @@
-"""The default solver: Lagrangian prices give a proven bound and starts, descent gives plans (docs/planner.md)."""
+"""The default solver: prices bound the optimum and suggest starts, descents make plans, branching closes the gap.
+
+docs/planner.md has the mathematics.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from resplit.planner.branch import branch
 from resplit.planner.budget import Budget
-from resplit.planner.dual import Dual, Resources
-from resplit.planner.improve import Descent
+from resplit.planner.dual import Dual
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.outcome import OPTIMAL_GAP, Outcome
 from resplit.planner.paths import IntervalPaths
 from resplit.planner.reasons import infeasibility
+from resplit.planner.resources import Resources
+from resplit.planner.search import LocalSearch
 
 __all__ = ["solve"]
 
+ROUND = 12  # paths that are priced between two rounds of descents
+BRANCHING_LIMIT = 60_000  # candidates beyond which HiGHS is not worth starting
 
-def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """The best placement found and the best bound proven within `budget`; `start` is a placement to begin from, with
-    -1 where an atom has no node."""
+
+def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
+    """The best placement found and the best bound proven within `budget`, until they are `gap` (relative) apart;
+    `start` is a placement to begin from, with -1 where an atom has no node."""
     paths = IntervalPaths(instance)
     dual = Dual(instance, paths, Resources.of(instance))
     value, first = dual.evaluate(dual.prices)
     if not len(first):
         reason = infeasibility(instance) or "no chain of linked nodes can hold all blocks in order"
         return Outcome(None, float("inf"), reason)
-    descent = Descent(instance, 3 * max(abs(value), 1e-9))
-    starts = [first] if start is None else [np.where(start < 0, first, start), first]
-    best = min((descent.descend(nodes_of, budget) for nodes_of in starts), key=instance.cost)
-    for nodes_of in dual.improve([best], budget, instance.cost(best) * (1 - OPTIMAL_GAP / 10)):
-        if budget.spent:
+    search = LocalSearch(instance, paths, value)
+    search.offer(first)
+    if start is not None:
+        search.run(np.where(start < 0, first, start), budget)
+    search.run(first, budget)
+    _alternate(dual, search, budget, gap)
+    bound = dual.bound
+    while not budget.spent and bound < search.cost * (1 - gap) and dual.bound > -np.inf:
+        before = search.cost
+        nodes_of, bound = branch(dual, search.cost, budget, search.best, gap)
+        if nodes_of is None:
             break
-        best = min(best, descent.descend(nodes_of, budget), key=instance.cost)
-    if instance.cost(best) < float("inf"):
-        return Outcome(best, dual.bound)
+        search.run(nodes_of, budget)
+        search.offer(nodes_of)
+        if not search.cost < before:
+            break
+    return _outcome(instance, search, bound)
+
+
+def _alternate(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
+    """Rounds of pricing and of descents from what was priced, until prices have converged and starts are used up."""
+    share = budget.part(0.35)
+    columns = [search.best] if search.best is not None else []
+    restarts = 0
+    while dual.bound < search.cost * (1 - gap) and not share.spent:
+        found = dual.improve(columns, share, search.cost * (1 - gap / 2), ROUND)
+        known = search.cost
+        for nodes_of in reversed(found):
+            search.run(nodes_of, share)
+        columns = [search.best] if search.best is not None and search.cost < known else []
+        if not found:
+            search.restart(share)
+            restarts += 1
+            if restarts > 60:
+                break
+
+
+def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
+    if search.best is not None:
+        others = tuple(nodes_of for _, nodes_of in search.met.values())
+        return Outcome(search.best, bound, others=others)
     if reason := infeasibility(instance):
         return Outcome(None, float("inf"), reason)
-    return Outcome(None, dual.bound, "descent from priced paths found no placement that keeps every limit")
+    if bound == float("inf"):
+        return Outcome(None, bound, "no placement keeps all limits of memory, load and links together")
+    return Outcome(None, bound, "neither descents nor branching found a placement that keeps every limit in time")

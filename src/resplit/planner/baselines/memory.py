@@ -1,0 +1,20 @@
+"""`memory`: blocks in proportion to the nodes' memory, the largest node first (exo's ring partitioning)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from resplit.planner.budget import Budget
+from resplit.planner.instance import Instance, IntArray
+from resplit.planner.outcome import Outcome
+
+__all__ = ["solve"]
+
+
+def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
+    """The split at shares of total memory; links, load and trust are not looked at."""
+    order = np.argsort(-instance.memory_limit, kind="stable")
+    ends = instance.memory_limit[order].cumsum() / max(float(instance.memory_limit.sum()), 1e-300)
+    atoms = instance.shape[0]
+    middle = (np.arange(atoms) + 0.5) / atoms
+    return Outcome(order[np.minimum(np.searchsorted(ends, middle), len(order) - 1)], -np.inf)
