@@ -118,7 +118,9 @@ def plan(
     solver: Annotated[str, typer.Option(help="relax, exact, or a published baseline.")] = "relax",
     time_limit: Annotated[float, typer.Option(help="Seconds for each solve.")] = 10.0,
     work_limit: Annotated[int | None, typer.Option(help="Solver steps for each solve, instead of seconds.")] = None,
-    tolerance: Annotated[float, typer.Option(help="How far from the best (relative) a plan with better service may be.")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(help="How far from the best (relative) a plan with better service may be.")
+    ] = 0,
     explain: Annotated[bool, typer.Option("--explain", help="For people: where the latency goes, what binds.")] = False,
 ) -> None:
     """Answer placement problems, one JSON object per line."""
@@ -186,7 +188,9 @@ def _log_to_stderr() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -26,7 +26,9 @@ class ControlClient:
         try:
             return cls(url, (state / "control.token").read_text(encoding="utf-8").strip())
         except OSError as error:
-            raise ResplitError(f"no control token in {state} ({error.strerror}); is the cluster running there?") from None
+            raise ResplitError(
+                f"no control token in {state} ({error.strerror}); is the cluster running there?"
+            ) from None
 
     def __enter__(self) -> ControlClient:
         return self
@@ -114,5 +116,7 @@ def describe_status(status: dict[str, Any]) -> str:
         held = f"{names[blocks[0]]}..{names[blocks[-1]]} ({len(blocks)})" if blocks else "no blocks"
         marks = [mark for mark in ("trusted", "emulated") if node.get(mark)]
         answers = "" if node["answers"] else "  DOES NOT ANSWER"
-        lines.append(f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}")
+        lines.append(
+            f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}"
+        )
     return "\n".join(lines)

@@ -117,7 +117,12 @@ def _start(cluster: Cluster, name: str, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]
     with (cluster.state / "log" / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
     cluster.processes[name] = process
 

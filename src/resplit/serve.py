@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from resplit.config import ClusterConfig
-from resplit.control.api import add_control_api
+from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.keys import CONTROLLER, Member
 from resplit.control.log import EpochLog
@@ -70,7 +70,7 @@ async def serve(
     sessions.on_settled = controller.settled
     monitor = Monitor(router.peers)
     app = _app(cluster, model, sessions, place.listen)
-    add_control_api(app, controller, monitor, _token(place.token_file))
+    app.mount("/control", create_control_api(controller, monitor, _token(place.token_file)))
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     try:
         await router.wait_for(set(cluster.node_names), _NODES_ANSWER_WITHIN_S)

@@ -9,7 +9,7 @@ import hmac
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,15 +49,15 @@ class LinkEmulationBody(_Strict):
     bandwidth_bytes_per_s: Annotated[float, Field(gt=0)]
 
 
-def add_control_api(app: FastAPI, controller: Controller, monitor: Monitor, token: str) -> None:
-    """Add `/control/...` to an app; every call needs the bearer token."""
+def create_control_api(controller: Controller, monitor: Monitor, token: str) -> FastAPI:
+    """The application that answers below `/control`; every call needs the bearer token."""
     gateway = controller.gateway
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "the control API needs the token that stands in the state folder")
 
-    api = APIRouter(prefix="/control", dependencies=[Depends(authorised)], include_in_schema=False)
+    api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
 
     @api.get("/status")
     async def status() -> dict[str, Any]:
@@ -130,12 +130,12 @@ def add_control_api(app: FastAPI, controller: Controller, monitor: Monitor, toke
             gateway.reshape(far, shape)
         return {}
 
-    app.include_router(api)
-
-    @app.exception_handler(ResplitError)
+    @api.exception_handler(ResplitError)
     async def refused(request: Request, error: ResplitError) -> JSONResponse:
         status = 503 if isinstance(error, NodeLostError) else 409
         return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
+
+    return api
 
 
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:

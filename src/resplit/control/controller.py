@@ -89,8 +89,8 @@ class Controller:
     async def deploy(self, proposal: Proposal) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
 
-        ProposalRefusedError where it was planned against an epoch that is no longer live, breaks a rule, or could not be
-        prepared on some node.
+        ProposalRefusedError where it was planned against an epoch that is no longer live, breaks a rule, or could not
+        be prepared on some node.
         """
         async with self._changing:
             self._check(proposal)

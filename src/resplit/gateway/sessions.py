@@ -299,7 +299,9 @@ class Sessions:
         """Have positions `first..last-1` of every block that moves copied to its new node."""
         if last > first:
             moving = {old for old, new in zip(session.route.placement, target.placement, strict=True) if old != new}
-            request = CarryRequest(session=session.name, epoch=target.epoch, first=first, last=last)
+            request = CarryRequest(
+                session=session.name, epoch=session.route.epoch, target=target.epoch, first=first, last=last
+            )
             replies = await asyncio.gather(*(self._router.peers[node].carry(request) for node in sorted(moving)))
             for reply in replies:
                 if reply.error:

@@ -63,7 +63,7 @@ class BlockCache:
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (1, heads, tokens, width) of each; all keys and all values come back."""
-        self._append(torch.stack((keys[0], values[0])))
+        self.append(torch.stack((keys[0], values[0])))
         assert self._pair is not None
         held = self._pair[:, :, : self.length]
         return held[0].unsqueeze(0), held[1].unsqueeze(0)
@@ -77,7 +77,8 @@ class BlockCache:
         assert self._pair is not None
         return self._pair[:, :, first:last]
 
-    def _append(self, pair: torch.Tensor) -> None:
+    def append(self, pair: torch.Tensor) -> None:
+        """Append (2, heads, tokens, width); CapacityError where it does not fit."""
         end = self.length + pair.shape[2]
         if end > self.capacity:
             raise CapacityError(f"a session's cache is full: {end} tokens, room for {self.capacity}")
@@ -181,26 +182,44 @@ class TorchEngine:
         """Sessions that hold a cache here."""
         return {session for session, _ in self._caches}
 
-    def cached_tokens(self, session: str, block: int) -> int:
-        """How many positions of `session` block `block` has cached, 0 where it has none."""
-        cache = self._caches.get((session, block))
-        return cache.length if cache else 0
+    def has_cache(self, block: int) -> bool:
+        """Whether a block keeps keys and values."""
+        return self.features[block].kv_bytes_per_token > 0
 
     def capacity(self, session: str, block: int) -> int:
-        """To how many positions the cache of `session` in `block` may grow."""
-        return self._caches[session, block].capacity
+        """To how many positions the cache of `session` in `block` may grow; DataError where there is none."""
+        return self._held_cache(session, block).capacity
 
+    @torch.inference_mode()
     def export_cache(self, session: str, block: int, first: int, last: int) -> Activation:
-        """Positions `first..last-1` of a session's cache of one block, (2, heads, positions, width)."""
-        return _activation(self._caches[session, block].part(first, last))
+        """Positions `first..last-1` of a session's cache of one block, (2, heads, positions, width).
 
+        DataError where fewer are held.
+        """
+        cache = self._held_cache(session, block)
+        if not 0 <= first < last <= cache.length:
+            raise DataError(f"cache of block {block}: {cache.length} positions held, {first}..{last - 1} asked for")
+        return _activation(cache.part(first, last))
+
+    @torch.inference_mode()
     def import_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
-        """Put a part of a cache at position `first`; what was held from there on is replaced. DataError on a hole."""
+        """Put a part of a cache at position `first`; what was held from there on is replaced.
+
+        DataError where that leaves a hole or the part has another shape than the block's cache.
+        """
+        pair = _to_tensor(part)
+        self._check_cache(block, pair)
         cache = self._caches.setdefault((session, block), BlockCache(capacity))
         if cache.length < first:
             raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
         cache.crop(first)
-        cache._append(_to_tensor(part))
+        cache.append(pair)
+
+    def _held_cache(self, session: str, block: int) -> BlockCache:
+        try:
+            return self._caches[session, block]
+        except KeyError:
+            raise DataError(f"block {block} holds no cache of session {session}") from None
 
     def _cache(self, session: str, block: int, start: int, capacity: int) -> BlockCache:
         cache = self._caches.setdefault((session, block), BlockCache(capacity))
@@ -208,6 +227,14 @@ class TorchEngine:
             raise DataError(f"block {block} has {cache.length} positions of this session, the step begins at {start}")
         cache.crop(start)
         return cache
+
+    def _check_cache(self, block: int, pair: torch.Tensor) -> None:
+        config = self.chain.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        fits = pair.dim() == 4 and (pair.shape[0], pair.shape[1], pair.shape[3]) == (2, heads, width)
+        if not (fits and pair.dtype == self.dtype and 0 <= block < len(self.kinds) and self.has_cache(block)):
+            raise DataError(f"block {block} was given a cache of {pair.dtype} {tuple(pair.shape)}")
 
     def _tensor(self, given: Activation, first: int) -> torch.Tensor:
         tensor = _to_tensor(given)

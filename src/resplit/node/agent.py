@@ -141,14 +141,14 @@ class Agent:
         )
 
     async def carry(self, request: CarryRequest) -> CarryReply:
-        """Push positions `first..last-1` of the blocks that another epoch places elsewhere to where it places them."""
-        executor, target = self._running(), self.routes[request.epoch]
+        """Push positions `first..last-1` of the blocks that this node has in one epoch to where another places them."""
+        mine = set(self.routes[request.epoch].blocks_of(self.name))
+        target, engine = self.routes[request.target], self._running().engine
         sent = 0
-        for name in sorted({node for node in target.placement if node != self.name}):
-            blocks = [b for b in target.blocks_of(name) if executor.engine.cached_tokens(request.session, b)]
-            if blocks:
-                parts = self._parts(request, blocks)
-                sent += await self._push(name, parts)
+        for name in sorted(set(target.placement) - {self.name}):
+            moving = [block for block in target.blocks_of(name) if block in mine and engine.has_cache(block)]
+            if moving:
+                sent += await self._push(name, self._parts(request, moving))
         return CarryReply(last=request.last, bytes=sent)
 
     async def close_sessions(self, sessions: list[str]) -> None:

@@ -17,9 +17,9 @@ from resplit.config import Emulation
 class Hardware:
     """Declared times of one emulated node, in seconds, as they stand now.
 
-    A pass of n new tokens through a block takes `decode + n * prefill` if it is a prefill and `decode` if not: the fixed
-    cost of a pass is that of a decode step, as the placement problem has it. `slowdown` multiplies both; while others use
-    `background_utilization` of the node, everything takes 1 / (1 - background_utilization) times as long.
+    A pass of n new tokens through a block takes `decode + n * prefill` if it is a prefill and `decode` if not: the
+    fixed cost of a pass is that of a decode step, as the placement problem has it. `slowdown` multiplies both; while
+    others use `background_utilization` of the node, all takes 1 / (1 - background_utilization) times as long.
     """
 
     decode_s: dict[str, float]

@@ -121,7 +121,7 @@ class Executor:
         return values if token is None else token
 
     def _record(self, step: Pass, tokens: int, decoding: bool, elapsed: list[float]) -> None:
-        """Keep the timing of one block of each kind in the pass, a different one each time: equal blocks need no more."""
+        """Keep the timing of one block of each kind in the pass, another one each time: they are alike."""
         background = self.hardware.background_utilization if self.hardware else self.background_utilization
         kinds: dict[str, list[int]] = {}
         for block in range(step.first, step.last + 1):

@@ -15,8 +15,10 @@ from typing import Any
 import psutil
 
 from resplit.errors import NodeLostError
+from resplit.model.blocks import BlockSpec
 from resplit.node.agent import Agent
 from resplit.node.emulation import median_error
+from resplit.node.executor import Timing
 from resplit.wire.peers import Crossing, Peer
 
 PERIOD_S = 1.0
@@ -34,6 +36,10 @@ class Probe:
         self._half_trip_s: dict[str, float] = {}
         self._reference_s = math.nan
         self._process = psutil.Process()
+        # The first call of each has no earlier one to compare with.
+        psutil.cpu_percent()
+        self._process.cpu_percent()
+        self._busy_s, self._sampled_s = 0.0, time.monotonic()
         agent.crossings = self.crossed
 
     def rows_after(self, number: int) -> tuple[dict[str, list[dict[str, Any]]], int]:
@@ -52,17 +58,10 @@ class Probe:
 
     async def run(self) -> None:
         """Sample the node every period and its links in turn, until cancelled."""
-        psutil.cpu_percent()
-        self._process.cpu_percent()
-        busy_s, sampled_s = 0.0, time.monotonic()
         turn = 0
         while True:
             await asyncio.sleep(PERIOD_S)
-            now_s = time.monotonic()
-            executor = self._agent.executor
-            total_busy_s = executor.busy_s if executor else 0.0
-            self._sample((total_busy_s - busy_s) / (now_s - sampled_s))
-            busy_s, sampled_s = total_busy_s, now_s
+            self.sample()
             peers = list(self._agent.peers.values())
             if peers:
                 with contextlib.suppress(NodeLostError):
@@ -80,22 +79,13 @@ class Probe:
         """The node's time for a decode step of the public reference layer."""
         self._reference_s = seconds
 
-    def _sample(self, own: float) -> None:
-        agent = self._agent
-        executor, hardware = agent.executor, agent.hardware
-        if hardware:
-            # Passes that end within a period began before it: a sample may exceed what the node has.
-            background = hardware.background_utilization
-            own = min(own, 1 - background)
-        else:
-            cores = psutil.cpu_count() or 1
-            own = min(1.0, self._process.cpu_percent() / 100 / cores)
-            background = max(0.0, min(0.99, psutil.cpu_percent() / 100 - own))
-            if executor:
-                executor.background_utilization = background
+    def sample(self) -> None:
+        """Add a row on the node, and one for each block timed, over the time since the last sample."""
+        executor = self._agent.executor
+        background, own = self._use()
         held = executor.engine.held_bytes if executor else 0.0
-        free = agent.memory_bytes - held
-        if not hardware:
+        free = self._agent.memory_bytes - held
+        if not self._agent.hardware:
             free = min(free, float(psutil.virtual_memory().available))
         row = {
             "cpu_utilization": background + own,
@@ -106,20 +96,24 @@ class Probe:
             "reference_s": self._current_reference_s(),
         }
         self._add("nodes", row)
-        for timing in _drain(executor.timings if executor else deque()):
-            assert executor is not None
-            spec = executor.engine.chain.specs[timing.block]
-            self._add(
-                "blocks",
-                {
-                    "block": spec.name,
-                    "kind": spec.kind,
-                    "phase": timing.phase,
-                    "tokens": timing.tokens,
-                    "context_tokens": timing.context_tokens,
-                    "seconds": timing.seconds,
-                },
-            )
+        while executor and executor.timings:
+            self._add("blocks", _block_row(executor.engine.chain.specs, executor.timings.popleft()))
+
+    def _use(self) -> tuple[float, float]:
+        """Background and own utilisation since the last sample."""
+        executor, hardware = self._agent.executor, self._agent.hardware
+        now_s, busy_s = time.monotonic(), executor.busy_s if executor else 0.0
+        own = (busy_s - self._busy_s) / max(now_s - self._sampled_s, 1e-3)
+        self._busy_s, self._sampled_s = busy_s, now_s
+        if hardware:
+            # Passes that end within a period began before it: a sample may exceed what the node has.
+            return hardware.background_utilization, min(own, 1 - hardware.background_utilization)
+        cores = psutil.cpu_count() or 1
+        own = min(1.0, self._process.cpu_percent() / 100 / cores)
+        background = max(0.0, min(0.99, psutil.cpu_percent() / 100 - own))
+        if executor:
+            executor.background_utilization = background
+        return background, own
 
     def state(self) -> dict[str, Any]:
         """What the node holds and does now."""
@@ -159,11 +153,16 @@ class Probe:
         self._rows.append((self._number, table, common | row))
 
 
-def _drain(timings: deque[Any]) -> list[Any]:
-    drained = []
-    while timings:
-        drained.append(timings.popleft())
-    return drained
+def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:
+    spec = specs[timing.block]
+    return {
+        "block": spec.name,
+        "kind": spec.kind,
+        "phase": timing.phase,
+        "tokens": timing.tokens,
+        "context_tokens": timing.context_tokens,
+        "seconds": timing.seconds,
+    }
 
 
 def _gpu_utilization() -> float:

@@ -12,7 +12,7 @@ from resplit.node.executor import Executor, Pass
 
 _SESSION = "profile"
 _PREFILL_TOKENS = (8, 32, 64)
-_CONTEXTS = (16, 48, 96, 160, 256)
+_CONTEXTS = (16, 48, 96, 192)
 
 
 async def profile_block(executor: Executor, block: int, repeats: int = 2) -> float:

@@ -160,7 +160,9 @@ class NodeService(NodeBase):
         return {}
 
     async def _profile(self, body: dict[str, Any]) -> dict[str, Any]:
-        return await self._agent.profile(body, self._timed)
+        answer = await self._agent.profile(body, self._timed)
+        self._probe.sample()
+        return answer
 
     async def _timed(self, block: int) -> None:
         executor = self._agent.executor

@@ -1,0 +1,107 @@
+"""Streams run on while the placement changes under them: every token is the unsplit model's, no stream fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import httpx
+import pytest
+import torch
+
+from resplit.client import ControlClient
+from resplit.launch import Cluster
+from tests.system.conftest import NODES, reference
+
+PROMPTS = [[(7 * k + 3 * i) % 250 + 5 for i in range(5 + k)] for k in range(8)]
+NEW_TOKENS = 48
+
+
+async def stream(client: httpx.AsyncClient, prompt: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
+    body = {
+        "model": "tiny-llama",
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    tokens: list[int] = []
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                tokens += event["choices"][0].get("token_ids") or []
+    assert response.status_code == 200, response.status_code
+    return tokens
+
+
+def random_placement(blocks: int, rng: random.Random) -> list[str]:
+    """Private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
+    middle = [rng.choice(NODES) for _ in range(blocks - 3)]
+    return [
+        rng.choice(NODES[:2]),
+        rng.choice(NODES[:2]),
+        *sorted(middle, key=lambda _: rng.random()),
+        rng.choice(NODES[:2]),
+    ]
+
+
+async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -> int:
+    """Deploy random placements one after the other until told to stop, and at least so many."""
+    rng, done = random.Random(5), 0
+    with ControlClient(cluster.url, cluster.token) as client:
+        blocks = len(client.model()["features"])
+        while not until.is_set() or done < least:
+            live = await asyncio.to_thread(client.model)
+            proposal = {"placement": random_placement(blocks, rng), "action": "re-split", "based_on": live["epoch"]}
+            await asyncio.to_thread(client.propose, proposal)
+            done += 1
+    return done
+
+
+async def test_streams_survive_one_resplit_after_another(cluster: Cluster, whole: torch.nn.Module) -> None:
+    expected = [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    finished = asyncio.Event()
+
+    async def streams() -> list[list[int]]:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            rounds = [await asyncio.gather(*(stream(client, prompt) for prompt in PROMPTS)) for _ in range(2)]
+        finished.set()
+        return [tokens for each in rounds for tokens in each]
+
+    answers, resplits = await asyncio.gather(streams(), keep_resplitting(cluster, finished, 10))
+    assert answers == expected * 2
+    assert resplits >= 10
+    with ControlClient(cluster.url, cluster.token) as client:
+        moves = sum(len(record["pauses_s"]) for record in client.records())
+        state = client.status()
+    assert moves > 0
+    assert state["sessions"] == 0
+
+
+async def test_a_full_house_says_429_and_when_to_come_back(cluster: Cluster) -> None:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        body = {"model": "tiny-llama", "prompt": PROMPTS[0], "max_tokens": 60, "ignore_eos": True}
+        answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(40)))
+    codes = [answer.status_code for answer in answers]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert set(codes) == {200, 429}
+    assert all(float(answer.headers["Retry-After"]) > 0 for answer in refused)
+
+
+async def test_a_forbidden_or_outdated_placement_is_refused_and_changes_nothing(cluster: Cluster) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        before = client.model()
+        good = before["placement"]
+        for placement, based_on, why in [
+            (["gamma", *good[1:]], before["epoch"], "embed is private and gamma is not trusted"),
+            (["nobody", *good[1:]], before["epoch"], "no node is called 'nobody'"),
+            (good[:-1], before["epoch"], "7 blocks placed"),
+            (good, before["epoch"] - 1, "plan again"),
+        ]:
+            with pytest.raises(Exception, match=why):
+                client.propose({"placement": placement, "action": "re-split", "based_on": based_on})
+        assert client.model()["epoch"] == before["epoch"]
