@@ -1,0 +1,10 @@
+"""The decision of each control tick: keep today's placement, redistribute, re-split, or roll back.
+
+Pure functions of values; knows the planner, and nothing of clocks, clusters or deployment.
+"""
+
+from resplit.decide.decision import Decision, decide
+from resplit.decide.price import Alternative
+from resplit.decide.state import History, Measured, Move, Settings
+
+__all__ = ["Alternative", "Decision", "History", "Measured", "Move", "Settings", "decide"]
