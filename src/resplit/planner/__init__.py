@@ -40,9 +40,11 @@ def solve(
     from resplit.planner.budget import Budget
     from resplit.planner.instance import Instance
     from resplit.planner.outcome import plan_of
+    from resplit.planner.prefer import preferred
 
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)
     start = instance.nodes_of(problem.current) if problem.current is not None else None
     outcome = import_module(SOLVERS[solver]).solve(instance, budget, start)
+    outcome = preferred(instance, outcome, tolerance, budget)
     return plan_of(instance, outcome, solver, budget)

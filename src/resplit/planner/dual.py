@@ -57,8 +57,19 @@ class Dual:
         self.bound = -np.inf
         self.converged = False
         self._master: Master | None = None
+        self._inherited: list[IntArray] = []
         self._step = 0.5
         self._stalls, self._bound_before_cuts = 0, -np.inf
+
+    def adopt(self, other: Dual) -> None:
+        """Begins from the cuts, prices and columns of another state of the same blocks and nodes."""
+        if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
+            return
+        limits = (other.cuts.members * self.resources.limit[other.cuts.resource]).sum(axis=1)
+        self.cuts = SetCuts(other.cuts.members, other.cuts.resource, limits)
+        self._known_cuts = set(other._known_cuts)
+        self._inherited = other._master.active() if other._master is not None else []
+        self.evaluate(other.prices)
 
     def evaluate(self, prices: Prices) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
@@ -96,7 +107,7 @@ class Dual:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
         (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
         if self._master is None:
-            columns = [self.evaluate(self.prices)[1], *columns]
+            columns = [self.evaluate(self.prices)[1], *self._inherited, *columns]
             scale = max(abs(target) if np.isfinite(target) else abs(self.bound), 1e-9)
             self._master = Master(self.instance, self.paths, self.resources, self.cuts, scale)
         master = self._master

@@ -38,17 +38,22 @@ class Descent:
     def descend(self, nodes_of: IntArray, budget: Budget) -> IntArray:
         """The local optimum below `nodes_of` (A,), or as far as the budget leads. No atom may stand where it cannot
         run; every other limit may be broken at the start."""
-        nodes_of = nodes_of.copy()
         while budget.spend():
-            delta = self._deltas(nodes_of)  # (M, N)
+            delta = self.deltas(nodes_of)  # (M, N)
             best = int(delta.argmin())
             move, node = divmod(best, delta.shape[1])
             if not delta[move, node] < -1e-9 * self.penalty:
                 break
-            nodes_of[self._p[move] : self._q[move]] = node
+            nodes_of = self.moved(nodes_of, move, node)
         return nodes_of
 
-    def _deltas(self, nodes_of: IntArray) -> FloatArray:
+    def moved(self, nodes_of: IntArray, move: int, node: int) -> IntArray:
+        """`nodes_of` after move number `move` to `node`."""
+        changed = nodes_of.copy()
+        changed[self._p[move] : self._q[move]] = node
+        return changed
+
+    def deltas(self, nodes_of: IntArray) -> FloatArray:
         """Change of the penalised objective by each move (M, N)."""
         inst = self.instance
         used = np.unique(nodes_of)
@@ -56,8 +61,8 @@ class Descent:
         own_load = np.where(mine, inst.load[np.arange(len(nodes_of)), nodes_of][:, None], 0)
         own_memory = np.where(mine, inst.memory[:, None], 0)
         load, memory = inst.loads(nodes_of), np.bincount(nodes_of, inst.memory, inst.shape[1])
-        less_load = load[used] - self._between(own_load)  # (M, U): what stays
-        less_memory = memory[used] - self._between(own_memory)
+        less_load = load[used] - self.between(own_load)  # (M, U): what stays
+        less_memory = memory[used] - self.between(own_memory)
         now = self._node_cost(load, memory, slice(None))  # (N,)
         gain = self._node_cost(less_load, less_memory, used) - now[used]  # (M, U), <= 0
         new_load = load + self._load
@@ -74,7 +79,7 @@ class Descent:
             delta += inst.balance_weight * (peak - (inst.background + load).max())
         return delta
 
-    def _between(self, per_atom: FloatArray) -> FloatArray:
+    def between(self, per_atom: FloatArray) -> FloatArray:
         """Sums over atoms p..q-1 of each move, of columns (A, U) -> (M, U)."""
         prefix = np.vstack([np.zeros(per_atom.shape[1]), per_atom.cumsum(axis=0)])
         between: FloatArray = prefix[self._q] - prefix[self._p]

@@ -139,13 +139,20 @@ class Master:
         )
         return float(self._highs.getInfo().objective_function_value) * self.scale, prices
 
+    def active(self) -> list[IntArray]:
+        """The placements in the mixture that was last solved for."""
+        return [nodes_of for _, nodes_of in self._mixture()]
+
     def support(self) -> Support:
-        """The support of the mixture that was last solved for."""
-        values = self._highs.getSolution().col_value
-        weights = [values[column] for column in self._known.values()]
-        parts = [(w, Support.of(self.resources, x)) for w, x in zip(weights, self._columns, strict=True) if w > 1e-9]
+        """The support of that mixture."""
+        parts = [(weight, Support.of(self.resources, nodes_of)) for weight, nodes_of in self._mixture()]
         return Support(
-            np.sum([w * s.crossed for w, s in parts], axis=0),
-            np.sum([w * s.begun for w, s in parts], axis=0),
-            np.sum([w * s.used for w, s in parts], axis=0),
+            np.sum([weight * part.crossed for weight, part in parts], axis=0),
+            np.sum([weight * part.begun for weight, part in parts], axis=0),
+            np.sum([weight * part.used for weight, part in parts], axis=0),
         )
+
+    def _mixture(self) -> list[tuple[float, IntArray]]:
+        values = self._highs.getSolution().col_value
+        columns = zip(self._known.values(), self._columns, strict=True)
+        return [(values[k], nodes_of) for k, nodes_of in columns if k < len(values) and values[k] > 1e-9]

@@ -23,23 +23,42 @@ ROUND = 12  # paths that are priced between two rounds of descents
 BRANCHING_LIMIT = 60_000  # candidates beyond which HiGHS is not worth starting
 
 
-def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
+def solve(
+    instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4
+) -> Outcome:
     """The best placement found and the best bound proven within `budget`, until they are `gap` (relative) apart;
     `start` is a placement to begin from, with -1 where an atom has no node."""
+    return solve_from(instance, budget, start, gap)[0]
+
+
+def solve_from(
+    instance: Instance, budget: Budget, start: IntArray | None, gap: float, yesterday: Dual | None = None
+) -> tuple[Outcome, Dual]:
+    """As `solve`, from the prices of `yesterday`; gives today's prices too."""
     paths = IntervalPaths(instance)
     dual = Dual(instance, paths, Resources.of(instance))
     value, first = dual.evaluate(dual.prices)
     if not len(first):
         reason = infeasibility(instance) or "no chain of linked nodes can hold all blocks in order"
-        return Outcome(None, float("inf"), reason)
+        return Outcome(None, float("inf"), reason), dual
+    if yesterday is not None:
+        dual.adopt(yesterday)
     search = LocalSearch(instance, paths, value)
     search.offer(first)
     if start is not None:
-        search.run(np.where(start < 0, first, start), budget)
-    search.run(first, budget)
+        start = np.where(start < 0, first, start)
+        search.offer(start)
+        search.run(start, budget)
+    if search.best is None or dual.bound < search.cost * (1 - gap):
+        search.run(first, budget)
     _alternate(dual, search, budget, gap)
+    return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
+
+
+def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
+    """The bound that branch and bound proves, from ever better cutoffs."""
     bound = dual.bound
-    while not budget.spent and bound < search.cost * (1 - gap) and dual.bound > -np.inf:
+    while not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
         nodes_of, bound = branch(dual, search.cost, budget, search.best, gap)
         if nodes_of is None:
@@ -48,7 +67,7 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap
         search.offer(nodes_of)
         if not search.cost < before:
             break
-    return _outcome(instance, search, bound)
+    return bound
 
 
 def _alternate(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:

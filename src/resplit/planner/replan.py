@@ -1,0 +1,34 @@
+"""Planning again and again for one set of blocks and nodes whose state drifts: the control loop's case."""
+
+from __future__ import annotations
+
+from resplit.planner.budget import Budget
+from resplit.planner.dual import Dual
+from resplit.planner.instance import Instance
+from resplit.planner.outcome import OPTIMAL_GAP, plan_of
+from resplit.planner.prefer import preferred
+from resplit.planner.relax import solve_from
+from resplit.types import Plan, Problem
+
+__all__ = ["Replanner"]
+
+
+class Replanner:
+    """Solves a problem once and its drifted states from there: from the last plan, and from the last prices, which
+    bound the new optimum as they are."""
+
+    def __init__(self, problem: Problem, time_limit_s: float = 10.0) -> None:
+        self._dual: Dual | None = None
+        self.plan = self.solve(problem, time_limit_s)
+
+    def solve(self, problem: Problem, time_limit_s: float = 0.08, tolerance: float = 0.0) -> Plan:
+        """The plan for `problem`, from the last one. Blocks and nodes may differ; then little is carried over."""
+        budget = Budget(time_limit_s)
+        instance = Instance.of(problem)
+        last = problem.current if self._dual is None else self.plan.placement or problem.current
+        fits = last is not None and len(last) == len(problem.blocks)
+        start = instance.nodes_of(last) if last is not None and fits else None
+        outcome, self._dual = solve_from(instance, budget, start, OPTIMAL_GAP / 4, self._dual)
+        outcome = preferred(instance, outcome, tolerance, budget)
+        self.plan = plan_of(instance, outcome, "relax", budget)
+        return self.plan
