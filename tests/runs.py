@@ -206,25 +206,40 @@ def _epochs(commits_s: list[float]) -> list[dict[str, object]]:
 
 
 def _decisions(commits_s: list[float]) -> list[dict[str, object]]:
-    """Keeps between the moves, and each move with its alternatives priced."""
-    rows: list[dict[str, object]] = []
-    for tick in range(1, 29):
-        at_s = 5.0 * tick
-        moved = [epoch for epoch, commit_s in enumerate(commits_s) if epoch and 0 <= commit_s - at_s < 5.0]
-        choice = ACTIONS[moved[0]] if moved else "keep"
-        rows.append(
+    """One every five seconds, as `Decision.to_json` writes them: a move before each commit, keep elsewhere."""
+    return [
+        _decision(5.0 * tick, [e for e, at_s in enumerate(commits_s) if e and 0 <= at_s - 5.0 * tick < 5.0])
+        for tick in range(1, 29)
+    ]
+
+
+def _decision(at_s: float, moved: list[int]) -> dict[str, object]:
+    action = ACTIONS[moved[0]] if moved else "keep"
+    priced = (
+        ("keep", 4.8 if moved else 1.5, 0.0, 0.0),
+        ("redistribute", 3.1, 9.4, 42e6),
+        ("re-split", 1.6, 31.5, 28e6),
+    )
+    return {
+        "at_s": at_s,
+        "action": action,
+        "reason": f"{action} gains 0.81 per request" if moved else "no alternative gains more than its move costs",
+        "urgent": "chat misses its objective" if moved else "",
+        "alternatives": [
             {
-                "time_s": at_s,
-                "epoch": 1 + sum(commit_s < at_s for commit_s in commits_s[1:]),
-                "seen": {"rate_rps": 0.6, "utilization": {"desk": 0.81 if moved else 0.42, "hub": 0.4}},
-                "alternatives": [
-                    {"action": "keep", "latency_s": 4.8 if moved else 1.5, "net_gain_s": 0.0},
-                    {"action": "redistribute", "latency_s": 3.1, "net_gain_s": 9.4 if moved else -1.2},
-                    {"action": "re-split", "latency_s": 1.6, "net_gain_s": 31.5 if moved else -2.4},
-                ],
-                "choice": choice,
-                "reason": "desk is slower than planned for" if moved else "no alternative is worth its move",
-                "outcome": f"epoch {moved[0] + 1} committed" if moved else "kept",
+                "action": name,
+                "placement": [],
+                "latency_s": latency_s,
+                "net_gain": gain if moved else -abs(gain) / 9,
+                "weight_bytes": moved_bytes,
+                "cache_bytes": 0.0,
+                "pause_s": 0.03,
             }
-        )
-    return rows
+            for name, latency_s, gain, moved_bytes in priced
+        ],
+        "nodes": [
+            {"name": node, "usable": True, "background_utilization": 0.15 if node == "tv" else 0.05} for node in LAYER_S
+        ],
+        "rates_rps": {"chat": 0.5, "summary": 0.21},
+        "measured": {"latency_s": 4.6 if moved else 1.7, "requests": 12, "slo_missed": ["chat"] if moved else []},
+    }

@@ -215,7 +215,7 @@ MEASURES = (
             "Requests that ended rightly, late or not: the ones that latencies are over."),
     Measure("reconfigurations", "Reconfigurations", "", 0, "neither",
             "Epochs committed after the first."),
-    Measure("moved_bytes", "Moved", "MB", 1, "lower",
+    Measure("moved_bytes", "Moved", "MB", 1, "neither",
             "Weights and caches sent between nodes by all reconfigurations (1 MB = 1,000,000 bytes)."),
     Measure("pause_max_s", "Pause at a move, longest", "ms", 0, "lower",
             "The longest pause that a stream saw at a reconfiguration."),

@@ -1,0 +1,276 @@
+"""The report of a study: one HTML page that stands alone, its numbers as JSON, its series as CSV for DVC.
+
+Knows how results are shown; what they are is said by `resplit.measure`, how they look by `tasks.plots`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from resplit.errors import DataError
+from resplit.measure import Metrics, Row, compare, epoch_latency, run_label, series, summaries
+from resplit.records import RunRecord
+from tasks import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tasks.validate import ValidTelemetry
+
+# Section IV-D, "Expected Results", of the paper: static, adaptive.
+EXPECTED = {
+    "latency_mean_s": ("500–1000 ms", "100–300 ms"),
+    "utilization": ("50–60 %", "80–95 %"),
+    "downtime_incidents_per_hour": ("5–10 /h", "0–2 /h"),
+    "qos_met": ("60–70 %", "95–99 %"),
+    "privacy_share": ("moderate", "high"),
+}
+CAPTIONS = {
+    "latency": (
+        "Latency over time",
+        "Each mark is a request, by its arrival; lines are the mean of those that arrived in the last ten seconds. "
+        "Dashed verticals are what the scenario changed, triangles are reconfigurations.",
+    ),
+    "placement": (
+        "Which block ran where",
+        "The model's blocks from top to bottom, time from left to right, one colour for each node.",
+    ),
+    "qos": (
+        "Quality of service over time",
+        "Share of the requests offered in the last ten seconds that ended rightly within their objective.",
+    ),
+    "utilization": (
+        "Utilisation by node",
+        "Share of each node in use, by resplit and by others, mean of the last five seconds.",
+    ),
+    "prediction": (
+        "Predicted against measured",
+        "Latency: what the plan promised for each configuration when it was chosen, and the mean of the requests that "
+        "it alone served. The prediction knows only the state at that moment; what changed later shows as a gap.",
+    ),
+}
+# In the page these follow the reader's light or dark setting.
+THEMED = {
+    plots.INK: "var(--ink)",
+    plots.MUTED: "var(--muted)",
+    plots.GRID: "var(--grid)",
+    "#ffffff": "var(--page)",
+    **{colour: f"var(--{label})" for label, colour in plots.RUN_COLOURS.items()},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Extras:
+    """What a report can say beyond its runs. `timings`: see `plots.prediction_figure`; `prediction_error`: relative
+    error by what was predicted; `notes`: further sentences for the page's end, as plain text."""
+
+    model: str = ""
+    dequantised: bool = False
+    timings: pd.DataFrame | None = None
+    prediction_error: Mapping[str, float] = field(default_factory=dict)
+    validation: ValidTelemetry | None = None
+    notes: Sequence[str] = ()
+
+
+def write_report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None = None) -> Path:
+    """Write `index.html`, `metrics.json` and `plots/` into `folder`; returns the page.
+
+    `runs` holds one run of each policy and scenario; DataError if there is none, or two of one name.
+    """
+    if not runs:
+        raise DataError("no run to report on")
+    extras = extras or Extras()
+    metrics = summaries(list(runs))
+    by_label = {label: next(run for run in runs if run_label(run) == label) for label in metrics}
+    figures = plots.figures(by_label, extras.timings)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    _write_metrics(folder / "metrics.json", metrics)
+    _write_series(folder / "plots", by_label)
+    for name, figure in figures.items():
+        (folder / "plots" / f"{name}.svg").write_text(plots.svg(figure, name), encoding="utf-8")
+    page = folder / "index.html"
+    page.write_text(render(by_label, compare(metrics), figures, extras), encoding="utf-8")
+    return page
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None = None) -> Path:
+    """`write_report` as a task."""
+    return write_report(runs, folder, extras)
+
+
+def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[str, Figure], extras: Extras) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        labels=list(runs),
+        record=next(iter(runs.values())),
+        verdict=verdict(rows),
+        rows=[_shown(row) for row in rows],
+        changes=plots.changes(runs),
+        figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
+        decisions={label: [_decision(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
+        notes=_notes(runs, extras),
+        extras=extras,
+        percent=lambda value: f"{100 * value:.1f} %",
+    )
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The comparison in one sentence, whichever way it went; empty without a static and an adaptive run."""
+    row = {row.measure.field: row for row in rows}
+    if not {"static", "adaptive"} <= row["latency_mean_s"].values.keys():
+        return ""
+
+    def pair(name: str) -> str:
+        measure, values = row[name].measure, row[name].values
+        unit = f"\u00a0{measure.unit}" if measure.unit else ""
+        return f"{measure.text(values['adaptive'])}{unit} against {measure.text(values['static'])}{unit}"
+
+    return (
+        f"Adaptive against static: mean latency {pair('latency_mean_s')} ({change(row['latency_mean_s'])}), "
+        f"p95 {pair('latency_p95_s')} ({change(row['latency_p95_s'])}), objectives met {pair('qos_met')}, "
+        f"downtime incidents {pair('downtime_incidents')}, privacy violations {pair('privacy_violations')}."
+    )
+
+
+def change(row: Row) -> str:
+    """How adaptive stands to static in this row, in words; empty where there is nothing to say."""
+    static, adaptive = row.values.get("static", math.nan), row.values.get("adaptive", math.nan)
+    if not (math.isfinite(static) and math.isfinite(adaptive)):
+        return ""
+    if row.measure.text(static) == row.measure.text(adaptive):
+        return "the same"
+    if row.measure.unit == "%":
+        return f"{_sign(adaptive - static)}{100 * abs(adaptive - static):.1f} points"
+    if static <= 0 or adaptive <= 0:
+        return f"{_sign(adaptive - static)}{row.measure.text(abs(adaptive - static))}"
+    factor = adaptive / static
+    return f"{factor:.2f}× as high" if factor > 1 else f"{1 / factor:.2f}× lower"
+
+
+def _sign(value: float) -> str:
+    return "+" if value > 0 else "−"
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    """A row of the table as the page shows it."""
+    static, adaptive = row.values.get("static", math.nan), row.values.get("adaptive", math.nan)
+    gain = {"lower": static - adaptive, "higher": adaptive - static, "neither": 0.0}[row.measure.better]
+    return {
+        "measure": row.measure,
+        "cells": {label: row.measure.text(value) for label, value in row.values.items()},
+        "change": change(row),
+        "tone": "better" if gain > 0 else "worse" if gain < 0 else "",
+        "expected": EXPECTED.get(row.measure.field),
+    }
+
+
+def _themed(figure: Figure, name: str) -> str:
+    text = plots.svg(figure, name)
+    for colour, variable in THEMED.items():
+        text = text.replace(colour, variable)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{CAPTIONS[name][0]}" ', 1)
+
+
+def _decision(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of the decision log as a row; what an entry does not say stays empty."""
+    chosen = decision.get("action") or (decision.get("chosen") or {}).get("action") or ""
+    return {
+        "at_s": decision.get("at_s"),
+        "action": chosen,
+        "seen": _seen(decision),
+        "alternatives": [_alternative(option, chosen) for option in decision.get("alternatives") or []],
+        "reason": "; ".join(str(decision[key]) for key in ("urgent", "reason") if decision.get(key)),
+    }
+
+
+def _seen(decision: Mapping[str, Any]) -> list[str]:
+    rates = ", ".join(f"{name} {rate:.2f}/s" for name, rate in (decision.get("rates_rps") or {}).items())
+    nodes = decision.get("nodes") or []
+    busy = [n for n in nodes if n.get("usable", True) and (n.get("background_utilization") or 0) >= 0.1]
+    lost = [str(node["name"]) for node in nodes if not node.get("usable", True)]
+    measured = decision.get("measured") or {}
+    said = [f"load {rates}"] if rates else []
+    if measured:
+        said.append(f"latency {_ms(measured.get('latency_s'))} over {measured.get('requests')} requests")
+    if measured.get("slo_missed"):
+        said.append(f"objective missed: {', '.join(measured['slo_missed'])}")
+    said += [f"others use {100 * node['background_utilization']:.0f} % of {node['name']}" for node in busy]
+    return said + ([f"lost: {', '.join(lost)}"] if lost else [])
+
+
+def _alternative(option: Mapping[str, Any], chosen: str) -> dict[str, Any]:
+    if option.get("placement") is None:
+        told = f"none: {option.get('reason') or 'no plan'}"
+    else:
+        told = f"{_ms(option.get('latency_s'))}, net gain {_number(option.get('net_gain'))}"
+        moved = (option.get("weight_bytes") or 0) + (option.get("cache_bytes") or 0)
+        told += f", moves {moved / 1e6:.0f} MB, pause {_ms(option.get('pause_s'))}" if moved else ""
+    return {"action": option.get("action"), "told": told, "chosen": option.get("action") == chosen}
+
+
+def _ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1e3:.0f} ms"
+
+
+def _number(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.1f}"
+
+
+def _notes(runs: Mapping[str, RunRecord], extras: Extras) -> list[str]:
+    """What a reader must know to judge the figures."""
+    notes = []
+    if emulated := sorted({node for record in runs.values() for node in record.emulated_nodes}):
+        notes.append(
+            f"Emulated hardware: {', '.join(emulated)} are processes on one machine, padded to declared times. "
+            "Ratios between the runs count; the absolute times, and so the distance to the paper's, mean little."
+        )
+        errors = [record.emulation_error for record in runs.values() if math.isfinite(record.emulation_error)]
+        if errors:
+            notes.append(
+                f"Emulation error: {100 * max(errors):.2f} % (median over segments of |padded / declared − 1|, "
+                "the largest of the runs)."
+            )
+    if extras.dequantised:
+        notes.append("The model's weights are a dequantised 4-bit copy: its answers are not those of the original.")
+    notes.append(
+        "Arrivals, prompts and changes are fixed by the seed before any run; static is the best plan for the start, "
+        "kept; undisturbed is the same plan where nothing changes."
+    )
+    return [*notes, *extras.notes]
+
+
+def _write_metrics(path: Path, metrics: Mapping[str, Metrics]) -> None:
+    """All metrics of all runs, rounded alike and sorted, NaN as null: the same numbers give the same file."""
+    plain = {
+        label: {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(values).items()}
+        for label, values in metrics.items()
+    }
+    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_series(folder: Path, runs: Mapping[str, RunRecord]) -> None:
+    """`<run>.csv` over time, and `epochs.csv`: predicted against measured of all configurations."""
+    for label, record in runs.items():
+        series(record).to_csv(folder / f"{label}.csv", index=False, float_format="%.6f")
+    columns = ["epoch", "action", "time_s", "until_s", "predicted_latency_s", "measured_latency_s", "requests"]
+    parts = [epoch_latency(record)[columns].assign(run=label) for label, record in runs.items()]
+    pd.concat(parts).to_csv(folder / "epochs.csv", index=False, float_format="%.6f")
