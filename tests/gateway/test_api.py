@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
@@ -118,7 +119,7 @@ def test_a_chat_without_a_limit_may_fill_the_context(client, server) -> None:
     assert len(request.prompt_ids) + request.max_new_tokens == server[1].context_tokens
 
 
-def test_a_stop_string_ends_the_answer_and_is_never_shown(client) -> None:
+def test_a_stop_string_ends_the_answer_and_is_never_shown(client, server) -> None:
     ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
     whole = client.completions.create(**ask).choices[0].text
     stop = whole[5:9]
@@ -129,6 +130,23 @@ def test_a_stop_string_ends_the_answer_and_is_never_shown(client) -> None:
     chunks = list(client.completions.create(**ask, stop=stop, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert chunks[-1].choices[0].finish_reason == "stop"
+    assert server[1].idle.wait(5)  # the engine does not go on
+
+
+async def test_streams_that_run_together_do_not_touch_one_another(server) -> None:
+    prompts = [f"the {word} 日本 🙂" for word in ("quick", "brown", "fox", "lazy", "dog", "bear")]
+    async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
+
+        async def streamed(prompt: str) -> str:
+            ask = {"model": "tiny-random-llama", "prompt": prompt, "max_tokens": 30, "extra_body": {"ignore_eos": True}}
+            return "".join(
+                [chunk.choices[0].text async for chunk in await client.completions.create(**ask, stream=True)]
+            )
+
+        alone = [await streamed(prompt) for prompt in prompts]
+        together = await asyncio.gather(*map(streamed, prompts))
+    assert together == alone
+    assert len(set(alone)) == len(prompts)
 
 
 def test_sampling_repeats_with_its_seed_and_only_then(client, server) -> None:

@@ -93,6 +93,13 @@ def test_a_saved_folder_gives_the_same_text_and_all_ends(text: Text, tmp_path: P
     assert again.stop_ids == {0, 9, 11}
 
 
+def test_generation_settings_that_are_no_json_are_named(text: Text, tmp_path: Path) -> None:
+    text._tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelError, match="generation_config"):
+        Text.from_folder(tmp_path)
+
+
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
         Text.from_folder(tmp_path)

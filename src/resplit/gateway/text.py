@@ -35,12 +35,11 @@ class Text:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            return cls(tokenizer, frozenset(stop_ids) | _generation_stop_ids(folder))
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelError(
-                f"{folder}: no tokenizer can be read ({reason}); give a folder with tokenizer.json"
-            ) from error
-        return cls(tokenizer, frozenset(stop_ids) | _generation_stop_ids(folder))
+            rule = "give a folder with tokenizer.json, and a generation_config.json that is JSON if there is one"
+            raise ModelError(f"{folder}: no tokenizer can be read ({reason}); {rule}") from error
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with whatever the model's tokenizer puts in front of every text."""
