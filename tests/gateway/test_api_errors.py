@@ -11,6 +11,11 @@ from contextlib import suppress
 import httpx
 import openai
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from resplit.config import LimitsConfig
 from resplit.errors import ConfigError
@@ -197,6 +202,17 @@ def test_a_large_body_is_refused_whether_its_length_is_announced_or_not(server) 
     assert HTTP.post(url, content=iter([json.dumps(ASK).encode()]), headers=kind).status_code == 200
 
 
+def test_what_is_mounted_beside_the_api_keeps_its_own_rules(model, text, server) -> None:
+    async def size(request: Request) -> Response:
+        return Response(str(len(await request.body())))
+
+    app = create_app(server[1], text, MODEL, LimitsConfig(body="1 KiB"), {}, False)
+    app.mount("/control", Starlette(routes=[Route("/size", size, methods=["POST"])]))
+    with TestClient(app) as client:
+        assert client.post("/control/size", content=b"x" * 5000).text == "5000"
+        _refused(client.post("/v1/completions", content=b"x" * 5000), 413)
+
+
 def test_a_body_that_never_ends_is_given_up(serve) -> None:
     url, _ = serve(limits={"deadline": "200 ms"})
     host, port = url.removeprefix("http://").split(":")
@@ -326,6 +342,6 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
 
     guard = Guard(app, Metrics(), LimitsConfig(deadline="50 ms"), ())
     started_s = time.monotonic()
-    await guard({"type": "http", "path": "/"}, receive, send)
+    await guard({"type": "http", "path": "/v1/completions"}, receive, send)
     assert closed.is_set()
     assert time.monotonic() - started_s >= 0.1

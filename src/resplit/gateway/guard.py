@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: bounded bodies, cancellation when the client leaves, the stopwatch.
+"""ASGI middleware around the API's requests: bounded bodies, cancellation when the client leaves, the stopwatch.
 
 Knows nothing of what is asked for.
 """
@@ -16,6 +16,7 @@ from resplit.config import LimitsConfig
 from resplit.gateway.metrics import Metrics, Stopwatch
 from resplit.gateway.refusals import refuse, response
 
+_GUARDED = "/v1/"  # what else is mounted on the app keeps its own rules
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection is of no more use
 _GRACE_S = 5.0  # beyond the deadline, for a client that does not take its answer
 
@@ -34,7 +35,7 @@ class Guard:
         self._metered = metered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
             return await self._app(scope, receive, send)
         stopwatch = Stopwatch(self._metrics)
         scope.setdefault("state", {})["stopwatch"] = stopwatch
