@@ -35,13 +35,13 @@ def last_good_model(path: Path) -> CostModel:
         raise DataError(f"{path}: {error}") from error
 
 
-def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path) -> CostModel:
+def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, judge: bool = True) -> CostModel:
     """Fit to the window `telemetry`, leaning on the model at `path` if there is one, and put the new one in its place.
 
     One path serves one chain of blocks. DataError where the telemetry says too little: the file then stays as it is.
     A file that cannot be read is not leant on, and is replaced.
     """
-    model = fit_cost_model(telemetry, features, _previous(path))
+    model = fit_cost_model(telemetry, features, _previous(path), judge=judge)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(model.to_json(), encoding="utf-8")
@@ -67,6 +67,6 @@ def _previous(path: Path) -> CostModel | None:
 
 
 @task(name="fit", cache_policy=NO_CACHE)
-def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path) -> CostModel:
+def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, judge: bool = True) -> CostModel:
     """`fit_and_keep` as a task."""
-    return fit_and_keep(telemetry, features, path)
+    return fit_and_keep(telemetry, features, path, judge)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
+from resplit.cost import CostModel, fit_cost_model
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 
@@ -29,18 +30,18 @@ def features() -> tuple[BlockFeatures, ...]:
 
 @dataclass(frozen=True)
 class Machine:
-    """True pass times: a constant, a time per token by kind, and one per attended token (layers only)."""
+    """True pass times: a constant, a time per token by kind, and in a layer one for each token of the cache."""
 
     speed: float
     constant_s: float = 1e-4
-    context_s: float = 2e-6
+    cache_s: float = 2e-6
     per_token_s: tuple[float, float, float] = (5e-5, 2e-3, 6e-3)  # embed, layer, head
 
     def seconds(self, kind: str, tokens: int, context: int) -> float:
         per_token = dict(zip(("embed", "layer", "head"), self.per_token_s, strict=True))[kind]
         new = 1 if kind == "head" else tokens
-        attended = (tokens * context + tokens * (tokens + 1) / 2) if kind == "layer" else 0.0
-        return self.speed * (self.constant_s + new * per_token + attended * self.context_s)
+        cache = (context + tokens) * self.cache_s if kind == "layer" else 0.0
+        return self.speed * (self.constant_s + new * per_token + cache)
 
 
 MACHINES = {"home-a": Machine(1.0), "home-b": Machine(1.6), "edge": Machine(2.5), "cloud": Machine(0.4)}
@@ -123,6 +124,11 @@ def telemetry(features: tuple[BlockFeatures, ...]) -> Telemetry:
             "blocks": block_rows(MACHINES, features),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def model(telemetry: Telemetry, features: tuple[BlockFeatures, ...]) -> CostModel:
+    return fit_cost_model(telemetry, features)
 
 
 @pytest.fixture(scope="session")

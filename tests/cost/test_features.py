@@ -15,8 +15,13 @@ def test_a_prefill_does_the_matrix_and_attention_work_of_its_tokens_one_by_one(t
     layer = BlockFeatures("layer.0", "layer", 1, 10.0, 3.0, 100.0, 1.0, 1.0, False, 0.0)
     at_once = design(layer, tokens, context)[0]
     one_by_one = design(layer, np.ones(tokens), context + np.arange(tokens)).sum(axis=0)
-    for column in ("tokens", "flops", "context_flops"):
+    for column in ("tokens", "flops"):
         assert at_once[COLUMNS.index(column)] == one_by_one[COLUMNS.index(column)]
+
+
+def test_a_decode_step_reads_the_whole_cache(features: tuple[BlockFeatures, ...]) -> None:
+    layer = features[1]
+    assert design(layer, 1, [9, 99])[:, COLUMNS.index("cache_bytes")].tolist() == [10 * 3072.0, 100 * 3072.0]
 
 
 def test_a_pass_reads_its_weights_once_but_the_embedding_only_the_rows_it_looks_up(

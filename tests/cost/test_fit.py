@@ -18,11 +18,6 @@ Features = tuple[BlockFeatures, ...]
 PASSES: tuple[tuple[Phase, int, int], ...] = (("prefill", 40, 0), ("decode", 1, 100), ("decode", 1, 300))
 
 
-@pytest.fixture(scope="module")
-def model(telemetry: Telemetry, features: Features) -> CostModel:
-    return fit_cost_model(telemetry, features)
-
-
 def _window(
     machines: dict[str, Machine], features: Features, keep: tuple[str, ...] = ("embed", "layer", "head")
 ) -> Telemetry:
@@ -116,6 +111,16 @@ def test_one_pass_in_ten_that_hung_moves_nothing(features: Features) -> None:
 
 def test_the_same_telemetry_gives_the_same_model(model: CostModel, telemetry: Telemetry, features: Features) -> None:
     assert fit_cost_model(telemetry, features) == model
+
+
+def test_without_judging_the_errors_are_those_of_before(
+    model: CostModel, telemetry: Telemetry, features: Features
+) -> None:
+    odd = replace(model, held_out_contexts=replace(model.held_out_contexts, median=0.5))
+    after = fit_cost_model(telemetry, features, odd, judge=False)
+    assert after.uncertainty == 0.5
+    assert after.held_out_nodes == model.held_out_nodes
+    assert fit_cost_model(telemetry, features, judge=False) == model  # there is no before
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resplit.cost import CostModel, fit_cost_model
+from resplit.cost import CostModel
 from resplit.cost.model import PredictionError
 from resplit.errors import DataError
-from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 
 
-def test_a_model_survives_json_unchanged(telemetry: Telemetry, features: tuple[BlockFeatures, ...]) -> None:
-    model = fit_cost_model(telemetry, features)
+def test_a_model_survives_json_unchanged(model: CostModel) -> None:
     assert CostModel.from_json(model.to_json()) == model
 
 
@@ -24,9 +22,8 @@ def test_text_that_is_no_model_is_a_data_error(text: str) -> None:
 
 
 def test_an_unknown_node_has_no_times_and_an_unknown_kind_is_an_error(
-    telemetry: Telemetry, features: tuple[BlockFeatures, ...]
+    model: CostModel, features: tuple[BlockFeatures, ...]
 ) -> None:
-    model = fit_cost_model(telemetry, features)
     assert np.isnan(model.pass_s(features[0], "stranger", "decode", [1, 1], [5, 6])).tolist() == [True, True]
     attention = BlockFeatures("layer.0.attention", "attention", 1, 1.0, 1.0, 1.0, 1.0, 1.0, False, 0.0)
     with pytest.raises(DataError, match="attention"):

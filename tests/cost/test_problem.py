@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
-from resplit.cost import CostModel, NodeState, fit_cost_model, node_states, problem_from
+from resplit.cost import CostModel, NodeState, node_states, problem_from
 from resplit.cost.tokens import _fold
-from resplit.telemetry import NODE_COLUMNS, Telemetry, frame
+from resplit.planner import solve
+from resplit.problem import problem_from_json, problem_to_json
+from resplit.telemetry import NODE_COLUMNS, frame
 from resplit.types import BlockFeatures, Problem, RequestClass
 from tests.cost.conftest import MACHINES, node_rows
 
 CHAT = RequestClass("chat", "home-a", 0.5, 64, 32)
 STATES = {name: NodeState(4e8, 0.1) for name in MACHINES}
-
-
-@pytest.fixture(scope="module")
-def model(telemetry: Telemetry, features: tuple[BlockFeatures, ...]) -> CostModel:
-    return fit_cost_model(telemetry, features)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +67,17 @@ def test_links_memory_trust_and_background_are_those_of_the_cluster(problem: Pro
     assert problem.current == ("home-a",) * len(problem.blocks)
 
 
+def test_the_problem_is_legal_in_its_format_and_can_be_planned(
+    model: CostModel, features: tuple[BlockFeatures, ...], cluster: ClusterConfig
+) -> None:
+    problem = problem_from(model, features, cluster, STATES, [CHAT], lost_nodes=["edge"])
+    again = problem_from_json(problem_to_json(problem))
+    np.testing.assert_array_equal(again.decode_s_per_token, problem.decode_s_per_token)
+    plan = solve(again, time_limit_s=2.0)
+    assert plan.placement is not None
+    assert "edge" not in plan.placement
+
+
 @pytest.mark.parametrize("why", ["lost", "silent"])
 def test_a_node_that_is_lost_or_silent_stays_with_all_its_times_null(
     model: CostModel, features: tuple[BlockFeatures, ...], cluster: ClusterConfig, why: str
@@ -92,10 +101,11 @@ def test_state_is_free_plus_held_and_the_use_of_others() -> None:
     assert state == NodeState(1.5e8, pytest.approx(0.2))
 
 
-def test_a_background_of_a_whole_node_is_clipped_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_background_of_a_whole_node_is_clipped_and_said() -> None:
     rows = [row | {"cpu_utilization": 1.0, "own_utilization": 0.0} for row in node_rows(MACHINES, [0.0])]
-    assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
-    assert "clipped" in capsys.readouterr().out
+    with capture_logs() as logs:
+        assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
+    assert ("background utilization clipped", "edge") in {(log["event"], log["node"]) for log in logs}
 
 
 def test_own_use_above_the_whole_is_no_negative_background() -> None:

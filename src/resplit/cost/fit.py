@@ -21,12 +21,13 @@ __all__ = ["fit_cost_model"]
 
 
 def fit_cost_model(
-    telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None
+    telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None, *, judge: bool = True
 ) -> CostModel:
     """Fit pass times and links to `telemetry`, the window that counts as now, for the blocks `features`.
 
     What the window is silent about is taken from `previous`: a node's kinds of block that it did not run lately (at
-    the speed that it shows now), a link without messages. DataError where neither says enough.
+    the speed that it shows now), a link without messages. Judging takes as long as the fit; with `judge` False
+    the errors are those of `previous`, if there is one. DataError where neither telemetry nor `previous` says enough.
     """
     before = {} if previous is None else previous.reference_s
     reference_s = before | _reference_s(telemetry.nodes)
@@ -37,6 +38,10 @@ def fit_cost_model(
     known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
     pooled = fit_pooled(cells, kinds, reference_s, known)
     nodes = fit_nodes(cells, kinds, reference_s, pooled, known, before)
+    if judge or previous is None:
+        errors = held_out_contexts(cells, kinds, reference_s), held_out_nodes(cells, kinds, reference_s)
+    else:
+        errors = previous.held_out_contexts, previous.held_out_nodes
     return CostModel(
         fitted_at_s=float(
             telemetry.nodes["time_s"].max() if len(telemetry.nodes) else telemetry.blocks["time_s"].max()
@@ -44,8 +49,8 @@ def fit_cost_model(
         reference_s=reference_s,
         passes=(*pooled.values(), *nodes.values()),
         links=fit_links(telemetry.links, () if previous is None else previous.links),
-        held_out_contexts=held_out_contexts(cells, kinds, reference_s),
-        held_out_nodes=held_out_nodes(cells, kinds, reference_s),
+        held_out_contexts=errors[0],
+        held_out_nodes=errors[1],
         emulated=_emulated(telemetry, previous),
     )
 

@@ -95,7 +95,7 @@ def _solve(
         parameters["weights"].value = np.concatenate([weights, np.zeros(padding)])
         parameters["guess"].value = guess
         parameters["stiffness"].value = stiffness
-        # A solver that is kept between calls scales by its first data: the answer would depend on what was fitted before.
+        # A solver kept between calls scales by its first data: the answer would depend on what was fitted before.
         problem.solve(solver=cp.CLARABEL, warm_start=False)
         if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
             raise DataError(f"the robust fit of {count} rows ended as {problem.status}")
