@@ -151,9 +151,9 @@ def placement_figure(runs: Mapping[str, RunRecord]) -> Figure:
 
 @_styled
 def prediction_figure(runs: Mapping[str, RunRecord], timings: pd.DataFrame | None = None) -> Figure:
-    """Predicted against measured: latency of each configuration and, where given, the time of each block.
+    """Predicted against measured: latency of each configuration and, where given, the time of each pass.
 
-    `timings` has one row per block, node and phase: `node`, `phase`, `predicted_s` and `measured_s`.
+    `timings` has one row per distinct pass: `node`, `phase`, `predicted_s` and `measured_s`.
     """
     figure, panels = _figure(1, 4.0, columns=2 if timings is not None else 1)
     _configurations(panels[0], runs)
@@ -344,7 +344,7 @@ def _configurations(axes: Axes, runs: Mapping[str, RunRecord]) -> None:
 
 
 def _block_timings(axes: Axes, timings: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    """One point per block, node and phase."""
+    """One point per distinct pass."""
     for node in sorted(timings.node.unique()):
         for phase, marker in (("decode", "o"), ("prefill", "^")):
             rows = timings[(timings.node == node) & (timings.phase == phase)]
@@ -352,7 +352,7 @@ def _block_timings(axes: Axes, timings: pd.DataFrame, colours: Mapping[str, str]
             axes.scatter(
                 rows.predicted_s, rows.measured_s, marker=marker, label=node if phase == "decode" else None, **look
             )
-    axes.set_title("Time per block (circles decode, triangles prefill)")
+    axes.set_title("Time of a pass over a block (circles decode, triangles prefill)")
     _diagonal(axes, timings[["predicted_s", "measured_s"]])
     axes.legend(loc="upper left", fontsize=8.5)
 

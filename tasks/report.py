@@ -24,6 +24,9 @@ from tasks import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from resplit.cost import CostModel
+    from resplit.telemetry import Telemetry
+    from resplit.types import BlockFeatures
     from tasks.validate import ValidTelemetry
 
 # Section IV-D, "Expected Results", of the paper: static, adaptive.
@@ -70,8 +73,8 @@ THEMED = {
 
 @dataclass(frozen=True, eq=False)
 class Extras:
-    """What a report can say beyond its runs. `timings`: see `plots.prediction_figure`; `prediction_error`: relative
-    error by what was predicted; `notes`: further sentences for the page's end, as plain text."""
+    """What a report can say beyond its runs. `timings` is what `block_timings` gives, `prediction_error` what the function
+    of that name gives (relative errors by what was predicted); `notes` are further sentences, as plain text."""
 
     model: str = ""
     dequantised: bool = False

@@ -132,9 +132,8 @@ def publish_comparison(rows: list[Row]) -> None:
 
 def view_url(study: Study, server: str = "http://127.0.0.1:5000", key: str = POLICIES) -> str:
     """The page that compares the policies of the study (or, by `key`, its configurations)."""
-    return (study.tracking_uri if study.tracking_uri.startswith("http") else server) + view_path(
-        study.experiment_id, key
-    )
+    served_by = study.tracking_uri.rstrip("/") if study.tracking_uri.startswith("http") else server
+    return served_by + view_path(study.experiment_id, key)
 
 
 def how_to_open(study: Study, port: int = 5000) -> str:

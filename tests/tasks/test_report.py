@@ -9,10 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.errors import DataError
 from resplit.measure import compare, comparison_text, summaries
 from resplit.records import RunRecord, table
-from tasks.report import Extras, change, verdict, write_report
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures
+from tasks.report import Extras, block_timings, change, prediction_error, verdict, write_report
 from tests.runs import LAYER_S, made_up_run
 
 RUNS = [made_up_run("static"), made_up_run("resplit"), made_up_run("static", disturbed=False)]
@@ -92,6 +95,21 @@ def test_every_figure_of_the_page_has_a_name_for_those_who_cannot_see_it(folder:
         "Utilisation by node",
         "Predicted against measured",
     ]
+
+
+def test_timings_stand_beside_what_the_cost_model_says_of_them() -> None:
+    layer = BlockFeatures("layer.0", "layer", 100, 200.0, 0.0, 400.0, 8.0, 16.0, False, 0.5)
+    fitted = PassModel("hub", "decode", "layer", (0.002, 0.0, 0.0, 0.0, 0.0), (0.0,) * 5, 1, 0.0)
+    unknown = PredictionError(None, None, 0)
+    model = CostModel(0.0, {"hub": 0.002}, (fitted,), (), PredictionError(0.03, 0.07, 9), unknown)
+    row = {"time_s": 0.0, "node": "hub", "block": "layer.0", "kind": "layer", "phase": "decode", "tokens": 1}
+    rows = [row | {"context_tokens": 8, "seconds": seconds, "emulated": True} for seconds in (0.002, 0.003, 0.004)]
+    elsewhere = [rows[0] | {"node": "a-node-that-the-model-does-not-know"}]
+    timings = block_timings(model, Telemetry.from_rows({"blocks": rows + elsewhere}), [layer])
+    assert timings.to_dict("records") == [
+        {"node": "hub", "phase": "decode", "kind": "layer", "predicted_s": 0.002, "measured_s": 0.003}
+    ]
+    assert prediction_error(model) == {"longer contexts, median": 0.03, "longer contexts, p90": 0.07}
 
 
 def test_moves_are_shown_with_what_else_could_have_been_done(folder: Path) -> None:
