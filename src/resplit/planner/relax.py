@@ -5,6 +5,8 @@ docs/planner.md has the mathematics.
 
 from __future__ import annotations
 
+from itertools import count
+
 import numpy as np
 
 from resplit.planner.branch import branch
@@ -20,7 +22,7 @@ from resplit.planner.search import LocalSearch
 __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
-BRANCHING_LIMIT = 60_000  # candidates beyond which HiGHS is not worth starting
+MOST_VAIN = 100
 
 
 def solve(
@@ -51,7 +53,8 @@ def solve_from(
         search.run(start, budget)
     if search.best is None or dual.bound < search.cost * (1 - gap):
         search.run(first, budget)
-    _alternate(dual, search, budget, gap)
+    starts = _priced(dual, search, budget.part(0.4), gap)
+    _searched(dual, search, starts, budget.part(0.3), gap)
     return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
 
 
@@ -70,22 +73,36 @@ def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> fl
     return bound
 
 
-def _alternate(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
-    """Rounds of pricing and of descents from what was priced, until prices have converged and starts are used up."""
-    share = budget.part(0.35)
+def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list[IntArray]:
+    """Rounds of pricing, each followed by a descent from the last path, until the prices have converged. Returns the
+    paths that no descent has begun from, the latest first."""
+    left: list[IntArray] = []
     columns = [search.best] if search.best is not None else []
-    restarts = 0
-    while dual.bound < search.cost * (1 - gap) and not share.spent:
-        found = dual.improve(columns, share, search.cost * (1 - gap / 2), ROUND)
-        known = search.cost
-        for nodes_of in reversed(found):
-            search.run(nodes_of, share)
-        columns = [search.best] if search.best is not None and search.cost < known else []
+    while dual.bound < search.cost * (1 - gap):
+        found = dual.improve(columns, budget, search.cost * (1 - gap / 2), ROUND)
         if not found:
-            search.restart(share)
-            restarts += 1
-            if restarts > 60:
-                break
+            break
+        known = search.cost
+        search.run(found[-1], budget)
+        columns = [search.best] if search.best is not None and search.cost < known else []
+        left = [*reversed(found[:-1]), *left]
+    return left
+
+
+def _searched(dual: Dual, search: LocalSearch, starts: list[IntArray], budget: Budget, gap: float) -> None:
+    """Descents from `starts` and then from random changes of the best, until many in a row were in vain."""
+    vain = 0
+    for run in count():
+        if vain > MOST_VAIN or budget.spent or dual.bound >= search.cost * (1 - gap):
+            break
+        known = search.cost
+        if run < len(starts):
+            search.run(starts[run], budget)
+        elif search.best is not None:
+            search.restart(budget)
+        else:
+            break
+        vain = 0 if search.cost < known else vain + 1
 
 
 def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:

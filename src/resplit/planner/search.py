@@ -49,17 +49,21 @@ class LocalSearch:
         self.offer(nodes_of)
 
     def restart(self, budget: Budget) -> None:
-        """Descends from the best placement with a few of its intervals moved at random."""
+        """Descends from a random change of the best placement: of its order of nodes, or of a few intervals."""
         if self.best is None:
             return
-        start = self.best.copy()
+        shaken = self._orders.shaken(self.best, self._random) if self._random.random() < 0.7 else None
+        self.run(shaken if shaken is not None else self._scattered(self.best), budget)
+
+    def _scattered(self, nodes_of: IntArray) -> IntArray:
+        """`nodes_of` with up to three random intervals on random nodes that can run them."""
+        scattered = nodes_of.copy()
         atoms = self.instance.shape[0]
+        blocked = self.instance.blocked_prefix
         for _ in range(int(self._random.integers(1, 4))):
             p = int(self._random.integers(atoms))
             q = min(atoms, p + 1 + int(self._random.integers(max(2, atoms // 4))))
-            runs = np.flatnonzero(
-                (self.instance.blocked_prefix[q] == self.instance.blocked_prefix[p]) & (self.instance.headroom > 0)
-            )
+            runs = np.flatnonzero((blocked[q] == blocked[p]) & (self.instance.headroom > 0))
             if len(runs):
-                start[p:q] = self._random.choice(runs)
-        self.run(start, budget)
+                scattered[p:q] = self._random.choice(runs)
+        return scattered

@@ -8,6 +8,7 @@ what interval moves cannot where memory is tight: several boundaries that must s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,14 +19,24 @@ from resplit.types import FloatArray
 
 __all__ = ["SequenceDescent"]
 
+TRIED = 3  # of the neighbours that look cheapest, how many are priced truly
+IMPROVEMENT = 1e-9  # relative
+
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """Orders that keep the first `head[c]` and the last `S - tail[c]` nodes and have `middle[c]` (C, m) between."""
+    """Orders (C) that keep the first `head[c]` and the last `S - tail[c]` nodes and have the first `length[c]` nodes of
+    `middle[c]` between; the longest come first."""
 
     head: IntArray
     middle: IntArray
+    length: IntArray
     tail: IntArray
+
+    def order(self, c: int, base: list[int]) -> list[int]:
+        """Neighbour number `c` of the order `base`."""
+        middle = (int(i) for i in self.middle[c, : self.length[c]])
+        return [*base[: self.head[c]], *middle, *base[self.tail[c] :]]
 
 
 class SequenceDescent:
@@ -38,12 +49,12 @@ class SequenceDescent:
         self._hops = np.array(instance.hops)  # (kinds, N, N)
         longest = max((int((np.isfinite(queue).sum(axis=0)).max(initial=0)) for queue in paths.queue[1:]), default=0)
         self.longest = max(longest, 1)
-        # steps[i, q, w]: cost of atoms q-w-1..q-1 on node i, its queueing and privacy
-        self._steps = np.full((nodes, atoms + 1, self.longest), np.inf)
+        # steps[i, w, q]: cost of atoms q-w-1..q-1 on node i, its queueing and privacy
+        self._steps = np.full((nodes, self.longest, atoms + 1), np.inf)
         for q in range(1, atoms + 1):
             whole = paths.queue[q] + instance.fixed_prefix[q] - instance.fixed_prefix[:q]  # (q, N)
             width = min(q, self.longest)
-            self._steps[:, q, :width] = whole[::-1][:width].T
+            self._steps[:, :width, q] = whole[::-1][:width].T
 
     def descend(self, nodes_of: IntArray, budget: Budget) -> IntArray:
         """The best placement that a chain of improving steps from `nodes_of` (A,) leads to."""
@@ -57,22 +68,26 @@ class SequenceDescent:
 
     def _step(self, order: list[int], cost: float) -> tuple[IntArray, float] | None:
         """The cheapest of the most promising neighbours that is truly cheaper than `cost`."""
-        heads = self._forward(order)  # (S + 1, A + 1): leave costs
-        tails = self._backward(order)
-        ranked: list[tuple[float, _Neighbours, int]] = []
-        for group in _neighbours(order, self.instance.shape[1]):
-            value = self._price(order, group, heads, tails)
-            for c in np.argsort(value, kind="stable")[:3]:
-                if value[c] < cost * (1 - 1e-9):
-                    ranked.append((float(value[c]), group, int(c)))
-        ranked.sort(key=lambda entry: entry[0])
-        for _, group, c in ranked[:6]:
-            changed = [*order[: group.head[c]], *(int(i) for i in group.middle[c]), *order[group.tail[c] :]]
-            nodes_of = self._boundaries(changed)
+        near = _neighbours(order, self.instance.shape[1])
+        value = self._price(order, near, self._forward(order), self._backward(order))
+        for c in np.argsort(value, kind="stable")[:TRIED]:
+            if not value[c] < cost * (1 - IMPROVEMENT):
+                break
+            nodes_of = self._boundaries(near.order(int(c), order))
             true_cost = self.instance.cost(nodes_of) if nodes_of is not None else np.inf
-            if nodes_of is not None and true_cost < cost * (1 - 1e-9):
+            if nodes_of is not None and true_cost < cost * (1 - IMPROVEMENT):
                 return nodes_of, true_cost
         return None
+
+    def shaken(self, nodes_of: IntArray, random: np.random.Generator) -> IntArray | None:
+        """The best boundaries of an order that differs from that of `nodes_of` by a few random changes; None where it
+        has none."""
+        order = _order(nodes_of)
+        for _ in range(int(random.integers(1, 4))):
+            near = _neighbours(order, self.instance.shape[1])
+            if len(near.head):
+                order = near.order(int(random.integers(len(near.head))), order)
+        return self._boundaries(order)
 
     def _enter(self, leave: FloatArray, before: IntArray, node: IntArray) -> FloatArray:
         """Costs (C, A + 1) at which `node` begins at each boundary, its predecessor having left it at cost `leave`;
@@ -89,11 +104,10 @@ class SequenceDescent:
 
     def _run(self, enter: FloatArray, node: IntArray) -> FloatArray:
         """Costs (C, A + 1) of leaving `node` at each boundary when it was entered at costs `enter`."""
-        width = self.longest
-        padded = np.concatenate((np.full((len(enter), width), np.inf), enter), axis=1)
-        # window[c, q, w] = enter[c, q - w - 1]
-        window = np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)[:, :-1, ::-1]
-        leave: FloatArray = (window + self._steps[node]).min(axis=2)
+        leave = np.full_like(enter, np.inf)
+        for w in range(self.longest):
+            longer = enter[:, : -w - 1] + self._steps[node, w, w + 1 :]
+            np.minimum(leave[:, w + 1 :], longer, out=leave[:, w + 1 :])
         return leave
 
     def _forward(self, order: list[int]) -> FloatArray:
@@ -120,7 +134,7 @@ class SequenceDescent:
             else:
                 ahead = onward[s + 1] + self._hops[self._hop_of, node, order[s + 1]]
                 ahead[atoms] = np.inf
-            steps = self._steps[node][ends, np.arange(width)]
+            steps = self._steps[node][np.arange(width), ends]
             onward[s] = np.where(beyond, np.inf, steps + ahead[ends]).min(axis=1)
         return onward
 
@@ -129,9 +143,10 @@ class SequenceDescent:
         known = np.array([-1, *order])
         leave, before = heads[group.head], known[group.head]
         for column in range(group.middle.shape[1]):
-            node = group.middle[:, column]
-            leave = self._run(self._enter(leave, before, node), node)
-            before = node
+            longer = slice(0, int((group.length > column).sum()))
+            node = group.middle[longer, column]
+            leave[longer] = self._run(self._enter(leave[longer], before[longer], node), node)
+            before[longer] = node
         value = np.where(group.tail == len(order), leave[:, -1] + self.instance.end[before], np.inf)
         inner = np.flatnonzero(group.tail < len(order))
         if len(inner):
@@ -152,7 +167,7 @@ class SequenceDescent:
             node, before = order[s], order[s - 1] if s else -1
             enter = self._enter(leaves[s : s + 1], np.array([before]), np.array([node]))[0]
             width = min(q, self.longest)
-            options = enter[q - width : q][::-1] + self._steps[node, q, :width]
+            options = enter[q - width : q][::-1] + self._steps[node, :width, q]
             w = int(options.argmin()) if width else 0
             if not width or not np.isfinite(options[w]):
                 return None
@@ -166,38 +181,32 @@ def _order(nodes_of: IntArray) -> list[int]:
     return [int(i) for i in nodes_of[np.concatenate(([0], changes))]]
 
 
-def _neighbours(order: list[int], nodes: int) -> list[_Neighbours]:
-    """All orders that differ by one node left out, replaced or put in, two swapped, one moved, or a run turned round,
-    grouped by how many nodes change."""
+def _neighbours(order: list[int], nodes: int) -> _Neighbours:
+    """All orders that differ by one node left out, replaced or put in, two swapped, one moved, or a run turned round."""
     count = len(order)
     unused = [i for i in range(nodes) if i not in set(order)]
-    groups: dict[int, list[tuple[int, tuple[int, ...], int]]] = {}
-
-    def consider(head: int, middle: tuple[int, ...], tail: int) -> None:
-        before = order[head - 1] if head else -1
-        after = order[tail] if tail < count else -2
-        chain = (before, *middle, after)
-        if (head or middle) and all(a != b for a, b in zip(chain, chain[1:], strict=False)):
-            groups.setdefault(len(middle), []).append((head, middle, tail))
-
-    for s in range(count):
-        if count > 1:
-            consider(s, (), s + 1)
-        for i in unused:
-            consider(s, (i,), s + 1)
+    near: list[tuple[int, tuple[int, ...], int]] = []
     for s in range(count + 1):
-        for i in unused:
-            consider(s, (i,), s)
+        near += [(s, (i,), s) for i in unused]
     for s in range(count):
+        near += [(s, (i,), s + 1) for i in unused]
+        near += [(s, (), s + 1)] if count > 1 else []
         for t in range(s + 1, count):
             run = tuple(order[s : t + 1])
-            for middle in {(run[-1], *run[1:-1], run[0]), (*run[1:], run[0]), (run[-1], *run[:-1]), run[::-1]}:
-                consider(s, middle, t + 1)
-    return [
-        _Neighbours(
-            np.array([head for head, _, _ in group], dtype=np.intp),
-            np.array([middle for _, middle, _ in group], dtype=np.intp).reshape(len(group), length),
-            np.array([tail for _, _, tail in group], dtype=np.intp),
-        )
-        for length, group in sorted(groups.items())
-    ]
+            changed = {(run[-1], *run[1:-1], run[0]), (*run[1:], run[0]), (run[-1], *run[:-1]), run[::-1]}
+            near += [(s, middle, t + 1) for middle in sorted(changed)]
+    near = [(head, middle, tail) for head, middle, tail in near if _alternates(order, head, middle, tail)]
+    near.sort(key=lambda neighbour: -len(neighbour[1]))
+    longest = max((len(middle) for _, middle, _ in near), default=0)
+    return _Neighbours(
+        np.array([head for head, _, _ in near], dtype=np.intp),
+        np.array([(*middle, *([0] * (longest - len(middle)))) for _, middle, _ in near], dtype=np.intp),
+        np.array([len(middle) for _, middle, _ in near], dtype=np.intp),
+        np.array([tail for _, _, tail in near], dtype=np.intp),
+    )
+
+
+def _alternates(order: list[int], head: int, middle: tuple[int, ...], tail: int) -> bool:
+    """True where no node follows itself at the seams (a moved run may bring equal nodes together)."""
+    chain = [*order[head - 1 : head], *middle, *order[tail : tail + 1]] if head else [*middle, *order[tail : tail + 1]]
+    return bool(chain) and all(a != b for a, b in pairwise(chain))
