@@ -73,8 +73,8 @@ THEMED = {
 
 @dataclass(frozen=True, eq=False)
 class Extras:
-    """What a report can say beyond its runs. `timings` is what `block_timings` gives, `prediction_error` what the function
-    of that name gives (relative errors by what was predicted); `notes` are further sentences, as plain text."""
+    """What a report can say beyond its runs. `timings` and `prediction_error` are what `block_timings` and the function
+    `prediction_error` give; `notes` are further sentences, as plain text."""
 
     model: str = ""
     dequantised: bool = False
@@ -109,6 +109,30 @@ def write_report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None 
 def report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None = None) -> Path:
     """`write_report` as a task."""
     return write_report(runs, folder, extras)
+
+
+def block_timings(model: CostModel, telemetry: Telemetry, features: Sequence[BlockFeatures]) -> pd.DataFrame:
+    """Predicted beside measured seconds of each distinct pass in `telemetry`, for `Extras.timings`.
+
+    Telemetry that the model was not fitted to makes this a test of the model; its own shows how well it fits.
+    """
+    from resplit.cost.passes import cells_of, predicted_s
+
+    cells = cells_of(telemetry.blocks, features)
+    predicted = predicted_s(cells, {(fit.node, fit.phase, fit.kind): fit for fit in model.passes})
+    timings = cells[["node", "phase", "kind"]].assign(predicted_s=predicted, measured_s=cells["seconds"])
+    return timings.dropna(ignore_index=True)
+
+
+def prediction_error(model: CostModel) -> dict[str, float]:
+    """The errors of the cost model on what it was not fitted to, for `Extras.prediction_error`."""
+    held_out = {
+        "longer contexts, median": model.held_out_contexts.median,
+        "longer contexts, p90": model.held_out_contexts.p90,
+        "nodes without block timings, median": model.held_out_nodes.median,
+        "nodes without block timings, p90": model.held_out_nodes.p90,
+    }
+    return {what: error for what, error in held_out.items() if error is not None}
 
 
 def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[str, Figure], extras: Extras) -> str:
