@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import html
+import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -275,6 +276,7 @@ def _batches() -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.pandas_default.add_dataframe_asset("telemetry")

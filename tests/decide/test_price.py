@@ -1,0 +1,92 @@
+"""The prices of alternatives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from resplit.decide.price import price, price_today
+from resplit.planner.evaluate import evaluate
+from tests.decide.cluster import FAR, FAST, SETTINGS, SLOW, halves, problem
+
+CURRENT = halves(FAST, SLOW, 2)
+BETTER = halves(FAST, SLOW, 6)
+
+
+def test_prices_add_up_to_the_total_over_the_horizon() -> None:
+    cluster = problem(CURRENT)
+    today = price_today(cluster, SETTINGS)
+    move = price(cluster, "re-split", BETTER, today, SETTINGS)
+    before, after = (evaluate(cluster, placement) for placement in (CURRENT, BETTER))
+    rate = cluster.classes[0].rate_rps
+    waiting = move.pause_s * (rate * before.terms.latency_s + rate * move.pause_s / 2)
+    gain = (before.objective - after.objective) * rate * (SETTINGS.horizon_s - move.transfer_s)
+    assert move.net_gain == pytest.approx(gain - waiting)
+    assert move.gain_per_request == pytest.approx(before.objective - after.objective)
+    assert move.expected_requests == pytest.approx(rate * (SETTINGS.horizon_s - move.transfer_s))
+
+
+def test_staying_where_one_is_costs_and_gains_nothing() -> None:
+    cluster = problem(CURRENT)
+    same = price(cluster, "re-split", CURRENT, price_today(cluster, SETTINGS), SETTINGS)
+    assert (same.weight_bytes, same.cache_bytes, same.transfer_s, same.pause_s) == (0, 0, 0, 0)
+    assert same.net_gain == pytest.approx(0)
+    assert same.gain_per_request == 0
+
+
+def test_nodes_load_side_by_side_and_one_node_one_block_after_another() -> None:
+    cluster = problem((FAST,) * 8)
+    today = price_today(cluster, SETTINGS)
+    one = price(cluster, "re-split", (FAST,) * 4 + (SLOW,) * 4, today, SETTINGS)
+    two = price(cluster, "re-split", (FAST,) * 4 + (SLOW,) * 2 + (FAR,) * 2, today, SETTINGS)
+    assert one.weight_bytes == two.weight_bytes == 80e6
+    assert two.transfer_s == pytest.approx(one.transfer_s / 2)
+    caches_s = 4 * 1e3 * today.cached_tokens / 2e7
+    assert one.transfer_s == pytest.approx(80e6 / 1e9 + caches_s)
+
+
+def test_without_a_registry_rate_weights_come_over_the_link_from_the_source() -> None:
+    cluster = problem(CURRENT)
+    today = price_today(cluster, SETTINGS)
+    slow_link = replace(SETTINGS, registry_bytes_per_s=None)
+    at_the_source = price(cluster, "re-split", BETTER, today, slow_link)
+    elsewhere = price(cluster, "re-split", (FAST,) * 2 + (FAR,) * 6, today, slow_link)
+    assert at_the_source.transfer_s < 0.1  # nothing but caches crosses a link
+    assert elsewhere.transfer_s > 6 * 20e6 / 2e7
+
+
+def test_the_pause_grows_with_the_round_trip_between_the_holders() -> None:
+    near = problem(CURRENT)
+    far = replace(near, link_latency_s=np.full((3, 3), 0.1))
+    pauses = [price(c, "re-split", BETTER, price_today(c, SETTINGS), SETTINGS).pause_s for c in (near, far)]
+    assert pauses == pytest.approx([SETTINGS.switch_s + 0.004, SETTINGS.switch_s + 0.2])
+
+
+def test_cached_tokens_are_those_of_the_running_requests_within_what_is_reserved() -> None:
+    calm = price_today(problem(CURRENT, rate_rps=0.01), SETTINGS)
+    assert 0 < calm.cached_tokens < 64 + 32
+    busy = replace(problem(CURRENT, rate_rps=2.0), kv_tokens=30.0)
+    assert price_today(busy, SETTINGS).cached_tokens == 30.0
+
+
+@pytest.mark.parametrize(
+    ("change", "broken", "over"),
+    [
+        ({}, "", ""),
+        ({"max_utilization": 0.12}, "", "utilization of fast"),
+        ({"max_utilization": 0.18}, "", ""),
+        ({"memory_bytes": 2 * 20.5e6 * 0.99}, "", ""),
+        ({"memory_bytes": 2 * 20.5e6 * 0.9}, "", "memory of fast"),
+        ({"trusted": False}, "trust", ""),
+        ({"background_utilization": 0.99}, "overloaded", ""),
+    ],
+    ids=["fine", "ceiling", "ceiling passed by noise", "memory short by noise", "memory", "trust", "overload"],
+)
+def test_what_is_broken_and_what_is_merely_over_a_limit(change: dict[str, float], broken: str, over: str) -> None:
+    cluster = problem(CURRENT, rate_rps=1.0)  # 0.196 of the fast node is used
+    nodes = (replace(cluster.nodes[0], **change), *cluster.nodes[1:])  # type: ignore[arg-type]
+    today = price_today(replace(cluster, nodes=nodes), SETTINGS)
+    assert (broken in today.broken) if broken else today.broken == ""
+    assert (over in today.over) if over else today.over == ""
