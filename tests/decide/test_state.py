@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from resplit.decide import History, Move, Settings
 from resplit.decide.state import alike
-from resplit.errors import DataError
 
 OLD, NEW = ("a",) * 20, ("a",) * 10 + ("b",) * 10
 OPTIONS = Settings(bar_s=100.0)
-
-
-def test_a_history_survives_json_unchanged() -> None:
-    history = History().moved(Move(5.0, "re-split", OLD, NEW, 1.0, 1.1), OPTIONS)
-    history = history.moved(Move(50.0, "rollback", NEW, OLD, None, 1.1), OPTIONS)
-    assert len(history.barred) == 1
-    assert History.from_json(history.to_json()) == history
-    assert History.from_json(History().to_json()) == History()
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"last": {"at_s": 1}, "barred": []}', '{"last": null, "barred": 1}'])
-def test_text_that_is_no_history_is_a_data_error(text: str) -> None:
-    with pytest.raises(DataError, match="not a history"):
-        History.from_json(text)
 
 
 def test_only_what_was_rolled_back_is_barred_and_not_for_ever() -> None:

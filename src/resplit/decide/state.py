@@ -5,12 +5,8 @@ Values only: time comes in as a number, and a new history is returned, never cha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from resplit.errors import DataError
+from dataclasses import dataclass, replace
 
 __all__ = ["Barred", "History", "Measured", "Move", "Settings", "alike"]
 
@@ -84,28 +80,9 @@ class History:
             still += (Barred(move.before, move.at_s + settings.bar_s),)
         return replace(self, last=move, barred=still)
 
-    def to_json(self) -> str:
-        """The history as JSON text: what a tick leaves for the next one, in another process."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> History:
-        """What `to_json` wrote; DataError where the text is something else."""
-        try:
-            plain = json.loads(text)
-            last = plain["last"] and Move(**_tuples(plain["last"]))
-            return cls(last, tuple(Barred(**_tuples(bar)) for bar in plain["barred"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not a history of decisions: {error!r}") from error
-
     def bars(self, placement: Placement, now_s: float) -> bool:
         """Whether this placement, or one much like it, is barred now."""
         return any(bar.until_s > now_s and alike(bar.placement, placement) for bar in self.barred)
-
-
-def _tuples(plain: dict[str, Any]) -> dict[str, Any]:
-    """Parsed JSON (which may be anything) with its lists made placements."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
 
 
 def alike(one: Sequence[str], other: Sequence[str]) -> bool:
