@@ -352,7 +352,7 @@ def _block_timings(axes: Axes, timings: pd.DataFrame, colours: Mapping[str, str]
             axes.scatter(
                 rows.predicted_s, rows.measured_s, marker=marker, label=node if phase == "decode" else None, **look
             )
-    axes.set_title("Time of a pass over a block (circles decode, triangles prefill)")
+    axes.set_title("Time per pass: decode (circles), prefill (triangles)")
     _diagonal(axes, timings[["predicted_s", "measured_s"]])
     axes.legend(loc="upper left", fontsize=8.5)
 

@@ -123,8 +123,8 @@ def test_draining_again_replaces_the_log_by_the_longer_one(study: track.Study, t
         track.drain_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
     folder = Path(client.download_artifacts(study.run_id, "decisions", str(tmp_path)))
     assert json.loads((folder / "decisions.json").read_text()) == ADAPTIVE.decisions[:5]
-    assert pd.read_parquet(folder / "decisions.parquet").choice.tolist() == [
-        d["choice"] for d in ADAPTIVE.decisions[:5]
+    assert pd.read_parquet(folder / "decisions.parquet").action.tolist() == [
+        d["action"] for d in ADAPTIVE.decisions[:5]
     ]
     assert len(json.loads((folder / "table.json").read_text())["data"]) == 5
 
