@@ -188,6 +188,8 @@ def test_a_barred_placement_is_not_chosen_however_much_it_promises() -> None:
     [
         (History(_moved()), Measured(1.1, 20), 1000.0),
         (History(_moved()), Measured(1.5, SETTINGS.trial_requests - 1), 1000.0),
+        (History(_moved()), Measured(1.5, 20, error_s=0.2), 1000.0),
+        (History(replace(_moved(), error_before_s=0.2)), Measured(1.5, 20), 1000.0),
         (History(_moved()), None, 1000.0),
         (History(_moved(before_s=None)), Measured(1.5, 20), 1000.0),
         (History(_moved()), Measured(1.5, 20), 991.0 + SETTINGS.trial_s),
@@ -195,7 +197,18 @@ def test_a_barred_placement_is_not_chosen_however_much_it_promises() -> None:
         (History(_moved(before=halves(FAR, FAST))), Measured(1.5, 20), 1000.0),
         (History(_moved(before=halves(FAST, SLOW, 5))), Measured(1.5, 20), 1000.0),
     ],
-    ids=["within margin", "few requests", "unmeasured", "no before", "trial over", "a rollback", "illegal", "control"],
+    ids=[
+        "within margin",
+        "few requests",
+        "by chance",
+        "by chance before",
+        "unmeasured",
+        "no before",
+        "trial over",
+        "a rollback",
+        "illegal",
+        "control",
+    ],
 )
 def test_a_rollback_needs_a_trial_that_failed(
     history: History, measured: Measured | None, now_s: float, request: pytest.FixtureRequest

@@ -33,10 +33,15 @@ def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Ma
 
 
 def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:
-    """Error on each node's passes, predicted from the other nodes' passes and its own `reference_s` alone."""
+    """Error on each node's passes, predicted from the other nodes' passes and its own `reference_s` alone.
+
+    Counted are kinds of pass that another node ran: a window in which one node alone holds the head says nothing of
+    how the head does elsewhere.
+    """
     predicted, measured = [np.array([])], [np.array([])]
     for node in sorted(set(cells["node"]) & set(reference_s)):
-        held, others = cells[cells["node"] == node], cells[cells["node"] != node]
+        others = cells[cells["node"] != node]
+        held = cells[(cells["node"] == node) & _passes(cells).isin(_passes(others))]
         try:
             pooled = fit_pooled(others, kinds, reference_s, {})
         except DataError:
@@ -45,3 +50,8 @@ def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mappi
         predicted.append(predicted_s(held, models))
         measured.append(held["seconds"].to_numpy())
     return PredictionError.of(np.concatenate(predicted), np.concatenate(measured))
+
+
+def _passes(cells: pd.DataFrame) -> pd.Series[str]:
+    """What kind of pass each cell is."""
+    return cells["phase"] + " " + cells["kind"]

@@ -18,6 +18,7 @@ from resplit.types import Plan, Problem
 
 __all__ = ["Decision", "NodeSeen", "decide"]
 
+BEYOND_CHANCE = 2.0  # standard errors
 Solve = Callable[..., Plan]
 
 
@@ -67,8 +68,16 @@ class Decision:
         """The move that this decision is, deployed at `at_s`, for `History.moved`."""
         keep = self.alternatives[0]
         could_go_on = math.isfinite(keep.horizon_cost)
-        before_s = self.measured.latency_s if self.measured and could_go_on else None
-        return Move(at_s, self.action, self.current, self.placement, before_s, keep.latency_s)
+        before = self.measured if could_go_on else None
+        return Move(
+            at_s,
+            self.action,
+            self.current,
+            self.placement,
+            latency_before_s=before.latency_s if before else None,
+            predicted_before_s=keep.latency_s,
+            error_before_s=before.error_s if before else 0.0,
+        )
 
     def to_json(self) -> str:
         """The decision as one JSON object; what is infinite or unknown is null."""
@@ -160,8 +169,11 @@ def _undoing(
         return None
     back = price(problem, "rollback", last.before, today, settings)
     expected_s = _without_move_s(last, back)
-    due = expected_s is not None and measured.latency_s > (1 + settings.rollback_margin) * expected_s
-    return back if due and not back.violations else None
+    if expected_s is None or back.violations:
+        return None
+    error_s = math.hypot(measured.error_s, last.error_before_s * back.latency_s / last.predicted_before_s)
+    worse_s = measured.latency_s - (1 + settings.rollback_margin) * expected_s
+    return back if worse_s > BEYOND_CHANCE * error_s else None
 
 
 def _without_move_s(last: Move, back: Alternative) -> float | None:

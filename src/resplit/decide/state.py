@@ -26,7 +26,7 @@ class Settings:
     rollback_margin: float = 0.15  # undone where requests take longer than they would have without it by more
     bar_s: float = 600.0  # what was undone is not tried again for so long
     switch_s: float = 0.05  # pause of a switch on a link without latency
-    registry_bytes_per_s: float | None = None  # at which a node fetches weights; None: over its link from the source
+    registry_bytes_per_s: float | None = 1e8  # at which a node fetches weights; None: over its link from the source
     solver: str = "relax"
     time_limit_s: float = 1.0  # of each of the two plans
     work_limit: int | None = None  # in solver steps instead, for the same answer each time
@@ -37,18 +37,20 @@ class Settings:
 class Measured:
     """Requests that arrived and ended under today's placement, since the last move or within a window before now.
 
-    `slo_missed` names the classes that miss their objective.
+    `slo_missed` names the classes that miss their objective; `error_s` is the standard error of the mean latency.
     """
 
     latency_s: float
     requests: int
     slo_missed: tuple[str, ...] = ()
+    error_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Move:
     """A change of placement that was deployed. `latency_before_s` was measured just before it (None: nothing was, or
-    the old placement could not go on), `predicted_before_s` is what it was priced at."""
+    the old placement could not go on), `predicted_before_s` is what it was priced at, `error_before_s` the
+    standard error of what was measured."""
 
     at_s: float
     action: str
@@ -56,6 +58,7 @@ class Move:
     after: Placement
     latency_before_s: float | None
     predicted_before_s: float
+    error_before_s: float = 0.0
 
 
 @dataclass(frozen=True)
