@@ -27,6 +27,7 @@ from resplit.gateway.router import Router
 from resplit.gateway.sessions import Sessions
 from resplit.model.registry import Keyring, Registry
 from resplit.model.source import StoredModel
+from resplit.node.feasible import ensure_feasible
 from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)
@@ -53,9 +54,11 @@ async def serve(
 ) -> None:
     """Run gateway and controller until `stop` is set; `ready` is called once the API answers and every node does.
 
-    ConfigError where the port is taken; NodeLostError where a node does not answer.
+    ConfigError where the port is taken, or where this machine cannot do what its emulated nodes are to play;
+    NodeLostError where a node does not answer.
     """
     bound = _bind(place.listen)
+    await asyncio.to_thread(ensure_feasible, cluster, model)
     place.state.mkdir(parents=True, exist_ok=True)
     member = Member.load(place.keys / CONTROLLER)
     keyring = Keyring(place.state / "keyring.json")

@@ -1,0 +1,121 @@
+"""Whether this machine can truly do what a cluster file has its emulated nodes play.
+
+Padding makes a pass longer, never shorter, and all emulated nodes share this machine's cores: a file that declares
+faster hardware, or more work than the cores can do, would be played wrongly and nobody would see it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from resplit.config import ClassConfig, ClusterConfig
+from resplit.errors import ConfigError
+from resplit.model.engine import Activation, TorchEngine, token_ids
+from resplit.model.source import StoredModel
+from resplit.node.emulation import Hardware
+
+_REPEATS = 8
+# A block alone finds its weights in the processor's cache; between others it does not.
+_HEADROOM = 1.1
+# The gateway, the controller and whoever sends the requests need their share too.
+_USABLE_SHARE = 0.8
+_SESSION = "feasible"
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """A pass of `tokens` new tokens on top of `context` cached ones."""
+
+    tokens: int
+    context: int
+
+    @property
+    def decoding(self) -> bool:
+        """Whether this is a decode step."""
+        return self.context > 0
+
+    def __str__(self) -> str:
+        return f"a decode step after {self.context} tokens" if self.decoding else f"a prefill of {self.tokens} tokens"
+
+
+Work = dict[tuple[str, PassShape], float]
+
+
+def ensure_feasible(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
+    """Measure one block of each kind on this machine and compare; `cores` are all that this process may use by default.
+
+    ConfigError where the declared time of an emulated node is too short for the true work, or where the demand that
+    the classes declare is more work than 80 % of the cores do. Without emulated nodes nothing is measured.
+    """
+    if any(node.emulate for node in cluster.nodes):
+        work_s = measure_work(cluster, model)
+        _ensure_time(cluster, work_s)
+        _ensure_cores(cluster, model, work_s, cores or len(os.sched_getaffinity(0)))
+
+
+def measure_work(cluster: ClusterConfig, model: StoredModel) -> Work:
+    """Core seconds of one block of each kind in each pass that the cluster's classes make.
+
+    Time of the thread and not of the clock, and the best of several passes: what else runs here does not count.
+    """
+    engine = TorchEngine(model.spec)
+    shapes = {shape for demand in cluster.classes for shape in _passes(demand)}
+    work_s: Work = {}
+    for kind in dict.fromkeys(engine.kinds):
+        block = engine.kinds.index(kind)
+        engine.load(block, model.tensors(engine.chain.specs[block].name))
+        work_s |= {(kind, shape): min(_pass_s(engine, block, shape) for _ in range(_REPEATS)) for shape in shapes}
+        engine.drop(block)
+    return work_s
+
+
+def _passes(demand: ClassConfig) -> dict[PassShape, float]:
+    """The passes of one request of a class, and how many there are of each; decode steps at their mean context."""
+    prompt, steps = round(demand.prompt_tokens), demand.new_tokens - 1
+    return {PassShape(prompt, 0): 1.0, PassShape(1, prompt + round(steps / 2)): steps}
+
+
+def _pass_s(engine: TorchEngine, block: int, shape: PassShape) -> float:
+    """Core seconds of one pass through one block."""
+    capacity = shape.context + shape.tokens
+    if shape.context:
+        engine.run(_SESSION, block, block, 0, capacity, _values(engine, block, shape.context))
+    values = _values(engine, block, shape.tokens)
+    begun_s = time.thread_time()
+    engine.run(_SESSION, block, block, shape.context, capacity, values)
+    spent_s = time.thread_time() - begun_s
+    engine.close(_SESSION)
+    return spent_s
+
+
+def _values(engine: TorchEngine, block: int, tokens: int) -> Activation:
+    return token_ids([0] * tokens) if engine.kinds[block] == "embed" else engine.blank(tokens)
+
+
+def _ensure_time(cluster: ClusterConfig, work_s: Work) -> None:
+    for node in cluster.nodes:
+        hardware = Hardware.declared(node.emulate) if node.emulate else None
+        for (kind, shape), true_s in work_s.items():
+            if hardware and (declared_s := hardware.node_s(kind, shape.tokens, shape.decoding)) < true_s * _HEADROOM:
+                raise ConfigError(
+                    f"{cluster.name}: nodes.{node.name}.emulate",
+                    f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "
+                    f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
+                )
+
+
+def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: Work, cores: int) -> None:
+    kinds = [block.kind for block in model.spec.chain().specs]
+    needed = sum(
+        demand.rate_rps * count * sum(work_s[kind, shape] for kind in kinds)
+        for demand in cluster.classes
+        for shape, count in _passes(demand).items()
+    )
+    if needed > _USABLE_SHARE * cores:
+        raise ConfigError(
+            f"{cluster.name}: classes",
+            f"the declared demand is the true work of {needed:.2g} cores, and the emulated nodes share "
+            f"{_USABLE_SHARE * cores:.2g} of this machine's {cores}; lower rate_rps, or take a smaller model",
+        )
