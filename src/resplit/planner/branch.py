@@ -144,7 +144,7 @@ class _Model:
     def _set_cuts(self, use: FloatArray) -> sparse.csr_array:
         """Use of a set of nodes less its limit x entries, a row for each cut."""
         cuts = self.dual.cuts
-        b, i, k = self.chosen.hops.T
+        _, i, k = self.chosen.hops.T
         matrix = np.zeros((len(cuts), self.width))
         inside = cuts.members[:, self.i]
         taken = use[:, self.q] - use[:, self.p]  # (K, steps)

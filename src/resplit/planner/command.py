@@ -41,7 +41,12 @@ def _answer(
         _print_line({"error": str(error), "key": error.key, "file": str(file)})
         return EXIT_FORMAT
     plan = solve(problem, solver=solver, time_limit_s=time_limit_s, work_limit=work_limit, tolerance=tolerance)
-    _print_line(plan_to_json(plan))
+    if explain:
+        from resplit.planner.explain import explain as explanation
+
+        sys.stdout.write(f"{file}: {explanation(problem, plan)}\n")
+    else:
+        _print_line(plan_to_json(plan))
     return {"infeasible": EXIT_INFEASIBLE, "unknown": EXIT_UNKNOWN}.get(plan.status, EXIT_PLANNED)
 
 

@@ -48,7 +48,7 @@ def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
     rates = np.array([c.rate_rps for c in problem.classes])
     service = _service_s(problem, nodes_of)  # (R, J)
     background = np.array([node.background_utilization for node in problem.nodes])
-    utilization = background + np.bincount(nodes_of, rates @ service, len(problem.nodes))  # (N,)
+    utilization: FloatArray = background + np.bincount(nodes_of, rates @ service, len(problem.nodes))  # (N,)
     network = np.array([_network_s(problem, request_class, nodes_of) for request_class in problem.classes])
     slowdown = _reciprocal(1 - utilization)[nodes_of]  # (J,)
     compute = service.sum(axis=1)

@@ -60,7 +60,8 @@ class Descent:
         mine = nodes_of[:, None] == used  # (A, U)
         own_load = np.where(mine, inst.load[np.arange(len(nodes_of)), nodes_of][:, None], 0)
         own_memory = np.where(mine, inst.memory[:, None], 0)
-        load, memory = inst.loads(nodes_of), np.bincount(nodes_of, inst.memory, inst.shape[1])
+        load = inst.loads(nodes_of)
+        memory = np.bincount(nodes_of, inst.memory, inst.shape[1]).astype(float)
         less_load = load[used] - self.between(own_load)  # (M, U): what stays
         less_memory = memory[used] - self.between(own_memory)
         now = self._node_cost(load, memory, slice(None))  # (N,)
@@ -69,7 +70,7 @@ class Descent:
         new_memory = memory + self._memory[:, None]
         new_load[:, used] += less_load - load[used]
         new_memory[:, used] += less_memory - memory[used]
-        delta = self._node_cost(new_load, new_memory, slice(None)) - now + gain.sum(axis=1)[:, None]
+        delta: FloatArray = self._node_cost(new_load, new_memory, slice(None)) - now + gain.sum(axis=1)[:, None]
         delta[:, used] -= gain
         delta += self._path_deltas(nodes_of)
         if inst.balance_weight > 0:
@@ -82,8 +83,7 @@ class Descent:
     def between(self, per_atom: FloatArray) -> FloatArray:
         """Sums over atoms p..q-1 of each move, of columns (A, U) -> (M, U)."""
         prefix = np.vstack([np.zeros(per_atom.shape[1]), per_atom.cumsum(axis=0)])
-        between: FloatArray = prefix[self._q] - prefix[self._p]
-        return between
+        return np.asarray(prefix[self._q] - prefix[self._p])
 
     def _path_deltas(self, nodes_of: IntArray) -> FloatArray:
         """Change of transfers and privacy by each move (M, N)."""
@@ -97,8 +97,8 @@ class Descent:
         right = np.vstack([*(hop[:, k] for hop, k in zip(hop_at, nodes_of[1:], strict=True)), self._end])  # (A, N)
         fixed = np.concatenate(([0.0], inst.fixed[np.arange(atoms), nodes_of].cumsum()))
         old = boundary_prefix[self._q + 1] - boundary_prefix[self._p] + fixed[self._q] - fixed[self._p]  # (M,)
-        new: FloatArray = left[self._p] + right[self._q - 1] + self._fixed
-        return new - old[:, None]
+        new = left[self._p] + right[self._q - 1] + self._fixed
+        return np.asarray(new - old[:, None])
 
     def _node_cost(self, load: FloatArray, memory: FloatArray, node: IntArray | slice) -> FloatArray:
         """Queueing cost of nodes with these totals, with a penalty on what exceeds their limits (..., nodes)."""
@@ -109,4 +109,4 @@ class Descent:
         broken = (over_load > 1e-12) | (over_memory > 0)
         excess = over_load + 10 * over_memory + 0.3 * broken + (self._closed[node] & (memory > 0))
         cost: FloatArray = inst.queue_weight * within / ((1 - inst.background)[node] - within)
-        return cost + self.penalty * excess
+        return np.asarray(cost + self.penalty * excess)

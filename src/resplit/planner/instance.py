@@ -100,9 +100,9 @@ class Instance:
         blocked = ~np.isfinite(self.load)
         return np.vstack([np.zeros(blocked.shape[1], dtype=np.intp), blocked.cumsum(axis=0)])
 
-    def hop(self, boundary: int) -> FloatArray:
+    def hop(self, boundary: int | np.integer) -> FloatArray:
         """Transfer cost from row to column at `boundary` (1..A-1)."""
-        return self.hops[self.hop_of[boundary]]
+        return self.hops[int(self.hop_of[boundary])]
 
     def queue_cost(self, load: FloatArray) -> FloatArray:
         """(alpha / L) ((1 - b_i) / (1 - b_i - load) - 1) over the last axis (N,); the load must fit the headroom."""
@@ -112,7 +112,8 @@ class Instance:
     def loads(self, nodes_of: IntArray) -> FloatArray:
         """Load on every node (N,) when atom a is on node `nodes_of[a]`."""
         atoms = np.arange(len(nodes_of))
-        return np.bincount(nodes_of, self.load[atoms, nodes_of], self.shape[1])
+        load: FloatArray = np.bincount(nodes_of, self.load[atoms, nodes_of], self.shape[1]).astype(float)
+        return load
 
     def cost(self, nodes_of: IntArray) -> float:
         """Objective of the placement of atoms on `nodes_of` (A,); inf where a constraint is broken."""
@@ -126,6 +127,16 @@ class Instance:
             + self.queue_cost(load)[used].sum()
             + self.balance_weight * (self.background + load).max()
         )
+
+    def excess(self, nodes_of: IntArray) -> float:
+        """By how much a placement breaks memory limits (as a share of all memory needed) and headrooms, summed; inf
+        where it needs a link that is missing."""
+        over_memory = np.bincount(nodes_of, self.memory, self.shape[1]) - self.memory_limit
+        load = self.loads(nodes_of)
+        over_load = (load - self.headroom)[load > 0]
+        needed = max(float(self.memory.sum()), 1e-300)
+        broken = 0.0 if np.isfinite(self.path_cost(nodes_of)) else float("inf")
+        return float(broken + over_memory.clip(min=0).sum() / needed + over_load.clip(min=0).sum())
 
     def path_cost(self, nodes_of: IntArray) -> float:
         """Transfers and privacy of a placement of atoms: what does not depend on the nodes' total loads."""

@@ -5,6 +5,8 @@ It suggests prices; what they prove is for `dual` to say.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import highspy
 import numpy as np
 
@@ -90,7 +92,7 @@ class Master:
         n = self.instance.shape[1]
         queue = np.zeros(n)
         ends = np.concatenate(([0], np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1, [len(nodes_of)]))
-        for p, q in zip(ends[:-1], ends[1:], strict=True):
+        for p, q in pairwise(ends):
             queue[nodes_of[p]] += self.paths.queue[q][p, nodes_of[p]]
         if not np.isfinite(queue).all():
             return False  # an interval that no placement may use

@@ -17,9 +17,9 @@ MOST_VIOLATIONS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """`nodes_of` (A,) is the node of each atom (a baseline's may break constraints), None where nothing was found; `lower_bound` is proven, -inf where
-    nothing is known, inf where it is proven that no placement exists. `others` are further legal placements that the
-    solver met. `reason` says why there is no placement."""
+    """`nodes_of` (A,) is the node of each atom (a baseline's may break constraints), None where nothing was found;
+    `lower_bound` is proven, -inf where nothing is known, inf where it is proven that no placement exists. `others` are
+    further legal placements that the solver met. `reason` says why there is no placement."""
 
     nodes_of: IntArray | None
     lower_bound: float

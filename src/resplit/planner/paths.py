@@ -29,10 +29,10 @@ class PathCosts:
 
 @dataclass(frozen=True)
 class Potentials:
-    """Least costs of the parts of a path. `enter[p, i]`: of all before atom p, node i being next; `leave[q, i]`: of all
-    up to atom q - 1 on node i; `ahead[q, i]`: of all that follows a step which ends before atom q on node i;
-    `onward[p, i]`: of a step that begins at atom p on node i and all that follows; `prefix`: of the atoms before each. All (A + 1, N). `hops`: the
-    transfer matrices, refunds taken off."""
+    """Least costs of the parts of a path, all (A + 1, N). `enter[p, i]`: of all before atom p, node i being next;
+    `leave[q, i]`: of all up to atom q - 1 on node i; `ahead[q, i]`: of all that follows a step which ends before atom q
+    on node i; `onward[p, i]`: of a step that begins at atom p on node i and all that follows; `prefix`: of the atoms
+    before each. `hops`: the transfer matrices, refunds taken off."""
 
     enter: FloatArray
     leave: FloatArray

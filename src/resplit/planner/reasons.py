@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linprog
 
@@ -17,10 +18,10 @@ MARGIN = 1e-6  # relative; a linear program's answer counts as proof only beyond
 def infeasibility(instance: Instance) -> str | None:
     """A proven reason why no placement exists; None where none of these relaxations finds one.
 
-    In this order: a block that no node may run, memory in total, memory with trust, and then load, both with blocks
-    allowed to be divided between nodes.
+    In this order: a block that no node may run or hold, memory in total, memory with trust, and then load, both with
+    blocks allowed to be divided between nodes.
     """
-    for find in (_homeless_block, _memory_total, _memory_shortage, _overload):
+    for find in (_homeless_block, _oversized_atom, _memory_total, _memory_shortage, _overload):
         if reason := find(instance):
             return reason
     return None
@@ -36,6 +37,20 @@ def _homeless_block(instance: Instance) -> str | None:
             return f"no node can run block {block.name}: its times are null on all {len(trusted)} nodes"
         if block.private and np.isnan(prefill[trusted]).all():
             return f"no trusted node for block {block.name}, which is private: its times are null on each trusted node"
+    return None
+
+
+def _oversized_atom(instance: Instance) -> str | None:
+    """Blocks that must stay together and are too big for every node that may run them."""
+    may_run = np.isfinite(instance.load)
+    largest = np.where(may_run, instance.memory_limit, 0).max(axis=1)
+    for atom in np.flatnonzero(instance.memory > largest * (1 + MARGIN)):
+        last = instance.first[atom + 1] - 1 if atom + 1 < len(instance.first) else len(instance.problem.blocks) - 1
+        names = list(dict.fromkeys(instance.problem.blocks[j].name for j in (instance.first[atom], last)))
+        return (
+            f"memory: {' to '.join(names)} needs {instance.memory[atom]:.0f} bytes on one node, and the largest node "
+            f"that may run it has {largest[atom]:.0f}: short by {instance.memory[atom] - largest[atom]:.0f}"
+        )
     return None
 
 
@@ -63,7 +78,7 @@ def _memory_shortage(instance: Instance) -> str | None:
     )
 
 
-def _elastic(instance: Instance, may_run: FloatArray, use: FloatArray, limit: FloatArray) -> float:
+def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, limit: FloatArray) -> float:
     """min sum_i (sum_a use[a] x[a, i] - limit_i / mean)+ over divisible assignments x."""
     atoms, nodes = np.nonzero(may_run)
     count, n = len(atoms), instance.shape[1]

@@ -12,6 +12,7 @@ import numpy as np
 from resplit.planner.branch import branch
 from resplit.planner.budget import Budget
 from resplit.planner.dual import Dual
+from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.outcome import OPTIMAL_GAP, Outcome
 from resplit.planner.paths import IntervalPaths
@@ -25,9 +26,7 @@ ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 100
 
 
-def solve(
-    instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4
-) -> Outcome:
+def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
     """The best placement found and the best bound proven within `budget`, until they are `gap` (relative) apart;
     `start` is a placement to begin from, with -1 where an atom has no node."""
     return solve_from(instance, budget, start, gap)[0]
@@ -109,8 +108,16 @@ def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
     if search.best is not None:
         others = tuple(nodes_of for _, nodes_of in search.met.values())
         return Outcome(search.best, bound, others=others)
-    if reason := infeasibility(instance):
-        return Outcome(None, float("inf"), reason)
+    if found := infeasibility(instance):
+        return Outcome(None, float("inf"), found)
+    near = _nearest(instance, search)
     if bound == float("inf"):
-        return Outcome(None, bound, "no placement keeps all limits of memory, load and links together")
-    return Outcome(None, bound, "neither descents nor branching found a placement that keeps every limit in time")
+        return Outcome(None, bound, f"memory, ceilings, trust and links cannot hold together; {near}")
+    return Outcome(None, bound, f"descents and branching found no placement in time, and no proof; {near}")
+
+
+def _nearest(instance: Instance, search: LocalSearch) -> str:
+    if search.nearest is None:
+        return "nor was any found that breaks only memory and ceilings"
+    broken = evaluate(instance.problem, instance.placement(search.nearest)).violations
+    return f"the nearest found breaks {'; '.join(broken)}"

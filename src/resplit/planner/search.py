@@ -1,4 +1,4 @@
-"""Local search: descents over interval moves and over orders of nodes in turn, and restarts. Knows nothing of bounds."""
+"""Local search: descents over interval moves and orders of nodes in turn, and restarts. Knows nothing of bounds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class LocalSearch:
         self.instance = instance
         self.best: IntArray | None = None
         self.cost = float("inf")
+        self.nearest: IntArray | None = None  # of the placements that break limits, the one that breaks them least
+        self._least_excess = float("inf")
         self.met: dict[bytes, tuple[float, IntArray]] = {}  # legal local optima by what they are
         self._moves = Descent(instance, 3 * max(abs(scale), 1e-9))
         self._orders = SequenceDescent(instance, paths)
@@ -31,6 +33,8 @@ class LocalSearch:
         cost = self.instance.cost(nodes_of)
         if cost < float("inf"):
             self.met[nodes_of.tobytes()] = cost, nodes_of
+        elif (excess := self.instance.excess(nodes_of)) < self._least_excess:
+            self.nearest, self._least_excess = nodes_of, excess
         if cost < self.cost:
             self.best, self.cost = nodes_of, cost
 

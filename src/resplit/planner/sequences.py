@@ -182,7 +182,7 @@ def _order(nodes_of: IntArray) -> list[int]:
 
 
 def _neighbours(order: list[int], nodes: int) -> _Neighbours:
-    """All orders that differ by one node left out, replaced or put in, two swapped, one moved, or a run turned round."""
+    """Orders that differ by one node left out, replaced or put in, two swapped, one moved, or a run turned round."""
     count = len(order)
     unused = [i for i in range(nodes) if i not in set(order)]
     near: list[tuple[int, tuple[int, ...], int]] = []

@@ -28,7 +28,7 @@ class _Label:
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
     """Labels (boundary, last node) -> longest stage so far; a stage takes its compute or its transfer, if longer."""
-    atoms, nodes = instance.shape
+    atoms = instance.shape[0]
     at: list[list[_Label]] = [[] for _ in range(atoms + 1)]
     at[0] = [_Label(0.0, frozenset(), ())]
     for p in range(atoms):

@@ -1,0 +1,131 @@
+"""`resplit plan --explain`: a plan told to people. Prices of constraints come from solving again, not from duals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from resplit.planner.budget import Budget
+from resplit.planner.evaluate import block_bytes, evaluate
+from resplit.planner.instance import Instance
+from resplit.planner.outcome import OPTIMAL_GAP
+from resplit.planner.relax import solve_from
+from resplit.types import Node, Plan, Problem
+
+__all__ = ["explain"]
+
+GIB = 2**30
+MOST_QUESTIONS = 8
+NEAR_CEILING = 0.02  # share of the node
+
+
+def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
+    """A page of text about `plan`: its chain, where the latency goes, what binds and what more would buy. Solving again
+    takes up to `time_limit_s` in all."""
+    head = f"{plan.status} ({plan.solver}, {plan.solve_s:.2f} s)"
+    if plan.placement is None or plan.objective is None or plan.terms is None:
+        return f"{head}: no plan\n  {plan.reason}\n"
+    bound = f", bound {plan.lower_bound:.6g}, gap {plan.gap:.2%}" if plan.gap is not None else ""
+    terms = f"latency {plan.terms.latency_s:.4g} s, balance {plan.terms.balance:.3f}, privacy {plan.terms.privacy:.3f}"
+    sections = [
+        f"{head}: objective {plan.objective:.6g}{bound}\n  {terms}",
+        "Chain\n" + "\n".join(_chain(problem, plan)),
+        "Latency by class, in seconds\n" + "\n".join(_latency(problem, plan)),
+        "Nodes\n" + "\n".join(_nodes(problem, plan)),
+        "What more would buy (solved again)\n" + "\n".join(_prices(problem, plan, time_limit_s)),
+    ]
+    if plan.moved_bytes is not None:
+        sections.append(f"Moves {plan.moved_bytes / GIB:.2f} GiB from the current placement")
+    return "\n\n".join(sections) + "\n"
+
+
+def _chain(problem: Problem, plan: Plan) -> Iterator[str]:
+    """The segments, with what each hop costs one mean request."""
+    sources = ", ".join(dict.fromkeys(c.source for c in problem.classes))
+    yield f"  [{sources}]"
+    for segment in plan.segments:
+        first, last = problem.blocks[segment.first].name, problem.blocks[segment.last].name
+        blocks = first if segment.first == segment.last else f"{first} .. {last}"
+        node = problem.nodes[problem.node_index(segment.node)]
+        private = any(block.private for block in problem.blocks[segment.first : segment.last + 1])
+        marks = [f"{plan.utilization[segment.node]:.0%} busy", "trusted" if node.trusted else "not trusted"]
+        marks += ["holds private blocks"] if private else []
+        yield "   |"
+        yield f"   +-> {segment.node}: {blocks} ({segment.last - segment.first + 1} blocks; {', '.join(marks)})"
+    yield "   |"
+    yield f"  [{sources}]"
+
+
+def _latency(problem: Problem, plan: Plan) -> Iterator[str]:
+    evaluation = evaluate(problem, plan.placement or ())
+    yield f"  {'class':16} {'compute':>9} {'queueing':>9} {'network':>9} {'total':>9} {'objective':>10}"
+    parts = zip(problem.classes, evaluation.compute_s, evaluation.queueing_s, evaluation.network_s, strict=True)
+    for c, compute, queueing, network in parts:
+        total = compute + queueing + network
+        goal = "-" if c.slo_s is None else f"{c.slo_s:.4g}"
+        missed = f"  missed by {plan.slo_shortfall_s[c.name]:.4g}" if c.name in plan.slo_shortfall_s else ""
+        yield f"  {c.name:16} {compute:9.4f} {queueing:9.4f} {network:9.4f} {total:9.4f} {goal:>10}{missed}"
+
+
+def _nodes(problem: Problem, plan: Plan) -> Iterator[str]:
+    used = _used_bytes(problem, plan)
+    for node, need in zip(problem.nodes, used, strict=True):
+        if need > 0:
+            share = need / node.memory_bytes if node.memory_bytes else 1.0
+            binds = _binding(problem, plan, node.name, need)
+            yield (
+                f"  {node.name:16} memory {need / GIB:7.2f} of {node.memory_bytes / GIB:7.2f} GiB ({share:.0%}), "
+                f"utilization {plan.utilization[node.name]:.3f} of {node.max_utilization:.2f}{binds}"
+            )
+
+
+def _binding(problem: Problem, plan: Plan, name: str, need: float) -> str:
+    node = problem.nodes[problem.node_index(name)]
+    binds = ["memory"] if node.memory_bytes - need < np.median(block_bytes(problem)) else []
+    binds += ["ceiling"] if node.max_utilization - plan.utilization[name] < NEAR_CEILING else []
+    return f"  <- {' and '.join(binds)} bind{'s' if len(binds) == 1 else ''}" if binds else ""
+
+
+def _used_bytes(problem: Problem, plan: Plan) -> np.ndarray:
+    index = [problem.node_index(name) for name in plan.placement or ()]
+    return np.bincount(index, block_bytes(problem), len(problem.nodes))
+
+
+def _prices(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
+    """The gain of each question that is worth asking; a gain is real, no gain may mean that none was found in time."""
+    questions = list(_questions(problem, plan))[:MOST_QUESTIONS]
+    if not questions or plan.objective is None:
+        yield "  nothing: no memory, trust or ceiling stands in the way"
+        return
+    for what, changed in questions:
+        instance, budget = Instance.of(changed), Budget(time_limit_s / len(questions))
+        start = instance.nodes_of(plan.placement or ())
+        outcome, _ = solve_from(instance, budget, start, OPTIMAL_GAP)
+        cost = plan.objective if outcome.nodes_of is None else min(plan.objective, instance.cost(outcome.nodes_of))
+        gain = plan.objective - cost
+        yield f"  {what}: {f'-{gain:.4g} ({gain / plan.objective:.2%})' if gain > 1e-9 * cost else 'nothing'}"
+
+
+def _questions(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
+    """One GiB on each node that is full, ten points of ceiling where it is near, trust for each node without."""
+    used = _used_bytes(problem, plan)
+    for i, node in enumerate(problem.nodes):
+        binds = _binding(problem, plan, node.name, used[i]) if used[i] > 0 else ""
+        if "memory" in binds:
+            changed = replace(node, memory_bytes=node.memory_bytes + GIB)
+            yield f"1 GiB more on {node.name}", _with_node(problem, i, changed)
+        if "ceiling" in binds:
+            changed = replace(node, max_utilization=min(0.99, node.max_utilization + 0.1))
+            yield f"a ceiling of {changed.max_utilization:.2f} on {node.name}", _with_node(problem, i, changed)
+    if any(block.private for block in problem.blocks) or problem.weights.privacy > 0:
+        times = np.nanmean(problem.decode_s_per_token + problem.prefill_s_per_token, axis=0)
+        for i in np.argsort(times, kind="stable"):
+            if not problem.nodes[i].trusted:
+                changed = replace(problem.nodes[i], trusted=True)
+                yield f"trust in {changed.name}", _with_node(problem, int(i), changed)
+
+
+def _with_node(problem: Problem, i: int, node: Node) -> Problem:
+    return replace(problem, nodes=(*problem.nodes[:i], node, *problem.nodes[i + 1 :]))

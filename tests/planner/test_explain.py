@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resplit.planner import solve
+from resplit.planner.explain import explain
+from resplit.problem import read_problem
+from tests.planner.helpers import EXAMPLES
+
+
+def test_the_page_shows_chain_latency_and_what_more_would_buy() -> None:
+    problem = read_problem(EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json")
+
+    page = explain(problem, solve(problem, time_limit_s=1.0), time_limit_s=2.0)
+
+    assert "[node-2, node-4]" in page
+    assert "holds private blocks" in page
+    assert "missed by" in page
+    assert "memory binds" in page
+    assert "1 GiB more on node-3: -" in page
+    assert "trust in node-" in page
+
+
+def test_an_infeasible_problem_is_explained_by_its_reason() -> None:
+    problem = read_problem(EXAMPLES / "n005-llama3.2-1b-c1-tight-20.json")
+
+    page = explain(problem, solve(problem))
+
+    assert page.startswith("infeasible")
+    assert "memory short by 157338829 bytes" in page
+
+
+def test_where_nothing_binds_there_is_nothing_to_buy() -> None:
+    problem = read_problem(EXAMPLES / "n004-smollm2-135m-c1-11.json")
+    problem = replace(problem, nodes=tuple(replace(node, trusted=True) for node in problem.nodes))
+
+    assert "nothing: no memory, trust or ceiling" in explain(problem, solve(problem))
