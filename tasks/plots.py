@@ -74,8 +74,9 @@ def _styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 @_styled
-def latency_figure(runs: Mapping[str, RunRecord]) -> Figure:
-    """Each request's latency by its arrival, the rolling mean over it, changes and reconfigurations marked."""
+def latency_figure(runs: Mapping[str, RunRecord], between_s: tuple[float, float] | None = None) -> Figure:
+    """Each request's latency by its arrival, the rolling mean over it, changes and reconfigurations marked; all of the
+    runs, or what lies `between_s`."""
 
     def draw(axes: Axes) -> None:
         for label, record in runs.items():
@@ -87,7 +88,7 @@ def latency_figure(runs: Mapping[str, RunRecord]) -> Figure:
         _seconds_axis(axes.yaxis, pd.concat(latencies).dropna())
         axes.set_ylabel("latency by arrival")
 
-    return _over_time(runs, draw, height_in=3.6)
+    return _over_time(runs, draw, height_in=3.6, between_s=between_s)
 
 
 @_styled
@@ -205,12 +206,17 @@ def _figure(rows: int, height_in: float, columns: int = 1) -> tuple[Figure, list
     return figure, list(axes.flat)
 
 
-def _over_time(runs: Mapping[str, RunRecord], draw: Callable[[Axes], None], height_in: float) -> Figure:
+def _over_time(
+    runs: Mapping[str, RunRecord],
+    draw: Callable[[Axes], None],
+    height_in: float,
+    between_s: tuple[float, float] | None = None,
+) -> Figure:
     figure, (axes,) = _figure(1, height_in)
     draw(axes)
-    _mark_changes(axes, runs, numbered=True)
+    _mark_changes(axes, runs, True, between_s or (-np.inf, np.inf))
     _mark_reconfigurations(axes, runs)
-    _time_axis(axes, runs)
+    _time_axis(axes, runs, between_s)
     _legend(figure, axes)
     return figure
 
@@ -226,30 +232,30 @@ def _line(axes: Axes, label: str, over_time: pd.DataFrame, column: str, scale: f
 
 
 def changes(runs: Mapping[str, RunRecord]) -> list[tuple[float, str]]:
-    """What the scenario changed and when, in order; runs of one scenario share them."""
-    marks = {
-        (round(float(event.time_s)), str(event.label)): float(event.time_s)
-        for record in runs.values()
-        for event in record.events[record.events.kind == "change"].itertuples()
-    }
-    return sorted((time_s, label) for (_, label), time_s in marks.items())
+    """What the scenario changed and when, in order. Runs of one scenario share a change, though each made it at a
+    moment of its own: the earliest stands for all."""
+    earliest: dict[tuple[str, int], float] = {}
+    for record in runs.values():
+        made = record.events[record.events.kind == "change"].sort_values("time_s")
+        for label, time_s, times in zip(made.label, made.time_s, made.groupby("label").cumcount(), strict=True):
+            key = (str(label), int(times))
+            earliest[key] = min(earliest.get(key, np.inf), float(time_s))
+    return sorted((time_s, label) for (label, _), time_s in earliest.items())
 
 
-def _mark_changes(axes: Axes, runs: Mapping[str, RunRecord], numbered: bool) -> None:
+def _mark_changes(
+    axes: Axes, runs: Mapping[str, RunRecord], numbered: bool, between_s: tuple[float, float] = (-np.inf, np.inf)
+) -> None:
+    """A dashed line for each change, under its number in the order of all."""
     for number, (time_s, _) in enumerate(changes(runs), 1):
+        if not between_s[0] <= time_s <= between_s[1]:
+            continue
         axes.axvline(time_s, color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)), zorder=1.5)
         if numbered:
-            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "va": "center"}
             ring = {"boxstyle": "circle,pad=0.18", "facecolor": "none", "edgecolor": MUTED, "linewidth": 0.8}
-            axes.annotate(
-                str(number),
-                (time_s, 1),
-                xycoords=("data", "axes fraction"),
-                fontsize=7.5,
-                color=INK,
-                bbox=ring,
-                **place,
-            )
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (0, 7), "textcoords": "offset points"}
+            look = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK, "bbox": ring}
+            axes.annotate(str(number), (time_s, 1), **place, **look)
 
 
 def _mark_reconfigurations(axes: Axes, runs: Mapping[str, RunRecord]) -> None:
@@ -258,14 +264,14 @@ def _mark_reconfigurations(axes: Axes, runs: Mapping[str, RunRecord]) -> None:
         moves = record.epochs[record.epochs.action != "initial"]
         if len(moves):
             on_axis = axes.get_xaxis_transform()
-            look = {"marker": "^", "s": 46, "color": _colour(label), "clip_on": False, "zorder": 4}
+            look = {"marker": "^", "s": 46, "color": _colour(label), "zorder": 4}
             axes.scatter(
-                moves.time_s, [0.02] * len(moves), transform=on_axis, label=f"reconfiguration ({label})", **look
+                moves.time_s, [0.035] * len(moves), transform=on_axis, label=f"reconfiguration ({label})", **look
             )
 
 
-def _time_axis(axes: Axes, runs: Mapping[str, RunRecord]) -> None:
-    axes.set_xlim(0, max(record.duration_s for record in runs.values()))
+def _time_axis(axes: Axes, runs: Mapping[str, RunRecord], between_s: tuple[float, float] | None = None) -> None:
+    axes.set_xlim(between_s or (0, max(record.duration_s for record in runs.values())))
     axes.set_xlabel("seconds since the start of the run")
 
 

@@ -31,14 +31,15 @@ from resplit.errors import DataError
 from resplit.measure import Row, epoch_latency, run_label, series, summarise
 from resplit.records import RunRecord
 from resplit.types import Weights, segments_of
+from tasks import plots
 from tasks.mlflow_views import OVER_TIME, POLICIES, saved_views, view_path
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 BATCH = 1000  # the most metrics that MLflow takes in one call
-RUN_COLOURS = {"static": "#c8501e", "adaptive": "#0b6fb8", "undisturbed": "#868e96"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def track_run(
         run_id = _start(client, study, run_label(record), record, start_ms, created)
         _log(client, run_id, {"kind": "policy", **params}, _policy_metrics(record, start_ms))
         _log_decisions(client, run_id, record.decisions)
-        _log_figures(client, run_id, record)
+        _log_figures(client, run_id, plots.figures({run_label(record): record}))
         with tempfile.TemporaryDirectory() as folder:
             record.save(Path(folder))
             client.log_artifacts(run_id, folder, "record")
@@ -218,7 +219,7 @@ def _start(
     """A new run below the study, noted in `created`."""
     own = {
         "mlflow.parentRunId": study.run_id,
-        "mlflow.runColor": RUN_COLOURS.get(run_label(record), "#7a5195"),
+        "mlflow.runColor": plots.RUN_COLOURS.get(run_label(record), plots.OTHER_COLOUR),
         "policy": record.policy,
         "scenario": record.scenario,
     }
@@ -246,6 +247,8 @@ def _track_configuration(
     metrics += _metrics({key: float(getattr(epoch, key)) for key in known}, until_ms)
     _log(client, run_id, {"kind": "configuration", **params, **placed}, metrics)
     client.log_dict(run_id, {"placement": epoch.placement.split(",")}, "placement.json")
+    live = (max(epoch.time_s, 0.0), min(epoch.until_s, record.duration_s))
+    _log_figures(client, run_id, {"latency": plots.latency_figure({run_label(record): record}, live)})
     if artifacts is not None:
         _log_folder(client, run_id, artifacts)
     client.set_terminated(run_id, end_time=until_ms)
@@ -311,11 +314,9 @@ def _log(client: MlflowClient, run_id: str, params: Mapping[str, object], metric
         client.log_batch(run_id, metrics=(metrics or [])[start : start + BATCH])
 
 
-def _log_figures(client: MlflowClient, run_id: str, record: RunRecord) -> None:
-    from tasks import plots
-
+def _log_figures(client: MlflowClient, run_id: str, figures: Mapping[str, Figure]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name, figure in plots.figures({run_label(record): record}).items():
+        for name, figure in figures.items():
             plots.save_png(figure, Path(folder) / f"{name}.png")
         client.log_artifacts(run_id, folder, "plots")
 

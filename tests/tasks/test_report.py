@@ -16,6 +16,7 @@ from resplit.records import RunRecord, table
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 from tasks.report import Extras, block_timings, change, prediction_error, verdict, write_report
+from tasks.validate import Finding, Rule, ValidTelemetry
 from tests.runs import LAYER_S, made_up_run
 
 RUNS = [made_up_run("static"), made_up_run("resplit"), made_up_run("static", disturbed=False)]
@@ -110,6 +111,16 @@ def test_timings_stand_beside_what_the_cost_model_says_of_them() -> None:
         {"node": "hub", "phase": "decode", "kind": "layer", "predicted_s": 0.002, "measured_s": 0.003}
     ]
     assert prediction_error(model) == {"longer contexts, median": 0.03, "longer contexts, p90": 0.07}
+
+
+def test_rules_that_rows_broke_are_shown(tmp_path: Path) -> None:
+    rules = [Rule(reason, "ExpectColumnValuesToBeBetween", "seconds") for reason in ("too slow", "too fast")]
+    findings = tuple(Finding("links", rule, 40, failed) for rule, failed in zip(rules, (3, 0), strict=True))
+    valid = ValidTelemetry(Telemetry.from_rows({}), findings, ())
+    text = Elements(write_report([RUNS[0]], tmp_path, Extras(validation=valid))).text
+    assert "3 failures in all" in text
+    assert "too slow" in text
+    assert "too fast" not in text
 
 
 def test_moves_are_shown_with_what_else_could_have_been_done(folder: Path) -> None:

@@ -102,6 +102,8 @@ def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: track.Stud
     client = MlflowClient(study.tracking_uri)
     kept = [{file.path for file in client.list_artifacts(run.info.run_id)} for run in below(study, "configuration")]
     assert ["problem.json" in files for files in kept] == [False, True, False, False]
+    figure = client.list_artifacts(below(study, "configuration")[0].info.run_id, "plots")
+    assert [file.path for file in figure] == ["plots/latency.png"]
     (policy,) = below(study, "policy")
     figures = {file.path for file in client.list_artifacts(policy.info.run_id, "plots")}
     assert {"plots/latency.png", "plots/placement.png"} <= figures

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib
+import pytest
+
+from resplit.records import RunRecord, table
+from tasks import plots
+from tests.runs import made_up_run
+
+STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
+
+
+def with_changes(run: RunRecord, changes: list[tuple[float, str]]) -> RunRecord:
+    rows = [{"time_s": time_s, "kind": "change", "label": label} for time_s, label in changes]
+    return replace(run, events=table("events", rows))
+
+
+def test_a_change_that_two_runs_share_is_marked_once() -> None:
+    runs = {
+        "static": with_changes(STATIC, [(9.51, "surge"), (20.0, "slow"), (30.0, "surge")]),
+        "adaptive": with_changes(ADAPTIVE, [(9.49, "surge"), (20.2, "slow"), (30.1, "surge")]),
+    }
+    assert plots.changes(runs) == [(9.49, "surge"), (20.0, "slow"), (30.0, "surge")]
+
+
+def test_a_placement_that_was_drawn_already_is_not_drawn_again() -> None:
+    runs = {"static": STATIC, "adaptive": ADAPTIVE, "undisturbed": STATIC}
+    assert [axes.get_title(loc="left") for axes in plots.placement_figure(runs).axes] == ["static", "adaptive"]
+
+
+def test_a_node_has_one_colour_whichever_runs_it_appears_in() -> None:
+    both = plots.node_colours([STATIC, ADAPTIVE])
+    assert set(both) == {"hub", "desk", "phone", "tv", "cloud"}
+    assert len(set(both.values())) == len(both)
+
+
+def test_drawing_leaves_the_settings_of_others_alone() -> None:
+    before = {name: matplotlib.rcParams[name] for name in plots.STYLE}
+    plots.svg(plots.qos_figure({"static": STATIC}), "qos")
+    assert {name: matplotlib.rcParams[name] for name in plots.STYLE} == before
+
+
+@pytest.mark.parametrize(("slowest_s", "scale"), [(3.0, "linear"), (300.0, "log")])
+def test_the_latency_axis_is_logarithmic_only_where_a_few_would_flatten_the_rest(slowest_s: float, scale: str) -> None:
+    requests = ADAPTIVE.requests.assign(arrival_s=1.0, end_s=2.0, status=200)
+    requests.loc[:2, "end_s"] = 1.0 + slowest_s
+    (axes,) = plots.latency_figure({"adaptive": replace(ADAPTIVE, requests=requests)}).axes
+    assert axes.get_yscale() == scale
