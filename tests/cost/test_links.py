@@ -49,6 +49,14 @@ def test_a_lone_payload_size_with_nothing_else_known_is_all_latency() -> None:
     assert 0 < link.bandwidth_bytes_per_s < float("inf")
 
 
+def test_a_link_that_degraded_is_believed_within_a_few_messages() -> None:
+    before = fit_links(frame(link_rows(TWO), LINK_COLUMNS))
+    few = [row for row in link_rows(TWO, latency_s=0.04, bandwidth=1e6) if row["payload_bytes"] in (256.0, 65536.0)]
+    link = fit_links(frame(few[:8], LINK_COLUMNS), before)[0]
+    assert link.latency_s == pytest.approx(0.04, rel=0.1)
+    assert link.bandwidth_bytes_per_s == pytest.approx(1e6, rel=0.2)
+
+
 def test_a_link_without_messages_is_as_it_was() -> None:
     before = fit_links(frame(link_rows(TWO), LINK_COLUMNS))
     assert fit_links(frame([], LINK_COLUMNS), before) == before

@@ -54,7 +54,7 @@ def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tup
     """
     pairs = {(str(node), str(peer)): rows for (node, peer), rows in messages.groupby(["node", "peer"], sort=True)}
     before = {(link.node, link.peer): link for link in previous}
-    full = {pair: _fit_both(pair, rows) for pair, rows in pairs.items() if _spread(rows) >= SPREAD}
+    full = {pair: _fit_both(pair, rows, before.get(pair)) for pair, rows in pairs.items() if _spread(rows) >= SPREAD}
     known = before | full
     narrow = {pair: _fit_latency(pair, rows, known) for pair, rows in pairs.items() if pair not in full}
     return tuple(link for _, link in sorted((known | narrow).items()))
@@ -69,9 +69,10 @@ def _weights(rows: pd.DataFrame) -> np.ndarray:
     return np.where(rows["source"] == "passive", PASSIVE_WEIGHT, 1.0)
 
 
-def _fit_both(pair: tuple[str, str], rows: pd.DataFrame) -> LinkModel:
+def _fit_both(pair: tuple[str, str], rows: pd.DataFrame, before: LinkModel | None) -> LinkModel:
     payload, seconds = rows["payload_bytes"].to_numpy(), rows["seconds"].to_numpy()
-    fit = huber_nonnegative(np.column_stack([np.ones(len(rows)), payload]), seconds, _weights(rows))
+    guess = np.array([before.latency_s, before.s_per_byte]) if before else None
+    fit = huber_nonnegative(np.column_stack([np.ones(len(rows)), payload]), seconds, _weights(rows), guess)
     latency, s_per_byte = (float(value) for value in fit.coefficients)
     latency_error, s_per_byte_error = (float(value) for value in fit.errors)
     return LinkModel(*pair, latency, s_per_byte, latency_error, s_per_byte_error, len(rows))

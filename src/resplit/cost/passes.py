@@ -20,6 +20,7 @@ from resplit.types import BlockFeatures, FloatArray
 
 __all__ = ["PassModels", "cells_of", "fit_nodes", "fit_pooled", "predicted_s"]
 
+FEWEST_ROWS = 5  # with fewer, one pass that hung would decide: the node's guess stands as it is
 CONTEXT_STEP = 16  # tokens: passes whose contexts lie in one step share a cell
 
 PassModels = Mapping[tuple[str | None, Phase, str | None], PassModel]
@@ -93,7 +94,7 @@ def fit_nodes(
     """Per node of `reference_s`, phase and kind: fitted to its own rows, leaning on a guess from elsewhere.
 
     The guess is the node's own earlier model, slowed down as the node has been since; without one the pooled model at
-    the node's speed. A kind without rows is the guess itself.
+    the node's speed. A kind with fewer than `FEWEST_ROWS` rows is the guess itself.
     """
     fitted: dict[tuple[str | None, Phase, str | None], PassModel] = {}
     for node, reference in reference_s.items():
@@ -106,7 +107,7 @@ def fit_nodes(
                 key = (node, phase, kind)
                 guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, speed)
                 mine = rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
-                fitted[key] = _fit(mine, guess, guess)
+                fitted[key] = _fit(mine, guess, guess) if mine["rows"].sum() >= FEWEST_ROWS else guess
     return fitted
 
 
@@ -140,10 +141,10 @@ def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> Pa
 
 
 def _ratio(rows: pd.DataFrame, models: PassModels) -> float | None:
-    """By how much the measured passes exceed what `models` say of them (median); None where none can be compared."""
-    ratios = rows["seconds"].to_numpy() / predicted_s(rows, models) if len(rows) else np.array([])
-    ratios = ratios[np.isfinite(ratios)]
-    return float(np.median(ratios)) if len(ratios) else None
+    """By how much the measured passes exceed what `models` say of them (median); None where too few can be compared."""
+    ratios = rows["seconds"].to_numpy() / predicted_s(rows, models)
+    known = np.isfinite(ratios)
+    return float(np.median(ratios[known])) if rows["rows"][known].sum() >= FEWEST_ROWS else None
 
 
 def _scaled(fit: PassModel, factor: float) -> PassModel:
