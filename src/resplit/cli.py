@@ -144,7 +144,7 @@ def keys(
 
 def main() -> None:
     """Run the command line; errors that resplit raises on purpose are one line, not a traceback."""
-    _log_to_stderr()
+    log_to_stderr()
     try:
         app()
     except ResplitError as error:
@@ -181,7 +181,7 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     import structlog
 
     structlog.configure(

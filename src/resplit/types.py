@@ -119,6 +119,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: temperature 0 is greedy, and draws depend on `seed` and position alone."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Segment:
     """Blocks `first..last` (inclusive), consecutive on one node."""
 

@@ -10,7 +10,8 @@ from transformers import BloomConfig
 
 from resplit.errors import ModelError
 from resplit.model.blocks import Chain, features
-from resplit.model.engine import Sampling, TorchEngine, token_ids
+from resplit.model.engine import TorchEngine, token_ids
+from resplit.types import Sampling
 from tests.model.conftest import engine_with
 
 NEW_TOKENS = 16

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError, DataError
-from resplit.model.engine import Activation, Sampling, token_ids
+from resplit.model.engine import Activation, token_ids
+from resplit.types import Sampling
 from tests.model.conftest import engine_with
 
 TOKENS = [5, 9, 2, 44, 61, 7, 30, 12]

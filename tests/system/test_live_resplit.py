@@ -76,7 +76,7 @@ async def test_streams_survive_one_resplit_after_another(cluster: Cluster, whole
     assert answers == expected * 2
     assert resplits >= 10
     with ControlClient(cluster.url, cluster.token) as client:
-        moves = sum(len(record["pauses_s"]) for record in client.records())
+        moves = sum(len(record["moves"]) for record in client.records())
         state = client.status()
     assert moves > 0
     assert state["sessions"] == 0

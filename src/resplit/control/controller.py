@@ -80,6 +80,9 @@ class Controller:
     async def introduce(self) -> None:
         """Tell every node where the others listen, and have it measure its links; NodeLostError for a silent one."""
         addresses = {name: str(address) for name, address in self.addresses.items()}
+        for epoch in self.log.unfinished():
+            self.log.append(epoch, "aborted", {"reason": "the controller ended before it was prepared"})
+            await self._tell_reachable(list(self.addresses), "abort", {"epoch": epoch}, epoch)
         await self._tell(self.addresses, "meet", lambda name: {"addresses": addresses})
 
     async def profile(self) -> None:
@@ -142,11 +145,14 @@ class Controller:
         order = self._prepare_order(route)
         try:
             replies = await self._tell(nodes, "prepare", order, route.epoch)
-        except ResplitError as error:
+        except BaseException as error:  # cancelled too: a pending epoch would block every later one
             self.log.append(route.epoch, "aborted", {"reason": str(error)})
             await self._tell_reachable(nodes, "abort", {"epoch": route.epoch}, route.epoch)
-            raise ProposalRefusedError(f"epoch {route.epoch} could not be prepared: {error}") from error
-        return sum(self.features[block].weight_bytes for reply in replies for block in reply["loaded"])
+            if isinstance(error, ResplitError):
+                raise ProposalRefusedError(f"epoch {route.epoch} could not be prepared: {error}") from error
+            raise
+        loaded = [block for reply in replies for block in reply["loaded"]]
+        return float(sum(self.features[block].weight_bytes for block in loaded))
 
     def _went_live(self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float) -> LiveEpoch:
         self.live = route

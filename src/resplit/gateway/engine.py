@@ -9,14 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen: temperature 0 is greedy, and draws depend on `seed` and position alone."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+from resplit.types import Sampling
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from resplit.gateway.engine import Sampling
+from resplit.types import Sampling
 
 # Below this, sampling is greedy but for overflows: a lead of 0.01 in the logits is already a factor of e^100.
 _GREEDY_BELOW = 1e-4

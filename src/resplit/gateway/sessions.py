@@ -31,6 +31,15 @@ _PRIOR_S = 10.0
 
 
 @dataclass(frozen=True)
+class Move:
+    """One session's way into another epoch: how long it stood still, and the bytes of its caches that moved."""
+
+    epoch: int
+    pause_s: float
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class SessionRecord:
     """What became of one request; moments in seconds since 1970, NaN where they never came."""
 
@@ -42,9 +51,18 @@ class SessionRecord:
     new_tokens: int
     status: int
     epochs: tuple[int, ...]
+    moves: tuple[Move, ...]
     private_ok: bool
     token_times_s: tuple[float, ...]
-    pauses_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A copy of caches that was made: to the nodes of `target`, up to position `last`."""
+
+    target: Route
+    last: int
+    cache_bytes: int
 
 
 @dataclass
@@ -57,9 +75,9 @@ class _Session:
     route: Route
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     steps: list[tuple[int, ...]] = field(default_factory=list)
-    copying: asyncio.Task[tuple[Route, int]] | None = None
+    copying: asyncio.Task[_Copied] | None = None
     epochs: list[int] = field(default_factory=list)
-    pauses_s: list[float] = field(default_factory=list)  # one for each epoch after the first
+    moves: list[Move] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
 
     @property
@@ -164,7 +182,9 @@ class Sessions:
         """The tokens of `request`; raises as `Engine.generate` says."""
         arrival_s = time.time()
         self._arrivals.append((request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens))
-        deadline_s = min(request.deadline_s or float("inf"), self._cluster.limits.deadline)
+        deadline_s = self._cluster.limits.deadline
+        if request.deadline_s is not None:
+            deadline_s = min(deadline_s, request.deadline_s)
         due_s = asyncio.get_running_loop().time() + deadline_s
         times: list[float] = []
         status, session = 499, None
@@ -176,6 +196,9 @@ class Sessions:
                 yield token
         except (ResplitError, TimeoutError) as error:
             status = _status(error)
+            raise
+        except GeneratorExit:  # closed in good order, as after a stop string; who hangs up cancels instead
+            status = 200
             raise
         finally:
             self._end(session)
@@ -286,27 +309,29 @@ class Sessions:
             session.copying = asyncio.create_task(self._copy(session, live, 0, session.position))
         if session.steps and not session.copying.done():
             return
-        target, copied = await session.copying
+        copied = await session.copying
         session.copying = None
         begun_s = time.monotonic()
-        await self._copy(session, target, copied, session.position)
-        session.pauses_s.append(time.monotonic() - begun_s)
-        session.route = target
-        session.epochs.append(target.epoch)
+        patched = await self._copy(session, copied.target, copied.last, session.position)
+        pause_s = time.monotonic() - begun_s
+        session.route = copied.target
+        session.epochs.append(copied.target.epoch)
+        session.moves.append(Move(copied.target.epoch, pause_s, copied.cache_bytes + patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
-    async def _copy(self, session: _Session, target: Route, first: int, last: int) -> tuple[Route, int]:
+    async def _copy(self, session: _Session, target: Route, first: int, last: int) -> _Copied:
         """Have positions `first..last-1` of every block that moves copied to its new node."""
-        if last > first:
-            moving = {old for old, new in zip(session.route.placement, target.placement, strict=True) if old != new}
-            request = CarryRequest(
-                session=session.name, epoch=session.route.epoch, target=target.epoch, first=first, last=last
-            )
-            replies = await asyncio.gather(*(self._router.peers[node].carry(request) for node in sorted(moving)))
-            for reply in replies:
-                if reply.error:
-                    raise DataError(f"cache of session {session.name}: {reply.error}")
-        return target, last
+        if last == first:
+            return _Copied(target, last, 0)
+        moving = {old for old, new in zip(session.route.placement, target.placement, strict=True) if old != new}
+        request = CarryRequest(
+            session=session.name, epoch=session.route.epoch, target=target.epoch, first=first, last=last
+        )
+        replies = await asyncio.gather(*(self._router.peers[node].carry(request) for node in sorted(moving)))
+        for reply in replies:
+            if reply.error:
+                raise DataError(f"cache of session {session.name}: {reply.error}")
+        return _Copied(target, last, sum(reply.bytes for reply in replies))
 
     def _answered(self, token: Token) -> None:
         session = self._live.get(token.session)
@@ -356,9 +381,9 @@ class Sessions:
                 new_tokens=len(times),
                 status=status,
                 epochs=tuple(routes),
+                moves=tuple(session.moves) if session else (),
                 private_ok=self._private_ok(session),
                 token_times_s=tuple(times),
-                pauses_s=tuple(session.pauses_s) if session else (),
             )
         )
 

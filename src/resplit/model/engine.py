@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from resplit.errors import CapacityError, DataError
 from resplit.model.blocks import BlockModule, Chain, Split, features
-from resplit.types import BlockFeatures
+from resplit.types import BlockFeatures, Sampling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -28,15 +28,6 @@ class Activation:
     dtype: str
     shape: tuple[int, ...]
     data: bytes
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the head turns logits into a token; temperature 0 is greedy. Draws depend on `seed` and position alone."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)

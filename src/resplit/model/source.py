@@ -89,6 +89,7 @@ def _convert(model: str, scratch: Path, out: Path, dtype: str, split: str) -> No
         tensors = {name: state[path].contiguous().clone() for name, path in chain.tensor_names(index).items()}
         save_file(tensors, out / "blocks" / f"{block.name}.safetensors")
     tokenizer.save_pretrained(out)
+    whole.generation_config.save_pretrained(out)
     described = {"name": Path(model).name, "config": spec.config, "dtype": dtype, "split": spec.split, "note": note}
     (out / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
 

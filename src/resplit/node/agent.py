@@ -16,11 +16,12 @@ import structlog
 from resplit.config import ClusterConfig
 from resplit.control.keys import Member
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
-from resplit.model.engine import ModelSpec, Sampling, TorchEngine
+from resplit.model.engine import ModelSpec, TorchEngine
 from resplit.model.registry import Registry
 from resplit.model.shards import open_shard
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor, Pass
+from resplit.types import Sampling
 from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_pb2 import CachePart, CarryReply, CarryRequest, Step, Token
 from resplit.wire.peers import CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
@@ -111,9 +112,11 @@ class Agent:
         for block in body["blocks"]:
             if block in body["private"] and not self.trusted:
                 raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold block {block}")
-            await self._load((block,), body["shards"])
-            await timed(block)
-            await self._drop_unwanted()
+            try:
+                await self._load((block,), body["shards"])
+                await timed(block)
+            finally:
+                await self._drop_unwanted()
         return {}
 
     async def emulate(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +140,7 @@ class Agent:
         """Put a part of a session's cache of one block in its place."""
         executor = self._running()
         await executor.call(
-            executor.engine.import_cache, part.session, part.block, part.first, part.capacity, from_wire(part.values)
+            executor.take_cache, part.session, part.block, part.first, part.capacity, from_wire(part.values)
         )
 
     async def carry(self, request: CarryRequest) -> CarryReply:
@@ -155,7 +158,7 @@ class Agent:
         """Free the caches of these sessions."""
         if self.executor:
             for session in sessions:
-                await self.executor.call(self.executor.engine.close, session)
+                await self.executor.call(self.executor.end, session)
 
     async def disconnect(self) -> None:
         """Cancel what runs and close every connection."""

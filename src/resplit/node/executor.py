@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from resplit.errors import CapacityError
-from resplit.model.engine import Activation, Sampling, TorchEngine
+from resplit.errors import CapacityError, CommandRefusedError
+from resplit.model.engine import Activation, TorchEngine
 from resplit.node.emulation import Hardware, Padding
+from resplit.types import Sampling
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_ENDED_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Executor:
         self.timings: deque[Timing] = deque(maxlen=4096)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor")
         self._passes = 0
+        self._ended: dict[str, None] = {}  # the last sessions that ended, oldest first
 
     async def run(self, step: Pass) -> Activation | int:
         """The activations after the pass, or the sampled token where the head ran."""
@@ -78,6 +81,26 @@ class Executor:
         self._ensure_room(self.engine.features[block].weight_bytes, f"block {self.engine.chain.specs[block].name}")
         self.engine.load(block, tensors)
 
+    def take_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
+        """Put a part of a session's cache of a block in its place; CapacityError where it does not fit. For `call`."""
+        self._admit(session, block, block, capacity)
+        self.engine.import_cache(session, block, first, capacity, part)
+
+    def end(self, session: str) -> None:
+        """Free a session's caches for good: what is still on its way for it is refused. For `call`."""
+        self.engine.close(session)
+        self._ended[session] = None
+        if len(self._ended) > _ENDED_REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+
+    def _admit(self, session: str, first: int, last: int, capacity: int) -> None:
+        """A session that has not ended, and whose caches fit."""
+        if session in self._ended:
+            raise CommandRefusedError("stale", f"session {session} has ended")
+        more_bytes = self.engine.reserve(session, first, last, capacity)
+        if more_bytes:
+            self._ensure_room(more_bytes, f"the cache of session {session}")
+
     def _ensure_room(self, more_bytes: float, what: str) -> None:
         free_bytes = self.memory_bytes - self.engine.held_bytes
         if more_bytes > free_bytes:
@@ -86,9 +109,7 @@ class Executor:
     def _run(self, step: Pass) -> Activation | int:
         begun_s = time.perf_counter()
         try:
-            more_bytes = self.engine.reserve(step.session, step.first, step.last, step.capacity)
-            if more_bytes:
-                self._ensure_room(more_bytes, f"the cache of session {step.session}")
+            self._admit(step.session, step.first, step.last, step.capacity)
             return self._timed(step, begun_s)
         finally:
             elapsed_s = time.perf_counter() - begun_s

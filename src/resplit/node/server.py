@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from grpclib.exceptions import StreamTerminatedError
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
-from resplit.control.keys import Member, certificate_name
-from resplit.control.signing import CommandVerifier
+from resplit.control.keys import CONTROLLER, Member, certificate_name
+from resplit.control.signing import Command, CommandVerifier
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ResplitError, ShardError
 from resplit.model.registry import Registry
 from resplit.node.agent import Agent
@@ -82,7 +83,7 @@ class NodeService(NodeBase):
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send tokens to the gateway that asks, until it goes."""
-        gateway = certificate_name(stream.peer.cert())
+        gateway = _only_the_controller(stream)
         await stream.recv_message()
         await stream.send_initial_metadata()
         sender: Sender[Token] = Sender(self._agent.link_to_gateway(), stream.send_message)
@@ -100,8 +101,10 @@ class NodeService(NodeBase):
         request = await stream.recv_message()
         assert request is not None
         try:
+            # Checked on receipt: one that waits behind a long one must not expire meanwhile.
+            command = self._verified(request.kind, request.signed)
             async with self._changing:
-                body = await self._obey(request.kind, request.signed)
+                body = await self._commands[command.kind](command.body)
             await stream.send_message(CommandReply(body=json.dumps(body)))
         except ResplitError as error:
             _log.warning("command refused", node=self._agent.name, error=str(error))
@@ -109,6 +112,7 @@ class NodeService(NodeBase):
 
     async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
         """State, and telemetry since."""
+        _only_the_controller(stream)
         request = await stream.recv_message()
         assert request is not None
         rows, last = self._probe.rows_after(request.after)
@@ -134,6 +138,7 @@ class NodeService(NodeBase):
 
     async def Carry(self, stream: Stream[CarryRequest, CarryReply]) -> None:  # noqa: N802
         """Push a session's caches to where another epoch wants them."""
+        _only_the_controller(stream)
         request = await stream.recv_message()
         assert request is not None
         try:
@@ -143,16 +148,17 @@ class NodeService(NodeBase):
 
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free sessions."""
+        _only_the_controller(stream)
         request = await stream.recv_message()
         assert request is not None
         await self._agent.close_sessions(list(request.sessions))
         await stream.send_message(CloseReply())
 
-    async def _obey(self, kind: str, signed: str) -> dict[str, Any]:
+    def _verified(self, kind: str, signed: str) -> Command:
         command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.committed)
         if kind not in self._commands:
             raise CommandRefusedError("kind", f"{kind!r} is no command of a node")
-        return await self._commands[kind](command.body)
+        return command
 
     async def _meet(self, body: dict[str, Any]) -> dict[str, Any]:
         self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()})
@@ -207,6 +213,14 @@ async def serve_node(
 
 def _server_context(member: Member) -> ssl.SSLContext:
     return member.server_context()
+
+
+def _only_the_controller(stream: Stream[Any, Any]) -> str:
+    """The caller's name, which must be the controller's: it speaks for the gateway too."""
+    caller = certificate_name(stream.peer.cert())
+    if caller != CONTROLLER:
+        raise GRPCError(Status.PERMISSION_DENIED, f"{caller} may not ask this; only {CONTROLLER} may")
+    return caller
 
 
 def _kind(error: ResplitError) -> str:

@@ -1,0 +1,60 @@
+"""The parameters of a study: `params.yaml`, parsed once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from resplit.decide import Settings
+from resplit.errors import ConfigError
+
+PARAMS = Path("params.yaml")
+
+
+class AdaptParams(BaseModel):
+    """The control loop: how often it looks, at how much, and how eager it is to move."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    period_s: float
+    window_s: float
+    horizon_s: float
+    cooldown_s: float
+    trial_s: float
+    threshold: float
+
+    def settings(self) -> Settings:
+        """What the decision takes of these."""
+        return Settings(
+            horizon_s=self.horizon_s, cooldown_s=self.cooldown_s, trial_s=self.trial_s, threshold=self.threshold
+        )
+
+
+class Params(BaseModel):
+    """A study."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    cluster: Path
+    scenario: Path
+    prompts: Path
+    seed: int
+    adapt: AdaptParams
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """Read `params.yaml`; the environment's MODEL takes the place of the model. ConfigError names key and rule."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if os.environ.get("MODEL"):
+            content["model"] = os.environ["MODEL"]
+        return Params.model_validate(content)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"]) from None

@@ -1,0 +1,33 @@
+"""Profile a running cluster: time blocks and links, validate what came, fit the cost model and keep it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from prefect import flow
+
+from flows import STATE
+from resplit.client import ControlClient
+from resplit.config import load_cluster
+from resplit.cost import CostModel
+from resplit.start import live_of
+from tasks.fit import fit
+from tasks.observe import profile as time_blocks
+from tasks.validate import Need, ValidTelemetry, validate
+
+
+@flow(name="profile", validate_parameters=False)
+def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[ValidTelemetry, CostModel]:
+    """The telemetry of a fresh profile, and the cost model that was fitted to it and kept in the state folder."""
+    cluster = load_cluster(state / "cluster.yaml")
+    with ControlClient.from_state(url, state) as client:
+        telemetry = time_blocks(client)
+        live = live_of(client)
+        need = Need(reports=1, messages=1)
+        valid = validate(telemetry, cluster.node_names, live.features, time.time(), state / "quarantine", need=need)
+    return valid, fit(valid.telemetry, live.features, state / "cost.json")
+
+
+if __name__ == "__main__":
+    profile()

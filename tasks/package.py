@@ -1,0 +1,25 @@
+"""Package: the model as per-block shards, sealed into the registry of a state folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from resplit.config import ClusterConfig
+from resplit.control.package import package as seal_blocks
+from resplit.model.registry import Keyring, Registry
+from resplit.model.source import StoredModel, obtain
+
+
+@task(name="obtain model", retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
+def obtain_model(model: str, state: Path, cluster: ClusterConfig) -> StoredModel:
+    """The model as per-block files; fetched and converted only the first time."""
+    return obtain(model, state / "models", cluster.dtype, cluster.split)
+
+
+@task(name="package", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def package(model: StoredModel, state: Path) -> int:
+    """Seal what is not in the registry yet; how many shards were written."""
+    return seal_blocks(model, Registry(str(state / "registry")), Keyring(state / "keyring.json"))
