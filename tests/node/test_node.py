@@ -1,0 +1,297 @@
+"""One node over its real socket: what it holds, what it refuses, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resplit.config import ClusterConfig
+from resplit.control.keys import Member
+from resplit.control.signing import CommandSigner
+from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ShardError
+from resplit.model.engine import Activation, TorchEngine, token_ids
+from resplit.model.source import StoredModel
+from resplit.wire.node_pb2 import CachePart, Step
+from resplit.wire.peers import Address, Peer, to_wire
+from tests.node.cluster import InProcess, in_process, until
+
+MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
+LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted"]
+PRIVATE_ON_PLAIN = ["plain", *MIDDLE[1:]]
+
+
+def config(memory: str = "8 MiB") -> ClusterConfig:
+    return ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": "trusted",
+            "trusted": ["trusted"],
+            "nodes": [{"name": "trusted", "memory": "8 MiB"}, {"name": "plain", "memory": memory}],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "kv_tokens": 64,
+        }
+    )
+
+
+@pytest.fixture
+async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    async with in_process(config(), tiny, tmp_path) as running:
+        yield running
+
+
+async def held(nodes: InProcess, node: str = "plain") -> tuple[list[int], list[int], list[int]]:
+    """Blocks held, epochs served, epochs prepared."""
+    state = await nodes.state(node)
+    return state["blocks"], state["epochs"], state["prepared"]
+
+
+async def prepare(nodes: InProcess, placement: list[str], epoch: int, **more: Any) -> dict[str, Any]:
+    return await nodes.command("plain", "prepare", nodes.order("plain", placement, epoch, **more), epoch)
+
+
+async def commit(nodes: InProcess, epoch: int) -> dict[str, Any]:
+    return await nodes.command("plain", "commit", {"epoch": epoch}, epoch)
+
+
+async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_is_loaded(nodes: InProcess) -> None:
+    assert await prepare(nodes, MIDDLE, 1) == {"loaded": [2, 3]}
+    assert await held(nodes) == ([2, 3], [], [1])
+    await commit(nodes, 1)
+    assert await prepare(nodes, LATER, 2) == {"loaded": [4]}
+    await commit(nodes, 2)
+    assert await held(nodes) == ([2, 3, 4], [1, 2], [])
+    assert await nodes.command("plain", "release", {"epoch": 2}, 2) == {"dropped": [2]}
+    assert await held(nodes) == ([3, 4], [2], [])
+
+
+async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcess) -> None:
+    await prepare(nodes, MIDDLE, 1)
+    await commit(nodes, 1)
+    await prepare(nodes, LATER, 2)
+    assert await nodes.command("plain", "abort", {"epoch": 2}, 2) == {"dropped": [4]}
+    assert await held(nodes) == ([2, 3], [1], [])
+    with pytest.raises(CommandRefusedError, match="unprepared"):
+        await commit(nodes, 2)
+
+
+async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcess) -> None:
+    with pytest.raises(CommandRefusedError, match="epoch 1 was not prepared here"):
+        await commit(nodes, 1)
+    assert await held(nodes) == ([], [], [])
+
+
+async def test_a_private_block_is_refused_by_a_node_that_is_not_trusted(nodes: InProcess) -> None:
+    with pytest.raises(CommandRefusedError, match=r"privacy.*plain is not trusted.*\[0\]"):
+        await prepare(nodes, PRIVATE_ON_PLAIN, 1)
+    order = nodes.order("plain", PRIVATE_ON_PLAIN, 1)
+    profile = {"blocks": [0], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+    with pytest.raises(CommandRefusedError, match="privacy"):
+        await nodes.command("plain", "profile", profile)
+    assert await held(nodes) == ([], [], [])
+
+
+async def test_a_shard_that_is_not_for_this_node_or_is_corrupt_leaves_nothing_half_loaded(nodes: InProcess) -> None:
+    order = nodes.order("plain", MIDDLE, 1)
+    order["shards"]["3"] = nodes.order("trusted", ["trusted"] * 8, 1)["shards"]["3"]
+    with pytest.raises(ShardError, match="plain"):
+        await nodes.command("plain", "prepare", order, 1)
+    assert await held(nodes) == ([], [], [])
+    shard = nodes.folder / "registry" / nodes.order("plain", MIDDLE, 2)["shards"]["3"]["name"]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(ShardError, match="corrupt"):
+        await prepare(nodes, MIDDLE, 2)
+    assert await held(nodes) == ([], [], [])
+
+
+def layer_bytes(model: StoredModel, kv_tokens: int) -> float:
+    layer = model.features(1)[2]
+    return layer.weight_bytes + kv_tokens * layer.kv_bytes_per_token
+
+
+@pytest.fixture
+async def small(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    """`plain` has room for one layer and its caches, not for two."""
+    async with in_process(config(f"{1.5 * layer_bytes(tiny, 64):.0f} B"), tiny, tmp_path) as running:
+        yield running
+
+
+async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: InProcess) -> None:
+    with pytest.raises(CapacityError, match="MiB more than plain has"):
+        await prepare(small, MIDDLE, 1)
+    assert await held(small) == ([], [], [])
+    one_layer = ["trusted", "trusted", "plain", *["trusted"] * 5]
+    with pytest.raises(CapacityError):
+        await prepare(small, one_layer, 2, kv_tokens=10_000)
+    assert await prepare(small, one_layer, 3) == {"loaded": [2]}
+    state = await small.state("plain")
+    assert 0 < state["held_bytes"] <= state["memory_bytes"]
+
+
+async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(small: InProcess) -> None:
+    await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
+    await commit(small, 1)
+    before = (await small.state("plain"))["held_bytes"]
+    answers = []
+    small.router.on_token = answers.append
+    engine = TorchEngine(small.model.spec)
+    step = Step(
+        session="greedy", epoch=1, segment=1, start=0, capacity=10_000, values=to_wire(engine.blank(4)),
+        gateway="controller",
+    )  # fmt: skip
+    small.peer("plain").send(step)
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    await until(answered)
+    assert answers[0].error_kind == "capacity"
+    assert "cache of session greedy" in answers[0].error
+    state = await small.state("plain")
+    assert (state["held_bytes"], state["sessions"]) == (before, 0)
+
+
+async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(small: InProcess) -> None:
+    await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
+    with pytest.raises(CapacityError, match="plain: the cache of session greedy"):
+        await small.peer("plain").cache(parts("greedy", 2, capacity=10_000))
+    assert (await small.state("plain"))["sessions"] == 0
+    await small.peer("plain").cache(parts("modest", 2, capacity=64))
+    state = await small.state("plain")
+    assert state["sessions"] == 1
+    assert state["held_bytes"] <= state["memory_bytes"]
+
+
+async def parts(session: str, block: int, capacity: int) -> AsyncIterator[CachePart]:
+    """Four positions of one layer's cache: (2, heads, positions, width)."""
+    zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
+    yield CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))
+
+
+async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(nodes: InProcess) -> None:
+    await prepare(nodes, MIDDLE, 1)
+    await commit(nodes, 1)
+    answers = []
+    nodes.router.on_token = answers.append
+    await nodes.peer("plain").close_sessions(["gone"])
+    values = to_wire(TorchEngine(nodes.model.spec).blank(4))
+    nodes.peer("plain").send(
+        Step(session="gone", epoch=1, segment=1, start=0, capacity=16, values=values, gateway="controller")
+    )
+    with pytest.raises(CapacityError, match="gone"):
+        await nodes.peer("plain").cache(parts("gone", 2, capacity=16))
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    await until(answered)
+    assert answers[0].error_kind == "stale"
+    assert (await nodes.state("plain"))["sessions"] == 0
+
+
+async def test_a_profile_that_fails_leaves_nothing_behind(tiny: StoredModel, tmp_path: Path) -> None:
+    room = f"{layer_bytes(tiny, 1):.0f} B"  # the block fits, what is timed on it does not
+    async with in_process(config(room), tiny, tmp_path) as nodes:
+        order = nodes.order("plain", MIDDLE, 1)
+        profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+        with pytest.raises(CapacityError, match="cache of session profile"):
+            await nodes.command("plain", "profile", profile)
+        state = await nodes.state("plain")
+        assert (state["blocks"], state["sessions"], state["held_bytes"]) == ([], 0, 0)
+
+
+async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcess) -> None:
+    order = nodes.order("plain", MIDDLE, 1)
+    profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+    await nodes.command("plain", "profile", profile)
+    rows = await nodes.rows("plain", "blocks")
+    assert {(row["block"], row["kind"]) for row in rows} == {("layer.1", "layer")}
+    assert {row["phase"] for row in rows} == {"prefill", "decode"}
+    assert all(row["seconds"] > 0 and not row["emulated"] for row in rows)
+    assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] > 0
+    assert await held(nodes) == ([], [], [])
+
+
+async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nodes: InProcess) -> None:
+    peer = nodes.peer("plain")
+    release = nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1)
+    await peer.command("release", release)
+    for_other = nodes.signer.sign("release", {"epoch": 1}, audience="trusted", epoch=1)
+    header, payload, signature = nodes.signer.sign("abort", {"epoch": 1}, audience="plain", epoch=1).split(".")
+    for kind, signed, reason in [
+        ("release", release, "replayed"),
+        ("release", for_other, "misaddressed"),
+        ("commit", nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1), "kind"),
+        ("abort", f"{header}.{payload[:-2]}AA.{signature}", "altered"),
+        ("abort", "no command", "malformed"),
+    ]:
+        with pytest.raises(CommandRefusedError) as refusal:
+            await peer.command(kind, signed)
+        assert refusal.value.reason == reason
+    counted = (await nodes.state("plain"))["refusals"]
+    assert counted == {"replayed": 1, "misaddressed": 1, "kind": 1, "altered": 1, "malformed": 1}
+
+
+async def test_a_command_that_no_node_knows_is_refused(nodes: InProcess) -> None:
+    with pytest.raises(CommandRefusedError, match="'explode' is no command"):
+        await nodes.command("plain", "explode", {})
+
+
+async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcess) -> None:
+    await prepare(nodes, MIDDLE, 5)
+    await commit(nodes, 5)
+    with pytest.raises(CommandRefusedError, match="stale"):
+        await prepare(nodes, LATER, 4)
+    assert await held(nodes) == ([2, 3], [5], [])
+
+
+async def test_members_of_another_authority_are_not_let_in(
+    nodes: InProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from resplit.control.keys import keys_command
+
+    others = tmp_path_factory.mktemp("others")
+    keys_command(others, ["plain"])
+    stranger = Member.load(others / "controller")
+    peer = Peer("plain", nodes.addresses["plain"], stranger.client_context())
+    signed = CommandSigner(stranger).sign("release", {"epoch": 9}, audience="plain", epoch=9)
+    with pytest.raises(NodeLostError):
+        await peer.command("release", signed)
+    await peer.disconnect()
+
+
+async def test_another_model_is_refused_until_the_node_restarts(nodes: InProcess) -> None:
+    await prepare(nodes, MIDDLE, 1)
+    order = nodes.order("plain", LATER, 2)
+    order["model"]["dtype"] = "bfloat16"
+    with pytest.raises(CommandRefusedError, match="already runs another model"):
+        await nodes.command("plain", "prepare", order, 2)
+    assert await held(nodes) == ([2, 3], [], [1])
+
+
+async def test_real_hardware_plays_no_other(nodes: InProcess) -> None:
+    with pytest.raises(CommandRefusedError, match="plain is real hardware"):
+        await nodes.command("plain", "emulate", {"slowdown": 2.0})
+
+
+async def test_a_step_for_an_epoch_that_is_not_served_here_is_answered_as_stale(nodes: InProcess) -> None:
+    answers = []
+    nodes.router.on_token = answers.append
+    nodes.peer("plain").send(
+        Step(session="s", epoch=3, segment=0, capacity=8, values=to_wire(token_ids([1])), gateway="controller")
+    )
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    await until(answered)
+    assert (answers[0].error_kind, answers[0].session, answers[0].node) == ("stale", "s", "plain")
+
+
+def test_an_address_is_host_and_port() -> None:
+    assert Address.parse("[::1]:80".replace("[", "").replace("]", "")) == Address("::1", 80)
+    for wrong in ("localhost", "localhost:", ":80", "host:0", "host:65536", "host:http"):
+        with pytest.raises(ValueError, match="is not host:port"):
+            Address.parse(wrong)
