@@ -51,7 +51,6 @@ class Spec:
     nulls: bool = False
     sub: bool = False
     cuts: int | None = None
-    drift: float = 0.0
 
     @property
     def name(self) -> str:
@@ -68,15 +67,17 @@ def suite() -> list[Spec]:
         for k in range(10):
             seed = 1000 * (size_index + 1) + k
             tight = (None, 1.05, None, 1.2, None, 1.6, None, 1.4, None, 1.8)[k]
-            model = models[k % 5] if tight is None else ("llama2-7b", "llama2-13b", "llama3.2-3b")[k % 3]
+            model = models[k % 5] if tight is None else ("llama2-7b", "llama2-13b", "llama2-7b")[k % 3]
             specs.append(
                 Spec(seed, nodes, model, 1 + k % 4, tight, nulls=k in (3, 4, 7), sub=k in (6, 9) and nodes <= 12,
                      cuts=6 if k == 8 else None)
             )  # fmt: skip
     for k, tight in enumerate((None, 1.3, None, 1.6)):
         specs.append(Spec(6000 + k, 64, "llama3-70b", 1 + k % 3, tight, nulls=k == 1))
-        specs.append(Spec(7000 + k, 128, "llama2-7b", 1 + k % 3, tight, nulls=k == 3))
-    specs += [Spec(8000, 512, "llama3-70b", 2), Spec(8001, 512, "llama3-70b", 2, tight=1.5)]
+        # more nodes than blocks: a node must have room for a block, so that scarce means that none holds many
+        scarce = None if tight is None else 8.0
+        specs.append(Spec(7000 + k, 128, "llama2-7b", 1 + k % 3, scarce, nulls=k == 3))
+    specs += [Spec(8000, 512, "llama3-70b", 2), Spec(8001, 512, "llama3-70b", 2, tight=16.0)]
     return specs
 
 
@@ -209,7 +210,7 @@ def _scale_rates(
         share = np.array([node["memory_bytes"] for node in nodes])
         factor = rng.uniform(0.3, 0.85) / np.quantile(load * share / share.sum() / free, 0.9)
     else:
-        factor = rng.uniform(0.3, 1.5) / np.quantile(load / free, 0.2)
+        factor = rng.uniform(0.4, 1.6) / np.quantile(load / free, 1.5 / len(nodes))
     for request_class in classes:
         request_class["rate_rps"] = float(request_class["rate_rps"] * factor)
 

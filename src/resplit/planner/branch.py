@@ -18,7 +18,7 @@ from resplit.planner.highs import quiet_highs
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["branch"]
+__all__ = ["Candidates", "branch", "candidates"]
 
 TOLERANCE = 1e-6  # relative; taken off HiGHS's bound, whose linear programs hold to 1e-7
 
@@ -49,11 +49,10 @@ def candidates(dual: Dual, cutoff: float) -> Candidates:
 
 
 def branch(
-    dual: Dual, cutoff: float, budget: Budget, incumbent: IntArray | None, relative_gap: float
+    dual: Dual, chosen: Candidates, cutoff: float, budget: Budget, incumbent: IntArray | None, relative_gap: float
 ) -> tuple[IntArray | None, float]:
-    """The best placement below `cutoff` that HiGHS finds, and a bound on all placements: what was struck out costs at
+    """The best placement that HiGHS finds among `chosen`, and a bound on all placements: what was struck out costs at
     least `cutoff`, which is thus the bound (inf where it is inf) once the rest is proven not to be cheaper."""
-    chosen = candidates(dual, cutoff)
     extra_tangents: list[FloatArray] = []
     while len(chosen.intervals):
         nodes_of, bound = _Model(dual, chosen, extra_tangents).solve(budget, incumbent, relative_gap)

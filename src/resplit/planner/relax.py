@@ -9,7 +9,7 @@ from itertools import count
 
 import numpy as np
 
-from resplit.planner.branch import branch
+from resplit.planner.branch import branch, candidates
 from resplit.planner.budget import Budget
 from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
@@ -23,7 +23,9 @@ from resplit.planner.search import LocalSearch
 __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
-MOST_VAIN = 100
+MOST_VAIN = 100  # descents in a row that find nothing better
+MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
+PRICING_SHARE, SEARCH_SHARE, LATE_PRICING_SHARE = 0.45, 0.45, 0.6  # each of the budget that is left
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
@@ -52,8 +54,9 @@ def solve_from(
         search.run(start, budget)
     if search.best is None or dual.bound < search.cost * (1 - gap):
         search.run(first, budget)
-    starts = _priced(dual, search, budget.part(0.4), gap)
-    _searched(dual, search, starts, budget.part(0.3), gap)
+    starts = _priced(dual, search, budget.part(PRICING_SHARE), gap)
+    _searched(dual, search, starts, budget.part(SEARCH_SHARE), gap)
+    _priced(dual, search, budget.part(LATE_PRICING_SHARE), gap)
     return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
 
 
@@ -62,7 +65,10 @@ def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> fl
     bound = dual.bound
     while not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
-        nodes_of, bound = branch(dual, search.cost, budget, search.best, gap)
+        chosen = candidates(dual, search.cost)
+        if len(chosen.intervals) + len(chosen.hops) > MOST_CANDIDATES:
+            break
+        nodes_of, bound = branch(dual, chosen, search.cost, budget, search.best, gap)
         if nodes_of is None:
             break
         search.run(nodes_of, budget)
@@ -73,16 +79,19 @@ def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> fl
 
 
 def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list[IntArray]:
-    """Rounds of pricing, each followed by a descent from the last path, until the prices have converged. Returns the
+    """Rounds of pricing, now and then with a descent from the last path, until the prices have converged. Returns the
     paths that no descent has begun from, the latest first."""
     left: list[IntArray] = []
+    rounds = 0
     columns = [search.best] if search.best is not None else []
     while dual.bound < search.cost * (1 - gap):
         found = dual.improve(columns, budget, search.cost * (1 - gap / 2), ROUND)
         if not found:
             break
+        rounds += 1
         known = search.cost
-        search.run(found[-1], budget)
+        if rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
+            search.run(found[-1], budget)
         columns = [search.best] if search.best is not None and search.cost < known else []
         left = [*reversed(found[:-1]), *left]
     return left
