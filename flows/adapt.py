@@ -38,8 +38,8 @@ def adapt(
 ) -> int:
     """Tick once, or every `period_s` for `loop_for_s` seconds; how many moves were deployed.
 
-    A tick uses the telemetry of the last `window_s` seconds, none from before `since_s` (seconds since 1970). Where that
-    says too little, today's placement stays.
+    A tick uses the telemetry of the last `window_s` seconds, none from before `since_s` (seconds since 1970). Where
+    that says too little, today's placement stays.
     """
     cluster_file = state / "cluster.yaml"
     begun_s, moves = time.monotonic(), 0

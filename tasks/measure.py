@@ -45,7 +45,7 @@ def measure(
         use=table("use", _use(client.telemetry(sent.start_s)["nodes"], sent.start_s)),
         events=table("events", _events(scenario, client.epochs(), sent.start_s)),
         epochs=table("epochs", _epochs(client.epochs(), records, sent.start_s)),
-        decisions=client.decisions(first_decision),
+        decisions=[_shifted(decision, sent.start_s) for decision in client.decisions(first_decision)],
         blocks=tuple(status["blocks"]),
         emulated_nodes=tuple(node["node"] for node in status["nodes"] if node.get("emulated")),
         emulation_error=max(errors, default=math.nan),
@@ -139,6 +139,10 @@ def _epochs(epochs: list[dict[str, Any]], records: list[dict[str, Any]], start_s
             }
         )
     return rows
+
+
+def _shifted(decision: dict[str, Any], start_s: float) -> dict[str, Any]:
+    return decision | {"at_s": decision["at_s"] - start_s}
 
 
 def _moment(time_s: float | None, start_s: float) -> float:

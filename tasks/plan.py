@@ -79,6 +79,11 @@ def save_history(history: History, path: Path) -> None:
     path.write_text(json.dumps(_HISTORY.dump_python(history)), encoding="utf-8")
 
 
+def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:
+    """Where `save_configuration` kept each of these epochs, for those that it did."""
+    return {epoch: folder / str(epoch) for epoch in epochs if (folder / str(epoch)).exists()}
+
+
 def save_configuration(folder: Path, problem: Problem, placed: dict[str, Any], telemetry: Telemetry) -> None:
     """Keep what one configuration was decided from: problem, plan or decision, telemetry."""
     folder.mkdir(parents=True, exist_ok=True)

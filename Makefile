@@ -1,0 +1,61 @@
+# Everything happens in .venv; nothing outside this folder is touched.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+# Where torch comes from. Empty: the package index (on Linux its wheel brings CUDA, 3 GB, unless pip finds a CPU build first).
+# The small CPU build:  make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A GPU build:          make install TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install install-dev run test test-all bench lint format proto ui clean
+
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/installed-pipeline ## environment with everything that `make run` needs
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "resplit needs Python 3.11 or 3.12; name yours: make PYTHON=python3 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/torch: .venv/bin/python
+	@echo "installing torch"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@touch $@
+
+.venv/installed-%: pyproject.toml .venv/torch
+	@echo "installing resplit[$*] (some minutes, once)"
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+run: .venv/installed-pipeline ## the main job: a cluster on this machine, static against adaptive, a report
+	$(BIN)/python -m flows.study
+
+test: .venv/installed-test ## all tests but the long ones
+	$(BIN)/python -m pytest
+
+bench: .venv/installed-test ## benchmarks: ratios, by hand
+	$(BIN)/python -m benchmarks
+
+lint: .venv/installed-dev ## format, lint, types, import rule, dead code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+format: .venv/installed-dev ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: .venv/installed-dev ## regenerate the wire's messages
+	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
+	  --plugin=protoc-gen-grpclib_python=../$(BIN)/protoc-gen-grpclib_python --grpclib_python_out=. resplit/wire/node.proto
+
+ui: .venv/installed-pipeline ## the MLflow page over the studies so far, http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --workers 1 --no-serve-artifacts \
+	  --backend-store-uri sqlite:///$(CURDIR)/.resplit/mlflow/mlflow.db --default-artifact-root file://$(CURDIR)/.resplit/mlflow/artifacts
+
+clean: ## forget state, generated data and reports; keep the environment
+	rm -rf .resplit data/generated reports/index.html reports/metrics.json reports/plots

@@ -1,0 +1,145 @@
+"""The stages of `dvc.yaml`, one at a time: `python -m flows.stages model|profile|fit|plan|study|report`.
+
+Each reads what the stage before it wrote below `data/generated` and uses the same tasks as the study.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import structlog
+from prefect import flow
+
+from flows import STATE
+from flows.params import Params, load_params
+from flows.study import REPORTS, inputs, publish, serve_policies
+from resplit.cli import log_to_stderr
+from resplit.client import ControlClient
+from resplit.cost import fit_cost_model, node_states, problem_from
+from resplit.errors import ResplitError
+from resplit.launch import running
+from resplit.problem import plan_to_json, problem_from_json, problem_to_json
+from resplit.records import RunRecord
+from resplit.start import plan_or_fail
+from resplit.telemetry import Telemetry
+from resplit.types import BlockFeatures, RequestClass
+from tasks.fit import last_good_model
+from tasks.observe import profile as time_blocks
+from tasks.package import obtain_model, package
+from tasks.report import Extras, block_timings, prediction_error
+from tasks.validate import Need, render_html, validate_telemetry
+
+GENERATED = Path("data/generated")
+_log = structlog.get_logger(__name__)
+
+
+def model(params: Params) -> None:
+    """Obtain the model and seal its blocks; writes their features."""
+    cluster, _ = inputs(params)
+    stored = obtain_model.fn(params.model, STATE, cluster)
+    package.fn(stored, STATE)
+    about = {"name": stored.name, "note": stored.note}
+    blocks = [asdict(block) for block in stored.features(cluster.private_layers)]
+    _write("model.json", about | {"features": blocks})
+
+
+def profile(params: Params) -> None:
+    """Start the cluster and time its blocks and links; writes the telemetry."""
+    with running(params.cluster, STATE, params.model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        time_blocks.fn(client).save(GENERATED / "telemetry")
+
+
+def fit(params: Params) -> None:
+    """Validate the telemetry and fit the cost model; writes it, its errors, and what the validation found."""
+    cluster, _ = inputs(params)
+    telemetry, features = Telemetry.load(GENERATED / "telemetry"), _features()
+    now_s = float(telemetry.nodes.time_s.max())
+    need = Need(reports=1, messages=1)
+    valid = validate_telemetry(telemetry, cluster.node_names, features, now_s, STATE / "quarantine", need=need)
+    cost = fit_cost_model(valid.telemetry, features)
+    (GENERATED / "cost.json").write_text(cost.to_json(), encoding="utf-8")
+    (GENERATED / "validation.html").write_text(render_html(valid), encoding="utf-8")
+    _write("prediction.json", prediction_error(cost))
+
+
+def plan(params: Params) -> None:
+    """Plan for the declared demand; writes problem and plan."""
+    cluster, _ = inputs(params)
+    telemetry, cost = Telemetry.load(GENERATED / "telemetry"), last_good_model(GENERATED / "cost.json")
+    classes = [
+        RequestClass(c.name, cluster.source, c.rate_rps, c.prompt_tokens, c.new_tokens, c.slo) for c in cluster.classes
+    ]
+    posed = problem_from(cost, _features(), cluster, node_states(telemetry.nodes), classes)
+    _write("problem.json", problem_to_json(posed))
+    _write("plan.json", plan_to_json(plan_or_fail(posed)))
+
+
+def study(params: Params) -> None:
+    """Serve the workload under each policy; writes one record for each run."""
+    _, scenario = inputs(params)
+    cost = last_good_model(GENERATED / "cost.json")
+    first = plan_or_fail(problem_from_json(json.loads((GENERATED / "problem.json").read_text(encoding="utf-8"))))
+
+    @flow(name="serve policies")
+    def serve() -> list[RunRecord]:
+        started = running(params.cluster, STATE, params.model)
+        with started as cluster, ControlClient(cluster.url, cluster.token) as client:
+            client.profile()
+            return serve_policies(cluster, client, params, scenario, cost, first)
+
+    for name, record in zip(("undisturbed", "static", "adaptive"), serve(), strict=True):
+        record.save(GENERATED / "runs" / name)
+
+
+def report(params: Params) -> None:
+    """Write the report and track the runs."""
+    cluster, _ = inputs(params)
+    records = [RunRecord.load(folder) for folder in sorted((GENERATED / "runs").iterdir())]
+    about = json.loads((GENERATED / "model.json").read_text(encoding="utf-8"))
+    cost = last_good_model(GENERATED / "cost.json")
+    extras = Extras(
+        model=about["name"],
+        dequantised="dequantised" in about["note"],
+        timings=block_timings(cost, Telemetry.load(GENERATED / "telemetry"), _features()),
+        prediction_error=prediction_error(cost),
+    )
+
+    @flow(name="report")
+    def written() -> str:
+        return publish(records, params, cluster, STATE, REPORTS, extras)
+
+    sys.stdout.write(f"{written()}\n")
+
+
+STAGES: dict[str, Callable[[Params], None]] = {
+    stage.__name__: stage for stage in (model, profile, fit, plan, study, report)
+}
+
+
+def _features() -> list[BlockFeatures]:
+    about = json.loads((GENERATED / "model.json").read_text(encoding="utf-8"))
+    return [BlockFeatures(**block) for block in about["features"]]
+
+
+def _write(name: str, content: object) -> None:
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    (GENERATED / name).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def main() -> None:
+    """Run the stage that the command line names."""
+    log_to_stderr()
+    if len(sys.argv) != 2 or sys.argv[1] not in STAGES:
+        sys.exit(f"usage: python -m flows.stages {'|'.join(STAGES)}")
+    try:
+        STAGES[sys.argv[1]](load_params())
+    except ResplitError as error:
+        sys.exit(f"resplit: {error}")
+
+
+if __name__ == "__main__":
+    main()
