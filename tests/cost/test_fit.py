@@ -10,7 +10,7 @@ import pytest
 from resplit.cost import CostModel, fit_cost_model
 from resplit.cost.model import Phase
 from resplit.errors import DataError
-from resplit.telemetry import Telemetry
+from resplit.telemetry import NODE_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures
 from tests.cost.conftest import MACHINES, Machine, block_rows, link_rows, node_rows
 
@@ -51,6 +51,15 @@ def test_the_error_is_judged_on_longer_contexts_and_unseen_nodes(model: CostMode
     assert model.uncertainty == model.held_out_contexts.median
 
 
+def test_held_out_contexts_are_not_seen_by_the_fit_that_they_judge(features: Features) -> None:
+    rows = block_rows(MACHINES, features, noise=0.0)
+    for row in rows:
+        if row["context_tokens"] > 150 or row["tokens"] > 100:  # type: ignore[operator]
+            row["seconds"] = 1.5 * float(str(row["seconds"]))
+    judged = fit_cost_model(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": rows}), features)
+    assert judged.held_out_contexts.median == pytest.approx(1 - 1 / 1.5, abs=0.01)
+
+
 def test_held_out_error_shows_a_node_that_its_reference_does_not_describe(features: Features) -> None:
     odd = MACHINES | {"cloud": replace(MACHINES["cloud"], per_token_s=(5e-5, 8e-3, 1e-4))}
     nodes = node_rows(MACHINES, [0.0])  # the reference says 0.4, the layers take four times that
@@ -88,7 +97,11 @@ def test_a_node_that_slowed_down_is_slow_for_the_kinds_it_did_not_run_lately_too
     model: CostModel, features: Features
 ) -> None:
     slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=1.2)}
-    after = fit_cost_model(_window(slow, features, keep=("layer",)), features, previous=model)
+    window = _window(slow, features, keep=("layer",))
+    unaware = Telemetry(
+        frame(node_rows(MACHINES, [9.0]), NODE_COLUMNS), window.links, window.blocks
+    )  # its reference was timed before
+    after = fit_cost_model(unaware, features, previous=model)
     assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
     assert _worst(after, features, "home-a", slow["home-a"]) < 0.12
 

@@ -31,6 +31,14 @@ def test_messages_that_hung_do_not_move_the_link() -> None:
     assert link.bandwidth_bytes_per_s == pytest.approx(2e7, rel=0.2)
 
 
+def test_activations_that_waited_weigh_less_than_probes() -> None:
+    rows = link_rows(TWO, noise=0.0)
+    waited = [row | {"source": "passive", "seconds": 1.5 * float(str(row["seconds"]))} for row in rows]
+    probes = [row | {"source": "active"} for row in rows]
+    link = fit_links(frame(probes + waited, LINK_COLUMNS))[0]
+    assert link.latency_s == pytest.approx(0.003, rel=0.1)
+
+
 def test_one_payload_size_takes_its_bandwidth_from_before_then_from_the_way_back() -> None:
     small = [row for row in link_rows(TWO) if row["payload_bytes"] == 256.0 and row["node"] == "home-a"]
     back = [row for row in link_rows(TWO, bandwidth=5e6) if row["node"] == "cloud"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from resplit.decide import Decision, History, Measured, Move, Settings, decide
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
-from resplit.types import Problem
+from resplit.types import Plan, Problem
 from tests.decide.cluster import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
 
 NOTHING_YET = History()
@@ -215,6 +215,22 @@ def test_a_rollback_needs_a_trial_that_failed(
 ) -> None:
     action = _decide(problem(halves(FAST, SLOW, 4)), now_s, history=history, measured=measured).action
     assert (action == "rollback") == ("control" in request.node.name)
+
+
+def test_a_placement_that_is_not_the_outcome_of_the_last_move_is_not_undone_for_it() -> None:
+    elsewhere = replace(_moved(), after=halves(FAST, SLOW, 3))  # the controller has moved since, on its own
+    decision = _decide(problem(halves(FAST, SLOW, 4)), history=History(elsewhere), measured=Measured(1.5, 20))
+    assert decision.action != "rollback"
+
+
+def test_a_plan_that_breaks_a_rule_is_not_taken_whoever_made_it() -> None:
+    def careless(cluster: Problem, **_: object) -> Plan:
+        return Plan("optimal", "careless", 0.0, placement=halves(FAR, FAST))
+
+    cluster = problem(halves(SLOW, FAR, 6))
+    decision = decide(cluster, now_s=0.0, settings=SETTINGS, history=NOTHING_YET, solve=careless)
+    assert decision.action == "keep"
+    assert "trust" in (decision.alternatives[2].reason or "")
 
 
 def test_a_surge_that_would_have_slowed_the_old_placement_as_much_undoes_nothing() -> None:

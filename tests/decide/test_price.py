@@ -64,6 +64,20 @@ def test_the_pause_grows_with_the_round_trip_between_the_holders() -> None:
     assert pauses == pytest.approx([SETTINGS.switch_s + 0.004, SETTINGS.switch_s + 0.2])
 
 
+def test_where_today_cannot_serve_requests_wait_for_the_transfer_too() -> None:
+    working = problem(CURRENT)
+    broken = replace(
+        working, nodes=(*working.nodes[:1], replace(working.nodes[1], background_utilization=0.99), working.nodes[2])
+    )
+    quickly, slowly = (replace(SETTINGS, registry_bytes_per_s=rate) for rate in (1e9, 1e7))
+    elsewhere = (FAST,) * 6 + (FAR,) * 2
+    costs = [price(broken, "re-split", elsewhere, price_today(broken, s), s) for s in (quickly, slowly)]
+    longer_s = costs[1].transfer_s - costs[0].transfer_s
+    rate = working.classes[0].rate_rps
+    assert costs[0].net_gain == costs[1].net_gain == float("inf")
+    assert costs[1].horizon_cost - costs[0].horizon_cost > rate * longer_s**2 / 2
+
+
 def test_cached_tokens_are_those_of_the_running_requests_within_what_is_reserved() -> None:
     calm = price_today(problem(CURRENT, rate_rps=0.01), SETTINGS)
     assert 0 < calm.cached_tokens < 64 + 32
