@@ -17,6 +17,7 @@ import structlog
 
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
+from resplit.gateway.admission import Admission
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.router import Router
 from resplit.model.engine import token_ids
@@ -94,11 +95,9 @@ class Sessions:
         self._router = router
         self._private = private
         self._live: dict[str, _Session] = {}
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._numbers = itertools.count(1)
         self._arrivals: deque[tuple[str, float, int, int]] = deque(maxlen=10_000)
-        self._admitted = 0
-        self._reserved_tokens = 0
         self._closing: set[asyncio.Task[None]] = set()
         self._records: deque[SessionRecord] = deque(maxlen=100_000)
         self.on_settled: Callable[[int], None] = lambda oldest: None
@@ -122,7 +121,7 @@ class Sessions:
 
     def state(self) -> dict[str, Any]:
         """Sessions that run, requests that wait, and whether requests can be served."""
-        return {"sessions": len(self._live), "waiting": len(self._waiting), "ready": self.ready() or "yes"}
+        return {"sessions": len(self._live), "waiting": self._admission.waiting, "ready": self.ready() or "yes"}
 
     def flip(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
@@ -214,10 +213,7 @@ class Sessions:
             )
         if reason := self.ready():
             raise NodeLostError(reason)
-        if self._waiting or not self._fits(capacity):
-            await self._wait_in_line(capacity, due_s)
-        else:
-            self._take(capacity)
+        await self._admission.enter(capacity, due_s)
         route = self._router.live
         assert route is not None
         session = _Session(f"{next(self._numbers)}-{time.time_ns():x}", request, capacity, route, epochs=[route.epoch])
@@ -225,45 +221,13 @@ class Sessions:
         self._live[session.name] = session
         return session
 
-    def _fits(self, capacity: int) -> bool:
-        limits = self._cluster.limits
-        return self._admitted < limits.sessions and self._reserved_tokens + capacity <= self._cluster.kv_tokens
-
-    def _take(self, capacity: int) -> None:
-        self._admitted += 1
-        self._reserved_tokens += capacity
-
-    def _give_back(self, capacity: int) -> None:
-        """Free a reservation, and let those in line go on, first come first served, while they fit."""
-        self._admitted -= 1
-        self._reserved_tokens -= capacity
-        while self._waiting and self._fits(self._waiting[0][0]):
-            waiting, place = self._waiting.popleft()
-            if not place.done():
-                self._take(waiting)
-                place.set_result(None)
-
-    async def _wait_in_line(self, capacity: int, due_s: float) -> None:
-        if len(self._waiting) >= self._cluster.limits.queue:
-            raise CapacityError(f"{len(self._waiting)} requests wait already", retry_after_s=2.0)
-        place: tuple[int, asyncio.Future[None]] = (capacity, asyncio.get_running_loop().create_future())
-        self._waiting.append(place)
-        try:
-            async with asyncio.timeout_at(due_s):
-                await place[1]
-        except (TimeoutError, asyncio.CancelledError):
-            if place in self._waiting:
-                self._waiting.remove(place)
-            else:  # its turn came in the same moment
-                self._give_back(capacity)
-            raise
-
     async def _decode(self, session: _Session, due_s: float) -> AsyncIterator[GeneratedToken]:
         request = session.request
         step = request.prompt_ids
         for index in range(request.max_new_tokens):
-            await self._follow(session)
-            token_id = await self._pass(session, step, due_s)
+            async with asyncio.timeout_at(due_s):
+                await self._follow(session)
+                token_id = await self._pass(session, step, due_s)
             session.steps.append(step)
             step = (token_id,)
             stopped = token_id in request.stop_ids
@@ -292,8 +256,7 @@ class Sessions:
                 budget_s=max(0.0, due_s - loop.time()),
             ),
         )
-        async with asyncio.timeout_at(due_s):
-            answer = await session.answers.get()
+        answer = await session.answers.get()
         if answer.error_kind:
             raise _error(answer)
         return answer.token_id
@@ -354,7 +317,7 @@ class Sessions:
             session.copying.cancel()
         for node in session.nodes:
             self._spawn(self._router.peers[node].close_sessions([session.name]))
-        self._give_back(session.capacity)
+        self._admission.leave(session.capacity)
         self.on_settled(self.oldest_epoch())
 
     def _spawn(self, closing: Coroutine[Any, Any, None]) -> None:
