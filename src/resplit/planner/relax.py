@@ -25,7 +25,8 @@ __all__ = ["solve"]
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 100  # descents in a row that find nothing better
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
-PRICING_SHARE, SEARCH_SHARE, LATE_PRICING_SHARE = 0.45, 0.45, 0.6  # each of the budget that is left
+# Each of the budget that is left to the step around it.
+PRICING_SHARE, SEARCH_SHARE, LATE_PRICING_SHARE, DESCENT_SHARE = 0.45, 0.45, 0.6, 0.1
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
@@ -91,7 +92,7 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list
         rounds += 1
         known = search.cost
         if rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
-            search.run(found[-1], budget)
+            search.run(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
         left = [*reversed(found[:-1]), *left]
     return left
