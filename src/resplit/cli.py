@@ -40,12 +40,16 @@ def up(
     state: State = _DEFAULT_STATE,
 ) -> None:
     """Start a cluster on this machine and deploy a first plan; Ctrl-C stops it all."""
+    import signal
+
     from resplit.launch import running
     from resplit.start import first_plan
 
+    # SIGTERM like Ctrl-C, from the first moment on: its own default would leave the nodes behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running(cluster, state, model, port) as started:
         placement = first_plan(started)
-        typer.echo(f"ready {started.url}  epoch 1: {placement}  (Ctrl-C stops it all)")
+        typer.echo(f"ready {started.url}  {placement}  (Ctrl-C stops it all)")
         _wait_for_signal()
         typer.echo("stopping", err=True)
 
@@ -170,9 +174,11 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
 
 
 def _wait_for_signal() -> None:
+    import contextlib
     import signal
 
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def _use_one_thread() -> None:
