@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 
 from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
+from resplit.problem import problem_to_json
+from resplit.types import Problem
 
 
 class ControlClient:
@@ -40,31 +42,38 @@ class ControlClient:
 
     def status(self) -> dict[str, Any]:
         """What is live: epoch, placement, nodes, sessions."""
-        return self._get("/status")
+        answer: dict[str, Any] = self._get("/status")
+        return answer
 
     def model(self) -> dict[str, Any]:
         """The model's name, its block features, and the live epoch and placement."""
-        return self._get("/model")
+        answer: dict[str, Any] = self._get("/model")
+        return answer
 
     def telemetry(self, since_s: float) -> dict[str, list[dict[str, Any]]]:
         """Telemetry rows by table, not older than `since_s` (seconds since 1970)."""
-        return self._get("/telemetry", since_s=since_s)
+        answer: dict[str, list[dict[str, Any]]] = self._get("/telemetry", since_s=since_s)
+        return answer
 
     def demand(self, window_s: float) -> list[dict[str, Any]]:
         """The fields of `RequestClass` for each class, as seen lately."""
-        return self._get("/demand", window_s=window_s)
+        answer: list[dict[str, Any]] = self._get("/demand", window_s=window_s)
+        return answer
 
     def records(self, skip: int = 0) -> list[dict[str, Any]]:
         """What became of every request that ended."""
-        return self._get("/records", skip=skip)
+        answer: list[dict[str, Any]] = self._get("/records", skip=skip)
+        return answer
 
     def epochs(self) -> list[dict[str, Any]]:
         """Every placement that was live."""
-        return self._get("/epochs")
+        answer: list[dict[str, Any]] = self._get("/epochs")
+        return answer
 
     def decisions(self, since: int = 0) -> list[dict[str, Any]]:
         """The decision log after entry `since`."""
-        return self._get("/decisions", since=since)
+        answer: list[dict[str, Any]] = self._get("/decisions", since=since)
+        return answer
 
     def log_decision(self, decision: dict[str, Any]) -> None:
         """Append to the decision log."""
@@ -74,9 +83,14 @@ class ControlClient:
         """Have every node time blocks and links."""
         self._post("/profile", {})
 
+    def tell_problem(self, problem: Problem) -> None:
+        """Give the controller the newest picture of the cluster, to plan with where it must on its own."""
+        self._post("/problem", problem_to_json(problem))
+
     def propose(self, proposal: dict[str, Any]) -> dict[str, Any]:
         """Have a placement deployed; ProposalRefusedError where the controller does not."""
-        return self._post("/proposals", proposal)
+        answer: dict[str, Any] = self._post("/proposals", proposal)
+        return answer
 
     def emulate_node(self, change: dict[str, Any]) -> None:
         """Change what an emulated node plays."""

@@ -35,6 +35,7 @@ class Cluster:
     url: str
     state: Path
     config: ClusterConfig
+    model: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -71,11 +72,10 @@ def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Itera
     port = port or free_ports(1)[0]
     _ensure_free(port)
     _prepare_state(cluster_file, config, state)
-    cluster = Cluster(f"http://127.0.0.1:{port}", state, load_cluster(state / "cluster.yaml"))
+    cluster = Cluster(f"http://127.0.0.1:{port}", state, load_cluster(state / "cluster.yaml"), model)
     try:
-        for node in cluster.config.nodes:
-            _start(cluster, node.name, ["node", str(state / "cluster.yaml"), "--name", node.name])
-        _start(cluster, CONTROLLER, ["serve", str(state / "cluster.yaml"), "--port", str(port), "--model", model])
+        for name in [*cluster.config.node_names, CONTROLLER]:
+            start_process(cluster, name)
         _await_ready(cluster)
         yield cluster
     finally:
@@ -111,7 +111,13 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
     (state / "ready").unlink(missing_ok=True)
 
 
-def _start(cluster: Cluster, name: str, arguments: list[str]) -> None:
+def start_process(cluster: Cluster, name: str) -> None:
+    """Start (again) the process of a node, or of gateway and controller."""
+    file, port = str(cluster.state / "cluster.yaml"), cluster.url.rpartition(":")[2]
+    if name == CONTROLLER:
+        arguments = ["serve", file, "--port", port, "--model", cluster.model]
+    else:
+        arguments = ["node", file, "--name", name]
     # The nodes share this machine's cores: more threads each would only take time from the others.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]

@@ -71,6 +71,8 @@ async def serve(
     router.meet(addresses)
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions)
     sessions.on_settled = controller.settled
+    sessions.on_lost = controller.node_lost
+    router.on_found = controller.node_found
     monitor = Monitor(router.peers)
     app = _app(cluster, model, sessions, place.listen)
     app.mount("/control", create_control_api(controller, monitor, _token(place.token_file)))

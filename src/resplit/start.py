@@ -43,9 +43,14 @@ def problem_now(
     window_s: float,
     lost: Collection[str] = (),
 ) -> Problem:
-    """The placement problem for the cluster's present state and the demand of the last `window_s` seconds."""
+    """The placement problem for the cluster's present state and the demand of the last `window_s` seconds.
+
+    The controller is given it as well.
+    """
     classes = [RequestClass(**seen) for seen in client.demand(window_s)]
-    return problem_from(cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, lost)
+    problem = problem_from(cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, lost)
+    client.tell_problem(problem)
+    return problem
 
 
 def first_plan(cluster: Cluster) -> str:

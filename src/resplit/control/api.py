@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from resplit.control.controller import Controller, Proposal
 from resplit.control.monitor import Monitor
 from resplit.errors import NodeLostError, ResplitError
+from resplit.problem import problem_from_json
 from resplit.wire.links import Shape
 
 
@@ -97,6 +98,11 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
     @api.post("/decisions")
     async def decide(decision: dict[str, Any]) -> dict[str, Any]:
         controller.log.append_decision(decision)
+        return {}
+
+    @api.post("/problem")
+    async def learn(problem: dict[str, Any]) -> dict[str, Any]:
+        controller.problem = problem_from_json(problem)
         return {}
 
     @api.post("/profile")

@@ -6,9 +6,10 @@ Decides no placements and serves no requests. Each step of an epoch stands in th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -17,12 +18,13 @@ from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.keys import Member
 from resplit.control.log import EpochLog
+from resplit.control.recovery import plan_without
 from resplit.control.signing import CommandSigner
 from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
 from resplit.model.registry import Keyring
 from resplit.model.shards import wrap_key
 from resplit.model.source import StoredModel
-from resplit.types import BlockFeatures
+from resplit.types import BlockFeatures, Problem
 from resplit.wire.peers import Address, Peer
 from resplit.wire.route import Route
 
@@ -66,6 +68,7 @@ class Controller:
     peers: Mapping[str, Peer]
     addresses: dict[str, Address]
     gateway: Gateway
+    problem: Problem | None = None  # the newest picture of the cluster, for plans of the controller's own
     epochs: list[LiveEpoch] = field(default_factory=list)
     live: Route | None = None
 
@@ -74,6 +77,7 @@ class Controller:
         self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
         self._signer = CommandSigner(self.member)
         self._changing = asyncio.Lock()
+        self._recovering = asyncio.Lock()
         self._released = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -82,7 +86,7 @@ class Controller:
         addresses = {name: str(address) for name, address in self.addresses.items()}
         for epoch in self.log.unfinished():
             self.log.append(epoch, "aborted", {"reason": "the controller ended before it was prepared"})
-            await self._tell_reachable(list(self.addresses), "abort", {"epoch": epoch}, epoch)
+            await self._tell_reachable(self._answering(), "abort", {"epoch": epoch}, epoch)
         await self._tell(self.addresses, "meet", lambda name: {"addresses": addresses})
 
     async def profile(self) -> None:
@@ -105,7 +109,7 @@ class Controller:
             loaded = await self._prepare(route)
             self.log.append(epoch, "prepared", {})
             self.log.append(epoch, "committed", detail)
-            await self._tell(self.addresses, "commit", lambda name: {"epoch": epoch}, epoch)
+            await self._tell(self._answering(), "commit", lambda name: {"epoch": epoch}, epoch)
             return self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
 
     async def emulate(self, node: str, change: dict[str, Any]) -> None:
@@ -118,11 +122,73 @@ class Controller:
             self._released = oldest
             self._spawn(self._release(oldest))
 
+    def node_lost(self, name: str) -> None:
+        """A node's connection broke: if it serves, plan and deploy without it."""
+        if self.live and name in self.live.placement:
+            self._spawn(self._recover())
+
+    def node_found(self, name: str) -> None:
+        """A node answers, for the first time or again: introduce it, and let it serve where it should."""
+        if self.live:
+            self._spawn(self._welcome(name))
+
     async def stop(self) -> None:
         """Cancel what runs on its own."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _recover(self) -> None:
+        """Deploy plans for the nodes that are left until the live one has no lost node, or none is possible."""
+        async with self._recovering:
+            while self.live and set(self.live.placement) - self.gateway.answering():
+                lost = sorted(set(self.addresses) - self.gateway.answering())
+                begun_s = time.monotonic()
+                plan = await self._plan_without(lost, self.live.placement)
+                if isinstance(plan, str):
+                    _log.error("no service", reason=plan)
+                    self.gateway.give_up(plan)
+                    return
+                try:
+                    live = await self.deploy(replace(plan, based_on=self.live.epoch))
+                except (ProposalRefusedError, NodeLostError) as error:
+                    _log.warning("recovery goes on", error=str(error))
+                    continue
+                self._log_recovery(lost, time.monotonic() - begun_s - live.prepare_s, live)
+            self.gateway.give_up(None)
+
+    async def _plan_without(self, lost: Sequence[str], current: tuple[str, ...]) -> Proposal | str:
+        """A proposal for the nodes that are left, or why there is none."""
+        if self.problem is None:
+            return f"{', '.join(lost)} lost, and nothing known yet to plan with"
+        plan = await asyncio.to_thread(plan_without, self.problem, lost, current)
+        if plan.placement is None or plan.terms is None:
+            return f"without {', '.join(lost)} there is no placement: {plan.reason}"
+        return Proposal(plan.placement, "recover", 0, plan.terms.latency_s, plan.lower_bound)
+
+    def _log_recovery(self, lost: Sequence[str], plan_s: float, live: LiveEpoch) -> None:
+        outcome = {"deployed": live.epoch, "plan_s": plan_s, "prepare_s": live.prepare_s}
+        reason = f"lost {', '.join(lost)}"
+        self.log.append_decision({"action": "recover", "at_s": time.time(), "reason": reason, "outcome": outcome})
+
+    async def _welcome(self, name: str) -> None:
+        """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
+        addresses = {node: str(address) for node, address in self.addresses.items()}
+        try:
+            await self._tell([name], "meet", lambda _: {"addresses": addresses})
+            state, _ = await self.peers[name].report(0)
+        except ResplitError as error:
+            _log.warning("a node came back and was lost again", node=name, error=str(error))
+            return
+        live = self.live
+        if live and name in live.placement and live.epoch not in state["state"]["epochs"]:
+            with contextlib.suppress(ProposalRefusedError):
+                await self.deploy(Proposal(live.placement, "recover", live.epoch))
+        await self._recover()
+
+    def _answering(self) -> list[str]:
+        reached = self.gateway.answering()
+        return [name for name in self.addresses if name in reached]
 
     def _check(self, proposal: Proposal) -> None:
         live = self.live.epoch if self.live else 0
@@ -141,7 +207,10 @@ class Controller:
 
         Nodes that get no block are told too: they may have to hand caches over.
         """
-        nodes = list(self.addresses)
+        nodes = self._answering()
+        if silent := sorted(set(route.placement) - set(nodes)):
+            self.log.append(route.epoch, "aborted", {"reason": "lost nodes"})
+            raise ProposalRefusedError(f"{', '.join(silent)} cannot be reached")
         order = self._prepare_order(route)
         try:
             replies = await self._tell(nodes, "prepare", order, route.epoch)
@@ -173,7 +242,7 @@ class Controller:
         return went_live
 
     async def _release(self, oldest: int) -> None:
-        await self._tell_reachable(list(self.addresses), "release", {"epoch": oldest}, oldest)
+        await self._tell_reachable(self._answering(), "release", {"epoch": oldest}, oldest)
         for epoch in [live.epoch for live in self.epochs if live.epoch < oldest]:
             if self.log.steps(epoch)[-1].step != "released":
                 self.log.append(epoch, "released", {})

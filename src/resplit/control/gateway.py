@@ -19,6 +19,14 @@ class Gateway(Protocol):
         """The oldest epoch that a session still uses."""
         ...
 
+    def answering(self) -> set[str]:
+        """The nodes whose connections stand."""
+        ...
+
+    def give_up(self, reason: str | None) -> None:
+        """Let requests fail with `reason`, because no placement is possible now; None: there is hope again."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Sessions that run and wait, and whether requests can be served."""
         ...

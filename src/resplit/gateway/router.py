@@ -32,14 +32,14 @@ class Router:
     member: Member
     on_token: Callable[[Token], None] = lambda token: None
     on_lost: Callable[[str], None] = lambda node: None
+    on_found: Callable[[str], None] = lambda node: None
     live: Route | None = None
     peers: dict[str, Peer] = field(default_factory=dict)
     listening: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._flipped = asyncio.Event()
-        self._heard = asyncio.Condition()
+        self._changed = asyncio.Event()
 
     def meet(self, addresses: dict[str, Address]) -> None:
         """Connect to nodes and listen to their tokens from now on; a changed address replaces the connection."""
@@ -55,8 +55,9 @@ class Router:
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
         """Return once tokens of all these nodes are listened to; NodeLostError names those that stay silent."""
         try:
-            async with asyncio.timeout(timeout_s), self._heard:
-                await self._heard.wait_for(lambda: nodes <= self.listening)
+            async with asyncio.timeout(timeout_s):
+                while not nodes <= self.listening:
+                    await self.changed()
         except TimeoutError:
             silent = ", ".join(sorted(nodes - self.listening))
             raise NodeLostError(f"no answer within {timeout_s:.0f} s from {silent}") from None
@@ -64,12 +65,11 @@ class Router:
     def flip(self, route: Route) -> None:
         """Make a committed epoch the live one: new passes take it, running sessions follow at a token boundary."""
         self.live = route
-        self._flipped.set()
-        self._flipped = asyncio.Event()
+        self._tell()
 
-    async def flipped(self) -> None:
-        """Wait for the next flip."""
-        await self._flipped.wait()
+    async def changed(self) -> None:
+        """Wait until an epoch goes live, or a node is lost or found."""
+        await self._changed.wait()
 
     def send(self, route: Route, step: Step) -> None:
         """Send a step to the first node of a route."""
@@ -95,18 +95,19 @@ class Router:
                     self.on_token(token)
             if name in self.listening:
                 self.listening.discard(name)
-                _log.warning("a node's stream of tokens broke", node=name)
+                _log.warning("a node is lost", node=name)
                 self.on_lost(name)
+                self._tell()
             await asyncio.sleep(_RECONNECT_S)
 
     def _opened(self, name: str) -> None:
         self.listening.add(name)
+        self.on_found(name)
+        self._tell()
 
-        async def tell() -> None:
-            async with self._heard:
-                self._heard.notify_all()
-
-        asyncio.get_running_loop().create_task(tell())
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _step_lost(self, name: str, steps: list[Step]) -> None:
         for step in steps:

@@ -1,4 +1,4 @@
-"""Sessions: admission, the decode loop, and the move to a new epoch at a token boundary.
+"""Sessions: the decode loop, the move to a new epoch at a token boundary, and replay where a node was lost.
 
 Implements `gateway.engine.Engine` over the nodes. Knows nothing of HTTP and text, and decides no placements.
 """
@@ -6,19 +6,20 @@ Implements `gateway.engine.Engine` over the nodes. Knows nothing of HTTP and tex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from resplit.config import ClassConfig, ClusterConfig
+from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.admission import Admission
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
+from resplit.gateway.journal import Arrival, Journal, Move, SessionRecord
 from resplit.gateway.router import Router
 from resplit.model.engine import token_ids
 from resplit.wire import node_pb2
@@ -28,33 +29,10 @@ from resplit.wire.peers import to_wire
 from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
-_PRIOR_S = 10.0
-
-
-@dataclass(frozen=True)
-class Move:
-    """One session's way into another epoch: how long it stood still, and the bytes of its caches that moved."""
-
-    epoch: int
-    pause_s: float
-    cache_bytes: int
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """What became of one request; moments in seconds since 1970, NaN where they never came."""
-
-    request_class: str
-    arrival_s: float
-    first_token_s: float
-    end_s: float
-    prompt_tokens: int
-    new_tokens: int
-    status: int
-    epochs: tuple[int, ...]
-    moves: tuple[Move, ...]
-    private_ok: bool
-    token_times_s: tuple[float, ...]
+# How long a request waits for lost nodes to be replaced before it is told that there is no service.
+_PATIENCE_S = 20.0
+# A node that others call lost, and the gateway does not yet: its own connection will tell soon.
+_SECOND_OPINION_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -80,11 +58,19 @@ class _Session:
     epochs: list[int] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
+    private_ok: bool = True
 
     @property
     def position(self) -> int:
         """Positions cached: the length of all passes done."""
         return sum(len(step) for step in self.steps)
+
+    def enter(self, route: Route, private_ok: bool) -> None:
+        """Go on in another epoch; `private_ok` tells whether it keeps private blocks on trusted nodes."""
+        self.route = route
+        self.epochs.append(route.epoch)
+        self.nodes |= set(route.placement)
+        self.private_ok = self.private_ok and private_ok
 
 
 class Sessions:
@@ -97,10 +83,11 @@ class Sessions:
         self._live: dict[str, _Session] = {}
         self._admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._numbers = itertools.count(1)
-        self._arrivals: deque[tuple[str, float, int, int]] = deque(maxlen=10_000)
+        self._journal = Journal(cluster)
         self._closing: set[asyncio.Task[None]] = set()
-        self._records: deque[SessionRecord] = deque(maxlen=100_000)
+        self._hopeless: str | None = None
         self.on_settled: Callable[[int], None] = lambda oldest: None
+        self.on_lost: Callable[[str], None] = lambda node: None
         router.on_token = self._answered
         router.on_lost = self._node_lost
 
@@ -127,45 +114,30 @@ class Sessions:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
         self._router.flip(route)
 
+    def answering(self) -> set[str]:
+        """The nodes whose connections stand."""
+        return set(self._router.listening)
+
+    def give_up(self, reason: str | None) -> None:
+        """Let requests fail with `reason`, because no placement is possible now; None: there is hope again."""
+        self._hopeless = reason
+
     def reshape(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source node to another."""
         self._router.reshape(other, shape)
 
     def records(self, skip: int) -> list[dict[str, Any]]:
         """What became of every request that ended, without the first `skip`."""
-        return [asdict(record) for record in itertools.islice(self._records, skip, None)]
+        return self._journal.records(skip)
 
     def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """Each class as `RequestClass`: what arrived in the last `window_s` seconds, blended with what was declared.
-
-        The declared demand counts as much as `_PRIOR_S` seconds of observation, so that a quiet moment is no proof.
-        """
-        since_s = time.time() - window_s
-        return [
-            self._seen(c, [a for a in self._arrivals if a[0] == c.name and a[1] >= since_s], window_s)
-            for c in self._cluster.classes
-        ]
-
-    def _seen(
-        self, declared: ClassConfig, arrivals: list[tuple[str, float, int, int]], window_s: float
-    ) -> dict[str, Any]:
-        prior = declared.rate_rps * _PRIOR_S
-        weight = len(arrivals) + prior
-
-        def blended(column: int, before: float) -> float:
-            return (sum(arrival[column] for arrival in arrivals) + prior * before) / weight
-
-        return {
-            "name": declared.name,
-            "source": self._cluster.source,
-            "rate_rps": weight / (window_s + _PRIOR_S),
-            "prompt_tokens": blended(2, declared.prompt_tokens),
-            "new_tokens": blended(3, declared.new_tokens),
-            "slo_s": declared.slo,
-        }
+        """The fields of `RequestClass` for each class, as seen over the last `window_s` seconds."""
+        return self._journal.demand(window_s)
 
     def ready(self) -> str | None:
         """None when it can serve, else the reason."""
+        if self._hopeless is not None:
+            return self._hopeless
         if self._router.live is None:
             return "no placement is deployed yet"
         silent = sorted(set(self._router.live.placement) - self._router.listening)
@@ -180,7 +152,8 @@ class Sessions:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
         """The tokens of `request`; raises as `Engine.generate` says."""
         arrival_s = time.time()
-        self._arrivals.append((request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens))
+        arrival = Arrival(request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens)
+        self._journal.arrived(arrival)
         deadline_s = self._cluster.limits.deadline
         if request.deadline_s is not None:
             deadline_s = min(deadline_s, request.deadline_s)
@@ -211,13 +184,12 @@ class Sessions:
                 f"{len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones do not fit the context "
                 f"of {self.context_tokens} tokens"
             )
-        if reason := self.ready():
-            raise NodeLostError(reason)
+        await self._until_ready()
         await self._admission.enter(capacity, due_s)
         route = self._router.live
         assert route is not None
-        session = _Session(f"{next(self._numbers)}-{time.time_ns():x}", request, capacity, route, epochs=[route.epoch])
-        session.nodes |= set(route.placement)
+        session = _Session(self._new_name(), request, capacity, route)
+        session.enter(route, self._private_ok(route))
         self._live[session.name] = session
         return session
 
@@ -226,8 +198,7 @@ class Sessions:
         step = request.prompt_ids
         for index in range(request.max_new_tokens):
             async with asyncio.timeout_at(due_s):
-                await self._follow(session)
-                token_id = await self._pass(session, step, due_s)
+                token_id = await self._next(session, step, due_s)
             session.steps.append(step)
             step = (token_id,)
             stopped = token_id in request.stop_ids
@@ -235,6 +206,62 @@ class Sessions:
             yield GeneratedToken(token_id, index, "stop" if stopped else "length" if last else None)
             if stopped:
                 return
+
+    async def _next(self, session: _Session, step: tuple[int, ...], due_s: float) -> int:
+        """The token after `step`; where a node is lost on the way, the session is replayed on a new route first."""
+        while True:
+            try:
+                await self._follow(session)
+                return await self._pass(session, step, due_s)
+            except NodeLostError as error:
+                _log.warning("session is replayed", session=session.name, done=session.position, error=str(error))
+                await self._replay(session, due_s)
+
+    async def _replay(self, session: _Session, due_s: float) -> None:
+        """Compute a session's caches again where all nodes answer, in the very passes of the first time.
+
+        Other shapes of passes (one prefill for all) would give other bits, and at a near tie another token.
+        """
+        begun_s, done = time.monotonic(), session.steps
+        while True:
+            await self._begin_again(session)
+            try:
+                for step in done:
+                    await self._pass(session, step, due_s)
+                    session.steps.append(step)
+            except NodeLostError as error:
+                _log.warning("lost again while replaying", session=session.name, error=str(error))
+                continue
+            session.moves.append(Move(session.route.epoch, time.monotonic() - begun_s, 0, replayed=True))
+            return
+
+    async def _begin_again(self, session: _Session) -> None:
+        """Give a session a new name, no caches and a route whose nodes all answer."""
+        if session.copying:
+            session.copying.cancel()
+            session.copying = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SECOND_OPINION_S):
+                await self._router.changed()
+        await self._until_ready()
+        # Late answers and caches of the first attempt go by the old name; they can do no harm.
+        await asyncio.gather(*(self._router.peers[n].close_sessions([session.name]) for n in self.answering()))
+        del self._live[session.name]
+        session.name, session.steps, session.answers = self._new_name(), [], asyncio.Queue()
+        self._live[session.name] = session
+        assert self._router.live is not None
+        session.enter(self._router.live, self._private_ok(self._router.live))
+
+    async def _until_ready(self) -> None:
+        """Wait while lost nodes are being replaced; NodeLostError where that is hopeless or takes too long."""
+        until_s = time.monotonic() + _PATIENCE_S
+        while (reason := self.ready()) is not None:
+            left_s = until_s - time.monotonic()
+            if self._router.live is None or self._hopeless or left_s <= 0:
+                raise NodeLostError(reason)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._router.changed()
 
     async def _pass(self, session: _Session, step: tuple[int, ...], due_s: float) -> int:
         """One pass through the session's route; the token that comes back."""
@@ -277,8 +304,7 @@ class Sessions:
         begun_s = time.monotonic()
         patched = await self._copy(session, copied.target, copied.last, session.position)
         pause_s = time.monotonic() - begun_s
-        session.route = copied.target
-        session.epochs.append(copied.target.epoch)
+        session.enter(copied.target, self._private_ok(copied.target))
         session.moves.append(Move(copied.target.epoch, pause_s, copied.cache_bytes + patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
@@ -293,8 +319,11 @@ class Sessions:
         replies = await asyncio.gather(*(self._router.peers[node].carry(request) for node in sorted(moving)))
         for reply in replies:
             if reply.error:
-                raise DataError(f"cache of session {session.name}: {reply.error}")
+                raise NodeLostError(f"cache of session {session.name}: {reply.error}")
         return _Copied(target, last, sum(reply.bytes for reply in replies))
+
+    def _new_name(self) -> str:
+        return f"{next(self._numbers)}-{time.time_ns():x}"
 
     def _answered(self, token: Token) -> None:
         session = self._live.get(token.session)
@@ -308,6 +337,7 @@ class Sessions:
                 lost = Token(session=session.name, epoch=session.route.epoch, node=node)
                 lost.error, lost.error_kind = f"{node} is lost", "lost"
                 session.answers.put_nowait(lost)
+        self.on_lost(node)
 
     def _end(self, session: _Session | None) -> None:
         if session is None:
@@ -334,7 +364,7 @@ class Sessions:
         status: int,
     ) -> None:
         routes = session.epochs if session else []
-        self._records.append(
+        self._journal.ended(
             SessionRecord(
                 request_class=request.request_class,
                 arrival_s=arrival_s,
@@ -345,19 +375,18 @@ class Sessions:
                 status=status,
                 epochs=tuple(routes),
                 moves=tuple(session.moves) if session else (),
-                private_ok=self._private_ok(session),
+                private_ok=session.private_ok if session else True,
                 token_times_s=tuple(times),
             )
         )
 
-    def _private_ok(self, session: _Session | None) -> bool:
-        if session is None:
-            return True
-        return all(session.route.placement[block] in self._cluster.trusted for block in self._private)
+    def _private_ok(self, route: Route) -> bool:
+        return all(route.placement[block] in self._cluster.trusted for block in self._private)
 
 
 def _error(answer: Token) -> Exception:
-    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError}
+    # A node that was restarted knows neither epoch nor caches: "stale" is lost, too.
+    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError, "stale": NodeLostError}
     return kinds.get(answer.error_kind, DataError)(answer.error)
 
 

@@ -16,8 +16,8 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
+from resplit.control import signing
 from resplit.control.keys import CONTROLLER, Member, certificate_name
-from resplit.control.signing import Command, CommandVerifier
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ResplitError, ShardError
 from resplit.model.registry import Registry
 from resplit.node.agent import Agent
@@ -48,10 +48,10 @@ from resplit.wire.peers import Address
 _log = structlog.get_logger(__name__)
 
 
-class NodeService(NodeBase):
+class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no types
     """Messages in, agent's methods out; every call comes over mutual TLS from a member of the same authority."""
 
-    def __init__(self, agent: Agent, probe: Probe, verifier: CommandVerifier) -> None:
+    def __init__(self, agent: Agent, probe: Probe, verifier: signing.CommandVerifier) -> None:
         self._agent = agent
         self._probe = probe
         self._verifier = verifier
@@ -154,7 +154,7 @@ class NodeService(NodeBase):
         await self._agent.close_sessions(list(request.sessions))
         await stream.send_message(CloseReply())
 
-    def _verified(self, kind: str, signed: str) -> Command:
+    def _verified(self, kind: str, signed: str) -> signing.Command:
         command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.committed)
         if kind not in self._commands:
             raise CommandRefusedError("kind", f"{kind!r} is no command of a node")
@@ -191,7 +191,7 @@ async def serve_node(
 
     agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
     probe = Probe(agent)
-    server = Server([NodeService(agent, probe, CommandVerifier(member))])
+    server = Server([NodeService(agent, probe, signing.CommandVerifier(member))])
     try:
         await server.start(listen.host, listen.port, ssl=_server_context(member))
     except OSError as error:

@@ -1,0 +1,102 @@
+"""The gateway's journal: what arrived, what became of it, and what demand that shows.
+
+Keeps a bounded past in memory. Knows nothing of nodes or of how requests are served.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from resplit.config import ClassConfig, ClusterConfig
+
+# The declared demand counts as much as so many seconds of observation: a quiet moment is no proof.
+_PRIOR_S = 10.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """One session's way into another epoch: how long it stood still, and the bytes of its caches that moved.
+
+    `replayed` tells that its caches were lost and computed again.
+    """
+
+    epoch: int
+    pause_s: float
+    cache_bytes: int
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What became of one request; moments in seconds since 1970, NaN where they never came."""
+
+    request_class: str
+    arrival_s: float
+    first_token_s: float
+    end_s: float
+    prompt_tokens: int
+    new_tokens: int
+    status: int
+    epochs: tuple[int, ...]
+    moves: tuple[Move, ...]
+    private_ok: bool
+    token_times_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request that came in; `time_s` in seconds since 1970."""
+
+    request_class: str
+    time_s: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+class Journal:
+    """Arrivals and records of one gateway."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._cluster = cluster
+        self._arrivals: deque[Arrival] = deque(maxlen=10_000)
+        self._records: deque[SessionRecord] = deque(maxlen=100_000)
+
+    def arrived(self, arrival: Arrival) -> None:
+        """Note a request, whatever will become of it."""
+        self._arrivals.append(arrival)
+
+    def ended(self, record: SessionRecord) -> None:
+        """Note what became of a request."""
+        self._records.append(record)
+
+    def records(self, skip: int) -> list[dict[str, Any]]:
+        """What became of every request that ended, without the first `skip`."""
+        return [asdict(record) for record in itertools.islice(self._records, skip, None)]
+
+    def demand(self, window_s: float) -> list[dict[str, Any]]:
+        """Each class as the fields of `RequestClass`: what came in the last `window_s` seconds, blended with what was
+        declared."""
+        since_s = time.time() - window_s
+        lately = [arrival for arrival in self._arrivals if arrival.time_s >= since_s]
+        return [
+            self._seen(c, [arrival for arrival in lately if arrival.request_class == c.name], window_s)
+            for c in self._cluster.classes
+        ]
+
+    def _seen(self, declared: ClassConfig, arrivals: list[Arrival], window_s: float) -> dict[str, Any]:
+        prior = declared.rate_rps * _PRIOR_S
+        weight = len(arrivals) + prior
+        prompt = sum(arrival.prompt_tokens for arrival in arrivals) + prior * declared.prompt_tokens
+        new = sum(arrival.new_tokens for arrival in arrivals) + prior * declared.new_tokens
+        return {
+            "name": declared.name,
+            "source": self._cluster.source,
+            "rate_rps": weight / (window_s + _PRIOR_S),
+            "prompt_tokens": prompt / weight,
+            "new_tokens": new / weight,
+            "slo_s": declared.slo,
+        }
