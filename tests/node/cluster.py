@@ -25,6 +25,38 @@ from resplit.wire.peers import Address, Peer
 from resplit.wire.route import Route
 
 
+class Cable:
+    """What a node is reached through. Pulled out, every connection breaks at once, as when its process is killed."""
+
+    def __init__(self, outside: Address, inside: Address) -> None:
+        self._outside, self._inside = outside, inside
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    async def plug_in(self) -> None:
+        self._server = await asyncio.start_server(self._relay, self._outside.host, self._outside.port)
+
+    def pull_out(self) -> None:
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._ends.add(writer)
+        with contextlib.suppress(OSError):
+            inside_reader, inside_writer = await asyncio.open_connection(self._inside.host, self._inside.port)
+            self._ends.add(inside_writer)
+            await asyncio.gather(_pump(reader, inside_writer), _pump(inside_reader, writer))
+        writer.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
 class InProcess:
     """A cluster whose nodes, gateway and controller share one event loop; everything between them is real."""
 
@@ -34,8 +66,10 @@ class InProcess:
         self.member = Member.load(folder / "keys" / CONTROLLER)
         self.keyring = Keyring(folder / "keyring.json")
         package(model, Registry(str(folder / "registry")), self.keyring)
-        ports = free_ports(len(config.nodes))
-        self.addresses = {n: Address("127.0.0.1", p) for n, p in zip(config.node_names, ports, strict=True)}
+        ports = iter(free_ports(2 * len(config.nodes)))
+        self.addresses = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
+        self._inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
+        self._cables = {name: Cable(self.addresses[name], self._inside[name]) for name in config.node_names}
         self.features = model.features(config.private_layers)
         self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
         self.router = Router(config, self.member)
@@ -47,14 +81,16 @@ class InProcess:
         """Start one node and wait until its tokens can be heard."""
         stop = asyncio.Event()
         serving = serve_node(
-            name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self.addresses[name], stop
+            name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self._inside[name], stop
         )
         self._running[name] = stop, asyncio.create_task(serving)
+        await self._cables[name].plug_in()
         self.router.meet({name: self.addresses[name]})
         await self.router.wait_for({name}, 10)
 
     async def stop(self, name: str) -> None:
         """End one node: its connections break, its caches are gone."""
+        self._cables[name].pull_out()
         stop, task = self._running.pop(name)
         stop.set()
         await task

@@ -1,0 +1,164 @@
+"""An emulated link keeps order, spends no more than its bandwidth, and takes at least its latency."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resplit.wire.links import Link, Sender, Shape
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose clock is moved by hand until `timers_run`; then each timer is due as soon as it is next."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now_s
+
+    def _run_once(self) -> None:
+        # Nothing is ready: jump to the next timer instead of waiting for it.
+        if not self._ready and self._scheduled:
+            self.now_s = max(self.now_s, self._scheduled[0].when())
+        super()._run_once()
+
+
+def on_clock(test: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
+    loop = Clock()
+    try:
+        loop.run_until_complete(test(loop))
+    finally:
+        loop.close()
+
+
+SHAPES = st.builds(Shape, st.floats(0, 1), st.floats(1e3, 1e9))
+MESSAGES = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 10**6)), min_size=1, max_size=20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shape=SHAPES, messages=MESSAGES)
+def test_messages_keep_their_order_and_take_what_the_link_gives(
+    shape: Shape, messages: list[tuple[float, int]]
+) -> None:
+    async def check(clock: Clock) -> None:
+        link, sent, due = Link(shape), [], []
+        for pause_s, size in messages:
+            clock.now_s += pause_s
+            sent.append(clock.now_s)
+            due.append(link.due_s(size))
+        assert due == sorted(due)
+        for first in range(len(messages)):
+            for last in range(first, len(messages)):
+                # A first-in-first-out queue: a busy period's bytes fit into its bandwidth, and all of them travel.
+                transfer_s = sum(size for _, size in messages[first : last + 1]) / shape.bandwidth_bytes_per_s
+                assert due[last] >= sent[first] + transfer_s + shape.latency_s - 1e-9
+        # It is never later than one of these bounds makes it: the link does not idle while something waits.
+        for last in range(len(messages)):
+            bounds = [
+                sent[first] + sum(size for _, size in messages[first : last + 1]) / shape.bandwidth_bytes_per_s
+                for first in range(last + 1)
+            ]
+            assert due[last] == pytest.approx(max(bounds) + shape.latency_s, abs=1e-9)
+
+    on_clock(check)
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=SHAPES, after=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
+def test_none_is_overtaken_where_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
+    async def check(clock: Clock) -> None:
+        link = Link(before)
+        early = [link.due_s(size) for size in sizes]
+        link.shape = after
+        late = [link.due_s(size) for size in sizes]
+        assert early + late == sorted(early + late)
+
+    on_clock(check)
+
+
+def test_a_link_without_a_shape_delays_nothing() -> None:
+    async def check(clock: Clock) -> None:
+        clock.now_s = 3.0
+        assert Link().due_s(10**9) == 3.0
+        await Link().cross(10**9)
+        assert clock.now_s == 3.0
+
+    on_clock(check)
+
+
+def test_a_link_that_lay_still_owes_nothing_for_it() -> None:
+    async def check(clock: Clock) -> None:
+        link = Link(Shape(0.5, 100.0))
+        assert link.due_s(100) == 1.5
+        clock.now_s = 10.0
+        assert link.due_s(100) == 11.5
+
+    on_clock(check)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
+def test_a_sender_hands_over_each_message_when_it_is_due(shape: Shape, sizes: list[int]) -> None:
+    async def check(clock: Clock) -> None:
+        arrived: list[tuple[int, float]] = []
+
+        async def send(number: int) -> None:
+            arrived.append((number, clock.time()))
+
+        sender = Sender(Link(shape), send)
+        twin = Link(shape)
+        for number, size in enumerate(sizes):
+            sender.put(number, size)
+        task = asyncio.create_task(sender.run())
+        await asyncio.sleep(sum(sizes) / shape.bandwidth_bytes_per_s + shape.latency_s + 1)
+        task.cancel()
+        assert [number for number, _ in arrived] == list(range(len(sizes)))
+        clock.now_s = 0.0
+        assert [at for _, at in arrived] == pytest.approx([twin.due_s(size) for size in sizes])
+
+    on_clock(check)
+
+
+async def test_a_sender_whose_other_side_takes_nothing_says_so() -> None:
+    stuck = asyncio.Event()
+
+    async def send(message: str) -> None:
+        await stuck.wait()
+
+    sender = Sender(Link(), send, bound=2)
+    task = asyncio.create_task(sender.run())
+    sender.put("on its way", 1)
+    await asyncio.sleep(0)
+    sender.put("one", 1)
+    sender.put("two", 1)
+    with pytest.raises(asyncio.QueueFull):
+        sender.put("three", 1)
+    task.cancel()
+
+
+async def test_a_connection_that_fails_ends_the_sender() -> None:
+    async def send(message: str) -> None:
+        raise ConnectionResetError
+
+    sender = Sender(Link(), send)
+    sender.put("lost", 1)
+    with pytest.raises(ConnectionResetError):
+        await asyncio.wait_for(sender.run(), 1)
+
+
+def test_a_slow_link_is_slow_for_large_messages_only() -> None:
+    async def check(clock: Clock) -> None:
+        link = Link(Shape(0.002, 1e6))
+        assert link.due_s(0) == pytest.approx(0.002)
+        assert Link(Shape(0.002, 1e6)).due_s(10**6) == pytest.approx(1.002)
+        assert math.isclose(Link(Shape(0.002, 1e9)).due_s(10**6), 0.003)
+
+    on_clock(check)

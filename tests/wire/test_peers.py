@@ -1,0 +1,183 @@
+"""A peer that dies hands back what was on its way, and is found again when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from resplit.config import ClusterConfig
+from resplit.errors import NodeLostError
+from resplit.launch import free_ports
+from resplit.model.engine import Activation, token_ids
+from resplit.model.source import StoredModel
+from resplit.wire.links import Link, Shape
+from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.peers import Address, Crossing, Peer, from_wire, to_wire
+from tests.node.cluster import InProcess, in_process, until
+from tests.node.conftest import tiny
+from tests.system.conftest import model_folder
+
+__all__ = ["model_folder", "tiny"]
+
+
+@pytest.fixture
+def config() -> ClusterConfig:
+    return ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": "near",
+            "trusted": ["near"],
+            "nodes": [{"name": name, "memory": "8 MiB"} for name in ("near", "far")],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "kv_tokens": 64,
+        }
+    )
+
+
+@pytest.fixture
+async def nodes(config: ClusterConfig, tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    async with in_process(config, tiny, tmp_path) as running:
+        yield running
+
+
+class Watched:
+    """A peer, and what it reported."""
+
+    def __init__(self, nodes: InProcess, address: Address | None = None, link: Link | None = None) -> None:
+        self.crossings: asyncio.Queue[Crossing] = asyncio.Queue()
+        self.lost: asyncio.Queue[tuple[str, list[Step]]] = asyncio.Queue()
+        self.peer = Peer(
+            "far",
+            address or nodes.addresses["far"],
+            nodes.member.client_context(),
+            link or Link(),
+            self.crossings.put_nowait,
+            lambda name, steps: self.lost.put_nowait((name, steps)),
+        )
+
+
+def step(session: str = "s") -> Step:
+    return Step(session=session, epoch=9, capacity=4, values=to_wire(token_ids([1, 2])), gateway="controller")
+
+
+async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InProcess) -> None:
+    watched = Watched(nodes, link=Link(Shape(0.03, 1e9)))
+    for _ in range(3):
+        watched.peer.send(step())
+    crossings = [await asyncio.wait_for(watched.crossings.get(), 5) for _ in range(3)]
+    assert {(crossing.peer, crossing.payload_bytes) for crossing in crossings} == {("far", 16)}
+    assert min(crossing.round_trip_s for crossing in crossings) >= 0.03
+    await watched.peer.disconnect()
+    assert watched.lost.empty()
+
+
+async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcess) -> None:
+    watched = Watched(nodes, Address("127.0.0.1", free_ports(1)[0]))
+    watched.peer.send(step("one"))
+    watched.peer.send(step("two"))
+    name, steps = await asyncio.wait_for(watched.lost.get(), 5)
+    assert (name, [each.session for each in steps]) == ("far", ["one", "two"])
+    with pytest.raises(NodeLostError, match="does not answer"):
+        await watched.peer.report(0)
+    with pytest.raises(NodeLostError):
+        await watched.peer.command("meet", "any")
+    with pytest.raises(NodeLostError):
+        await watched.peer.echo_s(64)
+    with pytest.raises(NodeLostError):
+        await anext(aiter(watched.peer.tokens()))
+    await watched.peer.close_sessions(["a lost member has none"])
+
+
+async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_next_finds_it_again(
+    nodes: InProcess,
+) -> None:
+    slow = Link(Shape(0.0, 1e9))
+    watched = Watched(nodes, link=slow)
+    watched.peer.send(step("arrives"))
+    await asyncio.wait_for(watched.crossings.get(), 5)
+    slow.shape = Shape(30.0, 1e9)
+    watched.peer.send(step("on its way"))
+    await nodes.stop("far")
+    name, steps = await asyncio.wait_for(watched.lost.get(), 5)
+    assert (name, [each.session for each in steps]) == ("far", ["on its way"])
+
+    await nodes.start("far")
+    again = Watched(nodes)
+    watched.peer.link = Link()
+    watched.peer.send(step("again"))
+    crossing = await asyncio.wait_for(watched.crossings.get(), 5)
+    assert crossing.peer == "far"
+    assert watched.lost.empty()
+    await watched.peer.disconnect()
+    await again.peer.disconnect()
+
+
+async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: InProcess) -> None:
+    lost: asyncio.Queue[str] = asyncio.Queue()
+    tokens: asyncio.Queue[Token] = asyncio.Queue()
+    nodes.router.on_lost = lost.put_nowait
+    nodes.router.on_token = tokens.put_nowait
+    await nodes.stop("far")
+    assert await asyncio.wait_for(lost.get(), 5) == "far"
+    assert nodes.router.listening == {"near"}
+    nodes.peer("far").send(step("to the dead"))
+    answer = await asyncio.wait_for(tokens.get(), 5)
+    assert (answer.session, answer.error_kind, answer.node) == ("to the dead", "lost", "far")
+    with pytest.raises(NodeLostError, match="no answer within 0 s from far"):
+        await nodes.router.wait_for({"near", "far"}, 0.1)
+    await nodes.start("far")
+    assert nodes.router.listening == {"near", "far"}
+    nodes.peer("far").send(step("to the living"))
+    answer = await asyncio.wait_for(tokens.get(), 5)
+    assert (answer.session, answer.error_kind) == ("to the living", "stale")
+
+
+async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcess) -> None:
+    tokens: asyncio.Queue[Token] = asyncio.Queue()
+    nodes.router.on_token = tokens.put_nowait
+    placement = ["near", "near", "far", "far", *["near"] * 4]
+    for name in ("near", "far"):
+        await nodes.command(name, "prepare", nodes.order(name, placement, 1))
+        await nodes.command(name, "commit", {"epoch": 1})
+    await nodes.stop("far")
+    first = step("broken")
+    first.epoch = 1
+    nodes.peer("near").send(first)
+    answer = await asyncio.wait_for(tokens.get(), 5)
+    assert (answer.session, answer.error_kind, answer.node) == ("broken", "lost", "near")
+    assert "near lost far" in answer.error
+
+
+async def test_a_peer_that_is_not_who_it_should_be_is_not_spoken_to(nodes: InProcess) -> None:
+    watched = Watched(nodes, nodes.addresses["near"])  # `near` listens there, and `far` was asked for
+    watched.peer.send(step())
+    assert (await asyncio.wait_for(watched.lost.get(), 5))[0] == "far"
+    await watched.peer.disconnect()
+
+
+async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcess) -> None:
+    watched = Watched(nodes, link=Link(Shape(0.05, 1e6)))
+    assert await watched.peer.echo_s(64) >= 0.05
+    assert await watched.peer.echo_s(100_000) >= 0.15
+    await watched.peer.disconnect()
+
+
+async def test_reports_give_only_what_is_new(nodes: InProcess) -> None:
+    addresses = {name: str(address) for name, address in nodes.addresses.items()}
+    await nodes.command("far", "meet", {"addresses": addresses})
+    body, last = await nodes.peer("far").report(0)
+    assert {(row["node"], row["peer"], row["source"]) for row in body["rows"]["links"]} == {("far", "near", "active")}
+    assert last >= len(body["rows"]["links"]) > 0
+
+    async def nothing_more() -> bool:
+        return not (await nodes.peer("far").report(last))[0]["rows"]["links"]
+
+    await until(nothing_more)
+
+
+def test_an_activation_crosses_bit_for_bit() -> None:
+    given = Activation("bfloat16", (1, 2, 3), bytes(range(12)))
+    assert from_wire(to_wire(given)) == given
