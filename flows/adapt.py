@@ -17,10 +17,20 @@ from resplit.client import ControlClient
 from resplit.config import load_cluster
 from resplit.decide import Settings
 from resplit.errors import DataError, ProposalRefusedError
-from tasks.deploy import deploy_decision
+from resplit.types import Problem
+from tasks.deploy import deploy_decision, deploy_plan
 from tasks.fit import fit
 from tasks.observe import observe
-from tasks.plan import choose, load_history, measured_since, problem, registry_speed, save_configuration, save_history
+from tasks.plan import (
+    choose,
+    load_history,
+    measured_since,
+    plan,
+    problem,
+    registry_speed,
+    save_configuration,
+    save_history,
+)
 from tasks.validate import Need, validate
 
 _log = structlog.get_logger(__name__)
@@ -67,6 +77,8 @@ def _tick(
         client.log_decision({"action": "keep", "reason": str(error), "at_s": now_s})
         return False
     posed = problem(client, cluster, cost, valid.telemetry, live, 2 * window_s)
+    if live.placement is None:
+        return _place_first(client, posed)
     moved_s = history.last.at_s if history.last else 0.0
     slo_s = {c.name: c.slo for c in cluster.classes}
     measured = measured_since(client.records(), slo_s, max(since_s, moved_s, now_s - 2 * window_s))
@@ -86,6 +98,14 @@ def _tick(
     client.log_decision(said | {"outcome": outcome})
     _log.info("decided", action=decision.action, reason=decision.reason)
     return outcome["deployed"] is not None
+
+
+def _place_first(client: ControlClient, posed: Problem) -> bool:
+    """Deploy a plan where nothing is placed, as after the start of a controller: there is nothing to decide about."""
+    epoch = deploy_plan(client, plan(posed), 0)
+    outcome = {"deployed": epoch}
+    client.log_decision({"action": "initial", "reason": "nothing is placed", "at_s": time.time(), "outcome": outcome})
+    return True
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -38,8 +39,9 @@ _log = structlog.get_logger(__name__)
 
 
 @flow(name="study", validate_parameters=False)
-def study(params: Params, state: Path = STATE, reports: Path = REPORTS) -> str:
-    """Run the whole loop and both policies; the comparison as text, and where to look further."""
+def study(params: Params | None = None, state: Path = STATE, reports: Path = REPORTS) -> str:
+    """Run the whole loop and both policies by `params` (default: `params.yaml`); the comparison as text."""
+    params = params or load_params()
     cluster_config, scenario = inputs(params)
     model = obtain_model(params.model, state, cluster_config)
     package(model, state)
@@ -111,7 +113,7 @@ def publish(
     rows = compare(summaries(list(records)))
     page = report(records, reports, extras)
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}
-    tracked = open_study(default_uri(state), cluster.name, about)
+    tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), cluster.name, about)
     for record in records:
         kept = load_configurations(state / "configurations", [int(epoch) for epoch in record.epochs.epoch])
         track_run(tracked, record, cluster.name, cluster.weights.values(), kept)
@@ -125,7 +127,7 @@ def main() -> None:
     log_to_stderr()
     begun_s = time.monotonic()
     try:
-        text = study(load_params())
+        text = study()
     except ResplitError as error:
         sys.exit(f"resplit: {error}")
     sys.stdout.write(f"{text}\n")
