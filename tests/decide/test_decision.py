@@ -258,7 +258,7 @@ def test_without_a_current_placement_there_is_nothing_to_decide() -> None:
         _decide(replace(problem(TODAY), current=None))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
 def test_keep_where_nothing_gains_and_never_an_illegal_placement(seed: int) -> None:
     cluster = random_problem(seed)
@@ -273,13 +273,13 @@ def test_keep_where_nothing_gains_and_never_an_illegal_placement(seed: int) -> N
         assert decision.chosen.gain_per_request > decision.threshold * keep.objective
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_the_same_state_gives_the_same_decision(seed: int) -> None:
     assert _decide(random_problem(seed)).to_json() == _decide(random_problem(seed)).to_json()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_what_was_moved_to_is_kept_in_the_next_tick(seed: int) -> None:
     cluster = random_problem(seed)

@@ -16,7 +16,7 @@ from resplit.errors import DataError
 from resplit.telemetry import TABLES, Telemetry
 from resplit.types import BlockFeatures
 from tasks import validate as module
-from tasks.validate import RULES, Need, Rule, render_html, validate, validate_telemetry
+from tasks.validate import RULES, Need, Rule, ValidTelemetry, render_html, validate, validate_telemetry
 from tests.cost.conftest import MACHINES, block_rows, features, link_rows, node_rows
 
 __all__ = ["features"]
@@ -29,7 +29,7 @@ Features = tuple[BlockFeatures, ...]
 @pytest.fixture(scope="module")
 def clean(features: Features) -> Telemetry:
     blocks = block_rows(MACHINES, features, contexts=(8, 40), prompts=(16,))
-    rows = {"nodes": node_rows(MACHINES, [0.0, 1.0, 2.0]), "links": link_rows(MACHINES), "blocks": blocks}
+    rows = {"nodes": node_rows(MACHINES, list(range(8))), "links": link_rows(MACHINES), "blocks": blocks}
     dated = {name: [row | {"time_s": NOW_S - 60 + float(str(row["time_s"]))} for row in rows[name]] for name in rows}
     return Telemetry.from_rows(dated)
 
@@ -83,21 +83,39 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def judged(
+    clean: Telemetry, features: Features, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]]:
+    """Telemetry with each of the bad rows among good ones, what was found, and where each case stands."""
+    dirty, places = clean, {}
+    for case, (table, values, _) in BAD.items():
+        row = len(getattr(clean, table)) - 1 - sum(place[0] == table for place in places.values())
+        places[case] = (table, row)
+        dirty = _with(dirty, table, row, values)
+    return dirty, validate_telemetry(dirty, NODES, features, NOW_S, tmp_path_factory.mktemp("quarantine")), places
+
+
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_row_goes_to_quarantine_with_its_reason_and_no_other_does(
-    clean: Telemetry, features: Features, tmp_path: Path, case: str
+def test_a_bad_row_goes_to_quarantine_with_its_reason(
+    judged: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], case: str
 ) -> None:
-    table, values, reason = BAD[case]
-    row = len(getattr(clean, table)) - 1
-    dirty = _with(clean, table, row, values)
-    valid = validate_telemetry(dirty, NODES, features, NOW_S, tmp_path)
-    kept, all_rows = getattr(valid.telemetry, table), getattr(dirty, table)
-    pd.testing.assert_frame_equal(kept, all_rows.drop(index=row))
-    (path,) = valid.quarantine
+    _, valid, places = judged
+    (table, row), (_, _, reason) = places[case], BAD[case]
+    rows = sorted(place[1] for place in places.values() if place[0] == table)
+    (path,) = (path for path in valid.quarantine if path.name.startswith(table))
     bad = pd.read_parquet(path)
-    assert len(bad) == 1
-    assert reason in bad["reason"][0]
+    assert reason in bad["reason"][rows.index(row)]
     assert list(bad.columns) == [*TABLES[table], "reason"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_no_good_row_goes_to_quarantine(
+    judged: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], table: str
+) -> None:
+    dirty, valid, places = judged
+    good = getattr(dirty, table).drop(index=[row for name, row in places.values() if name == table])
+    pd.testing.assert_frame_equal(getattr(valid.telemetry, table), good)
 
 
 def test_every_rule_is_broken_by_one_of_the_cases_or_is_a_plain_presence() -> None:
@@ -106,7 +124,7 @@ def test_every_rule_is_broken_by_one_of_the_cases_or_is_a_plain_presence() -> No
         assert rule.reason.endswith("is missing") or any(reason in rule.reason for reason in reasons), rule.reason
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.sets(st.integers(0, 71), max_size=30))
 def test_just_the_rows_that_are_bad_are_kept_from_the_fit(
     clean: Telemetry, features: Features, tmp_path: Path, rows: set[int]
