@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
@@ -29,5 +30,14 @@ def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[Va
     return valid, fit(valid.telemetry, live.features, state / "cost.json")
 
 
+def main() -> None:
+    """`python -m flows.profile`: one profile of a running cluster."""
+    parser = argparse.ArgumentParser(description=profile.__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)")
+    parser.add_argument("--state", type=Path, default=STATE, help="the cluster's state folder (default: %(default)s)")
+    given = parser.parse_args()
+    profile(given.url, given.state)
+
+
 if __name__ == "__main__":
-    profile()
+    main()
