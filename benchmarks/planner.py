@@ -28,7 +28,7 @@ from resplit.problem import problem_from_json
 from resplit.types import Plan, Problem
 
 mpl.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
 BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]

@@ -12,8 +12,9 @@ from resplit.planner.convex import relax_convex
 from resplit.planner.dual import Dual, Prices
 from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
-from resplit.planner.paths import IntervalPaths
+from resplit.planner.paths import IntervalPaths, PathCosts
 from resplit.planner.resources import Resources, SetCuts, Support
+from resplit.planner.tracked import TrackedPaths
 from resplit.problem import read_problem
 from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
@@ -82,3 +83,54 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
         if not evaluate(problem, placement).violations:
             nodes_of = instance.nodes_of(placement)
             assert (cuts.excess(Support.of(resources, nodes_of)) <= 1e-9).all()
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_the_cheapest_tracked_path_is_that_of_enumeration(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    instance = Instance.of(problem)
+    random = np.random.default_rng(seed)
+    use = random.integers(0, 3, 4).astype(float)
+    limits = [int(limit) for limit in random.integers(0, 5, 2)]
+    share, atom = random.uniform(0.1, 1, 3), random.random((4, 3))
+    costs = PathCosts(share, atom, random.random((3, 3)), random.random(3))
+    paths = IntervalPaths(instance)
+
+    cost, nodes_of = TrackedPaths(paths, use, [0, 2], limits).shortest(costs)
+
+    def price(x: np.ndarray) -> float:
+        ends = np.concatenate(([0], np.flatnonzero(np.diff(x)) + 1, [4]))
+        queue = sum(share[x[p]] * paths.queue[q][p, x[p]] for p, q in itertools.pairwise(ends))
+        refund = costs.start_refund[x[0]] + sum(costs.link_refund[x[p - 1], x[p]] for p in ends[1:-1])
+        return float(queue + atom[np.arange(4), x].sum() + instance.path_cost(x) - refund)
+
+    legal = [
+        x
+        for x in map(np.array, itertools.product(range(3), repeat=4))
+        if all(use[x == node].sum() <= limit for node, limit in zip([0, 2], limits, strict=True))
+    ]
+    assert cost == pytest.approx(min(map(price, legal)))
+    if np.isfinite(cost):
+        assert price(nodes_of) == pytest.approx(cost)
+
+
+@given(seeds())
+@settings(max_examples=30, deadline=None)
+def test_tracking_nodes_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=5)
+    instance = Instance.of(problem)
+    optimum, placement = best_by_enumeration(problem)
+    if placement is None:
+        return
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+    bounds = []
+
+    dual.improve([], Budget(5.0), float("inf"))
+    bounds.append(dual.bound)
+    while dual.track():
+        dual.improve([], Budget(5.0), float("inf"))
+        bounds.append(dual.bound)
+
+    assert bounds == sorted(bounds)
+    assert bounds[-1] <= optimum * (1 + 1e-9)

@@ -33,7 +33,7 @@ class Candidates:
 
 def candidates(dual: Dual, cutoff: float) -> Candidates:
     """Reduced-cost fixing: by the bound of the cheapest path through each interval and each transfer."""
-    instance, prices = dual.instance, dual.prices
+    instance, prices = dual.instance, dual.plain_prices
     atoms = instance.shape[0]
     way = dual.paths.potentials(dual.path_costs(prices))
     left = cutoff - dual.rest(prices)

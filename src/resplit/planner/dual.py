@@ -15,12 +15,14 @@ from resplit.planner.instance import Instance, IntArray
 from resplit.planner.master import Master
 from resplit.planner.paths import IntervalPaths, PathCosts
 from resplit.planner.resources import Resources, SetCuts
+from resplit.planner.tracked import TrackedPaths
 from resplit.types import FloatArray
 
 __all__ = ["Dual", "Prices"]
 
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
+MOST_STATES = 6_000  # states x nodes of the dynamic program over tracked nodes
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
 
@@ -54,10 +56,12 @@ class Dual:
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
         )
+        self.plain_prices = self.prices  # the best for `paths`, where no node is tracked
         self.bound = -np.inf
         self.converged = False
         self._master: Master | None = None
         self._inherited: list[IntArray] = []
+        self._oracle: IntervalPaths | TrackedPaths = paths
         self._step = 0.5
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
@@ -73,15 +77,18 @@ class Dual:
 
     def evaluate(self, prices: Prices) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
-        best is kept. (inf, ()) where no path exists at all."""
+        best is kept. (inf, ()) where no path exists at all, at any prices."""
         prices = self._legal(prices)
-        path_cost, nodes_of = self.paths.shortest(self.path_costs(prices))
+        path_cost, nodes_of = self._oracle.shortest(self.path_costs(prices))
         if not len(nodes_of):
-            return float("inf"), nodes_of
+            self.bound = float("inf")
+            return self.bound, nodes_of
         value = path_cost + self.rest(prices)
         if value > self.bound:
             self.bound = value
             self.prices = prices
+            if self._oracle is self.paths:
+                self.plain_prices = prices
         return value, nodes_of
 
     def path_costs(self, prices: Prices) -> PathCosts:
@@ -107,7 +114,10 @@ class Dual:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
         (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
         if self._master is None:
-            columns = [self.evaluate(self.prices)[1], *self._inherited, *columns]
+            first = self.evaluate(self.prices)[1]
+            if not len(first):
+                return []
+            columns = [first, *self._inherited, *columns]
             scale = max(abs(target) if np.isfinite(target) else abs(self.bound), 1e-9)
             self._master = Master(self.instance, self.paths, self.resources, self.cuts, scale)
         master = self._master
@@ -137,6 +147,26 @@ class Dual:
         self._bound_before_cuts = self.bound
         return self._stalls <= 3
 
+    def track(self) -> bool:
+        """From now on paths keep the limit of one more node, the one that the mixture's paths exceed most. False where
+        none does or the states would be too many."""
+        if self._master is None:
+            return False
+        tracked = self._oracle.nodes if isinstance(self._oracle, TrackedPaths) else []
+        whole = min(1, len(self.resources.use) - 1)
+        limit, use = self.resources.limit[whole], self.resources.use[whole]
+        excess = self._master.excess(whole)
+        excess[tracked] = 0
+        node = int(excess.argmax())
+        nodes = [*tracked, node]
+        states = np.prod([limit[i] + 1 for i in nodes])
+        if whole == 0 or excess[node] <= 1e-6 or states * self.instance.shape[1] > MOST_STATES:
+            return False
+        self._oracle = TrackedPaths(self.paths, use, nodes, [int(limit[i]) for i in nodes])
+        self._inherited = [x for x in self._master.columns if all(use[x == i].sum() <= limit[i] for i in nodes)]
+        self._master, self.converged, self._stalls = None, False, 0
+        return True
+
     def _cut(self, master: Master) -> bool:
         """Adds the set cuts that the master's mixture breaks; False where it breaks none."""
         support = master.support()
@@ -144,7 +174,8 @@ class Dual:
         if not len(new):
             return False
         self.cuts = self.cuts.joined(new)
-        self.prices = replace(self.prices, cut=np.concatenate((self.prices.cut, np.zeros(len(new)))))
+        self.prices = _padded(self.prices, len(new))
+        self.plain_prices = _padded(self.plain_prices, len(new))
         master.add_cuts(new)
         return True
 
@@ -158,6 +189,11 @@ class Dual:
             cut=np.maximum(prices.cut, 0),
             balance=balance * min(1.0, self.instance.balance_weight / max(float(balance.sum()), 1e-300)),
         )
+
+
+def _padded(prices: Prices, cuts: int) -> Prices:
+    """`prices` with 0 for so many new cuts."""
+    return replace(prices, cut=np.concatenate((prices.cut, np.zeros(cuts))))
 
 
 def _node_terms(instance: Instance, weight: FloatArray, price: FloatArray) -> FloatArray:

@@ -39,7 +39,7 @@ class Master:
         self.scale = scale
         self._top = np.clip(instance.headroom, 0, None)
         self._known: dict[bytes, int] = {}  # placement -> column
-        self._columns: list[IntArray] = []
+        self.columns: list[IntArray] = []
         self._cuts: list[tuple[SetCuts, int]] = []  # with the row of the first
         self._highs = quiet_highs(presolve="off")
         self._add_node_columns()
@@ -104,7 +104,7 @@ class Master:
             rows = np.concatenate((rows, first + np.arange(len(cuts))))
             values = np.concatenate((values, -cuts.excess(support)))
         self._known[key] = self._highs.getNumCol()
-        self._columns.append(nodes_of)
+        self.columns.append(nodes_of)
         cost = self.instance.path_cost(nodes_of) / self.scale
         self._highs.addCol(cost, 0.0, INF, len(rows), rows.astype(np.int32), values)
         return True
@@ -112,7 +112,7 @@ class Master:
     def add_cuts(self, cuts: SetCuts) -> None:
         """Adds rows: minus the excess of the mixture over each cut is at least 0."""
         self._cuts.append((cuts, self._highs.getNumRow()))
-        excess = np.array([cuts.excess(Support.of(self.resources, x)) for x in self._columns])  # (columns, M)
+        excess = np.array([cuts.excess(Support.of(self.resources, x)) for x in self.columns])  # (columns, M)
         places = [*self._known.values()]
         for m in range(len(cuts)):
             self._row(0.0, INF, places, list(-excess[:, m]) if len(places) else [])
@@ -145,6 +145,12 @@ class Master:
         """The placements in the mixture that was last solved for."""
         return [nodes_of for _, nodes_of in self._mixture()]
 
+    def excess(self, resource: int) -> FloatArray:
+        """Mean excess over each node's limit (N,) of the placements in that mixture, those within it counted 0."""
+        use, limit = self.resources.use[resource], self.resources.limit[resource]
+        over = [weight * (np.bincount(x, use, len(limit)) - limit).clip(min=0) for weight, x in self._mixture()]
+        return np.asarray(np.sum(over, axis=0))
+
     def support(self) -> Support:
         """The support of that mixture."""
         parts = [(weight, Support.of(self.resources, nodes_of)) for weight, nodes_of in self._mixture()]
@@ -156,5 +162,5 @@ class Master:
 
     def _mixture(self) -> list[tuple[float, IntArray]]:
         values = self._highs.getSolution().col_value
-        columns = zip(self._known.values(), self._columns, strict=True)
+        columns = zip(self._known.values(), self.columns, strict=True)
         return [(values[k], nodes_of) for k, nodes_of in columns if k < len(values) and values[k] > 1e-9]

@@ -24,9 +24,10 @@ __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 100  # descents in a row that find nothing better
+MOST_STARTS = 10  # descents after each round of tracking
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
-PRICING_SHARE, SEARCH_SHARE, LATE_PRICING_SHARE, DESCENT_SHARE = 0.45, 0.45, 0.6, 0.1
+PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.4, 0.4, 0.7, 0.1
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
@@ -57,7 +58,7 @@ def solve_from(
         search.run(first, budget)
     starts = _priced(dual, search, budget.part(PRICING_SHARE), gap)
     _searched(dual, search, starts, budget.part(SEARCH_SHARE), gap)
-    _priced(dual, search, budget.part(LATE_PRICING_SHARE), gap)
+    _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
     return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
 
 
@@ -96,6 +97,14 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list
         columns = [search.best] if search.best is not None and search.cost < known else []
         left = [*reversed(found[:-1]), *left]
     return left
+
+
+def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
+    """Prices again with paths that keep the limits of one more node, and one more, where that may close the gap."""
+    _priced(dual, search, budget, gap)
+    while dual.converged and dual.bound < search.cost * (1 - gap) and not budget.spent and dual.track():
+        starts = _priced(dual, search, budget, gap)
+        _searched(dual, search, starts[:MOST_STARTS], budget.part(DESCENT_SHARE), gap)
 
 
 def _searched(dual: Dual, search: LocalSearch, starts: list[IntArray], budget: Budget, gap: float) -> None:
