@@ -276,7 +276,8 @@ def _batches() -> Any:
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    # This one logger is set to INFO on import, and tells of a temporary directory.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.pandas_default.add_dataframe_asset("telemetry")
@@ -332,7 +333,7 @@ def render_html(valid: ValidTelemetry, title: str = "Telemetry") -> str:
         for finding in valid.findings
     )
     kept = {name: len(getattr(valid.telemetry, name)) for name in TABLES}
-    summary = ", ".join(f"{count} of {name}" for name, count in kept.items())
+    summary = ", ".join(f"{name} {count}" for name, count in kept.items())
     files = "".join(f"<li>{html.escape(str(path))}</li>" for path in valid.quarantine)
     return _PAGE.format(title=html.escape(title), summary=summary, rows=rows, files=files or "<li>none</li>")
 
