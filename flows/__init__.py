@@ -19,6 +19,9 @@ _ENVIRONMENT = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
+    # On one machine the flows share the cores with the nodes: one thread each is what they get.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

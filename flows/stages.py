@@ -6,6 +6,7 @@ Each reads what the stage before it wrote below `data/generated` and uses the sa
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -133,6 +134,7 @@ def _write(name: str, content: object) -> None:
 def main() -> None:
     """Run the stage that the command line names."""
     log_to_stderr()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is stopped as on Ctrl-C
     if len(sys.argv) != 2 or sys.argv[1] not in STAGES:
         sys.exit(f"usage: python -m flows.stages {'|'.join(STAGES)}")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def serve_policies(
     cluster: Cluster, client: ControlClient, params: Params, scenario: ScenarioConfig, cost: CostModel, first: Plan
 ) -> list[RunRecord]:
     """The workload three times, from the same plan: undisturbed, static and adaptive. To be called within a flow."""
+    os.nice(10)  # the machines that the nodes play would not share their cores with the control loop
     shutil.rmtree(cluster.state / "configurations", ignore_errors=True)
     calm = scenario.model_copy(update={"name": "undisturbed", "nodes": (), "links": (), "load": ()})
     runs = (("static", calm), ("static", scenario), ("resplit", scenario))
@@ -125,6 +127,7 @@ def publish(
 def main() -> None:
     """`python -m flows.study`: the study of `params.yaml`."""
     log_to_stderr()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is stopped as on Ctrl-C
     begun_s = time.monotonic()
     try:
         text = study()
