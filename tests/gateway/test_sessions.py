@@ -96,7 +96,7 @@ async def test_tokens_are_those_of_the_unsplit_model(
 async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
     tiny: StoredModel, tmp_path: Path
 ) -> None:
-    slow = {"default": {"latency": "5 ms", "bandwidth": "1 Gbit/s"}}  # slower than what a probe may be mistaken by
+    slow = {"default": {"latency": "10 ms", "bandwidth": "1 Gbit/s"}}  # slower than what a probe may be mistaken by
     async with in_process(cluster_config(links=slow), tiny, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.introduce()
@@ -107,8 +107,13 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
         await tokens_of(nodes.sessions, request(10))
         # The gateway sends one step for each token, to the first node. The nodes pass on all the others.
         assert sent == {A: 10}
-        passed_on = {name: Counter(await passive_peers(nodes, name)) for name in (A, B, C)}
-        assert passed_on == {A: {B: 10}, B: {C: 10, A: 10}, C: {B: 10}}
+
+        async def all_passed_on() -> bool:  # the last acknowledgement may come after the last token
+            passed_on = {name: set(await passive_peers(nodes, name)) for name in (A, B, C)}
+            return passed_on == {A: {B}, B: {C, A}, C: {B}}
+
+        await until(all_passed_on)
+        assert sent == {A: 10}
         await controller.stop()
 
 
@@ -190,7 +195,7 @@ async def test_what_all_sessions_hold_stays_within_what_was_reserved(nodes: InPr
     weights = {name: (await nodes.state(name))["held_bytes"] for name in (A, B, C)}
     per_token = nodes.features[2].kv_bytes_per_token
     layers = {A: 1, B: 3, C: 2}
-    streams = [asyncio.create_task(tokens_of(nodes.sessions, request(30, (9,) * 30))) for _ in range(8)]
+    streams = [asyncio.create_task(tokens_of(nodes.sessions, request(20, (9,) * 40))) for _ in range(6)]
     most = 0.0
     while not all(stream.done() for stream in streams):
         await asyncio.sleep(0.01)
@@ -240,21 +245,59 @@ async def test_demand_is_what_was_declared_until_something_is_seen(nodes: InProc
     assert seen["rate_rps"] == pytest.approx(20 / 20)
 
 
-async def test_a_lost_node_fails_its_sessions_and_the_others_are_freed(
+async def test_a_lost_nodes_sessions_are_replayed_on_the_next_placement_token_for_token(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    nodes.sessions.on_lost = lambda node: None  # the test is the one that plans
+    generated = []
+    async for token in nodes.sessions.generate(request(30)):
+        generated.append(token.token_id)
+        if token.index == 10:
+            await nodes.stop(C)
+            replacing = asyncio.create_task(deploy(controller, [A, A, B, B, A, B, A, A]))
+    await replacing
+    assert generated == reference(whole, list(PROMPT), 30)
+    (record,) = nodes.sessions.records(0)
+    assert (record["status"], record["epochs"]) == (200, (1, 2))
+
+
+async def test_where_no_placement_is_left_requests_fail_with_the_reason_until_the_node_is_back(
     nodes: InProcess, controller: Controller
 ) -> None:
+    before = await tokens_of(nodes.sessions, request())
     stream = nodes.sessions.generate(request(200))
     await anext(stream)
     await nodes.stop(C)
-    with pytest.raises(NodeLostError, match=C):
-        async for _ in stream:
-            pass
+    with pytest.raises(NodeLostError, match=f"{C} lost, and nothing known yet"):
+        await exhaust(stream)
     assert nodes.sessions.records(0)[-1]["status"] == 503
-    assert nodes.sessions.ready() == f"no connection to {C}"
-    with pytest.raises(NodeLostError):
-        await tokens_of(nodes.sessions, request())
 
     async def free() -> bool:
         return not any([(await nodes.state(name))["sessions"] for name in (A, B)])
 
     await until(free)
+    await nodes.start(C)
+
+    async def ready() -> bool:
+        return nodes.sessions.ready() is None
+
+    await until(ready)
+    assert await tokens_of(nodes.sessions, request()) == before
+
+
+async def exhaust(stream: AsyncIterator[object]) -> None:
+    async for _ in stream:
+        pass
+
+
+async def test_a_deadline_counts_while_a_lost_node_is_waited_for(nodes: InProcess, controller: Controller) -> None:
+    nodes.sessions.on_lost = lambda node: None
+    await nodes.stop(C)
+
+    async def noticed() -> bool:
+        return nodes.sessions.ready() is not None
+
+    await until(noticed)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tokens_of(nodes.sessions, request(deadline_s=0.1)), 5)
+    assert nodes.sessions.records(0)[-1]["status"] == 504

@@ -136,12 +136,14 @@ class InProcess:
         return {"name": entry.shard, "key": wrapped.hex()}
 
     def controller(self) -> Controller:
-        """A controller of this cluster, with a log of its own."""
+        """A controller of this cluster, with a log of its own, that hears of lost and found nodes."""
         log = EpochLog(self.folder / "epochs.db")
         controller = Controller(
             self.config, self.model, self.member, self.keyring, log, self.router.peers, self.addresses, self.sessions
         )
         self.sessions.on_settled = controller.settled
+        self.sessions.on_lost = controller.node_lost
+        self.router.on_found = controller.node_found
         return controller
 
 

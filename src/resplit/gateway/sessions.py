@@ -184,7 +184,8 @@ class Sessions:
                 f"{len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones do not fit the context "
                 f"of {self.context_tokens} tokens"
             )
-        await self._until_ready()
+        async with asyncio.timeout_at(due_s):
+            await self._until_ready()
         await self._admission.enter(capacity, due_s)
         route = self._router.live
         assert route is not None
