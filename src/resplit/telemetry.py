@@ -90,7 +90,7 @@ class Telemetry:
 
     def since(self, time_s: float) -> Telemetry:
         """The rows not older than `time_s`."""
-        return Telemetry(**{name: getattr(self, name).query("time_s >= @time_s") for name in TABLES})
+        return Telemetry(**{name: table[table["time_s"] >= time_s] for name, table in vars(self).items()})
 
 
 def frame(rows: list[dict[str, object]], columns: dict[str, str]) -> pd.DataFrame:
