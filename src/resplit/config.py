@@ -213,15 +213,22 @@ def _load(path: Path, schema: type[_File]) -> _File:
         content = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}", f"is not YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not YAML: {error}") from None
+        raise ConfigError(str(path), f"is not YAML: {' '.join(str(error).split())}") from None
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        place = f"{path}:{_line(document, first['loc'])}" + (f": {key}" if key else "")
-        raise ConfigError(place, first["msg"].removeprefix("Value error, ")) from None
+        # What stands there wrongly goes first: a misspelt key is why the right one is missing.
+        first = min(error.errors(), key=lambda each: each["type"] == "missing")
+        location, rule = first["loc"], first["msg"].removeprefix("Value error, ")
+        if not location and ": " in rule:  # a rule of the whole file names its key itself
+            key, rule = rule.split(": ", 1)
+            location = tuple(key.split("."))
+        place = f"{path}:{_line(document, location)}" + (f": {'.'.join(map(str, location))}" if location else "")
+        raise ConfigError(place, rule) from None
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:

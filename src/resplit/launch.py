@@ -138,12 +138,15 @@ def _await_ready(cluster: Cluster) -> None:
     until_s = time.monotonic() + _READY_WITHIN_S
     while not (cluster.state / "ready").exists():
         if dead := cluster.dead():
-            raise ResplitError(f"{dead[0]} ended before the cluster was ready:\n{_last_lines(cluster.state, dead[0])}")
+            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {_last_words(cluster.state, dead[0])}")
         if time.monotonic() > until_s:
             raise ResplitError(f"not ready within {_READY_WITHIN_S:.0f} s; see {cluster.state / 'log'}")
         time.sleep(0.1)
 
 
-def _last_lines(state: Path, name: str, count: int = 5) -> str:
-    lines = (state / "log" / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-count:])
+def _last_words(state: Path, name: str) -> str:
+    """The error with which a process ended, or where to look for it."""
+    log = state / "log" / f"{name}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    prefix = "resplit: "
+    return lines[-1].removeprefix(prefix) if lines and lines[-1].startswith(prefix) else f"see {log}"

@@ -19,7 +19,7 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ResplitError, ShardError
+from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
 from resplit.model.engine import Activation
 from resplit.wire.links import Link, Sender
 from resplit.wire.node_grpc import NodeStub
@@ -54,10 +54,10 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """From `host:port`; ValueError if it is not that."""
+        """From `host:port`; ConfigError if it is not that."""
         host, separator, port = text.rpartition(":")
         if not (separator and host and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"{text!r} is not host:port")
+            raise ConfigError(repr(text), "is not host:port")
         return cls(host, int(port))
 
     def __str__(self) -> str:

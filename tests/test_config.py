@@ -1,0 +1,196 @@
+"""Cluster and scenario files: what they may say, and where an error is when they say something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resplit.config import ClusterConfig, load_cluster, load_scenario
+from resplit.errors import ConfigError
+
+DATA = Path(__file__).parents[1] / "data"
+CLUSTER = """\
+name: test
+source: hub
+trusted: [hub]
+nodes:
+  - name: hub
+    memory: 64 MiB
+    emulate:
+      decode_per_token: { embed: 1 ms, layer: 2 ms, head: 3 ms }
+      prefill_per_token: { embed: 1 ms, layer: 2 ms, head: 3 ms }
+  - name: far
+    memory: 64 MiB
+links:
+  default: { latency: 1 ms, bandwidth: 100 Mbit/s }
+  pairs:
+    - { between: [hub, far], latency: 9 ms, bandwidth: 8 Mbit/s }
+classes:
+  - { name: chat, slo: 2 s, rate_rps: 1, prompt_tokens: 8, new_tokens: 8 }
+kv_tokens: 64
+"""
+SCENARIO = """\
+name: day
+duration: 1 min
+nodes:
+  - { at: 5 s, node: hub, slowdown: 4, label: throttles }
+links:
+  - { at: 6 s, between: [hub, far], latency: 50 ms, bandwidth: 1 Mbit/s, label: degrades }
+load:
+  - { at: 7 s, request_class: chat, rate_rps: 3, label: surge }
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+def cluster(folder: Path, old: str = "", new: str = "") -> ClusterConfig:
+    assert old in CLUSTER
+    return load_cluster(written(folder, CLUSTER.replace(old, new, 1)))
+
+
+def test_a_cluster_file_is_read_in_its_units(tmp_path: Path) -> None:
+    config = cluster(tmp_path)
+    assert config.node_names == ["hub", "far"]
+    assert config.node("hub").memory == 64 * 2**20
+    assert config.classes[0].slo == 2.0
+    emulation = config.node("hub").emulate
+    assert emulation is not None
+    assert emulation.decode_per_token.layer == 0.002
+    assert (config.limits.context_tokens, config.weights.latency, config.private_layers) == (512, 1.0, 1)
+
+
+def test_a_named_link_goes_before_the_default_and_is_alike_in_both_directions(tmp_path: Path) -> None:
+    config = cluster(tmp_path, "- name: far", "- {name: third, memory: 1 MiB}\n  - name: far")
+    for one, other in [("hub", "far"), ("far", "hub")]:
+        shape = config.link(one, other)
+        assert shape is not None
+        assert (shape.latency, shape.bandwidth) == (0.009, 1e6)
+    default = config.link("hub", "third")
+    assert default is not None
+    assert (default.latency, default.bandwidth) == (0.001, 12.5e6)
+    assert config.link("hub", "hub") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key", "rule"),
+    [
+        ("kv_tokens", "kv_token", 18, "kv_token", "Extra inputs are not permitted"),
+        ("slo: 2 s", "slo_s: 2 s", 17, "classes.0.slo_s", "Extra inputs are not permitted"),
+        ("latency: 1 ms,", "latency: 1 ms, jitter: 1 ms,", 13, "links.default.jitter", "Extra inputs"),
+        ("memory: 64 MiB", "memory: 64 Mbit/s", 6, "nodes.0.memory", "one of the units B, kB"),
+        ("embed: 1 ms", "embed: 1 MiB", 8, "nodes.0.emulate.decode_per_token.embed", "one of the units us, ms"),
+        ("bandwidth: 8 Mbit/s", "bandwidth: 8", 15, "links.pairs.0.bandwidth", "one of the units bit/s"),
+        ("bandwidth: 8 Mbit/s", "bandwidth: 0 Mbit/s", 15, "links.pairs.0.bandwidth", "greater than 0"),
+        ("    memory: 64 MiB\n", "", 5, "nodes.0.memory", "Field required"),
+        ("source: hub", "source: attic", 2, "source", "'attic' is not in this cluster; it has hub, far"),
+        ("trusted: [hub]", "trusted: [hub, attic]", 3, "trusted", "'attic' is not in this cluster"),
+        ("between: [hub, far]", "between: [hub, attic]", 14, "links.pairs.between", "'attic' is not in this"),
+        ("name: far", "name: hub", 4, "nodes", "the name 'hub' stands twice"),
+        ("name: far", "name: Far_1", 10, "nodes.1.name", "should match pattern"),
+        ("new_tokens: 8", "new_tokens: 0", 17, "classes.0.new_tokens", "greater than or equal to 1"),
+        ("rate_rps: 1", "rate_rps: soon", 17, "classes.0.rate_rps", "valid number"),
+        ("kv_tokens: 64", "kv_tokens: 64\nweights: {latency: -1}", 19, "weights.latency", "greater than or equal to 0"),
+        ("kv_tokens: 64", "", 1, "kv_tokens", "Field required"),
+    ],
+)
+def test_an_error_names_file_line_key_and_rule(
+    tmp_path: Path, old: str, new: str, line: int, key: str, rule: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        cluster(tmp_path, old, new)
+    assert str(error.value).startswith(f"{tmp_path / 'cluster.yaml'}:{line}: {key}: ")
+    assert rule in error.value.rule
+    assert "\n" not in str(error.value)
+
+
+def test_classes_have_unique_names(tmp_path: Path) -> None:
+    text = CLUSTER.replace("classes:\n", "classes:\n  - {name: chat, rate_rps: 1, prompt_tokens: 1, new_tokens: 1}\n")
+    with pytest.raises(ConfigError, match=r":16: classes: the name 'chat' stands twice"):
+        load_cluster(written(tmp_path, text))
+
+
+def test_emulated_nodes_need_emulated_links(tmp_path: Path) -> None:
+    text = CLUSTER[: CLUSTER.index("links:")] + CLUSTER[CLUSTER.index("classes:") :]
+    with pytest.raises(ConfigError, match=r"links: emulated nodes need emulated links; add `links"):
+        load_cluster(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nodes: [hub\nname: x", ":2: is not YAML: expected ',' or ']'"),
+        ("name: 'open", ": is not YAML: found unexpected end of stream"),
+        ("a: b: c", ":1: is not YAML: mapping values are not allowed here"),
+        ("\x00", ": is not YAML: "),
+        ("- a list", ":1: Input should be a valid dictionary"),
+        ("", ":1: Input should be a valid dictionary"),
+    ],
+)
+def test_what_is_no_cluster_at_all_is_one_line_too(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_cluster(written(tmp_path, text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_and_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    path.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match=r"cluster.yaml: is not YAML"):
+        load_cluster(path)
+    with pytest.raises(ConfigError, match=r"absent.yaml: cannot be read: No such file"):
+        load_cluster(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_cluster(tmp_path)
+
+
+def test_a_scenario_is_read_and_fits_its_cluster(tmp_path: Path) -> None:
+    scenario = load_scenario(written(tmp_path, SCENARIO))
+    assert (scenario.duration, scenario.nodes[0].at, scenario.links[0].latency) == (60.0, 5.0, 0.05)
+    scenario.check_against(cluster(tmp_path), "day.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("node: hub", "node: attic", "nodes: 'attic' is not in this cluster; it has hub, far"),
+        ("node: hub", "node: far", "nodes: 'far' is real hardware"),
+        ("[hub, far]", "[hub, attic]", "links: 'attic' is not in this cluster"),
+        ("request_class: chat", "request_class: batch", "load: 'batch' is not in this cluster; it has chat"),
+    ],
+)
+def test_a_scenario_that_names_what_is_not_there_is_refused(tmp_path: Path, old: str, new: str, rule: str) -> None:
+    scenario = load_scenario(written(tmp_path, SCENARIO.replace(old, new)))
+    with pytest.raises(ConfigError) as error:
+        scenario.check_against(cluster(tmp_path), "day.yaml")
+    assert str(error.value).startswith(f"day.yaml: {rule}")
+
+
+def test_an_error_in_a_scenario_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r":4: nodes.0.slow: Extra inputs"):
+        load_scenario(written(tmp_path, SCENARIO.replace("slowdown", "slow")))
+    with pytest.raises(ConfigError, match=r":8: load.0.at: .* needs a number"):
+        load_scenario(written(tmp_path, SCENARIO.replace("at: 7 s", "at: 7")))
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_clusters_that_come_along_are_well_formed(path: Path) -> None:
+    config = load_cluster(path)
+    assert set(config.trusted) <= set(config.node_names)
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_scenarios_that_come_along_fit_a_cluster_that_comes_along(path: Path) -> None:
+    scenario = load_scenario(path)
+    home = next(
+        load_cluster(file) for file in (DATA / "clusters").glob("*.yaml") if scenario.name.startswith(file.stem)
+    )
+    scenario.check_against(home, str(path))
+    changes = [*scenario.nodes, *scenario.links, *scenario.load]
+    assert changes
+    assert max(change.at for change in changes) < scenario.duration
