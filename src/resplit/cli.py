@@ -65,15 +65,16 @@ def node(
 ) -> None:
     """Run one node agent until it is told to stop."""
     from resplit.config import load_cluster
-    from resplit.node.server import serve_node
-    from resplit.wire.peers import Address
 
-    config = load_cluster(cluster)
+    config = load_cluster(cluster)  # before torch is imported: what is wrong there is said at once
     if name not in config.node_names:
         raise ConfigError("--name", f"{name!r} is not in {cluster}; it has {', '.join(config.node_names)}")
     where = listen or config.node(name).address
     if where is None:
         raise ConfigError(f"{cluster}: nodes: {name}", "has no address; give `address: host:port` there, or --listen")
+    from resplit.node.server import serve_node
+    from resplit.wire.peers import Address
+
     _use_one_thread()
     place = keys or state / "keys" / name
     url = registry or str(state / "registry")
@@ -91,11 +92,12 @@ def serve(
 ) -> None:
     """Run the gateway and the controller until told to stop."""
     from resplit.config import load_cluster
+
+    config = load_cluster(cluster)
     from resplit.model.source import obtain
     from resplit.serve import Place, serve
     from resplit.wire.peers import Address
 
-    config = load_cluster(cluster)
     stored = obtain(model, state / "models", config.dtype, config.split)
     place = Place(state, state / "keys", registry or str(state / "registry"), Address(host, port))
     _use_one_thread()
