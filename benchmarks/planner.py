@@ -130,8 +130,9 @@ def write_table(rows: list[Row], replanning: list[float], path: Path) -> None:
     best, bound = best_of(rows), bounds_of(rows)
     lines = [
         "# Planner benchmark", "",
-        "Written by `python -m benchmarks.planner`; problems from `benchmarks/planner_instances.py`. *Ratio*: objective",
-        "over the best that any run found. *Gap*: certified, (best - bound) / best, after 10 s (30 s at 512 nodes).", "",
+        "Written by `python -m benchmarks.planner` on problems of `benchmarks/planner_instances.py`. *Ratio*:",
+        "objective over the best that any run found. *Gap*: certified, (best - bound) / best, in 10 s (30 s at 512",
+        "nodes).", "",
         "| instance | blocks | status | best | short limit | ratio in it | gap | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

@@ -95,13 +95,13 @@ def test_the_cheapest_tracked_path_is_that_of_enumeration(seed: int) -> None:
     limits = [int(limit) for limit in random.integers(0, 5, 2)]
     share, atom = random.uniform(0.1, 1, 3), random.random((4, 3))
     costs = PathCosts(share, atom, random.random((3, 3)), random.random(3))
-    paths = IntervalPaths(instance)
+    tracked = TrackedPaths(IntervalPaths(instance), use, [0, 2], limits)
 
-    cost, nodes_of = TrackedPaths(paths, use, [0, 2], limits).shortest(costs)
+    cost, nodes_of = tracked.shortest(costs)
 
     def price(x: np.ndarray) -> float:
         ends = np.concatenate(([0], np.flatnonzero(np.diff(x)) + 1, [4]))
-        queue = sum(share[x[p]] * paths.queue[q][p, x[p]] for p, q in itertools.pairwise(ends))
+        queue = share @ tracked.queue_paid(x)
         refund = costs.start_refund[x[0]] + sum(costs.link_refund[x[p - 1], x[p]] for p in ends[1:-1])
         return float(queue + atom[np.arange(4), x].sum() + instance.path_cost(x) - refund)
 

@@ -22,7 +22,8 @@ __all__ = ["Dual", "Prices"]
 
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
-MOST_STATES = 6_000  # states x nodes of the dynamic program over tracked nodes
+WHOLE_UNITS = 1  # the resource whose units are whole: memory rounded by the commonest atom
+MOST_STATES = 8_000  # states x nodes of the dynamic program over tracked nodes
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
 
@@ -62,6 +63,7 @@ class Dual:
         self._master: Master | None = None
         self._inherited: list[IntArray] = []
         self._oracle: IntervalPaths | TrackedPaths = paths
+        self._tried: set[frozenset[int]] = set()
         self._step = 0.5
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
@@ -119,7 +121,7 @@ class Dual:
                 return []
             columns = [first, *self._inherited, *columns]
             scale = max(abs(target) if np.isfinite(target) else abs(self.bound), 1e-9)
-            self._master = Master(self.instance, self.paths, self.resources, self.cuts, scale)
+            self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:
             self.converged &= not master.add(nodes_of)
@@ -148,20 +150,20 @@ class Dual:
         return self._stalls <= 3
 
     def track(self) -> bool:
-        """From now on paths keep the limit of one more node, the one that the mixture's paths exceed most. False where
-        none does or the states would be too many."""
-        if self._master is None:
+        """From now on paths keep the limit of one more node, the one that the mixture's paths misuse most; where the
+        states would be too many, those tracked longest are let go. False where that leads nowhere new."""
+        if self._master is None or len(self.resources.use) < 2:
             return False
         tracked = self._oracle.nodes if isinstance(self._oracle, TrackedPaths) else []
-        whole = min(1, len(self.resources.use) - 1)
-        limit, use = self.resources.limit[whole], self.resources.use[whole]
-        excess = self._master.excess(whole)
-        excess[tracked] = 0
-        node = int(excess.argmax())
-        nodes = [*tracked, node]
-        states = np.prod([limit[i] + 1 for i in nodes])
-        if whole == 0 or excess[node] <= 1e-6 or states * self.instance.shape[1] > MOST_STATES:
+        use, limit = self.resources.use[WHOLE_UNITS], self.resources.limit[WHOLE_UNITS]
+        abuse = self._master.abuse(WHOLE_UNITS)
+        abuse[tracked] = 0
+        nodes = [*tracked, int(abuse.argmax())]
+        while nodes and np.prod(limit[nodes] + 1) * self.instance.shape[1] > MOST_STATES:
+            nodes.pop(0)
+        if abuse.max() <= 1e-6 or not nodes or frozenset(nodes) in self._tried:
             return False
+        self._tried.add(frozenset(nodes))
         self._oracle = TrackedPaths(self.paths, use, nodes, [int(limit[i]) for i in nodes])
         self._inherited = [x for x in self._master.columns if all(use[x == i].sum() <= limit[i] for i in nodes)]
         self._master, self.converged, self._stalls = None, False, 0

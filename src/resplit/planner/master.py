@@ -5,8 +5,6 @@ It suggests prices; what they prove is for `dual` to say.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import highspy
 import numpy as np
 
@@ -14,6 +12,7 @@ from resplit.planner.highs import quiet_highs
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.paths import IntervalPaths
 from resplit.planner.resources import Resources, SetCuts, Support
+from resplit.planner.tracked import TrackedPaths
 from resplit.types import FloatArray
 
 __all__ = ["Master"]
@@ -31,7 +30,7 @@ class Master:
     """
 
     def __init__(
-        self, instance: Instance, paths: IntervalPaths, resources: Resources, cuts: SetCuts, scale: float
+        self, instance: Instance, paths: IntervalPaths | TrackedPaths, resources: Resources, cuts: SetCuts, scale: float
     ) -> None:
         self.instance = instance
         self.paths = paths
@@ -90,10 +89,7 @@ class Master:
         if key in self._known or not len(nodes_of):
             return False
         n = self.instance.shape[1]
-        queue = np.zeros(n)
-        ends = np.concatenate(([0], np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1, [len(nodes_of)]))
-        for p, q in pairwise(ends):
-            queue[nodes_of[p]] += self.paths.queue[q][p, nodes_of[p]]
+        queue = self.paths.queue_paid(nodes_of)
         if not np.isfinite(queue).all():
             return False  # an interval that no placement may use
         support = Support.of(self.resources, nodes_of)
@@ -145,11 +141,18 @@ class Master:
         """The placements in the mixture that was last solved for."""
         return [nodes_of for _, nodes_of in self._mixture()]
 
-    def excess(self, resource: int) -> FloatArray:
-        """Mean excess over each node's limit (N,) of the placements in that mixture, those within it counted 0."""
+    def abuse(self, resource: int) -> FloatArray:
+        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit (as a share of all
+        use) and the queueing cost (as a share of the value) that they do not pay, as they pay each visit apart."""
         use, limit = self.resources.use[resource], self.resources.limit[resource]
-        over = [weight * (np.bincount(x, use, len(limit)) - limit).clip(min=0) for weight, x in self._mixture()]
-        return np.asarray(np.sum(over, axis=0))
+        value = max(float(self._highs.getInfo().objective_function_value) * self.scale, 1e-300)
+        total = np.zeros(len(limit))
+        for weight, x in self._mixture():
+            over = (np.bincount(x, use, len(limit)) - limit).clip(min=0) / use.sum()
+            load = np.minimum(self.instance.loads(x), self._top)
+            unpaid = (self.instance.queue_cost(load) - self.paths.queue_paid(x)).clip(min=0) / value
+            total += weight * (over + unpaid)
+        return total
 
     def support(self) -> Support:
         """The support of that mixture."""

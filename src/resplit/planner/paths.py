@@ -7,6 +7,7 @@ the next step. Knows no solver: the prices come from outside (see `dual`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,6 +62,14 @@ class IntervalPaths:
             & (inst.blocked_prefix[q] == inst.blocked_prefix[:q])
         )
         return np.where(fits, inst.queue_cost(np.where(fits, load, 0)), np.inf)
+
+    def queue_paid(self, nodes_of: IntArray) -> FloatArray:
+        """Queueing cost by node (N,) that a path pays at full share, each interval for itself."""
+        paid = np.zeros(self.instance.shape[1])
+        ends = np.concatenate(([0], np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1, [len(nodes_of)]))
+        for p, q in pairwise(ends):
+            paid[nodes_of[p]] += self.queue[q][p, nodes_of[p]]
+        return paid
 
     def shortest(self, costs: PathCosts) -> tuple[float, IntArray]:
         """Cost and nodes (A,) of the cheapest path; (inf, ()) where there is none."""

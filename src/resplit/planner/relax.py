@@ -28,6 +28,7 @@ MOST_STARTS = 10  # descents after each round of tracking
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
 PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.4, 0.4, 0.7, 0.1
+BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
@@ -58,6 +59,8 @@ def solve_from(
         search.run(first, budget)
     starts = _priced(dual, search, budget.part(PRICING_SHARE), gap)
     _searched(dual, search, starts, budget.part(SEARCH_SHARE), gap)
+    if search.best is None and _branched(dual, search, budget.part(BLIND_SHARE), gap) == float("inf"):
+        return _outcome(instance, search, float("inf")), dual
     _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
     return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
 
