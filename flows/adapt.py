@@ -70,8 +70,10 @@ def _tick(
     telemetry, live = observe(client, max(since_s, now_s - window_s))
     try:
         need = Need(reports=2)
-        valid = validate(telemetry, cluster.node_names, live.features, now_s, state / "quarantine", need=need)
-        cost = fit(valid.telemetry, live.features, state / "cost.json")
+        quarantine = state / "quarantine"
+        valid = validate(telemetry, cluster.node_names, live.features, now_s, quarantine, live.lost, need)
+        # The errors of the profile stand: a few seconds of service hold too little to judge by.
+        cost = fit(valid.telemetry, live.features, state / "cost.json", judge=False)
     except DataError as error:
         _log.warning("keeping, for want of data", error=str(error))
         client.log_decision({"action": "keep", "reason": str(error), "at_s": now_s})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
@@ -59,7 +61,8 @@ def measured_since(records: list[dict[str, Any]], slo_s: dict[str, float | None]
         and (mine := [latency_s[id(r)] for r in ended if r["request_class"] == name])
         and sum(mine) / len(mine) > limit_s
     )
-    return Measured(sum(latency_s.values()) / len(ended), len(ended), tuple(missed))
+    spread_s = float(np.std(list(latency_s.values()))) / math.sqrt(len(ended))
+    return Measured(sum(latency_s.values()) / len(ended), len(ended), tuple(missed), spread_s)
 
 
 def registry_speed(epochs: list[dict[str, Any]]) -> float | None:

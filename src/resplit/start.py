@@ -5,7 +5,6 @@ Uses the same cost and planner code as the flows, without them: a first plan nee
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from resplit.client import ControlClient
@@ -20,18 +19,20 @@ from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_o
 
 @dataclass(frozen=True)
 class Live:
-    """What the controller runs now."""
+    """What the controller runs now, and the nodes that do not answer."""
 
     epoch: int
     placement: tuple[str, ...] | None
     features: tuple[BlockFeatures, ...]
+    lost: tuple[str, ...]
 
 
 def live_of(client: ControlClient) -> Live:
     """The model's blocks, and the placement that is live."""
     model = client.model()
     features = tuple(BlockFeatures(**block) for block in model["features"])
-    return Live(model["epoch"], tuple(model["placement"]) if model["placement"] else None, features)
+    placement = tuple(model["placement"]) if model["placement"] else None
+    return Live(model["epoch"], placement, features, tuple(model["lost"]))
 
 
 def problem_now(
@@ -41,14 +42,15 @@ def problem_now(
     telemetry: Telemetry,
     live: Live,
     window_s: float,
-    lost: Collection[str] = (),
 ) -> Problem:
     """The placement problem for the cluster's present state and the demand of the last `window_s` seconds.
 
     The controller is given it as well.
     """
     classes = [RequestClass(**seen) for seen in client.demand(window_s)]
-    problem = problem_from(cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, lost)
+    problem = problem_from(
+        cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, live.lost
+    )
     client.tell_problem(problem)
     return problem
 

@@ -73,6 +73,7 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
             "features": [asdict(block) for block in controller.features],
             "epoch": live.epoch if live else 0,
             "placement": list(live.placement) if live else None,
+            "lost": sorted(set(controller.addresses) - gateway.answering()),
         }
 
     @api.get("/telemetry")

@@ -80,7 +80,11 @@ class BlockCache:
 
 
 class TorchEngine:
-    """Blocks and caches of one node. Not safe for several threads at once: one thread runs it."""
+    """Blocks and caches of one node.
+
+    One thread runs passes and drops things. Beside it others may build blocks, and export or import the cache of a
+    session while no pass of that session runs.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.dtype = DTYPES[spec.dtype]
@@ -94,7 +98,7 @@ class TorchEngine:
     def held_bytes(self) -> float:
         """Weights of the loaded blocks, and caches at the capacity that they may grow to."""
         weights = float(sum(block.weight_bytes for block in self._blocks.values()))
-        caches = sum(self.features[b].kv_bytes_per_token * c.capacity for (_, b), c in self._caches.items())
+        caches = sum(self.features[b].kv_bytes_per_token * c.capacity for (_, b), c in list(self._caches.items()))
         return weights + caches
 
     @property
@@ -104,14 +108,13 @@ class TorchEngine:
 
     def load(self, block: int, tensors: bytes) -> None:
         """Load a block from safetensors bytes; ModelError where they are not this block's."""
-        if block not in self._blocks:
-            held = {name: tensor.to(self.dtype) for name, tensor in load(tensors).items()}
-            self._blocks[block] = self.chain.materialise(block, held)
+        held = {name: tensor.to(self.dtype) for name, tensor in load(tensors).items()}
+        self._blocks[block] = self.chain.materialise(block, held)
 
     def drop(self, block: int) -> None:
         """Free a block and every session's cache of it."""
         self._blocks.pop(block, None)
-        for key in [key for key in self._caches if key[1] == block]:
+        for key in [key for key in list(self._caches) if key[1] == block]:
             del self._caches[key]
 
     def reserve(self, session: str, first: int, last: int, capacity: int) -> float:
@@ -166,12 +169,12 @@ class TorchEngine:
 
     def close(self, session: str) -> None:
         """Free all caches of a session."""
-        for key in [key for key in self._caches if key[0] == session]:
+        for key in [key for key in list(self._caches) if key[0] == session]:
             del self._caches[key]
 
     def sessions(self) -> set[str]:
         """Sessions that hold a cache here."""
-        return {session for session, _ in self._caches}
+        return {session for session, _ in list(self._caches)}
 
     def has_cache(self, block: int) -> bool:
         """Whether a block keeps keys and values."""

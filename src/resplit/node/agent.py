@@ -138,10 +138,8 @@ class Agent:
 
     async def take_cache(self, part: CachePart) -> None:
         """Put a part of a session's cache of one block in its place."""
-        executor = self._running()
-        await executor.call(
-            executor.take_cache, part.session, part.block, part.first, part.capacity, from_wire(part.values)
-        )
+        values = from_wire(part.values)
+        self._running().take_cache(part.session, part.block, part.first, part.capacity, values)
 
     async def carry(self, request: CarryRequest) -> CarryReply:
         """Push positions `first..last-1` of the blocks that this node has in one epoch to where another places them."""
@@ -248,7 +246,7 @@ class Agent:
                 key = self.unwrap(bytes.fromhex(shard["key"]), shard["name"])
                 sealed = await asyncio.to_thread(self.registry.get, shard["name"])
                 tensors = await asyncio.to_thread(open_shard, sealed, key)
-                await executor.call(executor.load, block, tensors)
+                await asyncio.to_thread(executor.load, block, tensors)
         except (ResplitError, KeyError):
             await self._drop_unwanted()
             raise
@@ -266,14 +264,13 @@ class Agent:
         return unwanted
 
     async def _parts(self, request: CarryRequest, blocks: list[int]) -> AsyncIterator[CachePart]:
-        executor = self._running()
+        engine = self._running().engine
         for block in blocks:
-            per_token = max(1.0, executor.engine.features[block].kv_bytes_per_token)
-            stride = max(1, int(CHUNK_BYTES / per_token))
-            capacity = await executor.call(executor.engine.capacity, request.session, block)
+            stride = max(1, int(CHUNK_BYTES / engine.features[block].kv_bytes_per_token))
+            capacity = engine.capacity(request.session, block)
             for first in range(request.first, request.last, stride):
                 last = min(first + stride, request.last)
-                values = await executor.call(executor.engine.export_cache, request.session, block, first, last)
+                values = engine.export_cache(request.session, block, first, last)
                 yield CachePart(
                     session=request.session, block=block, first=first, capacity=capacity, values=to_wire(values)
                 )

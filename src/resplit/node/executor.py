@@ -75,14 +75,17 @@ class Executor:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def load(self, block: int, tensors: bytes) -> None:
-        """Load a block unless it is loaded; CapacityError where it does not fit. For `call`."""
+        """Load a block unless it is loaded; CapacityError where it does not fit. From any thread: passes go on."""
         if block in self.engine.blocks:
             return
         self._ensure_room(self.engine.features[block].weight_bytes, f"block {self.engine.chain.specs[block].name}")
         self.engine.load(block, tensors)
 
     def take_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
-        """Put a part of a session's cache of a block in its place; CapacityError where it does not fit. For `call`."""
+        """Put a part of a session's cache of a block in its place; CapacityError where it does not fit.
+
+        Not for `call`: a session that moves must not wait behind the passes of others.
+        """
         self._admit(session, block, block, capacity)
         self.engine.import_cache(session, block, first, capacity, part)
 
