@@ -20,7 +20,7 @@ from resplit.control.keys import Member
 from resplit.control.log import EpochLog
 from resplit.control.recovery import plan_without
 from resplit.control.signing import CommandSigner
-from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
+from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.model.registry import Keyring
 from resplit.model.shards import wrap_key
 from resplit.model.source import StoredModel
@@ -113,7 +113,12 @@ class Controller:
             return self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
 
     async def emulate(self, node: str, change: dict[str, Any]) -> None:
-        """Change what an emulated node plays."""
+        """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
+        for name in (node, *change.get("links", {})):
+            if name not in self.addresses:
+                raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self.addresses)}")
+        if node in change.get("links", {}):
+            raise ConfigError(repr(node), "a link is between two nodes")
         await self._tell([node], "emulate", lambda name: change)
 
     def settled(self, oldest: int) -> None:

@@ -1,0 +1,225 @@
+"""The controller over real nodes: a placement goes live everywhere or nowhere, and everything is in the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from resplit.config import ClusterConfig
+from resplit.control.api import create_control_api
+from resplit.control.controller import Controller, Proposal
+from resplit.control.monitor import Monitor
+from resplit.errors import ProposalRefusedError
+from resplit.gateway.engine import GenerationRequest
+from resplit.model.source import StoredModel
+from resplit.types import Sampling
+from tests.node.cluster import InProcess, deploy, in_process, until
+from tests.node.conftest import tiny
+from tests.system.conftest import model_folder
+
+__all__ = ["model_folder", "tiny"]
+
+A, B, C = "alpha", "beta", "gamma"
+FIRST = [A, A, B, B, C, C, B, A]
+SECOND = [A, A, B, C, C, B, B, A]
+REQUEST = GenerationRequest((5, 17, 40), 8, Sampling(), "chat", frozenset())
+
+
+@pytest.fixture
+async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    config = ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": A,
+            "trusted": [A, B],
+            "nodes": [{"name": name, "memory": "8 MiB" if name != C else "450 kB"} for name in (A, B, C)],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "kv_tokens": 64,
+        }
+    )
+    async with in_process(config, tiny, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def controller(nodes: InProcess) -> AsyncIterator[Controller]:
+    controller = nodes.controller()
+    await controller.introduce()
+    yield controller
+    await controller.stop()
+
+
+async def placed(nodes: InProcess) -> dict[str, tuple[list[int], list[int], list[int]]]:
+    """Of each node: blocks, epochs served, epochs prepared."""
+    states = {name: await nodes.state(name) for name in (A, B, C)}
+    return {name: (state["blocks"], state["epochs"], state["prepared"]) for name, state in states.items()}
+
+
+async def served(nodes: InProcess) -> list[int]:
+    return [token.token_id async for token in nodes.sessions.generate(REQUEST)]
+
+
+def steps(controller: Controller, epoch: int) -> list[str]:
+    return [step.step for step in controller.log.steps(epoch)]
+
+
+async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_released(
+    nodes: InProcess, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    assert await placed(nodes) == {A: ([0, 1, 7], [1], []), B: ([2, 3, 6], [1], []), C: ([4, 5], [1], [])}
+    before = await served(nodes)
+    await deploy(controller, SECOND)
+
+    async def released() -> bool:
+        return steps(controller, 1)[-1] == "released"
+
+    await until(released)
+    assert await placed(nodes) == {A: ([0, 1, 7], [2], []), B: ([2, 5, 6], [2], []), C: ([3, 4], [2], [])}
+    assert await served(nodes) == before
+    assert steps(controller, 1) == ["proposed", "prepared", "committed", "released"]
+    assert steps(controller, 2) == ["proposed", "prepared", "committed"]
+    assert [epoch.placement for epoch in controller.epochs] == [tuple(FIRST), tuple(SECOND)]
+    # Only what was not there yet was fetched: one layer for each of two nodes.
+    assert controller.epochs[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
+
+
+async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcess, controller: Controller) -> None:
+    await deploy(controller, FIRST)
+    before = await placed(nodes)
+    for placement, based_on, why in [
+        (FIRST, 0, "planned against epoch 0, but 1 is live; plan again"),
+        (FIRST[:-1], 1, "7 blocks placed, the model has 8"),
+        (["nobody", *FIRST[1:]], 1, "block embed: no node is called 'nobody'"),
+        ([A, C, *FIRST[2:]], 1, "block layer.0 is private and gamma is not trusted"),
+    ]:
+        with pytest.raises(ProposalRefusedError, match=why):
+            await controller.deploy(Proposal(tuple(placement), "re-split", based_on))
+    assert await placed(nodes) == before
+    assert controller.log.next_epoch() == 2
+
+
+async def assert_old_epoch_serves(nodes: InProcess, controller: Controller, tokens: list[int]) -> None:
+    assert steps(controller, 2) == ["proposed", "aborted"]
+    assert await placed(nodes) == {A: ([0, 1, 7], [1], []), B: ([2, 3, 6], [1], []), C: ([4, 5], [1], [])}
+    assert controller.live is not None
+    assert controller.live.epoch == 1
+    assert await served(nodes) == tokens
+
+
+async def test_a_corrupt_shard_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
+    nodes: InProcess, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    tokens = await served(nodes)
+    shard = nodes.folder / "registry" / nodes.keyring["layer.2"].shard
+    sealed = shard.read_bytes()
+    shard.write_bytes(bytes([sealed[0] ^ 1]) + sealed[1:])
+    with pytest.raises(ProposalRefusedError, match=r"epoch 2 could not be prepared: gamma: .*shard .* is corrupt"):
+        await deploy(controller, SECOND)
+    await assert_old_epoch_serves(nodes, controller, tokens)
+    shard.write_bytes(sealed)
+    await deploy(controller, SECOND)
+    assert await served(nodes) == tokens
+
+
+async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
+    nodes: InProcess, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    tokens = await served(nodes)
+    with pytest.raises(ProposalRefusedError, match=r"epoch 2 could not be prepared: gamma: .* more than gamma has"):
+        await deploy(controller, [A, A, C, C, C, C, C, A])
+    await assert_old_epoch_serves(nodes, controller, tokens)
+
+
+async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcess, controller: Controller) -> None:
+    nodes.sessions.on_lost = lambda node: None
+    await deploy(controller, [A, A, B, B, B, B, B, A])
+    tokens = await served(nodes)
+    await nodes.stop(C)
+
+    async def noticed() -> bool:
+        return nodes.router.listening == {A, B}
+
+    await until(noticed)
+    with pytest.raises(ProposalRefusedError, match="gamma cannot be reached"):
+        await deploy(controller, FIRST)
+    assert steps(controller, 2) == ["proposed", "aborted"]
+    assert await served(nodes) == tokens
+    await deploy(controller, [A, A, A, B, B, B, B, A])
+    assert await served(nodes) == tokens
+
+
+async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcess, controller: Controller) -> None:
+    both = await asyncio.gather(
+        *(controller.deploy(Proposal(tuple(each), "initial", 0)) for each in (FIRST, SECOND)), return_exceptions=True
+    )
+    assert [type(each) for each in both].count(ProposalRefusedError) == 1
+    assert len(controller.epochs) == 1
+
+
+async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all(
+    nodes: InProcess, controller: Controller
+) -> None:
+    await controller.profile()
+    kinds = {name: {row["kind"] for row in await nodes.rows(name, "blocks")} for name in (A, B, C)}
+    assert kinds == {A: {"embed", "layer", "head"}, B: {"embed", "layer", "head"}, C: {"layer"}}
+    pairs = {(row["node"], row["peer"]) for name in (A, B, C) for row in await nodes.rows(name, "links")}
+    assert pairs == {(one, other) for one in (A, B, C) for other in (A, B, C) if one != other}
+    assert await placed(nodes) == {name: ([], [], []) for name in (A, B, C)}
+
+
+@pytest.fixture
+async def api(nodes: InProcess, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_control_api(controller, Monitor(nodes.router.peers), "secret")
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    headers = {"Authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
+        yield client
+
+
+async def test_the_control_api_needs_its_token(api: httpx.AsyncClient) -> None:
+    for path in ("/status", "/model", "/telemetry", "/records", "/epochs", "/decisions"):
+        assert (await api.get(path)).status_code == 200
+        for wrong in ("", "Bearer ", "Bearer secret2", "secret", "Bearer gehëim".encode()):
+            assert (await api.get(path, headers={"Authorization": wrong})).status_code == 401
+    assert (await api.post("/proposals", json={}, headers={"Authorization": ""})).status_code == 401
+
+
+async def test_the_control_api_says_what_is_wrong(api: httpx.AsyncClient) -> None:
+    refused = await api.post("/proposals", json={"placement": ["nobody"] * 8, "action": "initial", "based_on": 0})
+    assert refused.status_code == 409
+    assert "no node is called 'nobody'" in refused.json()["error"]["message"]
+    assert (await api.post("/proposals", json={"placement": FIRST, "surprise": 1})).status_code == 422
+    assert (await api.post("/emulation/node", json={"node": A, "slowdown": 0})).status_code == 422
+    real = await api.post("/emulation/node", json={"node": A, "slowdown": 2})
+    assert real.status_code == 409
+    assert "alpha is real hardware" in real.json()["error"]["message"]
+
+
+async def test_what_is_not_in_the_cluster_cannot_be_emulated(api: httpx.AsyncClient) -> None:
+    shape = {"latency_s": 0.1, "bandwidth_bytes_per_s": 1e6}
+    for path, body in [
+        ("/emulation/node", {"node": "attic", "slowdown": 2}),
+        ("/emulation/link", {"between": [A, "attic"], **shape}),
+        ("/emulation/link", {"between": ["attic", A], **shape}),
+        ("/emulation/link", {"between": [A, A], **shape}),
+    ]:
+        answer = await api.post(path, json=body)
+        assert answer.status_code == 409, (body, answer.text)
+
+
+async def test_a_deployed_placement_is_seen_through_the_api(api: httpx.AsyncClient) -> None:
+    deployed = await api.post("/proposals", json={"placement": FIRST, "action": "initial", "based_on": 0})
+    assert deployed.json()["epoch"] == 1
+    status = (await api.get("/status")).json()
+    assert (status["epoch"], status["placement"], status["ready"]) == (1, FIRST, "yes")
+    await api.post("/decisions", json={"action": "keep"})
+    decisions = (await api.get("/decisions")).json()
+    assert [decision["action"] for decision in decisions][-1] == "keep"
+    assert (await api.get("/decisions", params={"since": decisions[-1]["id"]})).json() == []
