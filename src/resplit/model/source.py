@@ -96,6 +96,7 @@ def _convert(model: str, scratch: Path, out: Path, dtype: str, split: str) -> No
 
 def _load(model: str, scratch: Path, dtype: Any) -> tuple[Any, Any, str]:
     """The whole model, its tokenizer, and what a reader of results must know of its weights."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if model == DEFAULT_MODEL:
@@ -107,8 +108,8 @@ def _load(model: str, scratch: Path, dtype: Any) -> tuple[Any, Any, str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **extra).eval(), tokenizer, note
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {model!r} cannot be read: {reason}; give a local folder with config.json, tokenizer and "
             f"safetensors, a hub name that this machine can reach, or {DEFAULT_MODEL}"

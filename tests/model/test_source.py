@@ -1,0 +1,111 @@
+"""A model is obtained once, block by block, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from resplit.errors import ModelError
+from resplit.model.engine import TorchEngine, token_ids
+from resplit.model.source import obtain
+from tests.system.conftest import model_folder, reference, whole
+
+__all__ = ["model_folder", "whole"]
+
+
+def test_the_blocks_together_are_the_model(model_folder: Path, whole: torch.nn.Module, tmp_path: Path) -> None:
+    stored = obtain(str(model_folder), tmp_path)
+    engine = TorchEngine(stored.spec)
+    for index, block in enumerate(engine.chain.specs):
+        engine.load(index, stored.tensors(block.name))
+    last = len(engine.kinds) - 1
+    logits = engine.run("s", 0, last, 0, 16, token_ids([5, 17, 40]))
+    greedy = int(torch.frombuffer(bytearray(logits.data), dtype=torch.float32).argmax())
+    assert [greedy] == reference(whole, [5, 17, 40], 1)
+    parameters = sum(tensor.numel() for tensor in load_everything(stored.folder))
+    assert parameters == sum(parameter.numel() for parameter in whole.parameters())
+
+
+def load_everything(folder: Path) -> list[torch.Tensor]:
+    return [tensor for file in (folder / "blocks").iterdir() for tensor in load_file(file).values()]
+
+
+def test_the_second_time_nothing_is_converted(model_folder: Path, tmp_path: Path) -> None:
+    first = obtain(str(model_folder), tmp_path)
+    written = {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")}
+    second = obtain(f"{model_folder}/", tmp_path)
+    assert second == first
+    assert {file: file.stat().st_mtime_ns for file in second.folder.rglob("*")} == written
+
+
+def test_each_dtype_and_granularity_is_a_copy_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+    layers = obtain(str(model_folder), tmp_path)
+    halves = obtain(str(model_folder), tmp_path, "bfloat16", "sublayer")
+    assert halves.folder != layers.folder
+    assert [block.name for block in halves.features(1)[:4]] == [
+        "embed",
+        "layer.0.attention",
+        "layer.0.mlp",
+        "layer.1.attention",
+    ]
+    assert [block.name for block in layers.features(1) if block.private] == ["embed", "layer.0", "head"]
+    assert {tensor.dtype for tensor in load_everything(halves.folder)} == {torch.bfloat16}
+
+
+def broken(model_folder: Path, tmp_path: Path, file: str, content: bytes | None) -> Path:
+    """A copy of the model with one file other than it was, or gone."""
+    copy = tmp_path / "broken"
+    shutil.copytree(model_folder, copy)
+    (copy / file).unlink() if content is None else (copy / file).write_bytes(content)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", None),
+        ("config.json", b"{no json"),
+        ("config.json", b'{"model_type": "nothing-known"}'),
+        ("model.safetensors", None),
+        ("model.safetensors", b"cut off"),
+        ("tokenizer.json", None),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused_in_one_line_and_leaves_nothing(
+    model_folder: Path, tmp_path: Path, file: str, content: bytes | None
+) -> None:
+    copy = broken(model_folder, tmp_path, file, content)
+    with pytest.raises(ModelError) as refusal:
+        obtain(str(copy), tmp_path / "store")
+    assert f"model {str(copy)!r} cannot be read" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_an_architecture_that_is_not_supported_is_named(model_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "neox")
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path / "neox")
+    with pytest.raises(ModelError, match="'gpt_neox' is not supported; supported: llama"):
+        obtain(str(tmp_path / "neox"), tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_what_a_broken_off_conversion_left_is_replaced(model_folder: Path, tmp_path: Path) -> None:
+    stored = obtain(str(model_folder), tmp_path)
+    (stored.folder / "model.json").unlink()
+    (stored.folder / "blocks" / "head.safetensors").write_bytes(b"half")
+    again = obtain(str(model_folder), tmp_path)
+    assert again == stored
+    assert len(again.tensors("head")) > 100
+    assert json.loads((again.folder / "model.json").read_text())["note"] == ""
