@@ -68,7 +68,7 @@ def branch(
 
 
 class _Model:
-    """Columns: intervals y (binary), transfers z, node costs c, loads l, the peak m."""
+    """Columns: intervals y (binary), transfers z, node costs c (in units of `scale`), loads l, the peak m."""
 
     def __init__(self, dual: Dual, chosen: Candidates, extra_tangents: list[FloatArray]) -> None:
         self.dual = dual
@@ -76,6 +76,7 @@ class _Model:
         self.extra_tangents = extra_tangents
         self.instance: Instance = dual.instance
         self.atoms, self.nodes = self.instance.shape
+        self.scale = abs(dual.bound) or 1.0  # costs in this unit: HiGHS's tolerances are absolute
         self.p, self.q, self.i = chosen.intervals.T
         self.steps = len(chosen.intervals)
         self.width = self.steps + len(chosen.hops) + 2 * self.nodes + 1
@@ -94,8 +95,9 @@ class _Model:
         for kind, hop in enumerate(inst.hops):
             mine = inst.hop_of[b] == kind
             cost[self.steps : self.node_column][mine] = hop[i[mine], k[mine]]
-        cost[self.node_column : self.node_column + self.nodes] = 1
         cost[-1] = inst.balance_weight
+        cost /= self.scale
+        cost[self.node_column : self.node_column + self.nodes] = 1
         return cost
 
     def _rows(self) -> tuple[sparse.csr_array, FloatArray, FloatArray]:
@@ -114,7 +116,7 @@ class _Model:
         c, load = self.node_column + np.arange(n), self.node_column + n + np.arange(n)
         queue = np.array([self.dual.paths.queue[q][p, i] for p, q, i in self.chosen.intervals])
         carried = inst.load_prefix[self.q, self.i] - inst.load_prefix[self.p, self.i]
-        alone = self._matrix([self.i, np.arange(n)], [steps, c], [-queue, 1.0], n)
+        alone = self._matrix([self.i, np.arange(n)], [steps, c], [-queue / self.scale, 1.0], n)
         total = self._matrix([self.i, np.arange(n)], [steps, load], [-carried, 1.0], n)
         use = np.hstack([np.zeros((len(self.dual.resources.use), 1)), self.dual.resources.use.cumsum(axis=1)])
         stored = [self._matrix([self.i], [steps], [u[self.q] - u[self.p]], n) for u in use]
@@ -160,10 +162,10 @@ class _Model:
         at = np.minimum(at, np.tile(top, len(at) // n))
         node = np.tile(np.arange(n), len(at) // n)
         free = (1 - inst.background)[node]
-        slope = inst.queue_weight * free / (free - at) ** 2
+        slope = inst.queue_weight * free / (free - at) ** 2 / self.scale
         rows = np.arange(len(at))
         matrix = self._matrix([rows, rows], [c[node], load[node]], [1.0, -slope], len(at))
-        return matrix, inst.queue_weight * at / (free - at) - slope * at
+        return matrix, inst.queue_weight * at / (free - at) / self.scale - slope * at
 
     def _matrix(
         self, rows: list[IntArray], columns: list[IntArray], values: list[FloatArray | float], height: int
@@ -203,7 +205,7 @@ class _Model:
             budget.spend(max(1, int(info.mip_node_count)))
         if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
             return None, float("inf")
-        bound = info.mip_dual_bound - TOLERANCE * abs(info.mip_dual_bound)
+        bound = (info.mip_dual_bound - TOLERANCE * abs(info.mip_dual_bound)) * self.scale
         if info.primal_solution_status != 2:
             return None, float(bound)
         values = np.array(highs.getSolution().col_value[: self.steps])

@@ -120,7 +120,7 @@ class Dual:
             if not len(first):
                 return []
             columns = [first, *self._inherited, *columns]
-            scale = max(abs(target) if np.isfinite(target) else abs(self.bound), 1e-9)
+            scale = (abs(target) if np.isfinite(target) else abs(self.bound)) or 1.0
             self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:

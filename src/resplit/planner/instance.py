@@ -109,6 +109,12 @@ class Instance:
         cost: FloatArray = self.queue_weight * load / (1 - self.background - load)
         return cost
 
+    def alone_cost(self) -> FloatArray:
+        """What each atom costs on a node that does nothing else of ours (A, N), inf where it may not run."""
+        load = np.where(np.isfinite(self.load), self.load, 0)
+        cost = self.queue_weight * load / (1 - self.background)
+        return np.where(np.isfinite(self.load), cost, np.inf)
+
     def loads(self, nodes_of: IntArray) -> FloatArray:
         """Load on every node (N,) when atom a is on node `nodes_of[a]`."""
         atoms = np.arange(len(nodes_of))

@@ -88,7 +88,6 @@ class Master:
         key = nodes_of.tobytes()
         if key in self._known or not len(nodes_of):
             return False
-        n = self.instance.shape[1]
         queue = self.paths.queue_paid(nodes_of)
         if not np.isfinite(queue).all():
             return False  # an interval that no placement may use
@@ -142,8 +141,8 @@ class Master:
         return [nodes_of for _, nodes_of in self._mixture()]
 
     def abuse(self, resource: int) -> FloatArray:
-        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit (as a share of all
-        use) and the queueing cost (as a share of the value) that they do not pay, as they pay each visit apart."""
+        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit, as a share of
+        all use, and the queueing cost, as a share of the value, that they do not pay as they pay each visit apart."""
         use, limit = self.resources.use[resource], self.resources.limit[resource]
         value = max(float(self._highs.getInfo().objective_function_value) * self.scale, 1e-300)
         total = np.zeros(len(limit))

@@ -26,7 +26,7 @@ def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Bu
     solver met, today's, and what interval moves lead to from there."""
     problem = instance.problem
     wanted = problem.current is not None or any(c.slo_s is not None for c in problem.classes)
-    if outcome.nodes_of is None or not wanted:
+    if outcome.nodes_of is None or not wanted or instance.cost(outcome.nodes_of) == float("inf"):
         return outcome
     limit = instance.cost(outcome.nodes_of) * (1 + max(tolerance, TIE))
     known = [outcome.nodes_of, *outcome.others]
@@ -51,7 +51,7 @@ def rank(instance: Instance, nodes_of: IntArray) -> Rank:
 
 def _climb(instance: Instance, nodes_of: IntArray, limit: float, budget: Budget) -> IntArray:
     """The best rank that improving interval moves lead to under the cost `limit`."""
-    moves = Descent(instance, 3 * max(limit, 1e-9))
+    moves = Descent(instance, 3 * limit or 1.0)
     best = rank(instance, nodes_of)
     while best[:3] != (0, 0.0, 0.0) and budget.spend():
         slack = limit - instance.cost(nodes_of)

@@ -23,7 +23,7 @@ class LocalSearch:
         self.nearest: IntArray | None = None  # of the placements that break limits, the one that breaks them least
         self._least_excess = float("inf")
         self.met: dict[bytes, tuple[float, IntArray]] = {}  # legal local optima by what they are
-        self._moves = Descent(instance, 3 * max(abs(scale), 1e-9))
+        self._moves = Descent(instance, 3 * abs(scale) or 1.0)
         self._orders = SequenceDescent(instance, paths)
         self._starts: set[bytes] = set()
         self._random = np.random.default_rng(0)

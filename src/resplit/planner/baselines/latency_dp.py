@@ -17,7 +17,7 @@ __all__ = ["solve"]
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
     """State (atom, node): least latency so far, memory left and path; one state is kept for each."""
     atoms, nodes = instance.shape
-    seconds = instance.queue_weight * instance.load / (1 - instance.background)  # (A, N), the node otherwise empty
+    seconds = instance.alone_cost()  # (A, N)
     cost = instance.start.copy()
     left = np.tile(instance.memory_limit, (nodes, 1))  # (state, N)
     paths = np.empty((nodes, atoms), dtype=np.intp)

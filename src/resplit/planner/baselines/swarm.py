@@ -47,7 +47,7 @@ def _weakest_span(instance: Instance, i: int, throughput: FloatArray) -> tuple[i
 
 
 def _fastest_route(instance: Instance, served: np.ndarray) -> IntArray | None:
-    seconds = np.where(served, instance.queue_weight * instance.load / (1 - instance.background), np.inf)
+    seconds = np.where(served, instance.alone_cost(), np.inf)
     atoms, nodes = instance.shape
     cost = instance.start + seconds[0]
     origins = np.empty((atoms, nodes), dtype=np.intp)

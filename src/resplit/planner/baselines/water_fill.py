@@ -17,7 +17,7 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> 
     """Nodes by capacity in blocks until the model fits; levels by bisection; order by the nearest next node."""
     atoms = instance.shape[0]
     finite = np.where(np.isfinite(instance.load), instance.load, 0)
-    capacity = np.minimum(np.floor(instance.memory_limit / max(float(instance.memory.mean()), 1e-300)), atoms)
+    capacity = np.minimum(np.floor(instance.memory_limit / (float(instance.memory.mean()) or 1.0)), atoms)
     capacity[(instance.headroom <= 0) | ~np.isfinite(instance.load).any(axis=0)] = 0
     by_size = np.argsort(-capacity, kind="stable")
     count = int(np.searchsorted(capacity[by_size].cumsum(), atoms)) + 1
