@@ -46,20 +46,21 @@ def adapt(
     settings: Settings | None = None,
     since_s: float = 0.0,
 ) -> int:
-    """Tick once, or every `period_s` for `loop_for_s` seconds; how many moves were deployed.
+    """Tick once, now, or after every `period_s` for `loop_for_s` seconds; how many moves were deployed.
 
     A tick uses the telemetry of the last `window_s` seconds, none from before `since_s` (seconds since 1970). Where
     that says too little, today's placement stays.
     """
     cluster_file = state / "cluster.yaml"
     begun_s, moves = time.monotonic(), 0
+    due_s = begun_s + (period_s if loop_for_s else 0.0)
     with ControlClient.from_state(url, state) as client:
         while True:
-            tick_s = time.monotonic()
+            time.sleep(max(0.0, due_s - time.monotonic()))
+            due_s = time.monotonic() + period_s
             moves += _tick(client, cluster_file, state, window_s, settings or Settings(), since_s)
-            if time.monotonic() + period_s > begun_s + loop_for_s:
+            if due_s > begun_s + loop_for_s:
                 return moves
-            time.sleep(max(0.0, tick_s + period_s - time.monotonic()))
 
 
 def _tick(
