@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -34,7 +35,7 @@ def random_placement(blocks: int, nodes: int, rng: random.Random) -> list[int]:
     cuts = sorted(rng.sample(range(1, blocks), min(rng.randint(0, 5), blocks - 1)))
     bounds = [0, *cuts, blocks]
     placement: list[int] = []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         placement += [rng.randrange(nodes)] * (last - first)
     return placement
 
@@ -87,7 +88,7 @@ def test_cache_bytes_are_what_a_cache_really_holds(whole: torch.nn.Module) -> No
 
 
 def test_an_unsupported_architecture_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="bloom.*supported: llama"):
+    with pytest.raises(ModelError, match=r"bloom.*supported: llama"):
         Chain(BloomConfig())
 
 

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -21,6 +20,7 @@ from resplit.gateway.admission import Admission
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.journal import Arrival, Journal, Move, SessionRecord
 from resplit.gateway.router import Router
+from resplit.gateway.session import Copied, Session
 from resplit.model.engine import token_ids
 from resplit.wire import node_pb2
 from resplit.wire.links import Shape
@@ -35,44 +35,6 @@ _PATIENCE_S = 20.0
 _SECOND_OPINION_S = 0.2
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """A copy of caches that was made: to the nodes of `target`, up to position `last`."""
-
-    target: Route
-    last: int
-    cache_bytes: int
-
-
-@dataclass
-class _Session:
-    """One admitted request. `steps` are the passes done so far: the prompt, then one token each."""
-
-    name: str
-    request: GenerationRequest
-    capacity: int
-    route: Route
-    answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
-    steps: list[tuple[int, ...]] = field(default_factory=list)
-    copying: asyncio.Task[_Copied] | None = None
-    epochs: list[int] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
-    nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
-    private_ok: bool = True
-
-    @property
-    def position(self) -> int:
-        """Positions cached: the length of all passes done."""
-        return sum(len(step) for step in self.steps)
-
-    def enter(self, route: Route, private_ok: bool) -> None:
-        """Go on in another epoch; `private_ok` tells whether it keeps private blocks on trusted nodes."""
-        self.route = route
-        self.epochs.append(route.epoch)
-        self.nodes |= set(route.placement)
-        self.private_ok = self.private_ok and private_ok
-
-
 class Sessions:
     """All sessions of one gateway."""
 
@@ -80,7 +42,7 @@ class Sessions:
         self._cluster = cluster
         self._router = router
         self._private = private
-        self._live: dict[str, _Session] = {}
+        self._live: dict[str, Session] = {}
         self._admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._numbers = itertools.count(1)
         self._journal = Journal(cluster)
@@ -176,7 +138,7 @@ class Sessions:
             self._end(session)
             self._record(request, session, arrival_s, times, status)
 
-    async def _admit(self, request: GenerationRequest, due_s: float) -> _Session:
+    async def _admit(self, request: GenerationRequest, due_s: float) -> Session:
         """A session with its caches reserved; waits in line while others hold the room."""
         capacity = len(request.prompt_ids) + request.max_new_tokens
         if not request.prompt_ids or capacity > min(self.context_tokens, self._cluster.kv_tokens):
@@ -189,12 +151,12 @@ class Sessions:
         await self._admission.enter(capacity, due_s)
         route = self._router.live
         assert route is not None
-        session = _Session(self._new_name(), request, capacity, route)
+        session = Session(self._new_name(), request, capacity, route)
         session.enter(route, self._private_ok(route))
         self._live[session.name] = session
         return session
 
-    async def _decode(self, session: _Session, due_s: float) -> AsyncIterator[GeneratedToken]:
+    async def _decode(self, session: Session, due_s: float) -> AsyncIterator[GeneratedToken]:
         request = session.request
         step = request.prompt_ids
         for index in range(request.max_new_tokens):
@@ -208,7 +170,7 @@ class Sessions:
             if stopped:
                 return
 
-    async def _next(self, session: _Session, step: tuple[int, ...], due_s: float) -> int:
+    async def _next(self, session: Session, step: tuple[int, ...], due_s: float) -> int:
         """The token after `step`; where a node is lost on the way, the session is replayed on a new route first."""
         while True:
             try:
@@ -218,7 +180,7 @@ class Sessions:
                 _log.warning("session is replayed", session=session.name, done=session.position, error=str(error))
                 await self._replay(session, due_s)
 
-    async def _replay(self, session: _Session, due_s: float) -> None:
+    async def _replay(self, session: Session, due_s: float) -> None:
         """Compute a session's caches again where all nodes answer, in the very passes of the first time.
 
         Other shapes of passes (one prefill for all) would give other bits, and at a near tie another token.
@@ -236,7 +198,7 @@ class Sessions:
             session.moves.append(Move(session.route.epoch, time.monotonic() - begun_s, 0, replayed=True))
             return
 
-    async def _begin_again(self, session: _Session) -> None:
+    async def _begin_again(self, session: Session) -> None:
         """Give a session a new name, no caches and a route whose nodes all answer."""
         if session.copying:
             session.copying.cancel()
@@ -264,7 +226,7 @@ class Sessions:
                 async with asyncio.timeout(left_s):
                     await self._router.changed()
 
-    async def _pass(self, session: _Session, step: tuple[int, ...], due_s: float) -> int:
+    async def _pass(self, session: Session, step: tuple[int, ...], due_s: float) -> int:
         """One pass through the session's route; the token that comes back."""
         loop = asyncio.get_running_loop()
         sampling = session.request.sampling
@@ -289,7 +251,7 @@ class Sessions:
             raise _error(answer)
         return answer.token_id
 
-    async def _follow(self, session: _Session) -> None:
+    async def _follow(self, session: Session) -> None:
         """At a token boundary: begin, go on with or finish the session's move to the live epoch."""
         live = self._router.live
         assert live is not None
@@ -309,10 +271,10 @@ class Sessions:
         session.moves.append(Move(copied.target.epoch, pause_s, copied.cache_bytes + patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
-    async def _copy(self, session: _Session, target: Route, first: int, last: int) -> _Copied:
+    async def _copy(self, session: Session, target: Route, first: int, last: int) -> Copied:
         """Have positions `first..last-1` of every block that moves copied to its new node."""
         if last == first:
-            return _Copied(target, last, 0)
+            return Copied(target, last, 0)
         moving = {old for old, new in zip(session.route.placement, target.placement, strict=True) if old != new}
         request = CarryRequest(
             session=session.name, epoch=session.route.epoch, target=target.epoch, first=first, last=last
@@ -321,7 +283,7 @@ class Sessions:
         for reply in replies:
             if reply.error:
                 raise NodeLostError(f"cache of session {session.name}: {reply.error}")
-        return _Copied(target, last, sum(reply.bytes for reply in replies))
+        return Copied(target, last, sum(reply.bytes for reply in replies))
 
     def _new_name(self) -> str:
         return f"{next(self._numbers)}-{time.time_ns():x}"
@@ -340,7 +302,7 @@ class Sessions:
                 session.answers.put_nowait(lost)
         self.on_lost(node)
 
-    def _end(self, session: _Session | None) -> None:
+    def _end(self, session: Session | None) -> None:
         if session is None:
             return
         del self._live[session.name]
@@ -359,7 +321,7 @@ class Sessions:
     def _record(
         self,
         request: GenerationRequest,
-        session: _Session | None,
+        session: Session | None,
         arrival_s: float,
         times: list[float],
         status: int,
