@@ -20,6 +20,7 @@ from resplit.types import FloatArray
 
 __all__ = ["Candidates", "branch", "candidates"]
 
+STEPS_PER_NODE = 10  # of the work limit, for a node of the search tree
 TOLERANCE = 1e-6  # relative; taken off HiGHS's bound, whose linear programs hold to 1e-7
 
 
@@ -195,14 +196,14 @@ class _Model:
         if budget.steps_left is None:
             highs.setOptionValue("time_limit", max(budget.left_s, 0.0))
         else:
-            highs.setOptionValue("mip_max_nodes", max(budget.steps_left, 0))
+            highs.setOptionValue("mip_max_nodes", max(budget.steps_left // STEPS_PER_NODE, 1))
         highs.passModel(self._program())
         if incumbent is not None and (start := self._start(incumbent)) is not None:
             highs.setSolution(self.steps, np.arange(self.steps, dtype=np.int32), start)
         highs.run()
         info = highs.getInfo()
         if budget.steps_left is not None:
-            budget.spend(max(1, int(info.mip_node_count)))
+            budget.spend(STEPS_PER_NODE * max(1, int(info.mip_node_count)))
         if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
             return None, float("inf")
         bound = (info.mip_dual_bound - TOLERANCE * abs(info.mip_dual_bound)) * self.scale

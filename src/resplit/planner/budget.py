@@ -8,8 +8,8 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one move of a descent, one
-    priced path or one node of the branch and bound."""
+    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one move of a descent or one
+    priced path; a node of the branch and bound is ten."""
 
     def __init__(self, time_limit_s: float, work_limit: int | None = None, parent: Budget | None = None) -> None:
         self._started = time.perf_counter()
@@ -43,5 +43,5 @@ class Budget:
     def part(self, share: float) -> Budget:
         """A budget of `share` of what is left, taken from this one."""
         if self.steps_left is not None:
-            return Budget(self._time_limit_s, max(1, int(self.steps_left * share)), self)
+            return Budget(self._time_limit_s, min(self.steps_left, 1 + int(self.steps_left * share)), self)
         return Budget(self.left_s * share, None, self)

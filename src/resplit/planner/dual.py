@@ -75,7 +75,7 @@ class Dual:
         self.cuts = SetCuts(other.cuts.members, other.cuts.resource, limits)
         self._known_cuts = set(other._known_cuts)
         self._inherited = other._master.active() if other._master is not None else []
-        self.evaluate(other.prices)
+        self.evaluate(other.plain_prices)
 
     def evaluate(self, prices: Prices) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
@@ -109,8 +109,9 @@ class Dual:
             + prices.balance @ instance.background
             + spare * instance.background.max()
         )
-        paid = float((prices.resource * self.resources.limit).sum())
-        return float(gains - paid - ROUNDING * (abs(gains) + paid))
+        paid = (prices.resource * self.resources.limit).sum()
+        refunded = (prices.cut * self.cuts.limit).sum()
+        return float(gains - paid - ROUNDING * (abs(gains) + paid + refunded))
 
     def improve(self, columns: list[IntArray], budget: Budget, target: float, most: int = 1_000_000) -> list[IntArray]:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves

@@ -32,7 +32,7 @@ class Resources:
         sizes, counts = np.unique(np.round(use[0], 9), return_counts=True)
         for size in sizes[np.argsort(-counts, kind="stable")][:most_units]:
             if size > 0:
-                use.append(np.floor(use[0] / size + 1e-7))
+                use.append(np.floor(use[0] / size + 1e-8))
                 limit.append(np.floor(limit[0] / size + 1e-6))
         return cls(np.array(use), np.array(limit))
 

@@ -128,12 +128,10 @@ class SequenceDescent:
         beyond = np.arange(atoms + 1)[:, None] + np.arange(1, width + 1) > atoms
         for s in range(len(order) - 1, -1, -1):
             node = order[s]
-            ahead = np.full(atoms + 1, np.inf)
-            if s == len(order) - 1:
-                ahead[atoms] = self.instance.end[node]
-            else:
-                ahead = onward[s + 1] + self._hops[self._hop_of, node, order[s + 1]]
-                ahead[atoms] = np.inf
+            last = s == len(order) - 1
+            onward_hop = 0.0 if last else self._hops[self._hop_of, node, order[s + 1]]
+            ahead = onward[s + 1] + onward_hop
+            ahead[atoms] = self.instance.end[node] if last else np.inf
             steps = self._steps[node][np.arange(width), ends]
             onward[s] = np.where(beyond, np.inf, steps + ahead[ends]).min(axis=1)
         return onward
@@ -200,7 +198,7 @@ def _neighbours(order: list[int], nodes: int) -> _Neighbours:
     longest = max((len(middle) for _, middle, _ in near), default=0)
     return _Neighbours(
         np.array([head for head, _, _ in near], dtype=np.intp),
-        np.array([(*middle, *([0] * (longest - len(middle)))) for _, middle, _ in near], dtype=np.intp),
+        np.array([(*middle, *([0] * (longest - len(middle)))) for _, middle, _ in near], np.intp).reshape(-1, longest),
         np.array([len(middle) for _, middle, _ in near], dtype=np.intp),
         np.array([tail for _, _, tail in near], dtype=np.intp),
     )
