@@ -14,6 +14,7 @@ from resplit.control.signing import CommandSigner
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ShardError
 from resplit.model.engine import Activation, TorchEngine, token_ids
 from resplit.model.source import StoredModel
+from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import CachePart, Step
 from resplit.wire.peers import Address, Peer, to_wire
 from tests.node.cluster import InProcess, in_process, until
@@ -23,13 +24,14 @@ LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted"
 PRIVATE_ON_PLAIN = ["plain", *MIDDLE[1:]]
 
 
-def config(memory: str = "8 MiB") -> ClusterConfig:
+def config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
     return ClusterConfig.model_validate(
         {
             "name": "test",
             "source": "trusted",
             "trusted": ["trusted"],
-            "nodes": [{"name": "trusted", "memory": "8 MiB"}, {"name": "plain", "memory": memory}],
+            "nodes": [{"name": "trusted", "memory": "8 MiB"}, {"name": "plain", "memory": memory} | more],
+            "links": {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}} if more else None,
             "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
             "kv_tokens": 64,
         }
@@ -212,6 +214,35 @@ async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcess) -> No
     assert all(row["seconds"] > 0 and not row["emulated"] for row in rows)
     assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] > 0
     assert await held(nodes) == ([], [], [])
+
+
+async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_off_it_is(
+    tiny: StoredModel, tmp_path: Path
+) -> None:
+    times = {"embed": "1 ms", "layer": "2 ms", "head": "3 ms"}
+    prefill = dict.fromkeys(times, "0 ms")
+    emulate = {"decode_per_token": times, "prefill_per_token": prefill, "background_utilization": 0.25}
+    async with in_process(config(emulate=emulate), tiny, tmp_path) as nodes:
+        order = nodes.order("plain", MIDDLE, 1)
+        profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+        await nodes.command("plain", "profile", profile)
+        state = await nodes.state("plain")
+        assert state["emulated"]
+        assert 0 < state["emulation_error"] < 1
+        last = (await nodes.rows("plain", "nodes"))[-1]
+        assert (last["emulated"], last["reference_s"]) == (True, 0.002)
+        assert 0.25 < last["cpu_utilization"] <= 1
+        assert last["cpu_utilization"] - last["own_utilization"] == pytest.approx(0.25)
+        assert all(row["emulated"] and row["seconds"] >= 0.0019 for row in await nodes.rows("plain", "blocks"))
+
+        slower = {"slowdown": 3.0, "background_utilization": 0.5, "links": {"trusted": vars(Shape(0.04, 1e9))}}
+        await nodes.command("plain", "emulate", slower)
+        addresses = {name: str(address) for name, address in nodes.addresses.items()}
+        await nodes.command("plain", "meet", {"addresses": addresses})
+        await nodes.command("plain", "profile", profile)
+        assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] == pytest.approx(0.006)
+        assert (await nodes.rows("plain", "blocks"))[-1]["seconds"] >= 0.0059
+        assert min(row["seconds"] for row in await nodes.rows("plain", "links")) >= 0.02  # half of there and back
 
 
 async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nodes: InProcess) -> None:
