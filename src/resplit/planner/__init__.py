@@ -42,9 +42,10 @@ def solve(
     from resplit.planner.outcome import plan_of
     from resplit.planner.prefer import preferred
 
+    module = import_module(SOLVERS[solver])  # before the clock starts
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)
     start = instance.nodes_of(problem.current) if problem.current is not None else None
-    outcome = import_module(SOLVERS[solver]).solve(instance, budget, start)
+    outcome = module.solve(instance, budget, start)
     outcome = preferred(instance, outcome, tolerance, budget)
     return plan_of(instance, outcome, solver, budget)
