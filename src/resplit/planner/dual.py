@@ -23,7 +23,7 @@ __all__ = ["Dual", "Prices"]
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
 WHOLE_UNITS = 1  # the resource whose units are whole: memory rounded by the commonest atom
-MOST_STATES = 8_000  # states x nodes of the dynamic program over tracked nodes
+MOST_TRACKING_WORK = 4e7  # operations of one dynamic program over tracked nodes, about 0.2 s
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
 
@@ -160,7 +160,8 @@ class Dual:
         abuse = self._master.abuse(WHOLE_UNITS)
         abuse[tracked] = 0
         nodes = [*tracked, int(abuse.argmax())]
-        while nodes and np.prod(limit[nodes] + 1) * self.instance.shape[1] > MOST_STATES:
+        atoms, n = self.instance.shape
+        while nodes and np.prod(limit[nodes] + 1) * atoms * n * (atoms / 2 + n) > MOST_TRACKING_WORK:
             nodes.pop(0)
         if abuse.max() <= 1e-6 or not nodes or frozenset(nodes) in self._tried:
             return False

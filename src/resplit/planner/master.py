@@ -141,17 +141,16 @@ class Master:
         return [nodes_of for _, nodes_of in self._mixture()]
 
     def abuse(self, resource: int) -> FloatArray:
-        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit, as a share of
-        all use, and the queueing cost, as a share of the value, that they do not pay as they pay each visit apart."""
+        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit; where none does
+        so anywhere, the queueing cost that they do not pay, as they pay each visit apart. Both as shares of the whole."""
         use, limit = self.resources.use[resource], self.resources.limit[resource]
         value = max(float(self._highs.getInfo().objective_function_value) * self.scale, 1e-300)
-        total = np.zeros(len(limit))
+        over, unpaid = np.zeros(len(limit)), np.zeros(len(limit))
         for weight, x in self._mixture():
-            over = (np.bincount(x, use, len(limit)) - limit).clip(min=0) / use.sum()
+            over += weight * (np.bincount(x, use, len(limit)) - limit).clip(min=0) / use.sum()
             load = np.minimum(self.instance.loads(x), self._top)
-            unpaid = (self.instance.queue_cost(load) - self.paths.queue_paid(x)).clip(min=0) / value
-            total += weight * (over + unpaid)
-        return total
+            unpaid += weight * (self.instance.queue_cost(load) - self.paths.queue_paid(x)).clip(min=0) / value
+        return over if over.max() > 1e-6 else unpaid
 
     def support(self) -> Support:
         """The support of that mixture."""
