@@ -66,6 +66,10 @@ class Executor:
         """The activations after the pass, or the sampled token where the head ran."""
         return await self.call(self._run, step)
 
+    async def node_s(self, step: Pass) -> float:
+        """Run a pass; the node time that it took, background aside."""
+        return await self.call(self._node_s, step)
+
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call something that uses the engine, in its thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
@@ -108,6 +112,11 @@ class Executor:
         free_bytes = self.memory_bytes - self.engine.held_bytes
         if more_bytes > free_bytes:
             raise CapacityError(f"{what} needs {more_bytes / 2**20:.1f} MiB, {free_bytes / 2**20:.1f} MiB are free")
+
+    def _node_s(self, step: Pass) -> float:
+        before_s = self.busy_s
+        self._run(step)
+        return self.busy_s - before_s
 
     def _run(self, step: Pass) -> Activation | int:
         begun_s = time.perf_counter()

@@ -30,8 +30,7 @@ async def profile_block(executor: Executor, block: int, repeats: int = 2) -> flo
 
 async def _run(executor: Executor, block: int, start: int, tokens: int) -> float:
     capacity = max(_CONTEXTS) + 1
-    await executor.run(Pass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None))
-    return executor.timings[-1].seconds
+    return await executor.node_s(Pass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None))
 
 
 def _values(executor: Executor, block: int, tokens: int) -> Activation:
