@@ -141,8 +141,8 @@ class Master:
         return [nodes_of for _, nodes_of in self._mixture()]
 
     def abuse(self, resource: int) -> FloatArray:
-        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit; where none does
-        so anywhere, the queueing cost that they do not pay, as they pay each visit apart. Both as shares of the whole."""
+        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit or, where none
+        does so, the queueing cost that they do not pay, as they pay each visit apart. Both as shares of the whole."""
         use, limit = self.resources.use[resource], self.resources.limit[resource]
         value = max(float(self._highs.getInfo().objective_function_value) * self.scale, 1e-300)
         over, unpaid = np.zeros(len(limit)), np.zeros(len(limit))

@@ -25,6 +25,7 @@ __all__ = ["solve"]
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 100  # descents in a row that find nothing better
 MOST_STARTS = 10  # descents after each round of tracking
+LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
 PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.3, 0.6, 0.7, 0.1
@@ -68,7 +69,7 @@ def solve_from(
 def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
     """The bound that branch and bound proves, from ever better cutoffs."""
     bound = dual.bound
-    while not budget.spent and bound < search.cost * (1 - gap):
+    while budget.left_s > LEAST_BRANCHING_S and not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
         chosen = candidates(dual, search.cost)
         if len(chosen.intervals) + len(chosen.hops) > MOST_CANDIDATES:
