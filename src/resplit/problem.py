@@ -243,8 +243,7 @@ def _matrix_pair(raw: dict[str, Any], first: str, second: str, shape: tuple[int,
         np.fill_diagonal(differ, False)  # the diagonal of the links is ignored
     if differ.any():
         row, column = (int(index) for index in np.argwhere(differ)[0])
-        key, value = (first, left) if np.isnan(left[row, column]) else (second, right)
-        assert np.isnan(value[row, column])
+        key = first if np.isnan(left[row, column]) else second
         raise ProblemFormatError(f"{key}[{row}][{column}]", None, f"null in both {first} and {second} or in neither")
     return left, right
 

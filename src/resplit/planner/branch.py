@@ -194,7 +194,7 @@ class _Model:
     def solve(self, budget: Budget, incumbent: IntArray | None, relative_gap: float) -> tuple[IntArray | None, float]:
         highs = quiet_highs(mip_rel_gap=relative_gap, mip_abs_gap=0.0)
         if budget.steps_left is None:
-            highs.setOptionValue("time_limit", max(budget.left_s, 0.0))
+            highs.setOptionValue("time_limit", max(0.95 * budget.left_s, 0.0))  # it looks at the clock now and then
         else:
             highs.setOptionValue("mip_max_nodes", max(budget.steps_left // STEPS_PER_NODE, 1))
         highs.passModel(self._program())
