@@ -26,6 +26,9 @@ SOLVERS = {
 }
 
 
+SEARCH_SHARE = 0.85  # of the budget, for the solver itself, where its answer is then bent to preferences
+
+
 def solve(
     problem: Problem, *, solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
     tolerance: float = 0.0,
@@ -46,6 +49,7 @@ def solve(
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)
     start = instance.nodes_of(problem.current) if problem.current is not None else None
-    outcome = module.solve(instance, budget, start)
+    search = budget.part(SEARCH_SHARE) if tolerance > 0 else budget
+    outcome = module.solve(instance, search, start)
     outcome = preferred(instance, outcome, tolerance, budget)
     return plan_of(instance, outcome, solver, budget)

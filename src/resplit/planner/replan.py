@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resplit.planner import SEARCH_SHARE
 from resplit.planner.budget import Budget
 from resplit.planner.dual import Dual
 from resplit.planner.instance import Instance
@@ -28,7 +29,8 @@ class Replanner:
         last = problem.current if self._dual is None else self.plan.placement or problem.current
         fits = last is not None and len(last) == len(problem.blocks)
         start = instance.nodes_of(last) if last is not None and fits else None
-        outcome, self._dual = solve_from(instance, budget, start, OPTIMAL_GAP / 4, self._dual)
+        search = budget.part(SEARCH_SHARE) if tolerance > 0 else budget
+        outcome, self._dual = solve_from(instance, search, start, OPTIMAL_GAP / 4, self._dual)
         outcome = preferred(instance, outcome, tolerance, budget)
         self.plan = plan_of(instance, outcome, "relax", budget)
         return self.plan
