@@ -70,7 +70,7 @@ def _tick(
     cluster, now_s, history = load_cluster(cluster_file), time.time(), load_history(state / "history.json")
     telemetry, live = observe(client, max(since_s, now_s - window_s))
     try:
-        need = Need(reports=2)
+        need = Need(reports=1)
         quarantine = state / "quarantine"
         valid = validate(telemetry, cluster.node_names, live.features, now_s, quarantine, live.lost, need)
         # The errors of the profile stand: a few seconds of service hold too little to judge by.

@@ -69,17 +69,19 @@ async def serve(
     addresses = _addresses(cluster)
     log = EpochLog(place.state / "epochs.db")
     router.meet(addresses)
-    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions)
+    picture = place.state / "picture.json"
+    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, picture)
     sessions.on_settled = controller.settled
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
-    monitor = Monitor(router.peers)
+    monitor = Monitor(router.peers, router.drop)
     app = _app(cluster, model, sessions, place.listen)
     app.mount("/control", create_control_api(controller, monitor, _token(place.token_file)))
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     try:
         await router.wait_for(set(cluster.node_names), _NODES_ANSWER_WITHIN_S)
         await controller.introduce()
+        await controller.resume()
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
             polling = tasks.create_task(monitor.run(), name="monitor")

@@ -139,7 +139,15 @@ class InProcess:
         """A controller of this cluster, with a log of its own, that hears of lost and found nodes."""
         log = EpochLog(self.folder / "epochs.db")
         controller = Controller(
-            self.config, self.model, self.member, self.keyring, log, self.router.peers, self.addresses, self.sessions
+            self.config,
+            self.model,
+            self.member,
+            self.keyring,
+            log,
+            self.router.peers,
+            self.addresses,
+            self.sessions,
+            self.folder / "picture.json",
         )
         self.sessions.on_settled = controller.settled
         self.sessions.on_lost = controller.node_lost

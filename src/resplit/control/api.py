@@ -103,7 +103,7 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
 
     @api.post("/problem")
     async def learn(problem: dict[str, Any]) -> dict[str, Any]:
-        controller.problem = problem_from_json(problem)
+        controller.learn(problem_from_json(problem))
         return {}
 
     @api.post("/profile")

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.keys import Member
 from resplit.control.log import EpochLog
-from resplit.control.recovery import plan_without
+from resplit.control.recovery import load_picture, plan_without, save_picture
 from resplit.control.signing import CommandSigner
 from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.model.registry import Keyring
@@ -68,13 +69,14 @@ class Controller:
     peers: Mapping[str, Peer]
     addresses: dict[str, Address]
     gateway: Gateway
-    problem: Problem | None = None  # the newest picture of the cluster, for plans of the controller's own
+    picture_file: Path  # of the newest problem that it was given, for plans of its own
     epochs: list[LiveEpoch] = field(default_factory=list)
     live: Route | None = None
 
     def __post_init__(self) -> None:
         self.features: tuple[BlockFeatures, ...] = self.model.features(self.cluster.private_layers)
         self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
+        self._problem = load_picture(self.picture_file)
         self._signer = CommandSigner(self.member)
         self._changing = asyncio.Lock()
         self._recovering = asyncio.Lock()
@@ -83,11 +85,21 @@ class Controller:
 
     async def introduce(self) -> None:
         """Tell every node where the others listen, and have it measure its links; NodeLostError for a silent one."""
-        addresses = {name: str(address) for name, address in self.addresses.items()}
         for epoch in self.log.unfinished():
             self.log.append(epoch, "aborted", {"reason": "the controller ended before it was prepared"})
             await self._tell_reachable(self._answering(), "abort", {"epoch": epoch}, epoch)
-        await self._tell(self.addresses, "meet", lambda name: {"addresses": addresses})
+        await self._tell(self.addresses, "meet", self._introduction)
+
+    async def resume(self) -> None:
+        """After a restart: make what was live before live again, in an epoch of its own; else wait for a first plan."""
+        committed = self.log.last_committed()
+        if committed is None or self.live is not None:
+            return
+        placement = tuple(committed[1]["placement"])
+        try:
+            await self.deploy(Proposal(placement, "resume", 0, committed[1].get("predicted_latency_s")))
+        except ProposalRefusedError as error:
+            _log.warning("what was live before cannot be resumed; a new plan is needed", error=str(error))
 
     async def profile(self) -> None:
         """Have every node time one block of each kind that it may hold."""
@@ -111,6 +123,11 @@ class Controller:
             self.log.append(epoch, "committed", detail)
             await self._tell(self._answering(), "commit", lambda name: {"epoch": epoch}, epoch)
             return self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
+
+    def learn(self, problem: Problem) -> None:
+        """Take a problem as the newest picture of the cluster."""
+        self._problem = problem
+        save_picture(problem, self.picture_file)
 
     async def emulate(self, node: str, change: dict[str, Any]) -> None:
         """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
@@ -164,9 +181,9 @@ class Controller:
 
     async def _plan_without(self, lost: Sequence[str], current: tuple[str, ...]) -> Proposal | str:
         """A proposal for the nodes that are left, or why there is none."""
-        if self.problem is None:
+        if self._problem is None:
             return f"{', '.join(lost)} lost, and nothing known yet to plan with"
-        plan = await asyncio.to_thread(plan_without, self.problem, lost, current)
+        plan = await asyncio.to_thread(plan_without, self._problem, lost, current)
         if plan.placement is None or plan.terms is None:
             return f"without {', '.join(lost)} there is no placement: {plan.reason}"
         return Proposal(plan.placement, "recover", 0, plan.terms.latency_s, plan.lower_bound)
@@ -178,9 +195,8 @@ class Controller:
 
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
-        addresses = {node: str(address) for node, address in self.addresses.items()}
         try:
-            await self._tell([name], "meet", lambda _: {"addresses": addresses})
+            await self._tell([name], "meet", self._introduction)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
             _log.warning("a node came back and was lost again", node=name, error=str(error))
@@ -302,6 +318,11 @@ class Controller:
         blocks = sorted(first.values())
         shards = self._shards(node, tuple(blocks))
         return {"blocks": blocks, "model": self._model_order(), "private": sorted(self.private), "shards": shards}
+
+    def _introduction(self, node: str) -> dict[str, Any]:
+        """Where the others are, and which sessions there are: caches of others are left from another life."""
+        addresses = {name: str(address) for name, address in self.addresses.items()}
+        return {"addresses": addresses, "sessions": self.gateway.sessions()}
 
     def _model_order(self) -> dict[str, Any]:
         return asdict(self.model.spec)

@@ -19,6 +19,10 @@ class Gateway(Protocol):
         """The oldest epoch that a session still uses."""
         ...
 
+    def sessions(self) -> list[str]:
+        """Names of the sessions that run."""
+        ...
+
     def answering(self) -> set[str]:
         """The nodes whose connections stand."""
         ...

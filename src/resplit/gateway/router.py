@@ -80,6 +80,13 @@ class Router:
         if other in self.peers:
             self.peers[other].link.shape = shape
 
+    def drop(self, name: str) -> None:
+        """Take a node that hangs for lost, though its connection stands; it is found again when it wakes."""
+        if name in self.listening:
+            self._tasks[name].cancel()
+            self._tasks[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+            self._lose(name)
+
     async def disconnect(self) -> None:
         """Close every connection."""
         for task in self._tasks.values():
@@ -94,11 +101,14 @@ class Router:
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_token(token)
             if name in self.listening:
-                self.listening.discard(name)
-                _log.warning("a node is lost", node=name)
-                self.on_lost(name)
-                self._tell()
+                self._lose(name)
             await asyncio.sleep(_RECONNECT_S)
+
+    def _lose(self, name: str) -> None:
+        self.listening.discard(name)
+        _log.warning("a node is lost", node=name)
+        self.on_lost(name)
+        self._tell()
 
     def _opened(self, name: str) -> None:
         self.listening.add(name)

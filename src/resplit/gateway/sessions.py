@@ -76,6 +76,10 @@ class Sessions:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
         self._router.flip(route)
 
+    def sessions(self) -> list[str]:
+        """Names of the sessions that run."""
+        return list(self._live)
+
     def answering(self) -> set[str]:
         """The nodes whose connections stand."""
         return set(self._router.listening)

@@ -142,7 +142,7 @@ class TorchEngine:
         hidden = self._tensor(given, first)
         shared = None
         for index in range(first, last + 1):
-            block = self._blocks[index]
+            block = self._block(index)
             if shared is None:
                 like = torch.empty((), dtype=self.dtype)
                 shared = self.chain.prepare_pass(start, hidden.shape[1], like)
@@ -208,6 +208,12 @@ class TorchEngine:
             raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
         cache.crop(first)
         cache.append(pair)
+
+    def _block(self, index: int) -> BlockModule:
+        try:
+            return self._blocks[index]
+        except KeyError:
+            raise DataError(f"block {index} is not loaded here") from None
 
     def _held_cache(self, session: str, block: int) -> BlockCache:
         try:

@@ -99,12 +99,12 @@ class Agent:
     async def abort(self, body: dict[str, Any]) -> dict[str, Any]:
         """Forget a prepared epoch and free what only it wanted."""
         self.prepared.pop(int(body["epoch"]), None)
-        return {"dropped": await self._drop_unwanted()}
+        return {"dropped": self._drop_unwanted()}
 
     async def release(self, body: dict[str, Any]) -> dict[str, Any]:
         """End every epoch before `epoch` and free what only they wanted."""
         self.routes = {number: route for number, route in self.routes.items() if number >= int(body["epoch"])}
-        return {"dropped": await self._drop_unwanted()}
+        return {"dropped": self._drop_unwanted()}
 
     async def profile(self, body: dict[str, Any], timed: Callable[[int], Awaitable[None]]) -> dict[str, Any]:
         """Load blocks one at a time, have each `timed`, and drop it unless an epoch wants it."""
@@ -116,7 +116,7 @@ class Agent:
                 await self._load((block,), body["shards"])
                 await timed(block)
             finally:
-                await self._drop_unwanted()
+                self._drop_unwanted()
         return {}
 
     async def emulate(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -152,11 +152,16 @@ class Agent:
                 sent += await self._push(name, self._parts(request, moving))
         return CarryReply(last=request.last, bytes=sent)
 
-    async def close_sessions(self, sessions: list[str]) -> None:
+    def close_sessions(self, sessions: list[str]) -> None:
         """Free the caches of these sessions."""
         if self.executor:
             for session in sessions:
-                await self.executor.call(self.executor.end, session)
+                self.executor.end(session)
+
+    def close_all_sessions_but(self, known: set[str]) -> None:
+        """Free the caches of sessions that the gateway does not know any more."""
+        if self.executor:
+            self.close_sessions(sorted(self.executor.engine.sessions() - known))
 
     async def disconnect(self) -> None:
         """Cancel what runs and close every connection."""
@@ -248,11 +253,11 @@ class Agent:
                 tensors = await asyncio.to_thread(open_shard, sealed, key)
                 await asyncio.to_thread(executor.load, block, tensors)
         except (ResplitError, KeyError):
-            await self._drop_unwanted()
+            self._drop_unwanted()
             raise
         return absent
 
-    async def _drop_unwanted(self) -> list[int]:
+    def _drop_unwanted(self) -> list[int]:
         executor = self.executor
         if executor is None:
             return []
@@ -260,7 +265,7 @@ class Agent:
         wanted = {block for route in routes for block in route.blocks_of(self.name)}
         unwanted = [block for block in executor.engine.blocks if block not in wanted]
         for block in unwanted:
-            await executor.call(executor.engine.drop, block)
+            executor.engine.drop(block)
         return unwanted
 
     async def _parts(self, request: CarryRequest, blocks: list[int]) -> AsyncIterator[CachePart]:

@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from resplit.errors import CapacityError, CommandRefusedError
 from resplit.model.engine import Activation, TorchEngine
 from resplit.node.emulation import Hardware, Padding
 from resplit.types import Sampling
 
-P = ParamSpec("P")
 R = TypeVar("R")
 _ENDED_REMEMBERED = 4096
 
@@ -64,15 +63,11 @@ class Executor:
 
     async def run(self, step: Pass) -> Activation | int:
         """The activations after the pass, or the sampled token where the head ran."""
-        return await self.call(self._run, step)
+        return await self._in_turn(self._run, step)
 
     async def node_s(self, step: Pass) -> float:
         """Run a pass; the node time that it took, background aside."""
-        return await self.call(self._node_s, step)
-
-    async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call something that uses the engine, in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        return await self._in_turn(self._node_s, step)
 
     def close(self) -> None:
         """Stop the thread after the pass that runs."""
@@ -88,13 +83,16 @@ class Executor:
     def take_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
         """Put a part of a session's cache of a block in its place; CapacityError where it does not fit.
 
-        Not for `call`: a session that moves must not wait behind the passes of others.
+        In any thread: a session that moves must not wait behind the passes of others.
         """
         self._admit(session, block, block, capacity)
         self.engine.import_cache(session, block, first, capacity, part)
 
     def end(self, session: str) -> None:
-        """Free a session's caches for good: what is still on its way for it is refused. For `call`."""
+        """Free a session's caches for good: what is still on its way for it is refused.
+
+        In any thread, too: nothing should wait behind the passes of others in order to have less.
+        """
         self.engine.close(session)
         self._ended[session] = None
         if len(self._ended) > _ENDED_REMEMBERED:
@@ -118,6 +116,9 @@ class Executor:
         self._run(step)
         return self.busy_s - before_s
 
+    async def _in_turn(self, function: Callable[[Pass], R], step: Pass) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, step)
+
     def _run(self, step: Pass) -> Activation | int:
         begun_s = time.perf_counter()
         try:
@@ -127,6 +128,8 @@ class Executor:
             elapsed_s = time.perf_counter() - begun_s
             background = self.hardware.background_utilization if self.hardware else self.background_utilization
             self.busy_s += elapsed_s * (1 - background)
+            if step.session in self._ended:  # while the pass ran: it may have made caches again
+                self.engine.close(step.session)
 
     def _timed(self, step: Pass, begun_s: float) -> Activation | int:
         tokens = step.values.shape[1] if len(step.values.shape) > 1 else 0  # (1, tokens) or (1, tokens, width)

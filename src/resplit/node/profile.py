@@ -24,7 +24,7 @@ async def profile_block(executor: Executor, block: int, repeats: int = 2) -> flo
         for context in _CONTEXTS:
             await _run(executor, block, 0, context)
             decodes.append(await _run(executor, block, context, 1))
-    await executor.call(executor.engine.close, _SESSION)
+    executor.engine.close(_SESSION)
     return statistics.median(decodes)
 
 

@@ -151,7 +151,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         _only_the_controller(stream)
         request = await stream.recv_message()
         assert request is not None
-        await self._agent.close_sessions(list(request.sessions))
+        self._agent.close_sessions(list(request.sessions))
         await stream.send_message(CloseReply())
 
     def _verified(self, kind: str, signed: str) -> signing.Command:
@@ -162,6 +162,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
     async def _meet(self, body: dict[str, Any]) -> dict[str, Any]:
         self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()})
+        self._agent.close_all_sessions_but(set(body["sessions"]))
         await self._probe.echo_all()
         return {}
 
