@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["preferred"]
 TIE = 1e-9  # relative
 PRICED_MOVES = 200  # moves whose class latencies are looked at in one step
 
-Rank = tuple[int, float, float, float]  # classes that miss, their shortfall (s), bytes moved, objective
+Rank = tuple[int, float, float]  # classes that miss, bytes moved (or the seconds by which they miss), objective
 
 
 def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Budget) -> Outcome:
@@ -36,7 +37,9 @@ def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Bu
     within = [nodes_of for nodes_of in known if instance.cost(nodes_of) <= limit]
     best = min(within, key=lambda nodes_of: rank(instance, nodes_of))
     if tolerance > 0:
-        best = _climb(instance, best, limit, budget)
+        quicker = _climb(instance, best, limit, budget, _lateness)
+        best = min((best, quicker), key=lambda nodes_of: rank(instance, nodes_of)[0])
+        best = _climb(instance, best, limit, budget, rank)
     return replace(outcome, nodes_of=best)
 
 
@@ -45,19 +48,27 @@ def rank(instance: Instance, nodes_of: IntArray) -> Rank:
     placement = instance.placement(nodes_of)
     evaluation = evaluate(instance.problem, placement)
     missed = slo_shortfall_s(instance.problem, evaluation)
-    moved = moved_bytes(instance.problem, placement) or 0.0
-    return len(missed), sum(missed.values()), moved, evaluation.objective
+    return len(missed), moved_bytes(instance.problem, placement) or 0.0, evaluation.objective
 
 
-def _climb(instance: Instance, nodes_of: IntArray, limit: float, budget: Budget) -> IntArray:
-    """The best rank that improving interval moves lead to under the cost `limit`."""
+def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
+    """What leads to fewer classes that miss: less by which they do."""
+    evaluation = evaluate(instance.problem, instance.placement(nodes_of))
+    missed = slo_shortfall_s(instance.problem, evaluation)
+    return len(missed), sum(missed.values()), evaluation.objective
+
+
+def _climb(
+    instance: Instance, nodes_of: IntArray, limit: float, budget: Budget, key: Callable[[Instance, IntArray], Rank]
+) -> IntArray:
+    """The best `key` that improving interval moves lead to under the cost `limit`, until its middle part is 0."""
     moves = Descent(instance, 3 * limit or 1.0)
-    best = rank(instance, nodes_of)
-    while best[:3] != (0, 0.0, 0.0) and budget.spend():
+    best = key(instance, nodes_of)
+    while best[1] > 0 and budget.spend():
         slack = limit - instance.cost(nodes_of)
-        for move, node in _promising(instance, moves, nodes_of, slack, missing=best[0] > 0):
+        for move, node in _promising(instance, moves, nodes_of, slack, cheapest=key is _lateness):
             changed = moves.moved(nodes_of, move, node)
-            if instance.cost(changed) <= limit and (new := rank(instance, changed)) < best:
+            if instance.cost(changed) <= limit and (new := key(instance, changed)) < best:
                 nodes_of, best = changed, new
                 break
         else:
@@ -66,15 +77,14 @@ def _climb(instance: Instance, nodes_of: IntArray, limit: float, budget: Budget)
 
 
 def _promising(
-    instance: Instance, moves: Descent, nodes_of: IntArray, slack: float, missing: bool
+    instance: Instance, moves: Descent, nodes_of: IntArray, slack: float, cheapest: bool
 ) -> list[tuple[int, int]]:
-    """Moves (index, node) that cost at most `slack`: those that bring most bytes back first or, where a class misses
-    its objective, the cheapest."""
+    """Moves (index, node) that cost at most `slack`: the cheapest first, or those that bring most bytes back."""
     delta = moves.deltas(nodes_of)
-    order = np.where(delta <= slack, delta if missing else -_bytes_back(instance, moves, nodes_of), np.inf)
+    order = np.where(delta <= slack, delta if cheapest else -_bytes_back(instance, moves, nodes_of), np.inf)
     best = np.argsort(order, axis=None, kind="stable")[:PRICED_MOVES]
     pairs = [divmod(int(index), delta.shape[1]) for index in best]
-    return [(move, node) for move, node in pairs if order[move, node] < (np.inf if missing else 0)]
+    return [(move, node) for move, node in pairs if order[move, node] < (np.inf if cheapest else 0)]
 
 
 def _bytes_back(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
