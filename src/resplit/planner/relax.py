@@ -28,7 +28,7 @@ MOST_STARTS = 10  # descents after each round of tracking
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
-PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.3, 0.6, 0.7, 0.1
+PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.4, 0.5, 0.7, 0.1
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
 
