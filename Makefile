@@ -36,7 +36,7 @@ test: .venv/installed-test ## all tests but the long ones
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-test ## benchmarks: ratios, by hand
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.planner
 
 lint: .venv/installed-dev ## format, lint, types, import rule, dead code
 	$(BIN)/ruff format --check .

@@ -16,7 +16,8 @@ _ENVIRONMENT = {
     "DVC_NO_ANALYTICS": "1",
     "PREFECT_HOME": str(STATE / "prefect"),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # What fails is raised, and said once by whoever called the flow; Prefect would add a traceback for each level.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
     # On one machine the flows share the cores with the nodes: one thread each is what they get.

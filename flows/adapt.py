@@ -12,6 +12,7 @@ import structlog
 from prefect import flow
 
 from flows import STATE
+from flows.command import run_command
 from flows.params import load_params
 from resplit.client import ControlClient
 from resplit.config import load_cluster
@@ -117,9 +118,14 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)")
     parser.add_argument("--state", type=Path, default=STATE, help="the cluster's state folder (default: %(default)s)")
     parser.add_argument("--loop", action="store_true", help="go on until Ctrl-C instead of one tick")
-    given, params = parser.parse_args(), load_params().adapt
-    loop_for_s = float("inf") if given.loop else 0.0
-    adapt(given.url, given.state, params.period_s, loop_for_s, params.window_s, params.settings())
+    given = parser.parse_args()
+
+    def loop() -> None:
+        params = load_params().adapt
+        loop_for_s = float("inf") if given.loop else 0.0
+        adapt(given.url, given.state, params.period_s, loop_for_s, params.window_s, params.settings())
+
+    run_command(loop)
 
 
 if __name__ == "__main__":

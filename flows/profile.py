@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows import STATE
+from flows.command import run_command
 from resplit.client import ControlClient
 from resplit.config import load_cluster
 from resplit.cost import CostModel
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)")
     parser.add_argument("--state", type=Path, default=STATE, help="the cluster's state folder (default: %(default)s)")
     given = parser.parse_args()
-    profile(given.url, given.state)
+    run_command(lambda: profile(given.url, given.state))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Each reads what the stage before it wrote below `data/generated` and uses the sa
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,12 +15,11 @@ import structlog
 from prefect import flow
 
 from flows import STATE
+from flows.command import run_command
 from flows.params import Params, load_params
 from flows.study import REPORTS, inputs, publish, serve_policies
-from resplit.cli import log_to_stderr
 from resplit.client import ControlClient
 from resplit.cost import fit_cost_model, node_states, problem_from
-from resplit.errors import ResplitError
 from resplit.launch import running
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord
@@ -133,14 +131,9 @@ def _write(name: str, content: object) -> None:
 
 def main() -> None:
     """Run the stage that the command line names."""
-    log_to_stderr()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is stopped as on Ctrl-C
     if len(sys.argv) != 2 or sys.argv[1] not in STAGES:
         sys.exit(f"usage: python -m flows.stages {'|'.join(STAGES)}")
-    try:
-        STAGES[sys.argv[1]](load_params())
-    except ResplitError as error:
-        sys.exit(f"resplit: {error}")
+    run_command(lambda: STAGES[sys.argv[1]](load_params()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,13 +14,12 @@ from prefect import flow
 
 from flows import STATE
 from flows.adapt import adapt
+from flows.command import run_command
 from flows.params import Params, load_params
 from flows.profile import profile
-from resplit.cli import log_to_stderr
 from resplit.client import ControlClient
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel
-from resplit.errors import ResplitError
 from resplit.launch import Cluster, running
 from resplit.measure import compare, comparison_text, summaries
 from resplit.records import RunRecord
@@ -126,15 +124,14 @@ def publish(
 
 def main() -> None:
     """`python -m flows.study`: the study of `params.yaml`."""
-    log_to_stderr()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster is stopped as on Ctrl-C
-    begun_s = time.monotonic()
-    try:
-        text = study()
-    except ResplitError as error:
-        sys.exit(f"resplit: {error}")
-    sys.stdout.write(f"{text}\n")
-    _log.info("study done", seconds=round(time.monotonic() - begun_s))
+
+    def tell() -> None:
+        begun_s, params = time.monotonic(), load_params()
+        inputs(params)  # what is wrong with the files is said before anything starts
+        sys.stdout.write(f"{study(params)}\n")
+        _log.info("study done", seconds=round(time.monotonic() - begun_s))
+
+    run_command(tell)
 
 
 if __name__ == "__main__":

@@ -121,13 +121,18 @@ def describe_status(status: dict[str, Any]) -> str:
         f"cluster {status['cluster']}, model {status['model']}, epoch {status['epoch']} ({status['action']}), "
         f"{status['sessions']} sessions, {status['waiting']} waiting, ready: {status['ready']}"
     ]
-    names = status["blocks"]
     for node in status["nodes"]:
-        blocks = node.get("blocks", [])
-        held = f"{names[blocks[0]]}..{names[blocks[-1]]} ({len(blocks)})" if blocks else "no blocks"
+        held = _held(status["blocks"], node.get("blocks", []))
         marks = [mark for mark in ("trusted", "emulated") if node.get(mark)]
         answers = "" if node["answers"] else "  DOES NOT ANSWER"
         lines.append(
             f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}"
         )
     return "\n".join(lines)
+
+
+def _held(names: list[str], blocks: list[int]) -> str:
+    """The runs of blocks that a node holds, as `first..last` each."""
+    starts = [block for block in blocks if block - 1 not in blocks]
+    ends = [block for block in blocks if block + 1 not in blocks]
+    return ", ".join(f"{names[a]}..{names[b]}" for a, b in zip(starts, ends, strict=True)) or "no blocks"

@@ -65,6 +65,8 @@ def first_plan(cluster: Cluster) -> str:
         telemetry = Telemetry.from_rows(client.telemetry(0.0))
         live = live_of(client)
         cost = fit_cost_model(telemetry, live.features)
+        # Where the control loop looks for the model that it goes on from.
+        (cluster.state / "cost.json").write_text(cost.to_json(), encoding="utf-8")
         plan = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
         client.propose(proposal_of(plan, "initial", live.epoch))
     assert plan.placement is not None
