@@ -166,10 +166,10 @@ async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(smal
     assert state["held_bytes"] <= state["memory_bytes"]
 
 
-async def parts(session: str, block: int, capacity: int) -> AsyncIterator[CachePart]:
+def parts(session: str, block: int, capacity: int) -> list[CachePart]:
     """Four positions of one layer's cache: (2, heads, positions, width)."""
     zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
-    yield CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))
+    return [CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))]
 
 
 async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(nodes: InProcess) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,11 +145,13 @@ class Agent:
         """Push positions `first..last-1` of the blocks that this node has in one epoch to where another places them."""
         mine = set(self.routes[request.epoch].blocks_of(self.name))
         target, engine = self.routes[request.target], self._running().engine
-        sent = 0
+        pushes = []
         for name in sorted(set(target.placement) - {self.name}):
             moving = [block for block in target.blocks_of(name) if block in mine and engine.has_cache(block)]
             if moving:
-                sent += await self._push(name, self._parts(request, moving))
+                pushes.append((name, self._parts(request, moving)))
+        await asyncio.gather(*(self.peers[name].cache(parts) for name, parts in pushes))
+        sent = sum(len(part.values.data) for _, parts in pushes for part in parts)
         return CarryReply(last=request.last, bytes=sent)
 
     def close_sessions(self, sessions: list[str]) -> None:
@@ -268,29 +270,19 @@ class Agent:
             executor.engine.drop(block)
         return unwanted
 
-    async def _parts(self, request: CarryRequest, blocks: list[int]) -> AsyncIterator[CachePart]:
-        engine = self._running().engine
+    def _parts(self, request: CarryRequest, blocks: list[int]) -> list[CachePart]:
+        engine, parts = self._running().engine, []
         for block in blocks:
             stride = max(1, int(CHUNK_BYTES / engine.features[block].kv_bytes_per_token))
             capacity = engine.capacity(request.session, block)
             for first in range(request.first, request.last, stride):
-                last = min(first + stride, request.last)
-                values = engine.export_cache(request.session, block, first, last)
-                yield CachePart(
-                    session=request.session, block=block, first=first, capacity=capacity, values=to_wire(values)
+                values = engine.export_cache(request.session, block, first, min(first + stride, request.last))
+                parts.append(
+                    CachePart(
+                        session=request.session, block=block, first=first, capacity=capacity, values=to_wire(values)
+                    )
                 )
-
-    async def _push(self, name: str, parts: AsyncIterator[CachePart]) -> int:
-        sent = 0
-
-        async def counted() -> AsyncIterator[CachePart]:
-            nonlocal sent
-            async for part in parts:
-                sent += len(part.values.data)
-                yield part
-
-        await self.peers[name].cache(counted())
-        return sent
+        return parts
 
     def _running(self) -> Executor:
         if self.executor is None:

@@ -40,7 +40,7 @@ class Link:
 
     async def cross(self, payload_bytes: int) -> None:
         """Wait for as long as a message of this size is on its way."""
-        await _until(self.due_s(payload_bytes))
+        await until(self.due_s(payload_bytes))
 
 
 class Sender(Generic[Message]):
@@ -59,11 +59,12 @@ class Sender(Generic[Message]):
         """Send what is queued, each when it is due, until cancelled or the connection fails."""
         while True:
             due_s, message = await self._queue.get()
-            await _until(due_s)
+            await until(due_s)
             await self._send(message)
 
 
-async def _until(due_s: float) -> None:
+async def until(due_s: float) -> None:
+    """Sleep until a moment of the event loop's clock."""
     wait_s = due_s - asyncio.get_running_loop().time()
     if wait_s > 0:
         await asyncio.sleep(wait_s)

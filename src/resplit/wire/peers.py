@@ -10,7 +10,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
 from resplit.model.engine import Activation
-from resplit.wire.links import Link, Sender
+from resplit.wire.links import Link, Sender, until
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     Ack,
@@ -154,12 +154,14 @@ class Peer:
             raise self._lost(error) from error
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
-    async def cache(self, parts: AsyncIterator[CachePart], timeout_s: float = 60.0) -> None:
+    async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> None:
         """Push parts of caches to the member; NodeLostError, or ResplitError with what it answers."""
+        # All are on their way at once: each waits for the bandwidth, none for the arrival of another.
+        due_s = [self.link.due_s(len(part.values.data)) for part in parts]
         try:
             async with self._stub.Cache.open(timeout=timeout_s) as stream:
-                async for part in parts:
-                    await self.link.cross(len(part.values.data))
+                for part, arrives_s in zip(parts, due_s, strict=True):
+                    await until(arrives_s)
                     await stream.send_message(part)
                 await stream.end()
                 reply = await stream.recv_message()
