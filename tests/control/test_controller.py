@@ -11,7 +11,7 @@ import pytest
 
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
-from resplit.control.controller import Controller, Proposal
+from resplit.control.controller import RECOVER, Controller, Proposal
 from resplit.control.monitor import Monitor
 from resplit.errors import ProposalRefusedError
 from resplit.gateway.engine import GenerationRequest
@@ -135,6 +135,19 @@ async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_s
     with pytest.raises(ProposalRefusedError, match=r"epoch 2 could not be prepared: gamma: .* more than gamma has"):
         await deploy(controller, [A, A, C, C, C, C, C, A])
     await assert_old_epoch_serves(nodes, controller, tokens)
+
+
+async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
+    nodes: InProcess, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    tokens = await served(nodes)
+    other = (A, A, C, C, B, B, B, A)
+    with pytest.raises(ProposalRefusedError, match="more than gamma has"):
+        await controller.deploy(Proposal(other, "re-split", 1))
+    await controller.deploy(Proposal(other, RECOVER, 1))
+    assert (await nodes.state(C))["blocks"] == [2, 3]
+    assert await served(nodes) == tokens
 
 
 async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcess, controller: Controller) -> None:

@@ -127,6 +127,7 @@ class InProcess:
             "model": {"config": self.model.spec.config, "dtype": self.model.spec.dtype, "split": self.model.spec.split},
             "private": sorted(self.private),
             "kv_tokens": kv_tokens,
+            "instead": False,
             "shards": {str(b): self._shard(node, b) for b in blocks if placement[b] == node},
         }
 

@@ -30,6 +30,8 @@ from resplit.wire.peers import Address, Peer
 from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
+RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve
+_RECOVERY_TRIES = 3  # a plan may be outdated by the next loss; after so many refusals the next loss or find is awaited
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,14 @@ class Controller:
             detail = asdict(proposal)
             self.log.append(epoch, "proposed", detail)
             begun_s = time.monotonic()
-            loaded = await self._prepare(route)
+            loaded = await self._prepare(route, instead=proposal.action == RECOVER)
             self.log.append(epoch, "prepared", {})
             self.log.append(epoch, "committed", detail)
-            await self._tell(self._answering(), "commit", lambda name: {"epoch": epoch}, epoch)
-            return self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
+            await self._tell_reachable(self._answering(), "commit", {"epoch": epoch}, epoch)
+            live = self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
+        if set(proposal.placement) - self.gateway.answering():  # lost while it was deployed
+            self._spawn(self._recover())
+        return live
 
     def learn(self, problem: Problem) -> None:
         """Take a problem as the newest picture of the cluster."""
@@ -163,6 +168,7 @@ class Controller:
     async def _recover(self) -> None:
         """Deploy plans for the nodes that are left until the live one has no lost node, or none is possible."""
         async with self._recovering:
+            refused = 0
             while self.live and set(self.live.placement) - self.gateway.answering():
                 lost = sorted(set(self.addresses) - self.gateway.answering())
                 begun_s = time.monotonic()
@@ -174,7 +180,11 @@ class Controller:
                 try:
                     live = await self.deploy(replace(plan, based_on=self.live.epoch))
                 except (ProposalRefusedError, NodeLostError) as error:
-                    _log.warning("recovery goes on", error=str(error))
+                    refused += 1
+                    _log.warning("recovery was refused", times=refused, error=str(error))
+                    if refused == _RECOVERY_TRIES:
+                        self.gateway.give_up(str(error))
+                        return
                     continue
                 self._log_recovery(lost, time.monotonic() - begun_s - live.prepare_s, live)
             self.gateway.give_up(None)
@@ -186,12 +196,12 @@ class Controller:
         plan = await asyncio.to_thread(plan_without, self._problem, lost, current)
         if plan.placement is None or plan.terms is None:
             return f"without {', '.join(lost)} there is no placement: {plan.reason}"
-        return Proposal(plan.placement, "recover", 0, plan.terms.latency_s, plan.lower_bound)
+        return Proposal(plan.placement, RECOVER, 0, plan.terms.latency_s, plan.lower_bound)
 
     def _log_recovery(self, lost: Sequence[str], plan_s: float, live: LiveEpoch) -> None:
         outcome = {"deployed": live.epoch, "plan_s": plan_s, "prepare_s": live.prepare_s}
         reason = f"lost {', '.join(lost)}"
-        self.log.append_decision({"action": "recover", "at_s": time.time(), "reason": reason, "outcome": outcome})
+        self.log.append_decision({"action": RECOVER, "at_s": time.time(), "reason": reason, "outcome": outcome})
 
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
@@ -204,7 +214,7 @@ class Controller:
         live = self.live
         if live and name in live.placement and live.epoch not in state["state"]["epochs"]:
             with contextlib.suppress(ProposalRefusedError):
-                await self.deploy(Proposal(live.placement, "recover", live.epoch))
+                await self.deploy(Proposal(live.placement, RECOVER, live.epoch))
         await self._recover()
 
     def _answering(self) -> list[str]:
@@ -223,16 +233,17 @@ class Controller:
             if index in self.private and node not in self.cluster.trusted:
                 raise ProposalRefusedError(f"block {self.features[index].name} is private and {node} is not trusted")
 
-    async def _prepare(self, route: Route) -> float:
+    async def _prepare(self, route: Route, instead: bool) -> float:
         """Prepare an epoch on every node; the bytes of weights that were loaded. Aborts it if one fails.
 
-        Nodes that get no block are told too: they may have to hand caches over.
+        Nodes that get no block are told too: they may have to hand caches over. `instead` of what is live: that cannot
+        serve any more, so it need not fit beside it.
         """
         nodes = self._answering()
         if silent := sorted(set(route.placement) - set(nodes)):
             self.log.append(route.epoch, "aborted", {"reason": "lost nodes"})
             raise ProposalRefusedError(f"{', '.join(silent)} cannot be reached")
-        order = self._prepare_order(route)
+        order = self._prepare_order(route, instead)
         try:
             replies = await self._tell(nodes, "prepare", order, route.epoch)
         except BaseException as error:  # cancelled too: a pending epoch would block every later one
@@ -288,18 +299,22 @@ class Controller:
         return [answer for answer in answers if isinstance(answer, dict)]
 
     async def _tell_reachable(self, nodes: Sequence[str], kind: str, body: dict[str, Any], epoch: int) -> None:
-        """Send a command to nodes one by one, passing over those that cannot be reached: they hold nothing."""
-        for name in nodes:
+        """Send a command to nodes at once, passing over those that cannot be reached: they hold nothing."""
+
+        async def tell(name: str) -> None:
             try:
                 await self._tell([name], kind, lambda _: body, epoch)
             except ResplitError as error:
                 level = _log.info if isinstance(error, NodeLostError) else _log.warning
                 level("command not obeyed", kind=kind, node=name, error=str(error))
 
-    def _prepare_order(self, route: Route) -> Callable[[str], dict[str, Any]]:
+        await asyncio.gather(*(tell(name) for name in nodes))
+
+    def _prepare_order(self, route: Route, instead: bool) -> Callable[[str], dict[str, Any]]:
         def order(node: str) -> dict[str, Any]:
             return {
                 "route": route.to_json(),
+                "instead": instead,
                 "model": self._model_order(),
                 "private": sorted(self.private),
                 "kv_tokens": self.cluster.kv_tokens,

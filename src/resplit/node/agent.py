@@ -72,6 +72,8 @@ class Agent:
     async def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Fetch and load the blocks that an epoch wants here and that are not here yet; nothing serves them yet.
 
+        Where the epoch comes `instead` of what was, which cannot serve any more, that is dropped first.
+
         Raises CommandRefusedError for a private block on a node that is not trusted, CapacityError and ShardError where
         a block cannot be held or opened; then nothing new stays loaded.
         """
@@ -80,6 +82,9 @@ class Agent:
         blocks = route.blocks_of(self.name)
         if not self.trusted and (forbidden := [b for b in blocks if b in body["private"]]):
             raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold blocks {forbidden}")
+        if body["instead"]:
+            self.routes, self.prepared = {}, {}
+            self._drop_unwanted(but=blocks)
         self._ensure_room(blocks, body["kv_tokens"])
         self.meet(route.addresses)
         loaded = await self._load(blocks, body["shards"])
@@ -259,12 +264,12 @@ class Agent:
             raise
         return absent
 
-    def _drop_unwanted(self) -> list[int]:
+    def _drop_unwanted(self, but: tuple[int, ...] = ()) -> list[int]:
         executor = self.executor
         if executor is None:
             return []
         routes = [*self.routes.values(), *self.prepared.values()]
-        wanted = {block for route in routes for block in route.blocks_of(self.name)}
+        wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(but)
         unwanted = [block for block in executor.engine.blocks if block not in wanted]
         for block in unwanted:
             executor.engine.drop(block)
