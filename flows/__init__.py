@@ -24,5 +24,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# Prefect makes its own folder, but not the one above it.
+STATE.mkdir(parents=True, exist_ok=True)
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
