@@ -168,4 +168,9 @@ def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:
 def _gpu_utilization() -> float:
     import torch
 
-    return torch.cuda.utilization() / 100 if torch.cuda.is_available() else math.nan
+    if not torch.cuda.is_available():
+        return math.nan
+    try:
+        return torch.cuda.utilization() / 100
+    except (ImportError, RuntimeError):  # without NVML nobody can tell
+        return math.nan
