@@ -113,7 +113,10 @@ def publish(
     rows = compare(summaries(list(records)))
     page = report(records, reports, extras)
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}
-    tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), cluster.name, about)
+    errors = {
+        f"prediction error {what.replace(',', '')}": f"{error:.4f}" for what, error in extras.prediction_error.items()
+    }
+    tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), cluster.name, about | errors)
     for record in records:
         kept = load_configurations(state / "configurations", [int(epoch) for epoch in record.epochs.epoch])
         track_run(tracked, record, cluster.name, cluster.weights.values(), kept)
