@@ -147,15 +147,14 @@ class Agent:
         self._running().take_cache(part.session, part.block, part.first, part.capacity, values)
 
     async def carry(self, request: CarryRequest) -> CarryReply:
-        """Push positions `first..last-1` of the blocks that this node has in one epoch to where another places them."""
-        mine = set(self.routes[request.epoch].blocks_of(self.name))
-        target, engine = self.routes[request.target], self._running().engine
-        pushes = []
-        for name in sorted(set(target.placement) - {self.name}):
-            moving = [block for block in target.blocks_of(name) if block in mine and engine.has_cache(block)]
-            if moving:
-                pushes.append((name, self._parts(request, moving)))
-        await asyncio.gather(*(self.peers[name].cache(parts) for name, parts in pushes))
+        """Push positions `first..last-1` of a session's caches to the nodes that `target` names for its blocks."""
+        engine = self._running().engine
+        leaving: dict[str, list[int]] = {}
+        for block, name in enumerate(request.target[: len(engine.features)]):
+            if name and engine.has_cache(block):
+                leaving.setdefault(name, []).append(block)
+        pushes = [(self._peer(name), self._parts(request, blocks)) for name, blocks in leaving.items()]
+        await asyncio.gather(*(peer.cache(parts) for peer, parts in pushes))
         sent = sum(len(part.values.data) for _, parts in pushes for part in parts)
         return CarryReply(last=request.last, bytes=sent)
 
@@ -288,6 +287,11 @@ class Agent:
                     )
                 )
         return parts
+
+    def _peer(self, name: str) -> Peer:
+        if name not in self.peers:
+            raise DataError(f"{self.name} knows no {name!r} to send a cache to")
+        return self.peers[name]
 
     def _running(self) -> Executor:
         if self.executor is None:

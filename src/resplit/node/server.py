@@ -137,14 +137,14 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await stream.send_message(CacheReply(error=error))
 
     async def Carry(self, stream: Stream[CarryRequest, CarryReply]) -> None:  # noqa: N802
-        """Push a session's caches to where another epoch wants them."""
+        """Push a session's caches to other nodes."""
         _only_the_controller(stream)
         request = await stream.recv_message()
         assert request is not None
         try:
             await stream.send_message(await self._agent.carry(request))
-        except (ResplitError, KeyError) as error:
-            await stream.send_message(CarryReply(error=str(error) or type(error).__name__))
+        except ResplitError as error:
+            await stream.send_message(CarryReply(error=str(error)))
 
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free sessions."""

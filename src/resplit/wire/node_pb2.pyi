@@ -141,18 +141,16 @@ class CacheReply(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class CarryRequest(_message.Message):
-    __slots__ = ("session", "epoch", "target", "first", "last")
+    __slots__ = ("session", "target", "first", "last")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     session: str
-    epoch: int
-    target: int
+    target: _containers.RepeatedScalarFieldContainer[str]
     first: int
     last: int
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., target: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
 
 class CarryReply(_message.Message):
     __slots__ = ("last", "bytes", "error")

@@ -171,7 +171,7 @@ class Peer:
             raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer to a cache'}")
 
     async def carry(self, request: CarryRequest, timeout_s: float = 60.0) -> CarryReply:
-        """Have the member push a session's caches to the nodes of another epoch."""
+        """Have the member push a session's caches to other nodes."""
         try:
             reply: CarryReply = await self._stub.Carry(request, timeout=timeout_s)
             return reply
