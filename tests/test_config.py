@@ -192,3 +192,9 @@ def test_the_scenarios_that_come_along_fit_a_cluster_that_comes_along(path: Path
     changes = [*scenario.nodes, *scenario.links, *scenario.load]
     assert changes
     assert max(change.at for change in changes) < scenario.duration
+
+
+def test_a_class_that_is_to_be_shed_when_late_says_by_what(tmp_path: Path) -> None:
+    assert cluster(tmp_path, "slo: 2 s", "slo: 2 s, shed_late: true").request_class("chat").shed_late
+    with pytest.raises(ConfigError, match="shed_late needs an slo"):
+        cluster(tmp_path, "slo: 2 s", "shed_late: true")

@@ -67,14 +67,24 @@ class LinksConfig(_Strict):
 
 
 class ClassConfig(_Strict):
-    """A class of requests: its objective, and the demand expected before any was seen."""
+    """A class of requests: its objective, and the demand expected before any was seen.
+
+    `shed_late`: refuse at once what could not be answered within `slo`.
+    """
 
     name: str
     slo: Seconds | None = None
+    shed_late: bool = False
     rate_rps: Annotated[float, Field(gt=0)]
     prompt_tokens: Annotated[float, Field(ge=1)]
     new_tokens: Annotated[float, Field(ge=1)]
     api_keys: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _late_by_what(self) -> ClassConfig:
+        if self.shed_late and self.slo is None:
+            raise ValueError("shed_late needs an slo to be late by")
+        return self
 
 
 class LimitsConfig(_Strict):
@@ -136,6 +146,10 @@ class ClusterConfig(_Strict):
     def node(self, name: str) -> NodeConfig:
         """The node called `name`; KeyError if there is none."""
         return next(node for node in self.nodes if node.name == name)
+
+    def request_class(self, name: str) -> ClassConfig:
+        """The class called `name`; KeyError if there is none."""
+        return next(each for each in self.classes if each.name == name)
 
     def link(self, one: str, other: str) -> LinkShape | None:
         """The emulated link between two nodes, None where links are not emulated or the nodes are the same."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from resplit.gateway.admission import Place
 from resplit.gateway.engine import GenerationRequest
 from resplit.gateway.journal import Move
 from resplit.wire.node_pb2 import Token
@@ -29,7 +30,7 @@ class Session:
 
     name: str
     request: GenerationRequest
-    capacity: int
+    place: Place
     route: Route
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     steps: list[tuple[int, ...]] = field(default_factory=list)

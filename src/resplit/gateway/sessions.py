@@ -16,7 +16,7 @@ import structlog
 
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
-from resplit.gateway.admission import Admission
+from resplit.gateway.admission import Admission, Promise
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.journal import Arrival, Journal, Move, SessionRecord
 from resplit.gateway.router import Router
@@ -123,11 +123,12 @@ class Sessions:
         deadline_s = self._cluster.limits.deadline
         if request.deadline_s is not None:
             deadline_s = min(deadline_s, request.deadline_s)
-        due_s = asyncio.get_running_loop().time() + deadline_s
+        since_s = asyncio.get_running_loop().time()
+        due_s = since_s + deadline_s
         times: list[float] = []
         status, session = 499, None
         try:
-            session = await self._admit(request, due_s)
+            session = await self._admit(request, since_s, due_s)
             async for token in self._decode(session, due_s):
                 times.append(time.time())
                 status = 200 if token.finish else 499
@@ -142,20 +143,22 @@ class Sessions:
             self._end(session)
             self._record(request, session, arrival_s, times, status)
 
-    async def _admit(self, request: GenerationRequest, due_s: float) -> Session:
+    async def _admit(self, request: GenerationRequest, since_s: float, due_s: float) -> Session:
         """A session with its caches reserved; waits in line while others hold the room."""
-        capacity = len(request.prompt_ids) + request.max_new_tokens
-        if not request.prompt_ids or capacity > min(self.context_tokens, self._cluster.kv_tokens):
+        prompt_tokens, new_tokens = len(request.prompt_ids), request.max_new_tokens
+        if not prompt_tokens or prompt_tokens + new_tokens > min(self.context_tokens, self._cluster.kv_tokens):
             raise RequestError(
-                f"{len(request.prompt_ids)} prompt tokens and {request.max_new_tokens} new ones do not fit the context "
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones do not fit the context "
                 f"of {self.context_tokens} tokens"
             )
         async with asyncio.timeout_at(due_s):
             await self._until_ready()
-        await self._admission.enter(capacity, due_s)
+        objective = self._cluster.request_class(request.request_class)
+        promise = Promise(since_s, objective.slo) if objective.shed_late and objective.slo else None
+        place = await self._admission.enter(prompt_tokens, new_tokens, due_s, promise)
         route = self._router.live
         assert route is not None
-        session = Session(self._new_name(), request, capacity, route)
+        session = Session(self._new_name(), request, place, route)
         session.enter(route, self._private_ok(route))
         self._live[session.name] = session
         return session
@@ -164,8 +167,10 @@ class Sessions:
         request = session.request
         step = request.prompt_ids
         for index in range(request.max_new_tokens):
+            begun_s = time.monotonic()
             async with asyncio.timeout_at(due_s):
                 token_id = await self._next(session, step, due_s)
+            self._admission.made_token(session.place, time.monotonic() - begun_s)
             session.steps.append(step)
             step = (token_id,)
             stopped = token_id in request.stop_ids
@@ -241,7 +246,7 @@ class Sessions:
                 epoch=session.route.epoch,
                 segment=0,
                 start=session.position,
-                capacity=session.capacity,
+                capacity=session.place.tokens,
                 values=to_wire(token_ids(step)),
                 sampling=node_pb2.Sampling(
                     temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62
@@ -320,7 +325,7 @@ class Sessions:
             session.copying.cancel()
         for node in session.nodes:
             self._spawn(self._router.peers[node].close_sessions([session.name]))
-        self._admission.leave(session.capacity)
+        self._admission.leave(session.place)
         self.on_settled(self.oldest_epoch())
 
     def _spawn(self, closing: Coroutine[Any, Any, None]) -> None:
