@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install install-dev run test test-all bench lint format proto ui clean
+.PHONY: help install install-dev run test test-all bench chaos lint format proto ui clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test: .venv/installed-test ## all tests but the long ones
 bench: .venv/installed-test ## benchmarks: ratios, by hand
 	$(BIN)/python -m benchmarks.planner
 
+chaos: .venv/installed-test ## break clusters on purpose, at full length; writes reports/chaos.md
+	$(BIN)/python -m benchmarks.chaos
+
 lint: .venv/installed-dev ## format, lint, types, import rule, dead code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,4 +61,4 @@ ui: .venv/installed-pipeline ## the MLflow page over the studies so far, http://
 	  --backend-store-uri sqlite:///$(CURDIR)/.resplit/mlflow/mlflow.db --default-artifact-root file://$(CURDIR)/.resplit/mlflow/artifacts
 
 clean: ## forget state, generated data and reports; keep the environment
-	rm -rf .resplit data/generated reports/index.html reports/metrics.json reports/plots
+	rm -rf .resplit data/generated reports/index.html reports/metrics.json reports/plots reports/chaos*

@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 
 import httpx
 import pytest
 import torch
 
+from benchmarks.chaos.cluster import random_placement, reference
+from benchmarks.chaos.streams import PROMPTS, stream
 from resplit.client import ControlClient
 from resplit.launch import Cluster
-from tests.system.conftest import NODES, reference
 
-PROMPTS = [[(7 * k + 3 * i) % 250 + 5 for i in range(5 + k)] for k in range(8)]
 NEW_TOKENS = 48
-
-
-async def stream(client: httpx.AsyncClient, prompt: list[int], new_tokens: int = NEW_TOKENS) -> list[int]:
-    body = {
-        "model": "tiny-llama",
-        "prompt": prompt,
-        "max_tokens": new_tokens,
-        "stream": True,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
-    tokens: list[int] = []
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                event = json.loads(line[6:])
-                assert "error" not in event, event
-                tokens += event["choices"][0].get("token_ids") or []
-    assert response.status_code == 200, response.status_code
-    return tokens
-
-
-def random_placement(blocks: int, rng: random.Random) -> list[str]:
-    """Private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
-    middle = [rng.choice(NODES) for _ in range(blocks - 3)]
-    return [
-        rng.choice(NODES[:2]),
-        rng.choice(NODES[:2]),
-        *sorted(middle, key=lambda _: rng.random()),
-        rng.choice(NODES[:2]),
-    ]
 
 
 async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -> int:
@@ -68,7 +36,9 @@ async def test_streams_survive_one_resplit_after_another(cluster: Cluster, whole
 
     async def streams() -> list[list[int]]:
         async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
-            rounds = [await asyncio.gather(*(stream(client, prompt) for prompt in PROMPTS)) for _ in range(2)]
+            rounds = [
+                await asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS)) for _ in range(2)
+            ]
         finished.set()
         return [tokens for each in rounds for tokens in each]
 

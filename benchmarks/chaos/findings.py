@@ -1,0 +1,85 @@
+"""What experiments found, as values and as the table in reports/. Knows nothing of clusters."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was measured. `met` tells whether it is as `aim` says; None where there was only to measure."""
+
+    experiment: str
+    what: str
+    measured: str
+    aim: str = ""
+    met: bool | None = None
+
+
+@dataclass
+class Report:
+    """All findings of a run. `load` is the machine's load average after each experiment, by name."""
+
+    scale: float
+    begun: str
+    findings: list[Finding] = field(default_factory=list)
+    took_s: dict[str, float] = field(default_factory=dict)
+    load: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, findings: list[Finding], took_s: float) -> None:
+        """Take what an experiment found, and how long it ran."""
+        self.findings += findings
+        self.took_s[name] = round(took_s, 1)
+        self.load[name] = round(psutil.getloadavg()[0], 2)
+
+    def write(self, folder: Path) -> None:
+        """chaos.md for people, chaos.json for programs."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "chaos.json").write_text(json.dumps(asdict(self) | {"machine": machine()}, indent=1) + "\n")
+        (folder / "chaos.md").write_text(self._table())
+
+    def _table(self) -> str:
+        said = ", ".join(f"{key} {value}" for key, value in machine().items())
+        lines = ["# Chaos", "", f"Begun {self.begun}, scale {self.scale:g}; {said}.", ""]
+        lines += ["| experiment | what | measured | aim | met |", "| --- | --- | --- | --- | --- |"]
+        met = {True: "yes", False: "**no**", None: ""}
+        lines += [f"| {f.experiment} | {f.what} | {f.measured} | {f.aim} | {met[f.met]} |" for f in self.findings]
+        lines += ["", "| experiment | ran for | load average at its end |", "| --- | --- | --- |"]
+        lines += [f"| {name} | {took_s:.0f} s | {self.load[name]} |" for name, took_s in self.took_s.items()]
+        return "\n".join(lines) + "\n"
+
+
+def machine() -> dict[str, str]:
+    """What this ran on."""
+    packages = ("torch", "transformers", "grpclib")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "kernel": platform.release(),
+        "cores": str(psutil.cpu_count()),
+    }
+
+
+def spread(seconds: Sequence[float], unit: str = "ms") -> str:
+    """Median, 95th percentile and maximum, for people."""
+    if not seconds:
+        return "none"
+    factor = {"ms": 1e3, "s": 1.0}[unit]
+    values = [factor * quantile(seconds, share) for share in (0.5, 0.95, 1.0)]
+    digits = 0 if unit == "ms" and max(values) >= 10 else 2
+    p50, p95, most = (f"{value:.{digits}f}" for value in values)
+    return f"p50 {p50}, p95 {p95}, max {most} {unit} (n {len(seconds)})"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The `share` quantile; NaN of nothing."""
+    return float(np.quantile(values, share)) if len(values) else math.nan

@@ -1,0 +1,64 @@
+"""Random placements one after another under eight streams: no stream fails, begins anew or gets a wrong token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+from benchmarks.chaos.cluster import make_model, random_placement, started, whole_model
+from benchmarks.chaos.findings import Finding, spread
+from benchmarks.chaos.streams import expected_tokens, streaming
+from resplit.client import ControlClient
+from resplit.types import segments_of
+
+PLACEMENTS = 50
+NEW_TOKENS = 128
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """50 placements, redistributions (same cuts, other nodes) and re-splits in turn."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    wanted = max(3, round(PLACEMENTS * scale))
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        async with streaming(cluster, expected) as streams:
+            took_s = await asyncio.to_thread(deploy_one_after_another, client, wanted, random.Random(5))
+        moves = [move for record in client.records() for move in record["moves"]]
+    return [
+        *streams.findings("resplits"),
+        Finding("resplits", "placements deployed under the streams", str(len(took_s)), str(wanted), met=True),
+        Finding("resplits", "time of a change, from proposal to commit", spread(took_s)),
+        Finding("resplits", "sessions moved", str(len(moves)), "> 0", met=bool(moves)),
+        Finding(
+            "resplits", "sessions that began anew", str(sum(m["replayed"] for m in moves)), "0", met=not _anew(moves)
+        ),
+        Finding("resplits", "caches moved", f"{sum(m['cache_bytes'] for m in moves) / 2**20:.1f} MiB"),
+    ]
+
+
+def deploy_one_after_another(client: ControlClient, count: int, rng: random.Random) -> list[float]:
+    """Deploy random placements, every second one with the cuts of the one before; the seconds that each took."""
+    took_s = []
+    for number in range(count):
+        live = client.model()
+        blocks = len(live["features"])
+        placement = redistributed(live["placement"], rng) if number % 2 else random_placement(blocks, rng)
+        action = "redistribute" if number % 2 else "re-split"
+        deployed = client.propose({"placement": placement, "action": action, "based_on": live["epoch"]})
+        took_s.append(deployed["prepare_s"])
+    return took_s
+
+
+def redistributed(placement: list[str], rng: random.Random) -> list[str]:
+    """The same segments on other nodes; a segment with a private block stays on trusted ones."""
+    result: list[str] = []
+    for segment in segments_of(tuple(placement)):
+        private = segment.first < 2 or segment.last == len(placement) - 1
+        node = rng.choice(("alpha", "beta") if private else ("alpha", "beta", "gamma", "delta"))
+        result += [node] * (segment.last - segment.first + 1)
+    return result
+
+
+def _anew(moves: list[dict[str, object]]) -> bool:
+    return any(move["replayed"] for move in moves)

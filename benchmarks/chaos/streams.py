@@ -1,0 +1,134 @@
+"""Requests that stream, several at once and one after another, each compared with the unsplit model's tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import httpx
+import torch
+
+from benchmarks.chaos.cluster import MODEL, reference
+from benchmarks.chaos.findings import Finding
+from resplit.launch import Cluster
+
+PROMPTS = [[(7 * k + 3 * i) % 250 + 5 for i in range(5 + k)] for k in range(8)]
+_WITHIN_S = 120.0
+
+
+class StreamFailedError(Exception):
+    """A request that was not served to its end."""
+
+
+async def stream(
+    client: httpx.AsyncClient, prompt: list[int], new_tokens: int, times_s: list[float] | None = None
+) -> list[int]:
+    """The tokens of one request, the moment of each (monotonic clock) added to `times_s`; StreamFailedError."""
+    body = {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    tokens: list[int] = []
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            raise StreamFailedError(f"{response.status_code} {(await response.aread())[:300]!r}")
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise StreamFailedError(str(event["error"]))
+                new = event["choices"][0].get("token_ids") or []
+                tokens += new
+                if times_s is not None:
+                    times_s += [time.monotonic()] * len(new)
+    return tokens
+
+
+@dataclass
+class Streams:
+    """What became of the streams of one run; `times_s` has the moments of each stream's tokens."""
+
+    right: int = 0
+    wrong: int = 0
+    failed: list[str] = field(default_factory=list)
+    times_s: list[list[float]] = field(default_factory=list)
+
+    def findings(self, experiment: str) -> list[Finding]:
+        """The two promises that every experiment keeps: no request fails, no token changes."""
+        number = self.right + self.wrong + len(self.failed)
+        failed = f"{len(self.failed)} of {number}" + (f" ({self.failed[0]})" if self.failed else "")
+        return [
+            Finding(experiment, "streams that failed", failed, "0", met=not self.failed and number > 0),
+            Finding(experiment, "streams with a wrong token", f"{self.wrong} of {number}", "0", met=self.wrong == 0),
+        ]
+
+    def longest_gap_s(self, first_s: float, last_s: float) -> list[float]:
+        """The longest gap between two tokens of each stream that ran through all of this time."""
+        gaps = []
+        for times in self.times_s:
+            if times and times[0] <= first_s and times[-1] >= last_s:
+                inside = [first_s, *(t for t in times if first_s < t < last_s), last_s]
+                gaps.append(max(b - a for a, b in itertools.pairwise(inside)))
+        return gaps
+
+
+def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+    """What each prompt must be answered with."""
+    return [reference(model, prompt, new_tokens) for prompt in prompts]
+
+
+@contextlib.asynccontextmanager
+async def streaming(
+    cluster: Cluster, expected: list[list[int]], prompts: list[list[int]] = PROMPTS
+) -> AsyncIterator[Streams]:
+    """Keep one stream for each prompt running, one after another, until the end of the block and to their own end.
+
+    The block begins once every stream had a token.
+    """
+    seen, stop = Streams(), asyncio.Event()
+
+    async def keep_on(client: httpx.AsyncClient, prompt: list[int], tokens: list[int]) -> None:
+        while not stop.is_set():
+            await _one(client, prompt, tokens, seen)
+
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=_WITHIN_S) as client, asyncio.TaskGroup() as tasks:
+        for prompt, tokens in zip(prompts, expected, strict=True):
+            tasks.create_task(keep_on(client, prompt, tokens))
+        try:
+            await until(lambda: len([t for t in seen.times_s if t]) >= len(prompts))
+            yield seen
+        finally:
+            stop.set()
+
+
+async def _one(client: httpx.AsyncClient, prompt: list[int], expected: list[int], seen: Streams) -> None:
+    times_s: list[float] = []
+    seen.times_s.append(times_s)
+    try:
+        tokens = await stream(client, prompt, len(expected), times_s)
+    except (StreamFailedError, httpx.HTTPError) as error:
+        seen.failed.append(f"{type(error).__name__}: {error}")
+        await asyncio.sleep(0.2)
+        return
+    if tokens == expected:
+        seen.right += 1
+    else:
+        seen.wrong += 1
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0, every_s: float = 0.02) -> float:
+    """Ask, in another thread, until it holds; the seconds that took. TimeoutError where it never does."""
+    begun_s = time.monotonic()
+    async with asyncio.timeout(timeout_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it is in other processes: no event tells
+            await asyncio.sleep(every_s)
+    return time.monotonic() - begun_s
