@@ -75,6 +75,7 @@ async def serve(
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     monitor = Monitor(router.peers, router.drop)
+    router.on_heard = monitor.heard
     app = _app(cluster, model, sessions, place.listen)
     app.mount("/control", create_control_api(controller, monitor, _token(place.token_file)))
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))

@@ -151,7 +151,7 @@ def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
     nodes = []
     for name, address in controller.addresses.items():
         state = monitor.states.get(name, {})
-        nodes.append(state | {"node": name, "address": str(address), "answers": name not in monitor.silent})
+        nodes.append(state | {"node": name, "address": str(address), "answers": name in controller.gateway.answering()})
     return {
         "cluster": controller.cluster.name,
         "model": controller.model.name,

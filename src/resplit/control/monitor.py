@@ -1,4 +1,4 @@
-"""Polls every node for its state and telemetry, keeps the last minutes of both, and tells when one hangs.
+"""Polls every node for its state and telemetry and keeps the last minutes of both; watches for nodes that hang.
 
 Judges no numbers and changes nothing.
 """
@@ -11,16 +11,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import structlog
-
+from resplit.control.heartbeat import Heartbeats
 from resplit.errors import NodeLostError
 from resplit.wire.peers import Peer
 
-_log = structlog.get_logger(__name__)
 PERIOD_S = 1.0
 KEEP_S = 600.0
-# A node that has not answered for so long hangs, though its connections stand. Less would take busy for dead.
-HANGS_AFTER_S = 2.0
+_ANSWER_WITHIN_S = 5.0
 
 
 class Monitor:
@@ -28,36 +25,42 @@ class Monitor:
 
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None] = lambda node: None) -> None:
         self._peers = peers
-        self._on_hang = on_hang
+        self._heartbeats = Heartbeats(peers, on_hang)
         self._last: dict[str, int] = {}
         self._rows: dict[str, deque[dict[str, Any]]] = {"nodes": deque(), "links": deque(), "blocks": deque()}
         self.states: dict[str, dict[str, Any]] = {}
-        self.silent: set[str] = set()
+
+    def heard(self, name: str) -> None:
+        """Note a sign of life of a node, whatever it was."""
+        self._heartbeats.heard(name)
 
     async def run(self) -> None:
-        """Poll every node, each at its own pace, until cancelled."""
+        """Poll every node, each at its own pace, those that come later too, and watch for silence, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for name in self._peers:
-                tasks.create_task(self._watch(name), name=f"watch {name}")
+            tasks.create_task(self._heartbeats.run(), name="heartbeats")
+            watched = set[str]()
+            while True:
+                for name in self._peers.keys() - watched:
+                    tasks.create_task(self._watch(name), name=f"watch {name}")
+                watched = set(self._peers)
+                self._forget(time.time() - KEEP_S)
+                await asyncio.sleep(PERIOD_S)
 
     async def _watch(self, name: str) -> None:
-        while True:
+        while name in self._peers:
             await self.poll(name)
-            self._forget(time.time() - KEEP_S)
             await asyncio.sleep(PERIOD_S)
 
     async def poll(self, name: str) -> None:
-        """Ask one node now; one that does not answer is `silent` until it does."""
+        """Ask one node now; of one that does not answer, what it said last stays."""
+        peer = self._peers[name]
         try:
-            body, last = await self._peers[name].report(self._last.get(name, 0), HANGS_AFTER_S)
-        except NodeLostError as error:
-            if name not in self.silent:
-                _log.warning("a node is silent", node=name, error=str(error))
-                self._on_hang(name)
-            self.silent.add(name)
-            self._last[name] = 0  # a node that comes back counts anew
+            body, last = await peer.report(self._last.get(name, 0), _ANSWER_WITHIN_S)
+            if body["state"]["pid"] != self.states.get(name, body["state"])["pid"]:  # restarted: it counts anew
+                body, last = await peer.report(0, _ANSWER_WITHIN_S)
+        except NodeLostError:
             return
-        self.silent.discard(name)
+        self.heard(name)
         self._last[name] = last
         self.states[name] = body["state"]
         for table, rows in body["rows"].items():

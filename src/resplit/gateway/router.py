@@ -33,6 +33,7 @@ class Router:
     on_token: Callable[[Token], None] = lambda token: None
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
+    on_heard: Callable[[str], None] = lambda node: None
     live: Route | None = None
     peers: dict[str, Peer] = field(default_factory=dict)
     listening: set[str] = field(default_factory=set)
@@ -99,6 +100,7 @@ class Router:
         while True:
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
+                    self.on_heard(name)
                     self.on_token(token)
             if name in self.listening:
                 self._lose(name)

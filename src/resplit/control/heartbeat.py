@@ -1,0 +1,76 @@
+"""Tells which nodes hang: asks each for a sign of life five times a second, and counts every other sign as well.
+
+Knows nothing of what nodes do. A node whose connection breaks is noticed by whoever holds the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from resplit.errors import NodeLostError
+from resplit.wire.peers import Peer
+
+_log = structlog.get_logger(__name__)
+BEAT_S = 0.2
+# Silence after which a node hangs, besides twice its usual time for an answer. Less would take busy for dead.
+HANGS_AFTER_S = 0.75
+_ANSWER_WITHIN_S = 5.0
+_TICK_S = 0.05
+# The most that one tick counts: where this process stood still itself, answers may lie unread.
+_COUNTED_S = 2 * _TICK_S
+_SMOOTHING = 0.2
+
+
+class Heartbeats:
+    """Watches `peers`; `on_hang` is called once when one falls silent. `silent` are those that are so now."""
+
+    def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None]) -> None:
+        self._peers = peers
+        self._on_hang = on_hang
+        self._silence_s: dict[str, float] = {}  # since the last sign of life, by this process's own pace
+        self._usual_s: dict[str, float] = {}  # smoothed time of an answer
+        self.silent: set[str] = set()
+
+    def heard(self, name: str) -> None:
+        """Note a sign of life."""
+        self._silence_s[name] = 0.0
+        if name in self.silent:
+            self.silent.discard(name)
+            _log.info("a node is heard again", node=name)
+
+    async def run(self) -> None:
+        """Watch all peers, those that come later too, until cancelled."""
+        clock = asyncio.get_running_loop().time
+        last_s, beating = clock(), set[str]()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for name in self._peers.keys() - beating:
+                    tasks.create_task(self._beat(name), name=f"heartbeat of {name}")
+                beating = set(self._peers)
+                await asyncio.sleep(_TICK_S)
+                now_s = clock()
+                self._pass_time(min(now_s - last_s, _COUNTED_S))
+                last_s = now_s
+
+    async def _beat(self, name: str) -> None:
+        while name in self._peers:
+            try:
+                answer_s = await self._peers[name].echo_s(0, _ANSWER_WITHIN_S)
+            except NodeLostError:
+                pass
+            else:
+                self.heard(name)
+                usual_s = self._usual_s.get(name, answer_s)
+                self._usual_s[name] = usual_s + _SMOOTHING * (answer_s - usual_s)
+            await asyncio.sleep(BEAT_S)
+
+    def _pass_time(self, seconds: float) -> None:
+        for name in self._peers:
+            self._silence_s[name] = silence_s = self._silence_s.get(name, 0.0) + seconds
+            if silence_s > HANGS_AFTER_S + 2 * self._usual_s.get(name, 0.0) and name not in self.silent:
+                self.silent.add(name)
+                _log.warning("a node is silent", node=name, silence_s=round(silence_s, 2))
+                self._on_hang(name)

@@ -1,0 +1,103 @@
+"""A node that stops answering is noticed in under a second; one that is busy, or heard of otherwise, is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+
+from resplit.control.heartbeat import Heartbeats
+from resplit.errors import NodeLostError
+
+
+class Member:
+    """Answers an echo after `delay_s`, or not at all while it hangs, or refuses it while it is down."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.001
+        self.awake = asyncio.Event()
+        self.awake.set()
+        self.down = False
+
+    async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+        if self.down:
+            raise NodeLostError("down")
+        await asyncio.sleep(self.delay_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.awake.wait()
+                return self.delay_s
+        raise NodeLostError("hangs")
+
+
+class Watch:
+    """Heartbeats of two members, and which of them were called hung."""
+
+    def __init__(self) -> None:
+        self.members = {"one": Member(), "other": Member()}
+        self.hung: list[str] = []
+        self.beats = Heartbeats(cast("Any", self.members), self.hung.append)
+
+    async def until(self, condition: Callable[[], bool]) -> float:
+        begun_s = time.monotonic()
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return time.monotonic() - begun_s
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Watch]:
+    watch = Watch()
+    task = asyncio.create_task(watch.beats.run())
+    await asyncio.sleep(0.3)
+    yield watch
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_node_that_hangs_is_noticed_in_under_a_second_and_once(watch: Watch) -> None:
+    watch.members["one"].awake.clear()
+    assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
+    await asyncio.sleep(0.3)
+    assert (watch.hung, watch.beats.silent) == (["one"], {"one"})
+    watch.members["one"].awake.set()
+    await watch.until(lambda: not watch.beats.silent)
+    watch.members["one"].awake.clear()
+    await watch.until(lambda: watch.hung == ["one", "one"])
+
+
+async def test_a_node_that_cannot_be_reached_is_silent_too(watch: Watch) -> None:
+    watch.members["other"].down = True
+    assert await watch.until(lambda: watch.beats.silent == {"other"}) < 1.0
+
+
+async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
+    watch.members["one"].awake.clear()
+    for _ in range(12):
+        await asyncio.sleep(0.1)
+        watch.beats.heard("one")
+    assert watch.hung == []
+
+
+async def test_a_slow_but_steady_node_does_not_hang(watch: Watch) -> None:
+    watch.members["one"].delay_s = 0.4
+    await asyncio.sleep(2.5)
+    assert watch.hung == []
+
+
+async def test_a_gateway_that_stood_still_itself_takes_nobody_for_dead(watch: Watch) -> None:
+    time.sleep(2.0)  # noqa: ASYNC251 - the event loop shall stall
+    await asyncio.sleep(0.5)
+    assert watch.hung == []
+
+
+async def test_a_member_that_joins_later_is_watched_too(watch: Watch) -> None:
+    late = Member()
+    late.awake.clear()
+    watch.members["late"] = late
+    await watch.until(lambda: watch.hung == ["late"])
