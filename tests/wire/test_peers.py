@@ -167,7 +167,7 @@ async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcess) -> None:
 
 async def test_reports_give_only_what_is_new(nodes: InProcess) -> None:
     addresses = {name: str(address) for name, address in nodes.addresses.items()}
-    await nodes.command("far", "meet", {"addresses": addresses, "sessions": []})
+    await nodes.command("far", "meet", nodes.introduction(addresses))
     body, last = await nodes.peer("far").report(0)
     assert {(row["node"], row["peer"], row["source"]) for row in body["rows"]["links"]} == {("far", "near", "active")}
     assert last >= len(body["rows"]["links"]) > 0

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Coroutine, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.keys import Member
 from resplit.control.log import EpochLog
-from resplit.control.recovery import load_picture, plan_without, save_picture
-from resplit.control.signing import CommandSigner
-from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
+from resplit.control.orders import Orders, Rules
+from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules
+from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
 from resplit.model.registry import Keyring
-from resplit.model.shards import wrap_key
 from resplit.model.source import StoredModel
 from resplit.types import BlockFeatures, Problem
 from resplit.wire.peers import Address, Peer
@@ -31,7 +30,8 @@ from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
 RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve
-_RECOVERY_TRIES = 3  # a plan may be outdated by the next loss; after so many refusals the next loss or find is awaited
+_RECOVERY_TRIES = 3  # a plan may be outdated by the next loss; after so many refusals requests are told
+_TRY_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class LiveEpoch:
-    """One placement that was committed; `committed_s` in seconds since 1970."""
+    """One placement that was committed; `committed_s` in seconds since 1970.
+
+    `staged` tells that passes were held meanwhile, for want of room beside the old placement.
+    """
 
     epoch: int
     committed_s: float
@@ -57,6 +60,7 @@ class LiveEpoch:
     lower_bound: float | None
     loaded_bytes: float
     prepare_s: float
+    staged: bool = False
 
 
 @dataclass
@@ -76,62 +80,98 @@ class Controller:
     live: Route | None = None
 
     def __post_init__(self) -> None:
-        self.features: tuple[BlockFeatures, ...] = self.model.features(self.cluster.private_layers)
-        self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
-        self._problem = load_picture(self.picture_file)
-        self._signer = CommandSigner(self.member)
+        self.rules = Rules.of(self.cluster, self.model)
+        self.orders = Orders(self.model, self.member, self.keyring, self.peers)
+        self._picture = load_picture(self.picture_file)
         self._changing = asyncio.Lock()
         self._recovering = asyncio.Lock()
+        self._releasing = asyncio.Lock()
+        self._settling = asyncio.Event()
+        self._introduced = False
+        self._broken: str | None = None  # why the live epoch cannot serve though all its nodes answer
         self._released = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def features(self) -> tuple[BlockFeatures, ...]:
+        """The model's blocks."""
+        return self.rules.features
+
+    @property
+    def answering(self) -> list[str]:
+        """The nodes that answer, in file order."""
+        reached = self.gateway.answering()
+        return [name for name in self.addresses if name in reached]
+
+    @property
+    def silent(self) -> list[str]:
+        """The nodes that do not."""
+        return sorted(set(self.addresses) - self.gateway.answering())
+
+    def adopt(self, cluster: ClusterConfig, drained: frozenset[str], addresses: dict[str, Address]) -> None:
+        """Let other rules hold from now on; what is live is not touched, and may break them."""
+        self.cluster, self.addresses = cluster, addresses
+        self.rules = Rules.of(cluster, self.model, drained)
+        self.gateway.reconfigure(cluster, self.rules.private)
+
     async def introduce(self) -> None:
-        """Tell every node where the others listen, and have it measure its links; NodeLostError for a silent one."""
-        for epoch in self.log.unfinished():
-            self.log.append(epoch, "aborted", {"reason": "the controller ended before it was prepared"})
-            await self._tell_reachable(self._answering(), "abort", {"epoch": epoch}, epoch)
-        await self._tell(self.addresses, "meet", self._introduction)
+        """Tell every node that answers where the others listen, and have it measure its links."""
+        async with self._changing:
+            await self._abort_unfinished()
+        self._introduced = True
+        await self.orders.ask(self.answering, "meet", self._introduction(), self._live_number)
 
     async def resume(self) -> None:
-        """After a restart: make what was live before live again, in an epoch of its own; else wait for a first plan."""
-        committed = self.log.last_committed()
-        if committed is None or self.live is not None:
-            return
-        placement = tuple(committed[1]["placement"])
-        try:
-            await self.deploy(Proposal(placement, "resume", 0, committed[1].get("predicted_latency_s")))
-        except ProposalRefusedError as error:
-            _log.warning("what was live before cannot be resumed; a new plan is needed", error=str(error))
+        """After a restart: make what was live before live again, or what can be without nodes that do not answer.
+
+        Where nothing can, requests are told why, and the next node that answers is awaited. Without anything that was
+        live before, a first plan is awaited.
+        """
+        async with self._recovering:
+            committed = self.log.last_committed()
+            if committed is None or self.live is not None:
+                return
+            before = tuple(committed[1]["placement"])
+            for _ in range(_RECOVERY_TRIES):
+                proposal: Proposal | str = Proposal(before, "resume", 0, committed[1].get("predicted_latency_s"))
+                if set(before) - set(self.answering) or self.rules.broken_by(before):
+                    proposal = await self.plan(before, 0)
+                if isinstance(proposal, str):
+                    reason = proposal
+                    break
+                try:
+                    await self.deploy(proposal)
+                except ProposalRefusedError as error:
+                    reason = str(error)
+                else:
+                    return
+            _log.error("what was live before cannot be resumed", reason=reason)
+            self.gateway.give_up(reason)
 
     async def profile(self) -> None:
-        """Have every node time one block of each kind that it may hold."""
-        await self._tell(self.addresses, "profile", self._profile_order)
+        """Have every node that is in use time one block of each kind that it may hold."""
+        nodes = [name for name in self.answering if name not in self.rules.drained]
+        await self.orders.demand(nodes, "profile", self.orders.profile(self.rules), self._live_number)
 
-    async def deploy(self, proposal: Proposal) -> LiveEpoch:
+    async def deploy(self, proposal: Proposal, held: bool = False) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
 
-        ProposalRefusedError where it was planned against an epoch that is no longer live, breaks a rule, or could not
-        be prepared on some node.
+        Running sessions follow at a token boundary of their own. `held`: no pass runs from the first moment on, and all
+        sessions have left the old placement at the end. So it is, from when the old blocks are dropped, also where the
+        new ones do not fit beside them (a staged move). ProposalRefusedError where it was planned against an epoch
+        that is no longer live, breaks a rule, or could not be prepared on some node.
         """
         async with self._changing:
             self._check(proposal)
-            epoch = self.log.next_epoch()
-            route = Route(epoch, proposal.placement, dict(self.addresses))
-            detail = asdict(proposal)
-            self.log.append(epoch, "proposed", detail)
-            begun_s = time.monotonic()
-            loaded = await self._prepare(route, instead=proposal.action == RECOVER)
-            self.log.append(epoch, "prepared", {})
-            self.log.append(epoch, "committed", detail)
-            await self._tell_reachable(self._answering(), "commit", {"epoch": epoch}, epoch)
-            live = self._went_live(route, proposal, loaded, time.monotonic() - begun_s)
+            await self._abort_unfinished()
+            live = await self._deploy(proposal, held)
         if set(proposal.placement) - self.gateway.answering():  # lost while it was deployed
-            self._spawn(self._recover())
+            self._spawn(self.recover())
         return live
 
     def learn(self, problem: Problem) -> None:
         """Take a problem as the newest picture of the cluster."""
-        self._problem = problem
+        self._picture = problem
         save_picture(problem, self.picture_file)
 
     async def emulate(self, node: str, change: dict[str, Any]) -> None:
@@ -141,22 +181,30 @@ class Controller:
                 raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self.addresses)}")
         if node in change.get("links", {}):
             raise ConfigError(repr(node), "a link is between two nodes")
-        await self._tell([node], "emulate", lambda name: change)
+        await self.orders.demand([node], "emulate", lambda name: change, self._live_number)
 
     def settled(self, oldest: int) -> None:
         """Sessions use no epoch before `oldest` any more: free what only those held."""
-        if self._released < oldest <= (self.live.epoch if self.live else 0):
+        self._settling.set()
+        self._settling = asyncio.Event()
+        if self._released < oldest <= self._live_number:
             self._released = oldest
             self._spawn(self._release(oldest))
+
+    async def only_live(self) -> None:
+        """Wait until every session is in the live epoch and the nodes have freed what only earlier ones held."""
+        while self.gateway.oldest_epoch() < self._live_number:
+            await self._settling.wait()
+        await self._release(self._live_number)
 
     def node_lost(self, name: str) -> None:
         """A node's connection broke: if it serves, plan and deploy without it."""
         if self.live and name in self.live.placement:
-            self._spawn(self._recover())
+            self._spawn(self.recover())
 
     def node_found(self, name: str) -> None:
         """A node answers, for the first time or again: introduce it, and let it serve where it should."""
-        if self.live:
+        if self._introduced and name in self.addresses:
             self._spawn(self._welcome(name))
 
     async def stop(self) -> None:
@@ -165,98 +213,171 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _recover(self) -> None:
-        """Deploy plans for the nodes that are left until the live one has no lost node, or none is possible."""
+    async def recover(self) -> None:
+        """Deploy plans for the nodes that are left until what is live can serve, or no plan is possible."""
         async with self._recovering:
             refused = 0
-            while self.live and set(self.live.placement) - self.gateway.answering():
-                lost = sorted(set(self.addresses) - self.gateway.answering())
-                begun_s = time.monotonic()
-                plan = await self._plan_without(lost, self.live.placement)
+            while self.live and (why := self._why_not()):
+                lost, begun_s = self.silent, time.monotonic()
+                plan = await self.plan(self.live.placement, self.live.epoch)
                 if isinstance(plan, str):
                     _log.error("no service", reason=plan)
                     self.gateway.give_up(plan)
                     return
                 try:
-                    live = await self.deploy(replace(plan, based_on=self.live.epoch))
-                except (ProposalRefusedError, NodeLostError) as error:
+                    live = await self.deploy(plan)
+                except ProposalRefusedError as error:
                     refused += 1
                     _log.warning("recovery was refused", times=refused, error=str(error))
-                    if refused == _RECOVERY_TRIES:
+                    if refused >= _RECOVERY_TRIES:
                         self.gateway.give_up(str(error))
-                        return
+                        await asyncio.sleep(_TRY_AGAIN_S)  # a registry, say, that nobody reports to be back
                     continue
-                self._log_recovery(lost, time.monotonic() - begun_s - live.prepare_s, live)
+                self._log_recovery(f"lost {', '.join(lost)}" if lost else why, begun_s, live)
             self.gateway.give_up(None)
 
-    async def _plan_without(self, lost: Sequence[str], current: tuple[str, ...]) -> Proposal | str:
-        """A proposal for the nodes that are left, or why there is none."""
-        if self._problem is None:
-            return f"{', '.join(lost)} lost, and nothing known yet to plan with"
-        plan = await asyncio.to_thread(plan_without, self._problem, lost, current)
+    async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal | str:
+        """A proposal of its own for the nodes that may be used and answer, or why there is none."""
+        lost, picture = self.silent, self._picture
+        outside = sorted(self.rules.drained)
+        left_out = [f"without {', '.join(names)}" for names in (lost, outside) if names]
+        if picture is None or len(picture.blocks) != len(self.features):
+            return f"{', '.join(lost) + ' lost, and ' if lost else ''}nothing known yet to plan with"
+        blocks = [feature.block() for feature in self.features]
+        problem = under_rules(picture, self.cluster.trusted, blocks)
+        unused = {node.name for node in problem.nodes} - set(self.addresses) | {*lost, *outside}
+        plan = await asyncio.to_thread(plan_without, problem, unused, current)
         if plan.placement is None or plan.terms is None:
-            return f"without {', '.join(lost)} there is no placement: {plan.reason}"
-        return Proposal(plan.placement, RECOVER, 0, plan.terms.latency_s, plan.lower_bound)
+            return f"{' and '.join([*left_out, ''])}there is no placement: {plan.reason}"
+        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound)
 
-    def _log_recovery(self, lost: Sequence[str], plan_s: float, live: LiveEpoch) -> None:
+    @property
+    def _live_number(self) -> int:
+        return self.live.epoch if self.live else 0
+
+    def _why_not(self) -> str | None:
+        """Why what is live cannot serve; None if it can."""
+        assert self.live is not None
+        if lost := sorted(set(self.live.placement) - self.gateway.answering()):
+            return f"{', '.join(lost)} lost"
+        return self._broken or self.rules.privacy_broken_by(self.live.placement)
+
+    def _log_recovery(self, reason: str, begun_s: float, live: LiveEpoch) -> None:
+        plan_s = time.monotonic() - begun_s - live.prepare_s
         outcome = {"deployed": live.epoch, "plan_s": plan_s, "prepare_s": live.prepare_s}
-        reason = f"lost {', '.join(lost)}"
-        self.log.append_decision({"action": RECOVER, "at_s": time.time(), "reason": reason, "outcome": outcome})
+        with contextlib.suppress(CapacityError):
+            self.log.append_decision({"action": RECOVER, "at_s": time.time(), "reason": reason, "outcome": outcome})
 
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
         try:
-            await self._tell([name], "meet", self._introduction)
+            await self.orders.demand([name], "meet", self._introduction(), self._live_number)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
             _log.warning("a node came back and was lost again", node=name, error=str(error))
             return
+        await self.resume()
         live = self.live
         if live and name in live.placement and live.epoch not in state["state"]["epochs"]:
             with contextlib.suppress(ProposalRefusedError):
                 await self.deploy(Proposal(live.placement, RECOVER, live.epoch))
-        await self._recover()
+        await self.recover()
 
-    def _answering(self) -> list[str]:
-        reached = self.gateway.answering()
-        return [name for name in self.addresses if name in reached]
+    def _introduction(self) -> Any:
+        return self.orders.meet(self.addresses, self.rules, self.gateway.sessions())
 
     def _check(self, proposal: Proposal) -> None:
-        live = self.live.epoch if self.live else 0
-        if proposal.based_on != live:
-            raise ProposalRefusedError(f"planned against epoch {proposal.based_on}, but {live} is live; plan again")
-        if len(proposal.placement) != len(self.features):
-            raise ProposalRefusedError(f"{len(proposal.placement)} blocks placed, the model has {len(self.features)}")
-        for index, node in enumerate(proposal.placement):
-            if node not in self.cluster.node_names:
-                raise ProposalRefusedError(f"block {self.features[index].name}: no node is called {node!r}")
-            if index in self.private and node not in self.cluster.trusted:
-                raise ProposalRefusedError(f"block {self.features[index].name} is private and {node} is not trusted")
+        if proposal.based_on != self._live_number:
+            raise ProposalRefusedError(
+                f"planned against epoch {proposal.based_on}, but {self._live_number} is live; plan again"
+            )
+        if broken := self.rules.broken_by(proposal.placement):
+            raise ProposalRefusedError(broken)
 
-    async def _prepare(self, route: Route, instead: bool) -> float:
-        """Prepare an epoch on every node; the bytes of weights that were loaded. Aborts it if one fails.
+    async def _deploy(self, proposal: Proposal, held: bool) -> LiveEpoch:
+        epoch, begun_s = self.log.next_epoch(), time.monotonic()
+        route, detail = Route(epoch, proposal.placement, dict(self.addresses)), asdict(proposal)
+        self.log.append(epoch, "proposed", detail)
+        async with contextlib.AsyncExitStack() as holding:
+            try:
+                if held:
+                    await holding.enter_async_context(self.gateway.held())
+                loaded, tight = await self._prepare(route, instead=proposal.action == RECOVER)
+                if tight and not held:
+                    await holding.enter_async_context(self.gateway.held())
+                loaded += await self._prepare_in_stages(route, tight)
+                if held and not tight:
+                    await self.gateway.carry(route)
+                self.log.append(epoch, "prepared", {})
+                self.log.append(epoch, "committed", detail)
+            except BaseException as error:  # cancelled too: a pending epoch would block every later one
+                await self._abort(epoch, str(error))
+                if proposal.action == RECOVER and self.live:  # the old blocks were dropped first
+                    self._broken = str(error)
+                if isinstance(error, ResplitError):
+                    raise ProposalRefusedError(f"epoch {epoch} could not be prepared: {error}") from error
+                raise
+            await self.orders.ask(self.answering, "commit", lambda _: {"epoch": epoch}, epoch)
+            loaded_bytes = float(sum(self.features[block].weight_bytes for block in loaded))
+            return self._went_live(route, proposal, loaded_bytes, time.monotonic() - begun_s, bool(tight))
+
+    async def _prepare(self, route: Route, instead: bool) -> tuple[list[int], list[str]]:
+        """Prepare an epoch on every node that has the room; the blocks loaded, and the nodes without.
 
         Nodes that get no block are told too: they may have to hand caches over. `instead` of what is live: that cannot
         serve any more, so it need not fit beside it.
         """
-        nodes = self._answering()
-        if silent := sorted(set(route.placement) - set(nodes)):
-            self.log.append(route.epoch, "aborted", {"reason": "lost nodes"})
-            raise ProposalRefusedError(f"{', '.join(silent)} cannot be reached")
-        order = self._prepare_order(route, instead)
-        try:
-            replies = await self._tell(nodes, "prepare", order, route.epoch)
-        except BaseException as error:  # cancelled too: a pending epoch would block every later one
-            self.log.append(route.epoch, "aborted", {"reason": str(error)})
-            await self._tell_reachable(nodes, "abort", {"epoch": route.epoch}, route.epoch)
-            if isinstance(error, ResplitError):
-                raise ProposalRefusedError(f"epoch {route.epoch} could not be prepared: {error}") from error
-            raise
-        loaded = [block for reply in replies for block in reply["loaded"]]
-        return float(sum(self.features[block].weight_bytes for block in loaded))
+        nodes = self.answering
+        if lost := sorted(set(route.placement) - set(nodes)):
+            raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached")
+        order = self.orders.prepare(route, self.rules, instead)
+        answers = await self.orders.tell(nodes, "prepare", order, route.epoch)
+        loaded: list[int] = []
+        tight: list[str] = []
+        for name, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, CommandRefusedError) and answer.reason == "tight":
+                tight.append(name)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                loaded += answer["loaded"]
+        return loaded, tight
 
-    def _went_live(self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float) -> LiveEpoch:
-        self.live = route
+    async def _prepare_in_stages(self, route: Route, tight: Collection[str]) -> list[int]:
+        """On nodes without room for old and new, while no pass runs: drop the old weights, move the caches, load.
+
+        If that fails the old placement cannot serve any more; then it is recovered, and sessions are replayed.
+        """
+        if not tight:
+            return []
+        nodes = sorted(tight)
+        _log.info("a staged move: no room beside the old blocks", nodes=", ".join(nodes), epoch=route.epoch)
+        try:
+            await self.orders.demand(nodes, "clear", lambda _: {"route": route.to_json()}, route.epoch)
+            await self.gateway.carry(route)
+            order = self.orders.prepare(route, self.rules, instead=True)
+            replies = await self.orders.demand(nodes, "prepare", order, route.epoch)
+        except BaseException as error:
+            self._broken = f"a staged move failed: {error}"
+            self._spawn(self.recover())
+            raise
+        return [block for reply in replies for block in reply["loaded"]]
+
+    async def _abort(self, epoch: int, reason: str) -> None:
+        _log.warning("epoch is aborted", epoch=epoch, reason=reason)
+        with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
+            self.log.append(epoch, "aborted", {"reason": reason})
+        await self.orders.ask(self.answering, "abort", lambda _: {"epoch": epoch}, epoch)
+
+    async def _abort_unfinished(self) -> None:
+        for epoch in self.log.unfinished():
+            await self._abort(epoch, "the controller ended, or could not write, before it was prepared")
+
+    def _went_live(
+        self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float, staged: bool
+    ) -> LiveEpoch:
+        self.live, self._broken = route, None
+        self.gateway.give_up(None)
         self.gateway.flip(route)
         went_live = LiveEpoch(
             route.epoch,
@@ -267,6 +388,7 @@ class Controller:
             proposal.lower_bound,
             loaded_bytes,
             prepare_s,
+            staged,
         )
         self.epochs.append(went_live)
         _log.info("epoch is live", epoch=route.epoch, action=proposal.action, prepare_s=round(prepare_s, 2))
@@ -274,83 +396,12 @@ class Controller:
         return went_live
 
     async def _release(self, oldest: int) -> None:
-        await self._tell_reachable(self._answering(), "release", {"epoch": oldest}, oldest)
-        for epoch in [live.epoch for live in self.epochs if live.epoch < oldest]:
-            if self.log.steps(epoch)[-1].step != "released":
-                self.log.append(epoch, "released", {})
-
-    async def _tell(
-        self,
-        nodes: Sequence[str] | Mapping[str, Any],
-        kind: str,
-        body: Callable[[str], dict[str, Any]],
-        epoch: int | None = None,
-    ) -> list[dict[str, Any]]:
-        """Send a signed command to nodes at once; their answers in order, or the first error once all have answered."""
-        about = epoch if epoch is not None else self.live.epoch if self.live else 0
-        calls = [
-            self.peers[name].command(kind, self._signer.sign(kind, body(name), audience=name, epoch=about))
-            for name in nodes
-        ]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, dict)]
-
-    async def _tell_reachable(self, nodes: Sequence[str], kind: str, body: dict[str, Any], epoch: int) -> None:
-        """Send a command to nodes at once, passing over those that cannot be reached: they hold nothing."""
-
-        async def tell(name: str) -> None:
-            try:
-                await self._tell([name], kind, lambda _: body, epoch)
-            except ResplitError as error:
-                level = _log.info if isinstance(error, NodeLostError) else _log.warning
-                level("command not obeyed", kind=kind, node=name, error=str(error))
-
-        await asyncio.gather(*(tell(name) for name in nodes))
-
-    def _prepare_order(self, route: Route, instead: bool) -> Callable[[str], dict[str, Any]]:
-        def order(node: str) -> dict[str, Any]:
-            return {
-                "route": route.to_json(),
-                "instead": instead,
-                "model": self._model_order(),
-                "private": sorted(self.private),
-                "kv_tokens": self.cluster.kv_tokens,
-                "shards": self._shards(node, route.blocks_of(node)),
-            }
-
-        return order
-
-    def _profile_order(self, node: str) -> dict[str, Any]:
-        """One block of each kind that the node may hold: layers are alike, so one speaks for all."""
-        trusted = node in self.cluster.trusted
-        first: dict[str, int] = {}
-        for index, block in enumerate(self.features):
-            if trusted or not block.private:
-                first.setdefault(block.kind, index)
-        blocks = sorted(first.values())
-        shards = self._shards(node, tuple(blocks))
-        return {"blocks": blocks, "model": self._model_order(), "private": sorted(self.private), "shards": shards}
-
-    def _introduction(self, node: str) -> dict[str, Any]:
-        """Where the others are, and which sessions there are: caches of others are left from another life."""
-        addresses = {name: str(address) for name, address in self.addresses.items()}
-        return {"addresses": addresses, "sessions": self.gateway.sessions()}
-
-    def _model_order(self) -> dict[str, Any]:
-        return asdict(self.model.spec)
-
-    def _shards(self, node: str, blocks: tuple[int, ...]) -> dict[str, dict[str, str]]:
-        """For each block its shard's name and the data key, wrapped for this node alone."""
-        public = self.member.public_wrap_key(node)
-        result = {}
-        for block in blocks:
-            entry = self.keyring[self.features[block].name]
-            wrapped = wrap_key(entry.key, public, node=node, shard=entry.shard)
-            result[str(block)] = {"name": entry.shard, "key": wrapped.hex()}
-        return result
+        async with self._releasing:
+            await self.orders.ask(self.answering, "release", lambda _: {"epoch": oldest}, oldest)
+            with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
+                for epoch in self.log.unreleased():
+                    if epoch < oldest:
+                        self.log.append(epoch, "released", {})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from resplit.config import ClusterConfig
 from resplit.wire.links import Shape
 from resplit.wire.route import Route
 
@@ -13,6 +15,18 @@ class Gateway(Protocol):
 
     def flip(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
+        ...
+
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
+        ...
+
+    async def carry(self, route: Route) -> None:
+        """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
+        ...
+
+    def reconfigure(self, cluster: ClusterConfig, private: frozenset[int]) -> None:
+        """Serve under a changed cluster file; `private` blocks by index."""
         ...
 
     def oldest_epoch(self) -> int:

@@ -1,4 +1,5 @@
-"""Plans without the nodes that are lost, from the newest picture of the cluster that the controller was given.
+"""Plans of the controller's own, from the newest picture of the cluster that it was given: without nodes that are lost
+or may not be used, and under the rules that hold now.
 
 The picture, a placement problem, is kept in a file: a controller that was restarted must not be blind.
 """
@@ -6,7 +7,7 @@ The picture, a placement problem, is kept in a file: a controller that was resta
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from resplit.planner import solve
 from resplit.problem import problem_to_json, read_problem
-from resplit.types import Plan, Problem
+from resplit.types import Block, Plan, Problem
 
 _TIME_LIMIT_S = 2.0
 
@@ -31,16 +32,25 @@ def save_picture(problem: Problem, path: Path) -> None:
     partial.replace(path)
 
 
-def plan_without(problem: Problem, lost: Collection[str], current: tuple[str, ...]) -> Plan:
-    """The best plan in which the nodes `lost` run nothing; they stay in the problem with all their times null.
+def without(problem: Problem, unused: Collection[str]) -> Problem:
+    """The problem in which the nodes `unused` run nothing: they stay with all their times null.
 
-    Their links stay too: the gateway may stand beside a lost node, and goes on.
+    Their links stay too: the gateway may stand beside a lost or drained node, and goes on.
     """
-    gone = np.array([node.name in lost for node in problem.nodes])  # (nodes,)
-    survivors = replace(
+    gone = np.array([node.name in unused for node in problem.nodes])  # (nodes,)
+    return replace(
         problem,
         prefill_s_per_token=np.where(gone, np.nan, problem.prefill_s_per_token),
         decode_s_per_token=np.where(gone, np.nan, problem.decode_s_per_token),
-        current=current,
     )
-    return solve(survivors, time_limit_s=_TIME_LIMIT_S)
+
+
+def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Block]) -> Problem:
+    """The problem with these nodes trusted and these blocks in the place of its own, whatever it was posed with."""
+    nodes = tuple(replace(node, trusted=node.name in trusted) for node in problem.nodes)
+    return replace(problem, nodes=nodes, blocks=tuple(blocks))
+
+
+def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> Plan:
+    """The best plan in which the nodes `unused` run nothing, for a cluster that has `current` placed."""
+    return solve(replace(without(problem, unused), current=current), time_limit_s=_TIME_LIMIT_S)

@@ -50,7 +50,12 @@ _ALGORITHM = "Ed25519"
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.(?:[A-Za-z0-9_-]{85}[AQgw])?")
 # A command is stale if a later epoch's command of one of these kinds was obeyed. A commit or an abort may still
 # come after a later prepare: a controller that was killed in between finishes the earlier epoch first.
-_OVERTAKEN_BY = {"prepare": ("prepare", "commit"), "commit": ("commit",), "abort": ("commit",)}
+_OVERTAKEN_BY = {
+    "prepare": ("prepare", "commit"),
+    "clear": ("prepare", "commit"),
+    "commit": ("commit",),
+    "abort": ("commit",),
+}
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Journal:
         self._arrivals: deque[Arrival] = deque(maxlen=10_000)
         self._records: deque[SessionRecord] = deque(maxlen=100_000)
 
+    def reconfigure(self, cluster: ClusterConfig) -> None:
+        """Blend what is seen with what a changed cluster file declares."""
+        self._cluster = cluster
+
     def arrived(self, arrival: Arrival) -> None:
         """Note a request, whatever will become of it."""
         self._arrivals.append(arrival)

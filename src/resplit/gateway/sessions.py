@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.admission import Admission, Promise
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
+from resplit.gateway.gate import Gate
 from resplit.gateway.journal import Arrival, Journal, Move, SessionRecord
 from resplit.gateway.router import Router
 from resplit.gateway.session import Copied, Session
@@ -33,6 +35,8 @@ _log = structlog.get_logger(__name__)
 _PATIENCE_S = 20.0
 # A node that others call lost, and the gateway does not yet: its own connection will tell soon.
 _SECOND_OPINION_S = 0.2
+# A pass that takes longer is not waited for where all are to be held: a node hangs.
+_PASSES_END_WITHIN_S = 20.0
 
 
 class Sessions:
@@ -48,6 +52,7 @@ class Sessions:
         self._journal = Journal(cluster)
         self._closing: set[asyncio.Task[None]] = set()
         self._hopeless: str | None = None
+        self._gate = Gate()
         self.on_settled: Callable[[int], None] = lambda oldest: None
         self.on_lost: Callable[[str], None] = lambda node: None
         router.on_token = self._answered
@@ -75,6 +80,20 @@ class Sessions:
     def flip(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
         self._router.flip(route)
+
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
+        return self._gate.held(_PASSES_END_WITHIN_S)
+
+    async def carry(self, route: Route) -> None:
+        """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
+        await asyncio.gather(*(self._carry(session, route) for session in list(self._live.values())))
+
+    def reconfigure(self, cluster: ClusterConfig, private: frozenset[int]) -> None:
+        """Serve under a changed cluster file; `private` blocks by index."""
+        self._cluster, self._private = cluster, private
+        self._journal.reconfigure(cluster)
+        self._router.cluster = cluster
 
     def sessions(self) -> list[str]:
         """Names of the sessions that run."""
@@ -183,8 +202,9 @@ class Sessions:
         """The token after `step`; where a node is lost on the way, the session is replayed on a new route first."""
         while True:
             try:
-                await self._follow(session)
-                return await self._pass(session, step, due_s)
+                async with self._gate.passing():
+                    await self._follow(session)
+                    return await self._pass(session, step, due_s)
             except NodeLostError as error:
                 _log.warning("session is replayed", session=session.name, done=session.position, error=str(error))
                 await self._replay(session, due_s)
@@ -199,8 +219,9 @@ class Sessions:
             await self._begin_again(session)
             try:
                 for step in done:
-                    await self._pass(session, step, due_s)
-                    session.steps.append(step)
+                    async with self._gate.passing():
+                        await self._pass(session, step, due_s)
+                        session.steps.append(step)
             except NodeLostError as error:
                 _log.warning("lost again while replaying", session=session.name, error=str(error))
                 continue
@@ -280,6 +301,22 @@ class Sessions:
         session.moves.append(Move(copied.target.epoch, pause_s, copied.cache_bytes + patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
+    async def _carry(self, session: Session, route: Route) -> None:
+        """Move a session to a route at once."""
+        begun_s = time.monotonic()
+        session.nodes |= set(route.placement)
+        if session.copying:  # to its end: parts that arrive later would spoil what is copied now
+            await asyncio.gather(session.copying, return_exceptions=True)
+            session.copying = None
+        try:
+            copied = await self._copy(session, route, 0, session.position)
+        except ResplitError as error:
+            session.enter(route, self._private_ok(route))
+            self._lose(session, str(error))
+            return
+        session.enter(route, self._private_ok(route))
+        session.moves.append(Move(route.epoch, time.monotonic() - begun_s, copied.cache_bytes))
+
     async def _copy(self, session: Session, target: Route, first: int, last: int) -> Copied:
         """Have positions `first..last-1` of every block that moves copied to its new node."""
         if last == first:
@@ -312,10 +349,14 @@ class Sessions:
     def _node_lost(self, node: str) -> None:
         for session in self._live.values():
             if node in session.route.placement:
-                lost = Token(session=session.name, epoch=session.route.epoch, node=node)
-                lost.error, lost.error_kind = f"{node} is lost", "lost"
-                session.answers.put_nowait(lost)
+                self._lose(session, f"{node} is lost")
         self.on_lost(node)
+
+    def _lose(self, session: Session, why: str) -> None:
+        """Let the pass of a session that runs, or else the next one, end with the loss of its caches."""
+        lost = Token(session=session.name, epoch=session.route.epoch)
+        lost.error, lost.error_kind = why, "lost"
+        session.answers.put_nowait(lost)
 
     def _end(self, session: Session | None) -> None:
         if session is None:
@@ -323,7 +364,7 @@ class Sessions:
         del self._live[session.name]
         if session.copying:
             session.copying.cancel()
-        for node in session.nodes:
+        for node in session.nodes & set(self._router.peers):  # one that was removed has none
             self._spawn(self._router.peers[node].close_sessions([session.name]))
         self._admission.leave(session.place)
         self.on_settled(self.oldest_epoch())

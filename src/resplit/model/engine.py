@@ -111,9 +111,13 @@ class TorchEngine:
         held = {name: tensor.to(self.dtype) for name, tensor in load(tensors).items()}
         self._blocks[block] = self.chain.materialise(block, held)
 
+    def unload(self, block: int) -> None:
+        """Free a block's weights; the sessions' caches of it stay."""
+        self._blocks.pop(block, None)
+
     def drop(self, block: int) -> None:
         """Free a block and every session's cache of it."""
-        self._blocks.pop(block, None)
+        self.unload(block)
         for key in [key for key in list(self._caches) if key[1] == block]:
             del self._caches[key]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,18 +54,23 @@ class Agent:
         self.links = {name: self._link(name) for name in self.cluster.node_names if name != self.name}
         self.peers: dict[str, Peer] = {}
         self._spec: ModelSpec | None = None
+        self._private: frozenset[int] = frozenset()
+        self._cleared: frozenset[int] = frozenset()  # blocks whose weights are gone and whose caches are not, yet
         self._tasks: set[asyncio.Task[None]] = set()
 
     def link_to_gateway(self) -> Link:
         """The way back to the gateway, which stands on the source node."""
         return self.links.get(self.cluster.source) or Link()
 
-    def meet(self, addresses: dict[str, Address]) -> None:
-        """Know where the other nodes listen; a changed address makes a new connection."""
+    def meet(self, addresses: dict[str, Address], shapes: Mapping[str, Shape] | None = None) -> None:
+        """Know where the other nodes listen; a changed address makes a new connection.
+
+        `shapes` of emulated links to nodes that the cluster file did not have when this one started.
+        """
         for name, address in addresses.items():
             known = self.peers.get(name)
             if name != self.name and (known is None or known.address != address):
-                link = self.links.setdefault(name, Link())
+                link = self.links.setdefault(name, Link((shapes or {}).get(name)))
                 context = self.member.client_context()
                 self.peers[name] = Peer(name, address, context, link, self.crossings, self._lost)
 
@@ -74,8 +79,9 @@ class Agent:
 
         Where the epoch comes `instead` of what was, which cannot serve any more, that is dropped first.
 
-        Raises CommandRefusedError for a private block on a node that is not trusted, CapacityError and ShardError where
-        a block cannot be held or opened; then nothing new stays loaded.
+        Raises CommandRefusedError for a private block on a node that is not trusted and, as "tight", where the blocks
+        fit, but not beside what is held; CapacityError and ShardError where a block cannot be held or opened. Then
+        nothing new stays loaded.
         """
         route = Route.from_json(body["route"])
         await self._ensure_executor(body["model"])
@@ -90,6 +96,32 @@ class Agent:
         loaded = await self._load(blocks, body["shards"])
         self.prepared[route.epoch] = route
         return {"loaded": loaded}
+
+    async def clear(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make room for an epoch that fits only without what is held: drop the weights that it does not want here.
+
+        Nothing is served from then on. The caches stay, to be carried away, until the epoch is prepared or aborted.
+        """
+        wanted, engine = Route.from_json(body["route"]).blocks_of(self.name), self._running().engine
+        self.routes, self.prepared = {}, {}
+        self._cleared = frozenset(engine.blocks) - frozenset(wanted)
+        for block in self._cleared:
+            engine.unload(block)
+        return {"cleared": sorted(self._cleared)}
+
+    async def trust(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Be trusted from now on, or not: then what is private is dropped at once, whatever it serves."""
+        self.trusted, self._private = bool(body["trusted"]), frozenset(body["private"])
+        if self.trusted:
+            return {}
+        mine = {number: set(route.blocks_of(self.name)) for number, route in (self.routes | self.prepared).items()}
+        forbidden = {number for number, blocks in mine.items() if blocks & self._private}
+        self.routes = {number: route for number, route in self.routes.items() if number not in forbidden}
+        self.prepared = {number: route for number, route in self.prepared.items() if number not in forbidden}
+        if self.executor:
+            for block in self._private:
+                self.executor.engine.drop(block)
+        return {"ended": sorted(forbidden)}
 
     async def commit(self, body: dict[str, Any]) -> dict[str, Any]:
         """Serve a prepared epoch from now on; those before it go on until they are released."""
@@ -143,6 +175,8 @@ class Agent:
 
     async def take_cache(self, part: CachePart) -> None:
         """Put a part of a session's cache of one block in its place."""
+        if not self.trusted and part.block in self._private:
+            raise CommandRefusedError("privacy", f"{self.name} is not trusted and may hold no cache of {part.block}")
         values = from_wire(part.values)
         self._running().take_cache(part.session, part.block, part.first, part.capacity, values)
 
@@ -191,7 +225,7 @@ class Agent:
     async def _compute(self, step: Step) -> Any:
         route = self.routes.get(step.epoch)
         if route is None or step.segment >= len(route.segments) or route.segments[step.segment].node != self.name:
-            raise CommandRefusedError("stale", f"{self.name} serves no segment {step.segment} of epoch {step.epoch}")
+            raise self._stale(step)
         segment = route.segments[step.segment]
         last = step.segment == len(route.segments) - 1
         drawn = Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed)
@@ -199,7 +233,12 @@ class Agent:
         work = Pass(
             step.session, segment.first, segment.last, step.start, step.capacity, values, drawn if last else None
         )
-        return await self._running().run(work)
+        try:
+            return await self._running().run(work)
+        except DataError as error:
+            if self.routes.get(step.epoch) is route:
+                raise
+            raise self._stale(step) from error  # its blocks were dropped meanwhile
 
     async def _forward(self, step: Step, result: Any) -> None:
         if isinstance(result, int):
@@ -209,12 +248,18 @@ class Agent:
         onward.CopyFrom(step)
         onward.segment += 1
         onward.values.CopyFrom(to_wire(result))
-        target = self.routes[step.epoch].segments[onward.segment].node
-        self.peers[target].send(onward)
+        route = self.routes.get(step.epoch)
+        if route is None:  # ended meanwhile
+            raise self._stale(step)
+        self.peers[route.segments[onward.segment].node].send(onward)
+
+    def _stale(self, step: Step) -> CommandRefusedError:
+        return CommandRefusedError("stale", f"{self.name} serves no segment {step.segment} of epoch {step.epoch}")
 
     def _answer(self, step: Step, token_id: int = 0, error: Exception | None = None) -> None:
         """Send the token, or the error, to the gateway that asked."""
-        position = step.start + (step.values.shape[1] if len(step.values.shape) > 1 else 1)
+        # Of a step that failed, only where it began is sure to be a position at all.
+        position = step.start if error is not None else step.start + step.values.shape[1]
         token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self.name)
         if error is not None:
             token.error, token.error_kind = str(error), _error_kind(error)
@@ -242,11 +287,17 @@ class Agent:
     def _ensure_room(self, blocks: tuple[int, ...], kv_tokens: float) -> None:
         """Weights and reserved caches of everything that would then be held must fit under the ceiling."""
         engine = self._running().engine
-        held = set(engine.blocks) | set(blocks)
-        needed = sum(engine.features[b].weight_bytes + kv_tokens * engine.features[b].kv_bytes_per_token for b in held)
-        if needed > self.memory_bytes:
-            more = (needed - self.memory_bytes) / 2**20
-            raise CapacityError(f"old and new blocks together need {more:.1f} MiB more than {self.name} has")
+
+        def more_bytes(held: set[int]) -> float:
+            features = [engine.features[block] for block in held]
+            return sum(f.weight_bytes + kv_tokens * f.kv_bytes_per_token for f in features) - self.memory_bytes
+
+        if (more := more_bytes(set(blocks))) > 0:
+            raise CapacityError(f"its blocks need {more / 2**20:.1f} MiB more than {self.name} has")
+        if (more := more_bytes(set(blocks) | set(engine.blocks))) > 0:
+            raise CommandRefusedError(
+                "tight", f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has"
+            )
 
     async def _load(self, blocks: tuple[int, ...], shards: dict[str, dict[str, str]]) -> list[int]:
         executor = self._running()
@@ -269,7 +320,8 @@ class Agent:
             return []
         routes = [*self.routes.values(), *self.prepared.values()]
         wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(but)
-        unwanted = [block for block in executor.engine.blocks if block not in wanted]
+        unwanted = sorted((self._cleared | set(executor.engine.blocks)) - wanted)
+        self._cleared = frozenset()
         for block in unwanted:
             executor.engine.drop(block)
         return unwanted

@@ -23,7 +23,7 @@ from resplit.model.registry import Registry
 from resplit.node.agent import Agent
 from resplit.node.probe import Probe
 from resplit.node.profile import profile_block
-from resplit.wire.links import Link, Sender
+from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
@@ -58,9 +58,11 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._changing = asyncio.Lock()
         self._commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "prepare": agent.prepare,
+            "clear": agent.clear,
             "commit": agent.commit,
             "abort": agent.abort,
             "release": agent.release,
+            "trust": agent.trust,
             "emulate": agent.emulate,
             "meet": self._meet,
             "profile": self._profile,
@@ -161,7 +163,9 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         return command
 
     async def _meet(self, body: dict[str, Any]) -> dict[str, Any]:
-        self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()})
+        await self._agent.trust(body)
+        shapes = {name: Shape(**shape) for name, shape in body["links"].items()}
+        self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()}, shapes)
         self._agent.close_all_sessions_but(set(body["sessions"]))
         await self._probe.echo_all()
         return {}
