@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.chaos.cluster import reference
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.errors import CapacityError, NodeLostError, RequestError
@@ -19,7 +20,7 @@ from resplit.gateway.sessions import Sessions
 from resplit.model.source import StoredModel
 from tests.node.cluster import InProcess, deploy, in_process, until
 from tests.node.conftest import tiny
-from tests.system.conftest import model_folder, reference, whole
+from tests.system.conftest import model_folder, whole
 
 __all__ = ["model_folder", "tiny", "whole"]
 

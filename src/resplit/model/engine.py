@@ -5,6 +5,7 @@ Everything outside speaks bytes, names and numbers: no torch type crosses this b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from resplit.errors import CapacityError, DataError
 from resplit.model.blocks import BlockModule, Chain, Split, features
 from resplit.types import BlockFeatures, Sampling
 
+_MOST_DIMENSIONS = 4  # a part of a cache
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,11 +70,15 @@ class BlockCache:
         assert self._pair is not None
         return self._pair[:, :, first:last]
 
+    def ensure_room(self, end: int) -> None:
+        """CapacityError where it may not grow to `end` positions."""
+        if end > self.capacity:
+            raise CapacityError(f"a session's cache is full: {end} tokens, room for {self.capacity}")
+
     def append(self, pair: torch.Tensor) -> None:
         """Append (2, heads, tokens, width); CapacityError where it does not fit."""
         end = self.length + pair.shape[2]
-        if end > self.capacity:
-            raise CapacityError(f"a session's cache is full: {end} tokens, room for {self.capacity}")
+        self.ensure_room(end)
         if self._pair is None:
             self._pair = torch.empty((2, pair.shape[1], self.capacity, pair.shape[3]), dtype=pair.dtype)
         self._pair[:, :, self.length : end] = pair
@@ -122,7 +128,12 @@ class TorchEngine:
             del self._caches[key]
 
     def reserve(self, session: str, first: int, last: int, capacity: int) -> float:
-        """Bytes that caches of `session` in blocks `first..last` would add to what is held."""
+        """Bytes that caches of `session` in blocks `first..last` would add to what is held.
+
+        DataError where the model has no such block.
+        """
+        if last >= len(self.features):
+            raise DataError(f"block {last}: the model has {len(self.features)}")
         absent = [b for b in range(first, last + 1) if (session, b) not in self._caches]
         return float(sum(self.features[b].kv_bytes_per_token * capacity for b in absent))
 
@@ -150,17 +161,22 @@ class TorchEngine:
             if shared is None:
                 like = torch.empty((), dtype=self.dtype)
                 shared = self.chain.prepare_pass(start, hidden.shape[1], like)
-            cache = self._cache(session, index, start, capacity) if block.has_cache else None
+            end = start + hidden.shape[1]
+            cache = self._cache(session, index, start, end, capacity) if block.has_cache else None
             hidden = block(hidden, shared, cache)
             after_block(index)
         return _activation(hidden)
 
     def sample(self, logits: Activation, sampling: Sampling, position: int) -> int:
-        """The next token for the logits at `position`."""
+        """The next token for the logits at `position`; DataError where they, or `sampling`, leave none to choose."""
         values = _to_tensor(logits)[0].float()
+        if values.isnan().any():
+            raise DataError("the logits are not numbers: what came from the node before this one was none either")
         if sampling.temperature <= 0:
             return int(values.argmax())
         probabilities = torch.softmax(values / sampling.temperature, dim=-1)
+        if probabilities.isnan().any() or not sampling.top_p > 0:
+            raise DataError(f"nothing can be drawn with temperature {sampling.temperature} and top_p {sampling.top_p}")
         ordered, order = probabilities.sort(descending=True)
         ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0.0
         # One generator for each position: a replayed or migrated session draws what it would have drawn.
@@ -207,11 +223,13 @@ class TorchEngine:
         """
         pair = _to_tensor(part)
         self._check_cache(block, pair)
-        cache = self._caches.setdefault((session, block), BlockCache(capacity))
+        cache = self._caches.get((session, block)) or BlockCache(capacity)
         if cache.length < first:
             raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
+        cache.ensure_room(first + pair.shape[2])
         cache.crop(first)
         cache.append(pair)
+        self._caches[session, block] = cache  # only now: one that was refused must hold no memory
 
     def _block(self, index: int) -> BlockModule:
         try:
@@ -225,11 +243,13 @@ class TorchEngine:
         except KeyError:
             raise DataError(f"block {block} holds no cache of session {session}") from None
 
-    def _cache(self, session: str, block: int, start: int, capacity: int) -> BlockCache:
-        cache = self._caches.setdefault((session, block), BlockCache(capacity))
+    def _cache(self, session: str, block: int, start: int, end: int, capacity: int) -> BlockCache:
+        cache = self._caches.get((session, block)) or BlockCache(capacity)
         if cache.length < start:
             raise DataError(f"block {block} has {cache.length} positions of this session, the step begins at {start}")
+        cache.ensure_room(end)
         cache.crop(start)
+        self._caches[session, block] = cache  # only now: one that was refused must hold no memory
         return cache
 
     def _check_cache(self, block: int, pair: torch.Tensor) -> None:
@@ -268,8 +288,10 @@ def _activation(tensor: torch.Tensor) -> Activation:
 def _to_tensor(activation: Activation) -> torch.Tensor:
     dtype = {**DTYPES, "int64": torch.int64}.get(activation.dtype)
     if dtype is None:
-        raise DataError(f"unknown dtype {activation.dtype!r}")
-    items = int(np.prod(activation.shape, dtype=np.int64))
-    if items * dtype.itemsize != len(activation.data) or items == 0:
-        raise DataError(f"{len(activation.data)} bytes are not {activation.dtype} {activation.shape}")
+        raise DataError(f"unknown dtype {activation.dtype[:20]!r}")
+    shape = activation.shape
+    right = 1 <= len(shape) <= _MOST_DIMENSIONS and min(shape) > 0
+    # Counted in Python's own integers: in 64 bits a huge shape may come out as a small one.
+    if not right or math.prod(shape) * dtype.itemsize != len(activation.data):
+        raise DataError(f"{len(activation.data)} bytes are not {activation.dtype} {shape[:_MOST_DIMENSIONS]}")
     return torch.frombuffer(bytearray(activation.data), dtype=dtype).reshape(activation.shape)

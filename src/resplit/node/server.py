@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
-from grpclib.const import Status
+from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
@@ -23,6 +24,7 @@ from resplit.model.registry import Registry
 from resplit.node.agent import Agent
 from resplit.node.probe import Probe
 from resplit.node.profile import profile_block
+from resplit.wire.border import guarded, the_message
 from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
@@ -46,6 +48,7 @@ from resplit.wire.node_pb2 import (
 from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)
+_LONGEST_NAME = 200
 
 
 class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no types
@@ -56,6 +59,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._probe = probe
         self._verifier = verifier
         self._changing = asyncio.Lock()
+        self._refusals: Counter[str] = Counter()
         self._commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "prepare": agent.prepare,
             "clear": agent.clear,
@@ -68,6 +72,9 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             "profile": self._profile,
         }
 
+    def __mapping__(self) -> dict[str, Handler]:
+        return guarded(super().__mapping__())
+
     async def Steps(self, stream: Stream[Step, Ack]) -> None:  # noqa: N802
         """Take steps for as long as the caller sends them; each is acknowledged on its way back."""
         caller = certificate_name(stream.peer.cert())
@@ -76,6 +83,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         try:
             await stream.send_initial_metadata()
             async for step in stream:
+                _ensure_short(step.session, step.gateway)
                 acks.put(Ack(number=step.number), 0)
                 self._agent.accept(step)
         except StreamTerminatedError:
@@ -86,7 +94,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send tokens to the gateway that asks, until it goes."""
         gateway = _only_the_controller(stream)
-        await stream.recv_message()
+        await the_message(stream)
         await stream.send_initial_metadata()
         sender: Sender[Token] = Sender(self._agent.link_to_gateway(), stream.send_message)
         self._agent.gateways[gateway] = sender
@@ -100,8 +108,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
     async def Command(self, stream: Stream[CommandRequest, CommandReply]) -> None:  # noqa: N802
         """Obey a signed command, or say why not."""
-        request = await stream.recv_message()
-        assert request is not None
+        request = await the_message(stream)
         try:
             # Checked on receipt: one that waits behind a long one must not expire meanwhile.
             command = self._verified(request.kind, request.signed)
@@ -109,21 +116,22 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
                 body = await self._commands[command.kind](command.body)
             await stream.send_message(CommandReply(body=json.dumps(body)))
         except ResplitError as error:
-            _log.warning("command refused", node=self._agent.name, error=str(error))
-            await stream.send_message(CommandReply(error=str(error), error_kind=_kind(error)))
+            kind = _kind(error)
+            self._refusals[kind] += 1
+            _log.warning("command refused", node=self._agent.name, reason=kind, error=str(error))
+            await stream.send_message(CommandReply(error=str(error), error_kind=kind))
 
     async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
         """State, and telemetry since."""
         _only_the_controller(stream)
-        request = await stream.recv_message()
-        assert request is not None
+        request = await the_message(stream)
         rows, last = self._probe.rows_after(request.after)
-        body = {"state": self._probe.state() | {"refusals": dict(self._verifier.refusals)}, "rows": rows}
+        body = {"state": self._probe.state() | {"refusals": dict(self._refusals)}, "rows": rows}
         await stream.send_message(ReportReply(body=json.dumps(body), last=last))
 
     async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
         """Answer at once, over the link back."""
-        await stream.recv_message()
+        await the_message(stream)
         caller = certificate_name(stream.peer.cert())
         await (self._agent.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
@@ -132,6 +140,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Take parts of caches from the node that held them."""
         error = ""
         async for part in stream:
+            _ensure_short(part.session)
             try:
                 await self._agent.take_cache(part)
             except ResplitError as problem:
@@ -141,8 +150,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Carry(self, stream: Stream[CarryRequest, CarryReply]) -> None:  # noqa: N802
         """Push a session's caches to other nodes."""
         _only_the_controller(stream)
-        request = await stream.recv_message()
-        assert request is not None
+        request = await the_message(stream)
         try:
             await stream.send_message(await self._agent.carry(request))
         except ResplitError as error:
@@ -151,8 +159,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free sessions."""
         _only_the_controller(stream)
-        request = await stream.recv_message()
-        assert request is not None
+        request = await the_message(stream)
         self._agent.close_sessions(list(request.sessions))
         await stream.send_message(CloseReply())
 
@@ -226,6 +233,12 @@ def _only_the_controller(stream: Stream[Any, Any]) -> str:
     if caller != CONTROLLER:
         raise GRPCError(Status.PERMISSION_DENIED, f"{caller} may not ask this; only {CONTROLLER} may")
     return caller
+
+
+def _ensure_short(*names: str) -> None:
+    """Names are kept and logged; one of a megabyte is nobody's."""
+    if any(len(name) > _LONGEST_NAME for name in names):
+        raise GRPCError(Status.INVALID_ARGUMENT, f"a name of more than {_LONGEST_NAME} characters")
 
 
 def _kind(error: ResplitError) -> str:

@@ -1,0 +1,235 @@
+"""Messages that no honest member sends: each is answered in words, holds no memory, and harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.chaos.fuzz_wire import Attacker, tensors
+from resplit.errors import CapacityError, CommandRefusedError, DataError, ShardError
+from resplit.model.engine import Activation, TorchEngine
+from resplit.model.source import StoredModel
+from resplit.types import Sampling
+from resplit.wire import border
+from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
+from resplit.wire.peers import from_wire, to_wire
+from tests.node.cluster import InProcess, in_process, until
+from tests.node.test_node import MIDDLE, config
+
+HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
+CACHE = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
+
+
+@pytest.fixture
+async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    """Two nodes, the middle blocks on `plain`, and one honest session that holds caches there."""
+    async with in_process(config(), tiny, tmp_path) as running:
+        await running.command("plain", "prepare", running.order("plain", MIDDLE, 1), 1)
+        await running.command("plain", "commit", {"epoch": 1}, 1)
+        await running.peer("plain").cache([part("honest")])
+        yield running
+
+
+def part(session: str, **changed: object) -> CachePart:
+    return CachePart(**{"session": session, "block": 2, "capacity": 16, "values": to_wire(CACHE)} | changed)
+
+
+def step(**changed: object) -> Step:
+    right = {"session": "bad", "epoch": 1, "segment": 1, "capacity": 16, "values": to_wire(HIDDEN)}
+    return Step(**right | {"gateway": "controller"} | changed)
+
+
+async def answer_to(nodes: InProcess, bad: Step) -> Token:
+    """What the gateway hears of a step."""
+    answers: list[Token] = []
+    nodes.router.on_token = answers.append
+    nodes.peer("plain").send(bad)
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    await until(answered)
+    return answers[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "says"),
+    [
+        ({"start": 2**32 - 1}, "data", "the step begins at"),
+        ({"values": Tensor(dtype="float32", shape=[1, -2, -32], data=bytes(256))}, "data", "256 bytes are not"),
+        ({"values": Tensor(dtype="float32", shape=[2**32, 2**32 + 1], data=b"")}, "data", "0 bytes are not"),
+        ({"values": Tensor(dtype="float32", shape=[1] * 100, data=bytes(4))}, "data", "4 bytes are not"),
+        ({"values": Tensor(dtype="float32", shape=[1, 2**62, 64], data=bytes(256))}, "data", "256 bytes are not"),
+        ({"values": Tensor(dtype="object" * 1000, shape=[1], data=b"1")}, "data", "unknown dtype 'objectobject"),
+        ({"values": Tensor()}, "data", "unknown dtype"),
+        ({"capacity": 0}, "capacity", "room for 0"),
+        ({"capacity": 2**32 - 1}, "capacity", "the cache of session bad needs"),
+        ({"epoch": 2**64 - 1}, "stale", "serves no segment"),
+        ({"segment": 2**32 - 1}, "stale", "serves no segment"),
+    ],
+    ids=[
+        "positions past any",
+        "negative shape",
+        "overflowing shape",
+        "many dimensions",
+        "huge shape",
+        "unknown dtype",
+        "no tensor",
+        "no capacity",
+        "huge capacity",
+        "unknown epoch",
+        "unknown segment",
+    ],
+)
+async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
+    nodes: InProcess, changed: dict[str, object], kind: str, says: str
+) -> None:
+    before = await nodes.state("plain")
+    answer = await answer_to(nodes, step(**changed))
+    assert (answer.error_kind, answer.session) == (kind, "bad")
+    assert says in answer.error
+    assert len(answer.error) < 300
+    after = await nodes.state("plain")
+    assert (after["sessions"], after["held_bytes"]) == (before["sessions"], before["held_bytes"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"block": 99}, "block 99: the model has 8"),
+        ({"block": 0}, "block 0 was given a cache"),
+        ({"first": 5}, "0 positions held, the part begins at 5"),
+        ({"capacity": 3}, "room for 3"),
+        ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),
+        ({"values": Tensor(dtype="float32", shape=[-2, -2, 4, 16], data=CACHE.data)}, "1024 bytes are not"),
+    ],
+    ids=["unknown block", "block without cache", "a hole", "too small", "another shape", "negative shape"],
+)
+async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
+    nodes: InProcess, changed: dict[str, object], says: str
+) -> None:
+    before = await nodes.state("plain")
+    with pytest.raises(CapacityError, match=says):
+        await nodes.peer("plain").cache([part("bad", **changed)])
+    after = await nodes.state("plain")
+    assert (after["sessions"], after["held_bytes"]) == (before["sessions"], before["held_bytes"])
+
+
+async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
+    nodes: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(border, "MAX_MESSAGE_BYTES", 100_000)
+    with pytest.raises(GRPCError) as refusal:
+        await nodes.peer("plain")._stub.Close(CloseRequest(sessions=["x" * 200_000]))
+    assert refusal.value.status is Status.RESOURCE_EXHAUSTED
+    assert (await nodes.state("plain"))["sessions"] == 1
+
+
+async def test_a_session_with_an_endless_name_is_refused(nodes: InProcess) -> None:
+    with pytest.raises(GRPCError) as refusal:
+        await nodes.peer("plain")._stub.Cache([part("x" * 10_000)])
+    assert refusal.value.status is Status.INVALID_ARGUMENT
+
+
+async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(nodes: InProcess) -> None:
+    attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
+    huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
+    for path in ("Steps", "Command", "Report", "Echo", "Cache", "Carry", "Close", "Nothing"):
+        for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", huge, no_step):
+            await attacker.frame("plain", path, body, waits_s=0.01)
+    for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):
+        await attacker.raw("plain", body, tls=True)
+        await attacker.raw("plain", body, tls=False)
+    assert (await nodes.state("plain"))["sessions"] == 1
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: StoredModel) -> TorchEngine:
+    """The first and the last blocks: all that takes token ids, hidden states and draws."""
+    engine = TorchEngine(tiny.spec)
+    for block in (0, 1, 7):
+        engine.load(block, tiny.tensors(engine.chain.specs[block].name))
+    return engine
+
+
+@settings(max_examples=300, deadline=None)
+@given(tensor=tensors(), block=st.sampled_from([0, 1, 7]), start=st.sampled_from([0, 1, 2**32 - 1]))
+def test_no_tensor_breaks_an_engine_and_none_that_is_refused_is_held(
+    engine: TorchEngine, tensor: Tensor, block: int, start: int
+) -> None:
+    held = engine.held_bytes
+    try:
+        engine.run("s", block, block, start, 16, from_wire(tensor))
+    except (DataError, CapacityError):
+        assert engine.held_bytes == held
+    engine.close("s")
+    try:
+        engine.import_cache("s", block, 0, 16, from_wire(tensor))
+    except (DataError, CapacityError):
+        assert engine.held_bytes == held
+    engine.close("s")
+
+
+@pytest.mark.parametrize(
+    ("value", "sampling"),
+    [
+        (float("nan"), Sampling()),
+        (float("inf"), Sampling(temperature=1.0)),
+        (1.0, Sampling(temperature=float("nan"))),
+        (1.0, Sampling(temperature=1.0, top_p=float("nan"))),
+        (1.0, Sampling(temperature=1.0, top_p=0.0)),
+        (1.0, Sampling(temperature=1e-45)),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_an_error_and_no_token(
+    engine: TorchEngine, value: float, sampling: Sampling
+) -> None:
+    logits = Activation("float32", (1, 4), struct.pack("<4f", value, 3.0, 2.0, 1.0))
+    with pytest.raises(DataError):
+        engine.sample(logits, sampling, 0)
+
+
+async def test_a_flipped_bit_in_a_shard_is_caught_by_a_running_node_and_counted(nodes: InProcess) -> None:
+    later = ["trusted", "trusted", "trusted", "plain", "plain", *["trusted"] * 3]
+    order = nodes.order("plain", later, 2)
+    shard = nodes.folder / "registry" / order["shards"]["4"]["name"]
+    sealed = bytearray(shard.read_bytes())
+    sealed[len(sealed) // 2] ^= 1
+    shard.write_bytes(sealed)
+    with pytest.raises(ShardError, match="corrupt"):
+        await nodes.command("plain", "prepare", order, 2)
+    state = await nodes.state("plain")
+    assert (state["blocks"], state["refusals"]) == ([2, 3], {"shard": 1})
+
+
+async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InProcess) -> None:
+    private = nodes.order("plain", ["plain", *MIDDLE[1:]], 2)
+    private["shards"] = {}
+    for kind, body, epoch, reason in [
+        ("prepare", private, 2, "privacy"),
+        ("commit", {"epoch": 9}, 9, "unprepared"),
+        ("explode", {}, 1, "kind"),
+    ]:
+        with pytest.raises(CommandRefusedError) as refusal:
+            await nodes.command("plain", kind, body, epoch)
+        assert refusal.value.reason == reason
+    assert (await nodes.state("plain"))["refusals"] == {"privacy": 1, "unprepared": 1, "kind": 1}
+
+
+async def test_a_member_that_is_not_the_controller_may_not_ask_for_what_only_it_may(nodes: InProcess) -> None:
+    attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
+    stub = attacker._stub("plain")
+    with pytest.raises(GRPCError) as refusal:
+        await stub.Close(CloseRequest(sessions=["honest"]))
+    assert refusal.value.status is Status.PERMISSION_DENIED
+    assert (await nodes.state("plain"))["sessions"] == 1
+    attacker.hang_up()
+    await asyncio.sleep(0)
