@@ -66,10 +66,10 @@ class Router:
     def flip(self, route: Route) -> None:
         """Make a committed epoch the live one: new passes take it, running sessions follow at a token boundary."""
         self.live = route
-        self._tell()
+        self.tell()
 
     async def changed(self) -> None:
-        """Wait until an epoch goes live, or a node is lost or found."""
+        """Wait until an epoch goes live, a node is lost or found, or somebody tells."""
         await self._changed.wait()
 
     def send(self, route: Route, step: Step) -> None:
@@ -110,14 +110,15 @@ class Router:
         self.listening.discard(name)
         _log.warning("a node is lost", node=name)
         self.on_lost(name)
-        self._tell()
+        self.tell()
 
     def _opened(self, name: str) -> None:
         self.listening.add(name)
         self.on_found(name)
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake whoever waits for a change, to look again."""
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -106,6 +106,7 @@ class Sessions:
     def give_up(self, reason: str | None) -> None:
         """Let requests fail with `reason`, because no placement is possible now; None: there is hope again."""
         self._hopeless = reason
+        self._router.tell()
 
     def reshape(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source node to another."""
