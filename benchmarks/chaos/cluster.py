@@ -17,15 +17,16 @@ from resplit.start import first_plan
 MODEL = "tiny-llama"
 NODES = ("alpha", "beta", "gamma", "delta")
 TRUSTED = NODES[:2]
+# Whatever else uses this machine is no reason not to place blocks: times do not matter here.
 CLUSTER = """
 name: test
 source: alpha
 trusted: [alpha, beta]
 nodes:
-  - {name: alpha, memory: 4 MiB}
-  - {name: beta, memory: 4 MiB}
-  - {name: gamma, memory: 4 MiB}
-  - {name: delta, memory: 4 MiB}
+  - {name: alpha, memory: 4 MiB, max_utilization: 0.999}
+  - {name: beta, memory: 4 MiB, max_utilization: 0.999}
+  - {name: gamma, memory: 4 MiB, max_utilization: 0.999}
+  - {name: delta, memory: 4 MiB, max_utilization: 0.999}
 classes:
   - {name: chat, slo: 30 s, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
 limits: {context_tokens: 256, sessions: 16, queue: 8, deadline: 60 s}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import json
@@ -55,12 +56,15 @@ async def stream(
 
 @dataclass
 class Streams:
-    """What became of the streams of one run; `times_s` has the moments of each stream's tokens."""
+    """What became of the streams of one run. Each prompt has a lane, its requests follow one another in it.
 
+    `lanes` holds, for each lane and each of its requests, the moments of its tokens (monotonic clock).
+    """
+
+    lanes: list[list[list[float]]]
     right: int = 0
     wrong: int = 0
     failed: list[str] = field(default_factory=list)
-    times_s: list[list[float]] = field(default_factory=list)
 
     def findings(self, experiment: str) -> list[Finding]:
         """The two promises that every experiment keeps: no request fails, no token changes."""
@@ -71,14 +75,24 @@ class Streams:
             Finding(experiment, "streams with a wrong token", f"{self.wrong} of {number}", "0", met=self.wrong == 0),
         ]
 
-    def longest_gap_s(self, first_s: float, last_s: float) -> list[float]:
-        """The longest gap between two tokens of each stream that ran through all of this time."""
-        gaps = []
-        for times in self.times_s:
-            if times and times[0] <= first_s and times[-1] >= last_s:
-                inside = [first_s, *(t for t in times if first_s < t < last_s), last_s]
-                gaps.append(max(b - a for a, b in itertools.pairwise(inside)))
-        return gaps
+    def first_after(self, moment_s: float) -> list[float]:
+        """The moment of each lane's first token after this one; shorter than `lanes` while some had none."""
+        later = [[t for request in lane[-3:] for t in request if t > moment_s] for lane in self.lanes]
+        return [times[0] for times in later if times]
+
+    def all_since(self, moment_s: float) -> bool:
+        """Whether every lane had a token after this moment."""
+        return len(self.first_after(moment_s)) == len(self.lanes)
+
+    def longest_gaps_s(self, first_s: float, last_s: float) -> list[float]:
+        """The longest gap between two tokens within this time, of each request that ran through all of it."""
+        through = [r for lane in self.lanes for r in lane if r and r[0] <= first_s and r[-1] >= last_s]
+        return [_longest_gap_s(times, first_s, last_s) for times in through]
+
+
+def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float:
+    begin, end = bisect.bisect_right(times_s, first_s) - 1, bisect.bisect_left(times_s, last_s)
+    return max(later - earlier for earlier, later in itertools.pairwise(times_s[begin : end + 1]))
 
 
 def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
@@ -94,25 +108,25 @@ async def streaming(
 
     The block begins once every stream had a token.
     """
-    seen, stop = Streams(), asyncio.Event()
+    seen, stop = Streams([[] for _ in prompts]), asyncio.Event()
 
-    async def keep_on(client: httpx.AsyncClient, prompt: list[int], tokens: list[int]) -> None:
+    async def keep_on(client: httpx.AsyncClient, lane: int) -> None:
         while not stop.is_set():
-            await _one(client, prompt, tokens, seen)
+            await _one(client, prompts[lane], expected[lane], seen, lane)
 
     async with httpx.AsyncClient(base_url=cluster.url, timeout=_WITHIN_S) as client, asyncio.TaskGroup() as tasks:
-        for prompt, tokens in zip(prompts, expected, strict=True):
-            tasks.create_task(keep_on(client, prompt, tokens))
+        for lane in range(len(prompts)):
+            tasks.create_task(keep_on(client, lane))
         try:
-            await until(lambda: len([t for t in seen.times_s if t]) >= len(prompts))
+            await until(lambda: seen.all_since(0.0))
             yield seen
         finally:
             stop.set()
 
 
-async def _one(client: httpx.AsyncClient, prompt: list[int], expected: list[int], seen: Streams) -> None:
+async def _one(client: httpx.AsyncClient, prompt: list[int], expected: list[int], seen: Streams, lane: int) -> None:
     times_s: list[float] = []
-    seen.times_s.append(times_s)
+    seen.lanes[lane].append(times_s)
     try:
         tokens = await stream(client, prompt, len(expected), times_s)
     except (StreamFailedError, httpx.HTTPError) as error:

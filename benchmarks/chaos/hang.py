@@ -1,0 +1,76 @@
+"""A node is stopped for some seconds (SIGSTOP) and wakes up: it is missed in time, and does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+from benchmarks.chaos.cluster import NODES, make_model, started, whole_model
+from benchmarks.chaos.findings import Finding, quantile, spread
+from benchmarks.chaos.kills import DETECTED_WITHIN_S, NEW_TOKENS, use_all
+from benchmarks.chaos.streams import expected_tokens, streaming, until
+from benchmarks.chaos.watch import answers, lost, pause, settled, wake
+from resplit.client import ControlClient
+from resplit.launch import Cluster
+
+ROUNDS = 12
+_SHORT_S = 0.3  # nobody should be lost for that
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """12 stops of random nodes: for 0.3 s, or for 2 to 5 s."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    rng = random.Random(13)
+    noticed_s: list[float] = []
+    lost_for_short = 0
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        async with streaming(cluster, expected) as streams:
+            for number in range(max(2, round(ROUNDS * scale))):
+                await asyncio.to_thread(use_all, client, rng)
+                await asyncio.sleep(rng.uniform(0.1, 1.0))
+                victim = rng.choice(NODES)
+                if number % 3 == 2:
+                    lost_for_short += await short_stop(cluster, client, victim)
+                else:
+                    noticed_s.append(await long_stop(cluster, client, victim, rng.uniform(2.0, 5.0)))
+                await until(lambda victim=victim: answers(client, victim))
+        await until(lambda: settled(client))
+    return [
+        *streams.findings("hang"),
+        Finding(
+            "hang",
+            "stop to being listed as lost",
+            spread(noticed_s),
+            f"max < {DETECTED_WITHIN_S:g} s",
+            met=quantile(noticed_s, 1.0) < DETECTED_WITHIN_S,
+        ),
+        Finding("hang", f"nodes lost for a stop of {_SHORT_S:g} s", str(lost_for_short), "0", met=lost_for_short == 0),
+        Finding("hang", "sessions and blocks left over on any node at the end", "none", "none", met=True),
+    ]
+
+
+async def long_stop(cluster: Cluster, client: ControlClient, victim: str, seconds: float) -> float:
+    """Stop a node for so long; the time until it was listed as lost."""
+    pause(cluster, victim)
+    try:
+        noticed_s = await until(lambda: lost(client, victim))
+        await asyncio.sleep(max(0.0, seconds - noticed_s))
+    finally:
+        wake(cluster, victim)
+    return noticed_s
+
+
+async def short_stop(cluster: Cluster, client: ControlClient, victim: str) -> bool:
+    """Stop a node for a moment; whether it was taken for lost."""
+    pause(cluster, victim)
+    await asyncio.sleep(_SHORT_S)
+    wake(cluster, victim)
+    until_s = time.monotonic() + 1.0
+    while time.monotonic() < until_s:
+        if await asyncio.to_thread(lost, client, victim):
+            return True
+        await asyncio.sleep(0.02)
+    return False

@@ -1,0 +1,106 @@
+"""A random node is killed at a random moment, again and again, and used again once it was started again.
+
+How long it takes to notice, and until every stream has tokens again, split as far as the control API tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.chaos.cluster import NODES, make_model, random_placement, started, whole_model
+from benchmarks.chaos.findings import Finding, quantile, spread
+from benchmarks.chaos.streams import Streams, expected_tokens, streaming, until
+from benchmarks.chaos.watch import answers, kill, lost
+from resplit.client import ControlClient
+from resplit.errors import ProposalRefusedError
+from resplit.launch import Cluster, start_process
+
+KILLS = 30
+NEW_TOKENS = 160
+DETECTED_WITHIN_S = 1.0
+RESUMED_WITHIN_S = 5.0
+
+
+@dataclass
+class Times:
+    """Seconds of each loss: until it was listed as lost, of planning, of preparing, until every stream had tokens."""
+
+    detect_s: list[float] = field(default_factory=list)
+    plan_s: list[float] = field(default_factory=list)
+    load_s: list[float] = field(default_factory=list)
+    resumed_s: list[float] = field(default_factory=list)
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """30 kills, one after another, under eight streams."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    rng, times = random.Random(11), Times()
+    kills = max(2, round(KILLS * scale))
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        async with streaming(cluster, expected) as streams:
+            for _ in range(kills):
+                await asyncio.to_thread(use_all, client, rng)
+                await asyncio.sleep(rng.uniform(0.1, 1.5))
+                await one_kill(cluster, client, streams, [rng.choice(NODES)], times)
+        moves = [move for record in client.records() for move in record["moves"]]
+    replays_s = [move["pause_s"] for move in moves if move["replayed"]]
+    used_again = Finding("kills", "kills, each of a node that served (those that had come back too)", str(kills))
+    return [*streams.findings("kills"), used_again, *time_findings("kills", times, replays_s)]
+
+
+async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:
+    """Kill nodes at once, wait until every stream has tokens again, start them again and wait until they answer."""
+    before = max((decision["id"] for decision in client.decisions()), default=0)
+    killed_s = min([kill(cluster, victim) for victim in victims])
+    await until(lambda: lost(client, *victims))
+    times.detect_s.append(time.monotonic() - killed_s)
+    await until(lambda: streams.all_since(killed_s + times.detect_s[-1]))
+    times.resumed_s.append(max(streams.first_after(killed_s + times.detect_s[-1])) - killed_s)
+    for decision in client.decisions(before):
+        if decision["action"] == "recover":
+            times.plan_s.append(decision["outcome"]["plan_s"])
+            times.load_s.append(decision["outcome"]["prepare_s"])
+    for victim in victims:
+        start_process(cluster, victim)
+    await until(lambda: answers(client, *victims))
+
+
+def use_all(client: ControlClient, rng: random.Random) -> None:
+    """Deploy a placement that uses every node, so that each of them is missed."""
+    while True:
+        live = client.model()
+        placement = random_placement(len(live["features"]), rng)
+        if set(placement) == set(NODES):
+            try:
+                client.propose({"placement": placement, "action": "re-split", "based_on": live["epoch"]})
+                return
+            except ProposalRefusedError:  # a node that was just welcomed changed the epoch
+                time.sleep(0.1)
+
+
+def time_findings(experiment: str, times: Times, replays_s: list[float]) -> list[Finding]:
+    """The table's lines on how long losses took."""
+    return [
+        Finding(
+            experiment,
+            "kill to being listed as lost",
+            spread(times.detect_s),
+            f"max < {DETECTED_WITHIN_S:g} s",
+            met=quantile(times.detect_s, 1.0) < DETECTED_WITHIN_S,
+        ),
+        Finding(experiment, "planning without the lost node", spread(times.plan_s)),
+        Finding(experiment, "preparing and committing (load)", spread(times.load_s)),
+        Finding(experiment, "replay of a session, waiting for the plan included", spread(replays_s)),
+        Finding(
+            experiment,
+            "kill to tokens in every stream again",
+            spread(times.resumed_s),
+            f"max < {RESUMED_WITHIN_S:g} s",
+            met=quantile(times.resumed_s, 1.0) < RESUMED_WITHIN_S,
+        ),
+    ]
