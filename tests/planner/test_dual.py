@@ -12,9 +12,8 @@ from resplit.planner.convex import relax_convex
 from resplit.planner.dual import Dual, Prices
 from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
-from resplit.planner.paths import IntervalPaths, PathCosts
+from resplit.planner.paths import IntervalPaths
 from resplit.planner.resources import Resources, SetCuts, Support
-from resplit.planner.tracked import TrackedPaths
 from resplit.problem import read_problem
 from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
@@ -86,38 +85,8 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
-def test_the_cheapest_tracked_path_is_that_of_enumeration(seed: int) -> None:
-    problem = tiny_problem(seed, blocks=4)
-    instance = Instance.of(problem)
-    random = np.random.default_rng(seed)
-    use = random.integers(0, 3, 4).astype(float)
-    limits = [int(limit) for limit in random.integers(0, 5, 2)]
-    share, atom = random.uniform(0.1, 1, 3), random.random((4, 3))
-    costs = PathCosts(share, atom, random.random((3, 3)), random.random(3))
-    tracked = TrackedPaths(IntervalPaths(instance), use, [0, 2], limits)
-
-    cost, nodes_of = tracked.shortest(costs)
-
-    def price(x: np.ndarray) -> float:
-        ends = np.concatenate(([0], np.flatnonzero(np.diff(x)) + 1, [4]))
-        queue = share @ tracked.queue_paid(x)
-        refund = costs.start_refund[x[0]] + sum(costs.link_refund[x[p - 1], x[p]] for p in ends[1:-1])
-        return float(queue + atom[np.arange(4), x].sum() + instance.path_cost(x) - refund)
-
-    legal = [
-        x
-        for x in map(np.array, itertools.product(range(3), repeat=4))
-        if all(use[x == node].sum() <= limit for node, limit in zip([0, 2], limits, strict=True))
-    ]
-    assert cost == pytest.approx(min(map(price, legal)))
-    if np.isfinite(cost):
-        assert price(nodes_of) == pytest.approx(cost)
-
-
-@given(seeds())
 @settings(max_examples=30, deadline=None)
-def test_tracking_nodes_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
+def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)
     optimum, placement = best_by_enumeration(problem)
@@ -128,7 +97,7 @@ def test_tracking_nodes_never_lifts_the_bound_above_the_optimum(seed: int) -> No
 
     dual.improve([], Budget(5.0), float("inf"))
     bounds.append(dual.bound)
-    while dual.track():
+    while dual.remember():
         dual.improve([], Budget(5.0), float("inf"))
         bounds.append(dual.bound)
 

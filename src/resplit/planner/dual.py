@@ -11,19 +11,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from resplit.planner.budget import Budget
+from resplit.planner.contents import Contents
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.master import Master
+from resplit.planner.ngpaths import Memory, NgPaths, detours
 from resplit.planner.paths import IntervalPaths, PathCosts
+from resplit.planner.remember import Curriculum
 from resplit.planner.resources import Resources, SetCuts
-from resplit.planner.tracked import TrackedPaths
 from resplit.types import FloatArray
 
 __all__ = ["Dual", "Prices"]
 
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
-WHOLE_UNITS = 1  # the resource whose units are whole: memory rounded by the commonest atom
-MOST_TRACKING_WORK = 4e7  # operations of one dynamic program over tracked nodes, about 0.2 s
+ENOUGH = 0.02  # of what is left to the target: closer than that, remembering more is worth more than better prices
+FIRST_REACH, LEAST_REACH = 0.02, 2e-4  # relative; how far above the bound paths that remember are looked for
+LABELS_PER_STEP = 10_000
+MOST_INHERITED = 300  # columns
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
 
@@ -57,13 +61,16 @@ class Dual:
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
         )
-        self.plain_prices = self.prices  # the best for `paths`, where no node is tracked
+        self.plain_prices = self.prices  # the best for `paths`, which remember nothing
         self.bound = -np.inf
         self.converged = False
         self._master: Master | None = None
         self._inherited: list[IntArray] = []
-        self._oracle: IntervalPaths | TrackedPaths = paths
-        self._tried: set[frozenset[int]] = set()
+        self._oracle: IntervalPaths | NgPaths = paths
+        self._contents: Contents | None = None
+        self._curriculum: Curriculum | None = None
+        self._reach = FIRST_REACH
+        self._most = _most_cost(instance)
         self._step = 0.5
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
@@ -77,20 +84,26 @@ class Dual:
         self._inherited = other._master.active() if other._master is not None else []
         self.evaluate(other.plain_prices)
 
-    def evaluate(self, prices: Prices) -> tuple[float, IntArray]:
+    def evaluate(self, prices: Prices, cutoff: float = np.inf) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
-        best is kept. (inf, ()) where no path exists at all, at any prices."""
+        best is kept. Paths that remember are looked for below `cutoff` only: else (cutoff, ()), or (-inf, ()) where
+        that takes too many labels. (inf, ()) where no path exists at all, at any prices, or where the bound is above
+        anything that a placement can cost."""
         prices = self._legal(prices)
-        path_cost, nodes_of = self._oracle.shortest(self.path_costs(prices))
-        if not len(nodes_of):
-            self.bound = float("inf")
-            return self.bound, nodes_of
-        value = path_cost + self.rest(prices)
+        rest, costs = self.rest(prices), self.path_costs(prices)
+        if isinstance(self._oracle, NgPaths):
+            path_cost, nodes_of = self._oracle.shortest(costs, cutoff - rest)
+        else:
+            path_cost, nodes_of = self._oracle.shortest(costs)
+        value = path_cost + rest
         if value > self.bound:
             self.bound = value
             self.prices = prices
             if self._oracle is self.paths:
                 self.plain_prices = prices
+        if self.bound > self._most:
+            self.bound = float("inf")
+            return self.bound, np.empty(0, dtype=np.intp)
         return value, nodes_of
 
     def path_costs(self, prices: Prices) -> PathCosts:
@@ -117,32 +130,54 @@ class Dual:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
         (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
         if self._master is None:
-            first = self.evaluate(self.prices)[1]
-            if not len(first):
+            if self._oracle is self.paths:
+                columns = [self.evaluate(self.prices)[1], *columns]
+            if self.bound == np.inf:
                 return []
-            columns = [first, *self._inherited, *columns]
+            columns = [*self._inherited, *columns]
             scale = (abs(target) if np.isfinite(target) else abs(self.bound)) or 1.0
             self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:
             self.converged &= not master.add(nodes_of)
         found: list[IntArray] = []
-        while self.bound < target and len(found) < most and not self.converged and budget.spend():
-            value, duals = master.solve()
-            prices = Prices(*duals)
-            if value - self.bound <= CONVERGED * abs(value):
+        priced = 0
+        while self.bound < target and priced < most and not self.converged and self._spend(budget):
+            prices = Prices(*master.solve()) if len(master.columns) else self.prices
+            value = master.value
+            if value - self.bound <= max(CONVERGED * abs(value), self._enough(min(target, value))):
                 self.converged = not self._worth_cutting(value) or not self._cut(master)
                 continue
-            before = self.bound
-            _, nodes_of = self.evaluate(self.prices.toward(prices, self._step))
-            improved = self.bound > before
-            self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
-            found.append(nodes_of)
-            if not master.add(nodes_of) and not improved:
-                _, nodes_of = self.evaluate(prices)
-                found.append(nodes_of)
-                self.converged = not master.add(nodes_of) and not self._cut(master)
+            priced += 1
+            new = self._price(master, self.prices.toward(prices, self._step), min(target, value), found)
+            if not new and not self.converged:
+                new = self._price(master, prices, min(target, value), found)
+                self.converged |= not new and not self._cut(master)
         return found
+
+    def _price(self, master: Master, prices: Prices, limit: float, found: list[IntArray]) -> bool:
+        """Prices one path; True where that brought a new column or a better bound."""
+        before, cutoff = self.bound, limit
+        if isinstance(self._oracle, NgPaths):
+            cutoff = min(limit * (1 + CONVERGED), before + self._reach * abs(before))
+        _, nodes_of = self.evaluate(prices, cutoff)
+        improved = self.bound > before
+        self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
+        if not len(nodes_of):
+            self._reach *= 0.5 if isinstance(self._oracle, NgPaths) and self._oracle.overflowed else 1.5
+            self.converged = self._reach < LEAST_REACH or self.bound == np.inf
+            return True
+        found.append(nodes_of)
+        return bool(master.add(nodes_of)) or improved
+
+    def _enough(self, target: float) -> float:
+        """How near to its master's value the bound of paths that remember has to come."""
+        if not isinstance(self._oracle, NgPaths) or not np.isfinite(target):
+            return 0.0
+        return ENOUGH * (target - self.bound)
+
+    def _spend(self, budget: Budget) -> bool:
+        return budget.spend(1 + (self._oracle.labels // LABELS_PER_STEP if isinstance(self._oracle, NgPaths) else 0))
 
     def _worth_cutting(self, value: float) -> bool:
         """False where the last rounds of set cuts have hardly raised the bound."""
@@ -150,25 +185,26 @@ class Dual:
         self._bound_before_cuts = self.bound
         return self._stalls <= 3
 
-    def track(self) -> bool:
-        """From now on paths keep the limit of one more node, the one that the mixture's paths misuse most; where the
-        states would be too many, those tracked longest are let go. False where that leads nowhere new."""
-        if self._master is None or len(self.resources.use) < 2:
+    def remember(self) -> bool:
+        """From now on paths remember more: the worst detours that the mixture takes, or fewer of them than last time
+        where that took too many labels. False where nothing new is left to remember."""
+        if self._master is None:
             return False
-        tracked = self._oracle.nodes if isinstance(self._oracle, TrackedPaths) else []
-        use, limit = self.resources.use[WHOLE_UNITS], self.resources.limit[WHOLE_UNITS]
-        abuse = self._master.abuse(WHOLE_UNITS)
-        abuse[tracked] = 0
-        nodes = [*tracked, int(abuse.argmax())]
-        atoms, n = self.instance.shape
-        while nodes and np.prod(limit[nodes] + 1) * atoms * n * (atoms / 2 + n) > MOST_TRACKING_WORK:
-            nodes.pop(0)
-        if abuse.max() <= 1e-6 or not nodes or frozenset(nodes) in self._tried:
+        if self._curriculum is None or self._contents is None:
+            self._contents = Contents.of(self.instance)
+            bundles = bool((self._contents.bundled != np.arange(len(self._contents.memory))).any())
+            self._curriculum = Curriculum(Memory.of(self.instance.shape[1]), bundles)
+        plan = self._curriculum
+        if isinstance(self._oracle, NgPaths) and self._reach < LEAST_REACH:
+            more = plan.retreat()
+        else:
+            more = plan.learn(detours(self.instance, self._master.mixture(), plan.memory, self._master.value))
+        if not more:
             return False
-        self._tried.add(frozenset(nodes))
-        self._oracle = TrackedPaths(self.paths, use, nodes, [int(limit[i]) for i in nodes])
-        self._inherited = [x for x in self._master.columns if all(use[x == i].sum() <= limit[i] for i in nodes)]
-        self._master, self.converged, self._stalls = None, False, 0
+        columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *self._master.active()]}
+        self._inherited = list(columns.values())[-MOST_INHERITED:]
+        self._oracle = NgPaths(self.paths, self._contents, plan.memory, plan.most_labels)
+        self._master, self.converged, self._stalls, self._reach = None, False, 0, FIRST_REACH
         return True
 
     def _cut(self, master: Master) -> bool:
@@ -209,3 +245,10 @@ def _node_terms(instance: Instance, weight: FloatArray, price: FloatArray) -> Fl
     load = np.clip(free - np.sqrt(ratio), 0, top)
     terms: FloatArray = weight * instance.queue_cost(load) - price * load
     return terms
+
+
+def _most_cost(instance: Instance) -> float:
+    """A bound from above on the objective of every placement."""
+    finite = [np.where(np.isfinite(part), part, 0).max() for part in (instance.start, instance.end, *instance.hops)]
+    queue = instance.queue_cost(np.clip(instance.headroom, 0, None)).sum()
+    return float(queue + instance.fixed.max(axis=1).sum() + instance.shape[0] * sum(finite) + instance.balance_weight)

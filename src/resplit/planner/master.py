@@ -10,9 +10,9 @@ import numpy as np
 
 from resplit.planner.highs import quiet_highs
 from resplit.planner.instance import Instance, IntArray
+from resplit.planner.ngpaths import NgPaths
 from resplit.planner.paths import IntervalPaths
 from resplit.planner.resources import Resources, SetCuts, Support
-from resplit.planner.tracked import TrackedPaths
 from resplit.types import FloatArray
 
 __all__ = ["Master"]
@@ -30,7 +30,7 @@ class Master:
     """
 
     def __init__(
-        self, instance: Instance, paths: IntervalPaths | TrackedPaths, resources: Resources, cuts: SetCuts, scale: float
+        self, instance: Instance, paths: IntervalPaths | NgPaths, resources: Resources, cuts: SetCuts, scale: float
     ) -> None:
         self.instance = instance
         self.paths = paths
@@ -39,6 +39,7 @@ class Master:
         self._top = np.clip(instance.headroom, 0, None)
         self._known: dict[bytes, int] = {}  # placement -> column
         self.columns: list[IntArray] = []
+        self.value = float("inf")
         self._cuts: list[tuple[SetCuts, int]] = []  # with the row of the first
         self._highs = quiet_highs(presolve="off")
         self._add_node_columns()
@@ -113,8 +114,9 @@ class Master:
             self._row(0.0, INF, places, list(-excess[:, m]) if len(places) else [])
             self._elastic(self._highs.getNumRow() - 1)
 
-    def solve(self) -> tuple[float, tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]]:
-        """Value, and duals in the order of `Prices`; tangents are added until the mixture's loads break none."""
+    def solve(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Sets `value` and gives the duals in the order of `Prices`; tangents are added until the mixture's loads break
+        none. There must be a column."""
         n = self.instance.shape[1]
         for _ in range(30):
             self._highs.run()
@@ -127,41 +129,30 @@ class Master:
             self._add_tangents(load, which)
         duals = np.array(solution.row_dual) * self.scale
         cut = [duals[first : first + len(cuts)] for cuts, first in self._cuts]
-        prices = (
+        self.value = float(self._highs.getInfo().objective_function_value) * self.scale
+        return (
             duals[1 : 1 + n] / self.scale,
             duals[1 + n : 1 + 2 * n],
             duals[1 + 2 * n : self._peak_row].reshape(-1, n),
             np.concatenate([np.empty(0), *cut]),
             duals[self._peak_row : self._peak_row + n],
         )
-        return float(self._highs.getInfo().objective_function_value) * self.scale, prices
 
     def active(self) -> list[IntArray]:
         """The placements in the mixture that was last solved for."""
-        return [nodes_of for _, nodes_of in self._mixture()]
-
-    def abuse(self, resource: int) -> FloatArray:
-        """How far the placements in that mixture misuse each node (N,): what they use beyond its limit or, where none
-        does so, the queueing cost that they do not pay, as they pay each visit apart. Both as shares of the whole."""
-        use, limit = self.resources.use[resource], self.resources.limit[resource]
-        value = max(float(self._highs.getInfo().objective_function_value) * self.scale, 1e-300)
-        over, unpaid = np.zeros(len(limit)), np.zeros(len(limit))
-        for weight, x in self._mixture():
-            over += weight * (np.bincount(x, use, len(limit)) - limit).clip(min=0) / use.sum()
-            load = np.minimum(self.instance.loads(x), self._top)
-            unpaid += weight * (self.instance.queue_cost(load) - self.paths.queue_paid(x)).clip(min=0) / value
-        return over if over.max() > 1e-6 else unpaid
+        return [nodes_of for _, nodes_of in self.mixture()]
 
     def support(self) -> Support:
         """The support of that mixture."""
-        parts = [(weight, Support.of(self.resources, nodes_of)) for weight, nodes_of in self._mixture()]
+        parts = [(weight, Support.of(self.resources, nodes_of)) for weight, nodes_of in self.mixture()]
         return Support(
             np.sum([weight * part.crossed for weight, part in parts], axis=0),
             np.sum([weight * part.begun for weight, part in parts], axis=0),
             np.sum([weight * part.used for weight, part in parts], axis=0),
         )
 
-    def _mixture(self) -> list[tuple[float, IntArray]]:
+    def mixture(self) -> list[tuple[float, IntArray]]:
+        """These placements with their weights."""
         values = self._highs.getSolution().col_value
         columns = zip(self._known.values(), self.columns, strict=True)
         return [(values[k], nodes_of) for k, nodes_of in columns if k < len(values) and values[k] > 1e-9]

@@ -104,9 +104,9 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list
 
 
 def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
-    """Prices again with paths that keep the limits of one more node, and one more, where that may close the gap."""
+    """Prices again with paths that remember more of what they left, and more, where that may close the gap."""
     _priced(dual, search, budget, gap)
-    while dual.converged and dual.bound < search.cost * (1 - gap) and not budget.spent and dual.track():
+    while dual.converged and dual.bound < search.cost * (1 - gap) and not budget.spent and dual.remember():
         starts = _priced(dual, search, budget, gap)
         _searched(dual, search, starts[:MOST_STARTS], budget.part(DESCENT_SHARE), gap)
 

@@ -1,0 +1,82 @@
+"""What a node may hold, as levels: how many atoms of each kind. Says what each level weighs at least; knows no path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resplit.planner.instance import Instance, IntArray
+from resplit.types import FloatArray
+
+__all__ = ["Contents"]
+
+MOST_LEVELS = 20_000
+ALIKE = 1e-9  # relative difference in memory and load up to which atoms are of one kind
+ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are sums in another order
+
+
+@dataclass(frozen=True)
+class Contents:
+    """With L levels: `before` (A + 1,) the level of the atoms before each one (a level is a number in mixed radix, so
+    that levels add up); `load` (L, N) and `memory` (L,) the least that atoms of these kinds weigh, exact where the
+    atoms of a kind are alike; `bundled` (L,) the level with kinds that occur equally often (the attention and the mlp
+    of a layer) rounded down to whole bundles."""
+
+    before: IntArray
+    load: FloatArray
+    memory: FloatArray
+    bundled: IntArray
+
+    @classmethod
+    def of(cls, instance: Instance) -> Contents:
+        """The levels of an instance; kinds are merged, the most similar first, until there are few enough."""
+        kind = _kinds(instance)
+        counts = np.bincount(kind)
+        radix = np.concatenate(([1], (counts + 1).cumprod()))
+        members = [kind == k for k in range(len(counts))]
+        load = np.array(
+            [np.where(np.isfinite(instance.load[m]), instance.load[m], np.inf).min(axis=0) for m in members]
+        )
+        load[~np.isfinite(load)] = 0  # a kind that the node cannot run is never there
+        memory = np.array([instance.memory[m].min() for m in members])
+        held = np.arange(radix[-1])[:, None] // radix[:-1] % (counts + 1)  # (L, kinds)
+        bundled = held.copy()
+        for count in np.unique(counts[counts > 1]):
+            alike = np.flatnonzero(counts == count)
+            bundled[:, alike] = held[:, alike].min(axis=1)[:, None]
+        return cls(
+            before=np.concatenate(([0], radix[kind].cumsum())),
+            load=held @ load * (1 - ROUNDING),
+            memory=held @ memory * (1 - ROUNDING),
+            bundled=bundled @ radix[:-1],
+        )
+
+
+def _kinds(instance: Instance) -> IntArray:
+    """The kind of each atom (A,): atoms alike in memory and in load on every node where both run."""
+    kind = np.full(instance.shape[0], -1)
+    firsts: list[int] = []
+    for atom in range(len(kind)):
+        same = [k for k, first in enumerate(firsts) if _alike(instance, atom, first)]
+        kind[atom] = same[0] if same else len(firsts)
+        firsts += [] if same else [atom]
+    while np.prod(np.bincount(kind) + 1.0) > MOST_LEVELS:
+        kind = _merged(instance, kind)
+    return kind
+
+
+def _alike(instance: Instance, atom: int, other: int) -> bool:
+    mine, theirs = instance.load[atom], instance.load[other]
+    both = np.isfinite(mine) & np.isfinite(theirs)
+    close = abs(instance.memory[atom] - instance.memory[other]) <= ALIKE * instance.memory[other]
+    return bool(close and np.allclose(mine[both], theirs[both], rtol=ALIKE, atol=0))
+
+
+def _merged(instance: Instance, kind: IntArray) -> IntArray:
+    """`kind` with the two neighbours in memory made one that are closest."""
+    size = np.array([instance.memory[kind == k].mean() for k in range(kind.max() + 1)])
+    order = np.argsort(size, kind="stable")
+    at = int(np.diff(size[order]).argmin())
+    merged = np.where(kind == order[at + 1], order[at], kind)
+    return np.unique(merged, return_inverse=True)[1].astype(np.intp)
