@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding
 
 Experiment = Callable[[float, Path], Awaitable[list[Finding]]]
-EXPERIMENTS = ("resplits", "kills", "pair", "hang", "nobody")
+EXPERIMENTS = ("resplits", "kills", "pair", "hang", "nobody", "fuzz_http", "fuzz_wire")
 
 
 def experiment(name: str) -> Experiment:

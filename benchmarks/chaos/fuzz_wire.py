@@ -10,7 +10,6 @@ import contextlib
 import math
 import re
 import struct
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,12 +22,12 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.exceptions import H2Error
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.chaos.cluster import make_model, started, whole_model
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.leaks import watching
+from benchmarks.chaos.made_up import send_for
 from benchmarks.chaos.streams import PROMPTS, expected_tokens, streaming, until
 from resplit.client import ControlClient
 from resplit.control.keys import CONTROLLER, Member
@@ -253,7 +252,7 @@ class Attacker:
             writer.transport.abort()
         return "closed"
 
-    def hang_up(self) -> None:
+    async def hang_up(self) -> None:
         """Close every connection."""
         for channel in self._channels.values():
             channel.close()
@@ -276,36 +275,16 @@ class Attacker:
 
 def attack(attacker: Attacker, lasts_s: float) -> int:
     """Send one made-up thing after another for so long; how many. Runs its own event loop: call it in a thread."""
-    until_s, sent = time.monotonic() + lasts_s, 0
-
-    @settings(
-        max_examples=1_000_000,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(what=THINGS, node=st.sampled_from(sorted(attacker.addresses)))
-    def send(what: Thing, node: str) -> None:
-        nonlocal sent
-        if time.monotonic() > until_s:
-            raise _TimeIsUpError
-        runner.run(attacker.deliver(what.name, what.send(attacker, node)))
-        sent += 1
-
+    aimed = st.tuples(THINGS, st.sampled_from(sorted(attacker.addresses)))
     with asyncio.Runner() as runner:
-        with contextlib.suppress(_TimeIsUpError):
-            send()
-        runner.run(_hang_up(attacker))
+
+        def send(aim: tuple[Thing, str]) -> None:
+            thing, node = aim
+            runner.run(attacker.deliver(thing.name, thing.send(attacker, node)))
+
+        sent = send_for(lasts_s, aimed, send)
+        runner.run(attacker.hang_up())
     return sent
-
-
-class _TimeIsUpError(Exception):
-    pass
-
-
-async def _hang_up(attacker: Attacker) -> None:
-    attacker.hang_up()
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:

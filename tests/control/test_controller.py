@@ -279,6 +279,13 @@ async def test_the_control_api_says_what_is_wrong(api: httpx.AsyncClient) -> Non
     assert "alpha is real hardware" in real.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "query", ["records?skip=-1", "decisions?since=1e99", "demand?window_s=-10", "demand?window_s=nan"]
+)
+async def test_a_number_that_cannot_be_is_refused(api: httpx.AsyncClient, query: str) -> None:
+    assert (await api.get(f"/{query}")).status_code == 422
+
+
 async def test_what_is_not_in_the_cluster_cannot_be_emulated(api: httpx.AsyncClient) -> None:
     shape = {"latency_s": 0.1, "bandwidth_bytes_per_s": 1e6}
     for path, body in [

@@ -9,7 +9,7 @@ import hmac
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,9 @@ from resplit.control.monitor import Monitor
 from resplit.errors import NodeLostError, ResplitError
 from resplit.problem import problem_from_json
 from resplit.wire.links import Shape
+
+_Index = Annotated[int, Query(ge=0, lt=2**63)]
+_Number = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -77,15 +80,15 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
         }
 
     @api.get("/telemetry")
-    async def telemetry(since_s: float = 0.0) -> dict[str, Any]:
+    async def telemetry(since_s: _Number = 0.0) -> dict[str, Any]:
         return monitor.rows(since_s)
 
     @api.get("/demand")
-    async def seen_demand(window_s: float = 30.0) -> list[dict[str, Any]]:
+    async def seen_demand(window_s: _Number = 30.0) -> list[dict[str, Any]]:
         return gateway.demand(window_s)
 
     @api.get("/records")
-    async def records(skip: int = 0) -> list[dict[str, Any]]:
+    async def records(skip: _Index = 0) -> list[dict[str, Any]]:
         return gateway.records(skip)
 
     @api.get("/epochs")
@@ -93,7 +96,7 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
         return [asdict(epoch) for epoch in controller.epochs]
 
     @api.get("/decisions")
-    async def decisions(since: int = 0) -> list[dict[str, Any]]:
+    async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
         return [decision | {"id": number} for number, decision in controller.log.decisions(since)]
 
     @api.post("/decisions")
