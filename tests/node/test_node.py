@@ -79,6 +79,21 @@ async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcess) -
         await commit(nodes, 2)
 
 
+async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch_is_released(nodes: InProcess) -> None:
+    await prepare(nodes, LATER, 1)
+    await prepare(nodes, MIDDLE, 2)
+    await commit(nodes, 2)
+    await nodes.command("plain", "release", {"epoch": 2}, 2)
+    assert await held(nodes) == ([2, 3], [2], [])
+
+
+async def test_an_aborted_epoch_cannot_be_prepared_by_an_order_that_comes_late(nodes: InProcess) -> None:
+    await nodes.command("plain", "abort", {"epoch": 1}, 1)
+    with pytest.raises(CommandRefusedError, match="stale"):
+        await prepare(nodes, MIDDLE, 1)
+    assert await held(nodes) == ([], [], [])
+
+
 async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcess) -> None:
     with pytest.raises(CommandRefusedError, match="epoch 1 was not prepared here"):
         await commit(nodes, 1)

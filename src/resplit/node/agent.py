@@ -56,6 +56,7 @@ class Agent:
         self._spec: ModelSpec | None = None
         self._private: frozenset[int] = frozenset()
         self._cleared: frozenset[int] = frozenset()  # blocks whose weights are gone and whose caches are not, yet
+        self._aborted = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def link_to_gateway(self) -> Link:
@@ -84,6 +85,8 @@ class Agent:
         nothing new stays loaded.
         """
         route = Route.from_json(body["route"])
+        if route.epoch <= self._aborted:  # the order was on its way for long
+            raise CommandRefusedError("stale", f"epoch {route.epoch} was aborted")
         await self._ensure_executor(body["model"])
         blocks = route.blocks_of(self.name)
         if not self.trusted and (forbidden := [b for b in blocks if b in body["private"]]):
@@ -136,11 +139,14 @@ class Agent:
     async def abort(self, body: dict[str, Any]) -> dict[str, Any]:
         """Forget a prepared epoch and free what only it wanted."""
         self.prepared.pop(int(body["epoch"]), None)
+        self._aborted = max(self._aborted, int(body["epoch"]))
         return {"dropped": self._drop_unwanted()}
 
     async def release(self, body: dict[str, Any]) -> dict[str, Any]:
-        """End every epoch before `epoch` and free what only they wanted."""
-        self.routes = {number: route for number, route in self.routes.items() if number >= int(body["epoch"])}
+        """End every epoch before `epoch`, those that were only prepared too, and free what only they wanted."""
+        oldest = int(body["epoch"])
+        self.routes = {number: route for number, route in self.routes.items() if number >= oldest}
+        self.prepared = {number: route for number, route in self.prepared.items() if number >= oldest}
         return {"dropped": self._drop_unwanted()}
 
     async def profile(self, body: dict[str, Any], timed: Callable[[int], Awaitable[None]]) -> dict[str, Any]:
