@@ -15,6 +15,7 @@ class Budget:
         self._started = time.perf_counter()
         self._time_limit_s = time_limit_s
         self._parent = parent
+        self._work_limit = work_limit
         self.steps_left = work_limit
 
     def spend(self, steps: int = 1) -> bool:
@@ -29,6 +30,13 @@ class Budget:
     def spent(self) -> bool:
         """True where nothing is left."""
         return self.steps_left <= 0 if self.steps_left is not None else self.left_s <= 0
+
+    @property
+    def share_spent(self) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        if self.steps_left is not None and self._work_limit is not None:
+            return 1 - max(self.steps_left, 0) / max(self._work_limit, 1)
+        return min(1.0, self.elapsed_s / self._time_limit_s) if self._time_limit_s > 0 else 1.0
 
     @property
     def elapsed_s(self) -> float:

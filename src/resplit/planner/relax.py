@@ -5,8 +5,6 @@ docs/planner.md has the mathematics.
 
 from __future__ import annotations
 
-from itertools import count
-
 import numpy as np
 
 from resplit.planner.branch import branch, candidates
@@ -23,12 +21,13 @@ from resplit.planner.search import LocalSearch
 __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
-MOST_VAIN = 100  # descents in a row that find nothing better
-MOST_STARTS = 10  # descents after each round of tracking
+MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
+MOST_BLIND = 7  # where they find no plan at all
+IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
-PRICING_SHARE, SEARCH_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.4, 0.5, 0.7, 0.1
+FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.55, 0.4, 0.7, 0.1
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
 
@@ -50,7 +49,7 @@ def solve_from(
         return Outcome(None, float("inf"), reason), dual
     if yesterday is not None:
         dual.adopt(yesterday)
-    search = LocalSearch(instance, paths, value)
+    search = LocalSearch(instance, value)
     search.offer(first)
     if start is not None:
         start = np.where(start < 0, first, start)
@@ -58,8 +57,9 @@ def solve_from(
         search.run(start, budget)
     if search.best is None or dual.bound < search.cost * (1 - gap):
         search.run(first, budget)
-    starts = _priced(dual, search, budget.part(PRICING_SHARE), gap)
-    _searched(dual, search, starts, budget.part(SEARCH_SHARE), gap)
+    _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
+    _annealed(dual, search, first, budget.part(ANNEALING_SHARE), gap)
+    _priced(dual, search, budget.part(PRICING_SHARE), gap)
     if search.best is None and _branched(dual, search, budget.part(BLIND_SHARE), gap) == float("inf"):
         return _outcome(instance, search, float("inf")), dual
     _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
@@ -84,10 +84,8 @@ def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> fl
     return bound
 
 
-def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list[IntArray]:
-    """Rounds of pricing, now and then with a descent from the last path, until the prices have converged. Returns the
-    paths that no descent has begun from, the latest first."""
-    left: list[IntArray] = []
+def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
+    """Rounds of pricing, now and then with a descent from the last path, until the prices have converged."""
     rounds = 0
     columns = [search.best] if search.best is not None else []
     while dual.bound < search.cost * (1 - gap):
@@ -99,32 +97,24 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> list
         if rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
             search.run(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
-        left = [*reversed(found[:-1]), *left]
-    return left
 
 
 def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
     """Prices again with paths that remember more of what they left, and more, where that may close the gap."""
     _priced(dual, search, budget, gap)
     while dual.converged and dual.bound < search.cost * (1 - gap) and not budget.spent and dual.remember():
-        starts = _priced(dual, search, budget, gap)
-        _searched(dual, search, starts[:MOST_STARTS], budget.part(DESCENT_SHARE), gap)
+        _priced(dual, search, budget, gap)
 
 
-def _searched(dual: Dual, search: LocalSearch, starts: list[IntArray], budget: Budget, gap: float) -> None:
-    """Descents from `starts` and then from random changes of the best, until many in a row were in vain."""
+def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:
+    """Annealing, from `first` where no legal placement is known, until several runs in a row were in vain."""
     vain = 0
-    for run in count():
-        if vain > MOST_VAIN or budget.spent or dual.bound >= search.cost * (1 - gap):
+    while vain < (MOST_BLIND if search.best is None else MOST_VAIN) and dual.bound < search.cost * (1 - gap):
+        if budget.spent:
             break
         known = search.cost
-        if run < len(starts):
-            search.run(starts[run], budget)
-        elif search.best is not None:
-            search.restart(budget)
-        else:
-            break
-        vain = 0 if search.cost < known else vain + 1
+        search.anneal(first, budget)
+        vain = 0 if search.cost < known * (1 - IMPROVEMENT) else vain + 1
 
 
 def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
