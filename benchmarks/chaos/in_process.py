@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,15 @@ class InProcess:
         wrapped = wrap_key(entry.key, self.member.public_wrap_key(node), node=node, shard=entry.shard)
         return {"name": entry.shard, "key": wrapped.hex()}
 
-    def controller(self) -> Controller:
-        """A controller of this cluster, with a log of its own, that hears of lost and found nodes."""
-        log = EpochLog(self.folder / "epochs.db")
+    def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
+        """A controller of this cluster that hears of lost and found nodes, by default with its log in the folder."""
         controller = Controller(
             self.config,
             self.model,
             self.member,
             self.keyring,
-            log,
-            self.router.peers,
+            log or EpochLog(self.folder / "epochs.db"),
+            self.router.peers if peers is None else peers,
             self.addresses,
             self.sessions,
             self.folder / "picture.json",
