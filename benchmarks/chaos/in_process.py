@@ -48,7 +48,7 @@ class InProcess:
     def begin_gateway(self) -> None:
         """A gateway that knows nothing yet: the first one, or after a crash the next."""
         self.router = Router(self.config, self.member)
-        self.sessions = Sessions(self.config, self.router, self.private)
+        self.sessions = Sessions(self.config, self.router, self.features)
 
     async def start(self, name: str) -> None:
         """Start one node and wait until its tokens can be heard."""

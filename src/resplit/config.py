@@ -88,13 +88,17 @@ class ClassConfig(_Strict):
 
 
 class LimitsConfig(_Strict):
-    """What the gateway admits. `context_tokens` bounds one session's cache, `sessions` how many run at once."""
+    """What the gateway admits. `context_tokens` bounds one session's cache, `sessions` how many run at once.
+
+    A running session's caches are copied to stand-by nodes every `copy_every` positions; 0 keeps no copies.
+    """
 
     context_tokens: Annotated[int, Field(ge=1)] = 512
     sessions: Annotated[int, Field(ge=1)] = 16
     queue: Annotated[int, Field(ge=0)] = 64
     body: Bytes = 2**20
     deadline: Seconds = 120.0
+    copy_every: Annotated[int, Field(ge=0)] = 4
 
 
 class WeightsConfig(_Strict):

@@ -104,13 +104,13 @@ async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
     ("changed", "says"),
     [
         ({"block": 99}, "block 99: the model has 8"),
-        ({"block": 0}, "block 0 was given a cache"),
+        ({"block": 0}, "may hold no cache of 0"),
         ({"first": 5}, "0 positions held, the part begins at 5"),
         ({"capacity": 3}, "room for 3"),
         ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),
         ({"values": Tensor(dtype="float32", shape=[-2, -2, 4, 16], data=CACHE.data)}, "1024 bytes are not"),
     ],
-    ids=["unknown block", "block without cache", "a hole", "too small", "another shape", "negative shape"],
+    ids=["unknown block", "private block", "a hole", "too small", "another shape", "negative shape"],
 )
 async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
     nodes: InProcess, changed: dict[str, object], says: str

@@ -13,7 +13,8 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from resplit.control.controller import Controller, Proposal
+from resplit.control.controller import RECOVER, Controller, Proposal
+from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
 from resplit.errors import NodeLostError, ResplitError
 from resplit.problem import problem_from_json
@@ -97,7 +98,9 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
 
     @api.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
-        return [decision | {"id": number} for number, decision in controller.log.decisions(since)]
+        return [
+            _with_sessions(decision, gateway) | {"id": number} for number, decision in controller.log.decisions(since)
+        ]
 
     @api.post("/decisions")
     async def decide(decision: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +149,14 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
         return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
 
     return api
+
+
+def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
+    """A decision, and how sessions went on where it was to recover from a loss."""
+    if decision.get("action") != RECOVER:
+        return decision
+    outcome = decision["outcome"]
+    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome["deployed"])}}
 
 
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from resplit.config import ClusterConfig
+from resplit.types import BlockFeatures
 from resplit.wire.links import Shape
 from resplit.wire.route import Route
 
@@ -25,7 +27,7 @@ class Gateway(Protocol):
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
         ...
 
-    def reconfigure(self, cluster: ClusterConfig, private: frozenset[int]) -> None:
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> None:
         """Serve under a changed cluster file; `private` blocks by index."""
         ...
 
@@ -51,6 +53,10 @@ class Gateway(Protocol):
 
     def records(self, skip: int) -> list[dict[str, Any]]:
         """What became of every request, without the first `skip`."""
+        ...
+
+    def recoveries(self, epoch: int) -> dict[str, float]:
+        """How sessions went on in `epoch` after a loss; empty where none had to."""
         ...
 
     def demand(self, window_s: float) -> list[dict[str, Any]]:

@@ -18,16 +18,34 @@ _PRIOR_S = 10.0
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """How one session went on after a loss.
+
+    `noticed_s` is the time from the beginning of the pass that failed until it was known to have failed, `waited_s`
+    until all nodes of the live placement answered (planning and loading, where those were needed), `restore_s` until
+    caches were where they are needed, `replay_s` until the passes after `restored_positions` were repeated.
+    """
+
+    noticed_s: float
+    waited_s: float
+    restore_s: float
+    replay_s: float
+    restored_positions: int
+    replayed_positions: int
+
+
+@dataclass(frozen=True)
 class Move:
     """One session's way into another epoch: how long it stood still, and the bytes of its caches that moved.
 
-    `replayed` tells that its caches were lost and computed again.
+    `replayed` tells that it came after a loss, and `recovery` how that went.
     """
 
     epoch: int
     pause_s: float
     cache_bytes: int
     replayed: bool = False
+    recovery: Recovery | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,7 @@ class SessionRecord:
     moves: tuple[Move, ...]
     private_ok: bool
     token_times_s: tuple[float, ...]
+    copied_bytes: int = 0  # of its caches, to stand-by nodes
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,7 @@ class Journal:
         self._cluster = cluster
         self._arrivals: deque[Arrival] = deque(maxlen=10_000)
         self._records: deque[SessionRecord] = deque(maxlen=100_000)
+        self._recoveries: deque[Move] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
         """Blend what is seen with what a changed cluster file declares."""
@@ -76,6 +96,22 @@ class Journal:
     def ended(self, record: SessionRecord) -> None:
         """Note what became of a request."""
         self._records.append(record)
+
+    def recovered(self, move: Move) -> None:
+        """Note a session that went on after a loss."""
+        self._recoveries.append(move)
+
+    def recoveries(self, epoch: int) -> dict[str, float]:
+        """How the sessions that went on in `epoch` after a loss did so: the longest times, positions and bytes in all.
+
+        Empty where none did."""
+        moves = [move for move in self._recoveries if move.epoch == epoch]
+        each = [asdict(move.recovery) for move in moves if move.recovery]
+        if not each:
+            return {}
+        longest = {key: max(one[key] for one in each) for key in each[0] if key.endswith("_s")}
+        in_all = {key: sum(one[key] for one in each) for key in each[0] if key.endswith("_positions")}
+        return {"sessions": len(each)} | longest | in_all | {"cache_bytes": sum(move.cache_bytes for move in moves)}
 
     def records(self, skip: int) -> list[dict[str, Any]]:
         """What became of every request that ended, without the first `skip`."""

@@ -124,7 +124,7 @@ class Router:
 
     def _step_lost(self, name: str, steps: list[Step]) -> None:
         for step in steps:
-            lost = Token(session=step.session, epoch=step.epoch, node=name)
+            lost = Token(session=step.session, epoch=step.epoch, attempt=step.attempt, node=name)
             lost.error, lost.error_kind = f"the gateway lost {name} with a step on its way", "lost"
             self.on_token(lost)
 

@@ -16,17 +16,30 @@ from resplit.wire.route import Route
 
 
 @dataclass(frozen=True)
-class Copied:
-    """A copy of caches that was made: to the nodes of `target`, up to position `last`."""
+class Carried:
+    """Caches that were carried ahead of a move: to the nodes of `target`, positions `first..last-1` in the last round;
+    `cache_bytes` in all rounds."""
 
     target: Route
+    first: int
     last: int
     cache_bytes: int
 
 
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the first `positions` positions of a block's cache on a node that does not host the block."""
+
+    node: str
+    positions: int
+
+
 @dataclass
 class Session:
-    """One admitted request. `steps` are the passes done so far: the prompt, then one token each."""
+    """One admitted request. `steps` are the passes done so far: the prompt, then one token each.
+
+    Its `attempt` rises with each loss: what is still on its way from an older one is refused by nodes, and ignored.
+    """
 
     name: str
     request: GenerationRequest
@@ -34,7 +47,13 @@ class Session:
     route: Route
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     steps: list[tuple[int, ...]] = field(default_factory=list)
-    copying: asyncio.Task[Copied] | None = None
+    attempt: int = 0
+    copying: asyncio.Task[Carried] | None = None  # caches ahead of a move
+    keeping: asyncio.Task[None] | None = None  # copies on stand-by nodes
+    copies: dict[int, Copy] = field(default_factory=dict)  # by block
+    copied: int = 0  # the position at which the last round of copies began
+    copied_bytes: int = 0
+    unwilling: set[str] = field(default_factory=set)  # nodes that did not take a copy
     epochs: list[int] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
@@ -48,6 +67,7 @@ class Session:
     def enter(self, route: Route, private_ok: bool) -> None:
         """Go on in another epoch; `private_ok` tells whether it keeps private blocks on trusted nodes."""
         self.route = route
-        self.epochs.append(route.epoch)
+        if self.epochs[-1:] != [route.epoch]:
+            self.epochs.append(route.epoch)
         self.nodes |= set(route.placement)
         self.private_ok = self.private_ok and private_ok

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -18,15 +18,18 @@ import structlog
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.admission import Admission, Promise
+from resplit.gateway.caches import Way, carry, plan_restore
+from resplit.gateway.copies import Copies
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.gate import Gate
-from resplit.gateway.journal import Arrival, Journal, Move, SessionRecord
+from resplit.gateway.journal import Arrival, Journal, Move, Recovery, SessionRecord
 from resplit.gateway.router import Router
-from resplit.gateway.session import Copied, Session
+from resplit.gateway.session import Carried, Session
 from resplit.model.engine import token_ids
+from resplit.types import BlockFeatures
 from resplit.wire import node_pb2
 from resplit.wire.links import Shape
-from resplit.wire.node_pb2 import CarryRequest, Step, Token
+from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.peers import to_wire
 from resplit.wire.route import Route
 
@@ -37,15 +40,20 @@ _PATIENCE_S = 20.0
 _SECOND_OPINION_S = 0.2
 # A pass that takes longer is not waited for where all are to be held: a node hangs.
 _PASSES_END_WITHIN_S = 20.0
+# So often caches are looked for after a loss; then everything is computed again.
+_RESTORE_TRIES = 3
+# So much may be left to carry at a switch, while the stream stands still.
+_PATCH_POSITIONS = 2
 
 
 class Sessions:
     """All sessions of one gateway."""
 
-    def __init__(self, cluster: ClusterConfig, router: Router, private: frozenset[int]) -> None:
+    def __init__(self, cluster: ClusterConfig, router: Router, features: Sequence[BlockFeatures]) -> None:
         self._cluster = cluster
         self._router = router
-        self._private = private
+        self._features = features
+        self._copies = Copies(cluster, features, router)
         self._live: dict[str, Session] = {}
         self._admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._numbers = itertools.count(1)
@@ -87,11 +95,12 @@ class Sessions:
 
     async def carry(self, route: Route) -> None:
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
-        await asyncio.gather(*(self._carry(session, route) for session in list(self._live.values())))
+        await asyncio.gather(*(self._move(session, route) for session in list(self._live.values())))
 
-    def reconfigure(self, cluster: ClusterConfig, private: frozenset[int]) -> None:
-        """Serve under a changed cluster file; `private` blocks by index."""
-        self._cluster, self._private = cluster, private
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> None:
+        """Serve under a changed cluster file, which may make other blocks private."""
+        self._cluster, self._features = cluster, features
+        self._copies.reconfigure(cluster, features)
         self._journal.reconfigure(cluster)
         self._router.cluster = cluster
 
@@ -115,6 +124,10 @@ class Sessions:
     def records(self, skip: int) -> list[dict[str, Any]]:
         """What became of every request that ended, without the first `skip`."""
         return self._journal.records(skip)
+
+    def recoveries(self, epoch: int) -> dict[str, float]:
+        """How sessions went on in `epoch` after a loss."""
+        return self._journal.recoveries(epoch)
 
     def demand(self, window_s: float) -> list[dict[str, Any]]:
         """The fields of `RequestClass` for each class, as seen over the last `window_s` seconds."""
@@ -192,6 +205,7 @@ class Sessions:
                 token_id = await self._next(session, step, due_s)
             self._admission.made_token(session.place, time.monotonic() - begun_s)
             session.steps.append(step)
+            self._copies.go_on(session)
             step = (token_id,)
             stopped = token_id in request.stop_ids
             last = index == request.max_new_tokens - 1
@@ -200,51 +214,83 @@ class Sessions:
                 return
 
     async def _next(self, session: Session, step: tuple[int, ...], due_s: float) -> int:
-        """The token after `step`; where a node is lost on the way, the session is replayed on a new route first."""
+        """The token after `step`; where a node is lost on the way, the session recovers on a new route first."""
         while True:
+            begun_s = time.monotonic()
             try:
                 async with self._gate.passing():
                     await self._follow(session)
                     return await self._pass(session, step, due_s)
             except NodeLostError as error:
-                _log.warning("session is replayed", session=session.name, done=session.position, error=str(error))
-                await self._replay(session, due_s)
+                _log.warning("session recovers", session=session.name, done=session.position, error=str(error))
+                await self._recover(session, due_s, time.monotonic() - begun_s)
 
-    async def _replay(self, session: Session, due_s: float) -> None:
-        """Compute a session's caches again where all nodes answer, in the very passes of the first time.
+    async def _recover(self, session: Session, due_s: float, noticed_s: float) -> None:
+        """Go on after a loss, on a route whose nodes all answer: caches that are left somewhere are brought where they
+        are needed, what is missing is computed again in the very passes of the first time.
 
         Other shapes of passes (one prefill for all) would give other bits, and at a near tie another token.
         """
-        begun_s, done = time.monotonic(), session.steps
+        begun_s, done, tries = time.monotonic(), session.steps, 0
         while True:
             await self._begin_again(session)
+            ready_s, tries = time.monotonic(), tries + 1
             try:
-                for step in done:
+                async with self._gate.passing():
+                    sent = await self._restore(session, done) if tries <= _RESTORE_TRIES else 0
+                restored_s, restored = time.monotonic(), session.position
+                for step in done[len(session.steps) :]:
                     async with self._gate.passing():
                         await self._pass(session, step, due_s)
                         session.steps.append(step)
             except NodeLostError as error:
-                _log.warning("lost again while replaying", session=session.name, error=str(error))
+                _log.warning("lost again while recovering", session=session.name, error=str(error))
                 continue
-            session.moves.append(Move(session.route.epoch, time.monotonic() - begun_s, 0, replayed=True))
+            end_s = time.monotonic()
+            how = Recovery(
+                noticed_s,
+                ready_s - begun_s,
+                restored_s - ready_s,
+                end_s - restored_s,
+                restored,
+                session.position - restored,
+            )
+            session.moves.append(Move(session.route.epoch, end_s - begun_s, sent, True, how))
+            self._journal.recovered(session.moves[-1])
             return
 
     async def _begin_again(self, session: Session) -> None:
-        """Give a session a new name, no caches and a route whose nodes all answer."""
+        """A new attempt, with no passes done, on a route whose nodes all answer."""
         if session.copying:
             session.copying.cancel()
             session.copying = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SECOND_OPINION_S):
-                await self._router.changed()
+        self._copies.stop(session)
+        live = self._router.live
+        if self.ready() is None and live and live.epoch == session.route.epoch:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECOND_OPINION_S):
+                    await self._router.changed()
         await self._until_ready()
-        # Late answers and caches of the first attempt go by the old name; they can do no harm.
-        await asyncio.gather(*(self._router.peers[n].close_sessions([session.name]) for n in self.answering()))
-        del self._live[session.name]
-        session.name, session.steps, session.answers = self._new_name(), [], asyncio.Queue()
-        self._live[session.name] = session
+        session.attempt += 1
+        session.steps, session.answers = [], asyncio.Queue()
         assert self._router.live is not None
         session.enter(self._router.live, self._private_ok(self._router.live))
+
+    async def _restore(self, session: Session, done: list[tuple[int, ...]]) -> int:
+        """Bring what is left of a session's caches to where its route needs them, and count those passes as done; the
+        bytes that were carried."""
+        nodes = sorted(self.answering())
+        calls = [self._router.peers[name].begin_attempt(session.name, session.attempt) for name in nodes]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        held = {name: answer for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)}
+        if silent := sorted(set(session.route.placement) - held.keys()):
+            raise NodeLostError(f"no answer from {', '.join(silent)}")
+        cached = [index for index, block in enumerate(self._features) if block.kv_bytes_per_token > 0]
+        plan = plan_restore(held, session.route.placement, cached, [len(step) for step in done])
+        sent = await carry(self._router.peers, session.name, session.attempt, plan.ways, len(self._features))
+        session.steps = done[: plan.steps]
+        self._copies.found(session, held)
+        return sent
 
     async def _until_ready(self) -> None:
         """Wait while lost nodes are being replaced; NodeLostError where that is hopeless or takes too long."""
@@ -265,6 +311,7 @@ class Sessions:
             session.route,
             Step(
                 session=session.name,
+                attempt=session.attempt,
                 epoch=session.route.epoch,
                 segment=0,
                 start=session.position,
@@ -290,53 +337,51 @@ class Sessions:
             if session.route.epoch == live.epoch:
                 return
             session.nodes |= set(live.placement)
-            session.copying = asyncio.create_task(self._copy(session, live, 0, session.position))
+            session.copying = asyncio.create_task(self._carry(session, Carried(live, 0, 0, 0), session.position))
         if session.steps and not session.copying.done():
             return
-        copied = await session.copying
+        carried = await session.copying
         session.copying = None
+        if _PATCH_POSITIONS < session.position - carried.last < carried.last - carried.first:
+            session.copying = asyncio.create_task(self._carry(session, carried, session.position))
+            return
         begun_s = time.monotonic()
-        patched = await self._copy(session, copied.target, copied.last, session.position)
+        patched = await self._carry(session, carried, session.position)
         pause_s = time.monotonic() - begun_s
-        session.enter(copied.target, self._private_ok(copied.target))
-        session.moves.append(Move(copied.target.epoch, pause_s, copied.cache_bytes + patched.cache_bytes))
+        self._copies.stop(session)
+        session.enter(carried.target, self._private_ok(carried.target))
+        session.moves.append(Move(carried.target.epoch, pause_s, patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
-    async def _carry(self, session: Session, route: Route) -> None:
+    async def _move(self, session: Session, route: Route) -> None:
         """Move a session to a route at once."""
         begun_s = time.monotonic()
         session.nodes |= set(route.placement)
-        if session.copying:  # to its end: parts that arrive later would spoil what is copied now
+        self._copies.stop(session)
+        if session.copying:  # to its end: parts that arrive later would spoil what is carried now
             await asyncio.gather(session.copying, return_exceptions=True)
             session.copying = None
         try:
-            copied = await self._copy(session, route, 0, session.position)
+            carried = await self._carry(session, Carried(route, 0, 0, 0), session.position)
         except ResplitError as error:
             session.enter(route, self._private_ok(route))
             self._lose(session, str(error))
             return
         session.enter(route, self._private_ok(route))
-        session.moves.append(Move(route.epoch, time.monotonic() - begun_s, copied.cache_bytes))
+        session.moves.append(Move(route.epoch, time.monotonic() - begun_s, carried.cache_bytes))
 
-    async def _copy(self, session: Session, target: Route, first: int, last: int) -> Copied:
-        """Have positions `first..last-1` of every block that moves copied to its new node."""
+    async def _carry(self, session: Session, before: Carried, last: int) -> Carried:
+        """Have positions up to `last` of every block that moves carried to its new node, after what went `before`."""
+        first, target = before.last, before.target
         if last == first:
-            return Copied(target, last, 0)
-        ways = list(zip(session.route.placement, target.placement, strict=True))
-        requests = {
-            node: CarryRequest(
-                session=session.name,
-                target=[new if old == node != new else "" for old, new in ways],
-                first=first,
-                last=last,
-            )
-            for node in sorted({old for old, new in ways if old != new})
-        }
-        replies = await asyncio.gather(*(self._router.peers[node].carry(order) for node, order in requests.items()))
-        for reply in replies:
-            if reply.error:
-                raise NodeLostError(f"cache of session {session.name}: {reply.error}")
-        return Copied(target, last, sum(reply.bytes for reply in replies))
+            return before
+        ways = [
+            Way(block, old, new, first, last)
+            for block, (old, new) in enumerate(zip(session.route.placement, target.placement, strict=True))
+            if old != new and self._features[block].kv_bytes_per_token > 0
+        ]
+        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features))
+        return Carried(target, first, last, before.cache_bytes + sent)
 
     def _new_name(self) -> str:
         return f"{next(self._numbers)}-{time.time_ns():x}"
@@ -344,7 +389,7 @@ class Sessions:
     def _answered(self, token: Token) -> None:
         session = self._live.get(token.session)
         # A late answer of a pass that was given up must not be taken for that of the next one.
-        if session and token.epoch == session.route.epoch:
+        if session and token.attempt == session.attempt:
             session.answers.put_nowait(token)
 
     def _node_lost(self, node: str) -> None:
@@ -355,7 +400,7 @@ class Sessions:
 
     def _lose(self, session: Session, why: str) -> None:
         """Let the pass of a session that runs, or else the next one, end with the loss of its caches."""
-        lost = Token(session=session.name, epoch=session.route.epoch)
+        lost = Token(session=session.name, attempt=session.attempt, epoch=session.route.epoch)
         lost.error, lost.error_kind = why, "lost"
         session.answers.put_nowait(lost)
 
@@ -365,6 +410,7 @@ class Sessions:
         del self._live[session.name]
         if session.copying:
             session.copying.cancel()
+        self._copies.stop(session)
         for node in session.nodes & set(self._router.peers):  # one that was removed has none
             self._spawn(self._router.peers[node].close_sessions([session.name]))
         self._admission.leave(session.place)
@@ -397,11 +443,15 @@ class Sessions:
                 moves=tuple(session.moves) if session else (),
                 private_ok=session.private_ok if session else True,
                 token_times_s=tuple(times),
+                copied_bytes=session.copied_bytes if session else 0,
             )
         )
 
     def _private_ok(self, route: Route) -> bool:
-        return all(route.placement[block] in self._cluster.trusted for block in self._private)
+        trusted = self._cluster.trusted
+        return all(
+            name in trusted for name, block in zip(route.placement, self._features, strict=True) if block.private
+        )
 
 
 def _error(answer: Token) -> Exception:

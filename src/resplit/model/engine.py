@@ -6,7 +6,7 @@ Everything outside speaks bytes, names and numbers: no torch type crosses this b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,7 @@ class TorchEngine:
     def held_bytes(self) -> float:
         """Weights of the loaded blocks, and caches at the capacity that they may grow to."""
         weights = float(sum(block.weight_bytes for block in self._blocks.values()))
-        caches = sum(self.features[b].kv_bytes_per_token * c.capacity for (_, b), c in list(self._caches.items()))
-        return weights + caches
+        return weights + sum(size for _, _, size in self.caches())
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -125,7 +124,7 @@ class TorchEngine:
         """Free a block and every session's cache of it."""
         self.unload(block)
         for key in [key for key in list(self._caches) if key[1] == block]:
-            del self._caches[key]
+            self._caches.pop(key, None)
 
     def reserve(self, session: str, first: int, last: int, capacity: int) -> float:
         """Bytes that caches of `session` in blocks `first..last` would add to what is held.
@@ -187,10 +186,10 @@ class TorchEngine:
         """Hidden states of zeros, (1, tokens, width), for timing a block."""
         return _activation(torch.zeros((1, tokens, self.chain.config.hidden_size), dtype=self.dtype))
 
-    def close(self, session: str) -> None:
-        """Free all caches of a session."""
-        for key in [key for key in list(self._caches) if key[0] == session]:
-            del self._caches[key]
+    def close(self, session: str, blocks: Collection[int] | None = None) -> None:
+        """Free a session's caches, all of them or those of `blocks`."""
+        for key in [key for key in list(self._caches) if key[0] == session and (blocks is None or key[1] in blocks)]:
+            self._caches.pop(key, None)
 
     def sessions(self) -> set[str]:
         """Sessions that hold a cache here."""
@@ -199,6 +198,17 @@ class TorchEngine:
     def has_cache(self, block: int) -> bool:
         """Whether a block keeps keys and values."""
         return self.features[block].kv_bytes_per_token > 0
+
+    def caches(self) -> list[tuple[str, int, float]]:
+        """Session, block and bytes (at the capacity that it may grow to) of every cache, the oldest first."""
+        return [
+            (session, block, self.features[block].kv_bytes_per_token * cache.capacity)
+            for (session, block), cache in list(self._caches.items())
+        ]
+
+    def lengths(self, session: str) -> dict[int, int]:
+        """Positions held of a session, by block."""
+        return {block: cache.length for (name, block), cache in list(self._caches.items()) if name == session}
 
     def capacity(self, session: str, block: int) -> int:
         """To how many positions the cache of `session` in `block` may grow; DataError where there is none."""

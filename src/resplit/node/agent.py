@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from resplit.node.executor import Executor, Pass
 from resplit.types import Sampling
 from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_pb2 import CachePart, CarryReply, CarryRequest, Step, Token
-from resplit.wire.peers import CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
+from resplit.wire.peers import BEHIND_BYTES, CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
 from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
@@ -89,11 +89,14 @@ class Agent:
             raise CommandRefusedError("stale", f"epoch {route.epoch} was aborted")
         await self._ensure_executor(body["model"])
         blocks = route.blocks_of(self.name)
+        self._private = frozenset(body["private"])
         if not self.trusted and (forbidden := [b for b in blocks if b in body["private"]]):
             raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold blocks {forbidden}")
         if body["instead"]:
             self.routes, self.prepared = {}, {}
-            self._drop_unwanted(but=blocks)
+            # The caches stay, as copies: from here they are carried to the new nodes.
+            self._drop_unwanted(but=blocks, drop=self._running().engine.unload)
+        self._running().expected = frozenset(blocks)
         self._ensure_room(blocks, body["kv_tokens"])
         self.meet(route.addresses)
         loaded = await self._load(blocks, body["shards"])
@@ -108,6 +111,7 @@ class Agent:
         wanted, engine = Route.from_json(body["route"]).blocks_of(self.name), self._running().engine
         self.routes, self.prepared = {}, {}
         self._cleared = frozenset(engine.blocks) - frozenset(wanted)
+        self._running().expected = frozenset(wanted)
         for block in self._cleared:
             engine.unload(block)
         return {"cleared": sorted(self._cleared)}
@@ -184,19 +188,23 @@ class Agent:
         if not self.trusted and part.block in self._private:
             raise CommandRefusedError("privacy", f"{self.name} is not trusted and may hold no cache of {part.block}")
         values = from_wire(part.values)
-        self._running().take_cache(part.session, part.block, part.first, part.capacity, values)
+        self._running().take_cache(part.session, part.block, part.first, part.capacity, values, part.attempt)
 
     async def carry(self, request: CarryRequest) -> CarryReply:
         """Push positions `first..last-1` of a session's caches to the nodes that `target` names for its blocks."""
-        engine = self._running().engine
+        executor = self._running()
+        executor.ensure_current(request.session, request.attempt)
+        engine = executor.engine
         leaving: dict[str, list[int]] = {}
         for block, name in enumerate(request.target[: len(engine.features)]):
             if name and engine.has_cache(block):
                 leaving.setdefault(name, []).append(block)
-        pushes = [(self._peer(name), self._parts(request, blocks)) for name, blocks in leaving.items()]
-        await asyncio.gather(*(peer.cache(parts) for peer, parts in pushes))
-        sent = sum(len(part.values.data) for _, parts in pushes for part in parts)
-        return CarryReply(last=request.last, bytes=sent)
+        pushes = [self._push(self._peer(name), request, blocks) for name, blocks in leaving.items()]
+        return CarryReply(bytes=sum(await asyncio.gather(*pushes)))
+
+    async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
+        """A session is tried again: older attempts are refused from now on. The positions held of it, by block."""
+        return await self.executor.begin_attempt(session, attempt) if self.executor else {}
 
     def close_sessions(self, sessions: list[str]) -> None:
         """Free the caches of these sessions."""
@@ -207,7 +215,7 @@ class Agent:
     def close_all_sessions_but(self, known: set[str]) -> None:
         """Free the caches of sessions that the gateway does not know any more."""
         if self.executor:
-            self.close_sessions(sorted(self.executor.engine.sessions() - known))
+            self.close_sessions(sorted(self.executor.sessions() - known))
 
     async def disconnect(self) -> None:
         """Cancel what runs and close every connection."""
@@ -237,7 +245,14 @@ class Agent:
         drawn = Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed)
         values = from_wire(step.values)
         work = Pass(
-            step.session, segment.first, segment.last, step.start, step.capacity, values, drawn if last else None
+            step.session,
+            segment.first,
+            segment.last,
+            step.start,
+            step.capacity,
+            values,
+            drawn if last else None,
+            step.attempt,
         )
         try:
             return await self._running().run(work)
@@ -267,6 +282,7 @@ class Agent:
         # Of a step that failed, only where it began is sure to be a position at all.
         position = step.start if error is not None else step.start + step.values.shape[1]
         token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self.name)
+        token.attempt = step.attempt
         if error is not None:
             token.error, token.error_kind = str(error), _error_kind(error)
             _log.warning("a pass failed", node=self.name, session=step.session, epoch=step.epoch, error=str(error))
@@ -285,7 +301,7 @@ class Agent:
         spec = ModelSpec(model["config"], model["dtype"], model["split"])
         if self.executor is None:
             engine = await asyncio.to_thread(TorchEngine, spec)
-            self.executor = Executor(engine, self.memory_bytes, self.hardware)
+            self.executor = Executor(engine, self.memory_bytes, self.hardware, self.cluster.kv_tokens)
             self._spec = spec
         elif spec != self._spec:
             raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
@@ -320,31 +336,39 @@ class Agent:
             raise
         return absent
 
-    def _drop_unwanted(self, but: tuple[int, ...] = ()) -> list[int]:
+    def _drop_unwanted(self, but: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
         executor = self.executor
         if executor is None:
             return []
         routes = [*self.routes.values(), *self.prepared.values()]
         wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(but)
         unwanted = sorted((self._cleared | set(executor.engine.blocks)) - wanted)
-        self._cleared = frozenset()
+        self._cleared = executor.expected = frozenset()
         for block in unwanted:
-            executor.engine.drop(block)
+            (drop or executor.engine.drop)(block)
         return unwanted
 
-    def _parts(self, request: CarryRequest, blocks: list[int]) -> list[CachePart]:
-        engine, parts = self._running().engine, []
+    async def _push(self, peer: Peer, request: CarryRequest, blocks: list[int]) -> int:
+        """Push a session's caches of these blocks to another node; the bytes sent."""
+        if not request.behind:
+            return await peer.cache(list(self._parts(request, blocks, CHUNK_BYTES)))
+        return await peer.cache_behind(self._parts(request, blocks, BEHIND_BYTES))
+
+    def _parts(self, request: CarryRequest, blocks: list[int], most_bytes: int) -> Iterator[CachePart]:
+        engine = self._running().engine
         for block in blocks:
-            stride = max(1, int(CHUNK_BYTES / engine.features[block].kv_bytes_per_token))
+            stride = max(1, int(most_bytes / engine.features[block].kv_bytes_per_token))
             capacity = engine.capacity(request.session, block)
             for first in range(request.first, request.last, stride):
                 values = engine.export_cache(request.session, block, first, min(first + stride, request.last))
-                parts.append(
-                    CachePart(
-                        session=request.session, block=block, first=first, capacity=capacity, values=to_wire(values)
-                    )
+                yield CachePart(
+                    session=request.session,
+                    attempt=request.attempt,
+                    block=block,
+                    first=first,
+                    capacity=capacity,
+                    values=to_wire(values),
                 )
-        return parts
 
     def _peer(self, name: str) -> Peer:
         if name not in self.peers:

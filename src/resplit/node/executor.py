@@ -6,10 +6,11 @@ Knows nothing of routes and sockets. All access to the engine goes through its t
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ class Pass:
     capacity: int
     values: Activation
     sampling: Sampling | None
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,20 @@ class Timing:
 
 
 class Executor:
-    """The engine's thread. `hardware` None is the real machine; `memory_bytes` bounds weights and caches together."""
+    """The engine's thread. `hardware` None is the real machine; `memory_bytes` bounds weights and caches together.
 
-    def __init__(self, engine: TorchEngine, memory_bytes: float, hardware: Hardware | None) -> None:
+    Loaded blocks have room for `kv_tokens` cached tokens reserved: copies of caches take what is left beside that, and
+    make way where anything else needs room.
+    """
+
+    def __init__(
+        self, engine: TorchEngine, memory_bytes: float, hardware: Hardware | None, kv_tokens: float = 0.0
+    ) -> None:
         self.engine = engine
         self.hardware = hardware
         self.memory_bytes = memory_bytes
+        self._kv_tokens = kv_tokens
+        self.expected: frozenset[int] = frozenset()  # blocks that are to be loaded: caches of them are no mere copies
         self.background_utilization = 0.0  # of the real machine; the probe keeps it
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)
@@ -60,6 +70,9 @@ class Executor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor")
         self._passes = 0
         self._ended: dict[str, None] = {}  # the last sessions that ended, oldest first
+        self._attempts: dict[str, int] = {}  # the newest that was seen of each session that was tried again
+        self._lock = threading.Lock()
+        self._current: tuple[str, Future[None]] | None = None  # the pass that runs
 
     async def run(self, step: Pass) -> Activation | int:
         """The activations after the pass, or the sampled token where the head ran."""
@@ -80,13 +93,47 @@ class Executor:
         self._ensure_room(self.engine.features[block].weight_bytes, f"block {self.engine.chain.specs[block].name}")
         self.engine.load(block, tensors)
 
-    def take_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
+    def take_cache(
+        self, session: str, block: int, first: int, capacity: int, part: Activation, attempt: int = 0
+    ) -> None:
         """Put a part of a session's cache of a block in its place; CapacityError where it does not fit.
 
         In any thread: a session that moves must not wait behind the passes of others.
         """
-        self._admit(session, block, block, capacity)
+        self.ensure_current(session, attempt)
+        if block in self.engine.blocks or block in self.expected:
+            self._ensure_caches(session, block, block, capacity)
+        else:
+            self._ensure_room_for_copy(session, block, capacity)
         self.engine.import_cache(session, block, first, capacity, part)
+
+    async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
+        """Refuse from now on what is of older attempts; the positions held by block, once no pass can change them."""
+        self.ensure_current(session, attempt)
+        running = self._current
+        if running and running[0] == session:
+            await asyncio.wrap_future(running[1])
+        return self.engine.lengths(session)
+
+    def ensure_current(self, session: str, attempt: int) -> None:
+        """CommandRefusedError for a session that has ended, or an older attempt than was seen of it."""
+        if session in self._ended:
+            raise CommandRefusedError("stale", f"session {session} has ended")
+        with self._lock:
+            newest = self._attempts.get(session, 0)
+            if attempt > newest:
+                self._attempts[session] = attempt
+        if attempt < newest:
+            raise CommandRefusedError("stale", f"attempt {attempt} of session {session}; {newest} has begun")
+
+    def copies(self) -> list[tuple[str, int, float]]:
+        """Session, block and bytes of the caches of blocks that are not loaded here: copies, kept for others."""
+        real = {*self.engine.blocks, *self.expected}
+        return [copy for copy in self.engine.caches() if copy[1] not in real]
+
+    def sessions(self) -> set[str]:
+        """Sessions that something is known of here."""
+        return self.engine.sessions() | set(self._attempts)
 
     def end(self, session: str) -> None:
         """Free a session's caches for good: what is still on its way for it is refused.
@@ -94,20 +141,36 @@ class Executor:
         In any thread, too: nothing should wait behind the passes of others in order to have less.
         """
         self.engine.close(session)
+        self._attempts.pop(session, None)
         self._ended[session] = None
         if len(self._ended) > _ENDED_REMEMBERED:
             del self._ended[next(iter(self._ended))]
 
-    def _admit(self, session: str, first: int, last: int, capacity: int) -> None:
-        """A session that has not ended, and whose caches fit."""
-        if session in self._ended:
-            raise CommandRefusedError("stale", f"session {session} has ended")
+    def _ensure_caches(self, session: str, first: int, last: int, capacity: int) -> None:
         more_bytes = self.engine.reserve(session, first, last, capacity)
         if more_bytes:
             self._ensure_room(more_bytes, f"the cache of session {session}")
 
+    def _ensure_room_for_copy(self, session: str, block: int, capacity: int) -> None:
+        """A copy takes no room that is reserved, and nobody else's."""
+        engine = self.engine
+        more_bytes = engine.reserve(session, block, block, capacity)
+        reserved = sum(
+            engine.features[b].weight_bytes + self._kv_tokens * engine.features[b].kv_bytes_per_token
+            for b in engine.blocks
+        )
+        copies = sum(size for _, _, size in self.copies())
+        if more_bytes > self.memory_bytes - reserved - copies:
+            raise CapacityError(f"no room for a copy of the cache of session {session}")
+
     def _ensure_room(self, more_bytes: float, what: str) -> None:
+        """Room under the ceiling; copies make way, the oldest first."""
         free_bytes = self.memory_bytes - self.engine.held_bytes
+        for session, block, size in self.copies() if more_bytes > free_bytes else ():
+            if more_bytes <= free_bytes:
+                break
+            self.engine.close(session, (block,))
+            free_bytes += size
         if more_bytes > free_bytes:
             raise CapacityError(f"{what} needs {more_bytes / 2**20:.1f} MiB, {free_bytes / 2**20:.1f} MiB are free")
 
@@ -121,8 +184,12 @@ class Executor:
 
     def _run(self, step: Pass) -> Activation | int:
         begun_s = time.perf_counter()
+        done: Future[None] = Future()
+        # Before the check: a new attempt is seen by this pass, or sees it and waits for it.
+        self._current = step.session, done
         try:
-            self._admit(step.session, step.first, step.last, step.capacity)
+            self.ensure_current(step.session, step.attempt)
+            self._ensure_caches(step.session, step.first, step.last, step.capacity)
             return self._timed(step, begun_s)
         finally:
             elapsed_s = time.perf_counter() - begun_s
@@ -130,6 +197,8 @@ class Executor:
             self.busy_s += elapsed_s * (1 - background)
             if step.session in self._ended:  # while the pass ran: it may have made caches again
                 self.engine.close(step.session)
+            self._current = None
+            done.set_result(None)
 
     def _timed(self, step: Pass, begun_s: float) -> Activation | int:
         tokens = step.values.shape[1] if len(step.values.shape) > 1 else 0  # (1, tokens) or (1, tokens, width)

@@ -119,6 +119,7 @@ class Probe:
         """What the node holds and does now."""
         agent = self._agent
         engine = agent.executor.engine if agent.executor else None
+        copies = agent.executor.copies() if agent.executor else []
         return {
             "node": agent.name,
             "pid": self._process.pid,
@@ -129,6 +130,8 @@ class Probe:
             "held_bytes": engine.held_bytes if engine else 0.0,
             "blocks": list(engine.blocks) if engine else [],
             "sessions": len(engine.sessions()) if engine else 0,
+            "copies": sorted({block for _, block, _ in copies}),
+            "copy_bytes": sum(size for _, _, size in copies),
             "epochs": sorted(agent.routes),
             "prepared": sorted(agent.prepared),
         }

@@ -29,6 +29,8 @@ from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
+    AttemptReply,
+    AttemptRequest,
     CachePart,
     CacheReply,
     CarryReply,
@@ -155,6 +157,16 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             await stream.send_message(await self._agent.carry(request))
         except ResplitError as error:
             await stream.send_message(CarryReply(error=str(error)))
+
+    async def Attempt(self, stream: Stream[AttemptRequest, AttemptReply]) -> None:  # noqa: N802
+        """A session is tried again after a loss: what is there of it."""
+        _only_the_controller(stream)
+        request = await the_message(stream)
+        try:
+            lengths = await self._agent.begin_attempt(request.session, request.attempt)
+        except ResplitError as error:
+            raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from None
+        await stream.send_message(AttemptReply(lengths=lengths))
 
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free sessions."""

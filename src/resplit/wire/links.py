@@ -42,6 +42,11 @@ class Link:
         """Wait for as long as a message of this size is on its way."""
         await until(self.due_s(payload_bytes))
 
+    async def idle(self) -> None:
+        """Wait until no message waits for the bandwidth."""
+        while self._free_s > asyncio.get_running_loop().time():
+            await until(self._free_s)
+
 
 class Sender(Generic[Message]):
     """Sends messages in order over a link; `put` never waits, one task of the owner runs `run`."""

@@ -43,6 +43,10 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def Attempt(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.AttemptRequest, resplit.wire.node_pb2.AttemptReply]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def Close(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.CloseRequest, resplit.wire.node_pb2.CloseReply]') -> None:
         pass
 
@@ -89,6 +93,12 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 resplit.wire.node_pb2.CarryRequest,
                 resplit.wire.node_pb2.CarryReply,
+            ),
+            '/resplit.wire.Node/Attempt': grpclib.const.Handler(
+                self.Attempt,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                resplit.wire.node_pb2.AttemptRequest,
+                resplit.wire.node_pb2.AttemptReply,
             ),
             '/resplit.wire.Node/Close': grpclib.const.Handler(
                 self.Close,
@@ -143,6 +153,12 @@ class NodeStub:
             '/resplit.wire.Node/Carry',
             resplit.wire.node_pb2.CarryRequest,
             resplit.wire.node_pb2.CarryReply,
+        )
+        self.Attempt = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/resplit.wire.Node/Attempt',
+            resplit.wire.node_pb2.AttemptRequest,
+            resplit.wire.node_pb2.AttemptReply,
         )
         self.Close = grpclib.client.UnaryUnaryMethod(
             channel,

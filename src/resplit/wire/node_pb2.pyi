@@ -27,7 +27,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "capacity", "values", "sampling", "gateway", "budget_s")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "capacity", "values", "sampling", "gateway", "budget_s", "attempt")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Step(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -48,7 +49,8 @@ class Step(_message.Message):
     sampling: Sampling
     gateway: str
     budget_s: float
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ...) -> None: ...
+    attempt: int
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)
@@ -61,7 +63,7 @@ class TokensRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "node")
+    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "node", "attempt")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +71,7 @@ class Token(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_KIND_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -76,7 +79,8 @@ class Token(_message.Message):
     error: str
     error_kind: str
     node: str
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
+    attempt: int
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., node: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")
@@ -121,18 +125,20 @@ class EchoReply(_message.Message):
     def __init__(self) -> None: ...
 
 class CachePart(_message.Message):
-    __slots__ = ("session", "block", "first", "capacity", "values")
+    __slots__ = ("session", "block", "first", "capacity", "values", "attempt")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     session: str
     block: int
     first: int
     capacity: int
     values: Tensor
-    def __init__(self, session: _Optional[str] = ..., block: _Optional[int] = ..., first: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, session: _Optional[str] = ..., block: _Optional[int] = ..., first: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class CacheReply(_message.Message):
     __slots__ = ("error",)
@@ -141,26 +147,49 @@ class CacheReply(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class CarryRequest(_message.Message):
-    __slots__ = ("session", "target", "first", "last")
+    __slots__ = ("session", "target", "first", "last", "attempt", "behind")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     session: str
     target: _containers.RepeatedScalarFieldContainer[str]
     first: int
     last: int
-    def __init__(self, session: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., first: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+    attempt: int
+    behind: bool
+    def __init__(self, session: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., attempt: _Optional[int] = ..., behind: _Optional[bool] = ...) -> None: ...
 
 class CarryReply(_message.Message):
-    __slots__ = ("last", "bytes", "error")
-    LAST_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("bytes", "error")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
-    last: int
     bytes: int
     error: str
-    def __init__(self, last: _Optional[int] = ..., bytes: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    def __init__(self, bytes: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class AttemptRequest(_message.Message):
+    __slots__ = ("session", "attempt")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    attempt: int
+    def __init__(self, session: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class AttemptReply(_message.Message):
+    __slots__ = ("lengths",)
+    class LengthsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    lengths: _containers.ScalarMap[int, int]
+    def __init__(self, lengths: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("sessions",)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from resplit.wire.links import Link, Sender, until
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     Ack,
+    AttemptRequest,
     CachePart,
     CarryReply,
     CarryRequest,
@@ -43,6 +44,8 @@ CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutE
 _ERRORS: dict[str, type[ResplitError]] = {"capacity": CapacityError, "shard": ShardError}
 # Tensors above this are no use on one HTTP/2 stream: they would hold up the others.
 CHUNK_BYTES = 256 * 1024
+# What may hold up a step: some 13 ms at 40 Mbit/s.
+BEHIND_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Peer:
         )
         self._channel = Channel(self.address.host, self.address.port, ssl=self.context, config=config)
         self._stub = NodeStub(self._channel)
+        self._behind = asyncio.Lock()
         self._pending: dict[int, tuple[float, Step]] = {}
         self._number = 0
         self._sender: Sender[Step] | None = None
@@ -154,8 +158,8 @@ class Peer:
             raise self._lost(error) from error
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
-    async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> None:
-        """Push parts of caches to the member; NodeLostError, or ResplitError with what it answers."""
+    async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> int:
+        """Push parts of caches to the member; the bytes sent. NodeLostError, or ResplitError with what it answers."""
         # All are on their way at once: each waits for the bandwidth, none for the arrival of another.
         due_s = [self.link.due_s(len(part.values.data)) for part in parts]
         try:
@@ -169,6 +173,16 @@ class Peer:
             raise self._lost(error) from error
         if reply is None or reply.error:
             raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer to a cache'}")
+        return sum(len(part.values.data) for part in parts)
+
+    async def cache_behind(self, parts: Iterable[CachePart]) -> int:
+        """Push parts as `cache` does, a few at a time and only while nothing else is on the link."""
+        sent = 0
+        for batch in _batches(parts):
+            async with self._behind:
+                await self.link.idle()
+                sent += await self.cache(batch)
+        return sent
 
     async def carry(self, request: CarryRequest, timeout_s: float = 60.0) -> CarryReply:
         """Have the member push a session's caches to other nodes."""
@@ -177,6 +191,14 @@ class Peer:
             return reply
         except CONNECTION_ERRORS as error:
             raise self._lost(error) from error
+
+    async def begin_attempt(self, session: str, attempt: int, timeout_s: float = 5.0) -> dict[int, int]:
+        """Have the member refuse what is of older attempts; the positions that it holds of the session, by block."""
+        try:
+            reply = await self._stub.Attempt(AttemptRequest(session=session, attempt=attempt), timeout=timeout_s)
+        except CONNECTION_ERRORS as error:
+            raise self._lost(error) from error
+        return dict(reply.lengths)
 
     async def close_sessions(self, sessions: list[str], timeout_s: float = 5.0) -> None:
         """Have the member free the caches of these sessions; a lost member has none."""
@@ -225,6 +247,20 @@ class Peer:
 
     def _lost(self, error: BaseException) -> NodeLostError:
         return NodeLostError(f"{self.name} at {self.address} does not answer ({type(error).__name__}: {error})")
+
+
+def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:
+    """Parts in lists of up to `BEHIND_BYTES`, made as they are asked for."""
+    batch: list[CachePart] = []
+    size = 0
+    for part in parts:
+        if batch and size + len(part.values.data) > BEHIND_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += len(part.values.data)
+    if batch:
+        yield batch
 
 
 def to_wire(activation: Activation) -> Tensor:
