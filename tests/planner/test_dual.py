@@ -44,9 +44,8 @@ def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: 
 @pytest.mark.parametrize("name", ["n006-llama3.2-1b-c2-12", "n008-llama2-7b-c1-13", "n012-llama3.2-3b-c2-15"])
 def test_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
     instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
-    memory = Resources(
-        instance.memory[None] / instance.memory.mean(), instance.memory_limit[None] / instance.memory.mean()
-    )
+    unit = instance.memory.mean()
+    memory = Resources(instance.memory[None] / unit, instance.memory_limit[None] / unit, np.array([unit]))
     relaxation = relax_convex(instance)
     assert relaxation is not None
 

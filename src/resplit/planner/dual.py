@@ -25,8 +25,12 @@ __all__ = ["Dual", "Prices"]
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
 ENOUGH = 0.02  # of what is left to the target: closer than that, remembering more is worth more than better prices
-FIRST_REACH, LEAST_REACH = 0.02, 2e-4  # relative; how far above the bound paths that remember are looked for
+# How far above the bound paths that remember are looked for, as a share of the way to the target.
+FIRST_REACH, LEAST_REACH, MOST_REACH = 1 / 8, 1 / 100, 1 / 2
+BLIND_REACH = 0.1  # relative to the bound; the way to go where no target is known
+FEW = 1 / 10  # of the labels that one pricing may take
 LABELS_PER_STEP = 10_000
+WORTH_CUTTING, MOST_STALLS = 4e-3, 1
 MOST_INHERITED = 300  # columns
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
@@ -145,34 +149,42 @@ class Dual:
         while self.bound < target and priced < most and not self.converged and self._spend(budget):
             prices = Prices(*master.solve()) if len(master.columns) else self.prices
             value = master.value
-            if value - self.bound <= max(CONVERGED * abs(value), self._enough(min(target, value))):
+            if value - self.bound <= max(CONVERGED * abs(value), self._enough(target)):
                 self.converged = not self._worth_cutting(value) or not self._cut(master)
                 continue
             priced += 1
-            new = self._price(master, self.prices.toward(prices, self._step), min(target, value), found)
+            new = self._price(master, self.prices.toward(prices, self._step), target, found)
             if not new and not self.converged:
-                new = self._price(master, prices, min(target, value), found)
+                new = self._price(master, prices, target, found)
                 self.converged |= not new and not self._cut(master)
         return found
 
-    def _price(self, master: Master, prices: Prices, limit: float, found: list[IntArray]) -> bool:
+    def _price(self, master: Master, prices: Prices, target: float, found: list[IntArray]) -> bool:
         """Prices one path; True where that brought a new column or a better bound."""
-        before, cutoff = self.bound, limit
+        before, value, cutoff = self.bound, master.value, target
         if isinstance(self._oracle, NgPaths):
-            cutoff = min(limit * (1 + CONVERGED), before + self._reach * abs(before))
+            way = target - before if np.isfinite(target) else BLIND_REACH * abs(before)
+            cutoff = min(target, value + CONVERGED * abs(value), before + self._reach * way)
         _, nodes_of = self.evaluate(prices, cutoff)
         improved = self.bound > before
         self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
         if not len(nodes_of):
-            self._reach *= 0.5 if isinstance(self._oracle, NgPaths) and self._oracle.overflowed else 1.5
+            self._adapt_reach()
             self.converged = self._reach < LEAST_REACH or self.bound == np.inf
             return True
         found.append(nodes_of)
         return bool(master.add(nodes_of)) or improved
 
+    def _adapt_reach(self) -> None:
+        """Nothing was found within reach, or too much to see all of it."""
+        if isinstance(self._oracle, NgPaths) and self._oracle.overflowed:
+            self._reach /= 4
+        elif isinstance(self._oracle, NgPaths) and self._oracle.labels < FEW * self._oracle.most_labels:
+            self._reach = min(2 * self._reach, MOST_REACH)
+
     def _enough(self, target: float) -> float:
         """How near to its master's value the bound of paths that remember has to come."""
-        if not isinstance(self._oracle, NgPaths) or not np.isfinite(target):
+        if not np.isfinite(target):
             return 0.0
         return ENOUGH * (target - self.bound)
 
@@ -181,9 +193,9 @@ class Dual:
 
     def _worth_cutting(self, value: float) -> bool:
         """False where the last rounds of set cuts have hardly raised the bound."""
-        self._stalls = self._stalls + 1 if self.bound - self._bound_before_cuts < 1e-3 * abs(value) else 0
+        self._stalls = self._stalls + 1 if self.bound - self._bound_before_cuts < WORTH_CUTTING * abs(value) else 0
         self._bound_before_cuts = self.bound
-        return self._stalls <= 3
+        return self._stalls <= MOST_STALLS
 
     def remember(self) -> bool:
         """From now on paths remember more: the worst detours that the mixture takes, or fewer of them than last time
@@ -198,7 +210,9 @@ class Dual:
         if isinstance(self._oracle, NgPaths) and self._reach < LEAST_REACH:
             more = plan.retreat()
         else:
-            more = plan.learn(detours(self.instance, self._master.mixture(), plan.memory, self._master.value))
+            few = not isinstance(self._oracle, NgPaths) or self._oracle.labels < FEW**2 * self._oracle.most_labels
+            found = detours(self.instance, self._master.mixture(), plan.memory, self._master.value)
+            more = plan.learn(found, few)
         if not more:
             return False
         columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *self._master.active()]}

@@ -87,7 +87,7 @@ class NgPaths:
         self.labels = 0  # of the last pricing
         self._paths = paths
         self._contents = contents
-        self._most_labels = most_labels
+        self.most_labels = most_labels
         self._rounded = contents.bundled if memory.bundled else np.arange(len(contents.memory))
         self._chain = self._chained()
 
@@ -126,13 +126,13 @@ class NgPaths:
         """Cost and nodes (A,) of the cheapest path; (cutoff, ()) where none costs less than `cutoff`, and (-inf, ())
         where too many labels leave that open."""
         tariff = self._tariff(costs, cutoff)
-        size = min(max(LEAST_POOL, GROWTH * self.labels), self._most_labels)
+        size = min(max(LEAST_POOL, GROWTH * self.labels), self.most_labels)
         while True:
             pool = Pool.of(size, len(self._chain.level_load), len(self._chain.end))
             labels, cost, nodes_of = cheapest_path(self._chain, tariff, pool)
-            if labels >= 0 or size >= self._most_labels:
+            if labels >= 0 or size >= self.most_labels:
                 break
-            size = min(GROWTH**2 * size, self._most_labels)
+            size = min(GROWTH**2 * size, self.most_labels)
         self.overflowed = labels < 0
         self.labels = size if self.overflowed else int(labels)
         if self.overflowed or not cost < cutoff:

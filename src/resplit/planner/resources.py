@@ -18,23 +18,26 @@ __all__ = ["Resources", "SetCuts", "Support"]
 @dataclass(frozen=True)
 class Resources:
     """What atoms use of nodes: `use` (K, A), `limit` (K, N). The first is memory in units of the mean atom; the others
-    are its integer roundings: with any unit d > 0, sum floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x."""
+    are its integer roundings: with any unit d > 0, sum floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x.
+    `unit_bytes` (K,) are the units."""
 
     use: FloatArray
     limit: FloatArray
+    unit_bytes: FloatArray
 
     @classmethod
     def of(cls, instance: Instance, most_units: int = 3) -> Resources:
         """Memory, and its roundings by the commonest sizes of atoms."""
         unit = max(float(instance.memory.mean()), 1e-300)
-        use = [instance.memory / unit]
+        use, units = [instance.memory / unit], [unit]
         limit = [np.minimum(instance.memory_limit, instance.memory.sum()) / unit]
         sizes, counts = np.unique(np.round(use[0], 9), return_counts=True)
         for size in sizes[np.argsort(-counts, kind="stable")][:most_units]:
             if size > 0:
                 use.append(np.floor(use[0] / size + 1e-8))
                 limit.append(np.floor(limit[0] / size + 1e-6))
-        return cls(np.array(use), np.array(limit))
+                units.append(float(size) * unit)
+        return cls(np.array(use), np.array(limit), np.array(units))
 
 
 @dataclass(frozen=True)
