@@ -15,7 +15,6 @@ from flows import STATE
 from flows.command import run_command
 from flows.params import load_params
 from resplit.client import ControlClient
-from resplit.config import load_cluster
 from resplit.decide import Settings
 from resplit.errors import DataError, ProposalRefusedError
 from resplit.types import Problem
@@ -52,28 +51,25 @@ def adapt(
     A tick uses the telemetry of the last `window_s` seconds, none from before `since_s` (seconds since 1970). Where
     that says too little, today's placement stays.
     """
-    cluster_file = state / "cluster.yaml"
     begun_s, moves = time.monotonic(), 0
     due_s = begun_s + (period_s if loop_for_s else 0.0)
     with ControlClient.from_state(url, state) as client:
         while True:
             time.sleep(max(0.0, due_s - time.monotonic()))
             due_s = time.monotonic() + period_s
-            moves += _tick(client, cluster_file, state, window_s, settings or Settings(), since_s)
+            moves += _tick(client, state, window_s, settings or Settings(), since_s)
             if due_s > begun_s + loop_for_s:
                 return moves
 
 
-def _tick(
-    client: ControlClient, cluster_file: Path, state: Path, window_s: float, settings: Settings, since_s: float
-) -> bool:
+def _tick(client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float) -> bool:
     """One decision; whether it moved anything."""
-    cluster, now_s, history = load_cluster(cluster_file), time.time(), load_history(state / "history.json")
+    cluster, now_s, history = client.cluster(), time.time(), load_history(state / "history.json")
     telemetry, live = observe(client, max(since_s, now_s - window_s))
     try:
         need = Need(reports=1)
         quarantine = state / "quarantine"
-        valid = validate(telemetry, cluster.node_names, live.features, now_s, quarantine, live.lost, need)
+        valid = validate(telemetry, cluster.node_names, live.features, now_s, quarantine, live.unused, need)
         # The errors of the profile stand: a few seconds of service hold too little to judge by.
         cost = fit(valid.telemetry, live.features, state / "cost.json", judge=False)
     except DataError as error:

@@ -11,7 +11,6 @@ from prefect import flow
 from flows import STATE
 from flows.command import run_command
 from resplit.client import ControlClient
-from resplit.config import load_cluster
 from resplit.cost import CostModel
 from resplit.start import live_of
 from tasks.fit import fit
@@ -22,12 +21,11 @@ from tasks.validate import Need, ValidTelemetry, validate
 @flow(name="profile", validate_parameters=False)
 def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[ValidTelemetry, CostModel]:
     """The telemetry of a fresh profile, and the cost model that was fitted to it and kept in the state folder."""
-    cluster = load_cluster(state / "cluster.yaml")
     with ControlClient.from_state(url, state) as client:
-        telemetry = time_blocks(client)
+        telemetry, nodes = time_blocks(client), client.cluster().node_names
         live = live_of(client)
-        need = Need(reports=1, messages=1)
-        valid = validate(telemetry, cluster.node_names, live.features, time.time(), state / "quarantine", need=need)
+        need, quarantine = Need(reports=1, messages=1), state / "quarantine"
+        valid = validate(telemetry, nodes, live.features, time.time(), quarantine, live.unused, need)
     return valid, fit(valid.telemetry, live.features, state / "cost.json")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `resplit up`, `node`, `serve`, `status`, `plan`, `keys`.
+"""The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `keys`.
 
 Parses arguments and prints; each command's work lives in its own module, imported when the command runs.
 """
@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
+    from resplit.client import ControlClient
+
 app = typer.Typer(
     help="Adaptive split inference of large foundation models over unequal edge machines.",
     no_args_is_help=True,
@@ -26,8 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ClusterFile = Annotated[Path, typer.Argument(help="The cluster file (YAML).", metavar="CLUSTER.yaml")]
+Url = Annotated[str, typer.Option(help="The gateway.")]
+NodeName = Annotated[str, typer.Argument(help="The node's name in the cluster file.", metavar="NODE")]
 State = Annotated[Path, typer.Option(help="Folder for keys, logs, shards and the model.")]
 Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub name, or the default model.")]
+_DEFAULT_URL = "http://127.0.0.1:8080"
 _DEFAULT_STATE = Path(".resplit")
 _DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
@@ -91,9 +96,10 @@ def serve(
     state: State = _DEFAULT_STATE,
 ) -> None:
     """Run the gateway and the controller until told to stop."""
-    from resplit.config import load_cluster
+    from resplit.config import parse_cluster, read_cluster
 
-    config = load_cluster(cluster)
+    content = read_cluster(cluster)
+    config = parse_cluster(content, str(cluster))
     from resplit.model.source import obtain
     from resplit.serve import Place, serve
     from resplit.wire.peers import Address
@@ -101,12 +107,12 @@ def serve(
     stored = obtain(model, state / "models", config.dtype, config.split)
     place = Place(state, state / "keys", registry or str(state / "registry"), Address(host, port))
     _use_one_thread()
-    _run_until_stopped(lambda stop: serve(config, stored, place, stop, (state / "ready").touch))
+    _run_until_stopped(lambda stop: serve(content, stored, place, stop, (state / "ready").touch))
 
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Option(help="The gateway.")] = "http://127.0.0.1:8080",
+    url: Url = _DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     state: State = _DEFAULT_STATE,
 ) -> None:
@@ -116,6 +122,38 @@ def status(
     with ControlClient.from_state(url, state) as client:
         found = client.status()
     typer.echo(json.dumps(found, indent=1) if as_json else describe_status(found))
+
+
+@app.command()
+def drain(node: NodeName, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
+    """Move everything off a node, without a request lost, and use it no more until `resplit join`."""
+    _operate(url, state, lambda client: client.drain(node))
+
+
+@app.command()
+def join(node: NodeName, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
+    """Let a drained node serve again."""
+    _operate(url, state, lambda client: client.join(node))
+
+
+@app.command()
+def trust(
+    node: NodeName,
+    on: Annotated[Literal["on", "off"], typer.Argument(help="Whether private blocks may be on it.", metavar="on|off")],
+    url: Url = _DEFAULT_URL,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Let private blocks be on a node, or not: then none is on it any more when this returns."""
+    _operate(url, state, lambda client: client.trust(node, on == "on"))
+
+
+@app.command(name="apply")
+def apply_file(cluster: ClusterFile, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
+    """Have a running cluster follow its changed cluster file."""
+    from resplit.config import read_cluster
+
+    content = read_cluster(cluster)
+    _operate(url, state, lambda client: client.apply(content))
 
 
 @app.command()
@@ -173,6 +211,15 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
     # epoll rounds timers to whole milliseconds, as long as an emulated hop.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         runner.run(run())
+
+
+def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) -> None:
+    """Have the controller change the cluster, and print what it changed."""
+    from resplit.client import ControlClient
+
+    with ControlClient.from_state(url, state) as client:
+        changed = work(client)
+    typer.echo("\n".join(changed) or "nothing changes")
 
 
 def _wait_for_signal() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from resplit.config import ClusterConfig, parse_cluster
 from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
 from resplit.problem import problem_to_json
 from resplit.types import Problem
@@ -46,6 +48,26 @@ class ControlClient:
         """The model's name, its block features, and the live epoch and placement."""
         answer: dict[str, Any] = self._get("/model")
         return answer
+
+    def cluster(self) -> ClusterConfig:
+        """The cluster as it is to be now: its file, and what was changed since by command."""
+        return parse_cluster(self._get("/cluster"), f"the cluster of {self._url}")
+
+    def apply(self, content: Mapping[str, Any]) -> list[str]:
+        """Have the cluster follow a changed cluster file; what changes, in words."""
+        return self._changes("PUT", "/cluster", dict(content))
+
+    def drain(self, node: str) -> list[str]:
+        """Have everything moved off a node, and use it no more; what changes, in words."""
+        return self._changes("POST", f"/nodes/{node}/drain", {})
+
+    def join(self, node: str) -> list[str]:
+        """Let a drained node serve again; what changes, in words."""
+        return self._changes("POST", f"/nodes/{node}/join", {})
+
+    def trust(self, node: str, on: bool) -> list[str]:
+        """Let private blocks be on a node, or not; what changes, in words."""
+        return self._changes("POST", f"/nodes/{node}/trust", {"on": on})
 
     def telemetry(self, since_s: float) -> dict[str, list[dict[str, Any]]]:
         """Telemetry rows by table, not older than `since_s` (seconds since 1970)."""
@@ -97,6 +119,10 @@ class ControlClient:
         """Change what an emulated link plays."""
         self._post("/emulation/link", change)
 
+    def _changes(self, method: str, path: str, body: dict[str, Any]) -> list[str]:
+        changes: list[str] = self._answer(method, path, json=body)["changes"]
+        return changes
+
     def _get(self, path: str, **query: float) -> Any:
         return self._answer("GET", path, params=query)
 
@@ -123,7 +149,7 @@ def describe_status(status: dict[str, Any]) -> str:
     ]
     for node in status["nodes"]:
         held = _held(status["blocks"], node.get("blocks", []))
-        marks = [mark for mark in ("trusted", "emulated") if node.get(mark)]
+        marks = [mark for mark in ("trusted", "drained", "emulated") if node.get(mark)]
         answers = "" if node["answers"] else "  DOES NOT ANSWER"
         lines.append(
             f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}"

@@ -6,7 +6,7 @@ Knows what the files may say; starts nothing.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -219,6 +219,22 @@ def load_cluster(path: Path) -> ClusterConfig:
     return _load(path, ClusterConfig)
 
 
+def read_cluster(path: Path) -> dict[str, Any]:
+    """The content of a cluster file, checked; ConfigError as `load_cluster`."""
+    load_cluster(path)
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def parse_cluster(content: object, place: str) -> ClusterConfig:
+    """A cluster from the content of its file; ConfigError names `place`, key and rule."""
+    try:
+        return ClusterConfig.model_validate(content)
+    except ValidationError as error:
+        location, rule = _first_error(error)
+        raise ConfigError(": ".join([place, *([".".join(map(str, location))] if location else [])]), rule) from None
+
+
 def load_scenario(path: Path) -> ScenarioConfig:
     """Read a scenario file; ConfigError names file, line, key and rule."""
     return _load(path, ScenarioConfig)
@@ -239,14 +255,19 @@ def _load(path: Path, schema: type[_File]) -> _File:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        # What stands there wrongly goes first: a misspelt key is why the right one is missing.
-        first = min(error.errors(), key=lambda each: each["type"] == "missing")
-        location, rule = first["loc"], first["msg"].removeprefix("Value error, ")
-        if not location and ": " in rule:  # a rule of the whole file names its key itself
-            key, rule = rule.split(": ", 1)
-            location = tuple(key.split("."))
+        location, rule = _first_error(error)
         place = f"{path}:{_line(document, location)}" + (f": {'.'.join(map(str, location))}" if location else "")
         raise ConfigError(place, rule) from None
+
+
+def _first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
+    """Key and rule of what stands there wrongly; a misspelt key goes before the right one, which is missing for it."""
+    first = min(error.errors(), key=lambda each: each["type"] == "missing")
+    location, rule = first["loc"], first["msg"].removeprefix("Value error, ")
+    if not location and ": " in rule:  # a rule of the whole file names its key itself
+        key, rule = rule.split(": ", 1)
+        location = tuple(key.split("."))
+    return location, rule
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:

@@ -108,8 +108,8 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
     for node, port in zip(content["nodes"], free_ports(len(config.nodes)), strict=True):
         node["address"] = f"127.0.0.1:{port}"
     (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    # A cluster that is started anew has no epochs behind it, and is ready when it says so again.
-    for left in [state / "ready", state / "picture.json", *state.glob("epochs.db*")]:
+    # A cluster that is started anew has no epochs and no commands behind it, and is ready when it says so again.
+    for left in [state / "ready", state / "picture.json", state / "intent.json", *state.glob("epochs.db*")]:
         left.unlink(missing_ok=True)
 
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -17,11 +18,13 @@ from fastapi import FastAPI
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
+from resplit.control.intent import load_intent
 from resplit.control.keys import CONTROLLER, Member
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
+from resplit.control.operate import Operator, addresses_of
 from resplit.control.package import package
-from resplit.errors import ConfigError
+from resplit.errors import ConfigError, NodeLostError
 from resplit.gateway.api import create_app
 from resplit.gateway.router import Router
 from resplit.gateway.sessions import Sessions
@@ -32,6 +35,9 @@ from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)
 _NODES_ANSWER_WITHIN_S = 120.0
+_TOLD_EVERY_S = 5.0
+# After a restart: a node that runs answers at once, and who does not is done without.
+_ANSWERS_AGAIN_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,24 @@ class Place:
         """The file that holds the control API's token."""
         return self.state / "control.token"
 
+    @property
+    def intent_file(self) -> Path:
+        """The file that holds what operators changed by command."""
+        return self.state / "intent.json"
+
 
 async def serve(
-    cluster: ClusterConfig, model: StoredModel, place: Place, stop: asyncio.Event, ready: Callable[[], None]
+    content: Mapping[str, Any], model: StoredModel, place: Place, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Run gateway and controller until `stop` is set; `ready` is called once the API answers and every node does.
+    """Run gateway and controller of the cluster file with this content until `stop` is set.
 
-    ConfigError where the port is taken, or where this machine cannot do what its emulated nodes are to play;
-    NodeLostError where a node does not answer.
+    `ready` is called once the API answers. Before the first placement every node is waited for, and NodeLostError
+    names those that do not answer; a placement that was live before is resumed, without nodes that do not. ConfigError
+    where the port is taken, or where this machine cannot do what its emulated nodes are to play.
     """
     bound = _bind(place.listen)
+    intent = load_intent(place.intent_file, content)
+    cluster = intent.cluster
     await asyncio.to_thread(ensure_feasible, cluster, model)
     place.state.mkdir(parents=True, exist_ok=True)
     member = Member.load(place.keys / CONTROLLER)
@@ -65,21 +79,22 @@ async def serve(
     await asyncio.to_thread(package, model, Registry(place.registry), keyring)
     router = Router(cluster, member)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    addresses = _addresses(cluster)
+    addresses = addresses_of(intent)
     log = EpochLog(place.state / "epochs.db")
     router.meet(addresses)
     picture = place.state / "picture.json"
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, picture)
+    operator = Operator(controller, router, content, place.intent_file)
     sessions.on_settled = controller.settled
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     monitor = Monitor(router.peers, router.drop)
     router.on_heard = monitor.heard
     app = _app(cluster, model, sessions, place.listen)
-    app.mount("/control", create_control_api(controller, monitor, _token(place.token_file)))
+    app.mount("/control", create_control_api(controller, operator, monitor, _token(place.token_file)))
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     try:
-        await router.wait_for(set(cluster.node_names), _NODES_ANSWER_WITHIN_S)
+        await _until_nodes_answer(router, set(cluster.node_names), first=log.last_committed() is None)
         await controller.introduce()
         await controller.resume()
         async with asyncio.TaskGroup() as tasks:
@@ -102,13 +117,18 @@ def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen:
     return create_app(sessions, model.folder, model.name, cluster.limits, api_keys, bool(api_keys) or not on_loopback)
 
 
-def _addresses(cluster: ClusterConfig) -> dict[str, Address]:
-    missing = [node.name for node in cluster.nodes if node.address is None]
-    if missing:
-        raise ConfigError(
-            f"nodes: {missing[0]}", "has no address; `resplit serve` needs `address: host:port` of every node"
-        )
-    return {node.name: Address.parse(node.address) for node in cluster.nodes if node.address}
+async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:
+    """Wait for all nodes before the `first` placement, and tell for whom; after a restart only for a moment."""
+    if not first:
+        with contextlib.suppress(NodeLostError):
+            await router.wait_for(nodes, _ANSWERS_AGAIN_WITHIN_S)
+        return
+    for _ in range(round(_NODES_ANSWER_WITHIN_S / _TOLD_EVERY_S)):
+        with contextlib.suppress(NodeLostError):
+            await router.wait_for(nodes, _TOLD_EVERY_S)
+            return
+        _log.info("waiting for nodes", nodes=", ".join(sorted(nodes - router.listening)))
+    await router.wait_for(nodes, 0)
 
 
 def _token(path: Path) -> str:

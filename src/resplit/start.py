@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from resplit.client import ControlClient
 from resplit.config import ClusterConfig
+from resplit.control.recovery import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.errors import InfeasibleError
 from resplit.launch import Cluster
@@ -19,12 +20,18 @@ from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_o
 
 @dataclass(frozen=True)
 class Live:
-    """What the controller runs now, and the nodes that do not answer."""
+    """What the controller runs now, the nodes that do not answer, and those that are to run nothing."""
 
     epoch: int
     placement: tuple[str, ...] | None
     features: tuple[BlockFeatures, ...]
     lost: tuple[str, ...]
+    drained: tuple[str, ...] = ()
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The nodes that no plan can use."""
+        return (*self.lost, *self.drained)
 
 
 def live_of(client: ControlClient) -> Live:
@@ -32,7 +39,7 @@ def live_of(client: ControlClient) -> Live:
     model = client.model()
     features = tuple(BlockFeatures(**block) for block in model["features"])
     placement = tuple(model["placement"]) if model["placement"] else None
-    return Live(model["epoch"], placement, features, tuple(model["lost"]))
+    return Live(model["epoch"], placement, features, tuple(model["lost"]), tuple(model["drained"]))
 
 
 def problem_now(
@@ -45,14 +52,14 @@ def problem_now(
 ) -> Problem:
     """The placement problem for the cluster's present state and the demand of the last `window_s` seconds.
 
-    The controller is given it as well.
+    The controller is given it as well, but for who is drained: that may end before the next one.
     """
     classes = [RequestClass(**seen) for seen in client.demand(window_s)]
     problem = problem_from(
         cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, live.lost
     )
     client.tell_problem(problem)
-    return problem
+    return without(problem, live.drained)
 
 
 def first_plan(cluster: Cluster) -> str:

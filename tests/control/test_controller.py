@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import RECOVER, Controller, Proposal
 from resplit.control.monitor import Monitor
+from resplit.control.operate import Operator
 from resplit.errors import ProposalRefusedError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
-from resplit.types import Node, Problem, RequestClass, Sampling
+from resplit.types import Sampling
+from tests.control.pictures import picture_of
 from tests.node.cluster import InProcess, deploy, in_process, until
 from tests.node.conftest import tiny
 from tests.system.conftest import model_folder
@@ -71,25 +72,20 @@ async def started(nodes: InProcess, count: int) -> bool:
     return sum(session.position > 6 for session in nodes.sessions._live.values()) == count
 
 
-def picture(nodes: InProcess, current: list[str]) -> Problem:
-    """The cluster as a placement problem: all nodes alike, with the memory that they have."""
-    count, blocks = len(nodes.config.nodes), [feature.block() for feature in nodes.features]
-    off_diagonal = np.where(np.eye(count, dtype=bool), np.nan, 1.0)
-    return Problem(
-        blocks=tuple(blocks),
-        nodes=tuple(
-            Node(each.name, each.memory, 0.0, each.max_utilization, each.name in nodes.config.trusted)
+def operator_of(nodes: InProcess, controller: Controller) -> Operator:
+    """What operators change of this cluster, with nothing changed yet."""
+    content = {
+        "name": nodes.config.name,
+        "source": nodes.config.source,
+        "trusted": list(nodes.config.trusted),
+        "nodes": [
+            {"name": each.name, "memory": f"{each.memory} B", "address": str(nodes.addresses[each.name])}
             for each in nodes.config.nodes
-        ),
-        classes=(RequestClass("chat", A, 1.0, 8.0, 8.0, None),),
-        prefill_s_per_token=np.full((len(blocks), count), 1e-4),
-        decode_s_per_token=np.full((len(blocks), count), 1e-4),
-        link_latency_s=1e-3 * off_diagonal,
-        link_bandwidth_bytes_per_s=1e8 * off_diagonal,
-        kv_tokens=float(nodes.config.kv_tokens),
-        weights=nodes.config.weights.values(),
-        current=tuple(current),
-    )
+        ],
+        "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+        "kv_tokens": nodes.config.kv_tokens,
+    }
+    return Operator(controller, nodes.router, content, nodes.folder / "intent.json")
 
 
 def steps(controller: Controller, epoch: int) -> list[str]:
@@ -190,7 +186,7 @@ async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes, LONG)
-    controller.learn(picture(nodes, FIRST))
+    controller.learn(picture_of(nodes.config, nodes.features, FIRST))
     shard = nodes.folder / "registry" / nodes.keyring["layer.1"].shard
     sealed = shard.read_bytes()
     shard.write_bytes(bytes([sealed[0] ^ 1]) + sealed[1:])
@@ -253,7 +249,7 @@ async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all
 
 @pytest.fixture
 async def api(nodes: InProcess, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_control_api(controller, Monitor(nodes.router.peers), "secret")
+    app = create_control_api(controller, operator_of(nodes, controller), Monitor(nodes.router.peers), "secret")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": "Bearer secret"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:

@@ -1,4 +1,4 @@
-"""The controller's HTTP side, for flows and operators: observe, propose, look. Guarded by a token.
+"""The controller's HTTP side, for flows and operators: observe, propose, operate, look. Guarded by a token.
 
 Translates between JSON and the controller; decides nothing.
 """
@@ -9,13 +9,14 @@ import hmac
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from resplit.control.controller import RECOVER, Controller, Proposal
 from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
+from resplit.control.operate import Operator
 from resplit.errors import NodeLostError, ResplitError
 from resplit.problem import problem_from_json
 from resplit.wire.links import Shape
@@ -38,6 +39,12 @@ class ProposalBody(_Strict):
     lower_bound: float | None = None
 
 
+class TrustBody(_Strict):
+    """Whether a node is trusted from now on."""
+
+    on: bool
+
+
 class NodeEmulationBody(_Strict):
     """What an emulated node plays from now on; None leaves it as it is."""
 
@@ -54,21 +61,34 @@ class LinkEmulationBody(_Strict):
     bandwidth_bytes_per_s: Annotated[float, Field(gt=0)]
 
 
-def create_control_api(controller: Controller, monitor: Monitor, token: str) -> FastAPI:
+def create_control_api(controller: Controller, operator: Operator, monitor: Monitor, token: str) -> FastAPI:
     """The application that answers below `/control`; every call needs the bearer token."""
-    gateway = controller.gateway
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             raise HTTPException(401, "the control API needs the token that stands in the state folder")
 
     api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
+    for router in (
+        _looking(controller, monitor),
+        _deciding(controller, monitor),
+        _operating(operator),
+        _emulating(controller),
+    ):
+        api.include_router(router)
+    api.add_exception_handler(ResplitError, _refused)
+    return api
 
-    @api.get("/status")
+
+def _looking(controller: Controller, monitor: Monitor) -> APIRouter:
+    """What is, and what was."""
+    router, gateway = APIRouter(), controller.gateway
+
+    @router.get("/status")
     async def status() -> dict[str, Any]:
         return _status(controller, monitor) | gateway.state()
 
-    @api.get("/model")
+    @router.get("/model")
     async def model() -> dict[str, Any]:
         live = controller.live
         return {
@@ -77,62 +97,104 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
             "features": [asdict(block) for block in controller.features],
             "epoch": live.epoch if live else 0,
             "placement": list(live.placement) if live else None,
-            "lost": sorted(set(controller.addresses) - gateway.answering()),
+            "lost": controller.silent,
+            "drained": sorted(controller.rules.drained),
         }
 
-    @api.get("/telemetry")
+    @router.get("/telemetry")
     async def telemetry(since_s: _Number = 0.0) -> dict[str, Any]:
         return monitor.rows(since_s)
 
-    @api.get("/demand")
+    @router.get("/demand")
     async def seen_demand(window_s: _Number = 30.0) -> list[dict[str, Any]]:
         return gateway.demand(window_s)
 
-    @api.get("/records")
+    @router.get("/records")
     async def records(skip: _Index = 0) -> list[dict[str, Any]]:
         return gateway.records(skip)
 
-    @api.get("/epochs")
+    @router.get("/epochs")
     async def epochs() -> list[dict[str, Any]]:
         return [asdict(epoch) for epoch in controller.epochs]
 
-    @api.get("/decisions")
+    @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
         return [
             _with_sessions(decision, gateway) | {"id": number} for number, decision in controller.log.decisions(since)
         ]
 
-    @api.post("/decisions")
+    return router
+
+
+def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
+    """What flows measure, find out and propose."""
+    router = APIRouter()
+
+    @router.post("/decisions")
     async def decide(decision: dict[str, Any]) -> dict[str, Any]:
         controller.log.append_decision(decision)
         return {}
 
-    @api.post("/problem")
+    @router.post("/problem")
     async def learn(problem: dict[str, Any]) -> dict[str, Any]:
         controller.learn(problem_from_json(problem))
         return {}
 
-    @api.post("/profile")
+    @router.post("/profile")
     async def profile() -> dict[str, Any]:
         await controller.introduce()
         await controller.profile()
-        for name in controller.addresses:
+        for name in controller.answering:
             await monitor.poll(name)
         return {}
 
-    @api.post("/proposals")
+    @router.post("/proposals")
     async def propose(body: ProposalBody) -> dict[str, Any]:
         proposal = Proposal(
             tuple(body.placement), body.action, body.based_on, body.predicted_latency_s, body.lower_bound
         )
         return asdict(await controller.deploy(proposal))
 
-    @api.post("/emulation/node")
+    return router
+
+
+def _operating(operator: Operator) -> APIRouter:
+    """What operators change: the cluster file, and nodes by command. Each answers with the changes in words."""
+    router = APIRouter()
+
+    @router.get("/cluster")
+    async def cluster() -> dict[str, Any]:
+        return operator.intent.effective
+
+    @router.put("/cluster")
+    async def apply(content: dict[str, Any]) -> dict[str, list[str]]:
+        return {"changes": await operator.apply(content)}
+
+    @router.post("/nodes/{node}/drain")
+    async def drain(node: str) -> dict[str, list[str]]:
+        return {"changes": await operator.drain(node)}
+
+    @router.post("/nodes/{node}/join")
+    async def join(node: str) -> dict[str, list[str]]:
+        return {"changes": await operator.join(node)}
+
+    @router.post("/nodes/{node}/trust")
+    async def trust(node: str, body: TrustBody) -> dict[str, list[str]]:
+        return {"changes": await operator.trust(node, body.on)}
+
+    return router
+
+
+def _emulating(controller: Controller) -> APIRouter:
+    """What emulated nodes and links play."""
+    router = APIRouter()
+
+    @router.post("/emulation/node")
     async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:
         await controller.emulate(body.node, body.model_dump(exclude={"node"}, exclude_none=True))
         return {}
 
-    @api.post("/emulation/link")
+    @router.post("/emulation/link")
     async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
         one, other = body.between
         shape = Shape(body.latency_s, body.bandwidth_bytes_per_s)
@@ -140,15 +202,15 @@ def create_control_api(controller: Controller, monitor: Monitor, token: str) -> 
         await controller.emulate(other, {"links": {one: asdict(shape)}})
         if controller.cluster.source in body.between:
             far = other if one == controller.cluster.source else one
-            gateway.reshape(far, shape)
+            controller.gateway.reshape(far, shape)
         return {}
 
-    @api.exception_handler(ResplitError)
-    async def refused(request: Request, error: ResplitError) -> JSONResponse:
-        status = 503 if isinstance(error, NodeLostError) else 409
-        return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
+    return router
 
-    return api
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    status = 503 if isinstance(error, NodeLostError) else 409
+    return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
 
 
 def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
@@ -162,10 +224,17 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
     live = controller.live
     newest = controller.epochs[-1] if controller.epochs else None
+    answering = controller.gateway.answering()
     nodes = []
     for name, address in controller.addresses.items():
-        state = monitor.states.get(name, {})
-        nodes.append(state | {"node": name, "address": str(address), "answers": name in controller.gateway.answering()})
+        told = {
+            "node": name,
+            "address": str(address),
+            "answers": name in answering,
+            "trusted": name in controller.cluster.trusted,
+            "drained": name in controller.rules.drained,
+        }
+        nodes.append(monitor.states.get(name, {}) | told)
     return {
         "cluster": controller.cluster.name,
         "model": controller.model.name,

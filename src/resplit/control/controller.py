@@ -148,9 +148,10 @@ class Controller:
             _log.error("what was live before cannot be resumed", reason=reason)
             self.gateway.give_up(reason)
 
-    async def profile(self) -> None:
-        """Have every node that is in use time one block of each kind that it may hold."""
-        nodes = [name for name in self.answering if name not in self.rules.drained]
+    async def profile(self, those: Collection[str] | None = None) -> None:
+        """Have every node that is in use, or only `those`, time one block of each kind that it may hold."""
+        asked = set(self.addresses if those is None else those) - self.rules.drained
+        nodes = [name for name in self.answering if name in asked]
         await self.orders.demand(nodes, "profile", self.orders.profile(self.rules), self._live_number)
 
     async def deploy(self, proposal: Proposal, held: bool = False) -> LiveEpoch:
@@ -197,6 +198,10 @@ class Controller:
             await self._settling.wait()
         await self._release(self._live_number)
 
+    def broke(self, reason: str) -> None:
+        """What is live cannot serve, though its nodes answer; `recover` is to follow."""
+        self._broken = reason
+
     def node_lost(self, name: str) -> None:
         """A node's connection broke: if it serves, plan and deploy without it."""
         if self.live and name in self.live.placement:
@@ -239,16 +244,16 @@ class Controller:
     async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal | str:
         """A proposal of its own for the nodes that may be used and answer, or why there is none."""
         lost, picture = self.silent, self._picture
-        outside = sorted(self.rules.drained)
-        left_out = [f"without {', '.join(names)}" for names in (lost, outside) if names]
         if picture is None or len(picture.blocks) != len(self.features):
             return f"{', '.join(lost) + ' lost, and ' if lost else ''}nothing known yet to plan with"
         blocks = [feature.block() for feature in self.features]
         problem = under_rules(picture, self.cluster.trusted, blocks)
-        unused = {node.name for node in problem.nodes} - set(self.addresses) | {*lost, *outside}
+        removed = {node.name for node in problem.nodes} - set(self.cluster.node_names)
+        unused = removed | set(lost) | self.rules.drained
         plan = await asyncio.to_thread(plan_without, problem, unused, current)
         if plan.placement is None or plan.terms is None:
-            return f"{' and '.join([*left_out, ''])}there is no placement: {plan.reason}"
+            without = f"without {', '.join(sorted(unused))} " if unused else ""
+            return f"{without}there is no placement: {plan.reason}"
         return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound)
 
     @property

@@ -41,6 +41,7 @@ class Router:
     def __post_init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._ending: list[asyncio.Task[None]] = []
 
     def meet(self, addresses: dict[str, Address]) -> None:
         """Connect to nodes and listen to their tokens from now on; a changed address replaces the connection."""
@@ -52,6 +53,13 @@ class Router:
                 link = Link(_shape(self.cluster.link(self.cluster.source, name)))
                 self.peers[name] = Peer(name, address, self.member.client_context(), link, on_lost=self._step_lost)
                 self._tasks[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+
+    def forget(self, names: set[str]) -> None:
+        """End the connections to nodes that belong to the cluster no more."""
+        for name in names & set(self.peers):
+            self._tasks.pop(name).cancel()
+            self.listening.discard(name)
+            self._ending.append(asyncio.create_task(self.peers.pop(name).disconnect(), name=f"goodbye to {name}"))
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
         """Return once tokens of all these nodes are listened to; NodeLostError names those that stay silent."""

@@ -1,0 +1,156 @@
+"""What the cluster is to be: the cluster file, and what operators changed since by command. Kept in a file.
+
+Values only. Knows which changes a running cluster can follow; follows none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from resplit.config import ClusterConfig, NodeConfig, parse_cluster
+from resplit.errors import ConfigError
+
+# What every member has built upon, and what no node is told of while it runs.
+_FIXED = ("name", "source", "dtype", "split", "kv_tokens", "limits")
+_RESTART = "cannot change on a running cluster; restart `resplit serve` and the nodes with the changed file"
+
+
+@dataclass(frozen=True)
+class Intent:
+    """`content` of the cluster file as YAML gave it, nodes that run no block, and trust given or taken by command."""
+
+    content: Mapping[str, Any]
+    drained: frozenset[str] = frozenset()
+    trust: Mapping[str, bool] = field(default_factory=dict)
+
+    @cached_property
+    def cluster(self) -> ClusterConfig:
+        """The cluster as it is to be; ConfigError where the content is none."""
+        file = parse_cluster(self.content, "cluster file")
+        trusted = tuple(name for name in file.node_names if self.trust.get(name, name in file.trusted))
+        return file.model_copy(update={"trusted": trusted})
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """The content of a cluster file that says all of this, but for who is drained."""
+        return {**self.content, "trusted": list(self.cluster.trusted)}
+
+    def with_drained(self, node: str) -> Intent:
+        """With a node that is to run no block; ConfigError for an unknown one."""
+        return replace(self, drained=self.drained | {self._known(node)})
+
+    def with_joined(self, node: str) -> Intent:
+        """With a node that may run blocks again; ConfigError for an unknown one."""
+        return replace(self, drained=self.drained - {self._known(node)})
+
+    def with_trust(self, node: str, on: bool) -> Intent:
+        """With a node trusted or not, whatever the file says; ConfigError for an unknown one."""
+        return replace(self, trust={**self.trust, self._known(node): on})
+
+    def with_file(self, content: Mapping[str, Any]) -> Intent:
+        """With another cluster file, in which a node without an address keeps its own.
+
+        What a command took away (drain, trust off), only a command gives back; what it gave (trust on), the file
+        decides anew. ConfigError where the content is no cluster.
+        """
+        known = {node.name: node.address for node in self.cluster.nodes if node.address}
+        parse_cluster(content, "cluster file")
+        nodes = [{"address": known[n["name"]], **n} if n["name"] in known else dict(n) for n in content["nodes"]]
+        names = {node["name"] for node in nodes}
+        taken = {name: False for name, on in self.trust.items() if not on and name in names}
+        return Intent({**content, "nodes": nodes}, self.drained & names, taken)
+
+    def _known(self, node: str) -> str:
+        if node not in self.cluster.node_names:
+            raise ConfigError(
+                repr(node),
+                f"not in this cluster; it has {', '.join(self.cluster.node_names)}. A new node is added to the cluster "
+                "file, which `resplit apply` then applies",
+            )
+        return node
+
+
+def changes(old: Intent, new: Intent) -> list[str]:
+    """What differs, in words. ConfigError names a key that a running cluster cannot change."""
+    before, after = old.cluster, new.cluster
+    for key in _FIXED:
+        if getattr(before, key) != getattr(after, key):
+            raise ConfigError(key, _RESTART)
+    _refuse_other_links(before, after)
+    said = [f"{name} is added" for name in after.node_names if name not in before.node_names]
+    said += [f"{name} is removed" for name in before.node_names if name not in after.node_names]
+    for node in after.nodes:
+        if node.name in before.node_names:
+            said += _node_changes(before.node(node.name), node)
+    for name in after.node_names:
+        if (name in after.trusted) != (name in before.trusted):
+            said.append(f"{name} is {'trusted' if name in after.trusted else 'not trusted any more'}")
+        if (name in new.drained) != (name in old.drained):
+            said.append(f"{name} is {'drained' if name in new.drained else 'used again'}")
+    if before.private_layers != after.private_layers:
+        said.append(f"private_layers is {after.private_layers}")
+    return said + _demand_changes(before, after)
+
+
+def _refuse_other_links(before: ClusterConfig, after: ClusterConfig) -> None:
+    """Nodes that stay keep their emulated links; what nodes play is changed through the control API."""
+    both = [name for name in after.node_names if name in before.node_names]
+    pairs = [(one, other) for one in both for other in both if one < other]
+    if other := next((pair for pair in pairs if before.link(*pair) != after.link(*pair)), None):
+        raise ConfigError(f"links: {' - '.join(other)}", _RESTART)
+
+
+def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
+    said = []
+    if before.address != after.address:
+        said.append(f"{after.name} is at {after.address}")
+    if before.max_utilization != after.max_utilization:
+        said.append(f"{after.name}: max_utilization is {after.max_utilization}")
+    if (before.memory, before.emulate) != (after.memory, after.emulate):
+        said.append(f"{after.name}: memory or emulate differ, which it obeys when it is restarted with the file")
+    return said
+
+
+def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
+    keys = [{key: each.name for each in cluster.classes for key in each.api_keys} for cluster in (before, after)]
+    if keys[0] != keys[1]:
+        raise ConfigError("classes: api_keys", _RESTART)
+    said = [] if before.classes == after.classes else ["classes are changed"]
+    return said if before.weights == after.weights else [*said, "weights are changed"]
+
+
+def load_intent(path: Path, content: Mapping[str, Any]) -> Intent:
+    """What was kept at `path`, for a controller that starts with a cluster file of this content.
+
+    Where the file is another one than it was, that counts as applied (`Intent.with_file`).
+    """
+    if not path.exists():
+        return Intent(content)
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        intent = Intent(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
+        started_with = kept["started_with"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(str(path), f"cannot be read ({error}); what operators changed by command is in it") from None
+    return intent if content in (intent.content, started_with) else intent.with_file(content)
+
+
+def save_intent(intent: Intent, started_with: Mapping[str, Any], path: Path) -> None:
+    """Keep it, in one step: a crash leaves what was. ConfigError where it cannot be written."""
+    kept = {
+        "content": intent.content,
+        "drained": sorted(intent.drained),
+        "trust": intent.trust,
+        "started_with": started_with,
+    }
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be written ({error.strerror}); nothing was changed") from None

@@ -1,0 +1,190 @@
+"""What operators do to a running cluster: restart it, drain and join nodes, change trust and the cluster file."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import yaml
+
+from benchmarks.chaos.cluster import reference, started
+from benchmarks.chaos.streams import PROMPTS
+from resplit.client import ControlClient
+from resplit.control.keys import CONTROLLER, keys_command
+from resplit.errors import ProposalRefusedError
+from resplit.launch import Cluster, free_ports, start_process
+from resplit.types import BlockFeatures
+from tests.control.pictures import picture_of
+from tests.system.test_node_loss import NEW_TOKENS, until
+from tests.system.test_restart import _ready, answers_of
+
+PRIVATE = {0, 1, 7}
+FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
+
+
+@pytest.fixture(scope="module")
+def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four node processes, gateway and controller, told of a quiet cluster: these tests are not about how it is."""
+    with started(tmp_path_factory.mktemp("cluster"), model_folder, plan=False) as running:
+        with ControlClient(running.url, running.token) as client:
+            features = [BlockFeatures(**block) for block in client.model()["features"]]
+            client.tell_problem(picture_of(running.config, features, FIRST))
+            place(client, *FIRST)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(whole: torch.nn.Module) -> list[list[int]]:
+    return [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+
+
+def place(client: ControlClient, *placement: str) -> None:
+    client.propose({"placement": list(placement), "action": "re-split", "based_on": client.model()["epoch"]})
+
+
+def node_of(client: ControlClient, name: str) -> dict[str, Any]:
+    return next(node for node in client.status()["nodes"] if node["node"] == name)
+
+
+async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[], object]) -> list[list[int]]:
+    """The answers of eight streams, in the midst of which `act` is called."""
+
+    async def midway() -> None:
+        await until(lambda: client.status()["sessions"] == len(PROMPTS))
+        await asyncio.to_thread(act)
+
+    answers, _ = await asyncio.gather(answers_of(cluster), midway())
+    return answers
+
+
+def completion(cluster: Cluster) -> httpx.Response:
+    body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 2}
+    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
+
+
+def restart_controller(cluster: Cluster, *also_kill: str) -> None:
+    for name in (CONTROLLER, *also_kill):
+        cluster.processes[name].send_signal(signal.SIGKILL)
+        cluster.processes[name].wait()
+    start_process(cluster, CONTROLLER)
+
+
+async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        place(client, *FIRST)
+        restart_controller(cluster, "gamma")
+        await until(lambda: _ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
+        assert "gamma" not in client.model()["placement"]
+        assert await answers_of(cluster) == expected
+        start_process(cluster, "gamma")
+        await until(lambda: "gamma" not in client.model()["lost"])
+
+
+async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Cluster, expected: list[list[int]]) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        place(client, *FIRST)
+        said: list[str] = []
+
+        def drain() -> None:
+            said.extend(client.drain("gamma"))
+            assert "gamma" not in client.model()["placement"]
+            assert node_states(client, "gamma")["blocks"] == []
+
+        assert await under_streams(cluster, client, drain) == expected
+        assert said == ["gamma is drained"]
+        with pytest.raises(ProposalRefusedError, match="gamma is drained"):
+            place(client, *FIRST)
+        restart_controller(cluster)
+        await until(lambda: _ready(client), 60.0)
+        assert client.model()["drained"] == ["gamma"]
+        assert client.drain("gamma") == []
+        assert client.join("gamma") == ["gamma is used again"]
+        place(client, *FIRST)
+
+
+async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        place(client, "beta", "beta", "beta", "gamma", "gamma", "delta", "alpha", "beta")
+        epoch = client.model()["epoch"]
+
+        def distrust() -> None:
+            assert client.trust("beta", False) == ["beta is not trusted any more"]
+            assert not PRIVATE & set(node_states(client, "beta")["blocks"])
+            placement = client.model()["placement"]
+            assert {placement[block] for block in PRIVATE} == {"alpha"}
+
+        assert await under_streams(cluster, client, distrust) == expected
+        moved = [move for record in client.records() for move in record["moves"] if move["epoch"] > epoch]
+        assert len(moved) == len(PROMPTS)
+        assert not any(move["replayed"] for move in moved)
+        assert all(record["private_ok"] for record in client.records())
+        with pytest.raises(ProposalRefusedError, match="beta is not trusted"):
+            place(client, "beta", *client.model()["placement"][1:])
+        with pytest.raises(ProposalRefusedError, match="alpha is the last trusted node"):
+            client.drain("alpha")
+        assert client.trust("beta", True) == ["beta is trusted"]
+
+
+def test_without_a_trusted_node_requests_get_503_and_nothing_private_is_anywhere(cluster: Cluster) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        client.trust("beta", False)
+        client.trust("alpha", False)
+        for name in ("alpha", "beta", "gamma", "delta"):
+            assert not PRIVATE & set(node_states(client, name)["blocks"])
+        refused = completion(cluster)
+        assert refused.status_code == 503
+        assert "no placement" in refused.json()["error"]["message"]
+        client.trust("alpha", True)
+        assert client.status()["ready"] == "yes"
+        assert completion(cluster).status_code == 200
+        client.trust("beta", True)
+
+
+async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
+    content = yaml.safe_load((cluster.state / "cluster.yaml").read_text())
+    added = {"name": "epsilon", "memory": "4 MiB", "address": f"127.0.0.1:{free_ports(1)[0]}"}
+    changed = {**content, "nodes": [*content["nodes"], added]}
+    (cluster.state / "cluster.yaml").write_text(yaml.safe_dump(changed))
+    with ControlClient(cluster.url, cluster.token) as client:
+        with pytest.raises(ProposalRefusedError, match=r"wrap-epsilon\.pub: cannot be read .*`resplit keys` makes it"):
+            client.apply(changed)
+        keys_command(cluster.state / "keys", cluster.state / "cluster.yaml")
+        start_process(cluster, "epsilon")
+        place(client, *FIRST)
+        assert client.apply(changed) == ["epsilon is added"]
+        await until(lambda: "epsilon" not in client.model()["lost"])
+        without = {**changed, "nodes": [node for node in changed["nodes"] if node["name"] != "gamma"]}
+
+        def move_house() -> None:
+            place(client, "alpha", "alpha", "beta", "epsilon", "gamma", "delta", "beta", "alpha")
+            assert client.apply(without) == ["gamma is removed"]
+
+        assert await under_streams(cluster, client, move_house) == expected
+        assert "gamma" not in client.model()["placement"]
+        assert [node["node"] for node in client.status()["nodes"]] == ["alpha", "beta", "delta", "epsilon"]
+        with pytest.raises(ProposalRefusedError, match="dtype: cannot change on a running cluster; restart"):
+            client.apply({**without, "dtype": "bfloat16"})
+        with pytest.raises(ProposalRefusedError, match="'gamma': not in this cluster"):
+            client.drain("gamma")
+        assert await answers_of(cluster) == expected
+
+
+def node_states(client: ControlClient, name: str) -> dict[str, Any]:
+    """What a node says of itself, newer than this call."""
+    asked_s = time.monotonic()
+    while time.monotonic() < asked_s + 1.2:  # it is polled every second
+        time.sleep(0.05)
+    return node_of(client, name)
