@@ -90,6 +90,13 @@ async def test_a_slow_but_steady_node_does_not_hang(watch: Watch) -> None:
     assert watch.hung == []
 
 
+async def test_a_node_whose_answers_come_at_all_times_gets_more_patience(watch: Watch) -> None:
+    for delay_s in (0.5, 0.01, 0.5, 0.01, 0.8, 0.9):
+        watch.members["one"].delay_s = delay_s
+        await asyncio.sleep(delay_s + 0.25)
+    assert watch.hung == []
+
+
 async def test_a_gateway_that_stood_still_itself_takes_nobody_for_dead(watch: Watch) -> None:
     time.sleep(2.0)  # noqa: ASYNC251 - the event loop shall stall
     await asyncio.sleep(0.5)

@@ -6,7 +6,9 @@ Knows nothing of what nodes do. A node whose connection breaks is noticed by who
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -15,13 +17,32 @@ from resplit.wire.peers import Peer
 
 _log = structlog.get_logger(__name__)
 BEAT_S = 0.2
-# Silence after which a node hangs, besides twice its usual time for an answer. Less would take busy for dead.
+# Silence after which a node hangs, beside the time that its answers need. Less would take busy for dead.
 HANGS_AFTER_S = 0.75
 _ANSWER_WITHIN_S = 5.0
 _TICK_S = 0.05
 # The most that one tick counts: where this process stood still itself, answers may lie unread.
 _COUNTED_S = 2 * _TICK_S
-_SMOOTHING = 0.2
+
+
+@dataclass
+class AnswerTime:
+    """How long answers take, and how far they stray from that: smoothed as TCP does it (RFC 6298, 2.2 and 2.3)."""
+
+    mean_s: float = 0.0
+    deviation_s: float = 0.0
+
+    @property
+    def limit_s(self) -> float:
+        """What an answer hardly ever exceeds."""
+        return self.mean_s + 4 * self.deviation_s
+
+    def add(self, answer_s: float) -> None:
+        """Take one more into account."""
+        if not self.mean_s:
+            self.mean_s, self.deviation_s = answer_s, answer_s / 2
+        self.deviation_s += (abs(answer_s - self.mean_s) - self.deviation_s) / 4
+        self.mean_s += (answer_s - self.mean_s) / 8
 
 
 class Heartbeats:
@@ -31,7 +52,7 @@ class Heartbeats:
         self._peers = peers
         self._on_hang = on_hang
         self._silence_s: dict[str, float] = {}  # since the last sign of life, by this process's own pace
-        self._usual_s: dict[str, float] = {}  # smoothed time of an answer
+        self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
         self.silent: set[str] = set()
 
     def heard(self, name: str) -> None:
@@ -63,14 +84,13 @@ class Heartbeats:
                 pass
             else:
                 self.heard(name)
-                usual_s = self._usual_s.get(name, answer_s)
-                self._usual_s[name] = usual_s + _SMOOTHING * (answer_s - usual_s)
+                self._answers[name].add(min(answer_s, HANGS_AFTER_S))  # a node that hung is not slow from then on
             await asyncio.sleep(BEAT_S)
 
     def _pass_time(self, seconds: float) -> None:
         for name in self._peers:
             self._silence_s[name] = silence_s = self._silence_s.get(name, 0.0) + seconds
-            if silence_s > HANGS_AFTER_S + 2 * self._usual_s.get(name, 0.0) and name not in self.silent:
+            if silence_s > HANGS_AFTER_S + self._answers[name].limit_s and name not in self.silent:
                 self.silent.add(name)
                 _log.warning("a node is silent", node=name, silence_s=round(silence_s, 2))
                 self._on_hang(name)
