@@ -55,7 +55,9 @@ def test_a_shifted_cut_is_a_re_split_and_worth_its_move() -> None:
 
 
 def test_nodes_changed_under_the_same_cuts_are_a_redistribution() -> None:
-    decision = _decide(problem(halves(SLOW, FAR, 6)))
+    cluster = problem(halves(SLOW, FAR, 6))
+    roomy = tuple(replace(node, memory_bytes=8 * 21e6) if node.name == SLOW else node for node in cluster.nodes)
+    decision = _decide(replace(cluster, nodes=roomy))  # with room for old and new blocks at once
     redistribution = decision.alternatives[1]
     assert redistribution.placement == TODAY
     assert decision.action == "redistribute"  # as good as the best re-split, and the smaller change

@@ -57,6 +57,15 @@ def test_without_a_registry_rate_weights_come_over_the_link_from_the_source() ->
     assert elsewhere.transfer_s > 6 * 20e6 / 2e7
 
 
+def test_a_move_without_room_beside_the_old_blocks_pauses_for_the_transfer() -> None:
+    cluster = problem(CURRENT)
+    today = price_today(cluster, SETTINGS)
+    beside = price(cluster, "re-split", BETTER, today, SETTINGS)
+    staged = price(cluster, "re-split", halves(SLOW, FAST, 6), today, SETTINGS)  # six blocks fit, eight do not
+    assert staged.transfer_s > 0
+    assert staged.pause_s - staged.transfer_s == pytest.approx(beside.pause_s)
+
+
 def test_the_pause_grows_with_the_round_trip_between_the_holders() -> None:
     near = problem(CURRENT)
     far = replace(near, link_latency_s=np.full((3, 3), 0.1))

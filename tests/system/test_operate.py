@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.chaos.cluster import reference, started
+from benchmarks.chaos.cluster import CLUSTER, reference, started
 from benchmarks.chaos.streams import PROMPTS
 from resplit.client import ControlClient
 from resplit.control.keys import CONTROLLER, keys_command
@@ -32,7 +33,8 @@ FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
 @pytest.fixture(scope="module")
 def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Four node processes, gateway and controller, told of a quiet cluster: these tests are not about how it is."""
-    with started(tmp_path_factory.mktemp("cluster"), model_folder, plan=False) as running:
+    tight = re.sub("(gamma|delta), memory: 4 MiB", r"\1, memory: 1.5 MiB", CLUSTER)  # room for two layers
+    with started(tmp_path_factory.mktemp("cluster"), model_folder, tight, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
             features = [BlockFeatures(**block) for block in client.model()["features"]]
             client.tell_problem(picture_of(running.config, features, FIRST))
@@ -109,6 +111,24 @@ async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Clust
         assert client.drain("gamma") == []
         assert client.join("gamma") == ["gamma is used again"]
         place(client, *FIRST)
+
+
+async def test_a_resplit_without_room_beside_the_old_one_is_staged_and_no_token_changes(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
+    with ControlClient(cluster.url, cluster.token) as client:
+        place(client, *FIRST)
+
+        def to_and_fro() -> None:
+            place(client, "alpha", "alpha", "gamma", "delta", "beta", "gamma", "delta", "alpha")
+            place(client, "beta", "alpha", "delta", "gamma", "gamma", "delta", "alpha", "beta")
+
+        begun = len(client.epochs())
+        assert await under_streams(cluster, client, to_and_fro) == expected
+        assert [epoch["staged"] for epoch in client.epochs()[begun:]] == [True, True]
+        moved = [move for record in client.records()[-len(PROMPTS) :] for move in record["moves"]]
+        assert len(moved) == 2 * len(PROMPTS)
+        assert not any(move["replayed"] for move in moved)
 
 
 async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on(

@@ -80,14 +80,16 @@ def price(problem: Problem, action: Action, placement: Placement, today: Today, 
     """Price a move from `problem.current` to `placement`.
 
     Until the weights and caches have moved the requests are served as today (make before break), so the gain counts for
-    the rest of the horizon; at the switch those that run wait for the pause. Where today's placement cannot serve,
-    they wait for the transfer too.
+    the rest of the horizon; at the switch those that run wait for the pause. Where today's placement cannot serve, or
+    has no room beside it for the new one (a staged move), they wait for the transfer too.
     """
     assert problem.current is not None
     result = evaluate(problem, placement)
     moved = [j for j, (old, new) in enumerate(zip(problem.current, placement, strict=True)) if old != new]
     transfer_s = _transfer_s(problem, moved, placement, today.cached_tokens, settings)
     pause_s = (settings.switch_s + _round_trip_s(problem, moved, placement)) if moved else 0.0
+    if not today.broken and _is_staged(problem, placement):
+        pause_s += transfer_s
     outcome = _outcome(problem, action, placement, result)
     served_s = max(settings.horizon_s - transfer_s, 0.0)
     outage_s = pause_s + (transfer_s if today.broken else 0.0)
@@ -173,6 +175,18 @@ def _transfer_s(
         caches = _bandwidth(problem, problem.current[j], target)
         busy[target] += block.weight_bytes / registry + block.kv_bytes_per_token * cached_tokens / caches
     return max(busy.values())
+
+
+def _is_staged(problem: Problem, placement: Placement) -> bool:
+    """Whether a node that gets blocks lacks the memory to hold them beside those that it has."""
+    assert problem.current is not None
+    for node in problem.nodes:
+        places = list(zip(problem.blocks, problem.current, placement, strict=True))
+        both = [block for block, *where in places if node.name in where]
+        needed = sum(block.weight_bytes + problem.kv_tokens * block.kv_bytes_per_token for block in both)
+        if needed > node.memory_bytes and any(new == node.name != old for _, old, new in places):
+            return True
+    return False
 
 
 def _bandwidth(problem: Problem, source: str, target: str) -> float:
