@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding
 
 Experiment = Callable[[float, Path], Awaitable[list[Finding]]]
-EXPERIMENTS = ("resplits", "kills", "pair", "hang", "nobody", "steps", "orders", "fuzz_http", "fuzz_wire")
+EXPERIMENTS = ("resplits", "kills", "pair", "hang", "nobody", "steps", "orders", "fuzz_http", "fuzz_wire", "overload")
 
 
 def experiment(name: str) -> Experiment:

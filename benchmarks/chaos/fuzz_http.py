@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.chaos.cluster import MODEL, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.fuzz_wire import LIGHT
 from benchmarks.chaos.leaks import watching
 from benchmarks.chaos.made_up import send_for
 from benchmarks.chaos.streams import PROMPTS, expected_tokens, streaming, until
@@ -135,7 +136,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     model = make_model(folder)
     prompts = PROMPTS[:4]
     expected = expected_tokens(whole_model(model), NEW_TOKENS, prompts)
-    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+    with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         caller = Caller(cluster.url, cluster.token)
         async with watching(cluster) as watch, streaming(cluster, expected, prompts) as streams:
             lasts_s = max(5.0, LASTS_S * scale)

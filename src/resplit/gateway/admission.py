@@ -16,6 +16,8 @@ from resplit.errors import CapacityError
 from resplit.gateway.forecast import Pace, Work, wait_s
 
 _COME_BACK_S = 2.0  # while no pace is known
+# Lines move unevenly. Who is let in and refused later has waited in vain, so the wait is taken for longer at first.
+_CAUTION = 1.25
 _LOOK_AGAIN_S = 0.25  # how often it is asked whether one in line can still be served in time
 
 
@@ -71,7 +73,9 @@ class Admission:
         """
         place = Place(prompt_tokens, new_tokens)
         self._refuse_beyond_the_line(place)
-        self._refuse_too_late(place, promise, self._wait_s([*self._line, place]) if promise else 0.0)
+        if promise is not None:
+            waits_s = self._wait_s([*self._line, place])
+            self._refuse_too_late(place, promise, None if waits_s is None else _CAUTION * waits_s)
         self._line.append(place)
         try:
             self._advance()

@@ -5,6 +5,7 @@ Times are taken at the gateway: from a request's arrival to its first token, bet
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Literal
 
@@ -47,8 +48,11 @@ class Metrics:
             "resplit_sessions_live", "Requests whose tokens are being generated", by_class, registry=self.registry
         )
 
+        self.tasks = Gauge("resplit_tasks", "Tasks of the gateway's event loop", registry=self.registry)
+
     def expose(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Everything in Prometheus' text format. Called on the event loop."""
+        self.tasks.set(len(asyncio.all_tasks()))
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str) -> Counter:

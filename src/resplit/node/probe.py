@@ -22,6 +22,7 @@ from resplit.node.executor import Timing
 from resplit.wire.peers import Crossing, Peer
 
 PERIOD_S = 1.0
+_MOST_ALIKE = 8  # timings of one kind of block in one phase that are told of one period
 # Small and large enough to tell latency from bandwidth, small enough not to fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)
 
@@ -80,7 +81,7 @@ class Probe:
         self._reference_s = seconds
 
     def sample(self) -> None:
-        """Add a row on the node, and one for each block timed, over the time since the last sample."""
+        """Add a row on the node, and some on the blocks that were timed, over the time since the last sample."""
         executor = self._agent.executor
         background, own = self._use()
         held = executor.engine.held_bytes if executor else 0.0
@@ -96,8 +97,10 @@ class Probe:
             "reference_s": self._current_reference_s(),
         }
         self._add("nodes", row)
-        while executor and executor.timings:
-            self._add("blocks", _block_row(executor.engine.chain.specs, executor.timings.popleft()))
+        if executor:
+            timings = [executor.timings.popleft() for _ in range(len(executor.timings))]
+            for row in some_of_each([_block_row(executor.engine.chain.specs, timing) for timing in timings]):
+                self._add("blocks", row)
 
     def _use(self) -> tuple[float, float]:
         """Background and own utilisation since the last sample."""
@@ -154,6 +157,17 @@ class Probe:
         self._number += 1
         common = {"time_s": time.time(), "node": self._agent.name, "emulated": self._agent.hardware is not None}
         self._rows.append((self._number, table, common | row))
+
+
+def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most `_MOST_ALIKE` rows of each kind of block and phase, spread over the time.
+
+    A busy node times hundreds of blocks a second, and whoever collects telemetry keeps minutes of it.
+    """
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault((row["kind"], row["phase"]), []).append(row)
+    return [row for group in alike.values() for row in group[:: math.ceil(len(group) / _MOST_ALIKE)]]
 
 
 def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:

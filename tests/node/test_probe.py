@@ -1,0 +1,27 @@
+"""Telemetry tells of every kind of pass, and of a busy second no more than of a quiet one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resplit.node.probe import some_of_each
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"kind": st.sampled_from(["embed", "layer", "head"]), "phase": st.sampled_from(["prefill", "decode"])}
+    ),
+    max_size=200,
+)
+
+
+@given(rows=ROWS)
+def test_of_each_kind_and_phase_some_timings_are_told_and_never_many(rows: list[dict[str, str]]) -> None:
+    numbered = [row | {"number": number} for number, row in enumerate(rows)]
+    told = some_of_each(numbered)
+    many, few = (Counter((row["kind"], row["phase"]) for row in each) for each in (numbered, told))
+    assert set(few) == set(many)
+    assert all(number >= min(4, many[key]) and number <= 8 for key, number in few.items())
+    assert all(row in numbered for row in told)

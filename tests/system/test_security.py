@@ -1,0 +1,237 @@
+"""What docs/security.md promises, of a cluster that runs: on the wire, in the registry, and while keys are renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load
+
+from benchmarks.chaos.cable import Cable
+from benchmarks.chaos.cluster import reference
+from resplit.config import ClusterConfig
+from resplit.control.controller import Controller
+from resplit.control.keys import CONTROLLER, Member, keys_command
+from resplit.control.signing import CommandSigner
+from resplit.errors import CommandRefusedError, ShardError
+from resplit.gateway.engine import GenerationRequest
+from resplit.model.engine import token_ids
+from resplit.model.registry import Registry
+from resplit.model.shards import open_shard, unwrap_key
+from resplit.model.source import StoredModel
+from resplit.types import Sampling
+from tests.control.pictures import picture_of
+from tests.node.cluster import InProcess, deploy, until
+from tests.node.conftest import tiny
+
+__all__ = ["tiny"]
+
+A, B, C = "alpha", "beta", "gamma"
+SPREAD = [A, A, B, B, C, C, B, A]
+TURNED = [B, B, A, C, C, A, C, B]
+PROMPTS = [(201, 17, 240, 33, 150, 8, 99, 123 + k) for k in range(4)]
+NEW_TOKENS = 48
+
+
+class Tapped(Cable):
+    """A cable that somebody listens to: `tapes` has every direction of every connection."""
+
+    def __init__(self, cable: Cable) -> None:
+        super().__init__(cable._outside, cable._inside)
+        self.tapes: list[bytearray] = []
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tapes.append(tape := bytearray())
+
+        class Recorded:
+            async def read(self, most: int) -> bytes:
+                data = await reader.read(most)
+                tape.extend(data)
+                return data
+
+        await super()._pump(Recorded(), writer)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def cluster(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+    """Three nodes, reached through cables that are listened to."""
+    config = ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": A,
+            "trusted": [A, B],
+            "nodes": [{"name": name, "memory": "8 MiB"} for name in (A, B, C)],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "limits": {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s"},
+            "kv_tokens": 512,
+        }
+    )
+    running = InProcess(config, tiny, tmp_path)
+    running._cables = {name: Tapped(cable) for name, cable in running._cables.items()}
+    try:
+        await asyncio.gather(*(running.start(name) for name in config.node_names))
+        yield running
+    finally:
+        await running.stop_all()
+
+
+@pytest.fixture
+async def controller(cluster: InProcess) -> AsyncIterator[Controller]:
+    controller = cluster.controller()
+    await controller.introduce()
+    await deploy(controller, SPREAD)
+    controller.learn(picture_of(cluster.config, cluster.features, SPREAD))
+    yield controller
+    await controller.stop()
+
+
+async def generated(cluster: InProcess, prompt: tuple[int, ...], new_tokens: int = NEW_TOKENS) -> list[int]:
+    request = GenerationRequest(prompt, new_tokens, Sampling(), "chat", frozenset())
+    return [token.token_id async for token in cluster.sessions.generate(request)]
+
+
+def tls_records(tape: bytes) -> list[int]:
+    """The types of the TLS records that a direction of a connection consists of, the last one maybe cut off."""
+    kinds, at = [], 0
+    while at + 5 <= len(tape):
+        kind, major, length = tape[at], tape[at + 1], int.from_bytes(tape[at + 3 : at + 5], "big")
+        assert (kind in (20, 21, 22, 23), major, length <= 2**14 + 256) == (True, 3, True), tape[at : at + 5]
+        kinds.append(kind)
+        at += 5 + length
+    return kinds
+
+
+async def test_a_capture_on_the_wire_of_a_running_cluster_shows_tls_records_alone(
+    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    streams = [asyncio.create_task(generated(cluster, prompt)) for prompt in PROMPTS]
+    await asyncio.sleep(0.1)
+    await deploy(controller, TURNED)  # so that caches travel, too
+    assert await asyncio.gather(*streams) == [reference(whole, list(p), NEW_TOKENS) for p in PROMPTS]
+    tapes = [bytes(tape) for cable in cluster._cables.values() for tape in cable.tapes]
+    captured = b"".join(tapes)
+    assert len(captured) > 200_000
+    for tape in tapes:
+        kinds = tls_records(tape)
+        # In the clear: one hello each way, and the change of cipher that old middleboxes want to see.
+        assert kinds.count(22) <= 1
+        assert set(kinds[3:]) <= {23}
+    assert b"gamma" in captured, "the hello names who is called: that much is seen"
+    with torch.inference_mode():
+        hidden = whole.model.embed_tokens(torch.tensor(PROMPTS[0])).numpy()
+    secrets = [token_ids(PROMPTS[0]).data[:24], *(row.tobytes()[:16] for row in hidden)]
+    words = ["layer.", "embed", "prepare", "commit", "placement", "float32", "chat", *cluster.sessions.sessions()]
+    for secret in [*secrets, *(word.encode() for word in words)]:
+        assert secret not in captured
+
+
+async def test_a_client_of_tls_1_2_is_refused_on_a_nodes_port(cluster: InProcess) -> None:
+    address, keys = cluster.addresses[C], cluster.folder / "keys" / A
+
+    async def greet(newest: ssl.TLSVersion) -> str | None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1_2, newest
+        context.load_cert_chain(keys / "cert.pem", keys / "key.pem")
+        context.load_verify_locations(keys / "ca.pem")
+        _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=C)
+        version: str | None = writer.get_extra_info("ssl_object").version()
+        writer.transport.abort()
+        return version
+
+    assert await greet(ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        await greet(ssl.TLSVersion.TLSv1_2)
+
+
+async def test_a_nodes_credentials_open_the_blocks_that_it_hosts_and_no_others(
+    cluster: InProcess, controller: Controller, tiny: StoredModel
+) -> None:
+    registry = Registry(str(cluster.folder / "registry"))
+    members = {name: Member.load(cluster.folder / "keys" / name) for name in (A, B, C)}
+    for host in (A, B, C):
+        for block, shard in cluster.order(host, SPREAD, 1)["shards"].items():
+            sealed, wrapped = registry.get(shard["name"]), bytes.fromhex(shard["key"])
+            for name, member in members.items():
+                assert member.wrap_key is not None
+                if name == host:
+                    key = unwrap_key(wrapped, member.wrap_key, node=name, shard=shard["name"])
+                    assert open_shard(sealed, key) == tiny.tensors(cluster.features[int(block)].name)
+                else:
+                    for as_whom in (name, host):
+                        with pytest.raises(ShardError):
+                            unwrap_key(wrapped, member.wrap_key, node=as_whom, shard=shard["name"])
+
+
+async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or_tensor(
+    cluster: InProcess, controller: Controller, tiny: StoredModel
+) -> None:
+    files = [path for path in (cluster.folder / "registry").rglob("*") if path.is_file()]
+    assert len(files) == len(cluster.features)
+    assert all(re.fullmatch("[0-9a-f]{64}", path.name) for path in files)
+    stored = b"".join(path.read_bytes() for path in files)
+    names, contents = set[str](), []
+    for block in cluster.features:
+        for name, tensor in load(tiny.tensors(block.name)).items():
+            names.add(name)
+            contents.append(np.ascontiguousarray(tensor).tobytes()[:32])
+    told = {*names, *(block.name for block in cluster.features if len(block.name) > 4), tiny.name, "llama", "float32"}
+    assert len(contents) > 50
+    for secret in [*contents, *(name.encode() for name in told if len(name) > 4)]:
+        assert secret not in stored
+
+
+async def test_keys_are_renewed_node_by_node_while_streams_run(
+    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    expected = [reference(whole, list(prompt), NEW_TOKENS) for prompt in PROMPTS]
+    done = asyncio.Event()
+
+    async def keep_asking(prompt: tuple[int, ...], tokens: list[int]) -> int:
+        number = 0
+        while not done.is_set():
+            assert await generated(cluster, prompt) == tokens
+            number += 1
+        return number
+
+    streams = [asyncio.create_task(keep_asking(p, tokens)) for p, tokens in zip(PROMPTS, expected, strict=True)]
+    before = {name: (cluster.folder / "keys" / name / "cert.pem").read_bytes() for name in (A, B, C, CONTROLLER)}
+    old = CommandSigner(Member.load(cluster.folder / "keys" / CONTROLLER))
+    keys_command(cluster.folder / "keys", [A, B, C], rotate_keys=True)
+    for name in (C, B, A):
+        await cluster.stop(name)
+        await cluster.start(name)
+
+        async def serves(name: str = name) -> bool:
+            return cluster.sessions.ready() is None and name in cluster.router.listening
+
+        await until(serves, 20)
+    done.set()
+    assert sum(await asyncio.gather(*streams)) > 0
+    assert {record["status"] for record in cluster.sessions.records(0)} == {200}
+    renewed = Member.load(cluster.folder / "keys" / CONTROLLER)
+    for name in (A, B, C):
+        assert (cluster.folder / "keys" / name / "cert.pem").read_bytes() != before[name]
+        for signer in (CommandSigner(renewed), old):  # the old one for a day more: the controller comes last
+            signed = signer.sign("release", {"epoch": 0}, audience=name, epoch=0)
+            assert await cluster.peer(name).command("release", signed) == {"dropped": []}
+
+
+async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
+    cluster: InProcess, controller: Controller
+) -> None:
+    from resplit.control.keys import rotate
+
+    stolen = CommandSigner(Member.load(cluster.folder / "keys" / CONTROLLER))
+    rotate(cluster.folder / "keys", honour_old_s=0)
+    await cluster.stop(C)
+    await cluster.start(C)
+    with pytest.raises(CommandRefusedError) as refusal:
+        await cluster.peer(C).command("release", stolen.sign("release", {"epoch": 0}, audience=C, epoch=0))
+    assert refusal.value.reason == "authority"
+    assert (await cluster.state(C))["refusals"]["authority"] >= 1
