@@ -64,3 +64,19 @@ def test_a_node_that_is_gone_does_not_stop_the_replanner() -> None:
 
     assert plan.placement is not None
     assert problem.nodes[gone].name not in plan.placement
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_yesterdays_set_cuts_are_kept_where_its_prices_prove_little(seed: int) -> None:
+    problem = read_problem(EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json")
+    replanner = Replanner(problem, time_limit_s=0.5)
+    state = replace(
+        drifted(problem, seed),
+        link_latency_s=problem.link_latency_s * 0.1,
+        link_bandwidth_bytes_per_s=problem.link_bandwidth_bytes_per_s * 10,
+    )
+
+    plan = replanner.solve(state, time_limit_s=0.5)
+
+    assert plan.placement is not None
+    assert evaluate(state, plan.placement).violations == ()

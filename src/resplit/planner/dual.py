@@ -84,6 +84,7 @@ class Dual:
             return
         limits = (other.cuts.members * self.resources.limit[other.cuts.resource]).sum(axis=1)
         self.cuts = SetCuts(other.cuts.members, other.cuts.resource, limits)
+        self.prices, self.plain_prices = (_padded(p, len(limits)) for p in (self.prices, self.plain_prices))
         self._known_cuts = set(other._known_cuts)
         self._inherited = other._master.active() if other._master is not None else []
         self.evaluate(other.plain_prices)
