@@ -57,9 +57,16 @@ async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
             start_process(cluster, victim)
             await until(lambda victim=victim: _answers(client, victim))
         recoveries = [d for d in client.decisions() if d["action"] == "recover"]
-        replayed = [move for record in client.records() for move in record["moves"] if move["replayed"]]
-    assert len(recoveries) == 2
-    assert replayed
+        lost = [
+            (record, move["recovery"]) for record in client.records() for move in record["moves"] if move["replayed"]
+        ]
+        every = cluster.config.limits.copy_every
+    assert len(recoveries) >= 2  # on a busy machine a node may be taken for one that hangs
+    assert any(how["restored_positions"] > 0 for _, how in lost)
+    assert sum(decision["outcome"]["sessions"].get("sessions", 0) for decision in recoveries) == len(lost)
+    for record, how in lost:  # no more than is between two copies, and what went on while they were made
+        never_copied = record["prompt_tokens"] if how["restored_positions"] == 0 else 0
+        assert how["replayed_positions"] <= never_copied + every + 2 * record["copy_lag"]
 
 
 def test_without_enough_nodes_requests_get_503_and_service_comes_back(cluster: Cluster) -> None:

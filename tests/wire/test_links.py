@@ -162,3 +162,16 @@ def test_a_slow_link_is_slow_for_large_messages_only() -> None:
         assert math.isclose(Link(Shape(0.002, 1e9)).due_s(10**6), 0.003)
 
     on_clock(check)
+
+
+async def test_a_link_is_idle_once_nothing_waits_for_its_bandwidth() -> None:
+    loop = asyncio.get_running_loop()
+    link = Link(Shape(5.0, 1e6))  # the way itself is long, and does not count
+    begun_s = loop.time()
+    await link.idle()
+    assert loop.time() - begun_s < 0.05
+    link.due_s(100_000)
+    await link.idle()
+    assert loop.time() - begun_s >= 0.1
+    link.due_s(10)
+    assert link.due_s(0) - loop.time() < 5.1

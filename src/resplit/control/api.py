@@ -215,10 +215,10 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 
 def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
     """A decision, and how sessions went on where it was to recover from a loss."""
-    if decision.get("action") != RECOVER:
+    outcome = decision.get("outcome")
+    if decision.get("action") != RECOVER or not isinstance(outcome, dict):
         return decision
-    outcome = decision["outcome"]
-    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome["deployed"])}}
+    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome.get("deployed"))}}
 
 
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Gateway(Protocol):
         """What became of every request, without the first `skip`."""
         ...
 
-    def recoveries(self, epoch: int) -> dict[str, float]:
+    def recoveries(self, epoch: int | None) -> dict[str, float]:
         """How sessions went on in `epoch` after a loss; empty where none had to."""
         ...
 

@@ -36,9 +36,11 @@ class Copies:
     def go_on(self, session: Session) -> None:
         """After a pass: begin a copy of what was added, if that is enough and none is on its way."""
         every = self._cluster.limits.copy_every
-        due = every > 0 and session.position - session.copied >= every
-        if due and not session.copying and (session.keeping is None or session.keeping.done()):
-            session.keeping = asyncio.create_task(self._copy(session))
+        if session.keeping and not session.keeping.done():
+            session.copy_lag = max(session.copy_lag, session.position - session.keeping_from)
+        elif every > 0 and session.position - session.copied >= every and not session.copying:
+            session.keeping_from = session.position
+            session.keeping = asyncio.create_task(self._copy(session, session.position))
 
     def stop(self, session: Session) -> None:
         """Give up the copy that is on its way; the next one looks again who should keep what."""
@@ -56,9 +58,8 @@ class Copies:
             if keeper and others[keeper]:
                 session.copies[block] = Copy(keeper, min(others[keeper], session.position))
 
-    async def _copy(self, session: Session) -> None:
-        """Bring every copy up to where the session is now."""
-        position = session.position
+    async def _copy(self, session: Session, position: int) -> None:
+        """Bring every copy up to a position that all nodes of the route have passed."""
         kept = {block: copy.node for block, copy in session.copies.items()}
         willing = self._router.listening - session.unwilling
         chosen = stand_bys(self._cluster, self._features, session.route.placement, willing, kept)

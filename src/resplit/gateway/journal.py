@@ -64,6 +64,7 @@ class SessionRecord:
     private_ok: bool
     token_times_s: tuple[float, ...]
     copied_bytes: int = 0  # of its caches, to stand-by nodes
+    copy_lag: int = 0  # the most positions that were added while copies were made
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Journal:
         """Note a session that went on after a loss."""
         self._recoveries.append(move)
 
-    def recoveries(self, epoch: int) -> dict[str, float]:
+    def recoveries(self, epoch: int | None) -> dict[str, float]:
         """How the sessions that went on in `epoch` after a loss did so: the longest times, positions and bytes in all.
 
         Empty where none did."""

@@ -51,8 +51,10 @@ class Session:
     copying: asyncio.Task[Carried] | None = None  # caches ahead of a move
     keeping: asyncio.Task[None] | None = None  # copies on stand-by nodes
     copies: dict[int, Copy] = field(default_factory=dict)  # by block
-    copied: int = 0  # the position at which the last round of copies began
+    keeping_from: int = 0  # the position at which that began
+    copied: int = 0  # the position that all copies have reached
     copied_bytes: int = 0
+    copy_lag: int = 0  # the most positions that were added while copies were made
     unwilling: set[str] = field(default_factory=set)  # nodes that did not take a copy
     epochs: list[int] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)

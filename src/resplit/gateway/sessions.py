@@ -125,7 +125,7 @@ class Sessions:
         """What became of every request that ended, without the first `skip`."""
         return self._journal.records(skip)
 
-    def recoveries(self, epoch: int) -> dict[str, float]:
+    def recoveries(self, epoch: int | None) -> dict[str, float]:
         """How sessions went on in `epoch` after a loss."""
         return self._journal.recoveries(epoch)
 
@@ -444,6 +444,7 @@ class Sessions:
                 private_ok=session.private_ok if session else True,
                 token_times_s=tuple(times),
                 copied_bytes=session.copied_bytes if session else 0,
+                copy_lag=session.copy_lag if session else 0,
             )
         )
 

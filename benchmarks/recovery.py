@@ -1,0 +1,120 @@
+"""How long a stream stands still when the node with most blocks is killed, by the length of its history.
+
+Runs on the emulated home cluster, with copies of caches and without. Prints a table; docs/recovery.md keeps one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from benchmarks.chaos.streams import until
+from benchmarks.chaos.watch import answers
+from resplit.client import ControlClient
+from resplit.launch import Cluster, running, start_process
+from resplit.start import first_plan
+
+MODEL = "SmolLM2-135M-Instruct"
+PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]
+AFTER_TOKENS = 6  # generated after the recovery
+COLUMNS = (
+    "copy every", "history", "longest gap, s", "noticed", "plan", "load", "restore", "replay", "restored", "replayed",
+    "MB carried", "s per token", "KB copied per token",
+)  # fmt: skip
+
+
+async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
+    """One request; the moment of each token (monotonic clock) is added to `times_s`."""
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
+    body |= {"return_token_ids": True}
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=None) as client,
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                times_s += [time.monotonic()] * len(event["choices"][0].get("token_ids") or [])
+
+
+async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
+    """Kill the node that hosts most blocks once a stream has so long a history; what the stream saw."""
+    victim = Counter(client.model()["placement"]).most_common(1)[0][0]
+    times_s: list[float] = []
+    streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
+    await until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done())
+    killed_s = time.monotonic()
+    os.kill(cluster.processes[victim].pid, signal.SIGKILL)
+    await streaming
+    gaps_s = [later - earlier for earlier, later in itertools.pairwise(times_s)]
+    around = [gap for gap, end in zip(gaps_s, times_s[1:], strict=True) if end > killed_s]
+    before = [gap for gap, end in zip(gaps_s, times_s[1:], strict=True) if end <= killed_s]
+    record = client.records()[-1]
+    (move,) = [move for move in record["moves"] if move["recovery"]]
+    outcome = [d for d in client.decisions() if d["action"] == "recover"][-1]["outcome"]
+    start_process(cluster, victim)
+    await until(lambda: answers(client, victim), timeout_s=120.0)
+    how = move["recovery"]
+    return {
+        "history": history,
+        "longest gap, s": max(around),
+        "noticed": how["noticed_s"],
+        "plan": outcome["plan_s"],
+        "load": outcome["prepare_s"],
+        "restore": how["restore_s"],
+        "replay": how["replay_s"],
+        "restored": how["restored_positions"],
+        "replayed": how["replayed_positions"],
+        "MB carried": move["cache_bytes"] / 1e6,
+        "s per token": statistics.median(before),
+        "KB copied per token": record["copied_bytes"] / (record["prompt_tokens"] + record["new_tokens"]) / 1e3,
+    }
+
+
+def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[dict[str, Any]]:
+    """One row for each history, on a cluster started for them."""
+    content = yaml.safe_load(cluster_file.read_text())
+    content["limits"] |= {"copy_every": copy_every, "deadline": "600 s"}
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / "cluster.yaml"
+        changed.write_text(yaml.safe_dump(content))
+        with running(changed, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
+            first_plan(cluster)
+            rows = [asyncio.run(one(cluster, client, history)) for history in histories]
+    return [{"copy every": copy_every or "never"} | row for row in rows]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
+    parser.add_argument("--state", type=Path, default=Path(".resplit/recovery"))
+    parser.add_argument("--copy-every", type=int, nargs="+", default=[4, 0])
+    parser.add_argument("--histories", type=int, nargs="+", default=[16, 64, 192])
+    given = parser.parse_args()
+    print(f"load average at the start: {os.getloadavg()[0]:.1f}")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
+    for copy_every in given.copy_every:
+        for row in measure(given.cluster, given.state, copy_every, given.histories):
+            shown = [f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
+            print("| " + " | ".join(shown) + " |", flush=True)
+    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
