@@ -277,6 +277,7 @@ class Controller:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
         try:
             await self.orders.demand([name], "meet", self._introduction(), self._live_number)
+            await self._make_up(name)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
             _log.warning("a node came back and was lost again", node=name, error=str(error))
@@ -287,6 +288,15 @@ class Controller:
             with contextlib.suppress(ProposalRefusedError):
                 await self.deploy(Proposal(live.placement, RECOVER, live.epoch))
         await self.recover()
+
+    async def _make_up(self, name: str) -> None:
+        """Tell a node again what it may have missed: that an epoch was committed, aborted or released."""
+        async with self._changing:  # so that nothing of it is under way
+            state, _ = await self.peers[name].report(0)
+            for epoch in state["state"]["prepared"]:
+                kind = "commit" if epoch == self._live_number else "abort"
+                await self.orders.ask([name], kind, lambda _, epoch=epoch: {"epoch": epoch}, epoch)
+            await self.orders.ask([name], "release", lambda _: {"epoch": self._released}, self._live_number)
 
     def _introduction(self) -> Any:
         return self.orders.meet(self.addresses, self.rules, self.gateway.sessions())
