@@ -13,7 +13,20 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding
 
 Experiment = Callable[[float, Path], Awaitable[list[Finding]]]
-EXPERIMENTS = ("resplits", "kills", "pair", "hang", "nobody", "steps", "orders", "fuzz_http", "fuzz_wire", "overload")
+EXPERIMENTS = (
+    "resplits",
+    "pauses",
+    "kills",
+    "pair",
+    "hang",
+    "nobody",
+    "steps",
+    "orders",
+    "alarms",
+    "fuzz_http",
+    "fuzz_wire",
+    "overload",
+)
 
 
 def experiment(name: str) -> Experiment:

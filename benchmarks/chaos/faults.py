@@ -191,7 +191,7 @@ class Trial:
         states = await self._states()
         self._check_privacy(states)
         return all(
-            state["epochs"] == [live.epoch]
+            (state["epochs"] == [live.epoch] or (name not in live.placement and state["epochs"] == []))
             and state["prepared"] == []
             and sorted(state["blocks"]) == list(live.blocks_of(name))
             and state["sessions"] == 0

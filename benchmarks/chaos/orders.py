@@ -97,7 +97,8 @@ class OrdersMachine(RuleBasedStateMachine):
     def _check(self) -> None:
         type(self).steps += 1
         self.tried.faults = {}
-        assert self.runner.run(self.tried.check()) == []
+        found = self.runner.run(self.tried.check())
+        assert not found, found
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
@@ -119,6 +120,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     try:
         await asyncio.to_thread(run_state_machine_as_test, OrdersMachine, settings=how)
     except AssertionError as error:
+        (folder / "broken.txt").write_text("\n".join([str(error), *error.__notes__]))
         return [Finding("orders", "promises of an epoch change", f"broken: {error}", "kept", met=False)]
     measured = f"kept through {OrdersMachine.steps} steps in {examples} random orders"
     return [Finding("orders", "promises of an epoch change", measured, "kept", met=True)]

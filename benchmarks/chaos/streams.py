@@ -84,10 +84,11 @@ class Streams:
         """Whether every lane had a token after this moment."""
         return len(self.first_after(moment_s)) == len(self.lanes)
 
-    def longest_gaps_s(self, first_s: float, last_s: float) -> list[float]:
-        """The longest gap between two tokens within this time, of each request that ran through all of it."""
+    def gaps_around(self, moment_s: float, window_s: float) -> list[tuple[float, float]]:
+        """The longest gap in so long a time before a moment, and after it, of each stream that runs through both."""
+        first_s, last_s = moment_s - window_s, moment_s + window_s
         through = [r for lane in self.lanes for r in lane if r and r[0] <= first_s and r[-1] >= last_s]
-        return [_longest_gap_s(times, first_s, last_s) for times in through]
+        return [(_longest_gap_s(r, first_s, moment_s), _longest_gap_s(r, moment_s, last_s)) for r in through]
 
 
 def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float:
