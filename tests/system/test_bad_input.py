@@ -140,5 +140,5 @@ def test_help_needs_none_of_the_heavy_packages() -> None:
     assert done.returncode == 0, done.stderr
     shown = resplit("--help")
     assert shown.returncode == 0
-    for command in ("up", "node", "serve", "status", "plan", "keys"):
+    for command in ("up", "node", "serve", "status", "drain", "join", "trust", "apply", "plan", "keys"):
         assert f" {command} " in shown.stdout

@@ -23,6 +23,7 @@ from resplit.errors import ProposalRefusedError
 from resplit.launch import Cluster, free_ports, start_process
 from resplit.types import BlockFeatures
 from tests.control.pictures import picture_of
+from tests.system.test_bad_input import resplit
 from tests.system.test_node_loss import NEW_TOKENS, until
 from tests.system.test_restart import _ready, answers_of
 
@@ -78,15 +79,17 @@ def restart_controller(cluster: Cluster, *also_kill: str) -> None:
     start_process(cluster, CONTROLLER)
 
 
-async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it(
+async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it_and_without_the_drained(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         place(client, *FIRST)
+        client.drain("delta")
         restart_controller(cluster, "gamma")
         await until(lambda: _ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
-        assert "gamma" not in client.model()["placement"]
+        assert set(client.model()["placement"]) == {"alpha", "beta"}
         assert await answers_of(cluster) == expected
+        assert client.join("delta") == ["delta is used again"]
         start_process(cluster, "gamma")
         await until(lambda: "gamma" not in client.model()["lost"])
 
@@ -105,12 +108,21 @@ async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Clust
         assert said == ["gamma is drained"]
         with pytest.raises(ProposalRefusedError, match="gamma is drained"):
             place(client, *FIRST)
-        restart_controller(cluster)
-        await until(lambda: _ready(client), 60.0)
-        assert client.model()["drained"] == ["gamma"]
         assert client.drain("gamma") == []
         assert client.join("gamma") == ["gamma is used again"]
         place(client, *FIRST)
+
+
+def test_the_commands_say_what_they_did_or_why_not(cluster: Cluster) -> None:
+    where = ("--url", cluster.url, "--state", str(cluster.state))
+    assert resplit("drain", "delta", *where).stdout == "delta is drained\n"
+    assert "trusted drained" not in (shown := resplit("status", *where).stdout)
+    assert shown.count(" drained") == 1
+    assert resplit("join", "delta", *where).stdout == "delta is used again\n"
+    assert resplit("trust", "gamma", "off", *where).stdout == "nothing changes\n"
+    refused = resplit("drain", "attic", *where)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("resplit: 'attic': not in this cluster; it has alpha, beta, gamma, delta.")
 
 
 async def test_a_resplit_without_room_beside_the_old_one_is_staged_and_no_token_changes(

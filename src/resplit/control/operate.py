@@ -85,12 +85,10 @@ class Operator:
             if not said:
                 return []
             self._check(old, new)
-            if _takes_trust(old, new):
-                await self._obey(new)
-            else:
-                await self._follow(new)
+            said += await (self._obey(new) if _takes_trust(old, new) else self._follow(new))
+            said += await self._greet(old, new)
             _log.info("the cluster is changed", what="; ".join(said))
-            return said + await self._greet(old, new)
+            return said
 
     def _check(self, old: Intent, new: Intent) -> None:
         """What would leave the cluster with less than it needs is refused before anything is done."""
@@ -104,8 +102,11 @@ class Operator:
                 "trust another first (`resplit trust NODE on`)"
             )
 
-    async def _follow(self, new: Intent) -> None:
-        """Move off the nodes that are to be left, beside the service; nothing is changed where that fails."""
+    async def _follow(self, new: Intent) -> list[str]:
+        """Move off the nodes that are to be left, beside the service; nothing is changed where that fails.
+
+        What is still to come, in words.
+        """
         controller, old = self._controller, self.intent
         before, after = addresses_of(old), addresses_of(new)
         moved = {name for name in after if name in before and before[name] != after[name]}
@@ -119,19 +120,17 @@ class Operator:
             controller.adopt(old.cluster, old.drained, before)
             await self._tell_trust()
             raise
-        await self._settle()
-        self._network.forget(set(before) - set(after))
-        controller.adopt(new.cluster, new.drained, after)
-        self._network.meet(after)
+        still = await self._settle()
+        self._connect(new)
         await controller.resume()
         await controller.recover()
+        return still
 
-    async def _obey(self, new: Intent) -> None:
-        """Let nothing private be where it may not be any more: first of all that, then service."""
+    async def _obey(self, new: Intent) -> list[str]:
+        """Let nothing private be where it may not be any more: first of all that, then service; what is to come."""
         controller = self._controller
         self._keep(new)
-        before, after = dict(controller.addresses), addresses_of(new)
-        controller.adopt(new.cluster, new.drained, after | before)
+        controller.adopt(new.cluster, new.drained, addresses_of(new) | controller.addresses)
         try:
             async with controller.gateway.held():
                 await self._relocate("obey", held=True)
@@ -141,9 +140,18 @@ class Operator:
         finally:
             await self._tell_trust()
         await controller.recover()
-        await self._settle()
-        self._network.forget(set(before) - set(after))
-        controller.adopt(new.cluster, new.drained, after)
+        still = await self._settle()
+        untold = sorted(set(controller.silent) & set(new.cluster.node_names) - set(new.cluster.trusted))
+        self._connect(new)
+        return still + [
+            f"{name} does not answer; it is told to drop what is private as soon as it does" for name in untold
+        ]
+
+    def _connect(self, new: Intent) -> None:
+        """Have connections to the nodes that belong to the cluster, and to no others."""
+        after = addresses_of(new)
+        self._network.forget(set(self._controller.addresses) - set(after))
+        self._controller.adopt(new.cluster, new.drained, after)
         self._network.meet(after)
 
     async def _relocate(self, action: str, held: bool = False) -> None:
@@ -162,11 +170,14 @@ class Operator:
                 if not left or controller.live is live:
                     raise
 
-    async def _settle(self) -> None:
-        """Until all sessions have left earlier placements and their nodes have freed them."""
-        with contextlib.suppress(TimeoutError):
+    async def _settle(self) -> list[str]:
+        """Until all sessions have left earlier placements and their nodes have freed them; in words if they do not."""
+        try:
             async with asyncio.timeout(_SETTLED_WITHIN_S):
                 await self._controller.only_live()
+        except TimeoutError:
+            return [f"streams have not left earlier placements within {_SETTLED_WITHIN_S:.0f} s; see `resplit status`"]
+        return []
 
     async def _tell_trust(self) -> None:
         controller = self._controller

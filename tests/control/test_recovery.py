@@ -1,0 +1,62 @@
+"""Plans of the controller's own, made under the rules that hold now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resplit.config import ClusterConfig
+from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules, without
+from resplit.model.source import StoredModel
+from resplit.types import Problem
+from tests.control.pictures import picture_of
+from tests.node.conftest import tiny
+from tests.system.conftest import model_folder
+
+__all__ = ["model_folder", "tiny"]
+
+A, B, C = "alpha", "beta", "gamma"
+TODAY = (A, A, B, B, C, C, B, A)
+
+
+@pytest.fixture
+def picture(tiny: StoredModel) -> Problem:
+    cluster = ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": A,
+            "trusted": [A, B],
+            "nodes": [{"name": name, "memory": "8 MiB"} for name in (A, B, C)],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "kv_tokens": 64,
+        }
+    )
+    return picture_of(cluster, tiny.features(1), TODAY)
+
+
+def test_a_node_that_may_not_be_used_gets_nothing_and_keeps_its_links(picture: Problem) -> None:
+    for unused in (A, B, C):
+        assert unused not in (plan_without(picture, [unused], TODAY).placement or ())
+    beside = without(picture, [A])
+    assert np.isnan(beside.decode_s_per_token[:, 0]).all()
+    assert np.array_equal(beside.link_latency_s, picture.link_latency_s, equal_nan=True)
+
+
+def test_a_plan_keeps_the_rules_of_now_and_not_those_of_the_picture(picture: Problem) -> None:
+    strict = under_rules(picture, [B], picture.blocks)
+    placement = plan_without(strict, [], TODAY).placement
+    assert placement is not None
+    assert {placement[block] for block in (0, 1, 7)} == {B}
+    nobody = plan_without(under_rules(picture, [], picture.blocks), [], TODAY)
+    assert nobody.placement is None
+    assert nobody.reason
+
+
+def test_the_picture_survives_a_restart(picture: Problem, tmp_path: Path) -> None:
+    assert load_picture(tmp_path / "picture.json") is None
+    save_picture(picture, tmp_path / "picture.json")
+    kept = load_picture(tmp_path / "picture.json")
+    assert kept is not None
+    assert (kept.blocks, kept.nodes, kept.current) == (picture.blocks, picture.nodes, picture.current)
