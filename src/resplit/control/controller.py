@@ -295,8 +295,8 @@ class Controller:
             state, _ = await self.peers[name].report(0)
             for epoch in state["state"]["prepared"]:
                 kind = "commit" if epoch == self._live_number else "abort"
-                await self.orders.ask([name], kind, lambda _, epoch=epoch: {"epoch": epoch}, epoch)
-            await self.orders.ask([name], "release", lambda _: {"epoch": self._released}, self._live_number)
+                await self.orders.ask([name], kind, _about(epoch), epoch)
+            await self.orders.ask([name], "release", _about(self._released), self._live_number)
 
     def _introduction(self) -> Any:
         return self.orders.meet(self.addresses, self.rules, self.gateway.sessions())
@@ -332,7 +332,7 @@ class Controller:
                 if isinstance(error, ResplitError):
                     raise ProposalRefusedError(f"epoch {epoch} could not be prepared: {error}") from error
                 raise
-            await self.orders.ask(self.answering, "commit", lambda _: {"epoch": epoch}, epoch)
+            await self.orders.ask(self.answering, "commit", _about(epoch), epoch)
             loaded_bytes = float(sum(self.features[block].weight_bytes for block in loaded))
             return self._went_live(route, proposal, loaded_bytes, time.monotonic() - begun_s, bool(tight))
 
@@ -382,7 +382,7 @@ class Controller:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
             self.log.append(epoch, "aborted", {"reason": reason})
-        await self.orders.ask(self.answering, "abort", lambda _: {"epoch": epoch}, epoch)
+        await self.orders.ask(self.answering, "abort", _about(epoch), epoch)
 
     async def _abort_unfinished(self) -> None:
         for epoch in self.log.unfinished():
@@ -412,7 +412,7 @@ class Controller:
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
-            await self.orders.ask(self.answering, "release", lambda _: {"epoch": oldest}, oldest)
+            await self.orders.ask(self.answering, "release", _about(oldest), oldest)
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self.log.unreleased():
                     if epoch < oldest:
@@ -422,3 +422,8 @@ class Controller:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _about(epoch: int) -> Callable[[str], dict[str, Any]]:
+    """For every node: the epoch that a command is about."""
+    return lambda node: {"epoch": epoch}
