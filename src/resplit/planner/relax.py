@@ -21,13 +21,14 @@ from resplit.planner.search import LocalSearch
 __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
-MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
-MOST_BLIND = 7  # where they find no plan at all
+MOST_VAIN = 4  # runs of annealing in a row that find nothing better, each twice as long as the one before
+MOST_BLIND = 6  # where they find no plan at all
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
 MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
 # Each of the budget that is left to the step around it.
-FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.55, 0.4, 0.7, 0.1
+FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.7, 0.4, 0.85, 0.1
+QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
 
@@ -55,24 +56,27 @@ def solve_from(
         start = np.where(start < 0, first, start)
         search.offer(start)
         search.run(start, budget)
-    if search.best is None or dual.bound < search.cost * (1 - gap):
-        search.run(first, budget)
+    if start is None or search.best is None:
+        search.run(first, budget.part(DESCENT_SHARE))
     _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
     _annealed(dual, search, first, budget.part(ANNEALING_SHARE), gap)
     _priced(dual, search, budget.part(PRICING_SHARE), gap)
     if search.best is None and _branched(dual, search, budget.part(BLIND_SHARE), gap) == float("inf"):
         return _outcome(instance, search, float("inf")), dual
-    _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
-    return _outcome(instance, search, _branched(dual, search, budget, gap)), dual
+    bound = _branched(dual, search, budget.part(QUICK_SHARE), gap, QUICK_CANDIDATES)
+    if bound < search.cost * (1 - gap):
+        _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
+        bound = max(bound, _branched(dual, search, budget, gap))
+    return _outcome(instance, search, bound), dual
 
 
-def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
-    """The bound that branch and bound proves, from ever better cutoffs."""
+def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float, most: int = MOST_CANDIDATES) -> float:
+    """The bound that branch and bound proves, from ever better cutoffs, where at most so many candidates are left."""
     bound = dual.bound
     while budget.left_s > LEAST_BRANCHING_S and not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
         chosen = candidates(dual, search.cost)
-        if len(chosen.intervals) + len(chosen.hops) > MOST_CANDIDATES:
+        if len(chosen.intervals) + len(chosen.hops) > most:
             break
         nodes_of, bound = branch(dual, chosen, search.cost, budget, search.best, gap)
         if nodes_of is None:
@@ -90,11 +94,11 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None
     columns = [search.best] if search.best is not None else []
     while dual.bound < search.cost * (1 - gap):
         found = dual.improve(columns, budget, search.cost * (1 - gap / 2), ROUND)
-        if not found:
+        if not found and (dual.converged or budget.spent):
             break
         rounds += 1
         known = search.cost
-        if rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
+        if found and rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
             search.run(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
 

@@ -8,8 +8,8 @@ from resplit.planner.ngpaths import Detour, Memory
 
 __all__ = ["Curriculum"]
 
-FIRST_PORTION, MOST_AT_ONCE = 6, 20
-FIRST_LABELS, MOST_LABELS = 400_000, 1_600_000  # of one pricing: about 0.1 and 0.5 s
+LEAST_PORTION = 3  # detours at once, or a quarter of the nodes
+FIRST_LABELS, MOST_LABELS = 400_000, 1_600_000  # of one pricing: about 0.3 and 1 s
 
 
 @dataclass
@@ -21,19 +21,20 @@ class Curriculum:
     most_labels: int = FIRST_LABELS
     safe: Memory = field(init=False)
     _pending: list[Detour] = field(default_factory=list)
-    _portion: int = 2
+    _portion: int = field(init=False)
     _dear: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.memory = Memory(self.memory.near, self.bundles)
         self.safe = self.memory
+        self._portion = self._usual = max(LEAST_PORTION, len(self.memory.near) // 4)
 
     def learn(self, detours: list[Detour], few: bool) -> bool:
-        """Takes up the most harmful of the `detours` that the last mixture took, ever more of them while the labels
-        are `few`; False where none is left."""
+        """Takes up the most harmful of the `detours` that the last mixture took, more while the labels are `few`;
+        False where none is left."""
         self.safe = self.memory
         self._pending = [detour for detour in detours if (detour.node, detour.between) not in self._dear]
-        self._portion = min(MOST_AT_ONCE, self._portion + 4) if few else max(1, min(FIRST_PORTION, self._portion))
+        self._portion = self._usual if few else min(self._portion, LEAST_PORTION)
         return self._advance()
 
     def retreat(self) -> bool:
