@@ -175,6 +175,16 @@ async def test_copies_of_private_blocks_are_on_trusted_nodes_only_and_every_laye
     assert private <= kept[A] | kept[B]
 
 
+async def test_a_drained_node_keeps_no_copies(nodes: InProcess, controller: Controller) -> None:
+    nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
+
+    async def look() -> None:
+        assert (await nodes.state(D))["copies"] == []
+        assert (await nodes.state(B))["copies"]
+
+    await in_the_midst(nodes, 1, look)
+
+
 async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcess, controller: Controller) -> None:
     async def lose() -> None:
         await nodes.stop(D)

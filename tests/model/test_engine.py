@@ -51,6 +51,13 @@ def test_a_part_of_a_cache_that_leaves_a_hole_is_refused(whole: torch.nn.Module)
         engine.import_cache("other", 1, 4, 32, engine.export_cache("s", 1, 4, 8))
 
 
+def test_a_part_of_a_cache_that_comes_late_takes_nothing_back(whole: torch.nn.Module) -> None:
+    engine = engine_with(whole)
+    last_logits(engine, "s", 0, TOKENS)
+    engine.import_cache("s", 1, 2, 32, engine.export_cache("s", 1, 2, 5))
+    assert engine.lengths("s")[1] == len(TOKENS)
+
+
 def test_a_session_cannot_outgrow_its_reservation(whole: torch.nn.Module) -> None:
     engine = engine_with(whole)
     with pytest.raises(CapacityError, match="room for 4"):

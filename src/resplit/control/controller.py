@@ -112,7 +112,7 @@ class Controller:
         """Let other rules hold from now on; what is live is not touched, and may break them."""
         self.cluster, self.addresses = cluster, addresses
         self.rules = Rules.of(cluster, self.model, drained)
-        self.gateway.reconfigure(cluster, self.rules.features)
+        self.gateway.reconfigure(cluster, self.rules.features, drained)
 
     async def introduce(self) -> None:
         """Tell every node that answers where the others listen, and have it measure its links."""

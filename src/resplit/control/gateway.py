@@ -27,8 +27,8 @@ class Gateway(Protocol):
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
         ...
 
-    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> None:
-        """Serve under a changed cluster file; `private` blocks by index."""
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
+        """Serve under a changed cluster file; `drained` nodes are to hold nothing new."""
         ...
 
     def oldest_epoch(self) -> int:

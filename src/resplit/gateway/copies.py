@@ -28,10 +28,11 @@ class Copies:
         self._cluster = cluster
         self._features = features
         self._router = router
+        self._drained: frozenset[str] = frozenset()
 
-    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> None:
-        """Keep copies by other rules from the next one on."""
-        self._cluster, self._features = cluster, features
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
+        """Keep copies by other rules from the next one on; none on nodes that are `drained`."""
+        self._cluster, self._features, self._drained = cluster, features, drained
 
     def go_on(self, session: Session) -> None:
         """After a pass: begin a copy of what was added, if that is enough and none is on its way."""
@@ -61,7 +62,7 @@ class Copies:
     async def _copy(self, session: Session, position: int) -> None:
         """Bring every copy up to a position that all nodes of the route have passed."""
         kept = {block: copy.node for block, copy in session.copies.items()}
-        willing = self._router.listening - session.unwilling
+        willing = (self._router.listening & set(self._cluster.node_names)) - self._drained - session.unwilling
         chosen = stand_bys(self._cluster, self._features, session.route.placement, willing, kept)
         session.copies = {
             block: session.copies[block] if kept.get(block) == node else Copy(node, 0) for block, node in chosen.items()

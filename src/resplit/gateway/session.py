@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from resplit.errors import CapacityError, DataError, NodeLostError, ResplitError
 from resplit.gateway.admission import Place
 from resplit.gateway.engine import GenerationRequest
 from resplit.gateway.journal import Move
-from resplit.wire.node_pb2 import Token
+from resplit.model.engine import token_ids
+from resplit.wire.node_pb2 import Sampling, Step, Token
+from resplit.wire.peers import to_wire
 from resplit.wire.route import Route
 
 
@@ -66,6 +69,22 @@ class Session:
         """Positions cached: the length of all passes done."""
         return sum(len(step) for step in self.steps)
 
+    def message(self, step: tuple[int, ...], gateway: str, budget_s: float) -> Step:
+        """The step that begins a pass over these tokens, after all passes done; its token comes back to `gateway`."""
+        sampling = self.request.sampling
+        return Step(
+            session=self.name,
+            attempt=self.attempt,
+            epoch=self.route.epoch,
+            segment=0,
+            start=self.position,
+            capacity=self.place.tokens,
+            values=to_wire(token_ids(step)),
+            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
+            gateway=gateway,
+            budget_s=budget_s,
+        )
+
     def enter(self, route: Route, private_ok: bool) -> None:
         """Go on in another epoch; `private_ok` tells whether it keeps private blocks on trusted nodes."""
         self.route = route
@@ -73,3 +92,10 @@ class Session:
             self.epochs.append(route.epoch)
         self.nodes |= set(route.placement)
         self.private_ok = self.private_ok and private_ok
+
+
+def error_of(answer: Token) -> ResplitError:
+    """The error that a pass ended with."""
+    # A node that was restarted knows neither epoch nor caches: "stale" is lost, too.
+    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError, "stale": NodeLostError}
+    return kinds.get(answer.error_kind, DataError)(answer.error)

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from resplit.config import ClusterConfig
-from resplit.errors import CapacityError, DataError, NodeLostError, RequestError, ResplitError
+from resplit.errors import CapacityError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.admission import Admission, Promise
 from resplit.gateway.caches import Way, carry, plan_restore
 from resplit.gateway.copies import Copies
@@ -24,13 +24,10 @@ from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.gate import Gate
 from resplit.gateway.journal import Arrival, Journal, Move, Recovery, SessionRecord
 from resplit.gateway.router import Router
-from resplit.gateway.session import Carried, Session
-from resplit.model.engine import token_ids
+from resplit.gateway.session import Carried, Session, error_of
 from resplit.types import BlockFeatures
-from resplit.wire import node_pb2
 from resplit.wire.links import Shape
-from resplit.wire.node_pb2 import Step, Token
-from resplit.wire.peers import to_wire
+from resplit.wire.node_pb2 import Token
 from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
@@ -97,10 +94,10 @@ class Sessions:
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
         await asyncio.gather(*(self._move(session, route) for session in list(self._live.values())))
 
-    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> None:
-        """Serve under a changed cluster file, which may make other blocks private."""
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
+        """Serve under a changed cluster file, which may make other blocks private; `drained` nodes keep no copies."""
         self._cluster, self._features = cluster, features
-        self._copies.reconfigure(cluster, features)
+        self._copies.reconfigure(cluster, features, drained)
         self._journal.reconfigure(cluster)
         self._router.cluster = cluster
 
@@ -282,6 +279,8 @@ class Sessions:
         nodes = sorted(self.answering())
         calls = [self._router.peers[name].begin_attempt(session.name, session.attempt) for name in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
+        if defects := [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NodeLostError)]:
+            raise defects[0]
         held = {name: answer for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)}
         if silent := sorted(set(session.route.placement) - held.keys()):
             raise NodeLostError(f"no answer from {', '.join(silent)}")
@@ -305,28 +304,11 @@ class Sessions:
 
     async def _pass(self, session: Session, step: tuple[int, ...], due_s: float) -> int:
         """One pass through the session's route; the token that comes back."""
-        loop = asyncio.get_running_loop()
-        sampling = session.request.sampling
-        self._router.send(
-            session.route,
-            Step(
-                session=session.name,
-                attempt=session.attempt,
-                epoch=session.route.epoch,
-                segment=0,
-                start=session.position,
-                capacity=session.place.tokens,
-                values=to_wire(token_ids(step)),
-                sampling=node_pb2.Sampling(
-                    temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62
-                ),
-                gateway=self._router.member.name,
-                budget_s=max(0.0, due_s - loop.time()),
-            ),
-        )
+        left_s = max(0.0, due_s - asyncio.get_running_loop().time())
+        self._router.send(session.route, session.message(step, self._router.member.name, left_s))
         answer = await session.answers.get()
         if answer.error_kind:
-            raise _error(answer)
+            raise error_of(answer)
         return answer.token_id
 
     async def _follow(self, session: Session) -> None:
@@ -453,12 +435,6 @@ class Sessions:
         return all(
             name in trusted for name, block in zip(route.placement, self._features, strict=True) if block.private
         )
-
-
-def _error(answer: Token) -> Exception:
-    # A node that was restarted knows neither epoch nor caches: "stale" is lost, too.
-    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError, "stale": NodeLostError}
-    return kinds.get(answer.error_kind, DataError)(answer.error)
 
 
 def _status(error: Exception) -> int:

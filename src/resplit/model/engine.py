@@ -227,15 +227,17 @@ class TorchEngine:
 
     @torch.inference_mode()
     def import_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
-        """Put a part of a cache at position `first`; what was held from there on is replaced.
+        """Put a part of a cache at position `first`; a part that comes late, all of which is held already, is ignored.
 
-        DataError where that leaves a hole or the part has another shape than the block's cache.
+        DataError where it leaves a hole or has another shape than the block's cache.
         """
         pair = _to_tensor(part)
         self._check_cache(block, pair)
         cache = self._caches.get((session, block)) or BlockCache(capacity)
         if cache.length < first:
             raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
+        if first + pair.shape[2] <= cache.length:
+            return
         cache.ensure_room(first + pair.shape[2])
         cache.crop(first)
         cache.append(pair)
