@@ -15,6 +15,7 @@ from safetensors.numpy import load
 
 from benchmarks.chaos.cable import Cable
 from benchmarks.chaos.cluster import reference
+from benchmarks.chaos.fuzz_wire import Attacker, attack
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.control.keys import CONTROLLER, Member, keys_command
@@ -235,3 +236,22 @@ async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
         await cluster.peer(C).command("release", stolen.sign("release", {"epoch": 0}, audience=C, epoch=0))
     assert refusal.value.reason == "authority"
     assert (await cluster.state(C))["refusals"]["authority"] >= 1
+
+
+async def test_made_up_messages_harm_no_node_and_no_honest_stream(
+    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    attacker, done = Attacker(cluster.addresses, cluster.folder / "keys" / C), asyncio.Event()
+
+    async def keep_asking() -> None:
+        expected = reference(whole, list(PROMPTS[0]), NEW_TOKENS)
+        while not done.is_set():
+            assert await generated(cluster, PROMPTS[0]) == expected
+
+    stream = asyncio.create_task(keep_asking())
+    assert await asyncio.to_thread(attack, attacker, 4.0) > 0
+    done.set()
+    await stream
+    assert not attacker.broken
+    for name in (A, B, C):
+        assert (await cluster.state(name))["sessions"] == 0
