@@ -37,7 +37,7 @@ BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `objective` and `bound` are None where there is none."""
+    """One run. `objective` and `bound` are None where there is none; `load` is the machine's, all that runs on it."""
 
     instance: str
     nodes: int
@@ -48,6 +48,7 @@ class Row:
     objective: float | None
     bound: float | None
     solve_s: float
+    load: float
 
 
 def short_limit_s(nodes: int) -> float:
@@ -62,7 +63,7 @@ def row(spec: Spec, problem: Problem, run: str, plan: Plan) -> Row:
         assert abs(evaluation.objective - plan.objective) <= 1e-6 * plan.objective
     return Row(
         spec.name, spec.nodes, len(problem.blocks), spec.tight, run, plan.status, plan.objective, plan.lower_bound,
-        plan.solve_s,
+        plan.solve_s, os.getloadavg()[0],
     )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def measure(spec: Spec) -> list[Row]:
     if 64 <= spec.nodes <= 128 and rows[0].status != "infeasible":
         rows.append(
             Row(spec.name, spec.nodes, len(problem.blocks), spec.tight, "descent 20 s", "-",
-                plain_descent(problem, 20.0), None, 20.0)
+                plain_descent(problem, 20.0), None, 20.0, os.getloadavg()[0])
         )  # fmt: skip
     rows += [row(spec, problem, name, solve(problem, solver=name, time_limit_s=10.0)) for name in BASELINES]
     for r in rows:
@@ -157,6 +158,7 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
         lines.append(
             f"| {run} | {len(ratios)} of {feasible} | {numbers} | {np.median([r.solve_s for r in mine]):.3f} |"
         )
+    lines += against_descent(rows)
     lines += ["", "## Certified gap by size", "", "| nodes | memory | median gap | worst gap | at most 1e-4 |",
               "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for nodes in sorted({r.nodes for r in rows}):
@@ -175,8 +177,27 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
                 f"- {what} time of {len(seconds)} drifted states: median {np.median(seconds):.0f} ms, 9 of 10 below "
                 f"{np.quantile(seconds, 0.9):.0f} ms, worst {seconds.max():.0f} ms"
             )
-        lines += ["", f"Load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores."]
+    load = [r.load for r in rows]
+    lines += ["", "## The machine", "", f"{os.cpu_count()} cores; load (1 minute) while this ran: median "
+              f"{np.median(load):.1f}, at most {max(load):.1f}. A solve uses one core: where the load is above the "
+              "number of cores, it gets less of its time limit."]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")
+
+
+def against_descent(rows: list[Row]) -> list[str]:
+    """The planner in its short limit beside 20 s of plain descent with restarts, problem by problem."""
+    lines = ["", "## Against 20 s of plain interval-move descent with restarts", "",
+             "| instance | relax | in s | descent | in s | relax / descent |",
+             "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    first = {r.instance: r for r in reversed(rows) if r.run.startswith("relax")}
+    for descent in (r for r in rows if r.run.startswith("descent")):
+        mine = first[descent.instance]
+        shown = [
+            f"{r.objective:.5g} | {r.solve_s:.2f}" if r.objective else f"- | {r.solve_s:.2f}" for r in (mine, descent)
+        ]
+        ratio = f"{mine.objective / descent.objective:.4f}" if mine.objective and descent.objective else "-"
+        lines.append(f"| {descent.instance} | {' | '.join(shown)} | {ratio} |")
+    return lines if len(lines) > 5 else []
 
 
 def bounds_of(rows: list[Row]) -> dict[str, float]:

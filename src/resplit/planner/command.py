@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_command"]
 
+SLOW_LOAD_S = 3.0
+
 EXIT_PLANNED, EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN = 0, 2, 3, 4
 
 
@@ -26,8 +30,22 @@ def plan_command(
 ) -> int:  # fmt: skip
     """Prints one answer per file, one JSON object per line (or, with `explain`, a page for people), and returns the
     exit status of docs/problem.md. Raises ConfigError for an unknown solver."""
+    if solver in SOLVERS:
+        _load(solver)
     statuses = {_answer(Path(file), solver, time_limit_s, work_limit, tolerance, explain) for file in files}
     return next((code for code in (EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN) if code in statuses), EXIT_PLANNED)
+
+
+def _load(solver: str) -> None:
+    """Imports the solver, and says why where that takes long: its kernels are compiled once on each machine."""
+    notice = threading.Timer(
+        SLOW_LOAD_S, sys.stderr.write, ("loading the planner; it is compiled once on each machine ...\n",)
+    )
+    notice.start()
+    try:
+        import_module(SOLVERS[solver])
+    finally:
+        notice.cancel()
 
 
 def _answer(

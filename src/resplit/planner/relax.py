@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from resplit.planner.baselines import greedy
 from resplit.planner.branch import branch, candidates
 from resplit.planner.budget import Budget
 from resplit.planner.dual import Dual
@@ -56,6 +57,8 @@ def solve_from(
         start = np.where(start < 0, first, start)
         search.offer(start)
         search.run(start, budget)
+    if search.best is None and (quick := greedy.solve(instance, budget).nodes_of) is not None:
+        search.offer(quick)
     if start is None or search.best is None:
         search.run(first, budget.part(DESCENT_SHARE))
     _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
