@@ -60,10 +60,6 @@ class Memory:
             near[[detour.node, *detour.between], detour.node] = True
         return Memory(near, self.bundled)
 
-    def remembers(self, detour: Detour) -> bool:
-        """True where the whole of the detour is in mind."""
-        return bool(self.near[list(detour.between), detour.node].all())
-
     @cached_property
     def slot(self) -> IntArray:
         """Where labels keep what is on each node (N,), -1 where nobody asks."""
