@@ -97,6 +97,14 @@ async def test_a_node_whose_answers_come_at_all_times_gets_more_patience(watch: 
     assert watch.hung == []
 
 
+async def test_where_nobody_answers_at_all_more_time_passes_before_they_are_given_up(watch: Watch) -> None:
+    for member in watch.members.values():
+        member.awake.clear()
+    await asyncio.sleep(1.5)
+    assert watch.hung == []
+    await watch.until(lambda: set(watch.hung) == {"one", "other"})
+
+
 async def test_a_gateway_that_stood_still_itself_takes_nobody_for_dead(watch: Watch) -> None:
     time.sleep(2.0)  # noqa: ASYNC251 - the event loop shall stall
     await asyncio.sleep(0.5)
