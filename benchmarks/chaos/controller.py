@@ -1,0 +1,118 @@
+"""The process of gateway and controller is killed before and after every write to its log, and started again.
+
+Each time all nodes end in the one epoch that the log says, and the answers are right.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.chaos.cluster import MODEL, make_model, started, whole_model
+from benchmarks.chaos.findings import Finding, spread
+from benchmarks.chaos.streams import PROMPTS, expected_tokens, until
+from benchmarks.chaos.watch import ready, settled
+from resplit.client import ControlClient
+from resplit.control.keys import CONTROLLER
+from resplit.errors import ResplitError
+from resplit.launch import Cluster, start_process
+
+NEW_TOKENS = 24
+# A restart writes proposed, prepared, committed and released of what it resumes, then a change writes the same of its
+# own; one more, which is never written.
+WRITES = 9
+A, B, C, D = "alpha", "beta", "gamma", "delta"
+PLACEMENTS = ([A, A, B, C, C, D, D, A], [B, B, C, D, A, A, C, B])
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """18 deaths: before and after each of 9 writes; a short run takes some of them."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)[0]
+    deaths = [(when, number) for number in range(1, WRITES + 1) for when in ("before", "after")]
+    deaths = deaths[:: max(1, round(1 / scale))]
+    died, wrong, epochs, back_s = 0, [], [], []
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        for index, (when, number) in enumerate(deaths):
+            died += await change_until_death(cluster, client, when, number, PLACEMENTS[index % 2])
+            back_s.append(await restart(cluster, client))
+            epochs.append(client.model()["epoch"])
+            try:
+                await until(lambda: settled(client) and one_epoch(client), 20)
+            except TimeoutError:
+                wrong.append(f"{when} write {number}: {client.status()['nodes']}")
+            if ask(cluster) != expected:
+                wrong.append(f"{when} write {number}: other tokens")
+    rising = all(later > earlier for earlier, later in itertools.pairwise(epochs))
+    return [
+        Finding(
+            "controller", "restarts after a death at a write", f"{len(deaths)}, of which {died} died", met=died > 0
+        ),
+        Finding("controller", "of them wrong", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        Finding("controller", "epoch numbers only grow", "yes" if rising else str(epochs), "yes", met=rising),
+        Finding("controller", "start of the process to service", spread(back_s, "s")),
+    ]
+
+
+async def change_until_death(
+    cluster: Cluster, client: ControlClient, when: str, number: int, placement: Sequence[str]
+) -> bool:
+    """Start a controller that dies at a write, and change the placement if it lives so long; whether it died."""
+    process = cluster.processes[CONTROLLER]
+    process.kill()
+    process.wait()
+    plain = list(process.args)
+    start_again(cluster, [sys.executable, "-m", "benchmarks.chaos.mortal", when, str(number), *plain[3:]])
+    mortal = cluster.processes[CONTROLLER]
+    await until(lambda: mortal.poll() is not None or ready(client), 60)
+    try:
+        live = client.model()
+        client.propose({"placement": list(placement), "action": "re-split", "based_on": live["epoch"]})
+        await until(lambda: mortal.poll() is not None, 2)
+    except (ResplitError, TimeoutError):
+        pass
+    return mortal.poll() is not None
+
+
+async def restart(cluster: Cluster, client: ControlClient) -> float:
+    """Start the controller as it is; how long until it serves."""
+    process = cluster.processes[CONTROLLER]
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    start_process(cluster, CONTROLLER)
+    return await until(lambda: ready(client), 60)
+
+
+def start_again(cluster: Cluster, command: Sequence[Any]) -> None:
+    """Start the process of gateway and controller by another command."""
+    with (cluster.state / "log" / f"{CONTROLLER}.log").open("ab") as log:
+        cluster.processes[CONTROLLER] = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def one_epoch(client: ControlClient) -> bool:
+    """Whether every node serves the live epoch and no other."""
+    status = client.status()
+    return all(node.get("epochs") == [status["epoch"]] for node in status["nodes"])
+
+
+def ask(cluster: Cluster) -> list[int]:
+    """The tokens of one short request."""
+    body = {
+        "model": MODEL,
+        "prompt": PROMPTS[0],
+        "max_tokens": NEW_TOKENS,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
+    tokens: list[int] = answer.json()["choices"][0]["token_ids"]
+    return tokens

@@ -1,0 +1,77 @@
+"""A node's links drop for two seconds, broken or silent: the streams go on, and the node is used again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import yaml
+
+from benchmarks.chaos.cable import Cable
+from benchmarks.chaos.cluster import NODES, make_model, started, whole_model
+from benchmarks.chaos.controller import start_again
+from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.kills import NEW_TOKENS, use_all
+from benchmarks.chaos.streams import expected_tokens, streaming, until
+from benchmarks.chaos.watch import answers, kill, ready, settled
+from resplit.client import ControlClient
+from resplit.control.keys import CONTROLLER
+from resplit.launch import Cluster, free_ports
+from resplit.wire.peers import Address
+
+ROUNDS = 10
+CUT_S = 2.0
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """10 cuts of random nodes; every second one breaks the connections, the others only stop what goes through."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    rng, rounds = random.Random(14), max(2, round(ROUNDS * scale))
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        cables = await put_cables(cluster)
+        await until(lambda: ready(client) and answers(client, *NODES), 60)
+        async with streaming(cluster, expected) as streams:
+            for number in range(rounds):
+                await asyncio.to_thread(use_all, client, rng)
+                await asyncio.sleep(rng.uniform(0.1, 1.0))
+                victim = rng.choice(NODES)
+                await cut(cables[victim], broken=number % 2 == 0)
+                await until(lambda victim=victim: answers(client, victim))
+        await until(lambda: settled(client))
+    return [
+        *streams.findings("cut"),
+        Finding("cut", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
+        Finding("cut", "sessions and blocks left over on any node at the end", "none", "none", met=True),
+    ]
+
+
+async def put_cables(cluster: Cluster) -> dict[str, Cable]:
+    """Have all reach every node through a relay: the controller is started again with the relays' addresses."""
+    file = cluster.state / "relayed.yaml"
+    content = yaml.safe_load((cluster.state / "cluster.yaml").read_text())
+    cables = {}
+    for node, port in zip(content["nodes"], free_ports(len(content["nodes"])), strict=True):
+        outside = Address("127.0.0.1", port)
+        cables[node["name"]] = Cable(outside, Address.parse(node["address"]))
+        node["address"] = str(outside)
+    for cable in cables.values():
+        await cable.plug_in()
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    kill(cluster, CONTROLLER)
+    old, new = str(cluster.state / "cluster.yaml"), str(file)
+    start_again(cluster, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
+    return cables
+
+
+async def cut(cable: Cable, broken: bool) -> None:
+    """Cut a cable for two seconds."""
+    if broken:
+        cable.pull_out()
+        await asyncio.sleep(CUT_S)
+        await cable.plug_in()
+    else:
+        cable.stall()
+        await asyncio.sleep(CUT_S)
+        cable.flow()
