@@ -57,7 +57,7 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
     victim = Counter(client.model()["placement"]).most_common(1)[0][0]
     times_s: list[float] = []
     streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
-    await until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done())
+    await until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done(), timeout_s=600.0)
     killed_s = time.monotonic()
     os.kill(cluster.processes[victim].pid, signal.SIGKILL)
     await streaming

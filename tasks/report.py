@@ -154,6 +154,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         changes=plots.changes(runs),
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [_decision(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
+        recoveries={label: rows for label, run in runs.items() if (rows := recoveries(run.decisions))},
         notes=_notes(runs, extras),
         extras=extras,
         percent=lambda value: f"{100 * value:.1f} %",
@@ -215,6 +216,28 @@ def _themed(figure: Figure, name: str) -> str:
     for colour, variable in THEMED.items():
         text = text.replace(colour, variable)
     return text.replace("<svg ", f'<svg role="img" aria-label="{CAPTIONS[name][0]}" ', 1)
+
+
+def recoveries(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What each loss of nodes took, in the order of its parts, from the decisions that recovered from one."""
+    rows = []
+    for decision in decisions:
+        outcome = decision.get("outcome") or {}
+        sessions = outcome.get("sessions") if decision.get("action") == "recover" else None
+        if not sessions:
+            continue
+        parts = {"noticed": sessions["noticed_s"], "plan": outcome.get("plan_s"), "load": outcome.get("prepare_s")}
+        parts |= {"restore": sessions["restore_s"], "replay": sessions["replay_s"]}
+        rows.append(
+            {"what": str(decision.get("reason", "")), "sessions": str(sessions["sessions"])}
+            | {part: _ms(seconds) for part, seconds in parts.items()}
+            | {
+                "positions restored": str(sessions["restored_positions"]),
+                "replayed": str(sessions["replayed_positions"]),
+                "MB carried": f"{sessions['cache_bytes'] / 1e6:.1f}",
+            }
+        )
+    return rows
 
 
 def _decision(decision: Mapping[str, Any]) -> dict[str, Any]:

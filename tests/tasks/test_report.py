@@ -151,6 +151,19 @@ def test_the_series_for_dvc_share_their_columns(folder: Path) -> None:
     assert pd.read_csv(folder / "plots" / "epochs.csv").run.tolist() == ["static"] + ["adaptive"] * 4 + ["undisturbed"]
 
 
+def test_what_a_loss_took_stands_in_the_report(tmp_path: Path) -> None:
+    sessions = {"sessions": 8, "noticed_s": 0.1, "waited_s": 2.5, "restore_s": 0.05, "replay_s": 1.2}
+    sessions |= {"restored_positions": 480, "replayed_positions": 24, "cache_bytes": 2_900_000}
+    outcome = {"deployed": 3, "plan_s": 2.0, "prepare_s": 0.5, "sessions": sessions}
+    decisions = [{"action": "recover", "at_s": 3.0, "reason": "lost gamma", "outcome": outcome}, {"action": "keep"}]
+    page = write_report([replace(RUNS[1], decisions=decisions)], tmp_path).read_text(encoding="utf-8")
+    section = page[page.index("Recoveries") :]
+    section = section[: section.index("</section>")]
+    for said in ("lost gamma", "2000 ms", "500 ms", "50 ms", "1200 ms", "480", "24", "2.9"):
+        assert f"<td>{said}</td>" in section
+    assert "Recoveries" not in write_report([RUNS[1]], tmp_path).read_text(encoding="utf-8")
+
+
 def test_text_from_outside_cannot_become_markup(tmp_path: Path) -> None:
     events = table("events", [{"time_s": 1.0, "kind": "change", "label": "<script>alert(1)</script>"}])
     decisions = [{"action": "re-split", "reason": "<img src=x>"}]
