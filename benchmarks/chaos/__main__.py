@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 def main() -> int:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the clusters' processes too
     report = Report(arguments.scale, time.strftime("%Y-%m-%d %H:%M"))
     for name in arguments.only or EXPERIMENTS:
         print(f"{name} ...", flush=True)

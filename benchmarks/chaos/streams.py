@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
-import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -85,15 +84,19 @@ class Streams:
         return len(self.first_after(moment_s)) == len(self.lanes)
 
     def gaps_around(self, moment_s: float, window_s: float) -> list[tuple[float, float]]:
-        """The longest gap in so long a time before a moment, and after it, of each stream that runs through both."""
+        """The longest gap in so long a time before a moment, and after it, of each stream that runs through both.
+
+        A gap that spans the moment belongs to the time after it.
+        """
         first_s, last_s = moment_s - window_s, moment_s + window_s
         through = [r for lane in self.lanes for r in lane if r and r[0] <= first_s and r[-1] >= last_s]
         return [(_longest_gap_s(r, first_s, moment_s), _longest_gap_s(r, moment_s, last_s)) for r in through]
 
 
 def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float:
-    begin, end = bisect.bisect_right(times_s, first_s) - 1, bisect.bisect_left(times_s, last_s)
-    return max(later - earlier for earlier, later in itertools.pairwise(times_s[begin : end + 1]))
+    """The longest gap that ends within this time; 0 where no token came in it."""
+    begin, end = bisect.bisect_right(times_s, first_s), bisect.bisect_right(times_s, last_s)
+    return max((times_s[i] - times_s[i - 1] for i in range(begin, end)), default=0.0)
 
 
 def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
