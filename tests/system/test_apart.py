@@ -1,0 +1,160 @@
+"""The whole system as on machines of their own: started one by one, each on its address, sharing the registry alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+
+from benchmarks.chaos.cluster import reference
+from benchmarks.chaos.streams import PROMPTS, stream, until
+from resplit.client import ControlClient
+from resplit.config import load_cluster
+from resplit.control.keys import CONTROLLER
+from resplit.launch import Cluster, free_ports
+from resplit.start import first_plan
+
+NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "127.0.0.4"}
+NEW_TOKENS = 64
+CLUSTER = """
+name: apart
+source: alpha
+trusted: [alpha, beta]
+nodes:
+{nodes}
+classes:
+  - {{name: chat, slo: 30 s, rate_rps: 0.001, prompt_tokens: 12, new_tokens: 40}}
+limits: {{context_tokens: 256, sessions: 16, queue: 8, deadline: 60 s}}
+kv_tokens: 2048
+"""
+
+
+@dataclass
+class Machines:
+    """A folder for each member, in place of its machine, and what runs there."""
+
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def equip(self) -> None:
+        """The operator makes keys at home, and gives each member the cluster file and its own keys."""
+        ports = dict(zip(NODES, free_ports(len(NODES)), strict=True))
+        nodes = [
+            f"  - {{name: {n}, address: '{host}:{ports[n]}', memory: 4 MiB, max_utilization: 0.999}}"
+            for n, host in NODES.items()
+        ]
+        home = self.folder / "home"
+        home.mkdir()
+        (home / "cluster.yaml").write_text(CLUSTER.format(nodes="\n".join(nodes)))
+        subprocess.run([*_RESPLIT, "keys", "cluster.yaml", "--state", "."], cwd=home, check=True)
+        for member in (*NODES, CONTROLLER):
+            shutil.copytree(home / "keys" / member, self.folder / member / "keys" / member)
+            shutil.copy(home / "cluster.yaml", self.folder / member)
+
+    def start(self, member: str, *arguments: str) -> None:
+        """Start a member where it stands; of the others it knows what the cluster file says."""
+        registry = f"file://{self.folder / 'registry'}"
+        with (self.folder / member / "log").open("wb") as log:
+            self.processes[member] = subprocess.Popen(
+                [*_RESPLIT, *arguments, "--state", ".", "--registry", registry],
+                cwd=self.folder / member,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def stop(self) -> None:
+        """End what runs."""
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+
+_RESPLIT = [sys.executable, "-m", "resplit.cli"]
+
+
+@pytest.fixture
+def apart(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Machines, Cluster]]:
+    """Three nodes, and gateway and controller, with a first plan."""
+    machines = Machines(tmp_path)
+    machines.equip()
+    port = free_ports(1)[0]
+    try:
+        for name in NODES:
+            machines.start(name, "node", "cluster.yaml", "--name", name)
+        machines.start(CONTROLLER, "serve", "cluster.yaml", "--port", str(port), "--model", str(model_folder))
+        state = tmp_path / CONTROLLER
+        _await(lambda: (state / "ready").exists(), machines)
+        config = load_cluster(state / "cluster.yaml")
+        cluster = Cluster(f"http://127.0.0.1:{port}", state, config, str(model_folder), machines.processes)
+        first_plan(cluster)
+        yield machines, cluster
+    finally:
+        machines.stop()
+
+
+def _await(condition: Callable[[], bool], machines: Machines, within_s: float = 120.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not condition():
+        ended = [name for name, process in machines.processes.items() if process.poll() is not None]
+        assert not ended, (machines.folder / ended[0] / "log").read_text()
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
+
+
+async def answers(cluster: Cluster) -> list[list[int]]:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        return await asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS))
+
+
+async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_the_registry(
+    apart: tuple[Machines, Cluster], whole: torch.nn.Module
+) -> None:
+    machines, cluster = apart
+    expected = [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    for name, host in NODES.items():
+        assert [path.name for path in (machines.folder / name / "keys").iterdir()] == [name]
+        listening = psutil.Process(machines.processes[name].pid).net_connections("tcp")
+        assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {host}
+
+    with ControlClient(cluster.url, cluster.token) as client:
+
+        async def with_streams_running(work: Callable[[], None]) -> None:
+            serving = asyncio.create_task(answers(cluster))
+            await until(lambda: client.status()["sessions"] == len(PROMPTS))
+            await asyncio.to_thread(work)
+            assert await serving == expected
+
+        def resplit() -> None:
+            spread = ["alpha", "beta", "gamma", "beta", "gamma", "gamma", "alpha", "beta"]
+            client.propose({"placement": spread, "action": "re-split", "based_on": client.model()["epoch"]})
+
+        def kill() -> None:
+            machines.processes["gamma"].send_signal(signal.SIGKILL)
+
+        assert await answers(cluster) == expected
+        await with_streams_running(resplit)
+        await with_streams_running(kill)
+        assert "gamma" not in client.model()["placement"]
+        assert [decision["action"] for decision in client.decisions()] == ["recover"]
+        statuses = {record["status"] for record in client.records()}
+    assert statuses == {200}
+    for name in NODES:  # nothing came to lie there but what was given, and what it logged
+        assert {path.name for path in (machines.folder / name).iterdir()} == {"cluster.yaml", "keys", "log"}
