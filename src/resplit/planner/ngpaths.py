@@ -142,8 +142,10 @@ class NgPaths:
         atoms, nodes = self.instance.shape
         returns = way.enter + way.onward < cutoff  # (A + 1, N)
         last = np.where(returns.any(axis=0), atoms - returns[::-1].argmax(axis=0), -1)
-        kept = self.memory.near & (np.arange(atoms + 1)[:, None, None] <= last)  # (A + 1, here, remembered)
-        bits = np.where(self.memory.slot >= 0, np.uint64(1) << self.memory.slot.clip(min=0).astype(np.uint64), 0)
+        asked = np.flatnonzero(self.memory.slot >= 0)  # in the order of their slots
+        again = np.arange(atoms + 1)[:, None, None] <= last[asked]
+        kept = self.memory.near[:, asked] & again  # (A + 1, here, slots)
+        bits = np.uint64(1) << np.arange(len(asked), dtype=np.uint64)
         return Tariff(
             share=costs.share,
             atom=way.prefix,
@@ -152,7 +154,7 @@ class NgPaths:
             hops=np.array(way.hops).reshape(-1, nodes, nodes),
             enter_below=_less(cutoff, way.onward),
             leave_below=_less(cutoff, way.ahead),
-            keep=(kept * bits.astype(np.uint64)).sum(axis=2, dtype=np.uint64),
+            keep=(kept * bits).sum(axis=2, dtype=np.uint64),
         )
 
     def queue_paid(self, nodes_of: IntArray) -> FloatArray:
