@@ -277,6 +277,7 @@ class Sessions:
         """Bring what is left of a session's caches to where its route needs them, and count those passes as done; the
         bytes that were carried."""
         nodes = sorted(self.answering())
+        session.nodes |= set(nodes)
         calls = [self._router.peers[name].begin_attempt(session.name, session.attempt) for name in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         if defects := [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NodeLostError)]:
