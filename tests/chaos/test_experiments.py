@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.chaos import experiment
 
-SHORT = {"resplits": 0.1}
+# What tests/system has too (live re-splits, a node that hangs) is left to it.
+SHORT = {"kills": 0.07, "steps": 0.05, "orders": 0.03, "registry": 0.2, "disk": 1.0}
 
 
 @pytest.mark.parametrize("name", SHORT)
