@@ -49,6 +49,10 @@ def expected(whole: torch.nn.Module) -> list[list[int]]:
 
 
 def place(client: ControlClient, *placement: str) -> None:
+    """Deploy a placement once all its nodes answer: on a busy machine one may be taken for lost for a moment."""
+    until_s = time.monotonic() + 30
+    while set(placement) & set(client.model()["lost"]) and time.monotonic() < until_s:
+        time.sleep(0.1)
     client.propose({"placement": list(placement), "action": "re-split", "based_on": client.model()["epoch"]})
 
 
