@@ -138,16 +138,19 @@ async def test_a_session_with_an_endless_name_is_refused(nodes: InProcess) -> No
     assert refusal.value.status is Status.INVALID_ARGUMENT
 
 
-async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(nodes: InProcess) -> None:
+async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(
+    nodes: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
     for path in ("Steps", "Command", "Report", "Echo", "Cache", "Carry", "Close", "Nothing"):
-        for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", huge, no_step):
+        for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", b"\0\0\0\0\5", huge, no_step):
             await attacker.frame("plain", path, body, waits_s=0.01)
     for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):
         await attacker.raw("plain", body, tls=True)
         await attacker.raw("plain", body, tls=False)
     assert (await nodes.state("plain"))["sessions"] == 1
+    assert "Application error" not in caplog.text, "no defect of the node's"
 
 
 @pytest.fixture(scope="module")

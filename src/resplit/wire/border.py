@@ -24,15 +24,19 @@ def guarded(mapping: dict[str, Handler]) -> dict[str, Handler]:
 def _guarded(handle: Any) -> Any:
     async def guarded_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
-        receive = incoming.recv_data
+        receive, inside = incoming.recv_data, False
 
         async def receive_bounded(size: int) -> bytes:
+            nonlocal inside
             if size > MAX_MESSAGE_BYTES:
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, f"{size} bytes are more than a message may have")
             try:
                 content: bytes = await receive(size)
             except AssertionError:  # grpclib's word for a message that breaks off
                 raise _no_message() from None
+            if inside and len(content) != size:  # the end, between a message's length and the message
+                raise _no_message()
+            inside = not inside
             return content
 
         incoming.recv_data = receive_bounded
