@@ -5,6 +5,7 @@ Each time all nodes end in the one epoch that the log says, and the answers are 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import subprocess
 import sys
@@ -71,12 +72,11 @@ async def change_until_death(
     start_again(cluster, [sys.executable, "-m", "benchmarks.chaos.mortal", when, str(number), *plain[3:]])
     mortal = cluster.processes[CONTROLLER]
     await until(lambda: mortal.poll() is not None or ready(client), 60)
-    try:
+    with contextlib.suppress(ResplitError):
         live = client.model()
         client.propose({"placement": list(placement), "action": "re-split", "based_on": live["epoch"]})
+    with contextlib.suppress(TimeoutError):
         await until(lambda: mortal.poll() is not None, 2)
-    except (ResplitError, TimeoutError):
-        pass
     return mortal.poll() is not None
 
 

@@ -40,6 +40,8 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await cut(cables[victim], broken=number % 2 == 0)
                 await until(lambda victim=victim: answers(client, victim))
         await until(lambda: settled(client))
+    for cable in cables.values():
+        cable.pull_out()
     return [
         *streams.findings("cut"),
         Finding("cut", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
