@@ -14,7 +14,7 @@ from resplit.planner.moves import Tables, walk
 __all__ = ["Annealing"]
 
 CHUNK = 8_000  # moves between two looks at the budget, 2 to 5 ms
-LEAST_CHUNKS, CHOICES_PER_CHUNK = 5, 200  # of the first run, which is longer where there are more atoms x nodes
+LEAST_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run, which grows with the root of atoms x nodes
 HOT, COLD = 0.1, 1e-3  # temperatures, of the best objective known
 UNKNOWN = 5.0  # the best objective, of its scale, where no legal placement is known
 
@@ -28,7 +28,7 @@ class Annealing:
         # a mean atom too much, a third of a node too busy, or a missing link costs about as much as everything else
         self._penalty = self._scale * np.array([1 / max(float(instance.memory.mean()), 1e-300), 3.0, 1.0])
         self._random = np.random.default_rng(seed).integers(1, 2**63, 1, dtype=np.uint64)
-        self._chunks = max(LEAST_CHUNKS, instance.load.size // CHOICES_PER_CHUNK)
+        self._chunks = max(LEAST_CHUNKS, round(CHUNKS_PER_ROOT * instance.load.size**0.5))
 
     def run(self, start: IntArray, cost: float, budget: Budget) -> tuple[IntArray, IntArray | None]:
         """Cools down from `start` (A,), which may break limits and have missing links; `cost` is the best objective

@@ -22,7 +22,7 @@ from resplit.planner.search import LocalSearch
 __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
-MOST_VAIN = 4  # runs of annealing in a row that find nothing better, each twice as long as the one before
+MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
 MOST_BLIND = 6  # where they find no plan at all
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
