@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
+
 from resplit.client import ControlClient
 from resplit.config import ClusterConfig
 from resplit.control.recovery import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.errors import InfeasibleError
 from resplit.launch import Cluster
-from resplit.planner import solve
+from resplit.planner.carried import solve_carried
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_of
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ def first_plan(cluster: Cluster) -> str:
 
 
 def plan_or_fail(problem: Problem) -> Plan:
-    """A plan, or InfeasibleError with the reason."""
-    plan = solve(problem)
+    """A plan, for the part of the demand that can be carried; InfeasibleError with the reason where there is none."""
+    plan, share = solve_carried(problem)
     if plan.placement is None:
         raise InfeasibleError(f"no placement: {plan.reason}")
+    if share < 1:
+        _log.warning("the cluster carries a part of the declared demand; expect refusals (429) beyond it", share=share)
     return plan
 
 

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import structlog
 
-from resplit.planner import solve
+from resplit.planner.carried import solve_carried
 from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Plan, Problem
 
+_log = structlog.get_logger(__name__)
 _TIME_LIMIT_S = 2.0
 
 
@@ -52,5 +54,12 @@ def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Blo
 
 
 def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> Plan:
-    """The best plan in which the nodes `unused` run nothing, for a cluster that has `current` placed."""
-    return solve(replace(without(problem, unused), current=current), time_limit_s=_TIME_LIMIT_S)
+    """The best plan in which the nodes `unused` run nothing, for a cluster that has `current` placed.
+
+    Where those that are left cannot carry the whole demand, it is for the part that they can: the gateway refuses the
+    rest.
+    """
+    plan, share = solve_carried(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
+    if share < 1:
+        _log.warning("the nodes that are left carry a part of the demand", share=share)
+    return plan
