@@ -224,6 +224,8 @@ class Dual:
 
     def _cut(self, master: Master) -> bool:
         """Adds the set cuts that the master's mixture breaks; False where it breaks none."""
+        if not master.mixture():  # no column has any weight: all is taken up by elastic slacks
+            return False
         support = master.support()
         new = SetCuts.violated(self.resources, support, self._known_cuts)
         if not len(new):
