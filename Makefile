@@ -27,6 +27,7 @@ install: .venv/installed-pipeline ## environment with everything that `make run`
 .venv/installed-%: pyproject.toml .venv/torch
 	@echo "installing resplit[$*] (some minutes, once)"
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@$(BIN)/python -c 'from resplit import planner; planner.load()' # compiled now, not in the first plan
 	@touch $@
 
 run: .venv/installed-pipeline ## the main job: a cluster on this machine, static against adaptive, a report

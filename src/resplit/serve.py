@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from resplit import planner
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
@@ -73,6 +74,7 @@ async def serve(
     intent = load_intent(place.intent_file, content)
     cluster = intent.cluster
     await asyncio.to_thread(ensure_feasible, cluster, model)
+    await asyncio.to_thread(planner.load)
     place.state.mkdir(parents=True, exist_ok=True)
     member = Member.load(place.keys / CONTROLLER)
     keyring = Keyring(place.state / "keyring.json")

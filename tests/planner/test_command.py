@@ -12,7 +12,7 @@ INFEASIBLE = EXAMPLES / "n005-llama3.2-1b-c1-tight-20.json"
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "resplit.planner.command", *map(str, arguments)]
+    command = [sys.executable, "-m", "resplit.cli", "plan", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 

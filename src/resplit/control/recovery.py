@@ -19,7 +19,7 @@ from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Plan, Problem
 
 _log = structlog.get_logger(__name__)
-_TIME_LIMIT_S = 2.0
+_TIME_LIMIT_S = 0.5  # requests wait for it; the flow improves on the plan later
 
 
 def load_picture(path: Path) -> Problem | None:

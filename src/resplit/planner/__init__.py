@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from resplit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from resplit.types import Plan, Problem
 
-__all__ = ["SOLVERS", "solve"]
+__all__ = ["SOLVERS", "load", "solve"]
 
 # Each is a module with solve(instance, budget, start) -> Outcome, imported when it is asked for.
 SOLVERS = {
@@ -24,9 +26,18 @@ SOLVERS = {
     "water-fill": "resplit.planner.baselines.water_fill",
     "greedy": "resplit.planner.baselines.greedy",
 }
-
-
 SEARCH_SHARE = 0.85  # of the budget, for the solver itself, where its answer is then bent to preferences
+
+
+def load(solver: str = "relax") -> ModuleType:
+    """The module of a solver, imported now: before a clock starts, or before a loss makes every second count.
+
+    Its kernels are compiled at the first import on a machine, and kept on disk. ConfigError for a solver that does not
+    exist.
+    """
+    if solver not in SOLVERS:
+        raise ConfigError("solver", f"{solver!r} is none of {', '.join(SOLVERS)}")
+    return import_module(SOLVERS[solver])
 
 
 def solve(
@@ -38,14 +49,12 @@ def solve(
     Within `tolerance` (relative) of the best, a plan that meets more service objectives and then moves fewer bytes
     is preferred. Raises ConfigError for a solver that does not exist.
     """
-    if solver not in SOLVERS:
-        raise ConfigError("solver", f"{solver!r} is none of {', '.join(SOLVERS)}")
+    module = load(solver)
     from resplit.planner.budget import Budget
     from resplit.planner.instance import Instance
     from resplit.planner.outcome import plan_of
     from resplit.planner.prefer import preferred
 
-    module = import_module(SOLVERS[solver])  # before the clock starts
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)
     start = instance.nodes_of(problem.current) if problem.current is not None else None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import threading
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resplit.errors import ProblemFormatError
-from resplit.planner import SOLVERS, solve
+from resplit.planner import load, solve
 
 if TYPE_CHECKING:
     from resplit.types import Problem
@@ -30,8 +28,7 @@ def plan_command(
 ) -> int:  # fmt: skip
     """Prints one answer per file, one JSON object per line (or, with `explain`, a page for people), and returns the
     exit status of docs/problem.md. Raises ConfigError for an unknown solver."""
-    if solver in SOLVERS:
-        _load(solver)
+    _load(solver)
     statuses = {_answer(Path(file), solver, time_limit_s, work_limit, tolerance, explain) for file in files}
     return next((code for code in (EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN) if code in statuses), EXIT_PLANNED)
 
@@ -43,7 +40,7 @@ def _load(solver: str) -> None:
     )
     notice.start()
     try:
-        import_module(SOLVERS[solver])
+        load(solver)
     finally:
         notice.cancel()
 
@@ -71,18 +68,3 @@ def _answer(
 def _print_line(obj: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(obj, allow_nan=False) + "\n")
     sys.stdout.flush()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="resplit plan")
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--solver", default="relax", choices=list(SOLVERS))
-    parser.add_argument("--time-limit", dest="time_limit_s", type=float, default=10.0)
-    parser.add_argument("--work-limit", type=int)
-    parser.add_argument("--tolerance", type=float, default=0.0)
-    parser.add_argument("--explain", action="store_true")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(plan_command(**vars(_parser().parse_args())))
