@@ -46,3 +46,16 @@ async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(tiny: 
             await waiting
         assert time.monotonic() - begun_s < 5
         await controller.stop()
+
+
+async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(tiny: StoredModel, tmp_path: Path) -> None:
+    async with in_process(cluster_config(), tiny, tmp_path) as nodes:
+        controller = nodes.controller()
+        await deploy(controller, SPREAD)
+        tokens = []
+        async for token in nodes.sessions.generate(request()):
+            tokens.append(token.token_id)
+            if len(tokens) == 2:
+                nodes.sever(C)  # no picture was learnt: there is no plan without it
+        assert len(tokens) == request().max_new_tokens
+        await controller.stop()

@@ -32,6 +32,7 @@ _log = structlog.get_logger(__name__)
 RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve
 _RECOVERY_TRIES = 3  # a plan may be outdated by the next loss; after so many refusals requests are told
 _TRY_AGAIN_S = 2.0
+_HOPE_S = 2.0  # a node that was only busy, or whose link dropped, answers again within it
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Controller:
         self._recovering = asyncio.Lock()
         self._releasing = asyncio.Lock()
         self._settling = asyncio.Event()
+        self._found = asyncio.Event()
         self._introduced = False
         self._broken: str | None = None  # why the live epoch cannot serve though all its nodes answer
         self._released = 0
@@ -209,6 +211,8 @@ class Controller:
 
     def node_found(self, name: str) -> None:
         """A node answers, for the first time or again: introduce it, and let it serve where it should."""
+        self._found.set()
+        self._found = asyncio.Event()
         if self._introduced and name in self.addresses:
             self._spawn(self._welcome(name))
 
@@ -226,6 +230,8 @@ class Controller:
                 lost, begun_s = self.silent, time.monotonic()
                 plan = await self.plan(self.live.placement, self.live.epoch)
                 if isinstance(plan, str):
+                    if await self._finds_a_node(lost):
+                        continue
                     _log.error("no service", reason=plan)
                     self.gateway.give_up(plan)
                     return
@@ -266,6 +272,15 @@ class Controller:
         if lost := sorted(set(self.live.placement) - self.gateway.answering()):
             return f"{', '.join(lost)} lost"
         return self._broken or self.rules.privacy_broken_by(self.live.placement)
+
+    async def _finds_a_node(self, lost: list[str]) -> bool:
+        """Whether not all of these are silent any more, or one answers again before long; requests wait meanwhile."""
+        if set(lost) - set(self.silent):
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HOPE_S):
+                return await self._found.wait()
+        return False
 
     def _log_recovery(self, reason: str, begun_s: float, live: LiveEpoch) -> None:
         plan_s = time.monotonic() - begun_s - live.prepare_s
