@@ -42,7 +42,7 @@ def config() -> ClusterConfig:
                 {"name": "prompt", "slo": f"{SLO_S} s", "shed_late": True, **usual},
                 {"name": "patient", **usual},
             ],
-            "limits": {"context_tokens": 64, "sessions": 2, "queue": 8, "deadline": "20 s"},
+            "limits": {"context_tokens": 64, "sessions": 2, "queue": 32, "deadline": "20 s"},
             "kv_tokens": 64,
         }
     )

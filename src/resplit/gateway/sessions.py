@@ -320,13 +320,13 @@ class Sessions:
             if session.route.epoch == live.epoch:
                 return
             session.nodes |= set(live.placement)
-            session.copying = asyncio.create_task(self._carry(session, Carried(live, 0, 0, 0), session.position))
+            session.copying = self._copy_ahead(session, Carried(live, 0, 0, 0))
         if session.steps and not session.copying.done():
             return
         carried = await session.copying
         session.copying = None
         if _PATCH_POSITIONS < session.position - carried.last < carried.last - carried.first:
-            session.copying = asyncio.create_task(self._carry(session, carried, session.position))
+            session.copying = self._copy_ahead(session, carried)
             return
         begun_s = time.monotonic()
         patched = await self._carry(session, carried, session.position)
@@ -353,7 +353,11 @@ class Sessions:
         session.enter(route, self._private_ok(route))
         session.moves.append(Move(route.epoch, time.monotonic() - begun_s, carried.cache_bytes))
 
-    async def _carry(self, session: Session, before: Carried, last: int) -> Carried:
+    def _copy_ahead(self, session: Session, before: Carried) -> asyncio.Task[Carried]:
+        """Carry what is cached now while the session goes on: passes, and what others wait for, go first."""
+        return asyncio.create_task(self._carry(session, before, session.position, behind=True))
+
+    async def _carry(self, session: Session, before: Carried, last: int, behind: bool = False) -> Carried:
         """Have positions up to `last` of every block that moves carried to its new node, after what went `before`."""
         first, target = before.last, before.target
         if last == first:
@@ -363,7 +367,7 @@ class Sessions:
             for block, (old, new) in enumerate(zip(session.route.placement, target.placement, strict=True))
             if old != new and self._features[block].kv_bytes_per_token > 0
         ]
-        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features))
+        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features), behind)
         return Carried(target, first, last, before.cache_bytes + sent)
 
     def _new_name(self) -> str:
