@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
+from resplit.errors import CapacityError, NodeLostError, RequestError
 
 # The declared demand counts as much as so many seconds of observation: a quiet moment is no proof.
 _PRIOR_S = 10.0
@@ -83,7 +84,7 @@ class Journal:
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cluster = cluster
         self._arrivals: deque[Arrival] = deque(maxlen=10_000)
-        self._records: deque[SessionRecord] = deque(maxlen=100_000)
+        self._records: deque[SessionRecord] = deque(maxlen=20_000)
         self._recoveries: deque[Move] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
@@ -141,3 +142,14 @@ class Journal:
             "new_tokens": new / weight,
             "slo_s": declared.slo,
         }
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status that stands for an error in the journal."""
+    kinds: list[tuple[type[Exception], int]] = [
+        (CapacityError, 429),
+        (RequestError, 400),
+        (NodeLostError, 503),
+        (TimeoutError, 504),
+    ]
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)

@@ -16,13 +16,13 @@ from typing import Any
 import structlog
 
 from resplit.config import ClusterConfig
-from resplit.errors import CapacityError, NodeLostError, RequestError, ResplitError
+from resplit.errors import NodeLostError, RequestError, ResplitError
 from resplit.gateway.admission import Admission, Promise
 from resplit.gateway.caches import Way, carry, plan_restore
 from resplit.gateway.copies import Copies
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.gate import Gate
-from resplit.gateway.journal import Arrival, Journal, Move, Recovery, SessionRecord
+from resplit.gateway.journal import Arrival, Journal, Move, Recovery, SessionRecord, status_of
 from resplit.gateway.router import Router
 from resplit.gateway.session import Carried, Session, error_of
 from resplit.types import BlockFeatures
@@ -164,7 +164,7 @@ class Sessions:
                 status = 200 if token.finish else 499
                 yield token
         except (ResplitError, TimeoutError) as error:
-            status = _status(error)
+            status = status_of(error)
             raise
         except GeneratorExit:  # closed in good order, as after a stop string; who hangs up cancels instead
             status = 200
@@ -440,13 +440,3 @@ class Sessions:
         return all(
             name in trusted for name, block in zip(route.placement, self._features, strict=True) if block.private
         )
-
-
-def _status(error: Exception) -> int:
-    kinds: list[tuple[type[Exception], int]] = [
-        (CapacityError, 429),
-        (RequestError, 400),
-        (NodeLostError, 503),
-        (TimeoutError, 504),
-    ]
-    return next((status for kind, status in kinds if isinstance(error, kind)), 500)
