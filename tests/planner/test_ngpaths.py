@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resplit.planner import contents as contents_module
+from resplit.planner import labels as labels_module
+from resplit.planner.budget import Budget
 from resplit.planner.contents import Contents
 from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
@@ -119,6 +121,17 @@ def test_too_many_labels_leave_the_question_open() -> None:
 
     assert cost == -np.inf
     assert not len(nodes_of)
+
+
+def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
+    instance = Instance.of(layered_problem(1, 20))
+    paths, costs = remembering(instance, EVERYTHING), random_costs(1, 20)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(labels_module, "CHUNK", 1)
+        late = paths.shortest(costs, budget=Budget(0.0))
+
+    assert late == (-np.inf, pytest.approx([]))
+    assert paths.shortest(costs)[0] > -np.inf
 
 
 def test_a_detour_is_found_until_it_is_remembered() -> None:

@@ -18,9 +18,10 @@ from resplit.planner.highs import quiet_highs
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["Candidates", "branch", "candidates"]
+__all__ = ["LATE_S", "Candidates", "branch", "candidates"]
 
 STEPS_PER_NODE = 10  # of the work limit, for a node of the search tree
+LATE_S = 8e-5  # for each candidate: HiGHS looks at the clock between steps, which take so long
 TOLERANCE = 1e-6  # relative; taken off HiGHS's bound, whose linear programs hold to 1e-7
 
 
@@ -30,6 +31,9 @@ class Candidates:
 
     intervals: IntArray
     hops: IntArray
+
+    def __len__(self) -> int:
+        return len(self.intervals) + len(self.hops)
 
 
 def candidates(dual: Dual, cutoff: float) -> Candidates:
@@ -194,7 +198,7 @@ class _Model:
     def solve(self, budget: Budget, incumbent: IntArray | None, relative_gap: float) -> tuple[IntArray | None, float]:
         highs = quiet_highs(mip_rel_gap=relative_gap, mip_abs_gap=0.0)
         if budget.steps_left is None:
-            highs.setOptionValue("time_limit", max(0.95 * budget.left_s, 0.0))  # it looks at the clock now and then
+            highs.setOptionValue("time_limit", max(budget.left_s - LATE_S * len(self.chosen), 0.0))
         else:
             highs.setOptionValue("mip_max_nodes", max(budget.steps_left // STEPS_PER_NODE, 1))
         highs.passModel(self._program())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Budget"]
+__all__ = ["ENDLESS", "Budget"]
 
 
 class Budget:
@@ -53,3 +53,6 @@ class Budget:
         if self.steps_left is not None:
             return Budget(self._time_limit_s, min(self.steps_left, 1 + int(self.steps_left * share)), self)
         return Budget(self.left_s * share, None, self)
+
+
+ENDLESS = Budget(float("inf"))

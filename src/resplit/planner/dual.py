@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from resplit.planner.budget import Budget
+from resplit.planner.budget import ENDLESS, Budget
 from resplit.planner.contents import Contents
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.master import Master
@@ -89,15 +89,15 @@ class Dual:
         self._inherited = other._master.active() if other._master is not None else []
         self.evaluate(other.plain_prices)
 
-    def evaluate(self, prices: Prices, cutoff: float = np.inf) -> tuple[float, IntArray]:
+    def evaluate(self, prices: Prices, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
         best is kept. Paths that remember are looked for below `cutoff` only: else (cutoff, ()), or (-inf, ()) where
-        that takes too many labels. (inf, ()) where no path exists at all, at any prices, or where the bound is above
-        anything that a placement can cost."""
+        that takes too many labels, or longer than `budget`. (inf, ()) where no path exists at all, at any prices, or
+        where the bound is above anything that a placement can cost."""
         prices = self._legal(prices)
         rest, costs = self.rest(prices), self.path_costs(prices)
         if isinstance(self._oracle, NgPaths):
-            path_cost, nodes_of = self._oracle.shortest(costs, cutoff - rest)
+            path_cost, nodes_of = self._oracle.shortest(costs, cutoff - rest, budget)
         else:
             path_cost, nodes_of = self._oracle.shortest(costs)
         value = path_cost + rest
@@ -154,19 +154,19 @@ class Dual:
                 self.converged = not self._worth_cutting(value) or not self._cut(master)
                 continue
             priced += 1
-            new = self._price(master, self.prices.toward(prices, self._step), target, found)
+            new = self._price(master, self.prices.toward(prices, self._step), target, found, budget)
             if not new and not self.converged:
-                new = self._price(master, prices, target, found)
+                new = self._price(master, prices, target, found, budget)
                 self.converged |= not new and not self._cut(master)
         return found
 
-    def _price(self, master: Master, prices: Prices, target: float, found: list[IntArray]) -> bool:
+    def _price(self, master: Master, prices: Prices, target: float, found: list[IntArray], budget: Budget) -> bool:
         """Prices one path; True where that brought a new column or a better bound."""
         before, value, cutoff = self.bound, master.value, target
         if isinstance(self._oracle, NgPaths):
             way = target - before if np.isfinite(target) else BLIND_REACH * abs(before)
             cutoff = min(target, value + CONVERGED * abs(value), before + self._reach * way)
-        _, nodes_of = self.evaluate(prices, cutoff)
+        _, nodes_of = self.evaluate(prices, cutoff, budget)
         improved = self.bound > before
         self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
         if not len(nodes_of):

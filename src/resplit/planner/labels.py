@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, typeof
 
+from resplit.planner.budget import Budget
 from resplit.types import FloatArray
 
 __all__ = ["MOST_SLOTS", "Chain", "Pool", "Tariff", "cheapest_path"]
 
 MOST_SLOTS = 64  # nodes that can be remembered: bits of a mask
+CHUNK = 10_000  # labels extended between two looks at the clock, about 10 ms
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Levels = np.ndarray[Any, np.dtype[np.uint16]]
@@ -225,7 +227,7 @@ def _path(pool, label, atoms):  # type: ignore[no-untyped-def]
 
 
 def _example() -> tuple[Chain, Tariff, Pool]:
-    """Arrays of the right types, from which the signature is made."""
+    """Arrays of the right types, from which the signatures are made."""
     line, plane, cube = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1))
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     levels, words = np.zeros(1, np.uint16), np.zeros((1, 1), np.uint64)
@@ -234,28 +236,64 @@ def _example() -> tuple[Chain, Tariff, Pool]:
     return chain, Tariff(line, plane, line, line, cube, plane, plane, words), Pool.of(1, 1, 1)
 
 
-@njit([tuple(map(typeof, _example()))], cache=True, nogil=True)
-def cheapest_path(chain, tariff, pool):  # type: ignore[no-untyped-def]
-    """(labels, cost, nodes (A,)) of the cheapest path below the tariff's cutoffs, inf where there is none; labels -1
-    where `pool`, which must be empty, was too small to tell."""
-    atoms, count = len(chain.hop_of), 0
+_TYPES = tuple(map(typeof, _example()))
+_PROGRESS, _COUNT = map(typeof, (np.zeros(3, np.int64), 0))
+
+
+@njit([_TYPES], cache=True, nogil=True)
+def _start(chain, tariff, pool):  # type: ignore[no-untyped-def]
+    """The labels that enter their node before the first atom; the number of labels, -1 where the pool is full."""
+    count = 0
     for node in range(len(chain.free)):
-        if tariff.start[node] < tariff.enter_below[0, node]:
+        if count >= 0 and tariff.start[node] < tariff.enter_below[0, node]:
             count = _add(pool, count, 0, node, tariff.start[node], -1, np.uint64(0), np.uint64(0), -1, 0)
-    for boundary in range(atoms):
-        label = pool.head[2 * boundary + 1]
-        while label >= 0 and count >= 0:
-            count = _hop(chain, tariff, pool, count, label, boundary)
-            label = pool.following[label]
-        label = pool.head[2 * boundary]
-        while label >= 0 and count >= 0:
-            count = _run(chain, tariff, pool, count, label, boundary)
-            label = pool.following[label]
+    return count
+
+
+@njit([(*_TYPES, _PROGRESS, _COUNT)], cache=True, nogil=True)
+def _extend(chain, tariff, pool, progress, most):  # type: ignore[no-untyped-def]
+    """Extends at most so many labels, boundary by boundary, first those that leave there, then those that enter.
+    `progress` is the number of labels (-1 where the pool is full), the turn, which is 2 b or 2 b + 1, and the next
+    label of that turn or -1. False where none is left to extend."""
+    count, turn, label = progress
+    for _ in range(most):
+        while label < 0 and turn < 2 * len(chain.hop_of):
+            turn += 1
+            label = pool.head[turn ^ 1]
+        if count < 0 or turn >= 2 * len(chain.hop_of):
+            break
+        if turn & 1:
+            count = _run(chain, tariff, pool, count, label, turn >> 1)
+        else:
+            count = _hop(chain, tariff, pool, count, label, turn >> 1)
+        label = pool.following[label]
+    progress[0], progress[1], progress[2] = count, turn, label
+    return count >= 0 and turn < 2 * len(chain.hop_of)
+
+
+@njit([_TYPES], cache=True, nogil=True)
+def _cheapest(chain, tariff, pool):  # type: ignore[no-untyped-def]
+    """Cost and nodes (A,) of the cheapest of the labels at the end."""
+    atoms = len(chain.hop_of)
     best, last = np.inf, -1
     label = pool.head[2 * atoms + 1]
-    while label >= 0 and count >= 0:
+    while label >= 0:
         cost = pool.cost[label] + tariff.finish[pool.node[label]]
         if cost < best:
             best, last = cost, label
         label = pool.following[label]
-    return count, best, _path(pool, last, atoms)
+    return best, _path(pool, last, atoms)
+
+
+def cheapest_path(chain: Chain, tariff: Tariff, pool: Pool, budget: Budget) -> tuple[int, float, Indices]:
+    """(labels, cost, nodes (A,)) of the cheapest path below the tariff's cutoffs, inf where there is none; labels -1
+    where `pool`, which must be empty, or the time of `budget` was too little to tell."""
+    progress = np.array([_start(chain, tariff, pool), -1, -1])
+    while _extend(chain, tariff, pool, progress, CHUNK):
+        if budget.left_s <= 0:
+            progress[0] = -1
+            break
+    if progress[0] < 0:
+        return -1, np.inf, np.empty(0, np.int64)
+    cost, nodes_of = _cheapest(chain, tariff, pool)
+    return int(progress[0]), cost, nodes_of

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from resplit.planner.budget import ENDLESS, Budget
 from resplit.planner.contents import Contents
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.labels import MOST_SLOTS, Chain, Pool, Tariff, cheapest_path
@@ -118,15 +119,15 @@ class NgPaths:
             ends[:q] = np.where(np.isfinite(self._paths.queue[q]), q, ends[:q])
         return ends
 
-    def shortest(self, costs: PathCosts, cutoff: float = np.inf) -> tuple[float, IntArray]:
+    def shortest(self, costs: PathCosts, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
         """Cost and nodes (A,) of the cheapest path; (cutoff, ()) where none costs less than `cutoff`, and (-inf, ())
-        where too many labels leave that open."""
+        where too many labels, or too little time, leave that open."""
         tariff = self._tariff(costs, cutoff)
         size = min(max(LEAST_POOL, GROWTH * self.labels), self.most_labels)
         while True:
             pool = Pool.of(size, len(self._chain.level_load), len(self._chain.end))
-            labels, cost, nodes_of = cheapest_path(self._chain, tariff, pool)
-            if labels >= 0 or size >= self.most_labels:
+            labels, cost, nodes_of = cheapest_path(self._chain, tariff, pool, budget)
+            if labels >= 0 or size >= self.most_labels or budget.left_s <= 0:
                 break
             size = min(GROWTH**2 * size, self.most_labels)
         self.overflowed = labels < 0

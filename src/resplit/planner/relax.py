@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from resplit.planner.baselines import greedy
-from resplit.planner.branch import branch, candidates
+from resplit.planner.branch import LATE_S, branch, candidates
 from resplit.planner.budget import Budget
 from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
@@ -25,8 +25,8 @@ ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
 MOST_BLIND = 6  # where they find no plan at all
 IMPROVEMENT = 1e-9  # relative
-LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin
-MOST_CANDIDATES = 15_000  # intervals and transfers; HiGHS overruns its time limit on more
+LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
+MOST_CANDIDATES = 15_000  # intervals and transfers
 # Each of the budget that is left to the step around it.
 FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.7, 0.4, 0.85, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
@@ -79,7 +79,7 @@ def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float, most:
     while budget.left_s > LEAST_BRANCHING_S and not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
         chosen = candidates(dual, search.cost)
-        if len(chosen.intervals) + len(chosen.hops) > most:
+        if len(chosen) > most or budget.left_s < LEAST_BRANCHING_S + 2 * LATE_S * len(chosen):
             break
         nodes_of, bound = branch(dual, chosen, search.cost, budget, search.best, gap)
         if nodes_of is None:
