@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from resplit import planner
+from resplit.collector import pass_over_what_is_here
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
@@ -102,6 +103,7 @@ async def serve(
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
             polling = tasks.create_task(monitor.run(), name="monitor")
+            pass_over_what_is_here()
             ready()
             await stop.wait()
             server.should_exit = True

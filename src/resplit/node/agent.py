@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from resplit.collector import pass_over_what_is_here
 from resplit.config import ClusterConfig
 from resplit.control.keys import Member
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
@@ -303,6 +304,7 @@ class Agent:
             engine = await asyncio.to_thread(TorchEngine, spec)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self.cluster.kv_tokens)
             self._spec = spec
+            pass_over_what_is_here()
         elif spec != self._spec:
             raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
 
