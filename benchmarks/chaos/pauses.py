@@ -1,7 +1,8 @@
 """How long a stream stands still when the placement changes, against the size of its cache and the speed of the links.
 
 A stream's pause is its longest gap between tokens in the time of the change, from the proposal until every session has
-left the old epoch, minus its longest gap in as long a time just before it.
+left the old epoch, minus its longest gap in as long a time just before it. The same difference between two times
+without a change is the control: what of it is noise. Nodes take declared times, so that they leave cores free.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ PLACEMENTS = ([A, A, B, C, C, D, D, A], [A, A, C, D, D, B, B, A])  # five of eig
 
 @dataclass(frozen=True)
 class Links:
-    """Links of one speed between emulated nodes; `latency_ms` None for the real loopback between real nodes."""
+    """Links of one speed between emulated nodes."""
 
     name: str
-    latency_ms: float | None = None
-    bandwidth_mbps: float = 0.0
+    latency_ms: float
+    bandwidth_mbps: float
 
     @property
     def round_trip_s(self) -> float:
         """There and back, of something small."""
-        return 2e-3 * (self.latency_ms or 0.0)
+        return 2e-3 * self.latency_ms
 
 
-LOOPBACK = Links("loopback, unshaped")
+LOOPBACK = Links("loopback, unshaped", 0, 1e6)  # a message is never waited for
 NEAR = Links("300 Mbit/s, 2 ms", 2, 300)
 FAR = Links("60 Mbit/s, 22 ms", 22, 60)
 SETTINGS = [
@@ -66,13 +67,15 @@ SETTINGS = [
 class Pauses:
     """What was measured with one speed of links and one length of history, for each stream and switch.
 
-    `gateway_s` is how long the gateway itself says that the second copy took.
+    `control_s` is the pause where nothing changes, `gateway_s` how long the gateway itself says that the second copy
+    took.
     """
 
     links: str
     history: int
     pause_s: list[float] = field(default_factory=list)
     quiet_s: list[float] = field(default_factory=list)
+    control_s: list[float] = field(default_factory=list)
     gateway_s: list[float] = field(default_factory=list)
     moved_bytes: list[float] = field(default_factory=list)
     took_s: list[float] = field(default_factory=list)
@@ -109,16 +112,17 @@ async def run(scale: float, folder: Path) -> list[Finding]:
 
 
 async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switches: int) -> None:
-    """Switch to and fro; before each switch is a quiet time as long as the switch before it took."""
+    """Switch to and fro; before each switch are two quiet times, each as long as the switch before it took."""
     window_s = SHORTEST_WINDOW_S
     for number in range(1, switches + 1):
-        await asyncio.sleep(1.2 * window_s)
+        await asyncio.sleep(2.4 * window_s)
         begun_s = time.monotonic()
         epoch = await asyncio.to_thread(propose, client, number)
         await until(lambda epoch=epoch: only(client, epoch), 120, every_s=0.1)
         pauses.took_s.append(time.monotonic() - begun_s)
         window_s = max(SHORTEST_WINDOW_S, pauses.took_s[-1])
         await asyncio.sleep(max(0.0, window_s - pauses.took_s[-1]) + 0.2)
+        pauses.control_s += [after - before for before, after in streams.gaps_around(begun_s - window_s, window_s)]
         for quiet_s, gap_s in streams.gaps_around(begun_s, window_s):
             pauses.quiet_s.append(quiet_s)
             pauses.pause_s.append(gap_s - quiet_s)
@@ -137,11 +141,11 @@ def only(client: ControlClient, epoch: int) -> bool:
 
 
 def cluster_file(links: Links) -> str:
-    """Four nodes with room for all, emulated where the links are; a block then takes a few milliseconds."""
+    """Four nodes with room for all; a block takes a few milliseconds."""
     decode = "{embed: 1 ms, layer: 4 ms, head: 3 ms}"
     prefill = "{embed: 0.02 ms, layer: 0.1 ms, head: 0.1 ms}"
-    emulate = f", emulate: {{decode_per_token: {decode}, prefill_per_token: {prefill}}}" if links.latency_ms else ""
-    nodes = "\n".join(f"  - {{name: {name}, memory: 512 MiB, max_utilization: 0.999{emulate}}}" for name in NODES)
+    emulate = f"emulate: {{decode_per_token: {decode}, prefill_per_token: {prefill}}}"
+    nodes = "\n".join(f"  - {{name: {name}, memory: 512 MiB, max_utilization: 0.999, {emulate}}}" for name in NODES)
     shape = f"latency: {links.latency_ms} ms, bandwidth: {links.bandwidth_mbps} Mbit/s"
     return f"""
 name: test
@@ -149,7 +153,7 @@ source: alpha
 trusted: [alpha, beta]
 nodes:
 {nodes}
-{f"links: {{default: {{{shape}}}}}" if links.latency_ms else ""}
+links: {{default: {{{shape}}}}}
 classes:
   - {{name: chat, rate_rps: 0.1, prompt_tokens: 12, new_tokens: 40}}
 limits: {{context_tokens: 2048, sessions: 16, queue: 8, deadline: 600 s}}
@@ -186,6 +190,7 @@ def _findings(one: Pauses, links: Links) -> list[Finding]:
             f"p95 <= {1e3 * limit_s:.0f} ms" if real else "",
             met=p95_s <= limit_s if real else None,
         ),
+        Finding("pauses", f"the same without a switch (control), {where}", spread(one.control_s)),
         Finding("pauses", f"longest gap of a stream without a switch, {where}", spread(one.quiet_s)),
         Finding("pauses", f"the gateway's own figure of the pause, {where}", spread(one.gateway_s)),
         Finding("pauses", f"a switch, until the last session left the old epoch, {where}", spread(one.took_s, "s")),
