@@ -28,7 +28,7 @@ IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
 # Each of the budget that is left to the step around it.
-FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.7, 0.4, 0.85, 0.1
+FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.85, 0.4, 0.85, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
@@ -70,6 +70,9 @@ def solve_from(
     if bound < search.cost * (1 - gap):
         _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
         bound = max(bound, _branched(dual, search, budget, gap))
+    if bound < search.cost * (1 - gap):  # too much was left to branch on
+        _tracked(dual, search, budget, gap)
+        bound = max(bound, dual.bound)
     return _outcome(instance, search, bound), dual
 
 
