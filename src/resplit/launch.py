@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -123,8 +124,8 @@ def start_process(cluster: Cluster, name: str) -> None:
     # The nodes share this machine's cores: more threads each would only take time from the others.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]
-    with (cluster.state / "log" / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
+    with (cluster.state / "log" / f"{name}.log").open("wb") as log, _signals_wait():
+        cluster.processes[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -132,7 +133,6 @@ def start_process(cluster: Cluster, name: str) -> None:
             env=environment,
             start_new_session=True,
         )
-    cluster.processes[name] = process
 
 
 def _await_ready(cluster: Cluster) -> None:
@@ -152,3 +152,21 @@ def _last_words(state: Path, name: str) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     prefix = "resplit: "
     return lines[-1].removeprefix(prefix) if lines and lines[-1].startswith(prefix) else f"see {log}"
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Have SIGINT and SIGTERM come after the block: within it a process may run that nobody knows of yet."""
+    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda seen, _: came.append(seen)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for seen in came:
+            signal.raise_signal(seen)
