@@ -42,7 +42,7 @@ class Cable:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._ends.add(writer)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             inside_reader, inside_writer = await asyncio.open_connection(self._inside.host, self._inside.port)
             self._ends.add(inside_writer)
             await asyncio.gather(self._pump(reader, inside_writer), self._pump(inside_reader, writer))
