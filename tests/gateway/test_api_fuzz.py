@@ -26,8 +26,8 @@ PARAMETERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "seed"
 @pytest.mark.parametrize(
     ("method", "path", "reached"),
     [
-        ("POST", "/v1/completions", {200, 400}),
-        ("POST", "/v1/chat/completions", {200, 400}),
+        ("POST", "/v1/completions", {400}),  # few of the described ones are served: they ask for what there is not
+        ("POST", "/v1/chat/completions", {400}),
         ("GET", "/v1/models", {200}),
         ("GET", "/v1/models/{name}", {404}),
     ],
