@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from benchmarks.chaos.cluster import MODEL, make_model, started, whole_model
+from benchmarks.chaos.cluster import make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, spread
-from benchmarks.chaos.streams import PROMPTS, expected_tokens, until
+from benchmarks.chaos.streams import ask, expected_tokens, until
 from benchmarks.chaos.watch import ready, settled
 from resplit.client import ControlClient
 from resplit.control.keys import CONTROLLER
@@ -48,7 +46,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await until(lambda: settled(client) and one_epoch(client), 20)
             except TimeoutError:
                 wrong.append(f"{when} write {number}: {client.status()['nodes']}")
-            if ask(cluster) != expected:
+            if ask(cluster, NEW_TOKENS).json()["choices"][0]["token_ids"] != expected:
                 wrong.append(f"{when} write {number}: other tokens")
     rising = all(later > earlier for earlier, later in itertools.pairwise(epochs))
     return [
@@ -102,17 +100,3 @@ def one_epoch(client: ControlClient) -> bool:
     """Whether every node serves the live epoch and no other."""
     status = client.status()
     return all(node.get("epochs") == [status["epoch"]] for node in status["nodes"])
-
-
-def ask(cluster: Cluster) -> list[int]:
-    """The tokens of one short request."""
-    body = {
-        "model": MODEL,
-        "prompt": PROMPTS[0],
-        "max_tokens": NEW_TOKENS,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
-    tokens: list[int] = answer.json()["choices"][0]["token_ids"]
-    return tokens

@@ -7,11 +7,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import httpx
-
-from benchmarks.chaos.cluster import CLUSTER, MODEL, NODES, TRUSTED, make_model, started, whole_model
+from benchmarks.chaos.cluster import CLUSTER, NODES, TRUSTED, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.streams import PROMPTS, expected_tokens, until
+from benchmarks.chaos.streams import ask, expected_tokens, until
 from benchmarks.chaos.watch import kill, ready
 from resplit.client import ControlClient
 from resplit.launch import Cluster, start_process
@@ -42,7 +40,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             for victim in victims:
                 start_process(cluster, victim)
             back_s.append(await until(lambda: ready(client), 60))
-            right += ask(cluster).json()["choices"][0].get("token_ids") == expected
+            right += ask(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
             violations += len(misplaced(client))
             await until(lambda: not client.model()["lost"], 60)
     rounds = len(reasons)
@@ -62,25 +60,13 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     ]
 
 
-def ask(cluster: Cluster) -> httpx.Response:
-    """One short request."""
-    body = {
-        "model": MODEL,
-        "prompt": PROMPTS[0],
-        "max_tokens": NEW_TOKENS,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
-    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
-
-
 async def refusal(cluster: Cluster) -> str:
     """Ask until the answer is 503; its message."""
     message = ""
 
     def refused() -> bool:
         nonlocal message
-        answer = ask(cluster)
+        answer = ask(cluster, NEW_TOKENS)
         if answer.status_code == 503:
             message = answer.json()["error"]["message"]
         return bool(message)

@@ -104,6 +104,18 @@ def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[
     return [reference(model, prompt, new_tokens) for prompt in prompts]
 
 
+def ask(cluster: Cluster, new_tokens: int) -> httpx.Response:
+    """One request with the first prompt, alone and not streamed."""
+    body = {
+        "model": MODEL,
+        "prompt": PROMPTS[0],
+        "max_tokens": new_tokens,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
+
+
 @contextlib.asynccontextmanager
 async def streaming(
     cluster: Cluster, expected: list[list[int]], prompts: list[list[int]] = PROMPTS
