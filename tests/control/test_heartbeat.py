@@ -71,6 +71,35 @@ async def test_a_node_that_hangs_is_noticed_in_under_a_second_and_once(watch: Wa
     await watch.until(lambda: watch.hung == ["one", "one"])
 
 
+async def test_a_gateway_that_is_always_a_little_late_notices_as_soon(watch: Watch) -> None:
+    async def keep_busy() -> None:
+        while True:
+            time.sleep(0.04)  # noqa: ASYNC251 - other work in the event loop
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(keep_busy())
+    await asyncio.sleep(0.5)
+    watch.members["one"].awake.clear()
+    assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
+    busy.cancel()
+
+
+async def test_a_node_that_hung_is_not_waited_for_longer_the_next_time(watch: Watch) -> None:
+    watch.members["one"].awake.clear()
+    await watch.until(lambda: watch.hung == ["one"])
+    watch.members["one"].awake.set()
+    await watch.until(lambda: not watch.beats.silent)
+    await asyncio.sleep(0.3)
+    watch.members["one"].awake.clear()
+    assert await watch.until(lambda: watch.hung == ["one", "one"]) < 0.8
+
+
+async def test_a_node_that_became_slow_is_called_hung_twice_at_most(watch: Watch) -> None:
+    watch.members["one"].delay_s = 0.7
+    await asyncio.sleep(6)
+    assert len(watch.hung) <= 2
+
+
 async def test_a_node_that_cannot_be_reached_is_silent_too(watch: Watch) -> None:
     watch.members["other"].down = True
     assert await watch.until(lambda: watch.beats.silent == {"other"}) < 1.0

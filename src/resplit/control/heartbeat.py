@@ -18,9 +18,11 @@ from resplit.wire.peers import Peer
 _log = structlog.get_logger(__name__)
 BEAT_S = 0.2
 # Silence after which a node hangs, beside the time that its answers need. Less would take busy for dead.
-HANGS_AFTER_S = 0.65
+HANGS_AFTER_S = 0.55
 _ANSWER_WITHIN_S = 5.0
 _TICK_S = 0.05
+# The most that may count between two looks: where this process itself stood still for longer, answers may lie unread.
+_MOST_PER_LOOK_S = 0.1
 # Where nobody is heard for two beats, it is rather this side that is cut off or starved than all of them at once; so
 # no time counts then, but not for ever.
 _NOBODY_HEARD_S = (2 * BEAT_S, 3.0)
@@ -32,14 +34,18 @@ class AnswerTime:
 
     mean_s: float = 0.0
     deviation_s: float = 0.0
+    last_s: float = 0.0
 
     @property
     def limit_s(self) -> float:
         """What an answer hardly ever exceeds."""
         return self.mean_s + 4 * self.deviation_s
 
-    def add(self, answer_s: float) -> None:
-        """Take one more into account."""
+    def add(self, answer_s: float, hung: bool) -> None:
+        """Take one more into account. One that hung while it owed the answer is not slow for that; it is if the answer
+        before was as late."""
+        before_s, self.last_s = self.last_s, min(answer_s, HANGS_AFTER_S)
+        answer_s = min(before_s, self.last_s) if hung else self.last_s
         if not self.mean_s:
             self.mean_s, self.deviation_s = answer_s, answer_s / 2
         self.deviation_s += (abs(answer_s - self.mean_s) - self.deviation_s) / 4
@@ -52,7 +58,7 @@ class Heartbeats:
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None]) -> None:
         self._peers = peers
         self._on_hang = on_hang
-        self._silence_s: dict[str, float] = {}  # since the last sign of life, by this process's own pace
+        self._silence_s: dict[str, float] = {}  # since the last sign of life, as far as time counts
         self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
         self._nobody_s = 0.0  # since anybody was heard
         self.silent: set[str] = set()
@@ -75,9 +81,7 @@ class Heartbeats:
                 beating = set(self._peers)
                 await asyncio.sleep(_TICK_S)
                 now_s = clock()
-                # What this process itself came late by does not count: answers may lie unread.
-                late_s = now_s - last_s - _TICK_S
-                self._pass_time(max(0.0, _TICK_S - late_s))
+                self._pass_time(min(now_s - last_s, _MOST_PER_LOOK_S))
                 last_s = now_s
 
     async def _beat(self, name: str) -> None:
@@ -87,8 +91,8 @@ class Heartbeats:
             except NodeLostError:
                 pass
             else:
+                self._answers[name].add(answer_s, hung=name in self.silent)
                 self.heard(name)
-                self._answers[name].add(min(answer_s, HANGS_AFTER_S))  # a node that hung is not slow from then on
             await asyncio.sleep(BEAT_S)
 
     def _pass_time(self, seconds: float) -> None:
