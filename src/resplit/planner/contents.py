@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
 __all__ = ["Contents"]
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 MOST_LEVELS = 20_000
 ALIKE = 1e-9  # relative difference in memory and load up to which atoms are of one kind
@@ -21,12 +24,17 @@ class Contents:
     """With L levels: `before` (A + 1,) the level of the atoms before each one (a level is a number in mixed radix, so
     that levels add up); `load` (L, N) and `memory` (L,) the least that atoms of these kinds weigh, exact where the
     atoms of a kind are alike; `bundled` (L,) the level with kinds that occur equally often (the attention and the mlp
-    of a layer) rounded down to whole bundles."""
+    of a layer) rounded down to whole bundles; `packed` (L,) the numbers of a level side by side in the lowest `bits`
+    bits of a word, each below a free bit, which `guard` has set: a level has no more of any kind than another where
+    (other | guard) - level leaves all of `guard` set."""
 
     before: IntArray
     load: FloatArray
     memory: FloatArray
     bundled: IntArray
+    packed: Words
+    guard: np.uint64
+    bits: int
 
     @classmethod
     def of(cls, instance: Instance) -> Contents:
@@ -45,11 +53,16 @@ class Contents:
         for count in np.unique(counts[counts > 1]):
             alike = np.flatnonzero(counts == count)
             bundled[:, alike] = held[:, alike].min(axis=1)[:, None]
+        ends = np.array([int(count).bit_length() + 1 for count in counts]).cumsum()  # of each kind's bits
+        starts = np.concatenate(([0], ends[:-1])).astype(np.uint64)
         return cls(
             before=np.concatenate(([0], radix[kind].cumsum())),
             load=held @ load * (1 - ROUNDING),
             memory=held @ memory * (1 - ROUNDING),
             bundled=bundled @ radix[:-1],
+            packed=np.bitwise_or.reduce(held.astype(np.uint64) << starts, axis=1),
+            guard=np.bitwise_or.reduce(np.uint64(1) << (ends - 1).astype(np.uint64)),
+            bits=int(ends[-1]),
         )
 
 

@@ -6,6 +6,7 @@ path at these prices is found exactly, the nodes' terms have a closed form (docs
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,6 +62,7 @@ class Dual:
         self.resources = resources
         nodes = instance.shape[1]
         self.cuts = SetCuts.none(nodes)
+        self.unused = np.zeros(nodes, dtype=bool)  # nodes that placements here do not use
         self._known_cuts: set[bytes] = set()
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
@@ -116,6 +118,7 @@ class Dual:
         finite = np.where(np.isfinite(self.instance.load), self.instance.load, 0)
         resource = prices.resource + self.cuts.atom_price(prices.cut, len(self.resources.use))
         on_link, at_start = self.cuts.entry_refund(prices.cut)
+        on_link[:, self.unused] = at_start[self.unused] = -np.inf
         return PathCosts(prices.share, finite * prices.load + self.resources.use.T @ resource, on_link, at_start)
 
     def rest(self, prices: Prices) -> float:
@@ -126,6 +129,7 @@ class Dual:
             _node_terms(instance, 1 - prices.share, prices.load - prices.balance).sum()
             + prices.balance @ instance.background
             + spare * instance.background.max()
+            + prices.cut @ self.cuts.least
         )
         paid = (prices.resource * self.resources.limit).sum()
         refunded = (prices.cut * self.cuts.limit).sum()
@@ -144,7 +148,7 @@ class Dual:
             self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:
-            self.converged &= not master.add(nodes_of)
+            self.converged &= bool(self.unused[nodes_of].any()) or not master.add(nodes_of)
         found: list[IntArray] = []
         priced = 0
         while self.bound < target and priced < most and not self.converged and self._spend(budget):
@@ -216,11 +220,43 @@ class Dual:
             more = plan.learn(found, few)
         if not more:
             return False
-        columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *self._master.active()]}
-        self._inherited = list(columns.values())[-MOST_INHERITED:]
         self._oracle = NgPaths(self.paths, self._contents, plan.memory, plan.most_labels)
-        self._master, self.converged, self._stalls, self._reach = None, False, 0, FIRST_REACH
+        self._begin_anew()
         return True
+
+    def _begin_anew(self) -> None:
+        """A new master for the next pricing, from the columns of this one."""
+        if self._master is not None:
+            columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *self._master.active()]}
+            self._inherited = [x for x in columns.values() if not self.unused[x].any()][-MOST_INHERITED:]
+        self._master, self.converged, self._stalls, self._reach = None, False, 0, FIRST_REACH
+
+    @property
+    def labels(self) -> int:
+        """What the last pricing took, 0 while paths remember nothing."""
+        return self._oracle.labels if isinstance(self._oracle, NgPaths) else 0
+
+    def entries(self) -> FloatArray:
+        """How often the mixture that was last solved for enters each node (N,)."""
+        if self._master is None or not self._master.mixture():
+            return np.zeros(self.instance.shape[1])
+        support = self._master.support()
+        return np.asarray(support.begun + support.crossed.sum(axis=0))
+
+    def divided(self, node: int) -> tuple[Dual, Dual]:
+        """The same for the placements that do not use a node, and for those that do; each from what is known here."""
+        without, through = self._twin(), self._twin()
+        without.unused = self.unused | (np.arange(len(self.unused)) == node)
+        through.cuts = self.cuts.joined(SetCuts.entry(node, len(self.unused)))
+        through.prices, through.plain_prices = _padded(self.prices, 1), _padded(self.plain_prices, 1)
+        without._begin_anew()
+        through._begin_anew()
+        return without, through
+
+    def _twin(self) -> Dual:
+        twin = copy(self)
+        twin._known_cuts, twin._curriculum = set(self._known_cuts), deepcopy(self._curriculum)
+        return twin
 
     def _cut(self, master: Master) -> bool:
         """Adds the set cuts that the master's mixture breaks; False where it breaks none."""

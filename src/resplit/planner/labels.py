@@ -18,6 +18,7 @@ __all__ = ["MOST_SLOTS", "Chain", "Pool", "Tariff", "cheapest_path"]
 
 MOST_SLOTS = 64  # nodes that can be remembered: bits of a mask
 CHUNK = 10_000  # labels extended between two looks at the clock, about 10 ms
+MOST_RIVALS = 2_000  # cheaper labels that one is compared with
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Levels = np.ndarray[Any, np.dtype[np.uint16]]
@@ -29,7 +30,8 @@ class Chain(NamedTuple):
     node holds): `end` (A, N) the last boundary to which a step that begins at an atom may run; `load` (A + 1, N) and
     `memory` (A + 1,) prefix sums; `least_load` (A + 2, N) and `least_memory` (A + 2,) of a single later atom; `free`,
     `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `level` (A + 1,) levels before each atom, additive; `rounded`
-    (L,) the level that is remembered; `level_load` (T, L), `level_memory` (L,). Level L - 1 means: no room."""
+    (L,) the level that is remembered; `level_load` (T, L), `level_memory` (L,). Level L - 1 means: no room. `packed`
+    (L,), `guard` and `bits` compare levels (see `Contents`)."""
 
     end: Indices
     load: FloatArray
@@ -46,6 +48,9 @@ class Chain(NamedTuple):
     rounded: Levels
     level_load: FloatArray
     level_memory: FloatArray
+    packed: Words
+    guard: np.uint64
+    bits: int
 
 
 class Tariff(NamedTuple):
@@ -148,6 +153,69 @@ def _add(pool, count, place, node, cost, source, mask, key, slot, level):  # typ
 
 
 @njit(inline="always")
+def _packed(chain, pool, labels):  # type: ignore[no-untyped-def]
+    """What labels remember (labels, words), as many slots in each word as it has room for."""
+    each = 64 // chain.bits
+    packed = np.zeros((len(labels), (pool.level.shape[1] + each - 1) // each), np.uint64)
+    for at in range(len(labels)):
+        mask, slot = pool.mask[labels[at]], 0
+        while mask != 0:
+            if mask & _ONE:
+                content = chain.packed[pool.level[labels[at], slot]]
+                packed[at, slot // each] |= content << np.uint64(slot % each * chain.bits)
+            mask >>= _ONE
+            slot += 1
+    return packed
+
+
+@njit(inline="always")
+def _dominated(packed, rivals, guard):  # type: ignore[no-untyped-def]
+    """True where one of the `rivals` (rivals, words) remembers no more of anything than `packed` (words,)."""
+    for rival in range(len(rivals)):
+        word = 0
+        while word < len(packed) and ((packed[word] | guard) - rivals[rival, word]) & guard == guard:
+            word += 1
+        if word == len(packed):
+            return True
+    return False
+
+
+@njit(inline="always")
+def _guards(chain):  # type: ignore[no-untyped-def]
+    """The guard of a level in every slot of a word."""
+    guard = np.uint64(0)
+    for at in range(64 // chain.bits):
+        guard |= chain.guard << np.uint64(at * chain.bits)
+    return guard
+
+
+@njit(inline="always")
+def _sieve(chain, pool, place):  # type: ignore[no-untyped-def]
+    """Leaves out of the chain of `place` the labels that cannot lead to the cheapest path: a cheaper one on the same
+    node remembers no more of anything, so that whatever follows costs it no more."""
+    size, label = 0, pool.head[place]
+    while label >= 0:
+        size, label = size + 1, pool.following[label]
+    labels, label = np.empty(size, np.int64), pool.head[place]
+    begin = np.zeros(len(chain.free) + 1, np.int64)
+    for at in range(size):
+        labels[at], label = label, pool.following[label]
+        begin[pool.node[labels[at]] + 1] += 1
+    begin = begin.cumsum()
+    end, guard, packed = begin.copy(), _guards(chain), _packed(chain, pool, labels)
+    kept, pool.head[place] = np.empty_like(packed), -1
+    for at in np.argsort(pool.cost[labels], kind="mergesort"):
+        label = labels[at]
+        node = pool.node[label]
+        rivals = kept[begin[node] : min(end[node], begin[node] + MOST_RIVALS)]  # the cheapest that were kept
+        if not _dominated(packed[at], rivals, guard):
+            kept[end[node]] = packed[at]
+            end[node] += 1
+            pool.following[label] = pool.head[place]
+            pool.head[place] = label
+
+
+@njit(inline="always")
 def _hop(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untyped-def]
     """All ways on from a label that leaves its node at `boundary`; each forgets what its next node is too far from."""
     here, mask = pool.node[label], pool.mask[label]
@@ -232,8 +300,10 @@ def _example() -> tuple[Chain, Tariff, Pool]:
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     levels, words = np.zeros(1, np.uint16), np.zeros((1, 1), np.uint64)
     limits = line, line, line, 0.0, whole, whole, whole
-    chain = Chain(wholes, plane, line, plane, line, *limits, levels, plane, line)
-    return chain, Tariff(line, plane, line, line, cube, plane, plane, words), Pool.of(1, 1, 1)
+    packing = words[0], np.uint64(0), 1
+    chain = Chain(wholes, plane, line, plane, line, *limits, levels, plane, line, *packing)
+    tariff = Tariff(line, plane, line, line, cube, plane, plane, words)
+    return chain, tariff, Pool.of(1, 1, 1)
 
 
 _TYPES = tuple(map(typeof, _example()))
@@ -259,6 +329,7 @@ def _extend(chain, tariff, pool, progress, most):  # type: ignore[no-untyped-def
     for _ in range(most):
         while label < 0 and turn < 2 * len(chain.hop_of):
             turn += 1
+            _sieve(chain, pool, turn ^ 1)
             label = pool.head[turn ^ 1]
         if count < 0 or turn >= 2 * len(chain.hop_of):
             break

@@ -109,6 +109,9 @@ class NgPaths:
             rounded=self._rounded.astype(np.uint16),
             level_load=np.hstack((contents.load[:, asked].T, np.full((len(asked), 1), np.inf))),
             level_memory=np.append(contents.memory, np.inf),
+            packed=np.append(contents.packed, np.uint64((1 << contents.bits) - 1) & ~contents.guard),
+            guard=contents.guard,
+            bits=contents.bits,
         )
 
     def _ends(self) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ import numpy as np
 from resplit.planner.baselines import greedy
 from resplit.planner.branch import LATE_S, branch, candidates
 from resplit.planner.budget import Budget
+from resplit.planner.divide import divide
 from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance, IntArray
@@ -27,6 +28,7 @@ MOST_BLIND = 6  # where they find no plan at all
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
+FEW_LABELS = 20_000  # of a pricing: beyond, it is rather the placements that are divided
 # Each of the budget that is left to the step around it.
 FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.85, 0.4, 0.85, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
@@ -68,11 +70,9 @@ def solve_from(
         return _outcome(instance, search, float("inf")), dual
     bound = _branched(dual, search, budget.part(QUICK_SHARE), gap, QUICK_CANDIDATES)
     if bound < search.cost * (1 - gap):
-        _tracked(dual, search, budget.part(TRACKING_SHARE), gap)
+        bound = max(bound, _tracked(dual, search, budget.part(TRACKING_SHARE), gap))
+    if bound < search.cost * (1 - gap):
         bound = max(bound, _branched(dual, search, budget, gap))
-    if bound < search.cost * (1 - gap):  # too much was left to branch on
-        _tracked(dual, search, budget, gap)
-        bound = max(bound, dual.bound)
     return _outcome(instance, search, bound), dual
 
 
@@ -109,11 +109,19 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None
         columns = [search.best] if search.best is not None and search.cost < known else []
 
 
-def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
-    """Prices again with paths that remember more of what they left, and more, where that may close the gap."""
+def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
+    """The bound of paths that remember more of what they left, and more, while that costs little; then of ever smaller
+    sets of placements."""
+
+    def target() -> float:
+        return search.cost * (1 - gap)
+
     _priced(dual, search, budget, gap)
-    while dual.converged and dual.bound < search.cost * (1 - gap) and not budget.spent and dual.remember():
+    while dual.converged and dual.bound < target() and not budget.spent and dual.labels < FEW_LABELS:
+        if not dual.remember():
+            break
         _priced(dual, search, budget, gap)
+    return divide(dual, lambda part: _priced(part, search, budget, gap), target, budget)
 
 
 def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:

@@ -6,6 +6,7 @@ Knows neither prices nor solvers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -66,16 +67,29 @@ class SetCuts:
 
     It holds for every placement (what never enters C uses nothing of it, what enters once or more uses at most the
     limit), and forbids the relaxation to go back and forth inside a set that has too little for the whole chain.
-    `members` (M, N) 0 or 1, `resource` (M,) index, `limit` (M,).
+    `members` (M, N) 0 or 1, `resource` (M,) index, `limit` (M,). Where the resource is `ENTRY`, the use is 1 whatever
+    the path does: C must be entered.
     """
 
     members: FloatArray
     resource: IntArray
     limit: FloatArray
 
+    ENTRY: ClassVar[int] = -1
+
     @classmethod
     def none(cls, nodes: int) -> SetCuts:
         return cls(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
+
+    @classmethod
+    def entry(cls, node: int, nodes: int) -> SetCuts:
+        """A node must be entered: not for every placement, but for those that use it."""
+        return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1))
+
+    @property
+    def least(self) -> FloatArray:
+        """What is used of C whatever a placement does (M,)."""
+        return np.asarray(self.resource == self.ENTRY, dtype=float)
 
     def __len__(self) -> int:
         return len(self.limit)
@@ -90,7 +104,7 @@ class SetCuts:
 
     def excess(self, support: Support) -> FloatArray:
         """Left side less right side at `support` (M,)."""
-        used = (self.members * support.used[self.resource]).sum(axis=1)
+        used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
         inner = np.einsum("mi,ij,mj->m", self.members, support.crossed, self.members)
         entered = self.members @ (support.begun + support.crossed.sum(axis=0)) - inner
         return np.asarray(used - self.limit * entered)
@@ -98,7 +112,8 @@ class SetCuts:
     def atom_price(self, price: FloatArray, kinds: int) -> FloatArray:
         """What the cuts at multipliers `price` (M,) ask per unit of each resource on each node (K, N)."""
         total = np.zeros((kinds, self.members.shape[1]))
-        np.add.at(total, self.resource, price[:, None] * self.members)
+        uses = self.resource != self.ENTRY
+        np.add.at(total, self.resource[uses], (price[:, None] * self.members)[uses])
         return total
 
     def entry_refund(self, price: FloatArray) -> tuple[FloatArray, FloatArray]:
