@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from resplit.cli import log_to_stderr
+from resplit.logs import log_to_stderr
 from resplit.errors import ResplitError
 
 

@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "cut",
     "registry",
     "disk",
+    "outages",
     "fuzz_http",
     "fuzz_wire",
     "overload",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -128,12 +129,18 @@ class Client:
             task.add_done_callback(self.flying.discard)
             number += 1
 
+    async def drained(self) -> float:
+        """Wait for the answers to all that `load` sent; the moment of the last one (monotonic clock)."""
+        while self.flying:
+            await asyncio.wait(self.flying)
+        return time.monotonic()
+
     async def alone_s(self) -> float:
-        """How long a request takes that comes alone: the median of five."""
+        """How long a request takes that this client sends alone: the median of five, which must all be served."""
         before = len(self.outcomes)
         for number in range(5):
             await self.ask(number, "prompt")
-        return median(o.took_s for o in self.outcomes[before:])
+        return median(o.took_s if o.status == 200 else math.inf for o in self.outcomes[before:])
 
 
 @dataclass
@@ -181,13 +188,13 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             begun_s = time.monotonic()
             await client.load(OVERLOAD * carried_rps, max(15.0, LASTS_S * scale))
             ended_s = time.monotonic()
-            while client.flying:
-                await asyncio.wait(client.flying)
-            drained_s = time.monotonic() - ended_s
+            draining = asyncio.create_task(client.drained())
+            await asyncio.sleep(_NORMAL_AFTER_S)
+            later = Client(http, expected)
+            after_s = await later.alone_s()
+            drained_s = await draining - ended_s
             looking.cancel()
-            outcomes, client.outcomes = client.outcomes, []
-            await asyncio.sleep(max(0.0, ended_s + _NORMAL_AFTER_S - time.monotonic()))
-            after_s = await client.alone_s()
+            outcomes = client.outcomes
         await until(lambda: not any(node["sessions"] for node in control.status()["nodes"]), 10)
         left = control.status()
     tokens_ps = sum(outcome.tokens for outcome in outcomes) / (ended_s + drained_s - begun_s)
@@ -208,7 +215,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         Finding("overload", "last answer after the last arrival", f"{drained_s:.1f} s"),
         Finding(
             "overload",
-            f"a request alone, after the last answer and {_NORMAL_AFTER_S:g} s after the last arrival, to one before",
+            f"a request {_NORMAL_AFTER_S:g} s after the last arrival, to one before the load",
             f"{after_s / before_s:.2f} ({after_s:.2f} s to {before_s:.2f} s)",
             "<= 1.25",
             met=after_s <= 1.25 * before_s,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
@@ -208,6 +210,24 @@ async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
     await controller.deploy(Proposal((A, A, C, C, B, B, B, A), RECOVER, 1))
     assert (await nodes.state(C))["blocks"] == [2, 3]
     assert await served(nodes) == tokens
+
+
+async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room(
+    nodes: InProcess, controller: Controller, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    controller.learn(picture_of(nodes.config, nodes.features, SECOND))
+    await deploy(controller, SECOND)
+    stream = asyncio.create_task(served(nodes, LONG))
+    await until(lambda: started(nodes, 1))
+
+    with full_disk(0), capture_logs():  # what pytest captures goes into a file, too
+        await nodes.stop(C)
+        await asyncio.sleep(1.5)
+        assert controller.live is not None
+        assert C in controller.live.placement
+
+    assert len(await asyncio.wait_for(stream, 15)) == LONG.max_new_tokens
+    assert C not in controller.live.placement
 
 
 async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcess, controller: Controller) -> None:

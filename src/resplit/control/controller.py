@@ -30,8 +30,11 @@ from resplit.wire.route import Route
 
 _log = structlog.get_logger(__name__)
 RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve
-_RECOVERY_TRIES = 3  # a plan may be outdated by the next loss; after so many refusals requests are told
-_TRY_AGAIN_S = 2.0
+_RESUME_TRIES = 3  # a plan may be outdated by the next loss
+# A recovery that is refused, for the next loss, a full disk or a registry that is gone, is tried again at this pace;
+# requests are told once that has gone on for so long.
+_TRY_AGAIN_S = 0.25
+_TELL_AFTER_S = 5.0
 _HOPE_S = 2.0  # a node that was only busy, or whose link dropped, answers again within it
 
 
@@ -134,7 +137,7 @@ class Controller:
             if committed is None or self.live is not None:
                 return
             before = tuple(committed[1]["placement"])
-            for _ in range(_RECOVERY_TRIES):
+            for _ in range(_RESUME_TRIES):
                 proposal: Proposal | str = Proposal(before, "resume", 0, committed[1].get("predicted_latency_s"))
                 if set(before) - set(self.answering) or self.rules.broken_by(before):
                     proposal = await self.plan(before, 0)
@@ -143,7 +146,7 @@ class Controller:
                     break
                 try:
                     await self.deploy(proposal)
-                except ProposalRefusedError as error:
+                except (ProposalRefusedError, CapacityError) as error:
                     reason = str(error)
                 else:
                     return
@@ -225,7 +228,7 @@ class Controller:
     async def recover(self) -> None:
         """Deploy plans for the nodes that are left until what is live can serve, or no plan is possible."""
         async with self._recovering:
-            refused = 0
+            refused_since_s: float | None = None
             while self.live and (why := self._why_not()):
                 lost, begun_s = self.silent, time.monotonic()
                 plan = await self.plan(self.live.placement, self.live.epoch)
@@ -237,12 +240,12 @@ class Controller:
                     return
                 try:
                     live = await self.deploy(plan)
-                except ProposalRefusedError as error:
-                    refused += 1
-                    _log.warning("recovery was refused", times=refused, error=str(error))
-                    if refused >= _RECOVERY_TRIES:
+                except (ProposalRefusedError, CapacityError) as error:
+                    _log.warning("recovery was refused", error=str(error))
+                    refused_since_s = refused_since_s or begun_s
+                    if time.monotonic() - refused_since_s > _TELL_AFTER_S:
                         self.gateway.give_up(str(error))
-                        await asyncio.sleep(_TRY_AGAIN_S)  # a registry, say, that nobody reports to be back
+                    await asyncio.sleep(_TRY_AGAIN_S)  # nobody reports that the registry, say, is back
                     continue
                 self._log_recovery(f"lost {', '.join(lost)}" if lost else why, begun_s, live)
             self.gateway.give_up(None)
@@ -436,7 +439,12 @@ class Controller:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("what the controller did by itself failed", exc_info=error)
 
 
 def _about(epoch: int) -> Callable[[str], dict[str, Any]]:

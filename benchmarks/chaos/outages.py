@@ -1,0 +1,108 @@
+"""What the processes stand on is gone for a while, under eight streams: the registry, or room on the disk, once with a
+node killed meanwhile. Changes are refused with the reason, streams go on, and so do changes afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from benchmarks.chaos.cluster import NODES, make_model, random_placement, started, whole_model
+from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.kills import NEW_TOKENS, use_all
+from benchmarks.chaos.streams import expected_tokens, streaming, until
+from benchmarks.chaos.watch import answers, kill, lost, settled
+from resplit.client import ControlClient
+from resplit.errors import ProposalRefusedError
+from resplit.launch import Cluster, start_process
+
+ROUNDS = 4
+_LASTS_S = 2.0
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """4 times each: no registry, a full disk, a full disk and a node killed."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    rng, rounds = random.Random(17), max(1, round(ROUNDS * scale))
+    said: dict[str, list[str]] = {"registry": [], "disk": []}
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        async with streaming(cluster, expected) as streams:
+            for _ in range(rounds):
+                for name, gone in (("registry", no_registry), ("disk", full_disks)):
+                    await asyncio.to_thread(use_all, client, rng)
+                    with gone(cluster):
+                        said[name].append(await asyncio.to_thread(refusal, client, rng))
+                        await asyncio.sleep(_LASTS_S)
+                await asyncio.to_thread(use_all, client, rng)
+                await lose_with_full_disks(cluster, client, rng.choice(NODES))
+                await asyncio.to_thread(use_all, client, rng)
+        await until(lambda: settled(client))
+        dead = cluster.dead()
+    told = {"registry": "registry", "disk": "cannot be written"}
+    named = {name: sum(told[name] in message for message in messages) for name, messages in said.items()}
+    return [
+        *streams.findings("outages"),
+        *(
+            Finding("outages", f"changes refused with the reason, {name}", f"{n} of {rounds}", str(rounds), n == rounds)
+            for name, n in named.items()
+        ),
+        Finding("outages", "nodes killed while the disk was full, replaced once there was room", str(rounds)),
+        Finding("outages", "processes that ended by themselves", ", ".join(dead) or "none", "none", met=not dead),
+        *(Finding("outages", f"the reason, as it is told, {name}", messages[0]) for name, messages in said.items()),
+    ]
+
+
+def refusal(client: ControlClient, rng: random.Random) -> str:
+    """Propose a random placement; why it is refused, empty where it is not."""
+    live = client.model()
+    placement = random_placement(len(live["features"]), rng)
+    while placement == live["placement"]:
+        placement = random_placement(len(live["features"]), rng)
+    try:
+        client.propose({"placement": placement, "action": "re-split", "based_on": live["epoch"]})
+    except ProposalRefusedError as error:
+        return str(error)
+    return ""
+
+
+async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: str) -> None:
+    """Kill a node while no file can grow; the epoch without it needs the log, so it is live only later."""
+    with full_disks(cluster):
+        kill(cluster, victim)
+        await until(lambda: lost(client, victim))
+        await asyncio.sleep(_LASTS_S)
+    await until(lambda: victim not in client.model()["placement"])
+    start_process(cluster, victim)
+    await until(lambda: answers(client, victim))
+
+
+@contextlib.contextmanager
+def no_registry(cluster: Cluster) -> Iterator[None]:
+    """The folder with the shards is renamed."""
+    shards, away = cluster.state / "registry", cluster.state / "away"
+    shards.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(shards)
+
+
+@contextlib.contextmanager
+def full_disks(cluster: Cluster) -> Iterator[None]:
+    """No file of any process can grow."""
+    alive = [psutil.Process(process.pid) for process in cluster.processes.values() if process.poll() is None]
+    before = [(process, process.rlimit(psutil.RLIMIT_FSIZE)) for process in alive]
+    for process, limits in before:
+        process.rlimit(psutil.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        for process, limits in before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.rlimit(psutil.RLIMIT_FSIZE, limits)

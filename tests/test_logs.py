@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+import structlog
+
+from resplit.logs import Expendable, log_to_stderr
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing while it is full."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not() -> None:
+    disk = FullDisk()
+    stream = Expendable(disk)
+
+    print("one", file=stream, flush=True)
+    disk.full = True
+    print("two", file=stream, flush=True)
+    disk.full = False
+    print("three", file=stream, flush=True)
+
+    assert disk.getvalue() == "one\nthree\n"
+
+
+def test_logging_to_a_full_disk_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk()
+    disk.full = True
+    monkeypatch.setattr("sys.stderr", disk)
+    try:
+        log_to_stderr()
+        structlog.get_logger("test").warning("a node is lost", node="a")
+    finally:
+        structlog.reset_defaults()
