@@ -6,8 +6,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from resplit.logs import log_to_stderr
 from resplit.errors import ResplitError
+from resplit.logs import log_to_stderr
 
 
 def run_command(work: Callable[[], object]) -> None:
