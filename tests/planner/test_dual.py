@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resplit.planner.budget import Budget
+from resplit.planner.contents import Contents
 from resplit.planner.convex import relax_convex
 from resplit.planner.dual import Dual, Prices
 from resplit.planner.evaluate import evaluate
@@ -66,6 +68,28 @@ def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
     assert dual.bound > relaxation.value * 1.05
 
 
+@given(seeds(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_no_placement_breaks_the_limits_of_whole_contents(seed: int, alike: bool) -> None:
+    problem = tiny_problem(seed, blocks=5)
+    if alike:  # blocks of one kind, but for the first
+        block = problem.blocks[1]
+        blocks = (problem.blocks[0], *(replace(block, name=f"block-{j}") for j in range(1, 5)))
+        times = {name: np.vstack((t[:1], *[t[1:2]] * 4)) for name, t in (
+            ("prefill_s_per_token", problem.prefill_s_per_token), ("decode_s_per_token", problem.decode_s_per_token)
+        )}  # fmt: skip
+        problem = replace(problem, blocks=blocks, **times)
+    instance = Instance.of(problem)
+    plain = Resources.of(instance)
+    sharp = plain.sharpened(instance, Contents.of(instance))
+
+    assert (sharp.limit[: len(plain.limit)] <= plain.limit * (1 + 1e-9)).all()
+    for placement in itertools.product(range(3), repeat=5):
+        nodes_of = np.array(placement)
+        if not evaluate(problem, instance.placement(nodes_of)).violations:
+            assert (Support.of(sharp, nodes_of).used <= sharp.limit).all()
+
+
 @given(seeds())
 @settings(max_examples=40, deadline=None)
 def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
@@ -75,7 +99,7 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
     members = np.array(list(itertools.product([0.0, 1.0], repeat=3))[1:])
     masks = np.repeat(members, len(resources.use), axis=0)
     kinds = np.tile(np.arange(len(resources.use)), len(members))
-    cuts = SetCuts(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
+    cuts = SetCuts.of(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
 
     for placement in itertools.product([node.name for node in problem.nodes], repeat=4):
         if not evaluate(problem, placement).violations:

@@ -21,13 +21,17 @@ ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are 
 
 @dataclass(frozen=True)
 class Contents:
-    """With L levels: `before` (A + 1,) the level of the atoms before each one (a level is a number in mixed radix, so
-    that levels add up); `load` (L, N) and `memory` (L,) the least that atoms of these kinds weigh, exact where the
-    atoms of a kind are alike; `bundled` (L,) the level with kinds that occur equally often (the attention and the mlp
-    of a layer) rounded down to whole bundles; `packed` (L,) the numbers of a level side by side in the lowest `bits`
-    bits of a word, each below a free bit, which `guard` has set: a level has no more of any kind than another where
-    (other | guard) - level leaves all of `guard` set."""
+    """With L levels of K kinds: `kind` (A,) of each atom; `held` (L, K) how many of each a level is; `before` (A + 1,)
+    the level of the atoms before each one (a level is a number in mixed radix, so that levels add up); `load` (L, N)
+    and `memory` (L,) the least that atoms of these kinds weigh, exact where the atoms of a kind are alike; `bundled`
+    (L,) the level with kinds that occur equally often (the attention and the mlp of a layer) rounded down to whole
+    bundles; `packed` (L,) the numbers of a level side by side in the lowest `bits` bits of a word, each below a free
+    bit, which `guard` has set: a level has no more of any kind than another where (other | guard) - level leaves all of
+    `guard`.
+    """
 
+    kind: IntArray
+    held: IntArray
     before: IntArray
     load: FloatArray
     memory: FloatArray
@@ -56,6 +60,8 @@ class Contents:
         ends = np.array([int(count).bit_length() + 1 for count in counts]).cumsum()  # of each kind's bits
         starts = np.concatenate(([0], ends[:-1])).astype(np.uint64)
         return cls(
+            kind=kind,
+            held=held,
             before=np.concatenate(([0], radix[kind].cumsum())),
             load=held @ load * (1 - ROUNDING),
             memory=held @ memory * (1 - ROUNDING),

@@ -6,10 +6,11 @@ path at these prices is found exactly, the nodes' terms have a closed form (docs
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resplit.planner.budget import ENDLESS, Budget
 from resplit.planner.contents import Contents
@@ -18,7 +19,7 @@ from resplit.planner.master import Master
 from resplit.planner.ngpaths import Memory, NgPaths, detours
 from resplit.planner.paths import IntervalPaths, PathCosts
 from resplit.planner.remember import Curriculum
-from resplit.planner.resources import Resources, SetCuts
+from resplit.planner.resources import Resources, SetCuts, Support
 from resplit.types import FloatArray
 
 __all__ = ["Dual", "Prices"]
@@ -62,7 +63,8 @@ class Dual:
         self.resources = resources
         nodes = instance.shape[1]
         self.cuts = SetCuts.none(nodes)
-        self.unused = np.zeros(nodes, dtype=bool)  # nodes that placements here do not use
+        self.closed = np.zeros((nodes, nodes), dtype=bool)  # links that placements here do not cross
+        self.barred = np.zeros(instance.shape, dtype=bool)  # where they do not have an atom
         self._known_cuts: set[bytes] = set()
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
@@ -85,10 +87,10 @@ class Dual:
         if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
             return
         limits = (other.cuts.members * self.resources.limit[other.cuts.resource]).sum(axis=1)
-        self.cuts = SetCuts(other.cuts.members, other.cuts.resource, limits)
+        self.cuts = SetCuts.of(other.cuts.members, other.cuts.resource, limits)
         self.prices, self.plain_prices = (_padded(p, len(limits)) for p in (self.prices, self.plain_prices))
         self._known_cuts = set(other._known_cuts)
-        self._inherited = other._master.active() if other._master is not None else []
+        self._inherited = [nodes_of for _, nodes_of in other.mixture]
         self.evaluate(other.plain_prices)
 
     def evaluate(self, prices: Prices, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
@@ -118,7 +120,7 @@ class Dual:
         finite = np.where(np.isfinite(self.instance.load), self.instance.load, 0)
         resource = prices.resource + self.cuts.atom_price(prices.cut, len(self.resources.use))
         on_link, at_start = self.cuts.entry_refund(prices.cut)
-        on_link[:, self.unused] = at_start[self.unused] = -np.inf
+        on_link[self.closed] = -np.inf
         return PathCosts(prices.share, finite * prices.load + self.resources.use.T @ resource, on_link, at_start)
 
     def rest(self, prices: Prices) -> float:
@@ -148,7 +150,7 @@ class Dual:
             self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:
-            self.converged &= bool(self.unused[nodes_of].any()) or not master.add(nodes_of)
+            self.converged &= not (self._allows(nodes_of) and master.add(nodes_of))
         found: list[IntArray] = []
         priced = 0
         while self.bound < target and priced < most and not self.converged and self._spend(budget):
@@ -216,7 +218,7 @@ class Dual:
             more = plan.retreat()
         else:
             few = not isinstance(self._oracle, NgPaths) or self._oracle.labels < FEW**2 * self._oracle.most_labels
-            found = detours(self.instance, self._master.mixture(), plan.memory, self._master.value)
+            found = detours(self.instance, self.mixture, plan.memory, self._master.value)
             more = plan.learn(found, few)
         if not more:
             return False
@@ -227,8 +229,9 @@ class Dual:
     def _begin_anew(self) -> None:
         """A new master for the next pricing, from the columns of this one."""
         if self._master is not None:
-            columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *self._master.active()]}
-            self._inherited = [x for x in columns.values() if not self.unused[x].any()][-MOST_INHERITED:]
+            last = [nodes_of for _, nodes_of in self.mixture]
+            columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *last]}
+            self._inherited = [x for x in columns.values() if self._allows(x)][-MOST_INHERITED:]
         self._master, self.converged, self._stalls, self._reach = None, False, 0, FIRST_REACH
 
     @property
@@ -236,33 +239,42 @@ class Dual:
         """What the last pricing took, 0 while paths remember nothing."""
         return self._oracle.labels if isinstance(self._oracle, NgPaths) else 0
 
-    def entries(self) -> FloatArray:
-        """How often the mixture that was last solved for enters each node (N,)."""
-        if self._master is None or not self._master.mixture():
-            return np.zeros(self.instance.shape[1])
-        support = self._master.support()
-        return np.asarray(support.begun + support.crossed.sum(axis=0))
+    @property
+    def mixture(self) -> list[tuple[float, IntArray]]:
+        """The placements, with their weights, that the last prices were found for."""
+        return self._master.mixture() if self._master is not None else []
 
-    def divided(self, node: int) -> tuple[Dual, Dual]:
-        """The same for the placements that do not use a node, and for those that do; each from what is known here."""
-        without, through = self._twin(), self._twin()
-        without.unused = self.unused | (np.arange(len(self.unused)) == node)
-        through.cuts = self.cuts.joined(SetCuts.entry(node, len(self.unused)))
-        through.prices, through.plain_prices = _padded(self.prices, 1), _padded(self.plain_prices, 1)
-        without._begin_anew()
-        through._begin_anew()
-        return without, through
+    def restricted(
+        self, barred: NDArray[np.bool_] | None = None, closed: NDArray[np.bool_] | None = None,
+        demanded: SetCuts | None = None,
+    ) -> Dual:  # fmt: skip
+        """The same for only those placements that have no atom where it is `barred` (A, N) from, cross no link that is
+        `closed` (N, N) and do what is `demanded`; it goes on from what is known here."""
+        part = copy(self)
+        part._known_cuts, part._curriculum = set(self._known_cuts), self._curriculum and self._curriculum.afresh()
+        if barred is not None:
+            part.barred = self.barred | barred
+            part.paths = part._oracle = self.paths.barring(barred)
+            if isinstance(self._oracle, NgPaths) and self._contents is not None:
+                part._oracle = NgPaths(part.paths, self._contents, self._oracle.memory, self._oracle.most_labels)
+        if closed is not None:
+            part.closed = self.closed | closed
+        if demanded is not None:
+            part.cuts = self.cuts.joined(demanded)
+            part.prices, part.plain_prices = (_padded(p, len(demanded)) for p in (self.prices, self.plain_prices))
+        part._begin_anew()
+        return part
 
-    def _twin(self) -> Dual:
-        twin = copy(self)
-        twin._known_cuts, twin._curriculum = set(self._known_cuts), deepcopy(self._curriculum)
-        return twin
+    def _allows(self, nodes_of: IntArray) -> bool:
+        """Whether a placement has no atom and crosses no link that is out of bounds here."""
+        barred = self.barred[np.arange(len(nodes_of)), nodes_of].any()
+        return not (barred or self.closed[nodes_of[:-1], nodes_of[1:]].any())
 
     def _cut(self, master: Master) -> bool:
         """Adds the set cuts that the master's mixture breaks; False where it breaks none."""
-        if not master.mixture():  # no column has any weight: all is taken up by elastic slacks
+        if not self.mixture:  # no column has any weight: all is taken up by elastic slacks
             return False
-        support = master.support()
+        support = Support.mixed(self.resources, self.mixture)
         new = SetCuts.violated(self.resources, support, self._known_cuts)
         if not len(new):
             return False

@@ -138,21 +138,8 @@ class Master:
             duals[self._peak_row : self._peak_row + n],
         )
 
-    def active(self) -> list[IntArray]:
-        """The placements in the mixture that was last solved for."""
-        return [nodes_of for _, nodes_of in self.mixture()]
-
-    def support(self) -> Support:
-        """The support of that mixture."""
-        parts = [(weight, Support.of(self.resources, nodes_of)) for weight, nodes_of in self.mixture()]
-        return Support(
-            np.sum([weight * part.crossed for weight, part in parts], axis=0),
-            np.sum([weight * part.begun for weight, part in parts], axis=0),
-            np.sum([weight * part.used for weight, part in parts], axis=0),
-        )
-
     def mixture(self) -> list[tuple[float, IntArray]]:
-        """These placements with their weights."""
+        """The placements in the mixture that was last solved for, with their weights."""
         values = self._highs.getSolution().col_value
         columns = zip(self._known.values(), self.columns, strict=True)
         return [(values[k], nodes_of) for k, nodes_of in columns if k < len(values) and values[k] > 1e-9]

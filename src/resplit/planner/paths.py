@@ -6,10 +6,12 @@ the next step. Knows no solver: the prices come from outside (see `dual`).
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
@@ -51,6 +53,13 @@ class IntervalPaths:
         atoms, nodes = instance.shape
         # queue[q][p, i]: queueing cost of atoms p..q-1 alone on node i
         self.queue = [np.empty((0, nodes))] + [self._queue_costs(q) for q in range(1, atoms + 1)]
+
+    def barring(self, barred: NDArray[np.bool_]) -> IntervalPaths:
+        """Without the intervals that have an atom where it is `barred` (A, N) from."""
+        some = np.vstack((np.zeros(barred.shape[1]), barred.cumsum(axis=0)))  # (A + 1, N)
+        paths = copy(self)
+        paths.queue = [np.where(some[q] > some[:q], np.inf, queue) for q, queue in enumerate(self.queue)]
+        return paths
 
     def _queue_costs(self, q: int) -> FloatArray:
         inst = self.instance

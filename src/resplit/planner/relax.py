@@ -10,6 +10,7 @@ import numpy as np
 from resplit.planner.baselines import greedy
 from resplit.planner.branch import LATE_S, branch, candidates
 from resplit.planner.budget import Budget
+from resplit.planner.contents import Contents
 from resplit.planner.divide import divide
 from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
@@ -28,9 +29,8 @@ MOST_BLIND = 6  # where they find no plan at all
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
-FEW_LABELS = 20_000  # of a pricing: beyond, it is rather the placements that are divided
 # Each of the budget that is left to the step around it.
-FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, TRACKING_SHARE, DESCENT_SHARE = 0.1, 0.85, 0.4, 0.85, 0.1
+FIRST_PRICING_SHARE, ANNEALING_SHARE, PRICING_SHARE, DIVIDING_SHARE, DESCENT_SHARE = 0.1, 0.85, 0.4, 0.85, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
@@ -46,7 +46,7 @@ def solve_from(
 ) -> tuple[Outcome, Dual]:
     """As `solve`, from the prices of `yesterday`; gives today's prices too."""
     paths = IntervalPaths(instance)
-    dual = Dual(instance, paths, Resources.of(instance))
+    dual = Dual(instance, paths, Resources.of(instance).sharpened(instance, Contents.of(instance)))
     value, first = dual.evaluate(dual.prices)
     if not len(first):
         reason = infeasibility(instance) or "no chain of linked nodes can hold all blocks in order"
@@ -70,7 +70,9 @@ def solve_from(
         return _outcome(instance, search, float("inf")), dual
     bound = _branched(dual, search, budget.part(QUICK_SHARE), gap, QUICK_CANDIDATES)
     if bound < search.cost * (1 - gap):
-        bound = max(bound, _tracked(dual, search, budget.part(TRACKING_SHARE), gap))
+        part = budget.part(DIVIDING_SHARE)
+        divided = divide(dual, lambda each: _priced(each, search, part, gap), lambda: search.cost * (1 - gap), part)
+        bound = max(bound, divided)
     if bound < search.cost * (1 - gap):
         bound = max(bound, _branched(dual, search, budget, gap))
     return _outcome(instance, search, bound), dual
@@ -107,21 +109,6 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None
         if found and rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
             search.run(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
-
-
-def _tracked(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
-    """The bound of paths that remember more of what they left, and more, while that costs little; then of ever smaller
-    sets of placements."""
-
-    def target() -> float:
-        return search.cost * (1 - gap)
-
-    _priced(dual, search, budget, gap)
-    while dual.converged and dual.bound < target() and not budget.spent and dual.labels < FEW_LABELS:
-        if not dual.remember():
-            break
-        _priced(dual, search, budget, gap)
-    return divide(dual, lambda part: _priced(part, search, budget, gap), target, budget)
 
 
 def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:

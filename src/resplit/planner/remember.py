@@ -29,6 +29,10 @@ class Curriculum:
         self.safe = self.memory
         self._portion = self._usual = max(LEAST_PORTION, len(self.memory.near) // 4)
 
+    def afresh(self) -> Curriculum:
+        """From what is remembered now, with what was too dear before to be tried again: for fewer placements."""
+        return Curriculum(self.memory, self.bundles, self.most_labels)
+
     def learn(self, detours: list[Detour], few: bool) -> bool:
         """Takes up the most harmful of the `detours` that the last mixture took, more while the labels are `few`;
         False where none is left."""

@@ -6,14 +6,21 @@ Knows neither prices nor solvers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from resplit.planner.contents import Contents
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
 __all__ = ["Resources", "SetCuts", "Support"]
+
+MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
+MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
+SLACK = 1e-9  # relative
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,33 @@ class Resources:
                 units.append(float(size) * unit)
         return cls(np.array(use), np.array(limit), np.array(units))
 
+    def sharpened(self, instance: Instance, contents: Contents) -> Resources:
+        """With the most that whole contents reach as limits, and more ways to count atoms: those of some kinds as one
+        each, and by halves of the commonest sizes. Nothing that a node can hold and run breaks them."""
+        kinds = contents.held.shape[1]
+        if contents.held.size * self.limit.shape[1] > MOST_CONTENTS:
+            return self
+        several = [some for size in range(1, kinds + 1) for some in combinations(range(kinds), size)]
+        counted = [np.isin(contents.kind, some).astype(float) for some in several[:MOST_COUNTS]]
+        halves = [np.floor(instance.memory / (unit / 2) + 1e-8) for unit in self.unit_bytes[1:]]
+        use = np.array([*self.use, *counted, *halves])
+        fits = _fitting(instance, contents)
+        of_kind = np.array([use[:, contents.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
+        most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (contents.held @ of_kind).T])
+        most[: len(self.use)] = np.minimum(most[: len(self.use)], self.limit)
+        matters = (most < use.sum(axis=1)[:, None]).any(axis=1)
+        matters[: len(self.use)] = True
+        units = np.concatenate((self.unit_bytes, np.full(len(use) - len(self.use), np.nan)))
+        return Resources(use[matters], most[matters] * (1 + SLACK), units[matters])
+
+
+def _fitting(instance: Instance, contents: Contents) -> NDArray[np.bool_]:
+    """Which levels each node can hold and run (L, N)."""
+    kinds = range(contents.held.shape[1])
+    runs = np.array([np.isfinite(instance.load[contents.kind == kind]).any(axis=0) for kind in kinds])
+    fits = (contents.memory[:, None] <= instance.memory_limit) & (contents.load <= instance.headroom)
+    return np.asarray(fits & (contents.held @ ~runs == 0))
+
 
 @dataclass(frozen=True)
 class Support:
@@ -60,6 +94,16 @@ class Support:
         begun[nodes_of[0]] = 1.0
         return cls(crossed, begun, np.array([np.bincount(nodes_of, use, n) for use in resources.use]))
 
+    @classmethod
+    def mixed(cls, resources: Resources, mixture: list[tuple[float, IntArray]]) -> Support:
+        """The support of weighted placements, of which there is one at least."""
+        parts = [(weight, cls.of(resources, nodes_of)) for weight, nodes_of in mixture]
+        return cls(
+            np.sum([weight * part.crossed for weight, part in parts], axis=0),
+            np.sum([weight * part.begun for weight, part in parts], axis=0),
+            np.sum([weight * part.used for weight, part in parts], axis=0),
+        )
+
 
 @dataclass(frozen=True)
 class SetCuts:
@@ -68,23 +112,30 @@ class SetCuts:
     It holds for every placement (what never enters C uses nothing of it, what enters once or more uses at most the
     limit), and forbids the relaxation to go back and forth inside a set that has too little for the whole chain.
     `members` (M, N) 0 or 1, `resource` (M,) index, `limit` (M,). Where the resource is `ENTRY`, the use is 1 whatever
-    the path does: C must be entered.
+    the path does: C must be entered, and where `origin` (M,) is not `ANYWHERE`, from that node.
     """
 
     members: FloatArray
     resource: IntArray
     limit: FloatArray
+    origin: IntArray
 
     ENTRY: ClassVar[int] = -1
+    ANYWHERE: ClassVar[int] = -1
 
     @classmethod
     def none(cls, nodes: int) -> SetCuts:
-        return cls(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
+        return cls.of(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
 
     @classmethod
-    def entry(cls, node: int, nodes: int) -> SetCuts:
-        """A node must be entered: not for every placement, but for those that use it."""
-        return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1))
+    def of(cls, members: FloatArray, resource: IntArray, limit: FloatArray) -> SetCuts:
+        """Cuts that do not ask where a set is entered from."""
+        return cls(members, resource, limit, np.full(len(limit), cls.ANYWHERE))
+
+    @classmethod
+    def entry(cls, nodes: int, node: int, origin: int = ANYWHERE) -> SetCuts:
+        """A node must be entered: not for every placement, but for those that do."""
+        return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1), np.array([origin]))
 
     @property
     def least(self) -> FloatArray:
@@ -100,6 +151,7 @@ class SetCuts:
             np.vstack((self.members, other.members)),
             np.concatenate((self.resource, other.resource)),
             np.concatenate((self.limit, other.limit)),
+            np.concatenate((self.origin, other.origin)),
         )
 
     def excess(self, support: Support) -> FloatArray:
@@ -107,6 +159,8 @@ class SetCuts:
         used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
         inner = np.einsum("mi,ij,mj->m", self.members, support.crossed, self.members)
         entered = self.members @ (support.begun + support.crossed.sum(axis=0)) - inner
+        named = self.origin != self.ANYWHERE
+        entered[named] = (self.members * support.crossed[self.origin])[named].sum(axis=1)
         return np.asarray(used - self.limit * entered)
 
     def atom_price(self, price: FloatArray, kinds: int) -> FloatArray:
@@ -118,9 +172,12 @@ class SetCuts:
 
     def entry_refund(self, price: FloatArray) -> tuple[FloatArray, FloatArray]:
         """What entering pays back: on a link (N, N), and where a path begins (N,)."""
-        refund = price * self.limit
+        named = self.origin != self.ANYWHERE
+        refund = np.where(named, 0, price * self.limit)
         begun = refund @ self.members
-        return begun - (self.members.T * refund) @ self.members, begun
+        on_link = begun - (self.members.T * refund) @ self.members
+        np.add.at(on_link, self.origin[named], (price * self.limit)[named, None] * self.members[named])
+        return on_link, begun
 
     @classmethod
     def violated(cls, resources: Resources, support: Support, known: set[bytes], most: int = 12) -> SetCuts:
@@ -157,4 +214,4 @@ class SetCuts:
         known.update(chosen)
         masks = np.array([mask for mask, _ in chosen.values()])
         kinds = np.array([kind for _, kind in chosen.values()], dtype=np.intp)
-        return cls(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
+        return cls.of(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
