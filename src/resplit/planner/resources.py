@@ -61,7 +61,8 @@ class Resources:
         of_kind = np.array([use[:, contents.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
         most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (contents.held @ of_kind).T])
         most[: len(self.use)] = np.minimum(most[: len(self.use)], self.limit)
-        matters = (most < use.sum(axis=1)[:, None]).any(axis=1)
+        # Where none of it fits there is no interval with it, and where all of it fits nothing is to be limited.
+        matters = ((most > 0) & (most < use.sum(axis=1)[:, None])).any(axis=1)
         matters[: len(self.use)] = True
         units = np.concatenate((self.unit_bytes, np.full(len(use) - len(self.use), np.nan)))
         return Resources(use[matters], most[matters] * (1 + SLACK), units[matters])
