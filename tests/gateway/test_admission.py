@@ -76,8 +76,10 @@ async def _play(acts: list[tuple[str, int]]) -> None:
         if act == "ask":
             crowd.ask(number, size)
         elif act == "leave":
+            await settle()  # who asks and is let in at once returns before one whose turn has just come
             crowd.leave_first()
         elif act == "give up":
+            await settle()
             crowd.give_up(size)
         else:
             await settle()

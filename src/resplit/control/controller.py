@@ -21,6 +21,7 @@ from resplit.control.keys import Member
 from resplit.control.log import EpochLog
 from resplit.control.orders import Orders, Rules
 from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules
+from resplit.ending import end
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
 from resplit.model.registry import Keyring
 from resplit.model.source import StoredModel
@@ -221,9 +222,7 @@ class Controller:
 
     async def stop(self) -> None:
         """Cancel what runs on its own."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def recover(self) -> None:
         """Deploy plans for the nodes that are left until what is live can serve, or no plan is possible."""

@@ -61,6 +61,7 @@ class Heartbeats:
         self._silence_s: dict[str, float] = {}  # since the last sign of life, as far as time counts
         self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
         self._nobody_s = 0.0  # since anybody was heard
+        self._over = False
         self.silent: set[str] = set()
 
     def heard(self, name: str) -> None:
@@ -75,17 +76,20 @@ class Heartbeats:
         clock = asyncio.get_running_loop().time
         last_s, beating = clock(), set[str]()
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                for name in self._peers.keys() - beating:
-                    tasks.create_task(self._beat(name), name=f"heartbeat of {name}")
-                beating = set(self._peers)
-                await asyncio.sleep(_TICK_S)
-                now_s = clock()
-                self._pass_time(min(now_s - last_s, _MOST_PER_LOOK_S))
-                last_s = now_s
+            try:
+                while True:
+                    for name in self._peers.keys() - beating:
+                        tasks.create_task(self._beat(name), name=f"heartbeat of {name}")
+                    beating = set(self._peers)
+                    await asyncio.sleep(_TICK_S)
+                    now_s = clock()
+                    self._pass_time(min(now_s - last_s, _MOST_PER_LOOK_S))
+                    last_s = now_s
+            finally:
+                self._over = True  # for one whose cancellation is lost in a call (see `ending`)
 
     async def _beat(self, name: str) -> None:
-        while name in self._peers:
+        while name in self._peers and not self._over:
             try:
                 answer_s = await self._peers[name].echo_s(0, _ANSWER_WITHIN_S)
             except NodeLostError:

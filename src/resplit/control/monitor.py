@@ -29,6 +29,7 @@ class Monitor:
         self._last: dict[str, int] = {}
         self._rows: dict[str, deque[dict[str, Any]]] = {"nodes": deque(), "links": deque(), "blocks": deque()}
         self.states: dict[str, dict[str, Any]] = {}
+        self._over = False
 
     def heard(self, name: str) -> None:
         """Note a sign of life of a node, whatever it was."""
@@ -39,15 +40,18 @@ class Monitor:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._heartbeats.run(), name="heartbeats")
             watched = set[str]()
-            while True:
-                for name in self._peers.keys() - watched:
-                    tasks.create_task(self._watch(name), name=f"watch {name}")
-                watched = set(self._peers)
-                self._forget(time.time() - KEEP_S)
-                await asyncio.sleep(PERIOD_S)
+            try:
+                while True:
+                    for name in self._peers.keys() - watched:
+                        tasks.create_task(self._watch(name), name=f"watch {name}")
+                    watched = set(self._peers)
+                    self._forget(time.time() - KEEP_S)
+                    await asyncio.sleep(PERIOD_S)
+            finally:
+                self._over = True  # for one whose cancellation is lost in a call (see `resplit.ending`)
 
     async def _watch(self, name: str) -> None:
-        while name in self._peers:
+        while name in self._peers and not self._over:
             await self.poll(name)
             await asyncio.sleep(PERIOD_S)
 

@@ -14,6 +14,7 @@ import structlog
 
 from resplit.config import ClusterConfig, LinkShape
 from resplit.control.keys import Member
+from resplit.ending import end
 from resplit.errors import NodeLostError
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
@@ -98,14 +99,12 @@ class Router:
 
     async def disconnect(self) -> None:
         """Close every connection."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(self._tasks.values())
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
 
     async def _listen(self, name: str) -> None:
         """Hear a node's tokens, again whenever its stream breaks; a node that was heard and breaks is lost."""
-        while True:
+        while self._tasks.get(name) is asyncio.current_task():  # else another one listens now, or nobody
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_heard(name)

@@ -16,6 +16,7 @@ import structlog
 from resplit.collector import pass_over_what_is_here
 from resplit.config import ClusterConfig
 from resplit.control.keys import Member
+from resplit.ending import end
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
 from resplit.model.engine import ModelSpec, TorchEngine
 from resplit.model.registry import Registry
@@ -220,9 +221,7 @@ class Agent:
 
     async def disconnect(self) -> None:
         """Cancel what runs and close every connection."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
         if self.executor:
             self.executor.close()

@@ -19,6 +19,7 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from resplit.ending import end
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
 from resplit.model.engine import Activation
 from resplit.wire.links import Link, Sender, until
@@ -211,8 +212,7 @@ class Peer:
     async def disconnect(self) -> None:
         """End all streams and the channel."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
         self._channel.close()
 
     def _open(self) -> None:
