@@ -25,8 +25,8 @@ __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
-LEAST_WEIGHT = 0.03  # of a path of a mixture, to begin from it
 MOST_BLIND = 6  # where they find no plan at all
+LEAST_WEIGHT = 0.03  # of a path of a mixture, to begin from it
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
