@@ -17,6 +17,7 @@ from resplit.types import FloatArray
 __all__ = ["by_end", "by_link", "by_node", "divide"]
 
 FEW_LABELS = 15_000  # of a pricing: up to that, remembering more costs little
+MOST_NODES = 64  # beyond, whether one of them is used matters so little that remembering more always comes first
 LEAST_EVENNESS = 0.05  # what hardly any or nearly all of a mixture does is not worth a division
 
 Parts = tuple[Dual, Dual]
@@ -43,7 +44,8 @@ def divide(root: Dual, price: Callable[[Dual], None], target: Callable[[], float
 def _smaller(part: Dual) -> Sequence[Dual]:
     """What is to be bounded instead of a part: itself with more in mind, where that costs little or nothing else is
     left, or its two halves. Empty where nothing is left to do."""
-    if part.labels < FEW_LABELS and part.converged and part.remember():
+    cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MOST_NODES
+    if cheap and part.converged and part.remember():
         return [part]
     if halves := _divided(part):
         return halves

@@ -26,6 +26,7 @@ __all__ = ["solve"]
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
 MOST_BLIND = 6  # where they find no plan at all
+MOST_MENDED = 3_000  # atoms x nodes: beyond, mixtures are of many paths, and mending one takes long
 LEAST_WEIGHT = 0.03  # of a path of a mixture, to begin from it
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
@@ -66,7 +67,7 @@ def solve_from(
     if start is None or search.best is None:
         search.run(first, budget.part(DESCENT_SHARE))
     _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
-    if yesterday is None:
+    if yesterday is None and instance.load.size <= MOST_MENDED:
         _mended(dual, search, budget.part(MENDING_SHARE), gap)
     _annealed(dual, search, first, budget.part(ANNEALING_SHARE), gap)
     _priced(dual, search, budget.part(PRICING_SHARE), gap)

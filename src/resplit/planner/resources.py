@@ -19,6 +19,7 @@ from resplit.types import FloatArray
 __all__ = ["Resources", "SetCuts", "Support"]
 
 MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
+MOST_NODES = 64  # beyond, prices for more rows take longer than they are worth
 MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
 SLACK = 1e-9  # relative
 
@@ -27,7 +28,7 @@ SLACK = 1e-9  # relative
 class Resources:
     """What atoms use of nodes: `use` (K, A), `limit` (K, N). The first is memory in units of the mean atom; the others
     are its integer roundings: with any unit d > 0, sum floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x.
-    `unit_bytes` (K,) are the units."""
+    `unit_bytes` (K,) are the units, nan where atoms are counted in another way."""
 
     use: FloatArray
     limit: FloatArray
@@ -51,7 +52,8 @@ class Resources:
         """With the most that whole contents reach as limits, and more ways to count atoms: those of some kinds as one
         each, and by halves of the commonest sizes. Nothing that a node can hold and run breaks them."""
         kinds = contents.held.shape[1]
-        if contents.held.size * self.limit.shape[1] > MOST_CONTENTS:
+        nodes = self.limit.shape[1]
+        if contents.held.size * nodes > MOST_CONTENTS or nodes > MOST_NODES:
             return self
         several = [some for size in range(1, kinds + 1) for some in combinations(range(kinds), size)]
         counted = [np.isin(contents.kind, some).astype(float) for some in several[:MOST_COUNTS]]
@@ -187,7 +189,7 @@ class SetCuts:
         arrivals = support.begun + support.crossed.sum(axis=0)
         between = support.crossed + support.crossed.T
         found: list[tuple[float, bytes, FloatArray, int]] = []
-        for kind in range(len(resources.use)):
+        for kind in np.flatnonzero(np.isfinite(resources.unit_bytes)):  # other counts hardly differ, summed over sets
             limit, used = resources.limit[kind], support.used[kind]
             need = resources.use[kind].sum()
             members = np.eye(n)
