@@ -22,7 +22,7 @@ class Replanner:
         self._dual: Dual | None = None
         self.plan = self.solve(problem, time_limit_s)
 
-    def solve(self, problem: Problem, time_limit_s: float = 0.06, tolerance: float = 0.0) -> Plan:
+    def solve(self, problem: Problem, time_limit_s: float = 0.05, tolerance: float = 0.0) -> Plan:
         """The plan for `problem`, from the last one. Blocks and nodes may differ; then little is carried over."""
         budget = Budget(time_limit_s)
         instance = Instance.of(problem)

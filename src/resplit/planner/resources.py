@@ -189,7 +189,8 @@ class SetCuts:
         arrivals = support.begun + support.crossed.sum(axis=0)
         between = support.crossed + support.crossed.T
         found: list[tuple[float, bytes, FloatArray, int]] = []
-        for kind in np.flatnonzero(np.isfinite(resources.unit_bytes)):  # other counts hardly differ, summed over sets
+        # Other ways to count hardly differ once summed over sets.
+        for kind in (kind for kind, unit in enumerate(resources.unit_bytes) if np.isfinite(unit)):
             limit, used = resources.limit[kind], support.used[kind]
             need = resources.use[kind].sum()
             members = np.eye(n)
