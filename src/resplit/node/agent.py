@@ -201,7 +201,8 @@ class Agent:
         for block, name in enumerate(request.target[: len(engine.features)]):
             if name and engine.has_cache(block):
                 leaving.setdefault(name, []).append(block)
-        pushes = [self._push(self._peer(name), request, blocks) for name, blocks in leaving.items()]
+        peers = [self._peer(name) for name in leaving]
+        pushes = [self._push(peer, request, blocks) for peer, blocks in zip(peers, leaving.values(), strict=True)]
         return CarryReply(bytes=sum(await asyncio.gather(*pushes)))
 
     async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
