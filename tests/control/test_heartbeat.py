@@ -80,7 +80,7 @@ async def test_a_gateway_that_is_always_a_little_late_notices_as_soon(watch: Wat
     busy = asyncio.create_task(keep_busy())
     await asyncio.sleep(0.5)
     watch.members["one"].awake.clear()
-    assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
+    assert await watch.until(lambda: watch.hung == ["one"]) < 1.5
     busy.cancel()
 
 
@@ -91,7 +91,7 @@ async def test_a_node_that_hung_is_not_waited_for_longer_the_next_time(watch: Wa
     await watch.until(lambda: not watch.beats.silent)
     await asyncio.sleep(0.3)
     watch.members["one"].awake.clear()
-    assert await watch.until(lambda: watch.hung == ["one", "one"]) < 0.8
+    assert await watch.until(lambda: watch.hung == ["one", "one"]) < 1.0
 
 
 async def test_a_node_that_became_slow_is_called_hung_twice_at_most(watch: Watch) -> None:
