@@ -5,18 +5,20 @@ Knows nothing of bounds, nor how a move is made and priced (see `moves`).
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 
 from resplit.planner.budget import Budget
 from resplit.planner.instance import Instance, IntArray
-from resplit.planner.moves import Tables, walk
+from resplit.planner.moves import walk
+from resplit.planner.tables import Tables
 
 __all__ = ["Annealing"]
 
 CHUNK = 8_000  # moves between two looks at the budget, 2 to 5 ms
 LEAST_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run, which grows with the root of atoms x nodes
-HOT, WARM, COLD = 0.1, 0.02, 1e-3  # temperatures, of the best objective known
-WARM_SHARE = 0.4  # of the length of the first run, from a placement that is right but for what it breaks
+HOT, COLD = (0.1, 0.03), 1e-3  # temperatures, of the best objective known; runs begin at the one and the other by turns
 UNKNOWN = 5.0  # the best objective, of its scale, where no legal placement is known
 
 
@@ -29,27 +31,19 @@ class Annealing:
         # a mean atom too much, a third of a node too busy, or a missing link costs about as much as everything else
         self._penalty = self._scale * np.array([1 / max(float(instance.memory.mean()), 1e-300), 3.0, 1.0])
         self._random = np.random.default_rng(seed).integers(1, 2**63, 1, dtype=np.uint64)
-        self._least_chunks = self._chunks = max(LEAST_CHUNKS, round(CHUNKS_PER_ROOT * instance.load.size**0.5))
+        self._hot = cycle(HOT)
+        self._chunks = max(LEAST_CHUNKS, round(CHUNKS_PER_ROOT * instance.load.size**0.5))
 
     def run(self, start: IntArray, cost: float, budget: Budget) -> tuple[IntArray, IntArray | None]:
         """Cools down from `start` (A,), which may break limits and have missing links; `cost` is the best objective
         known, inf where none is. It is as long as the budget lets it be, at most twice the last run. Returns where it
         ended, and the best legal placement that it met, None where it met none."""
-        found = self._cool(start, cost, budget, HOT, self._chunks)
-        self._chunks *= 2
-        return found
-
-    def run_warm(self, start: IntArray, cost: float, budget: Budget) -> tuple[IntArray, IntArray | None]:
-        """As `run`, but shorter and from a lower temperature: it mends what `start` breaks and keeps the rest of it."""
-        return self._cool(start, cost, budget, WARM, max(LEAST_CHUNKS, round(WARM_SHARE * self._least_chunks)))
-
-    def _cool(
-        self, start: IntArray, cost: float, budget: Budget, from_: float, chunks: int
-    ) -> tuple[IntArray, IntArray | None]:
+        chunks, self._chunks = self._chunks, 2 * self._chunks
         here = start.astype(np.int64)
         best = here.copy()
         best_cost, penalty = float("inf"), self._penalty.copy()
-        hot = from_ * (cost if cost < float("inf") else UNKNOWN * self._scale)
+        typical = cost if cost < float("inf") else UNKNOWN * self._scale
+        hot, cold = next(self._hot) * typical, COLD * typical
         ran, spent_before = 0, budget.share_spent
         progress = 0.0
         while progress < 1 and budget.spend():
@@ -57,7 +51,7 @@ class Annealing:
             of_budget = (budget.share_spent - spent_before) / max(1 - spent_before, 1e-9)
             before, progress = progress, min(1.0, max(ran / chunks, of_budget))
             best_cost = walk(
-                here, best, best_cost, self._tables, penalty, self._penalty, hot * (COLD / from_) ** before,
-                hot * (COLD / from_) ** progress, CHUNK, self._random,
+                here, best, best_cost, self._tables, penalty, self._penalty, hot * (cold / hot) ** before,
+                hot * (cold / hot) ** progress, CHUNK, self._random,
             )  # fmt: skip
         return here.astype(np.intp), best.astype(np.intp) if best_cost < float("inf") else None

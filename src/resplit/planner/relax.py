@@ -26,13 +26,11 @@ __all__ = ["solve"]
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
 MOST_BLIND = 6  # where they find no plan at all
-MOST_MENDED = 3_000  # atoms x nodes: beyond, mixtures are of many paths, and mending one takes long
-LEAST_WEIGHT = 0.03  # of a path of a mixture, to begin from it
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
 # Each of the budget that is left to the step around it.
-FIRST_PRICING_SHARE, MENDING_SHARE, ANNEALING_SHARE = 0.1, 0.4, 0.85
+FIRST_PRICING_SHARE, ANNEALING_SHARE = 0.1, 0.85
 PRICING_SHARE, DIVIDING_SHARE, DESCENT_SHARE = 0.4, 0.85, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
@@ -67,8 +65,6 @@ def solve_from(
     if start is None or search.best is None:
         search.run(first, budget.part(DESCENT_SHARE))
     _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
-    if yesterday is None and instance.load.size <= MOST_MENDED:
-        _mended(dual, search, budget.part(MENDING_SHARE), gap)
     _annealed(dual, search, first, budget.part(ANNEALING_SHARE), gap)
     _priced(dual, search, budget.part(PRICING_SHARE), gap)
     if search.best is None and _branched(dual, search, budget.part(BLIND_SHARE), gap) == float("inf"):
@@ -114,15 +110,6 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None
         if found and rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
             search.run(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
-
-
-def _mended(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
-    """Annealing from the paths of the last mixture, the weightiest first: they are where the optimum is, but for limits
-    that only their mean keeps."""
-    for weight, nodes_of in sorted(dual.mixture, key=lambda part: -part[0]):
-        if weight < LEAST_WEIGHT or budget.spent or dual.bound >= search.cost * (1 - gap):
-            break
-        search.mend(nodes_of, budget)
 
 
 def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:

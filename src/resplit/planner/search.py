@@ -43,13 +43,7 @@ class LocalSearch:
 
     def anneal(self, start: IntArray, budget: Budget) -> None:
         """Cools down from the best placement known, or from `start` where none is; each time for twice as long."""
-        self._take(*self._annealing.run(start if self.best is None else self.best, self.cost, budget), budget)
-
-    def mend(self, start: IntArray, budget: Budget) -> None:
-        """Anneals from a placement that breaks limits, but is good otherwise, as the paths of a mixture are."""
-        self._take(*self._annealing.run_warm(start, self.cost, budget), budget)
-
-    def _take(self, ended: IntArray, found: IntArray | None, budget: Budget) -> None:
+        ended, found = self._annealing.run(start if self.best is None else self.best, self.cost, budget)
         self.offer(ended)
         if found is not None:
             self.offer(found)
