@@ -84,7 +84,7 @@ def test_dividing_proves_no_more_than_the_optimum(seed: int) -> None:
     assert undivided <= bound <= optimum * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", [3, 16, 33])
+@pytest.mark.parametrize("seed", [165, 250, 276])
 def test_dividing_closes_gaps_that_prices_leave_open(seed: int) -> None:
     problem = tiny_problem(seed, blocks=6)
     optimum, _ = best_by_enumeration(problem)

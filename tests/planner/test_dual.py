@@ -108,6 +108,24 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
 
 
 @given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_every_legal_placement_enters_what_the_other_nodes_cannot_do_without(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    instance = Instance.of(problem)
+    resources = Resources.of(instance).sharpened(instance, Contents.of(instance))
+    start = Support.of(resources, np.random.default_rng(seed).integers(0, 3, 4))
+    barred = np.arange(3) == seed % 4  # or none
+
+    cuts = SetCuts.uncovered(resources, start, set(), barred)
+
+    assert (cuts.excess(start) > 0).all()
+    for placement in itertools.product([node.name for node in problem.nodes], repeat=4):
+        nodes_of = instance.nodes_of(placement)
+        if not evaluate(problem, placement).violations and not barred[nodes_of].any():
+            assert (cuts.excess(Support.of(resources, nodes_of)) <= 1e-9).all()
+
+
+@given(seeds())
 @settings(max_examples=30, deadline=None)
 def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)

@@ -35,8 +35,10 @@ def layered_problem(seed: int, blocks: int = 6) -> Problem:
     )
 
 
-def remembering(instance: Instance, near: np.ndarray, most_labels: int = PLENTY) -> NgPaths:
-    return NgPaths(IntervalPaths(instance), Contents.of(instance), Memory(near, False), most_labels)
+def remembering(instance: Instance, near: np.ndarray, most_labels: int = PLENTY, coarse: bool = False) -> NgPaths:
+    contents = Contents.of(instance)
+    contents = contents.coarse(instance) if coarse else contents
+    return NgPaths(IntervalPaths(instance), contents, Memory(near, coarse), most_labels)
 
 
 def random_costs(seed: int, atoms: int) -> PathCosts:
@@ -51,12 +53,14 @@ def price(paths: NgPaths, costs: PathCosts, x: np.ndarray) -> float:
     return float(paid + paths.instance.path_cost(x) - refund)
 
 
-@given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]))
-@settings(max_examples=60, deadline=None)
-def test_the_cheapest_path_that_remembers_is_that_of_enumeration(seed: int, bits: int, draw: type) -> None:
+@given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_the_cheapest_path_that_remembers_is_that_of_enumeration(
+    seed: int, bits: int, draw: type, coarse: bool
+) -> None:
     near = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
-    paths, costs = remembering(instance, near), random_costs(seed, 6)
+    paths, costs = remembering(instance, near, coarse=coarse), random_costs(seed, 6)
 
     cost, nodes_of = paths.shortest(costs)
 
@@ -86,6 +90,17 @@ def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) ->
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
+def test_remembering_memory_alone_only_makes_paths_cheaper(seed: int) -> None:
+    instance = Instance.of(layered_problem(seed))
+    exact, coarse = remembering(instance, EVERYTHING), remembering(instance, EVERYTHING, coarse=True)
+
+    for placement in itertools.product(range(3), repeat=6):
+        nodes_of = np.array(placement)
+        assert (coarse.queue_paid(nodes_of) <= exact.queue_paid(nodes_of) * (1 + 1e-9)).all()
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
 def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, 6))
     exact = remembering(instance, EVERYTHING)
@@ -103,15 +118,16 @@ def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
 def test_levels_weigh_no_more_than_the_atoms_they_stand_for(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     contents = Contents.of(instance)
-    of_atom = np.diff(contents.before)
+    coarse, of_atom = contents.coarse(instance), np.diff(contents.before)
 
     for chosen in itertools.product([False, True], repeat=6):
         held = np.array(chosen)
         level = of_atom[held].sum()
         load = np.where(np.isfinite(instance.load[held]), instance.load[held], np.inf).sum(axis=0)
-        for known in (level, contents.bundled[level]):
-            assert contents.memory[known] <= instance.memory[held].sum()
-            assert (contents.load[known] <= load).all()
+        held_bytes = float(instance.memory[held].sum())
+        for levels, known in ((contents, level), (coarse, coarse.after(level, 0, 0, held_bytes))):
+            assert levels.memory[known] <= held_bytes
+            assert (levels.load[known] <= load).all()
 
 
 def test_too_many_labels_leave_the_question_open() -> None:

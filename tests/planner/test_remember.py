@@ -13,7 +13,7 @@ def remembered(memory: Memory) -> list[bool]:
 
 
 def test_the_most_harmful_detours_are_remembered_first() -> None:
-    plan = Curriculum(Memory.of(4), bundles=False)
+    plan = Curriculum(Memory.of(4))
 
     assert plan.learn(DETOURS, few=True)
 
@@ -21,7 +21,7 @@ def test_the_most_harmful_detours_are_remembered_first() -> None:
 
 
 def test_too_many_labels_lead_to_fewer_detours_then_to_others_and_at_last_to_more_labels() -> None:
-    plan = Curriculum(Memory.of(4), bundles=False)
+    plan = Curriculum(Memory.of(4))
     plan.learn(DETOURS, few=True)
     seen = []
 
@@ -33,7 +33,7 @@ def test_too_many_labels_lead_to_fewer_detours_then_to_others_and_at_last_to_mor
 
 
 def test_what_was_affordable_stays_in_mind() -> None:
-    plan = Curriculum(Memory.of(4), bundles=False)
+    plan = Curriculum(Memory.of(4))
     plan.learn(DETOURS[:1], few=True)
     plan.learn(DETOURS[1:], few=False)
 
@@ -42,10 +42,10 @@ def test_what_was_affordable_stays_in_mind() -> None:
     assert remembered(plan.memory)[0]
 
 
-def test_halves_of_layers_count_once_nothing_else_is_left_to_remember() -> None:
-    plan = Curriculum(Memory.of(4), bundles=True)
+def test_whole_contents_count_once_nothing_else_is_left_to_remember() -> None:
+    plan = Curriculum(Memory.of(4, coarse=True))
 
-    assert plan.memory.bundled
+    assert plan.memory.coarse
     assert plan.learn([], few=True)
-    assert not plan.memory.bundled
+    assert not plan.memory.coarse
     assert not plan.learn([], few=True)

@@ -143,7 +143,7 @@ class _Model:
         )
         upper = np.concatenate(
             (np.zeros(flows), [1.0], np.full(2 * n, inf), self.dual.resources.limit.ravel(),
-             np.zeros(len(self.dual.cuts)), np.full(n + len(tangent_lower), inf))
+             -self.dual.cuts.least, np.full(n + len(tangent_lower), inf))
         )  # fmt: skip
         return matrix, lower, upper
 
@@ -153,7 +153,7 @@ class _Model:
         _, i, k = self.chosen.hops.T
         matrix = np.zeros((len(cuts), self.width))
         inside = cuts.members[:, self.i]
-        taken = use[:, self.q] - use[:, self.p]  # (K, steps)
+        taken = np.vstack((use[:, self.q] - use[:, self.p], np.zeros(self.steps)))  # (K + 1, steps), last ENTRY's
         matrix[:, : self.steps] = inside * (taken[cuts.resource] - cuts.limit[:, None] * (self.p == 0))
         enters = (1 - cuts.members[:, i]) * cuts.members[:, k]
         matrix[:, self.steps : self.node_column] = -cuts.limit[:, None] * enters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 MOST_LEVELS = 20_000
 ALIKE = 1e-9  # relative difference in memory and load up to which atoms are of one kind
+SEVERAL = 3  # atoms of a kind
+ROUNDING_UP = 1e-9  # relative; so that just as many bytes as a level has are that level
 ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are sums in another order
 
 
@@ -23,11 +25,10 @@ ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are 
 class Contents:
     """With L levels of K kinds: `kind` (A,) of each atom; `held` (L, K) how many of each a level is; `before` (A + 1,)
     the level of the atoms before each one (a level is a number in mixed radix, so that levels add up); `load` (L, N)
-    and `memory` (L,) the least that atoms of these kinds weigh, exact where the atoms of a kind are alike; `bundled`
-    (L,) the level with kinds that occur equally often (the attention and the mlp of a layer) rounded down to whole
-    bundles; `packed` (L,) the numbers of a level side by side in the lowest `bits` bits of a word, each below a free
-    bit, which `guard` has set: a level has no more of any kind than another where (other | guard) - level leaves all of
-    `guard`.
+    and `memory` (L,) the least that atoms of these kinds weigh, exact where the atoms of a kind are alike; `unit_bytes`
+    0, or what levels are counted in where they mean memory alone (see `coarse`); `packed` (L,) the numbers of a level
+    side by side in the lowest `bits` bits of a word, each below a free bit, which `guard` has set: a level has no more
+    of any kind than another where (other | guard) - level leaves all of `guard`.
     """
 
     kind: IntArray
@@ -35,7 +36,7 @@ class Contents:
     before: IntArray
     load: FloatArray
     memory: FloatArray
-    bundled: IntArray
+    unit_bytes: float
     packed: Words
     guard: np.uint64
     bits: int
@@ -53,10 +54,6 @@ class Contents:
         load[~np.isfinite(load)] = 0  # a kind that the node cannot run is never there
         memory = np.array([instance.memory[m].min() for m in members])
         held = np.arange(radix[-1])[:, None] // radix[:-1] % (counts + 1)  # (L, kinds)
-        bundled = held.copy()
-        for count in np.unique(counts[counts > 1]):
-            alike = np.flatnonzero(counts == count)
-            bundled[:, alike] = held[:, alike].min(axis=1)[:, None]
         ends = np.array([int(count).bit_length() + 1 for count in counts]).cumsum()  # of each kind's bits
         starts = np.concatenate(([0], ends[:-1])).astype(np.uint64)
         return cls(
@@ -65,11 +62,42 @@ class Contents:
             before=np.concatenate(([0], radix[kind].cumsum())),
             load=held @ load * (1 - ROUNDING),
             memory=held @ memory * (1 - ROUNDING),
-            bundled=bundled @ radix[:-1],
+            unit_bytes=0.0,
             packed=np.bitwise_or.reduce(held.astype(np.uint64) << starts, axis=1),
             guard=np.bitwise_or.reduce(np.uint64(1) << (ends - 1).astype(np.uint64)),
             bits=int(ends[-1]),
         )
+
+    def coarse(self, instance: Instance) -> Contents:
+        """Levels of memory alone, in units of the lightest kind that there are several of: fewer, and each means the
+        load of the least busy content that weighs so much. The same as this where kinds were merged, for then no level
+        is as heavy as what it stands for."""
+        alone = self.held.sum(axis=1) == 1
+        several = self.held.max(axis=0) >= SEVERAL
+        unit_bytes = float(self.memory[alone & (self.held @ several == 1)].min(initial=np.inf))
+        merged = float(self.memory.max()) < float(instance.memory.sum()) * (1 - ALIKE)
+        if merged or not 0 < unit_bytes < np.inf:
+            return self
+        units = np.floor(self.memory / unit_bytes * (1 + ROUNDING_UP)).astype(np.intp)
+        load = np.full((units.max() + 1, self.load.shape[1]), np.inf)
+        np.minimum.at(load, units, self.load)
+        number = np.arange(len(load), dtype=float)
+        bits = len(load).bit_length() + 1
+        return replace(
+            self,
+            load=np.minimum.accumulate(load[::-1])[::-1],
+            memory=number * unit_bytes * (1 - 2 * ROUNDING_UP),
+            unit_bytes=unit_bytes,
+            packed=number.astype(np.uint64),
+            guard=np.uint64(1 << (bits - 1)),
+            bits=bits,
+        )
+
+    def after(self, level: int, p: int, q: int, held_bytes: float) -> int:
+        """The level of a node that was at `level`, has taken atoms p..q-1 and holds `held_bytes` now."""
+        if self.unit_bytes:
+            return int(held_bytes / self.unit_bytes * (1 + ROUNDING_UP))
+        return int(level + self.before[q] - self.before[p])
 
 
 def _kinds(instance: Instance) -> IntArray:

@@ -45,7 +45,7 @@ def _smaller(part: Dual) -> Sequence[Dual]:
     """What is to be bounded instead of a part: itself with more in mind, where that costs little or nothing else is
     left, or its two halves. Empty where nothing is left to do."""
     cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MOST_NODES
-    if cheap and part.converged and part.remember():
+    if (cheap or part.overflowed) and part.converged and part.remember():
         return [part]
     if halves := _divided(part):
         return halves

@@ -75,7 +75,7 @@ class Dual:
         self._master: Master | None = None
         self._inherited: list[IntArray] = []
         self._oracle: IntervalPaths | NgPaths = paths
-        self._contents: Contents | None = None
+        self._levels: dict[bool, Contents] = {}  # exact, and coarse (True)
         self._curriculum: Curriculum | None = None
         self._reach = FIRST_REACH
         self._most = _most_cost(instance)
@@ -86,9 +86,8 @@ class Dual:
         """Begins from the cuts, prices and columns of another state of the same blocks and nodes."""
         if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
             return
-        limits = (other.cuts.members * self.resources.limit[other.cuts.resource]).sum(axis=1)
-        self.cuts = SetCuts.of(other.cuts.members, other.cuts.resource, limits)
-        self.prices, self.plain_prices = (_padded(p, len(limits)) for p in (self.prices, self.plain_prices))
+        self.cuts = other.cuts.renewed(self.resources)
+        self.prices, self.plain_prices = (_padded(p, len(self.cuts)) for p in (self.prices, self.plain_prices))
         self._known_cuts = set(other._known_cuts)
         self._inherited = [nodes_of for _, nodes_of in other.mixture]
         self.evaluate(other.plain_prices)
@@ -209,12 +208,14 @@ class Dual:
         where that took too many labels. False where nothing new is left to remember."""
         if self._master is None:
             return False
-        if self._curriculum is None or self._contents is None:
-            self._contents = Contents.of(self.instance)
-            bundles = bool((self._contents.bundled != np.arange(len(self._contents.memory))).any())
-            self._curriculum = Curriculum(Memory.of(self.instance.shape[1]), bundles)
+        if self._curriculum is None:
+            exact = Contents.of(self.instance)
+            coarse = exact.coarse(self.instance)
+            self._levels = {False: exact, True: coarse}
+            fewer = 2 * len(coarse.memory) < len(exact.memory)
+            self._curriculum = Curriculum(Memory.of(self.instance.shape[1], fewer))
         plan = self._curriculum
-        if isinstance(self._oracle, NgPaths) and self._reach < LEAST_REACH:
+        if self.overflowed:
             more = plan.retreat()
         else:
             few = not isinstance(self._oracle, NgPaths) or self._oracle.labels < FEW**2 * self._oracle.most_labels
@@ -222,9 +223,12 @@ class Dual:
             more = plan.learn(found, few)
         if not more:
             return False
-        self._oracle = NgPaths(self.paths, self._contents, plan.memory, plan.most_labels)
+        self._oracle = self._remembering(plan.memory, plan.most_labels)
         self._begin_anew()
         return True
+
+    def _remembering(self, memory: Memory, most_labels: int) -> NgPaths:
+        return NgPaths(self.paths, self._levels[memory.coarse], memory, most_labels)
 
     def _begin_anew(self) -> None:
         """A new master for the next pricing, from the columns of this one."""
@@ -238,6 +242,11 @@ class Dual:
     def labels(self) -> int:
         """What the last pricing took, 0 while paths remember nothing."""
         return self._oracle.labels if isinstance(self._oracle, NgPaths) else 0
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether paths remember more than can be priced."""
+        return isinstance(self._oracle, NgPaths) and self._reach < LEAST_REACH
 
     @property
     def mixture(self) -> list[tuple[float, IntArray]]:
@@ -255,8 +264,8 @@ class Dual:
         if barred is not None:
             part.barred = self.barred | barred
             part.paths = part._oracle = self.paths.barring(barred)
-            if isinstance(self._oracle, NgPaths) and self._contents is not None:
-                part._oracle = NgPaths(part.paths, self._contents, self._oracle.memory, self._oracle.most_labels)
+            if isinstance(self._oracle, NgPaths):
+                part._oracle = part._remembering(self._oracle.memory, self._oracle.most_labels)
         if closed is not None:
             part.closed = self.closed | closed
         if demanded is not None:
@@ -276,6 +285,7 @@ class Dual:
             return False
         support = Support.mixed(self.resources, self.mixture)
         new = SetCuts.violated(self.resources, support, self._known_cuts)
+        new = new.joined(SetCuts.uncovered(self.resources, support, self._known_cuts, np.all(self.barred, axis=0)))
         if not len(new):
             return False
         self.cuts = self.cuts.joined(new)

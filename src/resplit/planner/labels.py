@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit, typeof
 
 from resplit.planner.budget import Budget
+from resplit.planner.contents import ROUNDING_UP
 from resplit.types import FloatArray
 
 __all__ = ["MOST_SLOTS", "Chain", "Pool", "Tariff", "cheapest_path"]
@@ -45,7 +46,7 @@ class Chain(NamedTuple):
     hop_of: Indices
     slot: Indices
     level: Indices
-    rounded: Levels
+    unit_bytes: float
     level_load: FloatArray
     level_memory: FloatArray
     packed: Words
@@ -268,7 +269,9 @@ def _run(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untype
         else:
             key, mask, level = pool.key[label], pool.mask[label], np.int64(0)
             if slot >= 0:
-                level = np.int64(chain.rounded[held + chain.level[end] - chain.level[boundary]])
+                level = held + chain.level[end] - chain.level[boundary]
+                if chain.unit_bytes > 0.0:
+                    level = np.int64(filled / chain.unit_bytes * (1.0 + ROUNDING_UP))
                 if (
                     chain.level_memory[level] + chain.least_memory[end + 1] > chain.memory_limit[node]
                     or chain.level_load[slot, level] + chain.least_load[end + 1, node] > chain.headroom[node]
@@ -298,10 +301,10 @@ def _example() -> tuple[Chain, Tariff, Pool]:
     """Arrays of the right types, from which the signatures are made."""
     line, plane, cube = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1))
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
-    levels, words = np.zeros(1, np.uint16), np.zeros((1, 1), np.uint64)
+    words = np.zeros((1, 1), np.uint64)
     limits = line, line, line, 0.0, whole, whole, whole
     packing = words[0], np.uint64(0), 1
-    chain = Chain(wholes, plane, line, plane, line, *limits, levels, plane, line, *packing)
+    chain = Chain(wholes, plane, line, plane, line, *limits, 0.0, plane, line, *packing)
     tariff = Tariff(line, plane, line, line, cube, plane, plane, words)
     return chain, tariff, Pool.of(1, 1, 1)
 

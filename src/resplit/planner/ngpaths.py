@@ -43,23 +43,23 @@ class Detour:
 
 @dataclass(frozen=True)
 class Memory:
-    """`near` (N, N): what a path left on node j is kept in mind while it is on node i. Whole contents, or with halves
-    of layers rounded down (`bundled`)."""
+    """`near` (N, N): what a path left on node j is kept in mind while it is on node i, whole
+    contents or memory alone (`coarse`)."""
 
     near: NDArray[np.bool_]
-    bundled: bool
+    coarse: bool
 
     @classmethod
-    def of(cls, nodes: int) -> Memory:
+    def of(cls, nodes: int, coarse: bool = False) -> Memory:
         """Nothing is kept in mind."""
-        return cls(np.zeros((nodes, nodes), dtype=bool), True)
+        return cls(np.zeros((nodes, nodes), dtype=bool), coarse)
 
     def joined(self, detours: list[Detour]) -> Memory:
         """This, and all of these detours in mind."""
         near = self.near.copy()
         for detour in detours:
             near[[detour.node, *detour.between], detour.node] = True
-        return Memory(near, self.bundled)
+        return Memory(near, self.coarse)
 
     @cached_property
     def slot(self) -> IntArray:
@@ -85,7 +85,6 @@ class NgPaths:
         self._paths = paths
         self._contents = contents
         self.most_labels = most_labels
-        self._rounded = contents.bundled if memory.bundled else np.arange(len(contents.memory))
         self._chain = self._chained()
 
     def _chained(self) -> Chain:
@@ -106,7 +105,7 @@ class NgPaths:
             hop_of=inst.hop_of.astype(np.int64),
             slot=memory.slot.astype(np.int64),
             level=contents.before.astype(np.int64),
-            rounded=self._rounded.astype(np.uint16),
+            unit_bytes=contents.unit_bytes,
             level_load=np.hstack((contents.load[:, asked].T, np.full((len(asked), 1), np.inf))),
             level_memory=np.append(contents.memory, np.inf),
             packed=np.append(contents.packed, np.uint64((1 << contents.bits) - 1) & ~contents.guard),
@@ -179,14 +178,15 @@ class NgPaths:
 
     def _steps(self, nodes_of: IntArray) -> Iterator[tuple[int, int, int, int]]:
         """The steps (p, q, node) of a path with the level that the node is remembered to hold."""
-        held: dict[int, int] = {}
-        for p, q in pairwise(_ends(nodes_of)):
+        contents, held = self._contents, dict[int, int]()
+        for p, q in pairwise(map(int, _ends(nodes_of))):
             node = int(nodes_of[p])
             held = {other: level for other, level in held.items() if self.memory.near[node, other]}
             level = held.get(node, 0)
-            yield int(p), int(q), node, level
+            yield p, q, node, level
             if self.memory.slot[node] >= 0:
-                held[node] = int(self._rounded[level + self._contents.before[q] - self._contents.before[p]])
+                taken_bytes = float(self.instance.memory_prefix[q] - self.instance.memory_prefix[p])
+                held[node] = contents.after(level, p, q, float(contents.memory[level]) + taken_bytes)
 
 
 def detours(instance: Instance, mixture: list[tuple[float, IntArray]], memory: Memory, value: float) -> list[Detour]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
 from resplit.planner.ngpaths import Detour, Memory
@@ -17,21 +18,22 @@ class Curriculum:
     """`memory` is what the paths remember now, `safe` what they remembered when that was last affordable."""
 
     memory: Memory
-    bundles: bool  # whether contents can be rounded down to bundles at all
     most_labels: int = FIRST_LABELS
     safe: Memory = field(init=False)
     _pending: list[Detour] = field(default_factory=list)
     _portion: int = field(init=False)
+    _refined: bool = False  # whether exact contents were tried
     _dear: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.memory = Memory(self.memory.near, self.bundles)
         self.safe = self.memory
         self._portion = self._usual = max(LEAST_PORTION, len(self.memory.near) // 4)
 
     def afresh(self) -> Curriculum:
-        """From what is remembered now, with what was too dear before to be tried again: for fewer placements."""
-        return Curriculum(self.memory, self.bundles, self.most_labels)
+        """The same, with what was too dear before to be tried again: for fewer placements."""
+        new = copy(self)
+        new._pending, new._dear = list(self._pending), set()
+        return new
 
     def learn(self, detours: list[Detour], few: bool) -> bool:
         """Takes up the most harmful of the `detours` that the last mixture took, more while the labels are `few`;
@@ -57,8 +59,8 @@ class Curriculum:
                 self.memory = memory
                 return True
             self._pending.pop()
-        if self.safe.bundled and self.bundles and not self._dear:
-            self.memory, self.bundles = Memory(self.safe.near, False), False
+        if self.safe.coarse and not self._dear and not self._refined:
+            self.memory, self._refined = Memory(self.safe.near, coarse=False), True
             return True
         return self._afford_more()
 

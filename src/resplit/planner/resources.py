@@ -21,6 +21,7 @@ __all__ = ["Resources", "SetCuts", "Support"]
 MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
 MOST_NODES = 64  # beyond, prices for more rows take longer than they are worth
 MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
+WORTH_ENTERING = 1e-3
 SLACK = 1e-9  # relative
 
 
@@ -108,6 +109,12 @@ class Support:
         )
 
 
+def _short(resources: Resources, members: FloatArray) -> NDArray[np.bool_]:
+    """Which sets of nodes (M, N) have too little of some resource for the whole chain."""
+    need = resources.use.sum(axis=1) * (1 - SLACK)
+    return np.asarray((members @ resources.limit.T < need).any(axis=1))
+
+
 @dataclass(frozen=True)
 class SetCuts:
     """For sets of nodes C and one resource each: use of the nodes in C <= limit of C x times that the path enters C.
@@ -156,6 +163,15 @@ class SetCuts:
             np.concatenate((self.limit, other.limit)),
             np.concatenate((self.origin, other.origin)),
         )
+
+    def renewed(self, resources: Resources) -> SetCuts:
+        """The same for other limits. Sets that need not be entered any more become the set of all nodes, which always
+        is."""
+        entry = self.resource == self.ENTRY
+        needless = entry & ~_short(resources, 1 - self.members)
+        members = np.where(needless[:, None], 1, self.members)
+        limit = np.where(entry, 1, (members * resources.limit[self.resource]).sum(axis=1))
+        return SetCuts(members, self.resource, limit, self.origin)
 
     def excess(self, support: Support) -> FloatArray:
         """Left side less right side at `support` (M,)."""
@@ -219,3 +235,37 @@ class SetCuts:
         masks = np.array([mask for mask, _ in chosen.values()])
         kinds = np.array([kind for _, kind in chosen.values()], dtype=np.intp)
         return cls.of(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
+
+    @classmethod
+    def uncovered(
+        cls, resources: Resources, support: Support, known: set[bytes], barred: NDArray[np.bool_], most: int = 12
+    ) -> SetCuts:
+        """New cuts that `support` breaks, the worst first: where all nodes outside of C have too little for the whole
+        chain, C must be entered. `barred` (N,) are nodes that are not used. The nodes outside are collected greedily,
+        from every node, those that are entered most beside C first."""
+        n = len(support.begun)
+        arrivals = support.begun + support.crossed.sum(axis=0)
+        between = support.crossed + support.crossed.T
+        limit = np.where(barred, 0, resources.limit)
+        need = resources.use.sum(axis=1) * (1 - SLACK)
+        found: dict[bytes, tuple[float, FloatArray]] = {}
+        for kind in range(len(need)):
+            inside = 1 - np.eye(n)  # C, a row for each node that is outside first
+            for _ in range(n - 1):
+                outside = (1 - inside) @ limit[kind]
+                entered = inside @ arrivals - ((inside @ support.crossed) * inside).sum(axis=1)
+                for row in np.flatnonzero((outside < need[kind]) & (entered < 1 - WORTH_ENTERING)):
+                    key = b"entry" + inside[row].astype(np.uint8).tobytes()
+                    if key not in known:
+                        found[key] = float(entered[row]), inside[row].copy()
+                left = entered[:, None] - arrivals + inside @ between
+                left[(inside == 0) | (outside[:, None] + limit[kind] >= need[kind])] = np.inf
+                taken = left.argmin(axis=1)
+                rows = np.flatnonzero(np.isfinite(left[np.arange(n), taken]))
+                if not len(rows):
+                    break
+                inside[rows, taken[rows]] = 0
+        chosen = sorted(found, key=lambda key: found[key][0])[:most]
+        known.update(chosen)
+        members = np.array([found[key][1] for key in chosen]).reshape(-1, n)
+        return cls.of(members, np.full(len(chosen), cls.ENTRY), np.ones(len(chosen)))
