@@ -70,13 +70,13 @@ class Contents:
 
     def coarse(self, instance: Instance) -> Contents:
         """Levels of memory alone, in units of the lightest kind that there are several of: fewer, and each means the
-        load of the least busy content that weighs so much. The same as this where kinds were merged, for then no level
-        is as heavy as what it stands for."""
+        load of the least busy content that weighs so much. The same as this where there is only one such kind, and
+        where kinds were merged, for then no level is as heavy as what it stands for."""
         alone = self.held.sum(axis=1) == 1
         several = self.held.max(axis=0) >= SEVERAL
         unit_bytes = float(self.memory[alone & (self.held @ several == 1)].min(initial=np.inf))
         merged = float(self.memory.max()) < float(instance.memory.sum()) * (1 - ALIKE)
-        if merged or not 0 < unit_bytes < np.inf:
+        if merged or several.sum() < 2 or not 0 < unit_bytes < np.inf:
             return self
         units = np.floor(self.memory / unit_bytes * (1 + ROUNDING_UP)).astype(np.intp)
         load = np.full((units.max() + 1, self.load.shape[1]), np.inf)
