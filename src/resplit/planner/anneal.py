@@ -5,8 +5,6 @@ Knows nothing of bounds, nor how a move is made and priced (see `moves`).
 
 from __future__ import annotations
 
-from itertools import cycle
-
 import numpy as np
 
 from resplit.planner.budget import Budget
@@ -18,7 +16,11 @@ __all__ = ["Annealing"]
 
 CHUNK = 8_000  # moves between two looks at the budget, 2 to 5 ms
 LEAST_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run, which grows with the root of atoms x nodes
-HOT, COLD = (0.1, 0.03), 1e-3  # temperatures, of the best objective known; runs begin at the one and the other by turns
+HOT, WARM, COLD = (
+    0.1,
+    0.03,
+    1e-3,
+)  # temperatures, of the best objective known: of the first run, of later ones, at the end
 UNKNOWN = 5.0  # the best objective, of its scale, where no legal placement is known
 
 
@@ -31,7 +33,7 @@ class Annealing:
         # a mean atom too much, a third of a node too busy, or a missing link costs about as much as everything else
         self._penalty = self._scale * np.array([1 / max(float(instance.memory.mean()), 1e-300), 3.0, 1.0])
         self._random = np.random.default_rng(seed).integers(1, 2**63, 1, dtype=np.uint64)
-        self._hot = cycle(HOT)
+        self._hot = HOT
         self._chunks = max(LEAST_CHUNKS, round(CHUNKS_PER_ROOT * instance.load.size**0.5))
 
     def run(self, start: IntArray, cost: float, budget: Budget) -> tuple[IntArray, IntArray | None]:
@@ -43,7 +45,7 @@ class Annealing:
         best = here.copy()
         best_cost, penalty = float("inf"), self._penalty.copy()
         typical = cost if cost < float("inf") else UNKNOWN * self._scale
-        hot, cold = next(self._hot) * typical, COLD * typical
+        hot, cold, self._hot = self._hot * typical, COLD * typical, WARM
         ran, spent_before = 0, budget.share_spent
         progress = 0.0
         while progress < 1 and budget.spend():

@@ -32,7 +32,7 @@ LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest
 MOST_CANDIDATES = 15_000  # intervals and transfers
 # Each of the budget that is left to the step around it.
 FIRST_PRICING_SHARE, ANNEALING_SHARE = 0.1, 0.85
-PRICING_SHARE, DIVIDING_SHARE, DESCENT_SHARE = 0.4, 0.85, 0.1
+PRICING_SHARE, DIVIDING_SHARE, DESCENT_SHARE = 0.4, 0.95, 0.1
 QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
 BLIND_SHARE = 0.7  # for branching where no descent has found a plan
 
