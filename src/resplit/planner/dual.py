@@ -75,7 +75,7 @@ class Dual:
         self._master: Master | None = None
         self._inherited: list[IntArray] = []
         self._oracle: IntervalPaths | NgPaths = paths
-        self._levels: dict[bool, Contents] = {}  # exact, and coarse (True)
+        self._levels: dict[bool, Contents] = {}  # coarse or not; made once something is to be remembered
         self._curriculum: Curriculum | None = None
         self._reach = FIRST_REACH
         self._most = _most_cost(instance)

@@ -30,9 +30,9 @@ class Chain(NamedTuple):
     """What no price changes, with A atoms, N nodes, T slots (nodes that may be remembered) and L levels (what such a
     node holds): `end` (A, N) the last boundary to which a step that begins at an atom may run; `load` (A + 1, N) and
     `memory` (A + 1,) prefix sums; `least_load` (A + 2, N) and `least_memory` (A + 2,) of a single later atom; `free`,
-    `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `level` (A + 1,) levels before each atom, additive; `rounded`
-    (L,) the level that is remembered; `level_load` (T, L), `level_memory` (L,). Level L - 1 means: no room. `packed`
-    (L,), `guard` and `bits` compare levels (see `Contents`)."""
+    `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `level` (A + 1,) levels before each atom, additive, where
+    `unit_bytes` is 0, else a level is so many units of memory; `level_load` (T, L), `level_memory` (L,). Level L - 1
+    means: no room. `packed` (L,), `guard` and `bits` compare levels (see `Contents`)."""
 
     end: Indices
     load: FloatArray

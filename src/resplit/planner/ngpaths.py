@@ -43,8 +43,8 @@ class Detour:
 
 @dataclass(frozen=True)
 class Memory:
-    """`near` (N, N): what a path left on node j is kept in mind while it is on node i, whole
-    contents or memory alone (`coarse`)."""
+    """`near` (N, N): what a path left on node j is kept in mind while it is on node i, whole contents or
+    memory alone (`coarse`)."""
 
     near: NDArray[np.bool_]
     coarse: bool

@@ -25,8 +25,7 @@ __all__ = ["solve"]
 
 ROUND = 12  # paths that are priced between two rounds of descents
 MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
-MOST_RUNS = 5  # before the bound gets its share
-MOST_BLIND = 6  # where they find no plan at all
+MOST_RUNS, MOST_BLIND = 5, 6  # before the bound gets its share; where they have found no plan at all
 IMPROVEMENT = 1e-9  # relative
 LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
 MOST_CANDIDATES = 15_000  # intervals and transfers
@@ -77,7 +76,7 @@ def solve_from(
         bound = max(bound, divided)
     if bound < search.cost * (1 - gap):
         bound = max(bound, _branched(dual, search, budget, gap))
-    if bound < search.cost * (1 - gap) and yesterday is None:
+    if bound < search.cost * (1 - gap):
         _annealed(dual, search, first, budget, gap)
     return _outcome(instance, search, bound), dual
 
@@ -116,16 +115,15 @@ def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None
 
 
 def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:
-    """Annealing, from `first` where no legal placement is known, until several runs in a row were in vain."""
-    vain = 0
-    for _ in range(MOST_RUNS):
+    """Annealing, from `first` where no legal placement is known, some runs, or until several in a row were in vain."""
+    runs, vain = 0, 0
+    while runs < (MOST_BLIND if search.best is None else MOST_RUNS) and vain < MOST_VAIN:
         if budget.spent or dual.bound >= search.cost * (1 - gap):
             break
         known = search.cost
         search.anneal(first, budget)
-        vain = 0 if search.cost < known * (1 - IMPROVEMENT) else vain + 1
-        if vain == (MOST_BLIND if search.best is None else MOST_VAIN):
-            break
+        runs += 1
+        vain = 0 if search.best is None or search.cost < known * (1 - IMPROVEMENT) else vain + 1
 
 
 def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:

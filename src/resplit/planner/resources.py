@@ -21,7 +21,7 @@ __all__ = ["Resources", "SetCuts", "Support"]
 MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
 MOST_NODES = 64  # beyond, prices for more rows take longer than they are worth
 MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
-WORTH_ENTERING = 1e-3
+WORTH_ENTERING = 1e-3  # entries that a mixture lacks
 SLACK = 1e-9  # relative
 
 
@@ -165,8 +165,8 @@ class SetCuts:
         )
 
     def renewed(self, resources: Resources) -> SetCuts:
-        """The same for other limits. Sets that need not be entered any more become the set of all nodes, which always
-        is."""
+        """The same for other limits. A set that need not be entered any more becomes that of all nodes, which always
+        is: prices stay in their places."""
         entry = self.resource == self.ENTRY
         needless = entry & ~_short(resources, 1 - self.members)
         members = np.where(needless[:, None], 1, self.members)
