@@ -209,21 +209,21 @@ class SetCuts:
         for kind in (kind for kind, unit in enumerate(resources.unit_bytes) if np.isfinite(unit)):
             limit, used = resources.limit[kind], support.used[kind]
             need = resources.use[kind].sum()
-            members = np.eye(n)
+            members, every = np.eye(n), np.arange(n)
+            entered, held, filled, beside = arrivals, limit, used, between  # of each set, `beside` between it and nodes
             for _ in range(min(n - 1, 24)):
-                entered = members @ arrivals - ((members @ support.crossed) * members).sum(axis=1)  # (N,)
-                new_entered = entered[:, None] + arrivals - members @ between
-                new_limit = np.minimum((members @ limit)[:, None] + limit, need)
-                excess = (members @ used)[:, None] + used - new_limit * new_entered  # (seed, added)
+                new_entered = entered[:, None] + arrivals - beside
+                new_limit = np.minimum(held[:, None] + limit, need)
+                excess = filled[:, None] + used - new_limit * new_entered  # (seed, added)
                 excess[members > 0] = -np.inf
                 added = excess.argmax(axis=1)
-                worth = excess[np.arange(n), added]
-                members = members.copy()
-                members[np.arange(n), added] = 1
+                worth, entered = excess[every, added], new_entered[every, added]
+                held, filled, beside = held + limit[added], filled + used[added], beside + between[added]
+                members[every, added] = 1
                 for seed in np.flatnonzero(worth > 1e-3 * max(need, 1e-300)):
                     key = bytes([kind]) + members[seed].astype(np.uint8).tobytes()
                     if key not in known and (members[seed] @ limit) < need:
-                        found.append((float(worth[seed]) / need, key, members[seed], kind))
+                        found.append((float(worth[seed]) / need, key, members[seed].copy(), kind))
         found.sort(key=lambda entry: -entry[0])
         chosen: dict[bytes, tuple[FloatArray, int]] = {}
         for _, key, mask, kind in found:
@@ -250,21 +250,24 @@ class SetCuts:
         need = resources.use.sum(axis=1) * (1 - SLACK)
         found: dict[bytes, tuple[float, FloatArray]] = {}
         for kind in range(len(need)):
-            inside = 1 - np.eye(n)  # C, a row for each node that is outside first
+            inside, outside = 1 - np.eye(n), limit[kind].copy()  # C of each node that is outside first
+            beside = between.sum(axis=0) - between
+            entered = arrivals.sum() - support.crossed.sum() - arrivals + between.sum(axis=1)
             for _ in range(n - 1):
-                outside = (1 - inside) @ limit[kind]
-                entered = inside @ arrivals - ((inside @ support.crossed) * inside).sum(axis=1)
                 for row in np.flatnonzero((outside < need[kind]) & (entered < 1 - WORTH_ENTERING)):
                     key = b"entry" + inside[row].astype(np.uint8).tobytes()
                     if key not in known:
                         found[key] = float(entered[row]), inside[row].copy()
-                left = entered[:, None] - arrivals + inside @ between
+                left = entered[:, None] - arrivals + beside
                 left[(inside == 0) | (outside[:, None] + limit[kind] >= need[kind])] = np.inf
                 taken = left.argmin(axis=1)
                 rows = np.flatnonzero(np.isfinite(left[np.arange(n), taken]))
                 if not len(rows):
                     break
-                inside[rows, taken[rows]] = 0
+                taken = taken[rows]
+                inside[rows, taken] = 0
+                entered[rows], outside[rows] = left[rows, taken], outside[rows] + limit[kind, taken]
+                beside[rows] -= between[taken]
         chosen = sorted(found, key=lambda key: found[key][0])[:most]
         known.update(chosen)
         members = np.array([found[key][1] for key in chosen]).reshape(-1, n)
