@@ -139,6 +139,8 @@ class Dual:
     def improve(self, columns: list[IntArray], budget: Budget, target: float, most: int = 1_000_000) -> list[IntArray]:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
         (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
+        if budget.spent:  # a master of many columns takes long to set up
+            return []
         if self._master is None:
             if self._oracle is self.paths:
                 columns = [self.evaluate(self.prices)[1], *columns]
