@@ -176,7 +176,7 @@ class SetCuts:
     def excess(self, support: Support) -> FloatArray:
         """Left side less right side at `support` (M,)."""
         used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
-        inner = np.einsum("mi,ij,mj->m", self.members, support.crossed, self.members)
+        inner = ((self.members @ support.crossed) * self.members).sum(axis=1)
         entered = self.members @ (support.begun + support.crossed.sum(axis=0)) - inner
         named = self.origin != self.ANYWHERE
         entered[named] = (self.members * support.crossed[self.origin])[named].sum(axis=1)
