@@ -144,3 +144,13 @@ def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
 
     assert bounds == sorted(bounds)
     assert bounds[-1] <= optimum * (1 + 1e-9)
+
+
+def test_no_master_is_set_up_once_the_time_is_over() -> None:
+    instance = Instance.of(tiny_problem(2, blocks=5))
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+
+    assert dual.improve([], Budget(0.0), float("inf")) == []
+
+    assert dual.bound == -np.inf
+    assert dual.mixture == []

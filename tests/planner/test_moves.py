@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from resplit.planner.evaluate import block_bytes
 from resplit.planner.instance import Instance
 from resplit.planner.moves import KINDS, penalised_cost, walk
-from resplit.planner.tables import Tables
+from resplit.planner.tables import LEAST_ATOMS, Tables
 from tests.planner.helpers import seeds, tiny_problem
 
 FREE = np.zeros(KINDS)
@@ -28,6 +30,21 @@ def test_a_placement_costs_its_objective_and_breaks_nothing_exactly_where_it_is_
         assert (broken == 0) == np.isfinite(legal)
         if np.isfinite(legal):
             assert cost == pytest.approx(legal, rel=1e-12)
+
+
+@pytest.mark.parametrize("short_bytes", [1e3, 1e6])
+def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_bytes: float) -> None:
+    problem = tiny_problem(5, blocks=4)
+    needed = block_bytes(problem).sum()
+    nodes = tuple(replace(n, memory_bytes=needed - short_bytes, trusted=True) for n in problem.nodes)
+    instance = Instance.of(replace(problem, nodes=nodes))
+    tables, everything = Tables.of(instance), np.zeros(4, np.int64)
+
+    free, _ = penalised_cost(everything, tables, FREE)
+    cost, broken = penalised_cost(everything, tables, np.array([1.0, 0.0, 0.0]))
+
+    assert broken >= 1
+    assert cost - free == pytest.approx(short_bytes + LEAST_ATOMS * instance.memory.mean(), rel=1e-5)
 
 
 @given(seeds())
