@@ -16,11 +16,8 @@ __all__ = ["Annealing"]
 
 CHUNK = 8_000  # moves between two looks at the budget, 2 to 5 ms
 LEAST_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run, which grows with the root of atoms x nodes
-HOT, WARM, COLD = (
-    0.1,
-    0.03,
-    1e-3,
-)  # temperatures, of the best objective known: of the first run, of later ones, at the end
+# Temperatures, of the best objective known: where the first run begins, where later ones do, where all end.
+HOT, WARM, COLD = 0.1, 0.03, 1e-3
 UNKNOWN = 5.0  # the best objective, of its scale, where no legal placement is known
 
 
