@@ -17,14 +17,14 @@ import numpy as np
 
 from benchmarks.planner_instances import Spec, drifted, generate, suite
 from resplit.planner import SOLVERS, solve
+from resplit.planner.bound.dual import Dual
+from resplit.planner.bound.paths import IntervalPaths
+from resplit.planner.bound.resources import Resources
 from resplit.planner.budget import Budget
-from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
-from resplit.planner.improve import Descent
 from resplit.planner.instance import Instance
-from resplit.planner.paths import IntervalPaths
 from resplit.planner.replan import Replanner
-from resplit.planner.resources import Resources
+from resplit.planner.search.descent import Descent
 from resplit.problem import problem_from_json
 from resplit.types import Plan, Problem
 

@@ -21,11 +21,11 @@ from typing import Any
 import httpx
 import yaml
 
-from benchmarks.chaos.streams import until
 from benchmarks.chaos.watch import answers
-from resplit.client import ControlClient
-from resplit.launch import Cluster, running, start_process
-from resplit.start import first_plan
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, running, start_process
+from resplit.cluster.state import first_plan
+from tests.support.streams import until
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]

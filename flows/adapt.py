@@ -14,7 +14,7 @@ from prefect import flow
 from flows import STATE
 from flows.command import run_command
 from flows.params import load_params
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
 from resplit.decide import Settings
 from resplit.errors import DataError, ProposalRefusedError
 from resplit.types import Problem

@@ -10,9 +10,9 @@ from prefect import flow
 
 from flows import STATE
 from flows.command import run_command
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.state import live_of
 from resplit.cost import CostModel
-from resplit.start import live_of
 from tasks.fit import fit
 from tasks.observe import profile as time_blocks
 from tasks.validate import Need, ValidTelemetry, validate

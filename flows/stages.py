@@ -18,12 +18,12 @@ from flows import STATE
 from flows.command import run_command
 from flows.params import Params, load_params
 from flows.study import REPORTS, inputs, publish, serve_policies
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import running
+from resplit.cluster.state import plan_or_fail
 from resplit.cost import fit_cost_model, node_states, problem_from
-from resplit.launch import running
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord
-from resplit.start import plan_or_fail
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures, RequestClass
 from tasks.fit import last_good_model

@@ -17,13 +17,13 @@ from flows.adapt import adapt
 from flows.command import run_command
 from flows.params import Params, load_params
 from flows.profile import profile
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, running
+from resplit.cluster.state import live_of
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel
-from resplit.launch import Cluster, running
-from resplit.measure import compare, comparison_text, summaries
+from resplit.metrics import compare, comparison_text, summaries
 from resplit.records import RunRecord
-from resplit.start import live_of
 from resplit.types import Plan
 from tasks.deploy import deploy_plan
 from tasks.measure import measure, serve_workload

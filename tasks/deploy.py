@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.state import proposal_of
 from resplit.decide import Decision
-from resplit.start import proposal_of
 from resplit.types import Plan
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
 from resplit.config import ClusterConfig, ScenarioConfig
 from resplit.records import RunRecord, table
 from tasks.workload import Arrival, Sent, send

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.client import ControlClient
-from resplit.start import Live, live_of
+from resplit.cluster.client import ControlClient
+from resplit.cluster.state import Live, live_of
 from resplit.telemetry import Telemetry
 
 

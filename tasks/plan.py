@@ -12,12 +12,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.state import Live, plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision, History, Measured, Settings, decide
 from resplit.problem import problem_to_json
-from resplit.start import Live, plan_or_fail, problem_now
 from resplit.telemetry import Telemetry
 from resplit.types import Plan, Problem
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
-from resplit.measure import epoch_latency, series, utilization_series
+from resplit.metrics import epoch_latency, series, utilization_series
 from resplit.records import RunRecord
 from resplit.types import segments_of
 

@@ -1,6 +1,6 @@
 """The report of a study: one HTML page that stands alone, its numbers as JSON, its series as CSV for DVC.
 
-Knows how results are shown; what they are is said by `resplit.measure`, how they look by `tasks.plots`.
+Knows how results are shown; what they are is said by `resplit.metrics`, how they look by `tasks.plots`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.errors import DataError
-from resplit.measure import Metrics, Row, compare, epoch_latency, run_label, series, summaries
+from resplit.metrics import Metrics, Row, compare, epoch_latency, run_label, series, summaries
 from resplit.records import RunRecord
 from tasks import plots
 

@@ -1,6 +1,6 @@
 """Records studies in MLflow: one parent run per study, below it one run per policy and one per live configuration.
 
-Knows MLflow; computes nothing that `resplit.measure` does not. Only one process logs a study.
+Knows MLflow; computes nothing that `resplit.metrics` does not. Only one process logs a study.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from resplit.errors import DataError
-from resplit.measure import Row, epoch_latency, run_label, series, summarise
+from resplit.metrics import Row, epoch_latency, run_label, series, summarise
 from resplit.records import RunRecord
 from resplit.types import Weights, segments_of
 from tasks import plots

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import structlog
 
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
 from resplit.config import ClusterConfig, LinkShape, ScenarioConfig
 
 _log = structlog.get_logger(__name__)

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.cluster import make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, spread
-from benchmarks.chaos.streams import ask, expected_tokens, until
 from benchmarks.chaos.watch import ready, settled
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ResplitError
-from resplit.launch import Cluster, start_process
+from resplit.security.identity import CONTROLLER
+from tests.support.cluster import make_model, started, whole_model
+from tests.support.streams import ask, expected_tokens, until
 
 NEW_TOKENS = 24
 # A restart writes proposed, prepared, committed and released of what it resumes, then a change writes the same of its
@@ -67,7 +67,7 @@ async def change_until_death(
     process.kill()
     process.wait()
     plain = list(process.args)
-    start_again(cluster, [sys.executable, "-m", "benchmarks.chaos.mortal", when, str(number), *plain[3:]])
+    start_again(cluster, [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number), *plain[3:]])
     mortal = cluster.processes[CONTROLLER]
     await until(lambda: mortal.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.chaos.cable import Cable
-from benchmarks.chaos.cluster import NODES, make_model, started, whole_model
 from benchmarks.chaos.controller import start_again
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
-from benchmarks.chaos.streams import expected_tokens, streaming, until
 from benchmarks.chaos.watch import answers, kill, ready, settled
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER
-from resplit.launch import Cluster, free_ports
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, free_ports
+from resplit.security.identity import CONTROLLER
 from resplit.wire.peers import Address
+from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.streams import expected_tokens, streaming, until
+from tests.support.tcp_proxy import Cable
 
 ROUNDS = 10
 CUT_S = 2.0

@@ -11,14 +11,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.chaos.cluster import make_model, reference, whole_model
 from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, trial
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.steps import FIRST, SECOND
-from resplit.control.package import package
 from resplit.errors import ResplitError
-from resplit.model.registry import Keyring, Registry
 from resplit.model.source import obtain
+from resplit.shards.packaging import package
+from resplit.shards.registry import Keyring, Registry
+from tests.support.cluster import make_model, reference, whole_model
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.chaos.cluster import TRUSTED
-from benchmarks.chaos.in_process import InProcess, until
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller, LiveEpoch, Proposal
 from resplit.control.log import EpochLog, Step
@@ -20,6 +18,8 @@ from resplit.errors import NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest, Sampling
 from resplit.model.source import StoredModel
 from resplit.wire.peers import Peer
+from tests.support.cluster import TRUSTED
+from tests.support.in_process import InProcess, until
 
 PLACES = ("alpha", "beta", "gamma")
 PROMPT = (5, 17, 40, 200, 31, 8, 99)

@@ -15,13 +15,13 @@ import requests
 import schemathesis
 from hypothesis import strategies as st
 
-from benchmarks.chaos.cluster import MODEL, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.fuzz_wire import LIGHT
+from benchmarks.chaos.fuzzing import send_for
 from benchmarks.chaos.leaks import watching
-from benchmarks.chaos.made_up import send_for
-from benchmarks.chaos.streams import PROMPTS, expected_tokens, streaming, until
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from tests.support.cluster import MODEL, make_model, started, whole_model
+from tests.support.streams import PROMPTS, expected_tokens, streaming, until
 
 LASTS_S = 600.0
 NEW_TOKENS = 96

@@ -24,14 +24,12 @@ from h2.connection import H2Connection
 from h2.exceptions import H2Error
 from hypothesis import strategies as st
 
-from benchmarks.chaos.cluster import CLUSTER, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.fuzzing import send_for
 from benchmarks.chaos.leaks import watching
-from benchmarks.chaos.made_up import send_for
-from benchmarks.chaos.streams import PROMPTS, expected_tokens, streaming, until
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER, Member
-from resplit.launch import Cluster
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
+from resplit.security.identity import CONTROLLER, Member
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     CachePart,
@@ -45,6 +43,8 @@ from resplit.wire.node_pb2 import (
     Tensor,
 )
 from resplit.wire.peers import Address
+from tests.support.cluster import CLUSTER, make_model, started, whole_model
+from tests.support.streams import PROMPTS, expected_tokens, streaming, until
 
 LASTS_S = 600.0
 # What is declared is planned for, also where this machine is slow at the moment.

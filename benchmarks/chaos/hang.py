@@ -7,13 +7,13 @@ import random
 import time
 from pathlib import Path
 
-from benchmarks.chaos.cluster import NODES, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, quantile, spread
 from benchmarks.chaos.kills import DETECTED_WITHIN_S, NEW_TOKENS, use_all
-from benchmarks.chaos.streams import expected_tokens, streaming, until
 from benchmarks.chaos.watch import answers, lost, pause, settled, wake
-from resplit.client import ControlClient
-from resplit.launch import Cluster
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
+from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.streams import expected_tokens, streaming, until
 
 ROUNDS = 12
 _SHORT_S = 0.3  # nobody should be lost for that

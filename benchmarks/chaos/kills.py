@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos.cluster import NODES, make_model, random_placement, started, whole_model
 from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.streams import Streams, expected_tokens, streaming, until
 from benchmarks.chaos.watch import answers, kill, lost
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
-from resplit.launch import Cluster, start_process
+from tests.support.cluster import NODES, make_model, random_placement, started, whole_model
+from tests.support.streams import Streams, expected_tokens, streaming, until
 
 KILLS = 30
 NEW_TOKENS = 160

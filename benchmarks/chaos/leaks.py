@@ -12,7 +12,7 @@ from statistics import median
 import psutil
 
 from benchmarks.chaos.findings import Finding
-from resplit.launch import Cluster
+from resplit.cluster.local import Cluster
 
 _EVERY_S = 1.0
 _MORE_MIB = 32  # an allocator keeps some of what a peak needed

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from benchmarks.chaos.cluster import make_model, reference, whole_model
 from benchmarks.chaos.faults import NEW_TOKENS, PLACES, PROMPT, Fault, KilledError, Trial, trial
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel, obtain
+from tests.support.cluster import make_model, reference, whole_model
 
 EXAMPLES, STEPS = 60, 8
 A, B, C = PLACES

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos.cluster import NODES, make_model, random_placement, started, whole_model
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
-from benchmarks.chaos.streams import expected_tokens, streaming, until
 from benchmarks.chaos.watch import answers, kill, lost, settled
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
-from resplit.launch import Cluster, start_process
+from tests.support.cluster import NODES, make_model, random_placement, started, whole_model
+from tests.support.streams import expected_tokens, streaming, until
 
 ROUNDS = 4
 _LASTS_S = 2.0

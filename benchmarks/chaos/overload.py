@@ -17,12 +17,12 @@ from statistics import median
 
 import httpx
 
-from benchmarks.chaos.cluster import MODEL, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, quantile, spread
 from benchmarks.chaos.leaks import watching
-from benchmarks.chaos.streams import PROMPTS, expected_tokens, until
-from resplit.client import ControlClient
-from resplit.launch import Cluster
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
+from tests.support.cluster import MODEL, make_model, started, whole_model
+from tests.support.streams import PROMPTS, expected_tokens, until
 
 LASTS_S = 600.0
 OVERLOAD = 4.0

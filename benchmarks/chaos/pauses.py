@@ -15,10 +15,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from benchmarks.chaos.cluster import NODES, make_model, started, whole_model
 from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.streams import Streams, expected_tokens, streaming, until
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.streams import Streams, expected_tokens, streaming, until
 
 mpl.use("svg")
 import matplotlib.pyplot as plt

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.cluster import make_model, reference, whole_model
 from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, trial
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.steps import FIRST, SECOND
 from resplit.errors import ProposalRefusedError
 from resplit.model.source import obtain
+from tests.support.cluster import make_model, reference, whole_model
 
 ROUNDS = 5
 

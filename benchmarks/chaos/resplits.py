@@ -6,11 +6,11 @@ import asyncio
 import random
 from pathlib import Path
 
-from benchmarks.chaos.cluster import make_model, random_placement, started, whole_model
 from benchmarks.chaos.findings import Finding, spread
-from benchmarks.chaos.streams import expected_tokens, streaming
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
 from resplit.types import segments_of
+from tests.support.cluster import make_model, random_placement, started, whole_model
+from tests.support.streams import expected_tokens, streaming
 
 PLACEMENTS = 50
 NEW_TOKENS = 128

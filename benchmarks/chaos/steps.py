@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.cluster import make_model, reference, whole_model
 from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, KilledError, Trial, trial
 from benchmarks.chaos.findings import Finding
 from resplit.model.source import obtain
+from tests.support.cluster import make_model, reference, whole_model
 
 A, B, C = "alpha", "beta", "gamma"
 FIRST = (A, A, B, B, C, C, B, A)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import time
 
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
 from resplit.errors import ResplitError
-from resplit.launch import Cluster
+from resplit.security.identity import CONTROLLER
 
 
 def said(cluster: Cluster, event: str, name: str = CONTROLLER) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from resplit.client import ControlClient
+    from resplit.cluster.client import ControlClient
 
 app = typer.Typer(
     help="Adaptive split inference of large foundation models over unequal edge machines.",
@@ -47,8 +47,8 @@ def up(
     """Start a cluster on this machine and deploy a first plan; Ctrl-C stops it all."""
     import signal
 
-    from resplit.launch import running
-    from resplit.start import first_plan
+    from resplit.cluster.local import running
+    from resplit.cluster.state import first_plan
 
     # SIGTERM like Ctrl-C, from the first moment on: its own default would leave the nodes behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -100,8 +100,8 @@ def serve(
 
     content = read_cluster(cluster)
     config = parse_cluster(content, str(cluster))
+    from resplit.cluster.server import Place, serve
     from resplit.model.source import obtain
-    from resplit.serve import Place, serve
     from resplit.wire.peers import Address
 
     stored = obtain(model, state / "models", config.dtype, config.split)
@@ -117,7 +117,7 @@ def status(
     state: State = _DEFAULT_STATE,
 ) -> None:
     """The live placement, the nodes, the epoch and the latencies of a running cluster."""
-    from resplit.client import ControlClient, describe_status
+    from resplit.cluster.client import ControlClient, describe_status
 
     with ControlClient.from_state(url, state) as client:
         found = client.status()
@@ -180,7 +180,7 @@ def keys(
     rotate: Annotated[bool, typer.Option(help="Renew every certificate and the signing key.")] = False,
 ) -> None:
     """Make the authority, and keys and certificates for the controller and every node."""
-    from resplit.control.keys import keys_command
+    from resplit.security.identity import keys_command
 
     keys_command(state / "keys", cluster, rotate)
     typer.echo(f"keys are in {state / 'keys'}: copy each folder to its own machine, and `authority` to none")
@@ -215,7 +215,7 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
 
 def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) -> None:
     """Have the controller change the cluster, and print what it changed."""
-    from resplit.client import ControlClient
+    from resplit.cluster.client import ControlClient
 
     with ControlClient.from_state(url, state) as client:
         changed = work(client)

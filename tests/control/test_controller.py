@@ -16,14 +16,14 @@ from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import RECOVER, Controller, Proposal
 from resplit.control.monitor import Monitor
-from resplit.control.operate import Operator
+from resplit.control.operations import Operator
 from resplit.errors import ProposalRefusedError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
 from resplit.types import Sampling
-from tests.control.pictures import picture_of
-from tests.node.cluster import InProcess, deploy, in_process, until
 from tests.node.conftest import tiny
+from tests.support.node_cluster import InProcess, deploy, in_process, until
+from tests.support.pictures import picture_of
 from tests.system.conftest import model_folder
 
 __all__ = ["model_folder", "tiny"]

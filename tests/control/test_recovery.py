@@ -11,8 +11,8 @@ from resplit.config import ClusterConfig
 from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules, without
 from resplit.model.source import StoredModel
 from resplit.types import Problem
-from tests.control.pictures import picture_of
 from tests.node.conftest import tiny
+from tests.support.pictures import picture_of
 from tests.system.conftest import model_folder
 
 __all__ = ["model_folder", "tiny"]

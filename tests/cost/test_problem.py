@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, NodeState, node_states, problem_from
-from resplit.cost.tokens import _fold
+from resplit.cost.per_token import _fold
 from resplit.planner import solve
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.telemetry import NODE_COLUMNS, frame

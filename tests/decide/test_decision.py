@@ -14,7 +14,7 @@ from resplit.decide import Decision, History, Measured, Move, Settings, decide
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
-from tests.decide.cluster import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
+from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
 
 NOTHING_YET = History()
 TODAY = halves(FAST, SLOW, 6)  # the best there is: all that the fast node can hold on it

@@ -9,7 +9,7 @@ import pytest
 
 from resplit.decide.price import price, price_today
 from resplit.planner.evaluate import evaluate
-from tests.decide.cluster import FAR, FAST, SETTINGS, SLOW, halves, problem
+from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, problem
 
 CURRENT = halves(FAST, SLOW, 2)
 BETTER = halves(FAST, SLOW, 6)

@@ -6,8 +6,8 @@ import signal
 
 from flows.adapt import adapt
 from flows.profile import profile
-from resplit.client import ControlClient
-from resplit.launch import Cluster
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
 
 
 def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:

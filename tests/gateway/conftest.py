@@ -17,9 +17,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 
 from resplit.config import LimitsConfig
 from resplit.errors import CapacityError, NodeLostError, RequestError
-from resplit.gateway.api import create_app
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
-from resplit.gateway.text import Text
+from resplit.gateway.openai.app import create_app
+from resplit.gateway.openai.text import Text
 
 MODEL = "tiny-random-llama"
 KEYS = {"key-interactive": "interactive", "key-batch": "batch"}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.chaos.cluster import reference
 from resplit.errors import ModelError
 from resplit.model.engine import TorchEngine, token_ids
 from resplit.model.source import DEFAULT_MODEL, obtain
+from tests.support.cluster import reference
 from tests.system.conftest import model_folder, whole
 
 __all__ = ["model_folder", "whole"]

@@ -17,11 +17,11 @@ from resplit.errors import CapacityError, CommandRefusedError, DataError, ShardE
 from resplit.model.engine import Activation, TorchEngine
 from resplit.model.source import StoredModel
 from resplit.types import Sampling
-from resplit.wire import border
+from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.peers import from_wire, to_wire
-from tests.node.cluster import InProcess, in_process, until
 from tests.node.test_node import MIDDLE, config
+from tests.support.node_cluster import InProcess, in_process, until
 
 HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
 CACHE = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
@@ -125,7 +125,7 @@ async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
 async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
     nodes: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(border, "MAX_MESSAGE_BYTES", 100_000)
+    monkeypatch.setattr(message_limits, "MAX_MESSAGE_BYTES", 100_000)
     with pytest.raises(GRPCError) as refusal:
         await nodes.peer("plain")._stub.Close(CloseRequest(sessions=["x" * 200_000]))
     assert refusal.value.status is Status.RESOURCE_EXHAUSTED

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from resplit.config import ClusterConfig
-from resplit.control.keys import Member
-from resplit.control.signing import CommandSigner
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ShardError
 from resplit.model.engine import Activation, TorchEngine, token_ids
 from resplit.model.source import StoredModel
+from resplit.security.identity import Member
+from resplit.security.signing import CommandSigner
 from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import CachePart, Step
 from resplit.wire.peers import Address, Peer, to_wire
-from tests.node.cluster import InProcess, in_process, until
+from tests.support.node_cluster import InProcess, in_process, until
 
 MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
 LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted"]
@@ -296,7 +296,7 @@ async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcess)
 async def test_members_of_another_authority_are_not_let_in(
     nodes: InProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from resplit.control.keys import keys_command
+    from resplit.security.identity import keys_command
 
     others = tmp_path_factory.mktemp("others")
     keys_command(others, ["plain"])

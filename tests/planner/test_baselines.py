@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from resplit.planner import SOLVERS, solve
 from resplit.planner.evaluate import evaluate
 from resplit.problem import read_problem
-from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+from tests.support.problems import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
 BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 

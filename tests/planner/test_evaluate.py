@@ -12,7 +12,7 @@ from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
 from resplit.planner.instance import Instance
 from resplit.problem import read_problem
 from resplit.types import Problem
-from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+from tests.support.problems import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
 PROVEN = [path for path in sorted(EXAMPLES.glob("*.json")) if json.loads(path.read_text())["known"]["placement"]]
 

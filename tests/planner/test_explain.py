@@ -5,7 +5,7 @@ from dataclasses import replace
 from resplit.planner import solve
 from resplit.planner.explain import explain
 from resplit.problem import read_problem
-from tests.planner.helpers import EXAMPLES
+from tests.support.problems import EXAMPLES
 
 
 def test_the_page_shows_chain_latency_and_what_more_would_buy() -> None:

@@ -10,7 +10,7 @@ from resplit.planner.evaluate import evaluate
 from resplit.planner.replan import Replanner
 from resplit.problem import read_problem
 from resplit.types import Problem
-from tests.planner.helpers import EXAMPLES
+from tests.support.problems import EXAMPLES
 
 
 def drifted(problem: Problem, seed: int) -> Problem:

@@ -13,7 +13,7 @@ from resplit.planner import solve
 from resplit.planner.evaluate import evaluate
 from resplit.problem import read_problem
 from resplit.types import Problem
-from tests.planner.helpers import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+from tests.support.problems import EXAMPLES, best_by_enumeration, seeds, tiny_problem
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)

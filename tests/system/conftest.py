@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.chaos.cluster import make_model, started, whole_model
-from resplit.launch import Cluster
+from resplit.cluster.local import Cluster
+from tests.support.cluster import make_model, started, whole_model
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,13 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.chaos.cluster import reference
-from benchmarks.chaos.streams import PROMPTS, stream, until
-from resplit.client import ControlClient
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, free_ports
+from resplit.cluster.state import first_plan
 from resplit.config import load_cluster
-from resplit.control.keys import CONTROLLER
-from resplit.launch import Cluster, free_ports
-from resplit.start import first_plan
+from resplit.security.identity import CONTROLLER
+from tests.support.cluster import reference
+from tests.support.streams import PROMPTS, stream, until
 
 NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "127.0.0.4"}
 NEW_TOKENS = 64

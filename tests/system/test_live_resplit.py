@@ -9,10 +9,10 @@ import httpx
 import pytest
 import torch
 
-from benchmarks.chaos.cluster import random_placement, reference
-from benchmarks.chaos.streams import PROMPTS, stream
-from resplit.client import ControlClient
-from resplit.launch import Cluster
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster
+from tests.support.cluster import random_placement, reference
+from tests.support.streams import PROMPTS, stream
 
 NEW_TOKENS = 48
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import httpx
 import torch
 
-from benchmarks.chaos.cluster import reference
-from benchmarks.chaos.streams import PROMPTS, stream
-from resplit.client import ControlClient
-from resplit.launch import Cluster, start_process
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
+from tests.support.cluster import reference
+from tests.support.streams import PROMPTS, stream
 
 NEW_TOKENS = 64
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.chaos.cluster import CLUSTER, reference, started
-from benchmarks.chaos.streams import PROMPTS
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER, keys_command
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, free_ports, start_process
 from resplit.errors import ProposalRefusedError
-from resplit.launch import Cluster, free_ports, start_process
+from resplit.security.identity import CONTROLLER, keys_command
 from resplit.types import BlockFeatures
-from tests.control.pictures import picture_of
+from tests.support.cluster import CLUSTER, reference, started
+from tests.support.pictures import picture_of
+from tests.support.streams import PROMPTS
 from tests.system.test_bad_input import resplit
 from tests.system.test_node_loss import NEW_TOKENS, until
 from tests.system.test_restart import _ready, answers_of

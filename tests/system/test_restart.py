@@ -9,12 +9,12 @@ import httpx
 import pytest
 import torch
 
-from benchmarks.chaos.cluster import reference
-from benchmarks.chaos.streams import PROMPTS, stream
-from resplit.client import ControlClient
-from resplit.control.keys import CONTROLLER
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
 from resplit.errors import NodeLostError
-from resplit.launch import Cluster, start_process
+from resplit.security.identity import CONTROLLER
+from tests.support.cluster import reference
+from tests.support.streams import PROMPTS, stream
 from tests.system.test_node_loss import NEW_TOKENS, until
 
 

@@ -13,23 +13,23 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from benchmarks.chaos.cable import Cable
-from benchmarks.chaos.cluster import reference
 from benchmarks.chaos.fuzz_wire import Attacker, attack
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
-from resplit.control.keys import CONTROLLER, Member, keys_command
-from resplit.control.signing import CommandSigner
 from resplit.errors import CommandRefusedError, ShardError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.engine import token_ids
-from resplit.model.registry import Registry
-from resplit.model.shards import open_shard, unwrap_key
 from resplit.model.source import StoredModel
+from resplit.security.identity import CONTROLLER, Member, keys_command
+from resplit.security.signing import CommandSigner
+from resplit.shards.registry import Registry
+from resplit.shards.sealing import open_shard, unwrap_key
 from resplit.types import Sampling
-from tests.control.pictures import picture_of
-from tests.node.cluster import InProcess, deploy, until
 from tests.node.conftest import tiny
+from tests.support.cluster import reference
+from tests.support.node_cluster import InProcess, deploy, until
+from tests.support.pictures import picture_of
+from tests.support.tcp_proxy import Cable
 
 __all__ = ["tiny"]
 
@@ -226,7 +226,7 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
 async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
     cluster: InProcess, controller: Controller
 ) -> None:
-    from resplit.control.keys import rotate
+    from resplit.security.identity import rotate
 
     stolen = CommandSigner(Member.load(cluster.folder / "keys" / CONTROLLER))
     rotate(cluster.folder / "keys", honour_old_s=0)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from resplit.config import ScenarioConfig, load_cluster
-from resplit.measure import summarise
+from resplit.metrics import summarise
 from tasks.measure import measure
 from tasks.workload import Arrival, Sent
 

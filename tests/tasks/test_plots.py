@@ -7,7 +7,7 @@ import pytest
 
 from resplit.records import RunRecord, table
 from tasks import plots
-from tests.runs import made_up_run
+from tests.support.runs import made_up_run
 
 STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
 

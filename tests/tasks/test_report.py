@@ -11,13 +11,13 @@ import pytest
 
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.errors import DataError
-from resplit.measure import compare, comparison_text, summaries
+from resplit.metrics import compare, comparison_text, summaries
 from resplit.records import RunRecord, table
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 from tasks.report import Extras, block_timings, change, prediction_error, verdict, write_report
 from tasks.validate import Finding, Rule, ValidTelemetry
-from tests.runs import LAYER_S, made_up_run
+from tests.support.runs import LAYER_S, made_up_run
 
 RUNS = [made_up_run("static"), made_up_run("resplit"), made_up_run("static", disturbed=False)]
 TIMINGS = pd.DataFrame(

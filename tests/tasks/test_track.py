@@ -14,11 +14,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from resplit.errors import DataError
-from resplit.measure import summarise
+from resplit.metrics import summarise
 from resplit.types import Weights
 from tasks import track
 from tasks.mlflow_views import CONFIGURATIONS, POLICIES, TAG_PREFIX
-from tests.runs import made_up_run
+from tests.support.runs import made_up_run
 
 STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
 WEIGHTS = Weights(latency=1.0, balance=0.5)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
 from resplit.errors import NodeLostError
-from resplit.launch import free_ports
 from resplit.model.engine import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.peers import Address, Crossing, Peer, from_wire, to_wire
-from tests.node.cluster import InProcess, in_process, until
 from tests.node.conftest import tiny
+from tests.support.node_cluster import InProcess, in_process, until
 from tests.system.conftest import model_folder
 
 __all__ = ["model_folder", "tiny"]

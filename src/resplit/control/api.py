@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from resplit.control.controller import RECOVER, Controller, Proposal
 from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
-from resplit.control.operate import Operator
+from resplit.control.operations import Operator
 from resplit.errors import NodeLostError, ResplitError
 from resplit.problem import problem_from_json
 from resplit.wire.links import Shape

@@ -15,19 +15,19 @@ from typing import Any
 
 import structlog
 
+from resplit.cancellation import end
 from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
-from resplit.control.keys import Member
 from resplit.control.log import EpochLog
-from resplit.control.orders import Orders, Rules
+from resplit.control.node_commands import Orders, Rules
 from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules
-from resplit.ending import end
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
-from resplit.model.registry import Keyring
 from resplit.model.source import StoredModel
+from resplit.security.identity import Member
+from resplit.shards.registry import Keyring
 from resplit.types import BlockFeatures, Problem
 from resplit.wire.peers import Address, Peer
-from resplit.wire.route import Route
+from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve

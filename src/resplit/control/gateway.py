@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from resplit.config import ClusterConfig
 from resplit.types import BlockFeatures
 from resplit.wire.links import Shape
-from resplit.wire.route import Route
+from resplit.wire.routes import Route
 
 
 class Gateway(Protocol):

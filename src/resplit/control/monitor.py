@@ -48,7 +48,7 @@ class Monitor:
                     self._forget(time.time() - KEEP_S)
                     await asyncio.sleep(PERIOD_S)
             finally:
-                self._over = True  # for one whose cancellation is lost in a call (see `resplit.ending`)
+                self._over = True  # for one whose cancellation is lost in a call (see `resplit.cancellation`)
 
     async def _watch(self, name: str) -> None:
         while name in self._peers and not self._over:

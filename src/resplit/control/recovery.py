@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from resplit.planner.carried import solve_carried
+from resplit.planner.partial_demand import solve_carried
 from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Plan, Problem
 

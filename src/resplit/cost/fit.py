@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from resplit.cost.judge import held_out_contexts, held_out_nodes
+from resplit.cost.holdout import held_out_contexts, held_out_nodes
 from resplit.cost.links import fit_links
 from resplit.cost.model import CostModel
 from resplit.cost.passes import cells_of, fit_nodes, fit_pooled

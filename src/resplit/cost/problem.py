@@ -14,7 +14,7 @@ import structlog
 
 from resplit.config import ClusterConfig
 from resplit.cost.model import CostModel
-from resplit.cost.tokens import seconds_per_token
+from resplit.cost.per_token import seconds_per_token
 from resplit.types import BlockFeatures, FloatArray, Node, Problem, RequestClass
 
 __all__ = ["MAX_BACKGROUND", "NodeState", "node_states", "problem_from"]

@@ -13,21 +13,21 @@ from typing import Any
 
 import structlog
 
-from resplit.collector import pass_over_what_is_here
+from resplit.cancellation import end
 from resplit.config import ClusterConfig
-from resplit.control.keys import Member
-from resplit.ending import end
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
+from resplit.garbage import pass_over_what_is_here
 from resplit.model.engine import ModelSpec, TorchEngine
-from resplit.model.registry import Registry
-from resplit.model.shards import open_shard
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor, Pass
+from resplit.security.identity import Member
+from resplit.shards.registry import Registry
+from resplit.shards.sealing import open_shard
 from resplit.types import Sampling
 from resplit.wire.links import Link, Sender, Shape
 from resplit.wire.node_pb2 import CachePart, CarryReply, CarryRequest, Step, Token
 from resplit.wire.peers import BEHIND_BYTES, CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
-from resplit.wire.route import Route
+from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 

@@ -17,15 +17,15 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
-from resplit.control import signing
-from resplit.control.keys import CONTROLLER, Member, certificate_name
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ResplitError, ShardError
-from resplit.model.registry import Registry
 from resplit.node.agent import Agent
+from resplit.node.block_timing import profile_block
 from resplit.node.probe import Probe
-from resplit.node.profile import profile_block
-from resplit.wire.border import guarded, the_message
+from resplit.security import signing
+from resplit.security.identity import CONTROLLER, Member, certificate_name
+from resplit.shards.registry import Registry
 from resplit.wire.links import Link, Sender, Shape
+from resplit.wire.message_limits import guarded, the_message
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
@@ -206,7 +206,7 @@ async def serve_node(
     name: str, cluster: ClusterConfig, keys: Path, registry_url: str, listen: Address, stop: asyncio.Event
 ) -> None:
     """Run one node until `stop` is set. ConfigError where the address cannot be listened on."""
-    from resplit.model.shards import unwrap_key
+    from resplit.shards.sealing import unwrap_key
 
     member = Member.load(keys)
 

@@ -54,7 +54,7 @@ def solve(
     from resplit.planner.budget import Budget
     from resplit.planner.instance import Instance
     from resplit.planner.outcome import plan_of
-    from resplit.planner.prefer import preferred
+    from resplit.planner.preferences import preferred
 
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)

@@ -8,18 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from resplit.planner.baselines import greedy
-from resplit.planner.branch import LATE_S, branch, candidates
+from resplit.planner.bound.branching import divide
+from resplit.planner.bound.dual import Dual
+from resplit.planner.bound.mip import LATE_S, branch, candidates
+from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.paths import IntervalPaths
+from resplit.planner.bound.resources import Resources
 from resplit.planner.budget import Budget
-from resplit.planner.contents import Contents
-from resplit.planner.divide import divide
-from resplit.planner.dual import Dual
 from resplit.planner.evaluate import evaluate
+from resplit.planner.infeasibility import infeasibility
 from resplit.planner.instance import Instance, IntArray
 from resplit.planner.outcome import OPTIMAL_GAP, Outcome
-from resplit.planner.paths import IntervalPaths
-from resplit.planner.reasons import infeasibility
-from resplit.planner.resources import Resources
-from resplit.planner.search import LocalSearch
+from resplit.planner.search.local_search import LocalSearch
 
 __all__ = ["solve"]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from resplit.planner import SEARCH_SHARE
+from resplit.planner.bound.dual import Dual
 from resplit.planner.budget import Budget
-from resplit.planner.dual import Dual
 from resplit.planner.instance import Instance
 from resplit.planner.outcome import OPTIMAL_GAP, plan_of
-from resplit.planner.prefer import preferred
+from resplit.planner.preferences import preferred
 from resplit.planner.relax import solve_from
 from resplit.types import Plan, Problem
 

@@ -19,7 +19,7 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from resplit.ending import end
+from resplit.cancellation import end
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
 from resplit.model.engine import Activation
 from resplit.wire.links import Link, Sender, until

@@ -1,0 +1,55 @@
+"""All cores busy with passes, requests and planning: no node may be taken for dead that only has no time."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.watch import said
+from resplit.cluster.client import ControlClient
+from resplit.planner import solve
+from resplit.problem import read_problem
+from tests.support.cluster import make_model, started, whole_model
+from tests.support.streams import expected_tokens, streaming
+
+SECONDS = 600.0
+NEW_TOKENS = 160
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """Ten minutes of eight streams as fast as they go, beside a planner that plans without end."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    seconds = max(5.0, SECONDS * scale)
+    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        picture = cluster.state / "picture.json"
+        planning = multiprocessing.get_context("spawn").Process(target=plan_without_end, args=(picture,), daemon=True)
+        planning.start()
+        try:
+            async with streaming(cluster, expected) as streams:
+                await asyncio.sleep(seconds)
+        finally:
+            planning.kill()
+            planning.join()
+        alarms = said(cluster, "a node is silent") + said(cluster, "a node is lost")
+        recoveries = [decision for decision in client.decisions() if decision["action"] == "recover"]
+    false = len(alarms)
+    return [
+        *streams.findings("alarms"),
+        Finding("alarms", f"false alarms in {seconds:.0f} s of full load", str(false), "0", met=false == 0),
+        Finding("alarms", "recoveries from them", str(len(recoveries)), "0", met=not recoveries),
+        Finding("alarms", "tokens served per second", f"{NEW_TOKENS * streams.right / seconds:.0f}"),
+    ]
+
+
+def plan_without_end(picture: Path) -> None:
+    """Keep a core busy with solves of the cluster's own placement problem."""
+    problem = read_problem(picture)
+    rng = np.random.default_rng(3)
+    while True:
+        problem.decode_s_per_token[:] *= rng.uniform(0.95, 1.05, problem.decode_s_per_token.shape)
+        solve(problem, time_limit_s=2.0)

@@ -1,0 +1,83 @@
+"""Too few nodes are left: requests get 503 with the reason within seconds, private blocks go nowhere else, and service
+comes back by itself with a node.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmarks.chaos.findings import Finding, quantile, spread
+from benchmarks.chaos.watch import kill, ready
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
+from tests.support.cluster import CLUSTER, NODES, TRUSTED, make_model, started, whole_model
+from tests.support.streams import ask, expected_tokens, until
+
+ROUNDS = 3
+NEW_TOKENS = 24
+REFUSED_WITHIN_S = 5.0
+# Two layers with their caches fit on a node: three nodes hold the model, two do not.
+SMALL = CLUSTER.replace("4 MiB", "1.5 MiB")
+
+
+async def run(scale: float, folder: Path) -> list[Finding]:
+    """By turns the survivors lack memory, and both trusted nodes are gone."""
+    model = make_model(folder)
+    expected = expected_tokens(whole_model(model), NEW_TOKENS)[0]
+    refused_s: list[float] = []
+    back_s: list[float] = []
+    reasons: list[str] = []
+    right, violations = 0, 0
+    with started(folder, model, SMALL) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        for victims in [("gamma", "delta"), TRUSTED] * max(1, round(ROUNDS * scale)):
+            used = sorted(set(client.model()["placement"]) & set(victims))
+            assert used, "a victim that serves"
+            killed_s = min([kill(cluster, victim) for victim in victims])
+            reasons.append(await refusal(cluster))
+            refused_s.append(time.monotonic() - killed_s)
+            violations += len(misplaced(client))
+            for victim in victims:
+                start_process(cluster, victim)
+            back_s.append(await until(lambda: ready(client), 60))
+            right += ask(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
+            violations += len(misplaced(client))
+            await until(lambda: not client.model()["lost"], 60)
+    rounds = len(reasons)
+    named = sum("no placement" in reason for reason in reasons)
+    return [
+        Finding(
+            "nobody",
+            "kill of two nodes to 503 with the reason",
+            spread(refused_s, "s"),
+            f"max < {REFUSED_WITHIN_S:g} s",
+            met=quantile(refused_s, 1.0) < REFUSED_WITHIN_S,
+        ),
+        Finding("nobody", "answers that name the reason", f"{named} of {rounds}", str(rounds), met=named == rounds),
+        Finding("nobody", "start of the nodes to service again, by itself", spread(back_s, "s")),
+        Finding("nobody", "right answers after that", f"{right} of {rounds}", str(rounds), met=right == rounds),
+        Finding("nobody", "private blocks on nodes that are not trusted", str(violations), "0", met=violations == 0),
+    ]
+
+
+async def refusal(cluster: Cluster) -> str:
+    """Ask until the answer is 503; its message."""
+    message = ""
+
+    def refused() -> bool:
+        nonlocal message
+        answer = ask(cluster, NEW_TOKENS)
+        if answer.status_code == 503:
+            message = answer.json()["error"]["message"]
+        return bool(message)
+
+    await until(refused, 60)
+    return message
+
+
+def misplaced(client: ControlClient) -> list[tuple[str, int]]:
+    """Private blocks that a node holds which is not trusted."""
+    status = client.status()
+    private = {index for index, name in enumerate(status["blocks"]) if name in ("embed", "layer.0", "head")}
+    held = {node["node"]: set(node.get("blocks", [])) for node in status["nodes"] if node["node"] in NODES}
+    return [(name, block) for name, blocks in held.items() if name not in TRUSTED for block in blocks & private]

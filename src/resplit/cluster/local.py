@@ -1,0 +1,172 @@
+"""Starts a whole cluster on this machine: one process for each node, one for gateway and controller; stops them all.
+
+Knows processes and ports; what the processes do is for `resplit node` and `resplit serve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import yaml
+
+from resplit.config import ClusterConfig, load_cluster
+from resplit.errors import ConfigError, ResplitError
+from resplit.security.identity import CONTROLLER, keys_command
+
+_log = structlog.get_logger(__name__)
+_READY_WITHIN_S = 180.0
+_STOP_WITHIN_S = 5.0
+
+
+@dataclass
+class Cluster:
+    """A cluster that runs on this machine."""
+
+    url: str
+    state: Path
+    config: ClusterConfig
+    model: str
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def token(self) -> str:
+        """The control API's token."""
+        return (self.state / "control.token").read_text(encoding="utf-8").strip()
+
+    def dead(self) -> list[str]:
+        """Names of the processes that have ended."""
+        return [name for name, process in self.processes.items() if process.poll() is not None]
+
+    def stop(self) -> None:
+        """End every process, kindly first."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        until_s = time.monotonic() + _STOP_WITHIN_S
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, until_s - time.monotonic()))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Iterator[Cluster]:
+    """A cluster as `cluster_file` says, ready to serve; everything is stopped on the way out, whatever happens.
+
+    `port` 0 takes a free one. ConfigError where a port is in use; ResplitError with the last lines of its log where a
+    process ends before the cluster is ready.
+    """
+    config = load_cluster(cluster_file)
+    port = port or free_ports(1)[0]
+    _ensure_free(port)
+    _prepare_state(cluster_file, config, state)
+    cluster = Cluster(f"http://127.0.0.1:{port}", state, load_cluster(state / "cluster.yaml"), model)
+    try:
+        for name in [*cluster.config.node_names, CONTROLLER]:
+            start_process(cluster, name)
+        _await_ready(cluster)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _ensure_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}", f"cannot listen there: {error.strerror}; choose another port") from None
+
+
+def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> None:
+    """Keys, and the cluster file with the addresses that the nodes will have on this machine."""
+    (state / "log").mkdir(parents=True, exist_ok=True)
+    keys_command(state / "keys", config.node_names)
+    content = yaml.safe_load(cluster_file.read_text(encoding="utf-8"))
+    for node, port in zip(content["nodes"], free_ports(len(config.nodes)), strict=True):
+        node["address"] = f"127.0.0.1:{port}"
+    (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    # A cluster that is started anew has no epochs and no commands behind it, and is ready when it says so again.
+    for left in [state / "ready", state / "picture.json", state / "intent.json", *state.glob("epochs.db*")]:
+        left.unlink(missing_ok=True)
+
+
+def start_process(cluster: Cluster, name: str) -> None:
+    """Start (again) the process of a node, or of gateway and controller."""
+    file, port = str(cluster.state / "cluster.yaml"), cluster.url.rpartition(":")[2]
+    if name == CONTROLLER:
+        arguments = ["serve", file, "--port", port, "--model", cluster.model]
+    else:
+        arguments = ["node", file, "--name", name]
+    # The nodes share this machine's cores: more threads each would only take time from the others.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]
+    with (cluster.state / "log" / f"{name}.log").open("wb") as log, _signals_wait():
+        cluster.processes[name] = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _await_ready(cluster: Cluster) -> None:
+    """Until `resplit serve` has written that it is ready; a process that ends before that is an error."""
+    until_s = time.monotonic() + _READY_WITHIN_S
+    while not (cluster.state / "ready").exists():
+        if dead := cluster.dead():
+            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {_last_words(cluster.state, dead[0])}")
+        if time.monotonic() > until_s:
+            raise ResplitError(f"not ready within {_READY_WITHIN_S:.0f} s; see {cluster.state / 'log'}")
+        time.sleep(0.1)
+
+
+def _last_words(state: Path, name: str) -> str:
+    """The error with which a process ended, or where to look for it."""
+    log = state / "log" / f"{name}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    prefix = "resplit: "
+    return lines[-1].removeprefix(prefix) if lines and lines[-1].startswith(prefix) else f"see {log}"
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Have SIGINT and SIGTERM come after the block: within it a process may run that nobody knows of yet."""
+    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda seen, _: came.append(seen)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for seen in came:
+            signal.raise_signal(seen)

@@ -1,0 +1,164 @@
+"""Puts the gateway and the controller together in one process and runs them until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from resplit import planner
+from resplit.config import ClusterConfig
+from resplit.control.api import create_control_api
+from resplit.control.controller import Controller
+from resplit.control.desired_state import load_intent
+from resplit.control.log import EpochLog
+from resplit.control.monitor import Monitor
+from resplit.control.operations import Operator, addresses_of
+from resplit.errors import ConfigError, NodeLostError
+from resplit.garbage import pass_over_what_is_here
+from resplit.gateway.openai.app import create_app
+from resplit.gateway.sessions.manager import Sessions
+from resplit.gateway.sessions.router import Router
+from resplit.model.source import StoredModel
+from resplit.node.emulation_check import ensure_feasible
+from resplit.security.identity import CONTROLLER, Member
+from resplit.shards.packaging import package
+from resplit.shards.registry import Keyring, Registry
+from resplit.wire.peers import Address
+
+_log = structlog.get_logger(__name__)
+_NODES_ANSWER_WITHIN_S = 120.0
+_TOLD_EVERY_S = 5.0
+# After a restart: a node that runs answers at once, and who does not is done without.
+_ANSWERS_AGAIN_WITHIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gateway keeps its things and where it listens."""
+
+    state: Path
+    keys: Path
+    registry: str
+    listen: Address
+
+    @property
+    def token_file(self) -> Path:
+        """The file that holds the control API's token."""
+        return self.state / "control.token"
+
+    @property
+    def intent_file(self) -> Path:
+        """The file that holds what operators changed by command."""
+        return self.state / "intent.json"
+
+
+async def serve(
+    content: Mapping[str, Any], model: StoredModel, place: Place, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Run gateway and controller of the cluster file with this content until `stop` is set.
+
+    `ready` is called once the API answers. Before the first placement every node is waited for, and NodeLostError
+    names those that do not answer; a placement that was live before is resumed, without nodes that do not. ConfigError
+    where the port is taken, or where this machine cannot do what its emulated nodes are to play.
+    """
+    bound = _bind(place.listen)
+    intent = load_intent(place.intent_file, content)
+    cluster = intent.cluster
+    await asyncio.to_thread(ensure_feasible, cluster, model)
+    await asyncio.to_thread(planner.load)
+    place.state.mkdir(parents=True, exist_ok=True)
+    member = Member.load(place.keys / CONTROLLER)
+    keyring = Keyring(place.state / "keyring.json")
+    await asyncio.to_thread(package, model, Registry(place.registry), keyring)
+    router = Router(cluster, member)
+    sessions = Sessions(cluster, router, model.features(cluster.private_layers))
+    addresses = addresses_of(intent)
+    log = EpochLog(place.state / "epochs.db")
+    router.meet(addresses)
+    picture = place.state / "picture.json"
+    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, picture)
+    operator = Operator(controller, router, content, place.intent_file)
+    sessions.on_settled = controller.settled
+    sessions.on_lost = controller.node_lost
+    router.on_found = controller.node_found
+    monitor = Monitor(router.peers, router.drop)
+    router.on_heard = monitor.heard
+    app = _app(cluster, model, sessions, place.listen)
+    app.mount("/control", create_control_api(controller, operator, monitor, _token(place.token_file)))
+    server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    try:
+        await _until_nodes_answer(router, set(cluster.node_names), first=log.last_committed() is None)
+        await controller.introduce()
+        await controller.resume()
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
+            polling = tasks.create_task(monitor.run(), name="monitor")
+            pass_over_what_is_here()
+            ready()
+            await stop.wait()
+            server.should_exit = True
+            await serving
+            polling.cancel()
+    finally:
+        await controller.stop()
+        await router.disconnect()
+        bound.close()
+
+
+def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
+    api_keys = {key: c.name for c in cluster.classes for key in c.api_keys}
+    on_loopback = listen.host in ("127.0.0.1", "::1", "localhost")
+    return create_app(sessions, model.folder, model.name, cluster.limits, api_keys, bool(api_keys) or not on_loopback)
+
+
+async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:
+    """Wait for all nodes before the `first` placement, and tell for whom; after a restart only for a moment."""
+    if not first:
+        with contextlib.suppress(NodeLostError):
+            await router.wait_for(nodes, _ANSWERS_AGAIN_WITHIN_S)
+        return
+    for _ in range(round(_NODES_ANSWER_WITHIN_S / _TOLD_EVERY_S)):
+        with contextlib.suppress(NodeLostError):
+            await router.wait_for(nodes, _TOLD_EVERY_S)
+            return
+        _log.info("waiting for nodes", nodes=", ".join(sorted(nodes - router.listening)))
+    await router.wait_for(nodes, 0)
+
+
+def _token(path: Path) -> str:
+    """The control API's token, made once."""
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _bind(listen: Address) -> socket.socket:
+    """Listen before anything is announced, so that a port in use is an error and not a surprise."""
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((listen.host, listen.port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(f"--listen {listen}", f"cannot listen there: {error.strerror}; choose another port") from None
+    return bound
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: whoever runs it stops it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,179 @@
+"""What the controller tells nodes: which words each kind of command has, signed for one node, and its answer.
+
+Knows how an order is written and sent; when to give which is for the controller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from resplit.config import ClusterConfig
+from resplit.errors import NodeLostError, ResplitError
+from resplit.model.source import StoredModel
+from resplit.security.identity import Member
+from resplit.security.signing import CommandSigner
+from resplit.shards.registry import Keyring
+from resplit.shards.sealing import wrap_key
+from resplit.types import BlockFeatures
+from resplit.wire.peers import Address, Peer
+from resplit.wire.routes import Route
+
+_log = structlog.get_logger(__name__)
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules that hold now: the cluster as it is to be, the model's blocks under it, and who is to hold none."""
+
+    cluster: ClusterConfig
+    features: tuple[BlockFeatures, ...]
+    drained: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, cluster: ClusterConfig, model: StoredModel, drained: frozenset[str] = frozenset()) -> Rules:
+        """The rules for a model on a cluster."""
+        return cls(cluster, model.features(cluster.private_layers), drained)
+
+    @property
+    def private(self) -> frozenset[int]:
+        """Indices of the private blocks."""
+        return frozenset(index for index, block in enumerate(self.features) if block.private)
+
+    def broken_by(self, placement: Sequence[str]) -> str | None:
+        """Which rule a placement breaks, in words; None if it keeps all."""
+        if len(placement) != len(self.features):
+            return f"{len(placement)} blocks placed, the model has {len(self.features)}"
+        for block, node in zip(self.features, placement, strict=True):
+            if node not in self.cluster.node_names:
+                return f"block {block.name}: no node is called {node!r}"
+            if node in self.drained:
+                return f"block {block.name}: {node} is drained; `resplit join {node}` lets it serve again"
+        return self.privacy_broken_by(placement)
+
+    def privacy_broken_by(self, placement: Sequence[str]) -> str | None:
+        """Which private block a placement has on a node that is not trusted, in words; None if none."""
+        return next(
+            (
+                f"block {block.name} is private and {node} is not trusted"
+                for block, node in zip(self.features, placement, strict=True)
+                if block.private and node not in self.cluster.trusted
+            ),
+            None,
+        )
+
+
+class Orders:
+    """Writes, signs and sends commands."""
+
+    def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
+        self._model = model
+        self._member = member
+        self._keyring = keyring
+        self._peers = peers
+        self._signer = CommandSigner(member)
+
+    async def tell(
+        self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int
+    ) -> list[Body | BaseException]:
+        """Send a command to nodes at once; each one's answer, or the error that came instead, in order."""
+        calls = [
+            self._peers[name].command(kind, self._signer.sign(kind, body(name), audience=name, epoch=epoch))
+            for name in nodes
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    async def demand(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[Body]:
+        """As `tell`; the first error is raised once all have answered."""
+        answers = await self.tell(nodes, kind, body, epoch)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, dict)]
+
+    async def ask(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[str]:
+        """As `tell`, passing over those that cannot be reached (they hold nothing) or refuse; who obeyed."""
+        answers = await self.tell(nodes, kind, body, epoch)
+        for name, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, ResplitError):
+                level = _log.info if isinstance(answer, NodeLostError) else _log.warning
+                level("command not obeyed", kind=kind, node=name, error=str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+        return [name for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
+
+    def prepare(self, route: Route, rules: Rules, instead: bool) -> Callable[[str], Body]:
+        """For a node: hold your blocks of this route; `instead` of all that you have, or beside it."""
+
+        def order(node: str) -> Body:
+            return {
+                "route": route.to_json(),
+                "instead": instead,
+                "model": asdict(self._model.spec),
+                "private": sorted(rules.private),
+                "kv_tokens": rules.cluster.kv_tokens,
+                "shards": self._shards(node, route.blocks_of(node), rules.features),
+            }
+
+        return order
+
+    def profile(self, rules: Rules) -> Callable[[str], Body]:
+        """For a node: time one block of each kind that you may hold. Layers are alike, so one speaks for all."""
+
+        def order(node: str) -> Body:
+            trusted = node in rules.cluster.trusted
+            first: dict[str, int] = {}
+            for index, block in enumerate(rules.features):
+                if trusted or not block.private:
+                    first.setdefault(block.kind, index)
+            blocks = sorted(first.values())
+            return {
+                "blocks": blocks,
+                "model": asdict(self._model.spec),
+                "private": sorted(rules.private),
+                "shards": self._shards(node, tuple(blocks), rules.features),
+            }
+
+        return order
+
+    def meet(self, addresses: Mapping[str, Address], rules: Rules, sessions: Sequence[str]) -> Callable[[str], Body]:
+        """For a node: where the others are and how far, whether you are trusted, and which sessions there are.
+
+        Caches of other sessions are left from another life.
+        """
+
+        def order(node: str) -> Body:
+            shapes = {name: rules.cluster.link(node, name) for name in addresses if name != node}
+            return {
+                "addresses": {name: str(address) for name, address in addresses.items()},
+                "links": {
+                    name: {"latency_s": shape.latency, "bandwidth_bytes_per_s": shape.bandwidth}
+                    for name, shape in shapes.items()
+                    if shape
+                },
+                "sessions": list(sessions),
+                **self.trust(rules)(node),
+            }
+
+        return order
+
+    def trust(self, rules: Rules) -> Callable[[str], Body]:
+        """For a node: whether it is trusted, and with which blocks it must be."""
+        return lambda node: {"trusted": node in rules.cluster.trusted, "private": sorted(rules.private)}
+
+    def _shards(
+        self, node: str, blocks: tuple[int, ...], features: tuple[BlockFeatures, ...]
+    ) -> dict[str, dict[str, str]]:
+        """For each block its shard's name and the data key, wrapped for this node alone."""
+        public = self._member.public_wrap_key(node)
+        result = {}
+        for block in blocks:
+            entry = self._keyring[features[block].name]
+            wrapped = wrap_key(entry.key, public, node=node, shard=entry.shard)
+            result[str(block)] = {"name": entry.shard, "key": wrapped.hex()}
+        return result

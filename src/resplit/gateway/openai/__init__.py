@@ -1,0 +1,1 @@
+"""The OpenAI HTTP API, above whatever implements `resplit.gateway.engine`."""

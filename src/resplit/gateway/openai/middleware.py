@@ -1,0 +1,120 @@
+"""ASGI middleware around the API's requests: bounded bodies, cancellation when the client leaves, the stopwatch.
+
+Knows nothing of what is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from resplit.config import LimitsConfig
+from resplit.gateway.openai.http_errors import refuse, response
+from resplit.gateway.openai.metrics import Metrics, Stopwatch
+
+_GUARDED = "/v1/"  # what else is mounted on the app keeps its own rules
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection is of no more use
+_GRACE_S = 5.0  # beyond the deadline, for a client that does not take its answer
+
+
+class Guard:
+    """Reads the whole body before the app runs, counting as it goes, and runs the app in a task of its own, which is
+    cancelled when the client disconnects: so that it stops waiting and generating at once.
+
+    The app finds its `Stopwatch` in `request.state.stopwatch`; those of `metered` paths enter the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: LimitsConfig, metered: Collection[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._limits = limits
+        self._metered = metered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
+            return await self._app(scope, receive, send)
+        stopwatch = Stopwatch(self._metrics)
+        scope.setdefault("state", {})["stopwatch"] = stopwatch
+        try:
+            await self._serve(scope, receive, send, stopwatch)
+        except Exception:
+            stopwatch.status = 500
+            raise
+        finally:
+            if scope["path"] in self._metered:
+                stopwatch.end()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, stopwatch: Stopwatch) -> None:
+        sender = _Sender(send, stopwatch)
+        try:
+            body = await self._body(receive)
+        except ClientDisconnect:
+            return
+        except HTTPException as error:
+            await response(error)(scope, receive, sender)
+            return
+        app = asyncio.ensure_future(self._app(scope, _replay(body), sender))
+        gone = asyncio.ensure_future(_disconnect(receive))
+        try:
+            # The app keeps to its deadline by itself, unless it waits for a client that takes nothing.
+            await asyncio.wait(
+                {app, gone}, timeout=self._limits.deadline + _GRACE_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if app.done() or sender.answered:
+                await app
+            else:
+                stopwatch.leave()
+        finally:
+            app.cancel()
+            gone.cancel()
+            await asyncio.wait({app, gone})
+
+    async def _body(self, receive: Receive) -> bytes:
+        limit_bytes, limit_s = int(self._limits.body), self._limits.deadline
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limit_s):
+                while (message := await receive())["type"] == "http.request":
+                    body += message.get("body", b"")
+                    if len(body) > limit_bytes:
+                        raise refuse(413, f"the body is larger than {limit_bytes} bytes", "too_large", headers=_CLOSE)
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise refuse(408, f"the body did not arrive within {limit_s:g} s", headers=_CLOSE) from None
+        raise ClientDisconnect
+
+
+class _Sender:
+    """Passes an answer on, noting its status and whether it is complete."""
+
+    def __init__(self, send: Send, stopwatch: Stopwatch) -> None:
+        self._send = send
+        self._stopwatch = stopwatch
+        self.answered = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._stopwatch.status = message["status"]
+        self.answered = message["type"] == "http.response.body" and not message.get("more_body")
+        await self._send(message)
+
+
+def _replay(body: bytes) -> Receive:
+    left = [body]
+
+    async def receive() -> Message:
+        if not left:
+            await asyncio.Future()  # a disconnect cancels the app: there is nothing more to tell it
+        return {"type": "http.request", "body": left.pop(), "more_body": False}
+
+    return receive
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

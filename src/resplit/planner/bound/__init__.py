@@ -1,0 +1,1 @@
+"""Proven lower bounds: prices, cheapest paths, and branching."""

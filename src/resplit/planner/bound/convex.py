@@ -1,0 +1,85 @@
+"""The convex relaxation of docs/problem.md in cvxpy, beside its mathematics: the oracle for the faster forms.
+
+Good up to about 16 nodes x 40 blocks; the solvers do not use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+
+from resplit.planner.bound.dual import Prices
+from resplit.planner.instance import Instance
+from resplit.types import FloatArray
+
+__all__ = ["Relaxation", "relax_convex"]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """`value` is the solver's primal value (within its tolerance: no bound); `placement` (A, N) the fractional
+    placement; `prices` the multipliers, from which `Dual.evaluate` makes a proven bound."""
+
+    value: float
+    placement: FloatArray
+    prices: Prices
+
+
+def relax_convex(instance: Instance) -> Relaxation | None:
+    """Solves the relaxation, None where it is infeasible:
+
+        minimise    sum_b <T_b, z_b> + <start, x_0> + <end, x_A-1> + <fixed, x>
+                    + a sum_i (1 - b_i) (1 / (1 - u_i) - 1 / (1 - b_i)) + beta m
+        subject to  sum_i x_ai = 1                                 every atom on one node (eq. 4)
+                    sum_k z_b,ik = x_b-1,i,  sum_i z_b,ik = x_b,k  a flow along the chain
+                    u_i >= b_i + sum_a load_ai x_ai,  u_i <= max(u_max_i, b_i)
+                    sum_a memory_a x_ai <= memory_i                (eq. 5)
+                    m >= u_i,  x >= 0,  z >= 0
+
+    with a = alpha / L. `1 / (1 - u)` is `inv_pos`, convex; utilisation is a variable, so that the program stays DPP.
+    """
+    atoms, nodes = instance.shape
+    x = cp.Variable((atoms, nodes), nonneg=True)
+    u = cp.Variable(nodes)
+    m = cp.Variable()
+    free = 1 - instance.background
+    runs = np.isfinite(instance.load) & (instance.headroom >= 0)
+    carried = cp.sum(cp.multiply(np.where(runs, instance.load, 0), x), axis=0)
+    loaded = u >= instance.background + carried
+    stored = (instance.memory / instance.memory.mean()) @ x <= instance.memory_limit / instance.memory.mean()
+    peaked = m >= u
+    constraints: list[Any] = [
+        cp.sum(x, axis=1) == 1,
+        x[~runs] == 0 if (~runs).any() else x >= 0,
+        u <= instance.background + np.clip(instance.headroom, 0, None),
+        loaded,
+        stored,
+        peaked,
+    ]
+    start, end = np.isfinite(instance.start), np.isfinite(instance.end)
+    constraints += [x[0][~start] == 0] if (~start).any() else []
+    constraints += [x[atoms - 1][~end] == 0] if (~end).any() else []
+    cost: Any = (
+        cp.sum(cp.multiply(instance.fixed, x))
+        + np.where(start, instance.start, 0) @ x[0]
+        + np.where(end, instance.end, 0) @ x[atoms - 1]
+        + instance.queue_weight * (cp.sum(cp.multiply(free, cp.inv_pos(1 - u))) - nodes)
+        + instance.balance_weight * m
+    )
+    for b in range(1, atoms):
+        transfer = instance.hop(b).copy()
+        np.fill_diagonal(transfer, 0)
+        linked = np.isfinite(transfer)
+        z = cp.Variable((nodes, nodes), nonneg=True)
+        constraints += [cp.sum(z, axis=1) == x[b - 1], cp.sum(z, axis=0) == x[b]]
+        constraints += [z[~linked] == 0] if (~linked).any() else []
+        cost += cp.sum(cp.multiply(np.where(linked, transfer, 0), z))
+    program = cp.Problem(cp.Minimize(cost), constraints)
+    program.solve(solver=cp.CLARABEL)
+    if x.value is None:
+        return None
+    prices = Prices(np.zeros(nodes), loaded.dual_value, stored.dual_value[None], np.zeros(0), peaked.dual_value)
+    return Relaxation(float(program.value), x.value, prices)

@@ -1,0 +1,232 @@
+"""Cheapest paths that remember: on a return to a node, what the path left there earlier counts, wherever it was kept in
+mind all along the way between (ng-routes: Baldacci, Mingozzi & Roberti 2011).
+
+Without it a path may return to a node, exceed its memory in several visits and queue at each as if the others were not;
+prices hold that down on average only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resplit.planner.bound.labels import MOST_SLOTS, Chain, Pool, Tariff, cheapest_path
+from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.paths import IntervalPaths, PathCosts
+from resplit.planner.budget import ENDLESS, Budget
+from resplit.planner.instance import Instance, IntArray
+from resplit.types import FloatArray
+
+__all__ = ["Detour", "Memory", "NgPaths"]
+
+LEAST_POOL = 32_768
+GROWTH = 4  # of the pool over what the last pricing took
+HARM = 0.01  # of a path that overfills a node, beside the bytes: loads cannot be priced beyond the ceiling
+DETOUR_FLOOR = 1e-7  # harm below which a detour is not worth remembering
+
+
+@dataclass(frozen=True)
+class Detour:
+    """A way from a node and back to it through the nodes `between`, which do not all remember it. `harm` is what the
+    mixture gains by that, as a share of the whole."""
+
+    node: int
+    between: tuple[int, ...]
+    harm: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`near` (N, N): what a path left on node j is kept in mind while it is on node i, whole contents or
+    memory alone (`coarse`)."""
+
+    near: NDArray[np.bool_]
+    coarse: bool
+
+    @classmethod
+    def of(cls, nodes: int, coarse: bool = False) -> Memory:
+        """Nothing is kept in mind."""
+        return cls(np.zeros((nodes, nodes), dtype=bool), coarse)
+
+    def joined(self, detours: list[Detour]) -> Memory:
+        """This, and all of these detours in mind."""
+        near = self.near.copy()
+        for detour in detours:
+            near[[detour.node, *detour.between], detour.node] = True
+        return Memory(near, self.coarse)
+
+    @cached_property
+    def slot(self) -> IntArray:
+        """Where labels keep what is on each node (N,), -1 where nobody asks."""
+        wanted = self.near.any(axis=0)
+        return np.where(wanted, wanted.cumsum() - 1, -1)
+
+    @property
+    def fits(self) -> bool:
+        """False where more nodes are to be remembered than labels have room for."""
+        return int(self.near.any(axis=0).sum()) <= MOST_SLOTS
+
+
+class NgPaths:
+    """`shortest` as in `IntervalPaths`, over the paths whose returns, as far as `memory` goes, find their node as they
+    left it: with the least load and memory of atoms of the kinds that it holds."""
+
+    def __init__(self, paths: IntervalPaths, contents: Contents, memory: Memory, most_labels: int) -> None:
+        self.instance = paths.instance
+        self.memory = memory
+        self.overflowed = False
+        self.labels = 0  # of the last pricing
+        self._paths = paths
+        self._contents = contents
+        self.most_labels = most_labels
+        self._chain = self._chained()
+
+    def _chained(self) -> Chain:
+        inst, contents, memory = self.instance, self._contents, self.memory
+        finite = np.where(np.isfinite(inst.load), inst.load, np.inf)
+        asked = np.flatnonzero(memory.slot >= 0)
+        nodes = inst.shape[1]
+        return Chain(
+            end=self._ends(),
+            load=np.ascontiguousarray(inst.load_prefix),
+            memory=inst.memory_prefix,
+            least_load=np.vstack((np.minimum.accumulate(finite[::-1])[::-1], np.full((2, nodes), np.inf))),
+            least_memory=np.concatenate((np.minimum.accumulate(inst.memory[::-1])[::-1], [np.inf, np.inf])),
+            free=1 - inst.background,
+            headroom=inst.headroom,
+            memory_limit=inst.memory_limit,
+            queue_weight=inst.queue_weight,
+            hop_of=inst.hop_of.astype(np.int64),
+            slot=memory.slot.astype(np.int64),
+            level=contents.before.astype(np.int64),
+            unit_bytes=contents.unit_bytes,
+            level_load=np.hstack((contents.load[:, asked].T, np.full((len(asked), 1), np.inf))),
+            level_memory=np.append(contents.memory, np.inf),
+            packed=np.append(contents.packed, np.uint64((1 << contents.bits) - 1) & ~contents.guard),
+            guard=contents.guard,
+            bits=contents.bits,
+        )
+
+    def _ends(self) -> NDArray[np.int64]:
+        """The last boundary to which a step from each atom may run on each node (A, N)."""
+        atoms, nodes = self.instance.shape
+        ends = np.zeros((atoms, nodes), np.int64)
+        for q in range(1, atoms + 1):
+            ends[:q] = np.where(np.isfinite(self._paths.queue[q]), q, ends[:q])
+        return ends
+
+    def shortest(self, costs: PathCosts, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
+        """Cost and nodes (A,) of the cheapest path; (cutoff, ()) where none costs less than `cutoff`, and (-inf, ())
+        where too many labels, or too little time, leave that open."""
+        tariff = self._tariff(costs, cutoff)
+        size = min(max(LEAST_POOL, GROWTH * self.labels), self.most_labels)
+        while True:
+            pool = Pool.of(size, len(self._chain.level_load), len(self._chain.end))
+            labels, cost, nodes_of = cheapest_path(self._chain, tariff, pool, budget)
+            if labels >= 0 or size >= self.most_labels or budget.left_s <= 0:
+                break
+            size = min(GROWTH**2 * size, self.most_labels)
+        self.overflowed = labels < 0
+        self.labels = size if self.overflowed else int(labels)
+        if self.overflowed or not cost < cutoff:
+            return -np.inf if self.overflowed else cutoff, np.empty(0, dtype=np.intp)
+        return float(cost), nodes_of.astype(np.intp)
+
+    def _tariff(self, costs: PathCosts, cutoff: float) -> Tariff:
+        """What a path pays, and where plain paths prove that nothing below `cutoff` goes through, or returns to a node
+        (which is then forgotten)."""
+        way = self._paths.potentials(costs)
+        atoms, nodes = self.instance.shape
+        returns = way.enter + way.onward < cutoff  # (A + 1, N)
+        last = np.where(returns.any(axis=0), atoms - returns[::-1].argmax(axis=0), -1)
+        asked = np.flatnonzero(self.memory.slot >= 0)  # in the order of their slots
+        again = np.arange(atoms + 1)[:, None, None] <= last[asked]
+        kept = self.memory.near[:, asked] & again  # (A + 1, here, slots)
+        bits = np.uint64(1) << np.arange(len(asked), dtype=np.uint64)
+        return Tariff(
+            share=costs.share,
+            atom=way.prefix,
+            start=self.instance.start - costs.start_refund,
+            finish=self.instance.end,
+            hops=np.array(way.hops).reshape(-1, nodes, nodes),
+            enter_below=_less(cutoff, way.onward),
+            leave_below=_less(cutoff, way.ahead),
+            keep=(kept * bits).sum(axis=2, dtype=np.uint64),
+        )
+
+    def queue_paid(self, nodes_of: IntArray) -> FloatArray:
+        """Queueing cost by node (N,) that a path pays at full share; inf where it overfills a node it remembers."""
+        inst = self.instance
+        paid = np.zeros(inst.shape[1])
+        for p, q, node, held in self._steps(nodes_of):
+            load, memory = (self._contents.load[held, node], self._contents.memory[held]) if held else (0.0, 0.0)
+            busy = load + inst.load_prefix[q, node] - inst.load_prefix[p, node]
+            filled = memory + inst.memory_prefix[q] - inst.memory_prefix[p]
+            free = 1 - inst.background[node]
+            fits = np.isfinite(self._paths.queue[q][p, node])
+            if not fits or busy > inst.headroom[node] or filled > inst.memory_limit[node]:
+                paid[node] = np.inf
+            else:
+                paid[node] += inst.queue_weight * (busy / (free - busy) - load / (free - load))
+        return paid
+
+    def _steps(self, nodes_of: IntArray) -> Iterator[tuple[int, int, int, int]]:
+        """The steps (p, q, node) of a path with the level that the node is remembered to hold."""
+        contents, held = self._contents, dict[int, int]()
+        for p, q in pairwise(map(int, _ends(nodes_of))):
+            node = int(nodes_of[p])
+            held = {other: level for other, level in held.items() if self.memory.near[node, other]}
+            level = held.get(node, 0)
+            yield p, q, node, level
+            if self.memory.slot[node] >= 0:
+                taken_bytes = float(self.instance.memory_prefix[q] - self.instance.memory_prefix[p])
+                held[node] = contents.after(level, p, q, float(contents.memory[level]) + taken_bytes)
+
+
+def detours(instance: Instance, mixture: list[tuple[float, IntArray]], memory: Memory, value: float) -> list[Detour]:
+    """The detours that the weighted paths of `mixture` take and do not remember, the most harmful for what they would
+    add to memory first."""
+    harm: dict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    for weight, nodes_of in mixture:
+        ends = _ends(nodes_of)
+        last: dict[int, int] = {}
+        for step, (p, q) in enumerate(pairwise(ends)):
+            node = int(nodes_of[p])
+            if node in last:
+                before = last[node]
+                between = {int(nodes_of[b]) for b in ends[before + 1 : step]}
+                between = {other for other in between if not memory.near[other, node]}
+                first = int(ends[before]), int(ends[before + 1])
+                amount = weight * _harm(instance, node, first, (int(p), int(q)), value)
+                if between and amount > DETOUR_FLOOR:
+                    harm[node, tuple(sorted(between))] += amount
+            last[node] = step
+    found = [Detour(node, between, amount) for (node, between), amount in harm.items()]
+    return sorted(found, key=lambda detour: -detour.harm / len(detour.between))
+
+
+def _harm(instance: Instance, node: int, first: tuple[int, int], second: tuple[int, int], value: float) -> float:
+    """What two steps on a node, each paid apart, use beyond its limits or do not pay, as a share of the whole."""
+    loads = [instance.load_prefix[q, node] - instance.load_prefix[p, node] for p, q in (first, second)]
+    filled = sum(instance.memory_prefix[q] - instance.memory_prefix[p] for p, q in (first, second))
+    over = max(0.0, float(filled - instance.memory_limit[node])) / max(float(instance.memory.sum()), 1e-300)
+    if sum(loads) > instance.headroom[node]:
+        return over + HARM
+    free = 1 - instance.background[node]
+    queue = [instance.queue_weight * load / (free - load) for load in (sum(loads), *loads)]
+    return over + float(queue[0] - queue[1] - queue[2]) / max(abs(value), 1e-300)
+
+
+def _ends(nodes_of: IntArray) -> IntArray:
+    return np.concatenate(([0], np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1, [len(nodes_of)]))
+
+
+def _less(cutoff: float, cost: FloatArray) -> FloatArray:
+    """cutoff - cost, and -inf where the cost is inf."""
+    return np.where(np.isfinite(cost), cutoff - np.where(np.isfinite(cost), cost, 0), -np.inf)

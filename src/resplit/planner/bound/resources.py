@@ -1,0 +1,274 @@
+"""What placements may use of nodes, and of sets of nodes that they enter: the linear rows of the relaxation.
+
+Knows neither prices nor solvers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resplit.planner.bound.node_states import Contents
+from resplit.planner.instance import Instance, IntArray
+from resplit.types import FloatArray
+
+__all__ = ["Resources", "SetCuts", "Support"]
+
+MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
+MOST_NODES = 64  # beyond, prices for more rows take longer than they are worth
+MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
+WORTH_ENTERING = 1e-3  # entries that a mixture lacks
+SLACK = 1e-9  # relative
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What atoms use of nodes: `use` (K, A), `limit` (K, N). The first is memory in units of the mean atom; the others
+    are its integer roundings: with any unit d > 0, sum floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x.
+    `unit_bytes` (K,) are the units, nan where atoms are counted in another way."""
+
+    use: FloatArray
+    limit: FloatArray
+    unit_bytes: FloatArray
+
+    @classmethod
+    def of(cls, instance: Instance, most_units: int = 3) -> Resources:
+        """Memory, and its roundings by the commonest sizes of atoms."""
+        unit = max(float(instance.memory.mean()), 1e-300)
+        use, units = [instance.memory / unit], [unit]
+        limit = [np.minimum(instance.memory_limit, instance.memory.sum()) / unit]
+        sizes, counts = np.unique(np.round(use[0], 9), return_counts=True)
+        for size in sizes[np.argsort(-counts, kind="stable")][:most_units]:
+            if size > 0:
+                use.append(np.floor(use[0] / size + 1e-8))
+                limit.append(np.floor(limit[0] / size + 1e-6))
+                units.append(float(size) * unit)
+        return cls(np.array(use), np.array(limit), np.array(units))
+
+    def sharpened(self, instance: Instance, contents: Contents) -> Resources:
+        """With the most that whole contents reach as limits, and more ways to count atoms: those of some kinds as one
+        each, and by halves of the commonest sizes. Nothing that a node can hold and run breaks them."""
+        kinds = contents.held.shape[1]
+        nodes = self.limit.shape[1]
+        if contents.held.size * nodes > MOST_CONTENTS or nodes > MOST_NODES:
+            return self
+        several = [some for size in range(1, kinds + 1) for some in combinations(range(kinds), size)]
+        counted = [np.isin(contents.kind, some).astype(float) for some in several[:MOST_COUNTS]]
+        halves = [np.floor(instance.memory / (unit / 2) + 1e-8) for unit in self.unit_bytes[1:]]
+        use = np.array([*self.use, *counted, *halves])
+        fits = _fitting(instance, contents)
+        of_kind = np.array([use[:, contents.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
+        most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (contents.held @ of_kind).T])
+        most[: len(self.use)] = np.minimum(most[: len(self.use)], self.limit)
+        # Where none of it fits there is no interval with it, and where all of it fits nothing is to be limited.
+        matters = ((most > 0) & (most < use.sum(axis=1)[:, None])).any(axis=1)
+        matters[: len(self.use)] = True
+        units = np.concatenate((self.unit_bytes, np.full(len(use) - len(self.use), np.nan)))
+        return Resources(use[matters], most[matters] * (1 + SLACK), units[matters])
+
+
+def _fitting(instance: Instance, contents: Contents) -> NDArray[np.bool_]:
+    """Which levels each node can hold and run (L, N)."""
+    kinds = range(contents.held.shape[1])
+    runs = np.array([np.isfinite(instance.load[contents.kind == kind]).any(axis=0) for kind in kinds])
+    fits = (contents.memory[:, None] <= instance.memory_limit) & (contents.load <= instance.headroom)
+    return np.asarray(fits & (contents.held @ ~runs == 0))
+
+
+@dataclass(frozen=True)
+class Support:
+    """A mixture of placements, summed over boundaries: how often each link is crossed (N, N), how often a path begins
+    at each node (N,), how much of each resource each node gives (K, N)."""
+
+    crossed: FloatArray
+    begun: FloatArray
+    used: FloatArray
+
+    @classmethod
+    def of(cls, resources: Resources, nodes_of: IntArray) -> Support:
+        """The support of one placement of atoms."""
+        n = resources.limit.shape[1]
+        crossed, begun = np.zeros((n, n)), np.zeros(n)
+        changes = np.flatnonzero(nodes_of[1:] != nodes_of[:-1])
+        np.add.at(crossed, (nodes_of[changes], nodes_of[changes + 1]), 1.0)
+        begun[nodes_of[0]] = 1.0
+        return cls(crossed, begun, np.array([np.bincount(nodes_of, use, n) for use in resources.use]))
+
+    @classmethod
+    def mixed(cls, resources: Resources, mixture: list[tuple[float, IntArray]]) -> Support:
+        """The support of weighted placements, of which there is one at least."""
+        parts = [(weight, cls.of(resources, nodes_of)) for weight, nodes_of in mixture]
+        return cls(
+            np.sum([weight * part.crossed for weight, part in parts], axis=0),
+            np.sum([weight * part.begun for weight, part in parts], axis=0),
+            np.sum([weight * part.used for weight, part in parts], axis=0),
+        )
+
+
+def _short(resources: Resources, members: FloatArray) -> NDArray[np.bool_]:
+    """Which sets of nodes (M, N) have too little of some resource for the whole chain."""
+    need = resources.use.sum(axis=1) * (1 - SLACK)
+    return np.asarray((members @ resources.limit.T < need).any(axis=1))
+
+
+@dataclass(frozen=True)
+class SetCuts:
+    """For sets of nodes C and one resource each: use of the nodes in C <= limit of C x times that the path enters C.
+
+    It holds for every placement (what never enters C uses nothing of it, what enters once or more uses at most the
+    limit), and forbids the relaxation to go back and forth inside a set that has too little for the whole chain.
+    `members` (M, N) 0 or 1, `resource` (M,) index, `limit` (M,). Where the resource is `ENTRY`, the use is 1 whatever
+    the path does: C must be entered, and where `origin` (M,) is not `ANYWHERE`, from that node.
+    """
+
+    members: FloatArray
+    resource: IntArray
+    limit: FloatArray
+    origin: IntArray
+
+    ENTRY: ClassVar[int] = -1
+    ANYWHERE: ClassVar[int] = -1
+
+    @classmethod
+    def none(cls, nodes: int) -> SetCuts:
+        return cls.of(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
+
+    @classmethod
+    def of(cls, members: FloatArray, resource: IntArray, limit: FloatArray) -> SetCuts:
+        """Cuts that do not ask where a set is entered from."""
+        return cls(members, resource, limit, np.full(len(limit), cls.ANYWHERE))
+
+    @classmethod
+    def entry(cls, nodes: int, node: int, origin: int = ANYWHERE) -> SetCuts:
+        """A node must be entered: not for every placement, but for those that do."""
+        return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1), np.array([origin]))
+
+    @property
+    def least(self) -> FloatArray:
+        """What is used of C whatever a placement does (M,)."""
+        return np.asarray(self.resource == self.ENTRY, dtype=float)
+
+    def __len__(self) -> int:
+        return len(self.limit)
+
+    def joined(self, other: SetCuts) -> SetCuts:
+        """These and the other's."""
+        return SetCuts(
+            np.vstack((self.members, other.members)),
+            np.concatenate((self.resource, other.resource)),
+            np.concatenate((self.limit, other.limit)),
+            np.concatenate((self.origin, other.origin)),
+        )
+
+    def renewed(self, resources: Resources) -> SetCuts:
+        """The same for other limits. A set that need not be entered any more becomes that of all nodes, which always
+        is: prices stay in their places."""
+        entry = self.resource == self.ENTRY
+        needless = entry & ~_short(resources, 1 - self.members)
+        members = np.where(needless[:, None], 1, self.members)
+        limit = np.where(entry, 1, (members * resources.limit[self.resource]).sum(axis=1))
+        return SetCuts(members, self.resource, limit, self.origin)
+
+    def excess(self, support: Support) -> FloatArray:
+        """Left side less right side at `support` (M,)."""
+        used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
+        inner = ((self.members @ support.crossed) * self.members).sum(axis=1)
+        entered = self.members @ (support.begun + support.crossed.sum(axis=0)) - inner
+        named = self.origin != self.ANYWHERE
+        entered[named] = (self.members * support.crossed[self.origin])[named].sum(axis=1)
+        return np.asarray(used - self.limit * entered)
+
+    def atom_price(self, price: FloatArray, kinds: int) -> FloatArray:
+        """What the cuts at multipliers `price` (M,) ask per unit of each resource on each node (K, N)."""
+        total = np.zeros((kinds, self.members.shape[1]))
+        uses = self.resource != self.ENTRY
+        np.add.at(total, self.resource[uses], (price[:, None] * self.members)[uses])
+        return total
+
+    def entry_refund(self, price: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What entering pays back: on a link (N, N), and where a path begins (N,)."""
+        named = self.origin != self.ANYWHERE
+        refund = np.where(named, 0, price * self.limit)
+        begun = refund @ self.members
+        on_link = begun - (self.members.T * refund) @ self.members
+        np.add.at(on_link, self.origin[named], (price * self.limit)[named, None] * self.members[named])
+        return on_link, begun
+
+    @classmethod
+    def violated(cls, resources: Resources, support: Support, known: set[bytes], most: int = 12) -> SetCuts:
+        """New cuts that `support` breaks, the worst first: sets grown greedily from every node."""
+        n = resources.limit.shape[1]
+        arrivals = support.begun + support.crossed.sum(axis=0)
+        between = support.crossed + support.crossed.T
+        found: list[tuple[float, bytes, FloatArray, int]] = []
+        # Other ways to count hardly differ once summed over sets.
+        for kind in (kind for kind, unit in enumerate(resources.unit_bytes) if np.isfinite(unit)):
+            limit, used = resources.limit[kind], support.used[kind]
+            need = resources.use[kind].sum()
+            members, every = np.eye(n), np.arange(n)
+            entered, held, filled, beside = arrivals, limit, used, between  # of each set, `beside` between it and nodes
+            for _ in range(min(n - 1, 24)):
+                new_entered = entered[:, None] + arrivals - beside
+                new_limit = np.minimum(held[:, None] + limit, need)
+                excess = filled[:, None] + used - new_limit * new_entered  # (seed, added)
+                excess[members > 0] = -np.inf
+                added = excess.argmax(axis=1)
+                worth, entered = excess[every, added], new_entered[every, added]
+                held, filled, beside = held + limit[added], filled + used[added], beside + between[added]
+                members[every, added] = 1
+                for seed in np.flatnonzero(worth > 1e-3 * max(need, 1e-300)):
+                    key = bytes([kind]) + members[seed].astype(np.uint8).tobytes()
+                    if key not in known and (members[seed] @ limit) < need:
+                        found.append((float(worth[seed]) / need, key, members[seed].copy(), kind))
+        found.sort(key=lambda entry: -entry[0])
+        chosen: dict[bytes, tuple[FloatArray, int]] = {}
+        for _, key, mask, kind in found:
+            if len(chosen) < most:
+                chosen.setdefault(key, (mask, kind))
+        if not chosen:
+            return cls.none(n)
+        known.update(chosen)
+        masks = np.array([mask for mask, _ in chosen.values()])
+        kinds = np.array([kind for _, kind in chosen.values()], dtype=np.intp)
+        return cls.of(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
+
+    @classmethod
+    def uncovered(
+        cls, resources: Resources, support: Support, known: set[bytes], barred: NDArray[np.bool_], most: int = 12
+    ) -> SetCuts:
+        """New cuts that `support` breaks, the worst first: where all nodes outside of C have too little for the whole
+        chain, C must be entered. `barred` (N,) are nodes that are not used. The nodes outside are collected greedily,
+        from every node, those that are entered most beside C first."""
+        n = len(support.begun)
+        arrivals = support.begun + support.crossed.sum(axis=0)
+        between = support.crossed + support.crossed.T
+        limit = np.where(barred, 0, resources.limit)
+        need = resources.use.sum(axis=1) * (1 - SLACK)
+        found: dict[bytes, tuple[float, FloatArray]] = {}
+        for kind in range(len(need)):
+            inside, outside = 1 - np.eye(n), limit[kind].copy()  # C of each node that is outside first
+            beside = between.sum(axis=0) - between
+            entered = arrivals.sum() - support.crossed.sum() - arrivals + between.sum(axis=1)
+            for _ in range(n - 1):
+                for row in np.flatnonzero((outside < need[kind]) & (entered < 1 - WORTH_ENTERING)):
+                    key = b"entry" + inside[row].astype(np.uint8).tobytes()
+                    if key not in known:
+                        found[key] = float(entered[row]), inside[row].copy()
+                left = entered[:, None] - arrivals + beside
+                left[(inside == 0) | (outside[:, None] + limit[kind] >= need[kind])] = np.inf
+                taken = left.argmin(axis=1)
+                rows = np.flatnonzero(np.isfinite(left[np.arange(n), taken]))
+                if not len(rows):
+                    break
+                taken = taken[rows]
+                inside[rows, taken] = 0
+                entered[rows], outside[rows] = left[rows, taken], outside[rows] + limit[kind, taken]
+                beside[rows] -= between[taken]
+        chosen = sorted(found, key=lambda key: found[key][0])[:most]
+        known.update(chosen)
+        members = np.array([found[key][1] for key in chosen]).reshape(-1, n)
+        return cls.of(members, np.full(len(chosen), cls.ENTRY), np.ones(len(chosen)))

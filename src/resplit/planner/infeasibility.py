@@ -1,0 +1,178 @@
+"""Why a problem has no placement: which constraints cannot hold together, and by how much. Finds no placement."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+
+from resplit.planner.bound.resources import Resources
+from resplit.planner.instance import Instance
+from resplit.types import FloatArray
+
+__all__ = ["infeasibility"]
+
+MOST_PACKED = 6000  # pairs of a block and a node; more are not tried
+MOST_PACKING_NODES, MOST_PACKING_S = 2000, 1.0
+INFEASIBLE = 2  # status of scipy's milp
+MARGIN = 1e-6  # relative; a linear program's answer counts as proof only beyond its tolerances
+
+
+def infeasibility(instance: Instance) -> str | None:
+    """A proven reason why no placement exists; None where none of these relaxations finds one.
+
+    In this order: a block that no node may run or hold, memory in total, memory with trust, memory in whole units, and
+    then load, all with blocks allowed to be divided between nodes; last, a packing of whole blocks.
+    """
+    for find in (_homeless_block, _oversized_atom, _memory_total, _memory_shortage, _whole_units, _overload, _packing):
+        if reason := find(instance):
+            return reason
+    return None
+
+
+def _homeless_block(instance: Instance) -> str | None:
+    problem = instance.problem
+    trusted = np.array([node.trusted for node in problem.nodes])
+    for block, prefill in zip(problem.blocks, problem.prefill_s_per_token, strict=True):
+        if block.private and not trusted.any():
+            return f"no trusted node for block {block.name}, which is private (of {len(trusted)} nodes none is trusted)"
+        if np.isnan(prefill).all():
+            return f"no node can run block {block.name}: its times are null on all {len(trusted)} nodes"
+        if block.private and np.isnan(prefill[trusted]).all():
+            return f"no trusted node for block {block.name}, which is private: its times are null on each trusted node"
+    return None
+
+
+def _oversized_atom(instance: Instance) -> str | None:
+    """Blocks that must stay together and are too big for every node that may run them."""
+    may_run = np.isfinite(instance.load)
+    largest = np.where(may_run, instance.memory_limit, 0).max(axis=1)
+    for atom in np.flatnonzero(instance.memory > largest * (1 + MARGIN)):
+        last = instance.first[atom + 1] - 1 if atom + 1 < len(instance.first) else len(instance.problem.blocks) - 1
+        names = list(dict.fromkeys(instance.problem.blocks[j].name for j in (instance.first[atom], last)))
+        return (
+            f"memory: {' to '.join(names)} needs {instance.memory[atom]:.0f} bytes on one node, and the largest node "
+            f"that may run it has {largest[atom]:.0f}: short by {instance.memory[atom] - largest[atom]:.0f}"
+        )
+    return None
+
+
+def _memory_total(instance: Instance) -> str | None:
+    need, has = instance.memory.sum(), sum(node.memory_bytes for node in instance.problem.nodes)
+    if need <= has * (1 + MARGIN):
+        return None
+    return f"memory short by {need - has:.0f} bytes: the blocks need {need:.0f}, all nodes together have {has:.0f}"
+
+
+def _memory_shortage(instance: Instance) -> str | None:
+    """Least bytes to add anywhere so that every (divisible) block finds room on nodes that may run it."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    if not may_run.any(axis=1).all():
+        atom = int(np.flatnonzero(~may_run.any(axis=1))[0])
+        name = instance.problem.blocks[instance.first[atom]].name
+        return f"block {name} may run on no node whose background load leaves room under its ceiling"
+    unit = instance.memory.mean()
+    short = _elastic(instance, may_run, instance.memory[:, None] / unit, instance.memory_limit / unit)
+    need = instance.memory.sum()
+    if short * instance.memory.mean() <= need * MARGIN:
+        return None
+    return (
+        f"memory short by {short * instance.memory.mean():.0f} bytes on the nodes that may hold the blocks: "
+        "memory, trust and the nodes that can run each block cannot hold together"
+    )
+
+
+def _whole_units(instance: Instance) -> str | None:
+    """Rooms counted in whole units: a node with room for 8.9 layers holds 8 (see `Resources`)."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    resources = Resources.of(instance)
+    for use, limit, size in zip(resources.use[1:], resources.limit[1:], resources.unit_bytes[1:], strict=True):
+        short = _elastic(instance, may_run, use[:, None], limit)
+        if short > MARGIN * max(1.0, float(use.sum())):
+            return (
+                f"memory: counted in whole parts of {size:.0f} bytes (a size of blocks, and those are not divided) the "
+                f"blocks need {use.sum():.0f} and all nodes together have room for {limit.sum():.0f}; with trust and "
+                f"the nodes that can run each block it is short by {np.ceil(short - MARGIN * use.sum()):.0f} at least"
+            )
+    return None
+
+
+def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, limit: FloatArray) -> float:
+    """min sum_i (sum_a use[a] x[a, i] - limit_i)+ over divisible assignments x."""
+    atoms, nodes = np.nonzero(may_run)
+    count, n = len(atoms), instance.shape[1]
+    weights = np.broadcast_to(use, may_run.shape)[atoms, nodes]
+    rows = sparse.csr_array((weights, (nodes, np.arange(count))), shape=(n, count))
+    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(instance.shape[0], count))
+    result = linprog(
+        np.concatenate((np.zeros(count), np.ones(n))),
+        A_ub=sparse.hstack((rows, -sparse.eye_array(n))),
+        b_ub=limit,
+        A_eq=sparse.hstack((assign, sparse.csr_array((instance.shape[0], n)))),
+        b_eq=np.ones(instance.shape[0]),
+        method="highs",
+    )
+    return float(result.fun) if result.status == 0 else 0.0
+
+
+def _overload(instance: Instance) -> str | None:
+    """The largest share of the offered rates that (divisible) blocks could carry under memory and ceilings."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    atoms, nodes = np.nonzero(may_run)
+    count, (a, n) = len(atoms), instance.shape
+    load = sparse.csr_array((instance.load[atoms, nodes], (nodes, np.arange(count))), shape=(n, count))
+    unit = max(float(instance.memory.mean()), 1e-300)
+    memory = sparse.csr_array((instance.memory[atoms] / unit, (nodes, np.arange(count))), shape=(n, count))
+    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(a, count))
+    top = np.clip(instance.headroom, 0, None)
+    result = linprog(
+        np.concatenate((np.zeros(count), [1.0])),
+        A_ub=sparse.vstack((sparse.hstack((load, -top[:, None])), sparse.hstack((memory, np.zeros((n, 1)))))),
+        b_ub=np.concatenate((np.zeros(n), instance.memory_limit / unit)),
+        A_eq=sparse.hstack((assign, np.zeros((a, 1)))),
+        b_eq=np.ones(a),
+        method="highs",
+    )
+    if result.status != 0 or result.fun <= 1 + MARGIN:
+        return None
+    offered = sum(request_class.rate_rps for request_class in instance.problem.classes)
+    carried = offered / float(result.fun)
+    return (
+        f"capacity exceeded by {offered - carried:.6g} requests/s: {offered:.6g} are offered, and under ceilings and "
+        f"memory the nodes carry at most {carried:.6g}"
+    )
+
+
+def _packing(instance: Instance) -> str | None:
+    """Least bytes to add so that whole atoms fit on the nodes under memory and ceilings: a mixed-integer program, whose
+    bound is a proof also where it is not solved to the end."""
+    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    atoms, nodes = np.nonzero(may_run)
+    (a, n), count, unit = instance.shape, len(atoms), instance.memory.mean()
+    if count > MOST_PACKED:
+        return None
+    one = np.arange(count)
+    stored = sparse.csr_array((instance.memory[atoms] / unit, (nodes, one)), shape=(n, count))
+    loaded = sparse.csr_array((instance.load[atoms, nodes], (nodes, one)), shape=(n, count))
+    assigned = sparse.csr_array((np.ones(count), (atoms, one)), shape=(a, count))
+    result = milp(
+        np.concatenate((np.zeros(count), np.ones(n))),
+        constraints=[
+            LinearConstraint(sparse.hstack((stored, -sparse.eye_array(n))), ub=instance.memory_limit / unit),
+            LinearConstraint(sparse.hstack((loaded, sparse.csr_array((n, n)))), ub=np.clip(instance.headroom, 0, None)),
+            LinearConstraint(sparse.hstack((assigned, sparse.csr_array((a, n)))), lb=1, ub=1),
+        ],
+        integrality=np.concatenate((np.ones(count), np.zeros(n))),
+        bounds=Bounds(0, np.concatenate((np.ones(count), np.full(n, np.inf)))),
+        options={"node_limit": MOST_PACKING_NODES, "time_limit": MOST_PACKING_S},
+    )
+    if result.status == INFEASIBLE:
+        return "capacity exceeded: whole blocks cannot be shared out under the nodes' ceilings, whatever their memory"
+    short = (result.mip_dual_bound or 0.0) - MARGIN
+    if short <= MARGIN * a:
+        return None
+    return (
+        f"memory short by at least {short * unit:.0f} bytes: whole blocks cannot be packed into the nodes that may "
+        "hold them, whatever their order"
+    )

@@ -1,0 +1,99 @@
+"""Among plans that cost nearly the same: meet more service objectives, then move fewer bytes from today's placement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from resplit.planner.budget import Budget
+from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
+from resplit.planner.instance import Instance, IntArray
+from resplit.planner.outcome import Outcome
+from resplit.planner.search.descent import Descent
+from resplit.types import FloatArray
+
+__all__ = ["preferred"]
+
+TIE = 1e-9  # relative
+PRICED_MOVES = 200  # moves whose class latencies are looked at in one step
+
+Rank = tuple[int, float, float]  # classes that miss, bytes moved (or the seconds by which they miss), objective
+
+
+def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Budget) -> Outcome:
+    """`outcome` with the most preferred placement within `tolerance` (relative) of its own: among those that the
+    solver met, today's, and what interval moves lead to from there."""
+    problem = instance.problem
+    wanted = problem.current is not None or any(c.slo_s is not None for c in problem.classes)
+    if outcome.nodes_of is None or not wanted or instance.cost(outcome.nodes_of) == float("inf"):
+        return outcome
+    limit = instance.cost(outcome.nodes_of) * (1 + max(tolerance, TIE))
+    known = [outcome.nodes_of, *outcome.others]
+    if problem.current is not None:
+        today = instance.nodes_of(problem.current)
+        known += [today] if (today >= 0).all() else []
+    within = [nodes_of for nodes_of in known if instance.cost(nodes_of) <= limit]
+    best = min(within, key=lambda nodes_of: rank(instance, nodes_of))
+    if tolerance > 0:
+        quicker = _climb(instance, best, limit, budget, _lateness)
+        best = min((best, quicker), key=lambda nodes_of: rank(instance, nodes_of)[0])
+        best = _climb(instance, best, limit, budget, rank)
+    return replace(outcome, nodes_of=best)
+
+
+def rank(instance: Instance, nodes_of: IntArray) -> Rank:
+    """What is preferred, least first."""
+    placement = instance.placement(nodes_of)
+    evaluation = evaluate(instance.problem, placement)
+    missed = slo_shortfall_s(instance.problem, evaluation)
+    return len(missed), moved_bytes(instance.problem, placement) or 0.0, evaluation.objective
+
+
+def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
+    """What leads to fewer classes that miss: less by which they do."""
+    evaluation = evaluate(instance.problem, instance.placement(nodes_of))
+    missed = slo_shortfall_s(instance.problem, evaluation)
+    return len(missed), sum(missed.values()), evaluation.objective
+
+
+def _climb(
+    instance: Instance, nodes_of: IntArray, limit: float, budget: Budget, key: Callable[[Instance, IntArray], Rank]
+) -> IntArray:
+    """The best `key` that improving interval moves lead to under the cost `limit`, until its middle part is 0."""
+    moves = Descent(instance, 3 * limit or 1.0)
+    best = key(instance, nodes_of)
+    while best[1] > 0 and budget.spend():
+        slack = limit - instance.cost(nodes_of)
+        for move, node in _promising(instance, moves, nodes_of, slack, cheapest=key is _lateness):
+            changed = moves.moved(nodes_of, move, node)
+            if instance.cost(changed) <= limit and (new := key(instance, changed)) < best:
+                nodes_of, best = changed, new
+                break
+        else:
+            break
+    return nodes_of
+
+
+def _promising(
+    instance: Instance, moves: Descent, nodes_of: IntArray, slack: float, cheapest: bool
+) -> list[tuple[int, int]]:
+    """Moves (index, node) that cost at most `slack`: the cheapest first, or those that bring most bytes back."""
+    delta = moves.deltas(nodes_of)
+    order = np.where(delta <= slack, delta if cheapest else -_bytes_back(instance, moves, nodes_of), np.inf)
+    best = np.argsort(order, axis=None, kind="stable")[:PRICED_MOVES]
+    pairs = [divmod(int(index), delta.shape[1]) for index in best]
+    return [(move, node) for move, node in pairs if order[move, node] < (np.inf if cheapest else 0)]
+
+
+def _bytes_back(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
+    """Bytes that each move spares from moving (M, N)."""
+    current = instance.problem.current
+    if current is None:
+        return np.zeros((1, 1))
+    today = instance.nodes_of(current)
+    away = np.where(today[:, None] == np.arange(instance.shape[1]), 0, instance.memory[:, None])  # (A, N)
+    now = away[np.arange(len(nodes_of)), nodes_of]
+    spared: FloatArray = moves.between(now[:, None] - away)
+    return spared

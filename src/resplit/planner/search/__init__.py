@@ -1,0 +1,1 @@
+"""Placements by local search: annealing and steepest descent."""

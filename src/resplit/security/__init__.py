@@ -1,0 +1,1 @@
+"""Who the members of a cluster are, and how their commands are signed and checked."""

@@ -1,0 +1,217 @@
+"""The unmodified `openai` client against the app: completions and chat, whole and streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import openai
+import pytest
+import torch
+
+from resplit.gateway.openai.text import Text
+
+HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+PROMPT = "the quick brown fox"
+
+
+@pytest.fixture
+def client(server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
+
+
+def _greedy(model, prompt: tuple[int, ...], new_tokens: int, **settings) -> list[int]:
+    """What `generate` makes of the prompt, the end of text included."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, **settings
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def test_a_completion_is_the_text_of_the_models_own_greedy_tokens(client, model, text: Text) -> None:
+    expected = _greedy(model, text.encode(PROMPT), 24)
+    answer = client.completions.create(model="tiny-random-llama", prompt=PROMPT, max_tokens=24, temperature=0)
+    assert answer.choices[0].text == text.decode(expected)
+    assert answer.usage.completion_tokens == len(expected)
+    assert answer.usage.prompt_tokens == len(text.encode(PROMPT))
+    assert (answer.object, answer.model) == ("text_completion", "tiny-random-llama")
+
+
+def test_token_ids_can_be_given_and_had_back(client, model, text: Text) -> None:
+    prompt = text.encode(PROMPT)
+    answer = client.completions.create(
+        model="tiny-random-llama",
+        prompt=list(prompt),
+        max_tokens=40,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
+    )
+    assert answer.choices[0].token_ids == _greedy(model, prompt, 40, eos_token_id=None)
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_the_end_of_text_ends_the_answer_unless_it_is_ignored(client, model, text: Text) -> None:
+    prompt, expected = next(
+        (ids, out) for ids in ([i] for i in range(4, 300)) if (out := _greedy(model, ids, 30))[-1] == 0
+    )
+    answer = client.completions.create(model="tiny-random-llama", prompt=prompt, max_tokens=31)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].text == text.decode(expected)
+    assert answer.usage.completion_tokens == len(expected)
+
+
+def test_a_stream_joins_to_the_whole_answer(client) -> None:
+    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 30}
+    whole = client.completions.create(**ask)
+    chunks = list(client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_every_token_has_its_chunk_where_ids_are_wanted(client) -> None:
+    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 12}
+    extensions = {"return_token_ids": True, "ignore_eos": True}
+    chunks = list(client.completions.create(**ask, stream=True, extra_body=extensions))
+    assert [len(chunk.choices[0].token_ids) for chunk in chunks] == [1] * 12
+
+
+def test_a_chat_is_the_completion_of_its_rendered_template(client, model, text: Text) -> None:
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "the lazy dog"}]
+    prompt = text.encode_chat([{"role": "system", "content": "be brief"}, messages[1]])
+    answer = client.chat.completions.create(model="tiny-random-llama", messages=messages, max_completion_tokens=20)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == text.decode(_greedy(model, prompt, 20))
+    assert answer.usage.prompt_tokens == len(prompt)
+
+
+def test_an_answer_can_be_handed_back_and_parts_are_joined(client, server) -> None:
+    first = client.chat.completions.create(
+        model="tiny-random-llama", messages=[{"role": "user", "content": "a"}], max_tokens=3
+    )
+    parts = [{"type": "text", "text": "lazy "}, {"type": "text", "text": "dog"}]
+    again = [{"role": "user", "content": "a"}, first.choices[0].message, {"role": "user", "content": parts}]
+    client.chat.completions.create(model="tiny-random-llama", messages=again, max_tokens=3)
+    plain = [*again[:2], {"role": "user", "content": "lazy dog"}]
+    client.chat.completions.create(model="tiny-random-llama", messages=plain, max_tokens=3)
+    assert server[1].seen[-1].prompt_ids == server[1].seen[-2].prompt_ids
+
+
+async def test_chats_stream_to_asynchronous_clients(server) -> None:
+    ask = {"model": "tiny-random-llama", "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 20}
+    async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
+        whole = await client.chat.completions.create(**ask)
+        stream = await client.chat.completions.create(**ask, stream=True)
+        chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_chat_without_a_limit_may_fill_the_context(client, server) -> None:
+    client.chat.completions.create(model="tiny-random-llama", messages=[{"role": "user", "content": "a"}])
+    request = server[1].seen[-1]
+    assert len(request.prompt_ids) + request.max_new_tokens == server[1].context_tokens
+
+
+def test_a_stop_string_ends_the_answer_and_is_never_shown(client, server) -> None:
+    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(**ask).choices[0].text
+    stop = whole[5:9]
+    expected = whole[: whole.index(stop)]
+    answer = client.completions.create(**ask, stop=[stop, "never there"])
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected, "stop")
+    assert answer.usage.completion_tokens < 40
+    chunks = list(client.completions.create(**ask, stop=stop, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert server[1].idle.wait(5)  # the engine does not go on
+
+
+async def test_streams_that_run_together_do_not_touch_one_another(server) -> None:
+    prompts = [f"the {word} 日本 🙂" for word in ("quick", "brown", "fox", "lazy", "dog", "bear")]
+    async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
+
+        async def streamed(prompt: str) -> str:
+            ask = {"model": "tiny-random-llama", "prompt": prompt, "max_tokens": 30, "extra_body": {"ignore_eos": True}}
+            return "".join(
+                [chunk.choices[0].text async for chunk in await client.completions.create(**ask, stream=True)]
+            )
+
+        alone = [await streamed(prompt) for prompt in prompts]
+        together = await asyncio.gather(*map(streamed, prompts))
+    assert together == alone
+    assert len(set(alone)) == len(prompts)
+
+
+def test_sampling_repeats_with_its_seed_and_only_then(client, server) -> None:
+    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 16, "temperature": 1.0}
+    one, same, other = (client.completions.create(**ask, seed=seed).choices[0].text for seed in (-3, -3, 4))
+    assert one == same != other
+    client.completions.create(**ask)
+    client.completions.create(**ask)
+    assert server[1].seen[-1].sampling.seed != server[1].seen[-2].sampling.seed
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"temperature": 1e-300}, {"temperature": 1, "top_p": 0}])
+def test_what_leaves_no_choice_is_greedy(client, server, settings: dict[str, float]) -> None:
+    client.completions.create(model="tiny-random-llama", prompt="a", max_tokens=1, **settings)
+    assert server[1].seen[-1].sampling.temperature == 0
+
+
+def test_parameters_without_influence_are_ignored(client) -> None:
+    client.chat.completions.create(
+        model="tiny-random-llama",
+        messages=[{"role": "user", "content": "a", "name": "ada"}],
+        max_tokens=1,
+        n=1,
+        user="me",
+        metadata={"run": "1"},
+        store=False,
+        frequency_penalty=0,
+        logprobs=False,
+        response_format={"type": "text"},
+        tools=[],
+    )
+
+
+def test_models_lists_the_one_that_is_served(client) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny-random-llama"]
+    assert client.models.retrieve("tiny-random-llama").owned_by == "resplit"
+
+
+def test_a_stream_is_made_of_server_sent_events(server) -> None:
+    body = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 3, "stream": True}
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, last, nothing = answer.text.split("\n\n")
+    assert (last, nothing) == ("data: [DONE]", "")
+    assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events)
+
+
+def test_the_class_comes_from_the_key_then_the_header_then_the_default(server) -> None:
+    def seen(key: str, **headers: str) -> str:
+        client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key=key, default_headers=headers)
+        client.completions.create(model="tiny-random-llama", prompt="a", max_tokens=1)
+        return server[1].seen[-1].request_class
+
+    assert seen("key-batch") == "batch"
+    assert seen("key-batch", **{"X-Resplit-Class": "interactive"}) == "batch"
+    assert seen("unheard of", **{"X-Resplit-Class": "batch"}) == "batch"
+    assert seen("unheard of") == "interactive"
+
+
+def test_a_deadline_can_be_shortened_but_not_lengthened(server) -> None:
+    def seen(deadline_s: str) -> float:
+        client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key="x")
+        headers = {"X-Resplit-Deadline-S": deadline_s}
+        client.completions.create(model="tiny-random-llama", prompt="a", max_tokens=1, extra_headers=headers)
+        return server[1].seen[-1].deadline_s
+
+    assert 15 < seen("20") <= 20
+    assert 110 < seen("1e9") <= 120

@@ -1,0 +1,347 @@
+"""What the app refuses and how: statuses, OpenAI's error shape, the client's exception classes, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from contextlib import suppress
+
+import httpx
+import openai
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from resplit.config import LimitsConfig
+from resplit.errors import ConfigError
+from resplit.gateway.openai.app import create_app
+from resplit.gateway.openai.metrics import Metrics
+from resplit.gateway.openai.middleware import Guard
+
+HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+MODEL = "tiny-random-llama"
+ASK = {"model": MODEL, "prompt": "the fox", "max_tokens": 4}
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}
+
+
+def _client(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+def _refused(answer: httpx.Response, status: int) -> dict[str, str]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer.text
+    return error
+
+
+BAD_COMPLETIONS = {
+    "model": [None, 7, ["m"], "\ud800"],
+    "prompt": ["", [], [[]], ["a", "b"], [1, -1], [1.5], [True], [10**9], [10**40], {}, None, 3, "\ud800", ["\udfff"]],
+    "max_tokens": [0, -1, 1.5, "3", True, 10**30],
+    "temperature": [-0.1, 2.1, "1", [], 10**400],
+    "top_p": [-0.1, 1.1],
+    "seed": [2**63, 1.5, "x"],
+    "stop": ["", [""], ["a"] * 5, [1], 3, {}, "\ud800"],
+    "stream": ["yes", 1],
+    "stream_options": [{"include_usage": True}, []],
+    "n": [0, 2, True],
+    "best_of": [2],
+    "echo": [True],
+    "logprobs": [0, 5],
+    "suffix": ["end"],
+    "logit_bias": [{"5": 10}],
+    "presence_penalty": [0.5],
+    "ignore_eos": ["no"],
+    "max_token": [5],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_COMPLETIONS.items() for value in values]
+)
+def test_a_bad_parameter_is_refused_and_named(server, name: str, value: object) -> None:
+    body = json.dumps({**ASK, name: value})
+    answer = HTTP.post(f"{server[0]}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    error = _refused(answer, 400)
+    assert error["type"] == "invalid_request_error"
+    assert name in error["message"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": []},
+        {"messages": "hello"},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": []}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "assistant", "content": "the template wants a user first"}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+        {"logprobs": True},
+        {"prompt": "x"},
+    ],
+)
+def test_a_bad_conversation_is_refused(server, change: dict[str, object]) -> None:
+    body = json.dumps(CHAT | change)
+    answer = HTTP.post(f"{server[0]}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    _refused(answer, 400)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "application/json"),
+        (b"{", "application/json"),
+        (b"null", "application/json"),
+        (b"[]", "application/json"),
+        (b"\xff\xfe{}", "application/json"),
+        (b'{"model": "\xff"}', "application/json"),
+        (b'{"\\ud800": 1}', "application/json"),
+        (b"[" * 60_000, "application/json"),
+        (b'{"metadata":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "application/json"),
+        (b'{"model": "tiny-random-llama", "prompt": "a", "temperature": NaN}', "application/json"),
+        (b'{"model": "tiny-random-llama", "prompt": "a", "temperature": Infinity}', "application/json"),
+        (b'{"model": "tiny-random-llama", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "application/json"),
+        (json.dumps(ASK).encode(), "text/plain"),
+        (json.dumps(ASK).encode(), "application/x-www-form-urlencoded"),
+        (json.dumps(ASK).encode(), ""),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(server, content: bytes, kind: str) -> None:
+    _refused(HTTP.post(f"{server[0]}/v1/completions", content=content, headers={"Content-Type": kind}), 400)
+
+
+def test_the_clients_exceptions_tell_the_errors_apart(serve) -> None:
+    url, engine = serve(require_key=True)
+    client = _client(url, "key-batch")
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.completions.create(**ASK, n=2)
+    assert bad.value.param == "n"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(**ASK | {"model": "gpt-4"})
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4/x")
+    with pytest.raises(openai.AuthenticationError) as stranger:
+        _client(url, "key-unknown").models.list()
+    assert stranger.value.code == "invalid_api_key"
+    engine.room = 0
+    with pytest.raises(openai.RateLimitError) as busy:
+        client.completions.create(**ASK)
+    assert busy.value.response.headers["retry-after"] == "2"
+    engine.room, engine.lost_after = 8, 0
+    with pytest.raises(openai.InternalServerError, match="the last trusted node is gone") as lost:
+        client.chat.completions.create(**CHAT)
+    assert lost.value.status_code == 503
+
+
+def test_errors_before_the_first_token_are_a_status_in_a_stream_too(serve) -> None:
+    url, engine = serve(room=0)
+    with pytest.raises(openai.RateLimitError):
+        _client(url).completions.create(**ASK, stream=True)
+    engine.room, engine.broken_after = 8, 0
+    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"stream": True})
+    assert "secret" not in _refused(answer, 500)["message"]
+
+
+def test_what_the_engine_refuses_is_a_bad_request(server) -> None:
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK | {"prompt": [5, 5, 5]})
+    assert "does not take this prompt" in _refused(answer, 400)["message"]
+
+
+@pytest.mark.parametrize(("failure", "told"), [("lost_after", "trusted node"), ("broken_after", "failed")])
+def test_an_error_in_a_stream_is_its_last_event(serve, failure: str, told: str) -> None:
+    url, engine = serve(**{failure: 2})
+    ask = ASK | {"stream": True, "ignore_eos": True, "return_token_ids": True}
+    *chunks, last, nothing = HTTP.post(f"{url}/v1/completions", json=ask).text.split("\n\n")
+    assert (len(chunks), nothing) == (2, "")
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert told in error["message"]
+    assert "secret" not in error["message"]
+    with pytest.raises(openai.APIError, match=told):
+        list(_client(url).completions.create(**ASK, stream=True, extra_body={"ignore_eos": True}))
+    assert engine.idle.wait(5)
+
+
+def test_a_defect_is_a_500_that_tells_nothing(serve) -> None:
+    url, _ = serve(broken_after=1)
+    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"ignore_eos": True})
+    assert "secret" not in _refused(answer, 500)["message"]
+
+
+def test_more_than_the_context_is_refused(server) -> None:
+    url, engine = server
+    fits = ASK | {"prompt": [7] * 100, "max_tokens": 28}
+    assert HTTP.post(f"{url}/v1/completions", json=fits).status_code == 200
+    error = _refused(HTTP.post(f"{url}/v1/completions", json=fits | {"max_tokens": 29}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert f"maximum context length is {engine.context_tokens} tokens" in error["message"]
+    for prompt in ([7] * 128, "fox " * 2000):
+        assert _refused(HTTP.post(f"{url}/v1/completions", json=ASK | {"prompt": prompt}), 400)["code"] == error["code"]
+    long = {"messages": [{"role": "user", "content": "fox " * 2000}]}
+    assert _refused(HTTP.post(f"{url}/v1/chat/completions", json=CHAT | long), 400)["code"] == error["code"]
+
+
+def test_a_large_body_is_refused_whether_its_length_is_announced_or_not(server) -> None:
+    url = f"{server[0]}/v1/completions"
+    large = json.dumps(ASK | {"user": "x" * 70_000}).encode()
+    kind = {"Content-Type": "application/json"}
+    _refused(HTTP.post(url, content=large, headers=kind), 413)
+    _refused(HTTP.post(url, content=iter([large[:40_000], large[40_000:]]), headers=kind), 413)
+    assert HTTP.post(url, content=iter([json.dumps(ASK).encode()]), headers=kind).status_code == 200
+
+
+def test_what_is_mounted_beside_the_api_keeps_its_own_rules(model, text, server) -> None:
+    async def size(request: Request) -> Response:
+        return Response(str(len(await request.body())))
+
+    app = create_app(server[1], text, MODEL, LimitsConfig(body="1 KiB"), {}, False)
+    app.mount("/control", Starlette(routes=[Route("/size", size, methods=["POST"])]))
+    with TestClient(app) as client:
+        assert client.post("/control/size", content=b"x" * 5000).text == "5000"
+        _refused(client.post("/v1/completions", content=b"x" * 5000), 413)
+
+
+def test_a_body_that_never_ends_is_given_up(serve) -> None:
+    url, _ = serve(limits={"deadline": "200 ms"})
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_the_deadline_is_a_504_and_frees_the_engine(serve) -> None:
+    url, engine = serve(step_s=0.05)
+    late = {"X-Resplit-Deadline-S": "0.2"}
+    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"max_tokens": 100, "ignore_eos": True}, headers=late)
+    assert _refused(answer, 504)["code"] == "deadline_exceeded"
+    assert engine.idle.wait(5)
+    streamed = ASK | {"max_tokens": 100, "stream": True, "ignore_eos": True}
+    *_, last, nothing = HTTP.post(f"{url}/v1/completions", json=streamed, headers=late).text.split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert nothing == ""
+
+
+@pytest.mark.parametrize("header", ["nan", "inf", "-1", "0", "soon"])
+def test_a_senseless_deadline_is_refused(server, header: str) -> None:
+    _refused(HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Deadline-S": header}), 400)
+
+
+def test_an_unknown_class_is_refused(server) -> None:
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Class": "nobles"})
+    assert _refused(answer, 400)["param"] == "X-Resplit-Class"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_its_generation(serve, stream: bool) -> None:
+    url, engine = serve(step_s=0.1)
+    ask = ASK | {"max_tokens": 120, "stream": stream, "ignore_eos": True}
+    with suppress(httpx.ReadTimeout), HTTP.stream("POST", f"{url}/v1/completions", json=ask, timeout=0.35) as answer:
+        next(answer.iter_raw())
+    assert engine.idle.wait(5)  # 120 steps would have taken 12 s
+    assert _sample(url, "resplit_requests_total", 'status="499"') == 1
+    assert _sample(url, "resplit_sessions_live", "interactive") == 0
+
+
+def test_a_key_is_needed_for_everything_but_operation(serve) -> None:
+    url, _ = serve(require_key=True)
+    for path in ("/v1/models", f"/v1/models/{MODEL}"):
+        _refused(HTTP.get(url + path), 401)
+    for headers in (
+        {},
+        {"Authorization": "Basic key-batch"},
+        {"Authorization": "Bearer"},
+        {"Authorization": b"Bearer \xff"},
+    ):
+        _refused(HTTP.post(f"{url}/v1/completions", json=ASK, headers=headers), 401)
+    assert [HTTP.get(url + path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(server) -> None:
+    _refused(HTTP.get(f"{server[0]}/v1/nothing"), 404)
+    _refused(HTTP.get(f"{server[0]}/v1/completions"), 405)
+
+
+def test_readiness_gives_its_reason_while_liveness_holds(serve) -> None:
+    url, engine = serve(unready="no node can hold the head")
+    assert HTTP.get(f"{url}/healthz").status_code == 200
+    answer = HTTP.get(f"{url}/readyz")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no node can hold the head")
+    engine.unready = None
+    assert HTTP.get(f"{url}/readyz").status_code == 200
+
+
+def _sample(url: str, name: str, label: str) -> float:
+    lines = HTTP.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{") and label in line)
+
+
+def test_metrics_count_requests_and_tokens_by_class_and_status(serve) -> None:
+    url, engine = serve()
+    ask = ASK | {"ignore_eos": True}
+    for headers in ({}, {"X-Resplit-Class": "batch"}, {"X-Resplit-Class": "batch"}):
+        HTTP.post(f"{url}/v1/completions", json=ask, headers=headers)
+    HTTP.post(f"{url}/v1/completions", json={})
+    engine.lost_after = 2
+    HTTP.post(f"{url}/v1/completions", json=ask | {"stream": True})
+    assert _sample(url, "resplit_requests_total", 'request_class="batch",status="200"') == 2
+    assert _sample(url, "resplit_requests_total", 'request_class="unknown",status="400"') == 1
+    assert _sample(url, "resplit_requests_total", 'request_class="interactive",status="503"') == 1
+    assert _sample(url, "resplit_new_tokens_total", "batch") == 8
+    assert _sample(url, "resplit_prompt_tokens_total", "batch") == 2 * len(engine.seen[0].prompt_ids)
+    assert _sample(url, "resplit_time_to_first_token_seconds_count", "batch") == 2
+    assert _sample(url, "resplit_time_per_token_seconds_count", "batch") == 6
+    assert _sample(url, "resplit_request_latency_seconds_count", "interactive") == 1
+    assert _sample(url, "resplit_queue_depth", "") == 0
+
+
+def test_live_sessions_and_waiting_requests_are_seen_while_they_last(serve) -> None:
+    url, engine = serve(step_s=0.2)
+    ask = ASK | {"max_tokens": 50, "stream": True, "ignore_eos": True}
+    with HTTP.stream("POST", f"{url}/v1/completions", json=ask) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        assert _sample(url, "resplit_sessions_live", "interactive") == 1
+        assert _sample(url, "resplit_queue_depth", "interactive") == 0
+    assert engine.idle.wait(5)
+
+
+def test_a_key_for_an_unknown_class_is_a_wrong_configuration(model, text, server) -> None:
+    with pytest.raises(ConfigError, match="nobles"):
+        create_app(server[1], text, MODEL, LimitsConfig(), {"key": "nobles"}, True)
+
+
+async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resplit.gateway.openai.middleware._GRACE_S", 0.05)
+    closed = asyncio.Event()
+
+    async def app(scope, receive, send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        finally:
+            closed.set()
+
+    async def send(message) -> None:
+        await asyncio.Future()
+
+    bodies = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive():
+        return bodies.pop() if bodies else await asyncio.Future()
+
+    guard = Guard(app, Metrics(), LimitsConfig(deadline="50 ms"), ())
+    started_s = time.monotonic()
+    await guard({"type": "http", "path": "/v1/completions"}, receive, send)
+    assert closed.is_set()
+    assert time.monotonic() - started_s >= 0.1

@@ -1,0 +1,61 @@
+"""What waits for lost nodes to be replaced hears at once that they will not be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from resplit.errors import NodeLostError
+from resplit.gateway.sessions.manager import Sessions
+from resplit.model.source import StoredModel
+from tests.gateway.sessions.test_sessions import SPREAD, C, cluster_config, request
+from tests.node.conftest import tiny
+from tests.support.node_cluster import deploy, in_process, until
+from tests.system.conftest import model_folder
+
+__all__ = ["model_folder", "tiny"]
+
+
+async def first_token(sessions: Sessions) -> int:
+    tokens = sessions.generate(request())
+    async for token in tokens:
+        return token.token_id
+    raise AssertionError("no token")
+
+
+async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(tiny: StoredModel, tmp_path: Path) -> None:
+    async with in_process(cluster_config(), tiny, tmp_path) as nodes:
+        controller = nodes.controller()
+        await deploy(controller, SPREAD)
+        nodes.sessions.on_lost = lambda node: None  # nobody plans anew: the request waits
+        await nodes.stop(C)
+
+        async def noticed() -> bool:
+            return C not in nodes.router.listening
+
+        await until(noticed)
+        waiting = asyncio.create_task(first_token(nodes.sessions))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        begun_s = time.monotonic()
+        nodes.sessions.give_up("no placement is left")
+        with pytest.raises(NodeLostError, match="no placement is left"):
+            await waiting
+        assert time.monotonic() - begun_s < 5
+        await controller.stop()
+
+
+async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(tiny: StoredModel, tmp_path: Path) -> None:
+    async with in_process(cluster_config(), tiny, tmp_path) as nodes:
+        controller = nodes.controller()
+        await deploy(controller, SPREAD)
+        tokens = []
+        async for token in nodes.sessions.generate(request()):
+            tokens.append(token.token_id)
+            if len(tokens) == 2:
+                nodes.sever(C)  # no picture was learnt: there is no plan without it
+        assert len(tokens) == request().max_new_tokens
+        await controller.stop()

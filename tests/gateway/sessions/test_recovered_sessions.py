@@ -1,0 +1,250 @@
+"""Sessions go on after a loss, with right tokens: from copies of their caches, from what survived, from the start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resplit.config import ClusterConfig
+from resplit.control.controller import Controller
+from resplit.model.engine import token_ids
+from resplit.model.source import StoredModel
+from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.peers import to_wire
+from tests.gateway.sessions.test_sessions import PROMPT, A, B, C, cluster_config, request, tokens_of
+from tests.node.conftest import tiny
+from tests.support.cluster import reference
+from tests.support.node_cluster import InProcess, deploy, in_process, until
+from tests.system.conftest import model_folder, whole
+
+__all__ = ["model_folder", "tiny", "whole"]
+
+D = "delta"
+NODES = (A, B, C, D)
+SPREAD = [A, A, B, B, C, C, B, A]
+WITHOUT_C = [A, A, B, B, D, D, B, A]
+LAYERS = range(1, 7)
+NEW_TOKENS = 60
+
+
+def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB") -> ClusterConfig:
+    """Alpha and beta are trusted; delta hosts nothing at first."""
+    return cluster_config(
+        nodes=[{"name": name, "memory": memory} for name in names],
+        links={"default": {"latency": "2 ms", "bandwidth": "1 Gbit/s"}},
+        limits={"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s", "copy_every": copy_every},
+        kv_tokens=1024,
+    )
+
+
+@pytest.fixture
+async def nodes(tiny: StoredModel, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[InProcess]:
+    async with in_process(config(**getattr(request, "param", {})), tiny, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def controller(nodes: InProcess) -> AsyncIterator[Controller]:
+    """The test is the one that plans."""
+    controller = nodes.controller()
+    await controller.introduce()
+    await deploy(controller, SPREAD)
+    nodes.sessions.on_lost = lambda node: None
+    yield controller
+    await controller.stop()
+
+
+async def in_the_midst(nodes: InProcess, streams: int, do: Callable[[], Awaitable[None]]) -> list[list[int]]:
+    """Tokens of so many streams; in the middle of them something is done."""
+    running = [asyncio.create_task(tokens_of(nodes.sessions, request(NEW_TOKENS))) for _ in range(streams)]
+
+    async def half_done() -> bool:
+        sessions = list(nodes.sessions._live.values())
+        return len(sessions) == streams and all(session.position > NEW_TOKENS // 2 for session in sessions)
+
+    await until(half_done, 30)
+    await do()
+    return await asyncio.gather(*running)
+
+
+def moves(nodes: InProcess) -> list[dict[str, Any]]:
+    return [move for record in nodes.sessions.records(0) for move in record["moves"] if move["replayed"]]
+
+
+async def test_after_a_loss_only_what_no_copy_has_yet_is_repeated(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    async def lose() -> None:
+        await nodes.stop(C)
+        await deploy(controller, WITHOUT_C)
+
+    answers = await in_the_midst(nodes, 8, lose)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 8
+    records = nodes.sessions.records(0)
+    assert len(moves(nodes)) == 8
+    for record in records:
+        (how,) = [move["recovery"] for move in record["moves"] if move["replayed"]]
+        assert how["replayed_positions"] <= 4 + 2 * record["copy_lag"]
+        assert how["restored_positions"] > 0
+        assert record["copied_bytes"] > 0
+    seen = nodes.sessions.recoveries(2)
+    assert seen["sessions"] == 8
+    assert seen["cache_bytes"] == 0  # who kept the copies is the new host
+    await assert_nothing_left(nodes, (A, B, D))
+
+
+async def test_a_connection_that_drops_costs_nothing_that_was_computed(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    async def sever() -> None:
+        nodes.sever(C)
+
+    answers = await in_the_midst(nodes, 3, sever)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    assert moves(nodes)
+    assert all(move["recovery"]["replayed_positions"] == 0 for move in moves(nodes))
+    assert {epoch for record in nodes.sessions.records(0) for epoch in record["epochs"]} == {1}
+    await assert_nothing_left(nodes, NODES)
+
+
+async def test_where_host_and_stand_by_are_lost_at_once_all_is_repeated(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    async def lose() -> None:
+        copies = {name: (await nodes.state(name))["copies"] for name in (A, B, D)}
+        (keeper,) = [name for name, blocks in copies.items() if {4, 5} & set(blocks)]
+        assert keeper == D  # it has most room
+        await asyncio.gather(nodes.stop(C), nodes.stop(D))
+        await deploy(controller, [A, A, B, B, A, B, B, A])
+
+    answers = await in_the_midst(nodes, 3, lose)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
+    await assert_nothing_left(nodes, (A, B))
+
+
+async def test_a_survivor_hands_on_the_caches_of_blocks_that_move_as_well(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    async def lose() -> None:
+        await nodes.stop(C)
+        await deploy(controller, [B, B, A, A, D, A, A, B])
+
+    answers = await in_the_midst(nodes, 3, lose)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    assert all(move["recovery"]["restored_positions"] > NEW_TOKENS // 4 for move in moves(nodes))
+    assert all(move["cache_bytes"] > 0 for move in moves(nodes))
+
+
+@pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)
+async def test_without_copies_all_is_repeated_and_nobody_keeps_any(
+    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+) -> None:
+    async def lose() -> None:
+        assert not any([(await nodes.state(name))["copies"] for name in NODES])
+        await nodes.stop(C)
+        await deploy(controller, WITHOUT_C)
+
+    answers = await in_the_midst(nodes, 2, lose)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 2
+    assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
+    assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
+
+
+async def test_copies_of_private_blocks_are_on_trusted_nodes_only_and_every_layer_has_one(
+    nodes: InProcess, controller: Controller
+) -> None:
+    kept: dict[str, set[int]] = {name: set() for name in NODES}
+
+    async def look() -> None:
+        for name in NODES:
+            state = await nodes.state(name)
+            kept[name] |= set(state["copies"])
+            assert state["held_bytes"] <= state["memory_bytes"]
+
+    await in_the_midst(nodes, 2, look)
+    assert set().union(*kept.values()) == set(LAYERS)
+    private = set(nodes.private) & set(LAYERS)
+    assert private
+    assert not private & (kept[C] | kept[D])
+    assert private <= kept[A] | kept[B]
+
+
+async def test_a_drained_node_keeps_no_copies(nodes: InProcess, controller: Controller) -> None:
+    nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
+
+    async def look() -> None:
+        assert (await nodes.state(D))["copies"] == []
+        assert (await nodes.state(B))["copies"]
+
+    await in_the_midst(nodes, 1, look)
+
+
+async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcess, controller: Controller) -> None:
+    async def lose() -> None:
+        await nodes.stop(D)
+
+        async def replaced() -> bool:
+            kept = [set((await nodes.state(name))["copies"]) for name in (A, B, C)]
+            return set().union(*kept) == set(LAYERS)
+
+        await until(replaced)
+
+    await in_the_midst(nodes, 2, lose)
+    assert moves(nodes) == []
+
+
+@pytest.mark.parametrize("nodes", [{"names": (A, B, C), "memory": "1000 KiB"}], indirect=True)
+async def test_where_nobody_has_room_no_copy_is_kept_and_no_request_refused(
+    nodes: InProcess, whole: torch.nn.Module
+) -> None:
+    controller = nodes.controller()
+    await controller.introduce()
+    await deploy(controller, [A, A, B, B, C, C, A, A])  # two layers each, and reserved caches: not one more fits
+
+    async def look() -> None:
+        states = [await nodes.state(name) for name in (A, B, C)]
+        assert [state["copies"] for state in states] == [[], [], []]
+
+    answers = await in_the_midst(nodes, 8, look)
+    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 8
+    assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
+    await controller.stop()
+
+
+async def test_what_is_of_an_older_attempt_is_refused(nodes: InProcess, controller: Controller) -> None:
+    answers: list[Token] = []
+    nodes.router.on_token = answers.append
+
+    def step(attempt: int) -> Step:
+        values = to_wire(token_ids(PROMPT))
+        return Step(session="s", epoch=1, attempt=attempt, capacity=64, values=values, gateway="controller")
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    assert await nodes.peer(A).begin_attempt("s", 2) == {}
+    nodes.peer(A).send(step(1))
+    await until(answered)
+    assert (answers[0].error_kind, answers[0].attempt) == ("stale", 1)
+    assert "2 has begun" in answers.pop().error
+    nodes.peer(A).send(step(2))
+    await until(answered)
+    assert (answers[0].error, answers[0].attempt) == ("", 2)
+    assert await nodes.peer(A).begin_attempt("s", 3) == {1: len(PROMPT)}
+    await asyncio.gather(*(nodes.peer(name).close_sessions(["s"]) for name in NODES))
+
+
+async def assert_nothing_left(nodes: InProcess, names: tuple[str, ...]) -> None:
+    assert nodes.sessions.state()["sessions"] == 0
+
+    async def free() -> bool:
+        states = [await nodes.state(name) for name in names]
+        return not any(state["sessions"] or state["copies"] for state in states)
+
+    await until(free)

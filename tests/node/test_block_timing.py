@@ -1,0 +1,39 @@
+"""Profiling a block goes on whatever else the node does meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from resplit.model.engine import TorchEngine
+from resplit.model.source import StoredModel
+from resplit.node.block_timing import profile_block
+from resplit.node.emulation import Hardware
+from resplit.node.executor import Executor
+
+SLOW = Hardware(decode_s={"layer": 2e-3}, prefill_s={"layer": 0.0})
+
+
+@pytest.fixture
+def executor(tiny: StoredModel) -> Executor:
+    engine = TorchEngine(tiny.spec)
+    engine.load(2, tiny.tensors("layer.1"))
+    return Executor(engine, math.inf, SLOW)
+
+
+async def test_the_median_decode_step_is_the_answer_even_while_the_probe_takes_the_timings_away(
+    executor: Executor,
+) -> None:
+    profiling = asyncio.create_task(profile_block(executor, 2))
+    taken = []
+    while not profiling.done():
+        await asyncio.sleep(0)
+        while executor.timings:
+            taken.append(executor.timings.popleft())
+    assert 2e-3 <= profiling.result() < 20e-3
+    assert {timing.phase for timing in taken} == {"prefill", "decode"}
+    assert {timing.context_tokens for timing in taken if timing.phase == "decode"} == {16, 48, 96, 192}
+    assert executor.engine.sessions() == set()
+    executor.close()

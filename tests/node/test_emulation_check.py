@@ -1,0 +1,59 @@
+"""A cluster file that asks for more than this machine can truly do is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from resplit.config import ClusterConfig
+from resplit.errors import ConfigError
+from resplit.model.source import StoredModel
+from resplit.node.emulation_check import PassShape, ensure_feasible, measure_work
+
+SLOW = {"embed": "10 ms", "layer": "20 ms", "head": "30 ms"}
+
+
+def cluster(rate_rps: float = 0.5, decode: dict[str, str] = SLOW, emulated: bool = True) -> ClusterConfig:
+    node = {"name": "alpha", "memory": "8 MiB"}
+    emulate = {"decode_per_token": decode, "prefill_per_token": {"embed": "0 ms", "layer": "1 ms", "head": "0 ms"}}
+    return ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": "alpha",
+            "trusted": ["alpha"],
+            "nodes": [node | ({"emulate": emulate} if emulated else {})],
+            "links": {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}},
+            "classes": [
+                {"name": "chat", "rate_rps": rate_rps, "prompt_tokens": 12, "new_tokens": 9},
+                {"name": "short", "rate_rps": 0.01, "prompt_tokens": 12, "new_tokens": 1},
+            ],
+            "kv_tokens": 256,
+        }
+    )
+
+
+def test_what_this_machine_can_do_is_accepted(tiny: StoredModel) -> None:
+    ensure_feasible(cluster(), tiny)
+
+
+def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(tiny: StoredModel) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        ensure_feasible(cluster(decode=SLOW | {"head": "0.1 us"}), tiny)
+    message = str(refusal.value)
+    assert "nodes.alpha.emulate" in message
+    assert "'head'" in message
+    assert "0.0001 ms" in message
+    assert "truly needs" in message
+
+
+def test_more_work_than_the_cores_can_do_is_refused(tiny: StoredModel) -> None:
+    work_s = measure_work(cluster(), tiny)
+    kinds = ["embed", *["layer"] * 6, "head"]
+    request_s = sum(work_s[kind, PassShape(12, 0)] + 8 * work_s[kind, PassShape(1, 16)] for kind in kinds)
+    ensure_feasible(cluster(rate_rps=0.2 / request_s), tiny, cores=1)
+    with pytest.raises(ConfigError, match=r"classes: .* lower rate_rps"):
+        ensure_feasible(cluster(rate_rps=3 / request_s), tiny, cores=1)
+    ensure_feasible(cluster(rate_rps=3 / request_s), tiny, cores=16)
+
+
+def test_real_hardware_is_what_it_is(tiny: StoredModel) -> None:
+    ensure_feasible(cluster(rate_rps=1e9, emulated=False), tiny, cores=1)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resplit.planner.bound.branching import by_end, by_link, by_node, divide
+from resplit.planner.bound.dual import Dual
+from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.paths import IntervalPaths
+from resplit.planner.bound.resources import Resources
+from resplit.planner.budget import Budget
+from resplit.planner.evaluate import evaluate
+from resplit.planner.instance import Instance
+from resplit.types import Problem
+from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+
+
+def converged(dual: Dual) -> None:
+    dual.improve([], Budget(1e9, 300), float("inf"))
+
+
+def best_where(problem: Problem, holds: Callable[[np.ndarray], bool]) -> tuple[float, float]:
+    """The optimum over placements for which something does not hold, and for which it does, by trying every one."""
+    instance, best = Instance.of(problem), [float("inf"), float("inf")]
+    for placement in itertools.product(range(len(problem.nodes)), repeat=len(problem.blocks)):
+        nodes_of = np.array(placement)
+        evaluation = evaluate(problem, instance.placement(nodes_of))
+        if not evaluation.violations:
+            best[holds(nodes_of)] = min(best[holds(nodes_of)], evaluation.objective)
+    return best[0], best[1]
+
+
+def goes(nodes_of: np.ndarray, origin: int, node: int) -> bool:
+    return bool(((nodes_of[:-1] == origin) & (nodes_of[1:] == node)).any())
+
+
+@given(seeds(), st.sampled_from(["node", "end", "link"]), st.integers(0, 2), st.integers(1, 2), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_each_part_is_bounded_by_the_best_of_its_own(
+    seed: int, how: str, node: int, step: int, remembers: bool
+) -> None:
+    problem = tiny_problem(seed, blocks=5)
+    instance, other = Instance.of(problem), (node + step) % 3
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance).sharpened(instance, Contents.of(instance)))
+    converged(dual)
+    if remembers and dual.bound < float("inf") and dual.remember():
+        converged(dual)
+    if dual.bound == float("inf"):
+        return
+    whole = dual.bound
+    halves, holds = {
+        "node": (lambda: by_node(dual, node), lambda x: bool((x == node).any())),
+        "end": (lambda: by_end(dual, 4, node), lambda x: bool(x[4] == node)),
+        "link": (lambda: by_link(dual, other, node), lambda x: goes(x, other, node)),
+    }[how]
+
+    for part, optimum in zip(halves(), best_where(problem, holds), strict=True):
+        converged(part)
+        assert whole <= part.bound
+        if optimum < float("inf"):
+            assert part.bound <= optimum * (1 + 1e-9)
+    assert dual.bound == whole
+
+
+@given(seeds())
+@settings(max_examples=30, deadline=None)
+def test_dividing_proves_no_more_than_the_optimum(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=6)
+    optimum, placement = best_by_enumeration(problem)
+    instance = Instance.of(problem)
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+    converged(dual)
+    if placement is None:
+        return
+    undivided = dual.bound
+
+    bound = divide(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
+
+    assert undivided <= bound <= optimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", [165, 250, 276])
+def test_dividing_closes_gaps_that_prices_leave_open(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=6)
+    optimum, _ = best_by_enumeration(problem)
+    instance = Instance.of(problem)
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+    converged(dual)
+    undivided = dual.bound
+
+    bound = divide(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
+
+    assert undivided < 0.95 * optimum
+    assert bound >= 0.999 * optimum

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resplit.planner.bound import labels as labels_module
+from resplit.planner.bound import node_states as contents_module
+from resplit.planner.bound.ng_paths import Detour, Memory, NgPaths, detours
+from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.paths import IntervalPaths, PathCosts
+from resplit.planner.budget import Budget
+from resplit.planner.evaluate import evaluate
+from resplit.planner.instance import Instance
+from resplit.types import Problem
+from tests.support.problems import seeds, tiny_problem
+
+PLENTY = 100_000
+EVERYTHING = np.ones((3, 3), dtype=bool)
+
+
+def layered_problem(seed: int, blocks: int = 6) -> Problem:
+    """As `tiny_problem`, with blocks of two sizes, so that nodes come to hold the same in several ways."""
+    problem = tiny_problem(seed, blocks)
+    of_kind = np.random.default_rng(seed).integers(0, 2, blocks)
+    return replace(
+        problem,
+        blocks=tuple(replace(problem.blocks[k], name=f"block-{j}", private=False) for j, k in enumerate(of_kind)),
+        prefill_s_per_token=problem.prefill_s_per_token[of_kind],
+        decode_s_per_token=problem.decode_s_per_token[of_kind],
+    )
+
+
+def remembering(instance: Instance, near: np.ndarray, most_labels: int = PLENTY, coarse: bool = False) -> NgPaths:
+    contents = Contents.of(instance)
+    contents = contents.coarse(instance) if coarse else contents
+    return NgPaths(IntervalPaths(instance), contents, Memory(near, coarse), most_labels)
+
+
+def random_costs(seed: int, atoms: int) -> PathCosts:
+    rng = np.random.default_rng(seed)
+    return PathCosts(rng.uniform(0.1, 1, 3), rng.random((atoms, 3)), rng.random((3, 3)) / 9, rng.random(3))
+
+
+def price(paths: NgPaths, costs: PathCosts, x: np.ndarray) -> float:
+    ends = np.flatnonzero(np.diff(x)) + 1
+    refund = costs.start_refund[x[0]] + sum(costs.link_refund[x[p - 1], x[p]] for p in ends)
+    paid = costs.share @ paths.queue_paid(x) + costs.atom[np.arange(len(x)), x].sum()
+    return float(paid + paths.instance.path_cost(x) - refund)
+
+
+@given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_the_cheapest_path_that_remembers_is_that_of_enumeration(
+    seed: int, bits: int, draw: type, coarse: bool
+) -> None:
+    near = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
+    instance = Instance.of(draw(seed, 6))
+    paths, costs = remembering(instance, near, coarse=coarse), random_costs(seed, 6)
+
+    cost, nodes_of = paths.shortest(costs)
+
+    assert cost == pytest.approx(min(price(paths, costs, np.array(x)) for x in itertools.product(range(3), repeat=6)))
+    if np.isfinite(cost):
+        assert price(paths, costs, nodes_of) == pytest.approx(cost)
+        assert paths.shortest(costs, cost + 1e-6)[0] == pytest.approx(cost)
+        assert paths.shortest(costs, cost - 1e-6) == (cost - 1e-6, pytest.approx([]))
+
+
+@given(seeds())
+@settings(max_examples=60, deadline=None)
+def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) -> None:
+    problem = layered_problem(seed, 5)
+    instance = Instance.of(problem)
+    paths = remembering(instance, EVERYTHING)
+
+    for placement in itertools.product(range(3), repeat=5):
+        nodes_of = np.array(placement)
+        legal = not evaluate(problem, instance.placement(nodes_of)).violations
+        paid = paths.queue_paid(nodes_of)
+        if legal:
+            assert paid == pytest.approx(instance.queue_cost(instance.loads(nodes_of)), rel=1e-9)
+        elif np.isfinite(instance.path_cost(nodes_of)):
+            assert np.isinf(paid).any()
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_remembering_memory_alone_only_makes_paths_cheaper(seed: int) -> None:
+    instance = Instance.of(layered_problem(seed))
+    exact, coarse = remembering(instance, EVERYTHING), remembering(instance, EVERYTHING, coarse=True)
+
+    for placement in itertools.product(range(3), repeat=6):
+        nodes_of = np.array(placement)
+        assert (coarse.queue_paid(nodes_of) <= exact.queue_paid(nodes_of) * (1 + 1e-9)).all()
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
+    instance = Instance.of(tiny_problem(seed, 6))
+    exact = remembering(instance, EVERYTHING)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(contents_module, "MOST_LEVELS", 20)
+        merged = remembering(instance, EVERYTHING)
+
+    for placement in itertools.product(range(3), repeat=6):
+        nodes_of = np.array(placement)
+        assert (merged.queue_paid(nodes_of) <= exact.queue_paid(nodes_of) * (1 + 1e-9)).all()
+
+
+@given(seeds())
+@settings(max_examples=40, deadline=None)
+def test_levels_weigh_no_more_than_the_atoms_they_stand_for(seed: int) -> None:
+    instance = Instance.of(layered_problem(seed))
+    contents = Contents.of(instance)
+    coarse, of_atom = contents.coarse(instance), np.diff(contents.before)
+
+    for chosen in itertools.product([False, True], repeat=6):
+        held = np.array(chosen)
+        level = of_atom[held].sum()
+        load = np.where(np.isfinite(instance.load[held]), instance.load[held], np.inf).sum(axis=0)
+        held_bytes = float(instance.memory[held].sum())
+        for levels, known in ((contents, level), (coarse, coarse.after(level, 0, 0, held_bytes))):
+            assert levels.memory[known] <= held_bytes
+            assert (levels.load[known] <= load).all()
+
+
+def test_too_many_labels_leave_the_question_open() -> None:
+    instance = Instance.of(layered_problem(1))
+
+    cost, nodes_of = remembering(instance, EVERYTHING, most_labels=5).shortest(random_costs(1, 6))
+
+    assert cost == -np.inf
+    assert not len(nodes_of)
+
+
+def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
+    instance = Instance.of(layered_problem(1, 20))
+    paths, costs = remembering(instance, EVERYTHING), random_costs(1, 20)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(labels_module, "CHUNK", 1)
+        late = paths.shortest(costs, budget=Budget(0.0))
+
+    assert late == (-np.inf, pytest.approx([]))
+    assert paths.shortest(costs)[0] > -np.inf
+
+
+def test_a_detour_is_found_until_it_is_remembered() -> None:
+    instance = Instance.of(layered_problem(1))
+    mixture = [(1.0, np.array([0, 0, 1, 2, 0, 0]))]
+
+    found = detours(instance, mixture, Memory.of(3), value=1.0)
+
+    assert [(detour.node, detour.between) for detour in found] == [(0, (1, 2))]
+    assert not detours(instance, mixture, Memory.of(3).joined(found), value=1.0)
+    assert len(detours(instance, mixture, Memory.of(3).joined([Detour(0, (1,), 1.0)]), value=1.0)) == 1

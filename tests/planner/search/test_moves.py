@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from resplit.planner.evaluate import block_bytes
+from resplit.planner.instance import Instance
+from resplit.planner.search.kernel_arrays import LEAST_ATOMS, Tables
+from resplit.planner.search.moves import KINDS, penalised_cost, walk
+from tests.support.problems import seeds, tiny_problem
+
+FREE = np.zeros(KINDS)
+
+
+@given(seeds())
+@settings(max_examples=25, deadline=None)
+def test_a_placement_costs_its_objective_and_breaks_nothing_exactly_where_it_is_legal(seed: int) -> None:
+    instance = Instance.of(tiny_problem(seed, blocks=4))
+    tables = Tables.of(instance)
+    atoms, nodes = instance.shape
+
+    for placement in itertools.product(range(nodes), repeat=atoms):
+        cost, broken = penalised_cost(np.array(placement, np.int64), tables, FREE)
+
+        legal = instance.cost(np.array(placement, np.intp))
+        assert (broken == 0) == np.isfinite(legal)
+        if np.isfinite(legal):
+            assert cost == pytest.approx(legal, rel=1e-12)
+
+
+@pytest.mark.parametrize("short_bytes", [1e3, 1e6])
+def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_bytes: float) -> None:
+    problem = tiny_problem(5, blocks=4)
+    needed = block_bytes(problem).sum()
+    nodes = tuple(replace(n, memory_bytes=needed - short_bytes, trusted=True) for n in problem.nodes)
+    instance = Instance.of(replace(problem, nodes=nodes))
+    tables, everything = Tables.of(instance), np.zeros(4, np.int64)
+
+    free, _ = penalised_cost(everything, tables, FREE)
+    cost, broken = penalised_cost(everything, tables, np.array([1.0, 0.0, 0.0]))
+
+    assert broken >= 1
+    assert cost - free == pytest.approx(short_bytes + LEAST_ATOMS * instance.memory.mean(), rel=1e-5)
+
+
+@given(seeds())
+@settings(max_examples=25, deadline=None)
+def test_a_walk_reports_the_cost_of_the_legal_placement_that_it_keeps(seed: int) -> None:
+    instance = Instance.of(tiny_problem(seed, blocks=6, nodes=4))
+    here = np.random.default_rng(seed).integers(0, 4, 6)
+    best, penalty = np.zeros(6, np.int64), np.ones(KINDS)
+    random = np.array([seed + 1], np.uint64)
+
+    cost = walk(here, best, np.inf, Tables.of(instance), penalty, np.ones(KINDS), 1.0, 0.01, 3000, random)
+
+    assert ((here >= 0) & (here < 4)).all()
+    if cost < np.inf:
+        assert instance.cost(best.astype(np.intp)) == pytest.approx(cost, rel=1e-12)
+
+
+def test_a_problem_of_one_block_and_one_node_can_be_walked() -> None:
+    instance = Instance.of(tiny_problem(3, blocks=1, nodes=1))
+    here = np.zeros(1, np.int64)
+
+    cost = walk(
+        here, here.copy(), np.inf, Tables.of(instance), np.ones(KINDS), np.ones(KINDS), 1.0, 0.1, 500,
+        np.ones(1, np.uint64),
+    )  # fmt: skip
+
+    assert cost == pytest.approx(instance.cost(np.zeros(1, np.intp)))

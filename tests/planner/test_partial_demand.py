@@ -1,0 +1,45 @@
+"""Where the demand is more than the nodes can carry, the plan is for the part that they can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from resplit.planner import solve
+from resplit.planner.evaluate import evaluate
+from resplit.planner.partial_demand import solve_carried
+from resplit.types import Problem
+from tests.support.problems import tiny_problem
+
+
+def with_rates(problem: Problem, factor: float) -> Problem:
+    return replace(problem, classes=tuple(replace(c, rate_rps=c.rate_rps * factor) for c in problem.classes))
+
+
+@pytest.fixture
+def problem() -> Problem:
+    return next(posed for posed in map(tiny_problem, range(100)) if solve(posed).placement is not None)
+
+
+def test_a_demand_that_can_be_carried_is_planned_whole(problem: Problem) -> None:
+    plan, share = solve_carried(problem)
+    assert (plan.placement, share) == (solve(problem).placement, 1.0)
+
+
+def test_too_much_demand_is_planned_in_part_and_the_next_larger_part_has_no_plan(problem: Problem) -> None:
+    asked = with_rates(problem, 20)
+    assert solve(asked).placement is None
+    plan, share = solve_carried(asked)
+    assert plan.placement is not None
+    assert 0 < share < 1
+    assert not evaluate(with_rates(asked, share), plan.placement).violations
+    assert solve(with_rates(asked, min(1.0, 2 * share))).placement is None
+
+
+def test_what_lacks_memory_at_any_rate_has_no_plan_and_the_reason_of_the_whole(problem: Problem) -> None:
+    starved = replace(problem, nodes=tuple(replace(node, memory_bytes=1.0) for node in problem.nodes))
+    plan, share = solve_carried(starved)
+    assert plan.placement is None
+    assert share == 1.0
+    assert plan.reason == solve(starved).reason

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import base64
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joserfc import jws
+from joserfc.jwk import OctKey, OKPKey
+
+from resplit.errors import CommandRefusedError, ConfigError
+from resplit.security import signing
+from resplit.security.identity import Member
+from resplit.security.signing import MAX_LIFETIME_S, MAX_TOKEN_CHARS, REASONS, CommandSigner, CommandVerifier
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def signer(ours: Path, clock: Clock) -> CommandSigner:
+    return CommandSigner(Member.load(ours / "controller"), clock)
+
+
+@pytest.fixture
+def verifier(ours: Path, clock: Clock) -> CommandVerifier:
+    return CommandVerifier(Member.load(ours / "node-a"), clock)
+
+
+def prepare(signer: CommandSigner, epoch: int = 7, **more: object) -> str:
+    return signer.sign("prepare", {"blocks": ["layer.0"]}, **{"audience": "node-a", "epoch": epoch} | more)
+
+
+def assert_refused(verifier: CommandVerifier, token: str, reason: str, kind: str = "prepare", epoch: int = 0) -> None:
+    before = verifier.refusals[reason]
+    with pytest.raises(CommandRefusedError) as refusal:
+        verifier.verify(token, kind=kind, current_epoch=epoch)
+    assert refusal.value.reason == reason
+    assert reason in REASONS
+    assert verifier.refusals[reason] == before + 1
+
+
+def resign(signer: CommandSigner, token: str, **changed: object) -> str:
+    """The same command with other claims, signed by the controller itself."""
+    claims = json.loads(_decoded(token.split(".")[1])) | changed
+    return jws.serialize_compact(signer._header, json.dumps(claims), signer._key, algorithms=["Ed25519"])
+
+
+def _decoded(segment: str) -> bytes:
+    return base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+
+
+def _encoded(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def test_a_command_arrives_as_it_was_signed(signer: CommandSigner, verifier: CommandVerifier, clock: Clock) -> None:
+    command = verifier.verify(prepare(signer), kind="prepare", current_epoch=6)
+    assert (command.kind, command.epoch, command.body) == ("prepare", 7, {"blocks": ["layer.0"]})
+    assert (command.issuer, command.audience) == ("controller", "node-a")
+    assert (command.issued_s, command.expires_s) == (clock.now, clock.now + 30)
+    assert not verifier.refusals
+
+
+def test_only_the_controller_can_sign(ours: Path) -> None:
+    with pytest.raises(ConfigError, match="only the controller"):
+        CommandSigner(Member.load(ours / "node-a"))
+
+
+def test_an_unsigned_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    header, payload, signature = prepare(signer).split(".")
+    nothing = _encoded(json.dumps({"alg": "none", "kid": signer._header["kid"]}).encode())
+    assert_refused(verifier, f"{header}.{payload}.", "unsigned")
+    assert_refused(verifier, f"{nothing}.{payload}.", "unsigned")
+    assert_refused(verifier, f"{nothing}.{payload}.{signature}", "unsigned")
+
+
+def test_an_altered_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    token = prepare(signer)
+    header, payload, signature = token.split(".")
+    other = _encoded(_decoded(payload).replace(b"layer.0", b"layer.1"))
+    assert_refused(verifier, f"{header}.{other}.{signature}", "altered")
+    assert_refused(verifier, f"{header}.{payload}.{prepare(signer).split('.')[2]}", "altered")
+
+
+def test_a_public_key_used_as_a_shared_secret_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    payload = _decoded(prepare(signer).split(".")[1])
+    header = {"alg": "HS512", "kid": signer._header["kid"]}
+    secret = OctKey.import_key(_decoded(signer._key.as_dict(private=False)["x"]))
+    assert_refused(verifier, jws.serialize_compact(header, payload, secret, algorithms=["HS512"]), "altered")
+
+
+@settings(max_examples=150, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), letter=st.sampled_from("ABCghxyz0189-_.=+ \n"))
+def test_no_character_of_a_command_can_be_changed(ours: Path, where: float, letter: str) -> None:
+    token = prepare(CommandSigner(Member.load(ours / "controller")))
+    verifier = CommandVerifier(Member.load(ours / "node-a"))
+    place = int(where * len(token))
+    other = letter if letter != token[place] else "D"
+    with pytest.raises(CommandRefusedError):
+        verifier.verify(token[:place] + other + token[place + 1 :], kind="prepare", current_epoch=0)
+    with pytest.raises(CommandRefusedError):
+        verifier.verify(token[:place] + letter + token[place:], kind="prepare", current_epoch=0)
+    assert sum(verifier.refusals.values()) == 2
+
+
+def test_a_command_has_one_spelling(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    token = prepare(signer)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    same_signature = token[:-1] + letters[letters.index(token[-1]) + 1]  # only bits that no byte holds are different
+    assert _decoded(same_signature.split(".")[2]) == _decoded(token.split(".")[2])
+    assert_refused(verifier, same_signature, "malformed")
+    assert_refused(verifier, token + "==", "malformed")
+    assert_refused(verifier, token + "\n", "malformed")
+
+
+def test_a_replayed_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    token = prepare(signer)
+    verifier.verify(token, kind="prepare", current_epoch=0)
+    assert_refused(verifier, token, "replayed")
+
+
+def test_a_command_is_not_obeyed_again_by_a_restarted_member(ours: Path, signer: CommandSigner, clock: Clock) -> None:
+    token = prepare(signer)
+    clock.now += 20
+    assert_refused(CommandVerifier(Member.load(ours / "node-a"), clock), token, "replayed")
+
+
+def test_an_expired_command_is_refused(signer: CommandSigner, verifier: CommandVerifier, clock: Clock) -> None:
+    token, other = prepare(signer), prepare(signer)
+    clock.now += 29
+    verifier.verify(other, kind="prepare", current_epoch=0)
+    clock.now += 2
+    assert_refused(verifier, token, "expired")
+
+
+def test_a_command_that_would_live_too_long_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    with pytest.raises(ValueError, match="no verifier"):
+        prepare(signer, lifetime_s=MAX_LIFETIME_S + 1)
+    assert_refused(verifier, resign(signer, prepare(signer), exp=2e9), "expired")
+
+
+def test_a_command_from_the_future_is_refused(signer: CommandSigner, verifier: CommandVerifier, clock: Clock) -> None:
+    clock.now += 60
+    token = prepare(signer)
+    clock.now -= 60
+    assert_refused(verifier, token, "early")
+
+
+def test_a_misaddressed_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    assert_refused(verifier, prepare(signer, audience="node-b"), "misaddressed")
+    assert_refused(verifier, prepare(signer, audience=""), "misaddressed")
+
+
+def test_a_command_of_another_authority_is_refused(theirs: Path, verifier: CommandVerifier, clock: Clock) -> None:
+    token = prepare(CommandSigner(Member.load(theirs / "controller"), clock))
+    assert_refused(verifier, token, "authority")
+    impostor = OKPKey.generate_key("Ed25519")
+    header = {"alg": "Ed25519", "kid": next(iter(verifier._keys))}
+    payload = _decoded(token.split(".")[1])
+    assert_refused(verifier, jws.serialize_compact(header, payload, impostor, algorithms=["Ed25519"]), "altered")
+    without_key = jws.serialize_compact({"alg": "Ed25519"}, payload, impostor, algorithms=["Ed25519"])
+    assert_refused(verifier, without_key, "authority")
+
+
+def test_a_command_of_another_kind_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    assert_refused(verifier, prepare(signer), "kind", kind="commit")
+
+
+def test_a_command_of_an_overtaken_epoch_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    assert_refused(verifier, prepare(signer, epoch=4), "stale", epoch=5)
+    verifier.verify(prepare(signer, epoch=8), kind="prepare", current_epoch=5)
+    assert_refused(verifier, prepare(signer, epoch=7), "stale", epoch=5)
+    commit = signer.sign("commit", {}, audience="node-a", epoch=8)
+    verifier.verify(commit, kind="commit", current_epoch=5)
+    assert_refused(verifier, signer.sign("abort", {}, audience="node-a", epoch=7), "stale", kind="abort", epoch=5)
+    assert_refused(verifier, signer.sign("commit", {}, audience="node-a", epoch=7), "stale", kind="commit", epoch=5)
+
+
+def test_a_refused_command_overtakes_nothing(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    assert_refused(verifier, prepare(signer, epoch=900, audience="node-b"), "misaddressed")
+    assert verifier.verify(prepare(signer, epoch=7), kind="prepare", current_epoch=5).epoch == 7
+
+
+def test_an_earlier_epoch_is_finished_after_a_later_one_was_begun(
+    signer: CommandSigner, verifier: CommandVerifier
+) -> None:
+    verifier.verify(prepare(signer, epoch=9), kind="prepare", current_epoch=7)
+    commit = signer.sign("commit", {}, audience="node-a", epoch=8)
+    assert verifier.verify(commit, kind="commit", current_epoch=7).epoch == 8
+
+
+def test_a_command_that_changes_no_epoch_is_never_stale(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    verifier.verify(prepare(signer, epoch=9), kind="prepare", current_epoch=7)
+    release = signer.sign("release", {}, audience="node-a", epoch=6)
+    assert verifier.verify(release, kind="release", current_epoch=9).epoch == 6
+
+
+@pytest.mark.parametrize("claims", [{"epoch": "x"}, {"body": 3}, {"iat": None}, {"exp": [1]}])
+def test_signed_claims_that_are_no_command_are_refused(
+    signer: CommandSigner, verifier: CommandVerifier, claims: dict[str, object]
+) -> None:
+    assert_refused(verifier, resign(signer, prepare(signer), **claims), "malformed")
+
+
+@settings(max_examples=200, deadline=None)
+@given(garbage=st.text() | st.from_regex(r"[\w-]{0,40}(\.[\w-]{0,40}){0,4}") | st.binary().map(_encoded))
+def test_garbage_is_refused_and_nothing_else_happens(ours: Path, garbage: str) -> None:
+    verifier = CommandVerifier(Member.load(ours / "node-a"))
+    with pytest.raises(CommandRefusedError):
+        verifier.verify(garbage, kind="prepare", current_epoch=0)
+
+
+def with_header(header: bytes) -> str:
+    """Well-formed from the outside: any header, an empty object, a signature's length."""
+    return f"{_encoded(header)}.e30.{'A' * 86}"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    header=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.dictionaries(st.sampled_from(["alg", "kid", "crit", "b64", "typ", "jwk", "x"]), inner, max_size=4)
+            | st.lists(inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_any_header_is_refused_without_a_crash(ours: Path, header: object) -> None:
+    verifier = CommandVerifier(Member.load(ours / "node-a"))
+    if isinstance(header, dict) and "kid" in header:
+        header["kid"] = next(iter(verifier._keys))
+    with pytest.raises(CommandRefusedError):
+        verifier.verify(with_header(json.dumps(header).encode()), kind="prepare", current_epoch=0)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "A" * (10 * MAX_TOKEN_CHARS),
+        "a." * MAX_TOKEN_CHARS,
+        with_header(b"[" * 380),
+        with_header(b"[" * 700_000),
+        f"e30.{'A' * (MAX_TOKEN_CHARS - 100)}.{'A' * 86}",
+        with_header(b'["alg"]'),
+        with_header(b'"alg"'),
+    ],
+)
+def test_huge_or_odd_input_is_refused(verifier: CommandVerifier, odd: str) -> None:
+    assert_refused(verifier, odd, "malformed")
+
+
+def test_the_largest_command_that_can_be_signed_is_obeyed(signer: CommandSigner, verifier: CommandVerifier) -> None:
+    token = signer.sign("prepare", {"x": "x" * 700_000}, audience="node-a", epoch=1)
+    assert len(verifier.verify(token, kind="prepare", current_epoch=0).body["x"]) == 700_000
+    with pytest.raises(ValueError, match="no verifier"):
+        signer.sign("prepare", {"x": "x" * MAX_TOKEN_CHARS}, audience="node-a", epoch=1)
+
+
+def test_what_is_remembered_is_bounded_and_forgotten_when_it_expires(
+    signer: CommandSigner, verifier: CommandVerifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "_MAX_REMEMBERED", 3)
+    for _ in range(3):
+        verifier.verify(prepare(signer), kind="prepare", current_epoch=0)
+    assert_refused(verifier, prepare(signer), "flooded")
+    clock.now += 31
+    verifier.verify(prepare(signer), kind="prepare", current_epoch=0)
+    assert len(verifier._seen._ids) == len(verifier._seen._by_expiry) == 1
+
+
+def test_a_token_with_the_real_clock_is_accepted(ours: Path) -> None:
+    verifier = CommandVerifier(Member.load(ours / "node-a"))
+    command = verifier.verify(prepare(CommandSigner(Member.load(ours / "controller"))), kind="prepare", current_epoch=0)
+    assert abs(command.issued_s - time.time()) < 60

@@ -1,0 +1,95 @@
+"""A tiny real model and a cluster of real node processes on this machine: what experiments and system tests run on."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from resplit.cluster.local import Cluster, running
+from resplit.cluster.state import first_plan
+
+MODEL = "tiny-llama"
+NODES = ("alpha", "beta", "gamma", "delta")
+TRUSTED = NODES[:2]
+# Whatever else uses this machine is no reason not to place blocks: times do not matter here.
+CLUSTER = """
+name: test
+source: alpha
+trusted: [alpha, beta]
+nodes:
+  - {name: alpha, memory: 4 MiB, max_utilization: 0.999}
+  - {name: beta, memory: 4 MiB, max_utilization: 0.999}
+  - {name: gamma, memory: 4 MiB, max_utilization: 0.999}
+  - {name: delta, memory: 4 MiB, max_utilization: 0.999}
+classes:
+  - {name: chat, slo: 30 s, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
+limits: {context_tokens: 256, sessions: 16, queue: 8, deadline: 60 s}
+kv_tokens: 2048
+"""
+_TEXT = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "0123456789"]
+
+
+def make_model(parent: Path, **shape: int) -> Path:
+    """A random six-layer Llama and its tokenizer, as a local folder in `parent`; `shape` changes its configuration."""
+    folder = parent / MODEL
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    torch.manual_seed(3)
+    usual = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    config = LlamaConfig(vocab_size=len(tokenizer.get_vocab()), eos_token_id=0, bos_token_id=None, **(usual | shape))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    return folder
+
+
+def whole_model(folder: Path) -> torch.nn.Module:
+    """The unsplit model, the oracle."""
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def reference(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> list[int]:
+    """Greedy tokens of the unsplit model; generation does not end early."""
+    ids = torch.tensor([prompt])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+@contextlib.contextmanager
+def started(folder: Path, model: Path, text: str = CLUSTER, plan: bool = True) -> Iterator[Cluster]:
+    """Node processes, gateway and controller as the cluster file `text` says, with a first plan deployed if `plan`."""
+    (folder / "test.yaml").write_text(text)
+    with running(folder / "test.yaml", folder / "state", str(model)) as cluster:
+        if plan:
+            first_plan(cluster)
+        yield cluster
+
+
+def random_placement(blocks: int, rng: random.Random) -> list[str]:
+    """Private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
+    middle = [rng.choice(NODES) for _ in range(blocks - 3)]
+    return [rng.choice(TRUSTED), rng.choice(TRUSTED), *middle, rng.choice(TRUSTED)]

@@ -1,0 +1,160 @@
+"""Real nodes on the test's own event loop: TLS sockets, keys and sealed shards, commands signed by the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resplit.cluster.local import free_ports
+from resplit.config import ClusterConfig
+from resplit.control.controller import Controller, Proposal
+from resplit.control.log import EpochLog
+from resplit.gateway.sessions.manager import Sessions
+from resplit.gateway.sessions.router import Router
+from resplit.model.source import StoredModel
+from resplit.node.server import serve_node
+from resplit.security.identity import CONTROLLER, Member, keys_command
+from resplit.security.signing import CommandSigner
+from resplit.shards.packaging import package
+from resplit.shards.registry import Keyring, Registry
+from resplit.shards.sealing import wrap_key
+from resplit.wire.peers import Address, Peer
+from resplit.wire.routes import Route
+from tests.support.tcp_proxy import Cable
+
+
+class InProcess:
+    """A cluster whose nodes, gateway and controller share one event loop; everything between them is real."""
+
+    def __init__(self, config: ClusterConfig, model: StoredModel, folder: Path) -> None:
+        self.config, self.model, self.folder = config, model, folder
+        keys_command(folder / "keys", config.node_names)
+        self.member = Member.load(folder / "keys" / CONTROLLER)
+        self.keyring = Keyring(folder / "keyring.json")
+        package(model, Registry(str(folder / "registry")), self.keyring)
+        ports = iter(free_ports(2 * len(config.nodes)))
+        self.addresses = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
+        self._inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
+        self._cables = {name: Cable(self.addresses[name], self._inside[name]) for name in config.node_names}
+        self.features = model.features(config.private_layers)
+        self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
+        self.begin_gateway()
+        self.signer = CommandSigner(self.member)
+        self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+
+    def begin_gateway(self) -> None:
+        """A gateway that knows nothing yet: the first one, or after a crash the next."""
+        self.router = Router(self.config, self.member)
+        self.sessions = Sessions(self.config, self.router, self.features)
+
+    async def start(self, name: str) -> None:
+        """Start one node and wait until its tokens can be heard."""
+        stop = asyncio.Event()
+        serving = serve_node(
+            name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self._inside[name], stop
+        )
+        self._running[name] = stop, asyncio.create_task(serving)
+        await self._cables[name].plug_in()
+        self.router.meet({name: self.addresses[name]})
+        await self.router.wait_for({name}, 10)
+
+    async def stop(self, name: str) -> None:
+        """End one node: its connections break, its caches are gone."""
+        self._cables[name].pull_out()
+        stop, task = self._running.pop(name)
+        stop.set()
+        await task
+
+    async def stop_all(self) -> None:
+        await self.router.disconnect()
+        for name in list(self._running):
+            await self.stop(name)
+
+    def sever(self, name: str) -> None:
+        """Break every connection to a node; new ones can be made at once."""
+        self._cables[name].sever()
+
+    def peer(self, name: str) -> Peer:
+        return self.router.peers[name]
+
+    def route(self, placement: Sequence[str], epoch: int) -> Route:
+        return Route(epoch, tuple(placement), dict(self.addresses))
+
+    async def command(self, node: str, kind: str, body: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
+        """Send one signed command."""
+        return await self.peer(node).command(kind, self.signer.sign(kind, body, audience=node, epoch=epoch))
+
+    async def state(self, node: str) -> dict[str, Any]:
+        """What the node says of itself now."""
+        return (await self.peer(node).report(0))[0]["state"]
+
+    async def rows(self, node: str, table: str) -> list[dict[str, Any]]:
+        """A node's telemetry."""
+        return (await self.peer(node).report(0))[0]["rows"][table]
+
+    def order(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
+        """The body of a prepare command."""
+        route = self.route(placement, epoch)
+        blocks = range(len(placement))
+        return {
+            "route": route.to_json(),
+            "model": {"config": self.model.spec.config, "dtype": self.model.spec.dtype, "split": self.model.spec.split},
+            "private": sorted(self.private),
+            "kv_tokens": kv_tokens,
+            "instead": False,
+            "shards": {str(b): self._shard(node, b) for b in blocks if placement[b] == node},
+        }
+
+    def introduction(self, addresses: dict[str, str]) -> dict[str, Any]:
+        """The body of a meet command, for a trusted node."""
+        return {"addresses": addresses, "links": {}, "sessions": [], "trusted": True, "private": []}
+
+    def _shard(self, node: str, block: int) -> dict[str, str]:
+        entry = self.keyring[self.features[block].name]
+        wrapped = wrap_key(entry.key, self.member.public_wrap_key(node), node=node, shard=entry.shard)
+        return {"name": entry.shard, "key": wrapped.hex()}
+
+    def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
+        """A controller of this cluster that hears of lost and found nodes, by default with its log in the folder."""
+        controller = Controller(
+            self.config,
+            self.model,
+            self.member,
+            self.keyring,
+            log or EpochLog(self.folder / "epochs.db"),
+            self.router.peers if peers is None else peers,
+            self.addresses,
+            self.sessions,
+            self.folder / "picture.json",
+        )
+        self.sessions.on_settled = controller.settled
+        self.sessions.on_lost = controller.node_lost
+        self.router.on_found = controller.node_found
+        return controller
+
+
+async def deploy(controller: Controller, placement: Sequence[str]) -> None:
+    """Make a placement live, planned against what is."""
+    live = controller.live.epoch if controller.live else 0
+    await controller.deploy(Proposal(tuple(placement), "re-split", live))
+
+
+@contextlib.asynccontextmanager
+async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) -> AsyncIterator[InProcess]:
+    """All nodes of `config`, running."""
+    cluster = InProcess(config, model, folder)
+    try:
+        await asyncio.gather(*(cluster.start(name) for name in config.node_names))
+        yield cluster
+    finally:
+        await cluster.stop_all()
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+    """Ask until it holds; TimeoutError where it never does."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - the state is another member's: there is no event to wait for
+            await asyncio.sleep(0.01)

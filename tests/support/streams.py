@@ -1,0 +1,164 @@
+"""Requests that stream, several at once and one after another, each compared with the unsplit model's tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import httpx
+import torch
+
+from benchmarks.chaos.findings import Finding
+from resplit.cluster.local import Cluster
+from tests.support.cluster import MODEL, reference
+
+PROMPTS = [[(7 * k + 3 * i) % 250 + 5 for i in range(5 + k)] for k in range(8)]
+_WITHIN_S = 120.0
+
+
+class StreamFailedError(Exception):
+    """A request that was not served to its end."""
+
+
+async def stream(
+    client: httpx.AsyncClient, prompt: list[int], new_tokens: int, times_s: list[float] | None = None
+) -> list[int]:
+    """The tokens of one request, the moment of each (monotonic clock) added to `times_s`; StreamFailedError."""
+    body = {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "stream": True,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    tokens: list[int] = []
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            raise StreamFailedError(f"{response.status_code} {(await response.aread())[:300]!r}")
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise StreamFailedError(str(event["error"]))
+                new = event["choices"][0].get("token_ids") or []
+                tokens += new
+                if times_s is not None:
+                    times_s += [time.monotonic()] * len(new)
+    return tokens
+
+
+@dataclass
+class Streams:
+    """What became of the streams of one run. Each prompt has a lane, its requests follow one another in it.
+
+    `lanes` holds, for each lane and each of its requests, the moments of its tokens (monotonic clock).
+    """
+
+    lanes: list[list[list[float]]]
+    right: int = 0
+    wrong: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def findings(self, experiment: str) -> list[Finding]:
+        """The two promises that every experiment keeps: no request fails, no token changes."""
+        number = self.right + self.wrong + len(self.failed)
+        failed = f"{len(self.failed)} of {number}" + (f" ({self.failed[0]})" if self.failed else "")
+        return [
+            Finding(experiment, "streams that failed", failed, "0", met=not self.failed and number > 0),
+            Finding(experiment, "streams with a wrong token", f"{self.wrong} of {number}", "0", met=self.wrong == 0),
+        ]
+
+    def first_after(self, moment_s: float) -> list[float]:
+        """The moment of each lane's first token after this one; shorter than `lanes` while some had none."""
+        later = [[t for request in lane[-3:] for t in request if t > moment_s] for lane in self.lanes]
+        return [times[0] for times in later if times]
+
+    def all_since(self, moment_s: float) -> bool:
+        """Whether every lane had a token after this moment."""
+        return len(self.first_after(moment_s)) == len(self.lanes)
+
+    def gaps_around(self, moment_s: float, window_s: float) -> list[tuple[float, float]]:
+        """The longest gap in so long a time before a moment, and after it, of each stream that runs through both.
+
+        A gap that spans the moment belongs to the time after it.
+        """
+        first_s, last_s = moment_s - window_s, moment_s + window_s
+        through = [r for lane in self.lanes for r in lane if r and r[0] <= first_s and r[-1] >= last_s]
+        return [(_longest_gap_s(r, first_s, moment_s), _longest_gap_s(r, moment_s, last_s)) for r in through]
+
+
+def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float:
+    """The longest gap that ends within this time; 0 where no token came in it."""
+    begin, end = bisect.bisect_right(times_s, first_s), bisect.bisect_right(times_s, last_s)
+    return max((times_s[i] - times_s[i - 1] for i in range(begin, end)), default=0.0)
+
+
+def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+    """What each prompt must be answered with."""
+    return [reference(model, prompt, new_tokens) for prompt in prompts]
+
+
+def ask(cluster: Cluster, new_tokens: int) -> httpx.Response:
+    """One request with the first prompt, alone and not streamed."""
+    body = {
+        "model": MODEL,
+        "prompt": PROMPTS[0],
+        "max_tokens": new_tokens,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60)
+
+
+@contextlib.asynccontextmanager
+async def streaming(
+    cluster: Cluster, expected: list[list[int]], prompts: list[list[int]] = PROMPTS
+) -> AsyncIterator[Streams]:
+    """Keep one stream for each prompt running, one after another, until the end of the block and to their own end.
+
+    The block begins once every stream had a token.
+    """
+    seen, stop = Streams([[] for _ in prompts]), asyncio.Event()
+
+    async def keep_on(client: httpx.AsyncClient, lane: int) -> None:
+        while not stop.is_set():
+            await _one(client, prompts[lane], expected[lane], seen, lane)
+
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=_WITHIN_S) as client, asyncio.TaskGroup() as tasks:
+        for lane in range(len(prompts)):
+            tasks.create_task(keep_on(client, lane))
+        try:
+            await until(lambda: seen.all_since(0.0))
+            yield seen
+        finally:
+            stop.set()
+
+
+async def _one(client: httpx.AsyncClient, prompt: list[int], expected: list[int], seen: Streams, lane: int) -> None:
+    times_s: list[float] = []
+    seen.lanes[lane].append(times_s)
+    try:
+        tokens = await stream(client, prompt, len(expected), times_s)
+    except (StreamFailedError, httpx.HTTPError) as error:
+        seen.failed.append(f"{type(error).__name__}: {error}")
+        await asyncio.sleep(0.2)
+        return
+    if tokens == expected:
+        seen.right += 1
+    else:
+        seen.wrong += 1
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0, every_s: float = 0.02) -> float:
+    """Ask, in another thread, until it holds; the seconds that took. TimeoutError where it never does."""
+    begun_s = time.monotonic()
+    async with asyncio.timeout(timeout_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it is in other processes: no event tells
+            await asyncio.sleep(every_s)
+    return time.monotonic() - begun_s
