@@ -11,11 +11,13 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.config import ClusterConfig, ScenarioConfig
 from resplit.records import RunRecord, table
-from tasks.workload import Arrival, Sent, send
+from tasks.workload import ScheduledRequest, Sent, send
 
 
 @task(name="serve workload", cache_policy=NO_CACHE)
-def serve_workload(url: str, token: str, model: str, arrivals: list[Arrival], scenario: ScenarioConfig) -> Sent:
+def serve_workload(
+    url: str, token: str, model: str, arrivals: list[ScheduledRequest], scenario: ScenarioConfig
+) -> Sent:
     """Send a workload while the cluster changes on schedule."""
     return send(url, token, model, arrivals, scenario)
 
@@ -72,7 +74,7 @@ def _requests(cluster: ClusterConfig, records: list[dict[str, Any]], sent: Sent)
     return rows + [_broken(arrival, slo_s[arrival.request_class]) for arrival in sent.broken]
 
 
-def _broken(arrival: Arrival, slo_s: float) -> dict[str, Any]:
+def _broken(arrival: ScheduledRequest, slo_s: float) -> dict[str, Any]:
     return {
         "request_class": arrival.request_class,
         "arrival_s": arrival.at_s,

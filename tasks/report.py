@@ -17,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.errors import DataError
-from resplit.metrics import Metrics, Row, compare, epoch_latency, run_label, series, summaries
+from resplit.metrics import Row, RunMetrics, compare, epoch_latency, run_label, series, summaries
 from resplit.records import RunRecord
 from tasks import plots
 
@@ -308,7 +308,7 @@ def _notes(runs: Mapping[str, RunRecord], extras: Extras) -> list[str]:
     return [*notes, *extras.notes]
 
 
-def _write_metrics(path: Path, metrics: Mapping[str, Metrics]) -> None:
+def _write_metrics(path: Path, metrics: Mapping[str, RunMetrics]) -> None:
     """All metrics of all runs, rounded alike and sorted, NaN as null: the same numbers give the same file."""
     plain = {
         label: {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(values).items()}

@@ -24,7 +24,7 @@ from resplit.errors import DataError
 from resplit.telemetry import TABLES, Telemetry
 from resplit.types import BlockFeatures
 
-__all__ = ["RULES", "Finding", "Need", "Rule", "ValidTelemetry", "render_html", "validate", "validate_telemetry"]
+__all__ = ["RULES", "Need", "RowFault", "Rule", "ValidTelemetry", "render_html", "validate", "validate_telemetry"]
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +117,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowFault:
     """What one rule found in one table: how many of its rows failed."""
 
     table: str
@@ -131,7 +131,7 @@ class ValidTelemetry:
     """The rows that passed, what each rule found, and the files that hold the rows that failed."""
 
     telemetry: Telemetry
-    findings: tuple[Finding, ...]
+    findings: tuple[RowFault, ...]
     quarantine: tuple[Path, ...]
 
     @property
@@ -157,7 +157,7 @@ def validate_telemetry(
     """
     kinds: dict[str, str] = {feature.name: feature.kind for feature in features}
     good: dict[str, pd.DataFrame] = {}
-    findings: list[Finding] = []
+    findings: list[RowFault] = []
     files: list[Path] = []
     for name, columns in TABLES.items():
         table = _typed(name, getattr(telemetry, name), columns)
@@ -222,14 +222,14 @@ def _derive(name: str, table: pd.DataFrame, kinds: dict[str, str], now_s: float)
 
 def _judge(
     name: str, table: pd.DataFrame, nodes: tuple[str, ...], blocks: tuple[str, ...]
-) -> tuple[list[Finding], pd.Series]:
+) -> tuple[list[RowFault], pd.Series]:
     """What each rule finds in the table, and the reasons of each row, "" where none."""
     reasons = np.full(len(table), "", dtype=object)
     findings = []
     # An empty table passes every rule; whether it may be empty is for `_missing` to say.
     results = _expectations(name, nodes, blocks).validate(table) if len(table) else [[] for _ in RULES[name]]
     for rule, failed in zip(RULES[name], results, strict=True):
-        findings.append(Finding(name, rule, len(table), len(failed)))
+        findings.append(RowFault(name, rule, len(table), len(failed)))
         for row in failed:
             reasons[row] += ("; " if reasons[row] else "") + rule.reason
     return findings, pd.Series(reasons, index=table.index)

@@ -21,7 +21,7 @@ _TOKENS_PER_WORD = 1.35  # of plain English in the usual vocabularies; only the 
 
 
 @dataclass(frozen=True)
-class Arrival:
+class ScheduledRequest:
     """One request of a workload; `at_s` counts from the start."""
 
     at_s: float
@@ -30,7 +30,7 @@ class Arrival:
     new_tokens: int
 
 
-def workload(cluster: ClusterConfig, scenario: ScenarioConfig, seed: int, words: list[str]) -> list[Arrival]:
+def workload(cluster: ClusterConfig, scenario: ScenarioConfig, seed: int, words: list[str]) -> list[ScheduledRequest]:
     """All arrivals, in order: Poisson for each class at the rate of the moment, lengths within half of their mean.
 
     The same seed gives the same arrivals, prompts and lengths, whatever happens in the run.
@@ -43,7 +43,9 @@ def workload(cluster: ClusterConfig, scenario: ScenarioConfig, seed: int, words:
             prompt_words = max(1, int(declared.prompt_tokens * rng.uniform(0.5, 1.5) / _TOKENS_PER_WORD))
             first = int(rng.integers(0, max(1, len(words) - prompt_words)))
             new_tokens = max(1, round(declared.new_tokens * rng.uniform(0.75, 1.25)))
-            arrivals.append(Arrival(at_s, declared.name, " ".join(words[first : first + prompt_words]), new_tokens))
+            arrivals.append(
+                ScheduledRequest(at_s, declared.name, " ".join(words[first : first + prompt_words]), new_tokens)
+            )
     return sorted(arrivals, key=lambda arrival: arrival.at_s)
 
 
@@ -72,23 +74,23 @@ class Sent:
 
     start_s: float
     offered: int
-    broken: tuple[Arrival, ...]
+    broken: tuple[ScheduledRequest, ...]
 
 
-def send(url: str, token: str, model: str, arrivals: list[Arrival], scenario: ScenarioConfig) -> Sent:
+def send(url: str, token: str, model: str, arrivals: list[ScheduledRequest], scenario: ScenarioConfig) -> Sent:
     """Send a workload while the scenario's changes are made at their moments; returns when every request has ended."""
     with ControlClient(url, token) as control:
         return asyncio.run(_send(url, control, model, arrivals, scenario))
 
 
 async def _send(
-    url: str, control: ControlClient, model: str, arrivals: list[Arrival], scenario: ScenarioConfig
+    url: str, control: ControlClient, model: str, arrivals: list[ScheduledRequest], scenario: ScenarioConfig
 ) -> Sent:
     start_s, begun_s = time.time(), time.monotonic()
-    broken: list[Arrival] = []
+    broken: list[ScheduledRequest] = []
     done = 0
 
-    async def one(client: httpx.AsyncClient, arrival: Arrival) -> None:
+    async def one(client: httpx.AsyncClient, arrival: ScheduledRequest) -> None:
         nonlocal done
         await _until(begun_s + arrival.at_s)
         try:
@@ -113,7 +115,7 @@ async def _send(
     return Sent(start_s, len(arrivals), tuple(broken))
 
 
-async def _ask(client: httpx.AsyncClient, model: str, arrival: Arrival) -> None:
+async def _ask(client: httpx.AsyncClient, model: str, arrival: ScheduledRequest) -> None:
     """One streamed completion; statuses other than 200 are in the gateway's own record."""
     body = {
         "model": model,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from resplit.errors import DataError
 from resplit.metrics import (
     MEASURES,
-    Metrics,
+    RunMetrics,
     compare,
     comparison_text,
     downtime,
@@ -234,7 +234,7 @@ def test_qos_never_rises_when_a_request_is_made_late(index: int, delay_s: float)
 def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     shuffled = {name: getattr(RUN, name).sample(frac=1, random_state=seed) for name in TABLES}
     before, after = summarise(RUN), summarise(replace(RUN, **shuffled))
-    for name in (field.name for field in fields(Metrics)):
+    for name in (field.name for field in fields(RunMetrics)):
         assert getattr(after, name) == pytest.approx(getattr(before, name), rel=1e-9, nan_ok=True)
     pd.testing.assert_frame_equal(series(replace(RUN, **shuffled)), series(RUN))
 

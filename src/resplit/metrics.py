@@ -20,7 +20,7 @@ INCIDENT_S = 1.0
 
 
 @dataclass(frozen=True)
-class Metrics:
+class RunMetrics:
     """One run in numbers: latencies over the `completed` requests, QoS over the `offered` ones; NaN: none to ask."""
 
     offered: int
@@ -43,14 +43,14 @@ class Metrics:
     pause_max_s: float
 
 
-def summarise(record: RunRecord) -> Metrics:
+def summarise(record: RunRecord) -> RunMetrics:
     """All metrics of one run; the order of the rows in its tables does not matter."""
     requests = record.requests
     done = requests[_completed(requests)]
     latency_s, first_token_s = done.end_s - done.arrival_s, done.first_token_s - done.arrival_s
     silences = downtime(record)
     moves = record.epochs[record.epochs.action != "initial"]
-    return Metrics(
+    return RunMetrics(
         offered=len(requests),
         completed=len(done),
         latency_mean_s=_mean(latency_s),
@@ -168,7 +168,7 @@ SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the comparison: which field of `Metrics`, how it is shown and what it means."""
+    """One line of the comparison: which field of `RunMetrics`, how it is shown and what it means."""
 
     field: str
     label: str
@@ -237,7 +237,7 @@ def run_label(record: RunRecord) -> str:
     return {"resplit": "adaptive"}.get(record.policy, record.policy)
 
 
-def summaries(records: list[RunRecord]) -> dict[str, Metrics]:
+def summaries(records: list[RunRecord]) -> dict[str, RunMetrics]:
     """The metrics of each run by its label, static, adaptive and undisturbed first; DataError where two share one."""
     labels = [run_label(record) for record in records]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -247,7 +247,7 @@ def summaries(records: list[RunRecord]) -> dict[str, Metrics]:
     return {label: summarise(record) for label, record in ranked}
 
 
-def compare(runs: Mapping[str, Metrics]) -> list[Row]:
+def compare(runs: Mapping[str, RunMetrics]) -> list[Row]:
     """One row for each of `MEASURES`, in their order, with the value of every run."""
     return [
         Row(measure, {label: float(getattr(metrics, measure.field)) for label, metrics in runs.items()})

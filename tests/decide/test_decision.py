@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from resplit.decide import Decision, History, Measured, Move, Settings, decide
+from resplit.decide import Decision, History, Measured, PastMove, Settings, decide
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
@@ -35,8 +35,8 @@ def _latency_s(cluster: Problem, placement: tuple[str, ...]) -> float:
     return evaluate(cluster, placement).terms.latency_s
 
 
-def _moved(action: str = "re-split", before: tuple[str, ...] = TODAY, before_s: float | None = 1.0) -> Move:
-    return Move(990.0, action, before, halves(FAST, SLOW, 4), before_s, _latency_s(problem(before), before))
+def _moved(action: str = "re-split", before: tuple[str, ...] = TODAY, before_s: float | None = 1.0) -> PastMove:
+    return PastMove(990.0, action, before, halves(FAST, SLOW, 4), before_s, _latency_s(problem(before), before))
 
 
 def test_the_best_placement_is_kept() -> None:
@@ -83,7 +83,7 @@ def test_uncertainty_of_the_cost_model_widens_the_threshold() -> None:
 
 def test_within_the_cooldown_no_move_is_made_for_its_own_sake() -> None:
     cluster = problem(halves(FAST, SLOW, 2))
-    history = History(Move(990.0, "re-split", TODAY, halves(FAST, SLOW, 2), None, 1.0))
+    history = History(PastMove(990.0, "re-split", TODAY, halves(FAST, SLOW, 2), None, 1.0))
     assert _decide(cluster, 1000.0, history=history).action == "keep"
     assert "10 s ago" in _decide(cluster, 1000.0, history=history).reason
     assert _decide(cluster, 990.0 + SETTINGS.cooldown_s, history=history).action == "re-split"
@@ -113,7 +113,7 @@ URGENT = {
 def test_what_cannot_go_on_is_left_at_once_whatever_the_cooldown_and_the_bars_say(case: str) -> None:
     cluster = URGENT[case]
     assert cluster.current is not None
-    history = History(Move(999.0, "re-split", TODAY, cluster.current, None, 1.0))
+    history = History(PastMove(999.0, "re-split", TODAY, cluster.current, None, 1.0))
     decision = _decide(cluster, history=history, uncertainty=0.9)
     assert decision.action != "keep"
     assert decision.urgent
@@ -144,7 +144,7 @@ def test_a_limit_that_is_exceeded_is_left_without_gain_but_not_within_the_cooldo
     assert decision.action == "re-split"
     assert decision.chosen.gain_per_request < 0
     assert "memory of fast" in decision.reason
-    history = History(Move(999.0, "re-split", halves(SLOW, FAST), TODAY, None, 1.0))
+    history = History(PastMove(999.0, "re-split", halves(SLOW, FAST), TODAY, None, 1.0))
     assert _decide(tight, history=history).action == "keep"
 
 
@@ -154,7 +154,7 @@ def _with_slo(cluster: Problem, slo_s: float) -> Problem:
 
 def test_a_missed_objective_sets_the_cooldown_aside_where_it_can_be_met() -> None:
     current = halves(FAST, SLOW, 2)
-    history = History(Move(999.0, "re-split", TODAY, current, None, 1.0))
+    history = History(PastMove(999.0, "re-split", TODAY, current, None, 1.0))
     slo_s = 1.05 * _latency_s(problem(TODAY), TODAY)
     assert _decide(problem(current), history=history).action == "keep"
     decision = _decide(_with_slo(problem(current), slo_s), history=history)
@@ -178,7 +178,7 @@ def test_a_move_that_made_things_worse_is_undone_and_not_tried_again_for_a_while
 
 def test_a_barred_placement_is_not_chosen_however_much_it_promises() -> None:
     current = halves(FAST, SLOW, 2)
-    history = History().moved(Move(500.0, "rollback", TODAY, current, None, 1.0), SETTINGS)
+    history = History().moved(PastMove(500.0, "rollback", TODAY, current, None, 1.0), SETTINGS)
     decision = _decide(problem(current), history=history)
     assert decision.placement not in (TODAY,)
     free = _decide(problem(current), now_s=500.0 + SETTINGS.bar_s, history=history)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resplit.decide.price import price, price_today
+from resplit.decide.price import price, price_current
 from resplit.planner.evaluate import evaluate
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, problem
 
@@ -17,7 +17,7 @@ BETTER = halves(FAST, SLOW, 6)
 
 def test_prices_add_up_to_the_total_over_the_horizon() -> None:
     cluster = problem(CURRENT)
-    today = price_today(cluster, SETTINGS)
+    today = price_current(cluster, SETTINGS)
     move = price(cluster, "re-split", BETTER, today, SETTINGS)
     before, after = (evaluate(cluster, placement) for placement in (CURRENT, BETTER))
     rate = cluster.classes[0].rate_rps
@@ -30,7 +30,7 @@ def test_prices_add_up_to_the_total_over_the_horizon() -> None:
 
 def test_staying_where_one_is_costs_and_gains_nothing() -> None:
     cluster = problem(CURRENT)
-    same = price(cluster, "re-split", CURRENT, price_today(cluster, SETTINGS), SETTINGS)
+    same = price(cluster, "re-split", CURRENT, price_current(cluster, SETTINGS), SETTINGS)
     assert (same.weight_bytes, same.cache_bytes, same.transfer_s, same.pause_s) == (0, 0, 0, 0)
     assert same.net_gain == pytest.approx(0)
     assert same.gain_per_request == 0
@@ -38,7 +38,7 @@ def test_staying_where_one_is_costs_and_gains_nothing() -> None:
 
 def test_nodes_load_side_by_side_and_one_node_one_block_after_another() -> None:
     cluster = problem((FAST,) * 8)
-    today = price_today(cluster, SETTINGS)
+    today = price_current(cluster, SETTINGS)
     one = price(cluster, "re-split", (FAST,) * 4 + (SLOW,) * 4, today, SETTINGS)
     two = price(cluster, "re-split", (FAST,) * 4 + (SLOW,) * 2 + (FAR,) * 2, today, SETTINGS)
     assert one.weight_bytes == two.weight_bytes == 80e6
@@ -49,7 +49,7 @@ def test_nodes_load_side_by_side_and_one_node_one_block_after_another() -> None:
 
 def test_without_a_registry_rate_weights_come_over_the_link_from_the_source() -> None:
     cluster = problem(CURRENT)
-    today = price_today(cluster, SETTINGS)
+    today = price_current(cluster, SETTINGS)
     slow_link = replace(SETTINGS, registry_bytes_per_s=None)
     at_the_source = price(cluster, "re-split", BETTER, today, slow_link)
     elsewhere = price(cluster, "re-split", (FAST,) * 2 + (FAR,) * 6, today, slow_link)
@@ -59,7 +59,7 @@ def test_without_a_registry_rate_weights_come_over_the_link_from_the_source() ->
 
 def test_a_move_without_room_beside_the_old_blocks_pauses_for_the_transfer() -> None:
     cluster = problem(CURRENT)
-    today = price_today(cluster, SETTINGS)
+    today = price_current(cluster, SETTINGS)
     beside = price(cluster, "re-split", BETTER, today, SETTINGS)
     staged = price(cluster, "re-split", halves(SLOW, FAST, 6), today, SETTINGS)  # six blocks fit, eight do not
     assert staged.transfer_s > 0
@@ -69,7 +69,7 @@ def test_a_move_without_room_beside_the_old_blocks_pauses_for_the_transfer() -> 
 def test_the_pause_grows_with_the_round_trip_between_the_holders() -> None:
     near = problem(CURRENT)
     far = replace(near, link_latency_s=np.full((3, 3), 0.1))
-    pauses = [price(c, "re-split", BETTER, price_today(c, SETTINGS), SETTINGS).pause_s for c in (near, far)]
+    pauses = [price(c, "re-split", BETTER, price_current(c, SETTINGS), SETTINGS).pause_s for c in (near, far)]
     assert pauses == pytest.approx([SETTINGS.switch_s + 0.004, SETTINGS.switch_s + 0.2])
 
 
@@ -80,7 +80,7 @@ def test_where_today_cannot_serve_requests_wait_for_the_transfer_too() -> None:
     )
     quickly, slowly = (replace(SETTINGS, registry_bytes_per_s=rate) for rate in (1e9, 1e7))
     elsewhere = (FAST,) * 6 + (FAR,) * 2
-    costs = [price(broken, "re-split", elsewhere, price_today(broken, s), s) for s in (quickly, slowly)]
+    costs = [price(broken, "re-split", elsewhere, price_current(broken, s), s) for s in (quickly, slowly)]
     longer_s = costs[1].transfer_s - costs[0].transfer_s
     rate = working.classes[0].rate_rps
     assert costs[0].net_gain == costs[1].net_gain == float("inf")
@@ -88,10 +88,10 @@ def test_where_today_cannot_serve_requests_wait_for_the_transfer_too() -> None:
 
 
 def test_cached_tokens_are_those_of_the_running_requests_within_what_is_reserved() -> None:
-    calm = price_today(problem(CURRENT, rate_rps=0.01), SETTINGS)
+    calm = price_current(problem(CURRENT, rate_rps=0.01), SETTINGS)
     assert 0 < calm.cached_tokens < 64 + 32
     busy = replace(problem(CURRENT, rate_rps=2.0), kv_tokens=30.0)
-    assert price_today(busy, SETTINGS).cached_tokens == 30.0
+    assert price_current(busy, SETTINGS).cached_tokens == 30.0
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,6 @@ def test_cached_tokens_are_those_of_the_running_requests_within_what_is_reserved
 def test_what_is_broken_and_what_is_merely_over_a_limit(change: dict[str, float], broken: str, over: str) -> None:
     cluster = problem(CURRENT, rate_rps=1.0)  # 0.196 of the fast node is used
     nodes = (replace(cluster.nodes[0], **change), *cluster.nodes[1:])  # type: ignore[arg-type]
-    today = price_today(replace(cluster, nodes=nodes), SETTINGS)
+    today = price_current(replace(cluster, nodes=nodes), SETTINGS)
     assert (broken in today.broken) if broken else today.broken == ""
     assert (over in today.over) if over else today.over == ""

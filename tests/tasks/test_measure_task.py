@@ -8,7 +8,7 @@ from pathlib import Path
 from resplit.config import ScenarioConfig, load_cluster
 from resplit.metrics import summarise
 from tasks.measure import measure
-from tasks.workload import Arrival, Sent
+from tasks.workload import ScheduledRequest, Sent
 
 ROOT = Path(__file__).parents[2]
 START_S = 1000.0
@@ -56,7 +56,7 @@ class Said:
 def test_a_record_speaks_of_its_own_run_alone() -> None:
     cluster = load_cluster(ROOT / "data" / "clusters" / "home.yaml")
     scenario = ScenarioConfig(name="test", duration="10 s")
-    sent = Sent(START_S, 3, (Arrival(8.0, "chat", "hello", 3),))
+    sent = Sent(START_S, 3, (ScheduledRequest(8.0, "chat", "hello", 3),))
     record = measure.fn(Said(), cluster, scenario, "resplit", 1, sent, 1, 4)  # type: ignore[arg-type]
     assert list(record.requests.status) == [429, 200, 0]
     assert record.requests.arrival_s.tolist() == [1.0, 1.0, 8.0]

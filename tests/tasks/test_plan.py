@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resplit.decide import History, Move, Settings
+from resplit.decide import History, PastMove, Settings
 from tasks.plan import load_history, measured_since, registry_speed, save_history
 
 
@@ -46,7 +46,7 @@ def test_the_registry_speed_is_what_loading_took() -> None:
 
 
 def test_history_survives_from_tick_to_tick_even_with_an_infinite_price(tmp_path: Path) -> None:
-    move = Move(3.0, "re-split", ("a", "b"), ("b", "b"), None, math.inf)
+    move = PastMove(3.0, "re-split", ("a", "b"), ("b", "b"), None, math.inf)
     history = History().moved(move, Settings())
     save_history(history, tmp_path / "history.json")
     assert load_history(tmp_path / "history.json") == history

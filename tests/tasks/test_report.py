@@ -16,7 +16,7 @@ from resplit.records import RunRecord, table
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 from tasks.report import Extras, block_timings, change, prediction_error, verdict, write_report
-from tasks.validate import Finding, Rule, ValidTelemetry
+from tasks.validate import RowFault, Rule, ValidTelemetry
 from tests.support.runs import LAYER_S, made_up_run
 
 RUNS = [made_up_run("static"), made_up_run("resplit"), made_up_run("static", disturbed=False)]
@@ -115,7 +115,7 @@ def test_timings_stand_beside_what_the_cost_model_says_of_them() -> None:
 
 def test_rules_that_rows_broke_are_shown(tmp_path: Path) -> None:
     rules = [Rule(reason, "ExpectColumnValuesToBeBetween", "seconds") for reason in ("too slow", "too fast")]
-    findings = tuple(Finding("links", rule, 40, failed) for rule, failed in zip(rules, (3, 0), strict=True))
+    findings = tuple(RowFault("links", rule, 40, failed) for rule, failed in zip(rules, (3, 0), strict=True))
     valid = ValidTelemetry(Telemetry.from_rows({}), findings, ())
     text = Elements(write_report([RUNS[0]], tmp_path, Extras(validation=valid))).text
     assert "3 failures in all" in text

@@ -5,6 +5,6 @@ Pure functions of values; knows the planner, and nothing of clocks, clusters or 
 
 from resplit.decide.decision import Decision, decide
 from resplit.decide.price import Alternative
-from resplit.decide.state import History, Measured, Move, Settings
+from resplit.decide.state import History, Measured, PastMove, Settings
 
-__all__ = ["Alternative", "Decision", "History", "Measured", "Move", "Settings", "decide"]
+__all__ = ["Alternative", "Decision", "History", "Measured", "PastMove", "Settings", "decide"]

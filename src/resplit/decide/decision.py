@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from resplit.decide.price import Action, Alternative, Today, price, price_today
-from resplit.decide.state import History, Measured, Move, Placement, Settings
+from resplit.decide.price import Action, Alternative, CurrentPlacement, price, price_current
+from resplit.decide.state import History, Measured, PastMove, Placement, Settings
 from resplit.errors import DataError
 from resplit.planner import solve as default_solve
 from resplit.types import Plan, Problem
@@ -64,12 +64,12 @@ class Decision:
         assert self.chosen.placement is not None
         return self.chosen.placement
 
-    def move(self, at_s: float) -> Move:
+    def move(self, at_s: float) -> PastMove:
         """The move that this decision is, deployed at `at_s`, for `History.moved`."""
         keep = self.alternatives[0]
         could_go_on = math.isfinite(keep.horizon_cost)
         before = self.measured if could_go_on else None
-        return Move(
+        return PastMove(
             at_s,
             self.action,
             self.current,
@@ -104,7 +104,7 @@ def decide(
     """
     if problem.current is None:
         raise DataError("nothing is placed yet: there is nothing to decide about, make a first plan")
-    today = price_today(problem, settings)
+    today = price_current(problem, settings)
     options = tuple(_planned(problem, action, today, settings, solve) for action in ("redistribute", "re-split"))
     undone = _undoing(problem, today, settings, history, measured, now_s)
     threshold = settings.threshold + settings.uncertainty_weight * uncertainty
@@ -132,7 +132,9 @@ def decide(
     )
 
 
-def _planned(problem: Problem, action: Action, today: Today, settings: Settings, solve: Solve) -> Alternative:
+def _planned(
+    problem: Problem, action: Action, today: CurrentPlacement, settings: Settings, solve: Solve
+) -> Alternative:
     """The best plan of this kind, priced; one that is not legal counts as none."""
     assert problem.current is not None
     cuts = frozenset(b for b in range(1, len(problem.blocks)) if problem.current[b - 1] != problem.current[b])
@@ -153,7 +155,7 @@ def _planned(problem: Problem, action: Action, today: Today, settings: Settings,
 
 def _undoing(
     problem: Problem,
-    today: Today,
+    today: CurrentPlacement,
     settings: Settings,
     history: History,
     measured: Measured | None,
@@ -176,7 +178,7 @@ def _undoing(
     return back if worse_s > BEYOND_CHANCE * error_s else None
 
 
-def _without_move_s(last: Move, back: Alternative) -> float | None:
+def _without_move_s(last: PastMove, back: Alternative) -> float | None:
     """What requests would take now without the last move: as measured before it, changed as the price of the old
     placement has since. So neither a surge of load nor a model that is off by a factor undoes a good move."""
     if last.latency_before_s is None or not math.isfinite(back.latency_s):
@@ -184,7 +186,7 @@ def _without_move_s(last: Move, back: Alternative) -> float | None:
     return last.latency_before_s * back.latency_s / last.predicted_before_s
 
 
-def _escape(today: Today, options: tuple[Alternative, ...]) -> tuple[Alternative, str]:
+def _escape(today: CurrentPlacement, options: tuple[Alternative, ...]) -> tuple[Alternative, str]:
     """The legal alternative that costs least over the horizon, the move included."""
     legal = [option for option in options if option.placement is not None]
     if not legal:
@@ -195,7 +197,7 @@ def _escape(today: Today, options: tuple[Alternative, ...]) -> tuple[Alternative
 
 
 def _best(
-    today: Today,
+    today: CurrentPlacement,
     options: tuple[Alternative, ...],
     settings: Settings,
     history: History,
@@ -222,7 +224,7 @@ def _best(
 
 def _against(
     option: Alternative,
-    today: Today,
+    today: CurrentPlacement,
     settings: Settings,
     history: History,
     threshold: float,
@@ -240,7 +242,9 @@ def _against(
     return ""
 
 
-def _missed(today: Today, options: tuple[Alternative, ...], measured: Measured | None, threshold: float) -> str:
+def _missed(
+    today: CurrentPlacement, options: tuple[Alternative, ...], measured: Measured | None, threshold: float
+) -> str:
     """That an objective is missed, measured or predicted beyond doubt, where an alternative misses it by less."""
     predicted = today.keep.shortfall_s > threshold * today.keep.latency_s
     if not predicted and not (measured and measured.slo_missed):

@@ -14,7 +14,7 @@ from resplit.decide.state import Placement, Settings
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
 from resplit.types import Problem
 
-__all__ = ["Action", "Alternative", "Today", "price", "price_today"]
+__all__ = ["Action", "Alternative", "CurrentPlacement", "price", "price_current"]
 
 SLACK = 0.02  # a limit exceeded by less is noise of the measurement, not a reason to move
 Action = Literal["keep", "redistribute", "re-split", "rollback"]
@@ -48,7 +48,7 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Today:
+class CurrentPlacement:
     """Today's placement under the fresh state. `broken` says why it cannot go on at all (a lost node, a private block
     on an untrusted one, overload), `over` which limit of memory or use it exceeds while it works; "" where nothing."""
 
@@ -58,13 +58,13 @@ class Today:
     cached_tokens: float
 
 
-def price_today(problem: Problem, settings: Settings) -> Today:
+def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
     """Price `problem.current` (which must be there) under the problem as it stands."""
     assert problem.current is not None
     names = {node.name for node in problem.nodes}
     if gone := sorted(set(problem.current) - names):
         keep = Alternative("keep", problem.current, violations=(f"{', '.join(gone)}: not in the cluster any more",))
-        return Today(keep, keep.violations[0], "", problem.kv_tokens)
+        return CurrentPlacement(keep, keep.violations[0], "", problem.kv_tokens)
     result = evaluate(problem, problem.current)
     broken = _broken(problem, problem.current)
     keep = replace(
@@ -73,10 +73,12 @@ def price_today(problem: Problem, settings: Settings) -> Today:
         horizon_cost=math.inf if broken else _rate(problem) * settings.horizon_s * result.objective,
     )
     over = "" if broken else "; ".join(_violations(problem, problem.current, memory=1 + SLACK, use=SLACK))
-    return Today(keep, broken, over, _cached_tokens(problem, result))
+    return CurrentPlacement(keep, broken, over, _cached_tokens(problem, result))
 
 
-def price(problem: Problem, action: Action, placement: Placement, today: Today, settings: Settings) -> Alternative:
+def price(
+    problem: Problem, action: Action, placement: Placement, today: CurrentPlacement, settings: Settings
+) -> Alternative:
     """Price a move from `problem.current` to `placement`.
 
     Until the weights and caches have moved the requests are served as today (make before break), so the gain counts for

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Barred", "History", "Measured", "Move", "Settings", "alike"]
+__all__ = ["Barred", "History", "Measured", "PastMove", "Settings", "alike"]
 
 Placement = tuple[str, ...]
 
@@ -47,7 +47,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Move:
+class PastMove:
     """A change of placement that was deployed. `latency_before_s` was measured just before it (None: nothing was, or
     the old placement could not go on), `predicted_before_s` is what it was priced at, `error_before_s` the
     standard error of what was measured."""
@@ -73,10 +73,10 @@ class Barred:
 class History:
     """The last move, and what is barred."""
 
-    last: Move | None = None
+    last: PastMove | None = None
     barred: tuple[Barred, ...] = ()
 
-    def moved(self, move: Move, settings: Settings) -> History:
+    def moved(self, move: PastMove, settings: Settings) -> History:
         """The history once `move` was deployed: a rollback bars what it undid."""
         still = tuple(bar for bar in self.barred if bar.until_s > move.at_s)
         if move.action == "rollback":
