@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from resplit.cancellation import end
+from resplit.cancellation import cancel_and_wait
 
 
 async def test_a_task_that_takes_a_cancellation_for_a_loss_ends_all_the_same() -> None:
@@ -22,7 +22,7 @@ async def test_a_task_that_takes_a_cancellation_for_a_loss_ends_all_the_same() -
     await asyncio.sleep(0)
 
     async with asyncio.timeout(5):
-        await end([task])
+        await cancel_and_wait([task])
 
     assert task.cancelled()
     assert losses == 2
@@ -34,7 +34,7 @@ async def test_what_a_task_ends_with_is_nobodys_concern() -> None:
 
     task = asyncio.create_task(fail())
 
-    await end([task, asyncio.create_task(asyncio.sleep(60))])
+    await cancel_and_wait([task, asyncio.create_task(asyncio.sleep(60))])
 
     assert task.done()
-    await end([])
+    await cancel_and_wait([])

@@ -33,7 +33,6 @@ from resplit.security.identity import CONTROLLER, Member
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     CachePart,
-    CarryRequest,
     CloseRequest,
     CommandRequest,
     EchoRequest,
@@ -41,6 +40,7 @@ from resplit.wire.node_pb2 import (
     Sampling,
     Step,
     Tensor,
+    TransferRequest,
 )
 from resplit.wire.peers import Address
 from tests.support.cluster import CLUSTER, make_model, started, whole_model
@@ -51,7 +51,7 @@ LASTS_S = 600.0
 LIGHT = CLUSTER.replace("rate_rps: 0.5", "rate_rps: 0.02")
 NEW_TOKENS = 96
 _ANSWER_WITHIN_S = 10.0
-_PATHS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "Carry", "Close", "Nothing")
+_PATHS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
 _RAISED = re.compile(r"[a-zA-Z_.]+(Error|Exception|Exit)\b")
 # How the libraries under us tell of bytes that are no message: the call ends, nothing else does.
 _NO_MESSAGE = ("google.protobuf.message.DecodeError", "NotImplementedError: Compression", "ssl.SSLError")
@@ -118,8 +118,8 @@ PARTS = st.builds(
     values=tensors(),
 )  # fmt: skip
 CALLS: dict[str, st.SearchStrategy[Message]] = {
-    "Carry": st.builds(
-        CarryRequest,
+    "TransferCache": st.builds(
+        TransferRequest,
         session=_NAMES,
         target=st.lists(st.sampled_from(["", "alpha", "delta", "nobody"]), max_size=9),
         first=_SIZES,
@@ -127,7 +127,9 @@ CALLS: dict[str, st.SearchStrategy[Message]] = {
     ),
     "Command": st.builds(
         CommandRequest,
-        kind=st.sampled_from(["prepare", "commit", "abort", "release", "meet", "profile", "emulate", "", "x" * 9999]),
+        kind=st.sampled_from(
+            ["prepare", "commit", "abort", "release", "connect", "profile", "emulate", "", "x" * 9999]
+        ),
         signed=st.text(max_size=40) | st.just("a.b.c") | st.just("A" * 2**21),
     ),
     "Report": st.builds(ReportRequest, after=st.sampled_from([0, 1, 2**63, 2**64 - 1])),

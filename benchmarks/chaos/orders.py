@@ -30,7 +30,7 @@ PLACEMENTS = (
     (B, A, C, C, C, B, A, B),
 )
 FAULTS = st.dictionaries(
-    st.tuples(st.sampled_from(["prepare", "commit", "abort", "release", "meet"]), st.sampled_from(PLACES)),
+    st.tuples(st.sampled_from(["prepare", "commit", "abort", "release", "connect"]), st.sampled_from(PLACES)),
     st.sampled_from(["lost", "unanswered", "late", "twice", "slow"]),
     max_size=3,
 )

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["end"]
+__all__ = ["cancel_and_wait"]
 
 _CANCEL_AGAIN_S = 0.2
 
 
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks until all have ended, whatever they end with.
 
     Once is not enough: grpclib raises the loss of a connection in the place of a cancellation that comes at the same

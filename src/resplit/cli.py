@@ -100,14 +100,14 @@ def serve(
 
     content = read_cluster(cluster)
     config = parse_cluster(content, str(cluster))
-    from resplit.cluster.server import Place, serve
+    from resplit.cluster.server import ServePaths, serve
     from resplit.model.source import obtain
     from resplit.wire.peers import Address
 
     stored = obtain(model, state / "models", config.dtype, config.split)
-    place = Place(state, state / "keys", registry or str(state / "registry"), Address(host, port))
+    paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
     _use_one_thread()
-    _run_until_stopped(lambda stop: serve(content, stored, place, stop, (state / "ready").touch))
+    _run_until_stopped(lambda stop: serve(content, stored, paths, stop, (state / "ready").touch))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 
-def pass_over_what_is_here() -> None:
+def freeze_startup_objects() -> None:
     """Exempt all objects that exist now, most of them modules' and for good, from every later collection.
 
     A full collection over them stops a node, or the gateway and every stream with it, for 0.1 to 0.4 s.

@@ -66,7 +66,7 @@ async def test_what_a_dead_epoch_leaves_is_kept_as_copies_until_room_is_needed(n
     await prepare(nodes, TWO, 1)
     await commit(nodes, 1)
     await nodes.peer("plain").cache(parts("s", 3, KV_TOKENS))
-    order = nodes.order("plain", ONE, 2) | {"instead": True}
+    order = nodes.order("plain", ONE, 2) | {"replace_current": True}
     await nodes.command("plain", "prepare", order, 2)
     assert await copies(nodes) == [3]
     assert await nodes.peer("plain").begin_attempt("s", 1) == {3: 4}

@@ -253,7 +253,7 @@ async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_o
         slower = {"slowdown": 3.0, "background_utilization": 0.5, "links": {"trusted": vars(Shape(0.04, 1e9))}}
         await nodes.command("plain", "emulate", slower)
         addresses = {name: str(address) for name, address in nodes.addresses.items()}
-        await nodes.command("plain", "meet", nodes.introduction(addresses))
+        await nodes.command("plain", "connect", nodes.introduction(addresses))
         await nodes.command("plain", "profile", profile)
         assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] == pytest.approx(0.006)
         assert (await nodes.rows("plain", "blocks"))[-1]["seconds"] >= 0.0059

@@ -104,7 +104,7 @@ class InProcess:
             "model": {"config": self.model.spec.config, "dtype": self.model.spec.dtype, "split": self.model.spec.split},
             "private": sorted(self.private),
             "kv_tokens": kv_tokens,
-            "instead": False,
+            "replace_current": False,
             "shards": {str(b): self._shard(node, b) for b in blocks if placement[b] == node},
         }
 

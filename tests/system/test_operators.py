@@ -38,7 +38,7 @@ def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with started(tmp_path_factory.mktemp("cluster"), model_folder, tight, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
             features = [BlockFeatures(**block) for block in client.model()["features"]]
-            client.tell_problem(picture_of(running.config, features, FIRST))
+            client.set_problem(picture_of(running.config, features, FIRST))
             place(client, *FIRST)
         yield running
 

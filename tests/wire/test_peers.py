@@ -83,7 +83,7 @@ async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcess) -
     with pytest.raises(NodeLostError, match="does not answer"):
         await watched.peer.report(0)
     with pytest.raises(NodeLostError):
-        await watched.peer.command("meet", "any")
+        await watched.peer.command("connect", "any")
     with pytest.raises(NodeLostError):
         await watched.peer.echo_s(64)
     with pytest.raises(NodeLostError):
@@ -167,7 +167,7 @@ async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcess) -> None:
 
 async def test_reports_give_only_what_is_new(nodes: InProcess) -> None:
     addresses = {name: str(address) for name, address in nodes.addresses.items()}
-    await nodes.command("far", "meet", nodes.introduction(addresses))
+    await nodes.command("far", "connect", nodes.introduction(addresses))
     body, last = await nodes.peer("far").report(0)
     assert {(row["node"], row["peer"], row["source"]) for row in body["rows"]["links"]} == {("far", "near", "active")}
     assert last >= len(body["rows"]["links"]) > 0

@@ -102,7 +102,7 @@ class ControlClient:
         """Have every node time blocks and links."""
         self._post("/profile", {})
 
-    def tell_problem(self, problem: Problem) -> None:
+    def set_problem(self, problem: Problem) -> None:
         """Give the controller the newest picture of the cluster, to plan with where it must on its own."""
         self._post("/problem", problem_to_json(problem))
 

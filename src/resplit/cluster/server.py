@@ -24,7 +24,7 @@ from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
 from resplit.errors import ConfigError, NodeLostError
-from resplit.garbage import pass_over_what_is_here
+from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
@@ -43,7 +43,7 @@ _ANSWERS_AGAIN_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
-class Place:
+class ServePaths:
     """Where a gateway keeps its things and where it listens."""
 
     state: Path
@@ -63,7 +63,7 @@ class Place:
 
 
 async def serve(
-    content: Mapping[str, Any], model: StoredModel, place: Place, stop: asyncio.Event, ready: Callable[[], None]
+    content: Mapping[str, Any], model: StoredModel, paths: ServePaths, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     """Run gateway and controller of the cluster file with this content until `stop` is set.
 
@@ -71,30 +71,30 @@ async def serve(
     names those that do not answer; a placement that was live before is resumed, without nodes that do not. ConfigError
     where the port is taken, or where this machine cannot do what its emulated nodes are to play.
     """
-    bound = _bind(place.listen)
-    intent = load_intent(place.intent_file, content)
+    bound = _bind(paths.listen)
+    intent = load_intent(paths.intent_file, content)
     cluster = intent.cluster
     await asyncio.to_thread(ensure_feasible, cluster, model)
     await asyncio.to_thread(planner.load)
-    place.state.mkdir(parents=True, exist_ok=True)
-    member = Member.load(place.keys / CONTROLLER)
-    keyring = Keyring(place.state / "keyring.json")
-    await asyncio.to_thread(package, model, Registry(place.registry), keyring)
+    paths.state.mkdir(parents=True, exist_ok=True)
+    member = Member.load(paths.keys / CONTROLLER)
+    keyring = Keyring(paths.state / "keyring.json")
+    await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
     router = Router(cluster, member)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
     addresses = addresses_of(intent)
-    log = EpochLog(place.state / "epochs.db")
+    log = EpochLog(paths.state / "epochs.db")
     router.meet(addresses)
-    picture = place.state / "picture.json"
+    picture = paths.state / "picture.json"
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, picture)
-    operator = Operator(controller, router, content, place.intent_file)
+    operator = Operator(controller, router, content, paths.intent_file)
     sessions.on_settled = controller.settled
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     monitor = Monitor(router.peers, router.drop)
     router.on_heard = monitor.heard
-    app = _app(cluster, model, sessions, place.listen)
-    app.mount("/control", create_control_api(controller, operator, monitor, _token(place.token_file)))
+    app = _app(cluster, model, sessions, paths.listen)
+    app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     try:
         await _until_nodes_answer(router, set(cluster.node_names), first=log.last_committed() is None)
@@ -103,7 +103,7 @@ async def serve(
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
             polling = tasks.create_task(monitor.run(), name="monitor")
-            pass_over_what_is_here()
+            freeze_startup_objects()
             ready()
             await stop.wait()
             server.should_exit = True

@@ -62,7 +62,7 @@ def problem_now(
     problem = problem_from(
         cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, live.lost
     )
-    client.tell_problem(problem)
+    client.set_problem(problem)
     return without(problem, live.drained)
 
 

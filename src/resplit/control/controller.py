@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from resplit.cancellation import end
+from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.log import EpochLog
@@ -125,7 +125,7 @@ class Controller:
         async with self._changing:
             await self._abort_unfinished()
         self._introduced = True
-        await self.orders.ask(self.answering, "meet", self._introduction(), self._live_number)
+        await self.orders.ask(self.answering, "connect", self._introduction(), self._live_number)
 
     async def resume(self) -> None:
         """After a restart: make what was live before live again, or what can be without nodes that do not answer.
@@ -222,7 +222,7 @@ class Controller:
 
     async def stop(self) -> None:
         """Cancel what runs on its own."""
-        await end(self._tasks)
+        await cancel_and_wait(self._tasks)
 
     async def recover(self) -> None:
         """Deploy plans for the nodes that are left until what is live can serve, or no plan is possible."""
@@ -293,7 +293,7 @@ class Controller:
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
         try:
-            await self.orders.demand([name], "meet", self._introduction(), self._live_number)
+            await self.orders.demand([name], "connect", self._introduction(), self._live_number)
             await self._make_up(name)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
@@ -316,7 +316,7 @@ class Controller:
             await self.orders.ask([name], "release", _about(self._released), self._live_number)
 
     def _introduction(self) -> Any:
-        return self.orders.meet(self.addresses, self.rules, self.gateway.sessions())
+        return self.orders.connect(self.addresses, self.rules, self.gateway.sessions())
 
     def _check(self, proposal: Proposal) -> None:
         if proposal.based_on != self._live_number:
@@ -334,7 +334,7 @@ class Controller:
             try:
                 if held:
                     await holding.enter_async_context(self.gateway.held())
-                loaded, tight = await self._prepare(route, instead=proposal.action == RECOVER)
+                loaded, tight = await self._prepare(route, replace_current=proposal.action == RECOVER)
                 if tight and not held:
                     await holding.enter_async_context(self.gateway.held())
                 loaded += await self._prepare_in_stages(route, tight)
@@ -353,21 +353,21 @@ class Controller:
             loaded_bytes = float(sum(self.features[block].weight_bytes for block in loaded))
             return self._went_live(route, proposal, loaded_bytes, time.monotonic() - begun_s, bool(tight))
 
-    async def _prepare(self, route: Route, instead: bool) -> tuple[list[int], list[str]]:
+    async def _prepare(self, route: Route, replace_current: bool) -> tuple[list[int], list[str]]:
         """Prepare an epoch on every node that has the room; the blocks loaded, and the nodes without.
 
-        Nodes that get no block are told too: they may have to hand caches over. `instead` of what is live: that cannot
-        serve any more, so it need not fit beside it.
+        Nodes that get no block are told too: they may have to hand caches over. `replace_current`: the live epoch
+        cannot serve any more, so it need not fit beside it.
         """
         nodes = self.answering
         if lost := sorted(set(route.placement) - set(nodes)):
             raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached")
-        order = self.orders.prepare(route, self.rules, instead)
+        order = self.orders.prepare(route, self.rules, replace_current)
         answers = await self.orders.tell(nodes, "prepare", order, route.epoch)
         loaded: list[int] = []
         tight: list[str] = []
         for name, answer in zip(nodes, answers, strict=True):
-            if isinstance(answer, CommandRefusedError) and answer.reason == "tight":
+            if isinstance(answer, CommandRefusedError) and answer.reason == "insufficient_memory":
                 tight.append(name)
             elif isinstance(answer, BaseException):
                 raise answer
@@ -387,7 +387,7 @@ class Controller:
         try:
             await self.orders.demand(nodes, "clear", lambda _: {"route": route.to_json()}, route.epoch)
             await self.gateway.carry(route)
-            order = self.orders.prepare(route, self.rules, instead=True)
+            order = self.orders.prepare(route, self.rules, replace_current=True)
             replies = await self.orders.demand(nodes, "prepare", order, route.epoch)
         except BaseException as error:
             self._broken = f"a staged move failed: {error}"

@@ -107,13 +107,13 @@ class Orders:
                 raise answer
         return [name for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
 
-    def prepare(self, route: Route, rules: Rules, instead: bool) -> Callable[[str], Body]:
-        """For a node: hold your blocks of this route; `instead` of all that you have, or beside it."""
+    def prepare(self, route: Route, rules: Rules, replace_current: bool) -> Callable[[str], Body]:
+        """For a node: hold your blocks of this route; `replace_current`: instead of all that you have, or beside it."""
 
         def order(node: str) -> Body:
             return {
                 "route": route.to_json(),
-                "instead": instead,
+                "replace_current": replace_current,
                 "model": asdict(self._model.spec),
                 "private": sorted(rules.private),
                 "kv_tokens": rules.cluster.kv_tokens,
@@ -141,7 +141,7 @@ class Orders:
 
         return order
 
-    def meet(self, addresses: Mapping[str, Address], rules: Rules, sessions: Sequence[str]) -> Callable[[str], Body]:
+    def connect(self, addresses: Mapping[str, Address], rules: Rules, sessions: Sequence[str]) -> Callable[[str], Body]:
         """For a node: where the others are and how far, whether you are trusted, and which sessions there are.
 
         Caches of other sessions are left from another life.

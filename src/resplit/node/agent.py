@@ -13,10 +13,10 @@ from typing import Any
 
 import structlog
 
-from resplit.cancellation import end
+from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
-from resplit.garbage import pass_over_what_is_here
+from resplit.garbage import freeze_startup_objects
 from resplit.model.engine import ModelSpec, TorchEngine
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor, Pass
@@ -25,8 +25,8 @@ from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
 from resplit.types import Sampling
 from resplit.wire.links import Link, Sender, Shape
-from resplit.wire.node_pb2 import CachePart, CarryReply, CarryRequest, Step, Token
-from resplit.wire.peers import BEHIND_BYTES, CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
+from resplit.wire.node_pb2 import CachePart, Step, Token, TransferReply, TransferRequest
+from resplit.wire.peers import BACKGROUND_BYTES, CHUNK_BYTES, Address, Crossing, Peer, from_wire, to_wire
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
@@ -80,11 +80,11 @@ class Agent:
     async def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
         """Fetch and load the blocks that an epoch wants here and that are not here yet; nothing serves them yet.
 
-        Where the epoch comes `instead` of what was, which cannot serve any more, that is dropped first.
+        Where the epoch replaces the current one (`replace_current`), the blocks of the current one are dropped first.
 
-        Raises CommandRefusedError for a private block on a node that is not trusted and, as "tight", where the blocks
-        fit, but not beside what is held; CapacityError and ShardError where a block cannot be held or opened. Then
-        nothing new stays loaded.
+        Raises CommandRefusedError for a private block on a node that is not trusted and, as "insufficient_memory",
+        where the blocks fit, but not beside what is held; CapacityError and ShardError where a block cannot be held or
+        opened. Then nothing new stays loaded.
         """
         route = Route.from_json(body["route"])
         if route.epoch <= self._aborted:  # the order was on its way for long
@@ -94,7 +94,7 @@ class Agent:
         self._private = frozenset(body["private"])
         if not self.trusted and (forbidden := [b for b in blocks if b in body["private"]]):
             raise CommandRefusedError("privacy", f"{self.name} is not trusted and may not hold blocks {forbidden}")
-        if body["instead"]:
+        if body["replace_current"]:
             self.routes, self.prepared = {}, {}
             # The caches stay, as copies: from here they are carried to the new nodes.
             self._drop_unwanted(but=blocks, drop=self._running().engine.unload)
@@ -192,7 +192,7 @@ class Agent:
         values = from_wire(part.values)
         self._running().take_cache(part.session, part.block, part.first, part.capacity, values, part.attempt)
 
-    async def carry(self, request: CarryRequest) -> CarryReply:
+    async def transfer_cache(self, request: TransferRequest) -> TransferReply:
         """Push positions `first..last-1` of a session's caches to the nodes that `target` names for its blocks."""
         executor = self._running()
         executor.ensure_current(request.session, request.attempt)
@@ -203,7 +203,7 @@ class Agent:
                 leaving.setdefault(name, []).append(block)
         peers = [self._peer(name) for name in leaving]
         pushes = [self._push(peer, request, blocks) for peer, blocks in zip(peers, leaving.values(), strict=True)]
-        return CarryReply(bytes=sum(await asyncio.gather(*pushes)))
+        return TransferReply(bytes=sum(await asyncio.gather(*pushes)))
 
     async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
         """A session is tried again: older attempts are refused from now on. The positions held of it, by block."""
@@ -222,7 +222,7 @@ class Agent:
 
     async def disconnect(self) -> None:
         """Cancel what runs and close every connection."""
-        await end(self._tasks)
+        await cancel_and_wait(self._tasks)
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
         if self.executor:
             self.executor.close()
@@ -304,7 +304,7 @@ class Agent:
             engine = await asyncio.to_thread(TorchEngine, spec)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self.cluster.kv_tokens)
             self._spec = spec
-            pass_over_what_is_here()
+            freeze_startup_objects()
         elif spec != self._spec:
             raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
 
@@ -320,7 +320,8 @@ class Agent:
             raise CapacityError(f"its blocks need {more / 2**20:.1f} MiB more than {self.name} has")
         if (more := more_bytes(set(blocks) | set(engine.blocks))) > 0:
             raise CommandRefusedError(
-                "tight", f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has"
+                "insufficient_memory",
+                f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has",
             )
 
     async def _load(self, blocks: tuple[int, ...], shards: dict[str, dict[str, str]]) -> list[int]:
@@ -350,13 +351,13 @@ class Agent:
             (drop or executor.engine.drop)(block)
         return unwanted
 
-    async def _push(self, peer: Peer, request: CarryRequest, blocks: list[int]) -> int:
+    async def _push(self, peer: Peer, request: TransferRequest, blocks: list[int]) -> int:
         """Push a session's caches of these blocks to another node; the bytes sent."""
-        if not request.behind:
+        if not request.background:
             return await peer.cache(list(self._parts(request, blocks, CHUNK_BYTES)))
-        return await peer.cache_behind(self._parts(request, blocks, BEHIND_BYTES))
+        return await peer.cache_in_background(self._parts(request, blocks, BACKGROUND_BYTES))
 
-    def _parts(self, request: CarryRequest, blocks: list[int], most_bytes: int) -> Iterator[CachePart]:
+    def _parts(self, request: TransferRequest, blocks: list[int], most_bytes: int) -> Iterator[CachePart]:
         engine = self._running().engine
         for block in blocks:
             stride = max(1, int(most_bytes / engine.features[block].kv_bytes_per_token))

@@ -25,7 +25,7 @@ from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
 from resplit.shards.registry import Registry
 from resplit.wire.links import Link, Sender, Shape
-from resplit.wire.message_limits import guarded, the_message
+from resplit.wire.message_limits import limited, receive_one
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
@@ -33,8 +33,6 @@ from resplit.wire.node_pb2 import (
     AttemptRequest,
     CachePart,
     CacheReply,
-    CarryReply,
-    CarryRequest,
     CloseReply,
     CloseRequest,
     CommandReply,
@@ -46,6 +44,8 @@ from resplit.wire.node_pb2 import (
     Step,
     Token,
     TokensRequest,
+    TransferReply,
+    TransferRequest,
 )
 from resplit.wire.peers import Address
 
@@ -70,12 +70,12 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             "release": agent.release,
             "trust": agent.trust,
             "emulate": agent.emulate,
-            "meet": self._meet,
+            "connect": self._connect,
             "profile": self._profile,
         }
 
     def __mapping__(self) -> dict[str, Handler]:
-        return guarded(super().__mapping__())
+        return limited(super().__mapping__())
 
     async def Steps(self, stream: Stream[Step, Ack]) -> None:  # noqa: N802
         """Take steps for as long as the caller sends them; each is acknowledged on its way back."""
@@ -96,7 +96,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send tokens to the gateway that asks, until it goes."""
         gateway = _only_the_controller(stream)
-        await the_message(stream)
+        await receive_one(stream)
         await stream.send_initial_metadata()
         sender: Sender[Token] = Sender(self._agent.link_to_gateway(), stream.send_message)
         self._agent.gateways[gateway] = sender
@@ -110,7 +110,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
     async def Command(self, stream: Stream[CommandRequest, CommandReply]) -> None:  # noqa: N802
         """Obey a signed command, or say why not."""
-        request = await the_message(stream)
+        request = await receive_one(stream)
         try:
             # Checked on receipt: one that waits behind a long one must not expire meanwhile.
             command = self._verified(request.kind, request.signed)
@@ -126,14 +126,14 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
         """State, and telemetry since."""
         _only_the_controller(stream)
-        request = await the_message(stream)
+        request = await receive_one(stream)
         rows, last = self._probe.rows_after(request.after)
         body = {"state": self._probe.state() | {"refusals": dict(self._refusals)}, "rows": rows}
         await stream.send_message(ReportReply(body=json.dumps(body), last=last))
 
     async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
         """Answer at once, over the link back."""
-        await the_message(stream)
+        await receive_one(stream)
         caller = certificate_name(stream.peer.cert())
         await (self._agent.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
@@ -149,19 +149,19 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
                 error = error or str(problem)
         await stream.send_message(CacheReply(error=error))
 
-    async def Carry(self, stream: Stream[CarryRequest, CarryReply]) -> None:  # noqa: N802
+    async def TransferCache(self, stream: Stream[TransferRequest, TransferReply]) -> None:  # noqa: N802
         """Push a session's caches to other nodes."""
         _only_the_controller(stream)
-        request = await the_message(stream)
+        request = await receive_one(stream)
         try:
-            await stream.send_message(await self._agent.carry(request))
+            await stream.send_message(await self._agent.transfer_cache(request))
         except ResplitError as error:
-            await stream.send_message(CarryReply(error=str(error)))
+            await stream.send_message(TransferReply(error=str(error)))
 
     async def Attempt(self, stream: Stream[AttemptRequest, AttemptReply]) -> None:  # noqa: N802
         """A session is tried again after a loss: what is there of it."""
         _only_the_controller(stream)
-        request = await the_message(stream)
+        request = await receive_one(stream)
         try:
             lengths = await self._agent.begin_attempt(request.session, request.attempt)
         except ResplitError as error:
@@ -171,7 +171,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free sessions."""
         _only_the_controller(stream)
-        request = await the_message(stream)
+        request = await receive_one(stream)
         self._agent.close_sessions(list(request.sessions))
         await stream.send_message(CloseReply())
 
@@ -181,7 +181,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             raise CommandRefusedError("kind", f"{kind!r} is no command of a node")
         return command
 
-    async def _meet(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def _connect(self, body: dict[str, Any]) -> dict[str, Any]:
         await self._agent.trust(body)
         shapes = {name: Shape(**shape) for name, shape in body["links"].items()}
         self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()}, shapes)

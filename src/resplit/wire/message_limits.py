@@ -16,13 +16,13 @@ from grpclib.server import Stream
 MAX_MESSAGE_BYTES = 256 * 2**20
 
 
-def guarded(mapping: dict[str, Handler]) -> dict[str, Handler]:
+def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:
     """The handlers of a service, each refusing with INVALID_ARGUMENT or RESOURCE_EXHAUSTED what it cannot read."""
-    return {path: handler._replace(func=_guarded(handler.func)) for path, handler in mapping.items()}
+    return {path: handler._replace(func=_limited(handler.func)) for path, handler in mapping.items()}
 
 
-def _guarded(handle: Any) -> Any:
-    async def guarded_handle(stream: Stream[Any, Any]) -> None:
+def _limited(handle: Any) -> Any:
+    async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
         receive, inside = incoming.recv_data, False
 
@@ -45,10 +45,10 @@ def _guarded(handle: Any) -> Any:
         except (DecodeError, NotImplementedError):  # no such message; a compressed one
             raise _no_message() from None
 
-    return guarded_handle
+    return limited_handle
 
 
-async def the_message(stream: Stream[Any, Any]) -> Any:
+async def receive_one(stream: Stream[Any, Any]) -> Any:
     """The one message of a call that has one; GRPCError where the caller sent none."""
     message = await stream.recv_message()
     if message is None:

@@ -39,7 +39,7 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
-    async def Carry(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.CarryRequest, resplit.wire.node_pb2.CarryReply]') -> None:
+    async def TransferCache(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.TransferRequest, resplit.wire.node_pb2.TransferReply]') -> None:
         pass
 
     @abc.abstractmethod
@@ -88,11 +88,11 @@ class NodeBase(abc.ABC):
                 resplit.wire.node_pb2.CachePart,
                 resplit.wire.node_pb2.CacheReply,
             ),
-            '/resplit.wire.Node/Carry': grpclib.const.Handler(
-                self.Carry,
+            '/resplit.wire.Node/TransferCache': grpclib.const.Handler(
+                self.TransferCache,
                 grpclib.const.Cardinality.UNARY_UNARY,
-                resplit.wire.node_pb2.CarryRequest,
-                resplit.wire.node_pb2.CarryReply,
+                resplit.wire.node_pb2.TransferRequest,
+                resplit.wire.node_pb2.TransferReply,
             ),
             '/resplit.wire.Node/Attempt': grpclib.const.Handler(
                 self.Attempt,
@@ -148,11 +148,11 @@ class NodeStub:
             resplit.wire.node_pb2.CachePart,
             resplit.wire.node_pb2.CacheReply,
         )
-        self.Carry = grpclib.client.UnaryUnaryMethod(
+        self.TransferCache = grpclib.client.UnaryUnaryMethod(
             channel,
-            '/resplit.wire.Node/Carry',
-            resplit.wire.node_pb2.CarryRequest,
-            resplit.wire.node_pb2.CarryReply,
+            '/resplit.wire.Node/TransferCache',
+            resplit.wire.node_pb2.TransferRequest,
+            resplit.wire.node_pb2.TransferReply,
         )
         self.Attempt = grpclib.client.UnaryUnaryMethod(
             channel,

@@ -146,23 +146,23 @@ class CacheReply(_message.Message):
     error: str
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
-class CarryRequest(_message.Message):
-    __slots__ = ("session", "target", "first", "last", "attempt", "behind")
+class TransferRequest(_message.Message):
+    __slots__ = ("session", "target", "first", "last", "attempt", "background")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     session: str
     target: _containers.RepeatedScalarFieldContainer[str]
     first: int
     last: int
     attempt: int
-    behind: bool
-    def __init__(self, session: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., attempt: _Optional[int] = ..., behind: _Optional[bool] = ...) -> None: ...
+    background: bool
+    def __init__(self, session: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., attempt: _Optional[int] = ..., background: _Optional[bool] = ...) -> None: ...
 
-class CarryReply(_message.Message):
+class TransferReply(_message.Message):
     __slots__ = ("bytes", "error")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]

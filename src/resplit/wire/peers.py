@@ -19,7 +19,7 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from resplit.cancellation import end
+from resplit.cancellation import cancel_and_wait
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
 from resplit.model.engine import Activation
 from resplit.wire.links import Link, Sender, until
@@ -28,8 +28,6 @@ from resplit.wire.node_pb2 import (
     Ack,
     AttemptRequest,
     CachePart,
-    CarryReply,
-    CarryRequest,
     CloseRequest,
     CommandRequest,
     EchoRequest,
@@ -38,6 +36,8 @@ from resplit.wire.node_pb2 import (
     Tensor,
     Token,
     TokensRequest,
+    TransferReply,
+    TransferRequest,
 )
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ _ERRORS: dict[str, type[ResplitError]] = {"capacity": CapacityError, "shard": Sh
 # Tensors above this are no use on one HTTP/2 stream: they would hold up the others.
 CHUNK_BYTES = 256 * 1024
 # What may hold up a step: some 13 ms at 40 Mbit/s.
-BEHIND_BYTES = 64 * 1024
+BACKGROUND_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Peer:
         )
         self._channel = Channel(self.address.host, self.address.port, ssl=self.context, config=config)
         self._stub = NodeStub(self._channel)
-        self._behind = asyncio.Lock()
+        self._background = asyncio.Lock()
         self._pending: dict[int, tuple[float, Step]] = {}
         self._number = 0
         self._sender: Sender[Step] | None = None
@@ -176,22 +176,22 @@ class Peer:
             raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer to a cache'}")
         return sum(len(part.values.data) for part in parts)
 
-    async def cache_behind(self, parts: Iterable[CachePart]) -> int:
+    async def cache_in_background(self, parts: Iterable[CachePart]) -> int:
         """Push parts as `cache` does, a few at a time, only while nothing else is on the link, and half of the time at
         most: on a fast link it is the processors at both ends that passes would have to wait for."""
         sent = 0
         for batch in _batches(parts):
-            async with self._behind:
+            async with self._background:
                 await self.link.idle()
                 begun_s = time.monotonic()
                 sent += await self.cache(batch)
                 await asyncio.sleep(time.monotonic() - begun_s)
         return sent
 
-    async def carry(self, request: CarryRequest, timeout_s: float = 60.0) -> CarryReply:
+    async def transfer_cache(self, request: TransferRequest, timeout_s: float = 60.0) -> TransferReply:
         """Have the member push a session's caches to other nodes."""
         try:
-            reply: CarryReply = await self._stub.Carry(request, timeout=timeout_s)
+            reply: TransferReply = await self._stub.TransferCache(request, timeout=timeout_s)
             return reply
         except CONNECTION_ERRORS as error:
             raise self._lost(error) from error
@@ -212,7 +212,7 @@ class Peer:
     async def disconnect(self) -> None:
         """End all streams and the channel."""
         if self._task is not None:
-            await end([self._task])
+            await cancel_and_wait([self._task])
         self._channel.close()
 
     def _open(self) -> None:
@@ -253,11 +253,11 @@ class Peer:
 
 
 def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:
-    """Parts in lists of up to `BEHIND_BYTES`, made as they are asked for."""
+    """Parts in lists of up to `BACKGROUND_BYTES`, made as they are asked for."""
     batch: list[CachePart] = []
     size = 0
     for part in parts:
-        if batch and size + len(part.values.data) > BEHIND_BYTES:
+        if batch and size + len(part.values.data) > BACKGROUND_BYTES:
             yield batch
             batch, size = [], 0
         batch.append(part)

@@ -80,7 +80,7 @@ class Copies:
         """A node that does not take its copies is asked again in the next epoch only."""
         peers, blocks = self._router.peers, len(self._features)
         try:
-            session.copied_bytes += await carry(peers, session.name, session.attempt, ways, blocks, behind=True)
+            session.copied_bytes += await carry(peers, session.name, session.attempt, ways, blocks, background=True)
         except ResplitError as error:
             _log.info("no copy kept", session=session.name, node=keeper, error=str(error))
             session.unwilling.add(keeper)

@@ -14,7 +14,7 @@ from itertools import accumulate
 from resplit.config import ClusterConfig
 from resplit.errors import NodeLostError
 from resplit.types import BlockFeatures
-from resplit.wire.node_pb2 import CarryRequest
+from resplit.wire.node_pb2 import TransferRequest
 from resplit.wire.peers import Peer
 
 # Positions held, by node and by block.
@@ -100,9 +100,9 @@ def stand_bys(
 
 
 async def carry(
-    peers: Mapping[str, Peer], session: str, attempt: int, ways: Iterable[Way], blocks: int, behind: bool = False
+    peers: Mapping[str, Peer], session: str, attempt: int, ways: Iterable[Way], blocks: int, background: bool = False
 ) -> int:
-    """Have caches of a session go their ways, at once, or `behind` everything else; the bytes that went.
+    """Have caches of a session go their ways, at once, or in the `background`; the bytes that went.
 
     `blocks` is the length of the model's chain. NodeLostError where one cannot go.
     """
@@ -114,10 +114,10 @@ async def carry(
         target = [""] * blocks
         for way in group:
             target[way.block] = way.target
-        order = CarryRequest(
-            session=session, attempt=attempt, target=target, first=first, last=last, behind=behind
+        order = TransferRequest(
+            session=session, attempt=attempt, target=target, first=first, last=last, background=background
         )  # fmt: skip
-        orders.append(peers[source].carry(order))
+        orders.append(peers[source].transfer_cache(order))
     replies = await asyncio.gather(*orders)
     for reply in replies:
         if reply.error:

@@ -355,9 +355,9 @@ class Sessions:
 
     def _copy_ahead(self, session: Session, before: Carried) -> asyncio.Task[Carried]:
         """Carry what is cached now while the session goes on: passes, and what others wait for, go first."""
-        return asyncio.create_task(self._carry(session, before, session.position, behind=True))
+        return asyncio.create_task(self._carry(session, before, session.position, background=True))
 
-    async def _carry(self, session: Session, before: Carried, last: int, behind: bool = False) -> Carried:
+    async def _carry(self, session: Session, before: Carried, last: int, background: bool = False) -> Carried:
         """Have positions up to `last` of every block that moves carried to its new node, after what went `before`."""
         first, target = before.last, before.target
         if last == first:
@@ -367,7 +367,7 @@ class Sessions:
             for block, (old, new) in enumerate(zip(session.route.placement, target.placement, strict=True))
             if old != new and self._features[block].kv_bytes_per_token > 0
         ]
-        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features), behind)
+        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features), background)
         return Carried(target, first, last, before.cache_bytes + sent)
 
     def _new_name(self) -> str:

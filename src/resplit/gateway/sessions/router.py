@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from resplit.cancellation import end
+from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig, LinkShape
 from resplit.errors import NodeLostError
 from resplit.security.identity import Member
@@ -99,7 +99,7 @@ class Router:
 
     async def disconnect(self) -> None:
         """Close every connection."""
-        await end(self._tasks.values())
+        await cancel_and_wait(self._tasks.values())
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
 
     async def _listen(self, name: str) -> None:
