@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resplit.config import ClusterConfig
-from resplit.control.controller import Controller, LiveEpoch, Proposal
+from resplit.control.controller import Controller
 from resplit.control.log import EpochLog, Step
+from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest, Sampling
 from resplit.model.source import StoredModel

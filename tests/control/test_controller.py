@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
-from resplit.control.controller import RECOVER, Controller, Proposal
+from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
+from resplit.epochs import RECOVER, Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel

@@ -10,8 +10,9 @@ from typing import Any
 
 from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
-from resplit.control.controller import Controller, Proposal
+from resplit.control.controller import Controller
 from resplit.control.log import EpochLog
+from resplit.epochs import Proposal
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel

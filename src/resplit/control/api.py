@@ -13,10 +13,11 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, R
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from resplit.control.controller import RECOVER, Controller, Proposal
+from resplit.control.controller import Controller
 from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
+from resplit.epochs import RECOVER, Proposal
 from resplit.errors import NodeLostError, ResplitError
 from resplit.problem import problem_from_json
 from resplit.wire.links import Shape

@@ -21,6 +21,7 @@ from resplit.control.gateway import Gateway
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import Orders, Rules
 from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
@@ -30,42 +31,12 @@ from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
-RECOVER = "recover"  # the action of an epoch that comes after a loss: what was live cannot serve
 _RESUME_TRIES = 3  # a plan may be outdated by the next loss
 # A recovery that is refused, for the next loss, a full disk or a registry that is gone, is tried again at this pace;
 # requests are told once that has gone on for so long.
 _TRY_AGAIN_S = 0.25
 _TELL_AFTER_S = 5.0
 _HOPE_S = 2.0  # a node that was only busy, or whose link dropped, answers again within it
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A placement that somebody wants deployed, and why. `based_on` is the epoch that it was planned against."""
-
-    placement: tuple[str, ...]
-    action: str
-    based_on: int
-    predicted_latency_s: float | None = None
-    lower_bound: float | None = None
-
-
-@dataclass(frozen=True)
-class LiveEpoch:
-    """One placement that was committed; `committed_s` in seconds since 1970.
-
-    `staged` tells that passes were held meanwhile, for want of room beside the old placement.
-    """
-
-    epoch: int
-    committed_s: float
-    action: str
-    placement: tuple[str, ...]
-    predicted_latency_s: float | None
-    lower_bound: float | None
-    loaded_bytes: float
-    prepare_s: float
-    staged: bool = False
 
 
 @dataclass

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from resplit.control.controller import Controller, Proposal
+from resplit.control.controller import Controller
 from resplit.control.desired_state import Intent, changes, load_intent, save_intent
+from resplit.epochs import Proposal
 from resplit.errors import ConfigError, ProposalRefusedError, ResplitError
 from resplit.wire.peers import Address
 

@@ -8,74 +8,15 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.errors import CapacityError, NodeLostError, RequestError
+from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 
 # The declared demand counts as much as so many seconds of observation: a quiet moment is no proof.
 _PRIOR_S = 10.0
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How one session went on after a loss.
-
-    `noticed_s` is the time from the beginning of the pass that failed until it was known to have failed, `waited_s`
-    until all nodes of the live placement answered (planning and loading, where those were needed), `restore_s` until
-    caches were where they are needed, `replay_s` until the passes after `restored_positions` were repeated.
-    """
-
-    noticed_s: float
-    waited_s: float
-    restore_s: float
-    replay_s: float
-    restored_positions: int
-    replayed_positions: int
-
-
-@dataclass(frozen=True)
-class Move:
-    """One session's way into another epoch: how long it stood still, and the bytes of its caches that moved.
-
-    `replayed` tells that it came after a loss, and `recovery` how that went.
-    """
-
-    epoch: int
-    pause_s: float
-    cache_bytes: int
-    replayed: bool = False
-    recovery: Recovery | None = None
-
-
-@dataclass(frozen=True)
-class SessionRecord:
-    """What became of one request; moments in seconds since 1970, NaN where they never came."""
-
-    request_class: str
-    arrival_s: float
-    first_token_s: float
-    end_s: float
-    prompt_tokens: int
-    new_tokens: int
-    status: int
-    epochs: tuple[int, ...]
-    moves: tuple[Move, ...]
-    private_ok: bool
-    token_times_s: tuple[float, ...]
-    copied_bytes: int = 0  # of its caches, to stand-by nodes
-    copy_lag: int = 0  # the most positions that were added while copies were made
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A request that came in; `time_s` in seconds since 1970."""
-
-    request_class: str
-    time_s: float
-    prompt_tokens: int
-    new_tokens: int
 
 
 class Journal:
@@ -83,15 +24,15 @@ class Journal:
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self._cluster = cluster
-        self._arrivals: deque[Arrival] = deque(maxlen=10_000)
+        self._arrivals: deque[RequestArrival] = deque(maxlen=10_000)
         self._records: deque[SessionRecord] = deque(maxlen=20_000)
-        self._recoveries: deque[Move] = deque(maxlen=10_000)
+        self._recoveries: deque[SessionMove] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
         """Blend what is seen with what a changed cluster file declares."""
         self._cluster = cluster
 
-    def arrived(self, arrival: Arrival) -> None:
+    def arrived(self, arrival: RequestArrival) -> None:
         """Note a request, whatever will become of it."""
         self._arrivals.append(arrival)
 
@@ -99,7 +40,7 @@ class Journal:
         """Note what became of a request."""
         self._records.append(record)
 
-    def recovered(self, move: Move) -> None:
+    def recovered(self, move: SessionMove) -> None:
         """Note a session that went on after a loss."""
         self._recoveries.append(move)
 
@@ -129,7 +70,7 @@ class Journal:
             for c in self._cluster.classes
         ]
 
-    def _seen(self, declared: ClassConfig, arrivals: list[Arrival], window_s: float) -> dict[str, Any]:
+    def _seen(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> dict[str, Any]:
         prior = declared.rate_rps * _PRIOR_S
         weight = len(arrivals) + prior
         prompt = sum(arrival.prompt_tokens for arrival in arrivals) + prior * declared.prompt_tokens

@@ -19,12 +19,13 @@ from resplit.config import ClusterConfig
 from resplit.errors import NodeLostError, RequestError, ResplitError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Admission, Promise
-from resplit.gateway.sessions.journal import Arrival, Journal, Move, Recovery, SessionRecord, status_of
+from resplit.gateway.sessions.journal import Journal, status_of
 from resplit.gateway.sessions.kv_replication import Copies
 from resplit.gateway.sessions.kv_transfer import Way, carry, plan_restore
 from resplit.gateway.sessions.pause_gate import Gate
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Carried, Session, error_of
+from resplit.session_records import RequestArrival, SessionMove, SessionRecord, SessionRecovery
 from resplit.types import BlockFeatures
 from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Token
@@ -148,7 +149,7 @@ class Sessions:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
         """The tokens of `request`; raises as `Engine.generate` says."""
         arrival_s = time.time()
-        arrival = Arrival(request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens)
+        arrival = RequestArrival(request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens)
         self._journal.arrived(arrival)
         deadline_s = self._cluster.limits.deadline
         if request.deadline_s is not None:
@@ -244,7 +245,7 @@ class Sessions:
                 _log.warning("lost again while recovering", session=session.name, error=str(error))
                 continue
             end_s = time.monotonic()
-            how = Recovery(
+            how = SessionRecovery(
                 noticed_s,
                 ready_s - begun_s,
                 restored_s - ready_s,
@@ -252,7 +253,7 @@ class Sessions:
                 restored,
                 session.position - restored,
             )
-            session.moves.append(Move(session.route.epoch, end_s - begun_s, sent, True, how))
+            session.moves.append(SessionMove(session.route.epoch, end_s - begun_s, sent, True, how))
             self._journal.recovered(session.moves[-1])
             return
 
@@ -333,7 +334,7 @@ class Sessions:
         pause_s = time.monotonic() - begun_s
         self._copies.stop(session)
         session.enter(carried.target, self._private_ok(carried.target))
-        session.moves.append(Move(carried.target.epoch, pause_s, patched.cache_bytes))
+        session.moves.append(SessionMove(carried.target.epoch, pause_s, patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
     async def _move(self, session: Session, route: Route) -> None:
@@ -351,7 +352,7 @@ class Sessions:
             self._lose(session, str(error))
             return
         session.enter(route, self._private_ok(route))
-        session.moves.append(Move(route.epoch, time.monotonic() - begun_s, carried.cache_bytes))
+        session.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, carried.cache_bytes))
 
     def _copy_ahead(self, session: Session, before: Carried) -> asyncio.Task[Carried]:
         """Carry what is cached now while the session goes on: passes, and what others wait for, go first."""

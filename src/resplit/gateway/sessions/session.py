@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from resplit.errors import CapacityError, DataError, NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest
 from resplit.gateway.sessions.admission import Place
-from resplit.gateway.sessions.journal import Move
 from resplit.model.engine import token_ids
+from resplit.session_records import SessionMove
 from resplit.wire.node_pb2 import Sampling, Step, Token
 from resplit.wire.peers import to_wire
 from resplit.wire.routes import Route
@@ -60,7 +60,7 @@ class Session:
     copy_lag: int = 0  # the most positions that were added while copies were made
     unwilling: set[str] = field(default_factory=set)  # nodes that did not take a copy
     epochs: list[int] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
+    moves: list[SessionMove] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
     private_ok: bool = True
 

@@ -1,0 +1,40 @@
+"""Epochs as values: a placement that is proposed, and one that is live or was.
+
+An epoch is a numbered deployed placement. The controller writes epochs; flows propose them and read their history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RECOVER = "recover"  # the action of an epoch that follows a loss, when the one before could not serve any more
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned."""
+
+    placement: tuple[str, ...]
+    action: str
+    based_on: int
+    predicted_latency_s: float | None = None
+    lower_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class LiveEpoch:
+    """A placement that was committed at `committed_s` (seconds since 1970).
+
+    `loaded_bytes` are the weights that nodes loaded for it, `prepare_s` is the time from the proposal to the commit.
+    `staged`: passes were paused meanwhile, because old and new blocks did not fit beside each other.
+    """
+
+    epoch: int
+    committed_s: float
+    action: str
+    placement: tuple[str, ...]
+    predicted_latency_s: float | None
+    lower_bound: float | None
+    loaded_bytes: float
+    prepare_s: float
+    staged: bool = False

@@ -1,0 +1,72 @@
+"""Sessions as values: a request that arrived, and the record of how it was served.
+
+The gateway writes these records; the control API, the run record and the decision log read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RequestArrival:
+    """A request that arrived at `time_s` (seconds since 1970)."""
+
+    request_class: str
+    time_s: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class SessionRecovery:
+    """How one session resumed after a loss.
+
+    `noticed_s` is the time from the start of the pass that failed until the failure was known, `waited_s` the time
+    until all nodes of the live placement answered (with planning and loading where needed), `restore_s` the time
+    until the caches were where they are needed, and `replay_s` the time to repeat the passes after
+    `restored_positions`.
+    """
+
+    noticed_s: float
+    waited_s: float
+    restore_s: float
+    replay_s: float
+    restored_positions: int
+    replayed_positions: int
+
+
+@dataclass(frozen=True)
+class SessionMove:
+    """One session's move into another epoch: its pause, and the bytes of its caches that were transferred.
+
+    `replayed`: the move followed a loss; `recovery` has the details.
+    """
+
+    epoch: int
+    pause_s: float
+    cache_bytes: int
+    replayed: bool = False
+    recovery: SessionRecovery | None = None
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """The outcome of one request. Moments are in seconds since 1970, and NaN where they never came.
+
+    `status` is the HTTP status, `private_ok` whether all its private blocks ran on trusted nodes.
+    """
+
+    request_class: str
+    arrival_s: float
+    first_token_s: float
+    end_s: float
+    prompt_tokens: int
+    new_tokens: int
+    status: int
+    epochs: tuple[int, ...]
+    moves: tuple[SessionMove, ...]
+    private_ok: bool
+    token_times_s: tuple[float, ...]
+    copied_bytes: int = 0  # of its caches, to stand-by nodes
+    copy_lag: int = 0  # the most positions that were added while a replica was made
