@@ -26,8 +26,10 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     expected = expected_tokens(whole_model(model), NEW_TOKENS)
     seconds = max(5.0, SECONDS * scale)
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
-        picture = cluster.state / "picture.json"
-        planning = multiprocessing.get_context("spawn").Process(target=plan_without_end, args=(picture,), daemon=True)
+        latest_problem = cluster.state / "latest_problem.json"
+        planning = multiprocessing.get_context("spawn").Process(
+            target=plan_without_end, args=(latest_problem,), daemon=True
+        )
         planning.start()
         try:
             async with streaming(cluster, expected) as streams:
@@ -46,9 +48,9 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     ]
 
 
-def plan_without_end(picture: Path) -> None:
+def plan_without_end(latest_problem: Path) -> None:
     """Keep a core busy with solves of the cluster's own placement problem."""
-    problem = read_problem(picture)
+    problem = read_problem(latest_problem)
     rng = np.random.default_rng(3)
     while True:
         problem.decode_s_per_token[:] *= rng.uniform(0.95, 1.05, problem.decode_s_per_token.shape)

@@ -145,7 +145,7 @@ class Trial:
         self.fate = Fate()
         self.nodes.begin_gateway()
         self._take_office()
-        self.nodes.router.meet(self.nodes.addresses)
+        self.nodes.router.connect(self.nodes.addresses)
 
     async def resume(self) -> None:
         """What a controller does when it starts."""

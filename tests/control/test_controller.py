@@ -23,8 +23,8 @@ from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
 from resplit.types import Sampling
 from tests.node.conftest import tiny
+from tests.support.latest_problem import problem_of
 from tests.support.node_cluster import InProcess, deploy, in_process, until
-from tests.support.pictures import picture_of
 from tests.system.conftest import model_folder
 
 __all__ = ["model_folder", "tiny"]
@@ -88,7 +88,7 @@ def operator_of(nodes: InProcess, controller: Controller) -> Operator:
         "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
         "kv_tokens": nodes.config.kv_tokens,
     }
-    return Operator(controller, nodes.router, content, nodes.folder / "intent.json")
+    return Operator(controller, nodes.router, content, nodes.folder / "desired_state.json")
 
 
 def steps(controller: Controller, epoch: int) -> list[str]:
@@ -189,7 +189,7 @@ async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes, LONG)
-    controller.learn(picture_of(nodes.config, nodes.features, FIRST))
+    controller.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     shard = nodes.folder / "registry" / nodes.keyring["layer.1"].shard
     sealed = shard.read_bytes()
     shard.write_bytes(bytes([sealed[0] ^ 1]) + sealed[1:])
@@ -216,7 +216,7 @@ async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
 async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room(
     nodes: InProcess, controller: Controller, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    controller.learn(picture_of(nodes.config, nodes.features, SECOND))
+    controller.set_problem(problem_of(nodes.config, nodes.features, SECOND))
     await deploy(controller, SECOND)
     stream = asyncio.create_task(served(nodes, LONG))
     await until(lambda: started(nodes, 1))

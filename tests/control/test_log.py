@@ -18,19 +18,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from resplit.control.log import EpochLog, Epochs, Step, after
+from resplit.control.log import EpochLog, Epochs, EpochStep, after
 from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
 
-STEPS: tuple[Step, ...] = ("proposed", "prepared", "committed", "aborted", "released")
+STEPS: tuple[EpochStep, ...] = ("proposed", "prepared", "committed", "aborted", "released")
 LETTER = {"proposed": "P", "prepared": "R", "committed": "C", "aborted": "A", "released": "L"}
 
 
-def is_legal(history: list[tuple[int, Step]]) -> bool:
+def is_legal(history: list[tuple[int, EpochStep]]) -> bool:
     """The rules as an observer would state them of a whole history; the code states them of one step."""
     return all(_last_step_is_legal(history[: end + 1]) for end in range(len(history)))
 
 
-def _last_step_is_legal(history: list[tuple[int, Step]]) -> bool:
+def _last_step_is_legal(history: list[tuple[int, EpochStep]]) -> bool:
     words: dict[int, str] = {}
     for number, step in history:
         words[number] = words.get(number, "") + LETTER[step]
@@ -44,7 +44,7 @@ def _last_step_is_legal(history: list[tuple[int, Step]]) -> bool:
     )
 
 
-def replay(history: list[tuple[int, Step]]) -> Epochs | None:
+def replay(history: list[tuple[int, EpochStep]]) -> Epochs | None:
     """What the code makes of a history; None if it refuses a step of it."""
     epochs = Epochs()
     try:
@@ -56,7 +56,7 @@ def replay(history: list[tuple[int, Step]]) -> Epochs | None:
 
 
 def test_every_short_history_is_judged_as_the_rules_say() -> None:
-    legal: list[list[tuple[int, Step]]] = [[]]
+    legal: list[list[tuple[int, EpochStep]]] = [[]]
     judged = 0
     for _ in range(7):
         longer = [[*history, entry] for history in legal for entry in itertools.product((1, 2, 3), STEPS)]
@@ -75,14 +75,14 @@ class LogMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.restarts = 0
         self.log = EpochLog(self.folder / "0.db")
-        self.history: list[tuple[int, Step]] = []
+        self.history: list[tuple[int, EpochStep]] = []
         self.decided: list[int] = []
 
     def teardown(self) -> None:
         self.log.close()
         shutil.rmtree(self.folder)
 
-    def _append(self, log: EpochLog, epoch: int, step: Step) -> None:
+    def _append(self, log: EpochLog, epoch: int, step: EpochStep) -> None:
         wanted = [*self.history, (epoch, step)]
         if is_legal(wanted):
             log.append(epoch, step, {"count": len(wanted)})
@@ -92,11 +92,11 @@ class LogMachine(RuleBasedStateMachine):
                 log.append(epoch, step, {})
 
     @rule(epoch=st.integers(0, 8), step=st.sampled_from(STEPS))
-    def any_step(self, epoch: int, step: Step) -> None:
+    def any_step(self, epoch: int, step: EpochStep) -> None:
         self._append(self.log, epoch, step)
 
     @rule(last=st.sampled_from(["prepared", "committed", "aborted"]))
-    def a_new_epoch(self, last: Step) -> None:
+    def a_new_epoch(self, last: EpochStep) -> None:
         epoch = self.log.next_epoch()
         for step in ("proposed", "prepared", "committed", "aborted"):
             self._append(self.log, epoch, step)
@@ -110,7 +110,7 @@ class LogMachine(RuleBasedStateMachine):
         assert self.log.unreleased() == []
 
     @rule(epoch=st.integers(1, 8), step=st.sampled_from(STEPS))
-    def a_step_by_a_second_process(self, epoch: int, step: Step) -> None:
+    def a_step_by_a_second_process(self, epoch: int, step: EpochStep) -> None:
         other = EpochLog(self._path())
         self._append(other, epoch, step)
         other.close()

@@ -26,7 +26,7 @@ from tests.control.test_controller import (
     tiny,
 )
 from tests.support.in_process import InProcess, deploy, until
-from tests.support.pictures import picture_of
+from tests.support.latest_problem import problem_of
 
 __all__ = ["controller", "model_folder", "nodes", "tiny"]
 
@@ -34,7 +34,7 @@ __all__ = ["controller", "model_folder", "nodes", "tiny"]
 @pytest.fixture
 async def operator(nodes: InProcess, controller: Controller) -> Operator:
     """Of a cluster that serves, and whose controller knows enough to plan."""
-    controller.learn(picture_of(nodes.config, nodes.features, FIRST))
+    controller.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     operator = operator_of(nodes, controller)
     await deploy(controller, FIRST)
     return operator
@@ -53,7 +53,7 @@ async def test_what_is_drained_is_moved_and_what_cannot_be_is_refused_and_change
     before = await placed(nodes)
     with pytest.raises(ProposalRefusedError, match="alpha is the last trusted node"):
         await operator.drain(A)
-    assert operator.intent.drained == {B, C}
+    assert operator.desired.drained == {B, C}
     assert await placed(nodes) == before
     assert await served(nodes, LONG) == tokens
 
@@ -80,7 +80,7 @@ async def test_commands_are_kept_for_the_next_controller(
     await operator.trust(B, False)
     await operator.drain(C)
     after = operator_of(nodes, controller)
-    assert after.intent == operator.intent
+    assert after.desired == operator.desired
     assert (controller.cluster.trusted, controller.rules.drained) == ((A,), {C})
 
 
@@ -90,5 +90,5 @@ async def test_a_registry_that_fails_leaves_a_node_in_use(nodes: InProcess, oper
         shard.rename(tmp_path / shard.name)
     with pytest.raises(ProposalRefusedError, match="could not be prepared"):
         await operator.drain(C)
-    assert operator.intent.drained == frozenset()
+    assert operator.desired.drained == frozenset()
     assert await served(nodes, LONG) == tokens

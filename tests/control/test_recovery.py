@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
-from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules, without
+from resplit.control.recovery import load_problem, plan_without, save_problem, under_rules, without
 from resplit.model.source import StoredModel
 from resplit.types import Problem
 from tests.node.conftest import tiny
-from tests.support.pictures import picture_of
+from tests.support.latest_problem import problem_of
 from tests.system.conftest import model_folder
 
 __all__ = ["model_folder", "tiny"]
@@ -22,7 +22,7 @@ TODAY = (A, A, B, B, C, C, B, A)
 
 
 @pytest.fixture
-def picture(tiny: StoredModel) -> Problem:
+def problem(tiny: StoredModel) -> Problem:
     cluster = ClusterConfig.model_validate(
         {
             "name": "test",
@@ -33,30 +33,34 @@ def picture(tiny: StoredModel) -> Problem:
             "kv_tokens": 64,
         }
     )
-    return picture_of(cluster, tiny.features(1), TODAY)
+    return problem_of(cluster, tiny.features(1), TODAY)
 
 
-def test_a_node_that_may_not_be_used_gets_nothing_and_keeps_its_links(picture: Problem) -> None:
+def test_a_node_that_may_not_be_used_gets_nothing_and_keeps_its_links(problem: Problem) -> None:
     for unused in (A, B, C):
-        assert unused not in (plan_without(picture, [unused], TODAY).placement or ())
-    beside = without(picture, [A])
+        assert unused not in (plan_without(problem, [unused], TODAY).placement or ())
+    beside = without(problem, [A])
     assert np.isnan(beside.decode_s_per_token[:, 0]).all()
-    assert np.array_equal(beside.link_latency_s, picture.link_latency_s, equal_nan=True)
+    assert np.array_equal(beside.link_latency_s, problem.link_latency_s, equal_nan=True)
 
 
-def test_a_plan_keeps_the_rules_of_now_and_not_those_of_the_picture(picture: Problem) -> None:
-    strict = under_rules(picture, [B], picture.blocks)
+def test_a_plan_keeps_the_rules_of_now_and_not_those_of_the_latest_problem(problem: Problem) -> None:
+    strict = under_rules(problem, [B], problem.blocks)
     placement = plan_without(strict, [], TODAY).placement
     assert placement is not None
     assert {placement[block] for block in (0, 1, 7)} == {B}
-    nobody = plan_without(under_rules(picture, [], picture.blocks), [], TODAY)
+    nobody = plan_without(under_rules(problem, [], problem.blocks), [], TODAY)
     assert nobody.placement is None
     assert nobody.reason
 
 
-def test_the_picture_survives_a_restart(picture: Problem, tmp_path: Path) -> None:
-    assert load_picture(tmp_path / "picture.json") is None
-    save_picture(picture, tmp_path / "picture.json")
-    kept = load_picture(tmp_path / "picture.json")
+def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path) -> None:
+    assert load_problem(tmp_path / "latest_problem.json") is None
+    save_problem(problem, tmp_path / "latest_problem.json")
+    kept = load_problem(tmp_path / "latest_problem.json")
     assert kept is not None
-    assert (kept.blocks, kept.nodes, kept.current) == (picture.blocks, picture.nodes, picture.current)
+    assert (kept.blocks, kept.nodes, kept.current) == (
+        problem.blocks,
+        problem.nodes,
+        problem.current,
+    )

@@ -59,7 +59,7 @@ class InProcess:
         )
         self._running[name] = stop, asyncio.create_task(serving)
         await self._cables[name].plug_in()
-        self.router.meet({name: self.addresses[name]})
+        self.router.connect({name: self.addresses[name]})
         await self.router.wait_for({name}, 10)
 
     async def stop(self, name: str) -> None:
@@ -129,7 +129,7 @@ class InProcess:
             self.router.peers if peers is None else peers,
             self.addresses,
             self.sessions,
-            self.folder / "picture.json",
+            self.folder / "latest_problem.json",
         )
         self.sessions.on_settled = controller.settled
         self.sessions.on_lost = controller.node_lost

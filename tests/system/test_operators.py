@@ -21,7 +21,7 @@ from resplit.errors import ProposalRefusedError
 from resplit.security.identity import CONTROLLER, keys_command
 from resplit.types import BlockFeatures
 from tests.support.cluster import CLUSTER, reference, started
-from tests.support.pictures import picture_of
+from tests.support.latest_problem import problem_of
 from tests.support.streams import PROMPTS
 from tests.system.test_bad_input import resplit
 from tests.system.test_node_loss import NEW_TOKENS, until
@@ -38,7 +38,7 @@ def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with started(tmp_path_factory.mktemp("cluster"), model_folder, tight, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
             features = [BlockFeatures(**block) for block in client.model()["features"]]
-            client.set_problem(picture_of(running.config, features, FIRST))
+            client.set_problem(problem_of(running.config, features, FIRST))
             place(client, *FIRST)
         yield running
 

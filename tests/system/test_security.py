@@ -27,8 +27,8 @@ from resplit.shards.sealing import open_shard, unwrap_key
 from resplit.types import Sampling
 from tests.node.conftest import tiny
 from tests.support.cluster import reference
+from tests.support.latest_problem import problem_of
 from tests.support.node_cluster import InProcess, deploy, until
-from tests.support.pictures import picture_of
 from tests.support.tcp_proxy import Cable
 
 __all__ = ["tiny"]
@@ -87,7 +87,7 @@ async def controller(cluster: InProcess) -> AsyncIterator[Controller]:
     controller = cluster.controller()
     await controller.introduce()
     await deploy(controller, SPREAD)
-    controller.learn(picture_of(cluster.config, cluster.features, SPREAD))
+    controller.set_problem(problem_of(cluster.config, cluster.features, SPREAD))
     yield controller
     await controller.stop()
 
@@ -127,7 +127,7 @@ async def test_a_capture_on_the_wire_of_a_running_cluster_shows_tls_records_alon
     with torch.inference_mode():
         hidden = whole.model.embed_tokens(torch.tensor(PROMPTS[0])).numpy()
     secrets = [token_ids(PROMPTS[0]).data[:24], *(row.tobytes()[:16] for row in hidden)]
-    words = ["layer.", "embed", "prepare", "commit", "placement", "float32", "chat", *cluster.sessions.sessions()]
+    words = ["layer.", "embed", "prepare", "commit", "placement", "float32", "chat", *cluster.sessions.session_names()]
     for secret in [*secrets, *(word.encode() for word in words)]:
         assert secret not in captured
 

@@ -103,7 +103,7 @@ class ControlClient:
         self._post("/profile", {})
 
     def set_problem(self, problem: Problem) -> None:
-        """Give the controller the newest picture of the cluster, to plan with where it must on its own."""
+        """Give the controller the newest problem of the cluster, to plan with where it must on its own."""
         self._post("/problem", problem_to_json(problem))
 
     def propose(self, proposal: dict[str, Any]) -> dict[str, Any]:

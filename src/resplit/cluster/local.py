@@ -110,7 +110,12 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
         node["address"] = f"127.0.0.1:{port}"
     (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     # A cluster that is started anew has no epochs and no commands behind it, and is ready when it says so again.
-    for left in [state / "ready", state / "picture.json", state / "intent.json", *state.glob("epochs.db*")]:
+    for left in [
+        state / "ready",
+        state / "latest_problem.json",
+        state / "desired_state.json",
+        *state.glob("epochs.db*"),
+    ]:
         left.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from resplit import planner
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
-from resplit.control.desired_state import load_intent
+from resplit.control.desired_state import load_desired_state
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
@@ -57,9 +57,9 @@ class ServePaths:
         return self.state / "control.token"
 
     @property
-    def intent_file(self) -> Path:
+    def desired_state_file(self) -> Path:
         """The file that holds what operators changed by command."""
-        return self.state / "intent.json"
+        return self.state / "desired_state.json"
 
 
 async def serve(
@@ -72,8 +72,8 @@ async def serve(
     where the port is taken, or where this machine cannot do what its emulated nodes are to play.
     """
     bound = _bind(paths.listen)
-    intent = load_intent(paths.intent_file, content)
-    cluster = intent.cluster
+    desired = load_desired_state(paths.desired_state_file, content)
+    cluster = desired.cluster
     await asyncio.to_thread(ensure_feasible, cluster, model)
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
@@ -82,12 +82,12 @@ async def serve(
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
     router = Router(cluster, member)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    addresses = addresses_of(intent)
+    addresses = addresses_of(desired)
     log = EpochLog(paths.state / "epochs.db")
-    router.meet(addresses)
-    picture = paths.state / "picture.json"
-    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, picture)
-    operator = Operator(controller, router, content, paths.intent_file)
+    router.connect(addresses)
+    latest_problem = paths.state / "latest_problem.json"
+    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
+    operator = Operator(controller, router, content, paths.desired_state_file)
     sessions.on_settled = controller.settled
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found

@@ -137,8 +137,8 @@ def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
         return {}
 
     @router.post("/problem")
-    async def learn(problem: dict[str, Any]) -> dict[str, Any]:
-        controller.learn(problem_from_json(problem))
+    async def set_problem(problem: dict[str, Any]) -> dict[str, Any]:
+        controller.set_problem(problem_from_json(problem))
         return {}
 
     @router.post("/profile")
@@ -165,7 +165,7 @@ def _operating(operator: Operator) -> APIRouter:
 
     @router.get("/cluster")
     async def cluster() -> dict[str, Any]:
-        return operator.intent.effective
+        return operator.desired.effective
 
     @router.put("/cluster")
     async def apply(content: dict[str, Any]) -> dict[str, list[str]]:
@@ -203,7 +203,7 @@ def _emulating(controller: Controller) -> APIRouter:
         await controller.emulate(other, {"links": {one: asdict(shape)}})
         if controller.cluster.source in body.between:
             far = other if one == controller.cluster.source else one
-            controller.gateway.reshape(far, shape)
+            controller.gateway.set_link(far, shape)
         return {}
 
     return router
@@ -225,7 +225,7 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
     live = controller.live
     newest = controller.epochs[-1] if controller.epochs else None
-    answering = controller.gateway.answering()
+    answering = controller.gateway.connected_nodes()
     nodes = []
     for name, address in controller.addresses.items():
         told = {

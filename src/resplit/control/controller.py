@@ -19,8 +19,9 @@ from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.log import EpochLog
-from resplit.control.node_commands import Orders, Rules
-from resplit.control.recovery import load_picture, plan_without, save_picture, under_rules
+from resplit.control.node_commands import NodeCommands
+from resplit.control.recovery import load_problem, plan_without, save_problem, under_rules
+from resplit.control.rules import PlacementRules
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
 from resplit.model.source import StoredModel
@@ -51,14 +52,14 @@ class Controller:
     peers: Mapping[str, Peer]
     addresses: dict[str, Address]
     gateway: Gateway
-    picture_file: Path  # of the newest problem that it was given, for plans of its own
+    problem_file: Path  # of the newest problem that it was given, for plans of its own
     epochs: list[LiveEpoch] = field(default_factory=list)
     live: Route | None = None
 
     def __post_init__(self) -> None:
-        self.rules = Rules.of(self.cluster, self.model)
-        self.orders = Orders(self.model, self.member, self.keyring, self.peers)
-        self._picture = load_picture(self.picture_file)
+        self.rules = PlacementRules.of(self.cluster, self.model)
+        self.commands = NodeCommands(self.model, self.member, self.keyring, self.peers)
+        self._latest_problem = load_problem(self.problem_file)
         self._changing = asyncio.Lock()
         self._recovering = asyncio.Lock()
         self._releasing = asyncio.Lock()
@@ -77,18 +78,18 @@ class Controller:
     @property
     def answering(self) -> list[str]:
         """The nodes that answer, in file order."""
-        reached = self.gateway.answering()
+        reached = self.gateway.connected_nodes()
         return [name for name in self.addresses if name in reached]
 
     @property
     def silent(self) -> list[str]:
         """The nodes that do not."""
-        return sorted(set(self.addresses) - self.gateway.answering())
+        return sorted(set(self.addresses) - self.gateway.connected_nodes())
 
     def adopt(self, cluster: ClusterConfig, drained: frozenset[str], addresses: dict[str, Address]) -> None:
         """Let other rules hold from now on; what is live is not touched, and may break them."""
         self.cluster, self.addresses = cluster, addresses
-        self.rules = Rules.of(cluster, self.model, drained)
+        self.rules = PlacementRules.of(cluster, self.model, drained)
         self.gateway.reconfigure(cluster, self.rules.features, drained)
 
     async def introduce(self) -> None:
@@ -96,7 +97,7 @@ class Controller:
         async with self._changing:
             await self._abort_unfinished()
         self._introduced = True
-        await self.orders.ask(self.answering, "connect", self._introduction(), self._live_number)
+        await self.commands.notify(self.answering, "connect", self._introduction(), self._live_number)
 
     async def resume(self) -> None:
         """After a restart: make what was live before live again, or what can be without nodes that do not answer.
@@ -111,7 +112,7 @@ class Controller:
             before = tuple(committed[1]["placement"])
             for _ in range(_RESUME_TRIES):
                 proposal: Proposal | str = Proposal(before, "resume", 0, committed[1].get("predicted_latency_s"))
-                if set(before) - set(self.answering) or self.rules.broken_by(before):
+                if set(before) - set(self.answering) or self.rules.violation(before):
                     proposal = await self.plan(before, 0)
                 if isinstance(proposal, str):
                     reason = proposal
@@ -123,13 +124,13 @@ class Controller:
                 else:
                     return
             _log.error("what was live before cannot be resumed", reason=reason)
-            self.gateway.give_up(reason)
+            self.gateway.set_unavailable(reason)
 
     async def profile(self, those: Collection[str] | None = None) -> None:
         """Have every node that is in use, or only `those`, time one block of each kind that it may hold."""
         asked = set(self.addresses if those is None else those) - self.rules.drained
         nodes = [name for name in self.answering if name in asked]
-        await self.orders.demand(nodes, "profile", self.orders.profile(self.rules), self._live_number)
+        await self.commands.require(nodes, "profile", self.commands.profile(self.rules), self._live_number)
 
     async def deploy(self, proposal: Proposal, held: bool = False) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
@@ -143,14 +144,14 @@ class Controller:
             self._check(proposal)
             await self._abort_unfinished()
             live = await self._deploy(proposal, held)
-        if set(proposal.placement) - self.gateway.answering():  # lost while it was deployed
+        if set(proposal.placement) - self.gateway.connected_nodes():  # lost while it was deployed
             self._spawn(self.recover())
         return live
 
-    def learn(self, problem: Problem) -> None:
-        """Take a problem as the newest picture of the cluster."""
-        self._picture = problem
-        save_picture(problem, self.picture_file)
+    def set_problem(self, problem: Problem) -> None:
+        """Take a problem as the newest problem of the cluster."""
+        self._latest_problem = problem
+        save_problem(problem, self.problem_file)
 
     async def emulate(self, node: str, change: dict[str, Any]) -> None:
         """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
@@ -159,7 +160,7 @@ class Controller:
                 raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self.addresses)}")
         if node in change.get("links", {}):
             raise ConfigError(repr(node), "a link is between two nodes")
-        await self.orders.demand([node], "emulate", lambda name: change, self._live_number)
+        await self.commands.require([node], "emulate", lambda name: change, self._live_number)
 
     def settled(self, oldest: int) -> None:
         """Sessions use no epoch before `oldest` any more: free what only those held."""
@@ -199,14 +200,14 @@ class Controller:
         """Deploy plans for the nodes that are left until what is live can serve, or no plan is possible."""
         async with self._recovering:
             refused_since_s: float | None = None
-            while self.live and (why := self._why_not()):
+            while self.live and (why := self._outage_reason()):
                 lost, begun_s = self.silent, time.monotonic()
                 plan = await self.plan(self.live.placement, self.live.epoch)
                 if isinstance(plan, str):
                     if await self._finds_a_node(lost):
                         continue
                     _log.error("no service", reason=plan)
-                    self.gateway.give_up(plan)
+                    self.gateway.set_unavailable(plan)
                     return
                 try:
                     live = await self.deploy(plan)
@@ -214,19 +215,19 @@ class Controller:
                     _log.warning("recovery was refused", error=str(error))
                     refused_since_s = refused_since_s or begun_s
                     if time.monotonic() - refused_since_s > _TELL_AFTER_S:
-                        self.gateway.give_up(str(error))
+                        self.gateway.set_unavailable(str(error))
                     await asyncio.sleep(_TRY_AGAIN_S)  # nobody reports that the registry, say, is back
                     continue
                 self._log_recovery(f"lost {', '.join(lost)}" if lost else why, begun_s, live)
-            self.gateway.give_up(None)
+            self.gateway.set_available()
 
     async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal | str:
         """A proposal of its own for the nodes that may be used and answer, or why there is none."""
-        lost, picture = self.silent, self._picture
-        if picture is None or len(picture.blocks) != len(self.features):
+        lost, latest = self.silent, self._latest_problem
+        if latest is None or len(latest.blocks) != len(self.features):
             return f"{', '.join(lost) + ' lost, and ' if lost else ''}nothing known yet to plan with"
         blocks = [feature.block() for feature in self.features]
-        problem = under_rules(picture, self.cluster.trusted, blocks)
+        problem = under_rules(latest, self.cluster.trusted, blocks)
         removed = {node.name for node in problem.nodes} - set(self.cluster.node_names)
         unused = removed | set(lost) | self.rules.drained
         plan = await asyncio.to_thread(plan_without, problem, unused, current)
@@ -239,12 +240,12 @@ class Controller:
     def _live_number(self) -> int:
         return self.live.epoch if self.live else 0
 
-    def _why_not(self) -> str | None:
+    def _outage_reason(self) -> str | None:
         """Why what is live cannot serve; None if it can."""
         assert self.live is not None
-        if lost := sorted(set(self.live.placement) - self.gateway.answering()):
+        if lost := sorted(set(self.live.placement) - self.gateway.connected_nodes()):
             return f"{', '.join(lost)} lost"
-        return self._broken or self.rules.privacy_broken_by(self.live.placement)
+        return self._broken or self.rules.privacy_violation(self.live.placement)
 
     async def _finds_a_node(self, lost: list[str]) -> bool:
         """Whether not all of these are silent any more, or one answers again before long; requests wait meanwhile."""
@@ -264,8 +265,8 @@ class Controller:
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
         try:
-            await self.orders.demand([name], "connect", self._introduction(), self._live_number)
-            await self._make_up(name)
+            await self.commands.require([name], "connect", self._introduction(), self._live_number)
+            await self._resync(name)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
             _log.warning("a node came back and was lost again", node=name, error=str(error))
@@ -277,24 +278,24 @@ class Controller:
                 await self.deploy(Proposal(live.placement, RECOVER, live.epoch))
         await self.recover()
 
-    async def _make_up(self, name: str) -> None:
+    async def _resync(self, name: str) -> None:
         """Tell a node again what it may have missed: that an epoch was committed, aborted or released."""
         async with self._changing:  # so that nothing of it is under way
             state, _ = await self.peers[name].report(0)
             for epoch in state["state"]["prepared"]:
                 kind = "commit" if epoch == self._live_number else "abort"
-                await self.orders.ask([name], kind, _about(epoch), epoch)
-            await self.orders.ask([name], "release", _about(self._released), self._live_number)
+                await self.commands.notify([name], kind, _about(epoch), epoch)
+            await self.commands.notify([name], "release", _about(self._released), self._live_number)
 
     def _introduction(self) -> Any:
-        return self.orders.connect(self.addresses, self.rules, self.gateway.sessions())
+        return self.commands.connect(self.addresses, self.rules, self.gateway.session_names())
 
     def _check(self, proposal: Proposal) -> None:
         if proposal.based_on != self._live_number:
             raise ProposalRefusedError(
                 f"planned against epoch {proposal.based_on}, but {self._live_number} is live; plan again"
             )
-        if broken := self.rules.broken_by(proposal.placement):
+        if broken := self.rules.violation(proposal.placement):
             raise ProposalRefusedError(broken)
 
     async def _deploy(self, proposal: Proposal, held: bool) -> LiveEpoch:
@@ -304,13 +305,13 @@ class Controller:
         async with contextlib.AsyncExitStack() as holding:
             try:
                 if held:
-                    await holding.enter_async_context(self.gateway.held())
+                    await holding.enter_async_context(self.gateway.paused())
                 loaded, tight = await self._prepare(route, replace_current=proposal.action == RECOVER)
                 if tight and not held:
-                    await holding.enter_async_context(self.gateway.held())
+                    await holding.enter_async_context(self.gateway.paused())
                 loaded += await self._prepare_in_stages(route, tight)
                 if held and not tight:
-                    await self.gateway.carry(route)
+                    await self.gateway.move_all(route)
                 self.log.append(epoch, "prepared", {})
                 self.log.append(epoch, "committed", detail)
             except BaseException as error:  # cancelled too: a pending epoch would block every later one
@@ -320,7 +321,7 @@ class Controller:
                 if isinstance(error, ResplitError):
                     raise ProposalRefusedError(f"epoch {epoch} could not be prepared: {error}") from error
                 raise
-            await self.orders.ask(self.answering, "commit", _about(epoch), epoch)
+            await self.commands.notify(self.answering, "commit", _about(epoch), epoch)
             loaded_bytes = float(sum(self.features[block].weight_bytes for block in loaded))
             return self._went_live(route, proposal, loaded_bytes, time.monotonic() - begun_s, bool(tight))
 
@@ -333,8 +334,8 @@ class Controller:
         nodes = self.answering
         if lost := sorted(set(route.placement) - set(nodes)):
             raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached")
-        order = self.orders.prepare(route, self.rules, replace_current)
-        answers = await self.orders.tell(nodes, "prepare", order, route.epoch)
+        order = self.commands.prepare(route, self.rules, replace_current)
+        answers = await self.commands.send(nodes, "prepare", order, route.epoch)
         loaded: list[int] = []
         tight: list[str] = []
         for name, answer in zip(nodes, answers, strict=True):
@@ -356,10 +357,10 @@ class Controller:
         nodes = sorted(tight)
         _log.info("a staged move: no room beside the old blocks", nodes=", ".join(nodes), epoch=route.epoch)
         try:
-            await self.orders.demand(nodes, "clear", lambda _: {"route": route.to_json()}, route.epoch)
-            await self.gateway.carry(route)
-            order = self.orders.prepare(route, self.rules, replace_current=True)
-            replies = await self.orders.demand(nodes, "prepare", order, route.epoch)
+            await self.commands.require(nodes, "clear", lambda _: {"route": route.to_json()}, route.epoch)
+            await self.gateway.move_all(route)
+            order = self.commands.prepare(route, self.rules, replace_current=True)
+            replies = await self.commands.require(nodes, "prepare", order, route.epoch)
         except BaseException as error:
             self._broken = f"a staged move failed: {error}"
             self._spawn(self.recover())
@@ -370,7 +371,7 @@ class Controller:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
             self.log.append(epoch, "aborted", {"reason": reason})
-        await self.orders.ask(self.answering, "abort", _about(epoch), epoch)
+        await self.commands.notify(self.answering, "abort", _about(epoch), epoch)
 
     async def _abort_unfinished(self) -> None:
         for epoch in self.log.unfinished():
@@ -380,8 +381,8 @@ class Controller:
         self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float, staged: bool
     ) -> LiveEpoch:
         self.live, self._broken = route, None
-        self.gateway.give_up(None)
-        self.gateway.flip(route)
+        self.gateway.set_available()
+        self.gateway.activate(route)
         went_live = LiveEpoch(
             route.epoch,
             time.time(),
@@ -400,7 +401,7 @@ class Controller:
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
-            await self.orders.ask(self.answering, "release", _about(oldest), oldest)
+            await self.commands.notify(self.answering, "release", _about(oldest), oldest)
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self.log.unreleased():
                     if epoch < oldest:

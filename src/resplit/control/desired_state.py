@@ -21,7 +21,7 @@ _RESTART = "cannot change on a running cluster; restart `resplit serve` and the 
 
 
 @dataclass(frozen=True)
-class Intent:
+class DesiredState:
     """`content` of the cluster file as YAML gave it, nodes that run no block, and trust given or taken by command."""
 
     content: Mapping[str, Any]
@@ -40,19 +40,19 @@ class Intent:
         """The content of a cluster file that says all of this, but for who is drained."""
         return {**self.content, "trusted": list(self.cluster.trusted)}
 
-    def with_drained(self, node: str) -> Intent:
+    def with_drained(self, node: str) -> DesiredState:
         """With a node that is to run no block; ConfigError for an unknown one."""
         return replace(self, drained=self.drained | {self._known(node)})
 
-    def with_joined(self, node: str) -> Intent:
+    def with_joined(self, node: str) -> DesiredState:
         """With a node that may run blocks again; ConfigError for an unknown one."""
         return replace(self, drained=self.drained - {self._known(node)})
 
-    def with_trust(self, node: str, on: bool) -> Intent:
+    def with_trust(self, node: str, on: bool) -> DesiredState:
         """With a node trusted or not, whatever the file says; ConfigError for an unknown one."""
         return replace(self, trust={**self.trust, self._known(node): on})
 
-    def with_file(self, content: Mapping[str, Any]) -> Intent:
+    def with_file(self, content: Mapping[str, Any]) -> DesiredState:
         """With another cluster file, in which a node without an address keeps its own.
 
         What a command took away (drain, trust off), only a command gives back; what it gave (trust on), the file
@@ -63,7 +63,7 @@ class Intent:
         nodes = [{"address": known[n["name"]], **n} if n["name"] in known else dict(n) for n in content["nodes"]]
         names = {node["name"] for node in nodes}
         taken = {name: False for name, on in self.trust.items() if not on and name in names}
-        return Intent({**content, "nodes": nodes}, self.drained & names, taken)
+        return DesiredState({**content, "nodes": nodes}, self.drained & names, taken)
 
     def _known(self, node: str) -> str:
         if node not in self.cluster.node_names:
@@ -75,7 +75,7 @@ class Intent:
         return node
 
 
-def changes(old: Intent, new: Intent) -> list[str]:
+def changes(old: DesiredState, new: DesiredState) -> list[str]:
     """What differs, in words. ConfigError names a key that a running cluster cannot change."""
     before, after = old.cluster, new.cluster
     for key in _FIXED:
@@ -124,28 +124,28 @@ def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
     return said if before.weights == after.weights else [*said, "weights are changed"]
 
 
-def load_intent(path: Path, content: Mapping[str, Any]) -> Intent:
+def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
     """What was kept at `path`, for a controller that starts with a cluster file of this content.
 
-    Where the file is another one than it was, that counts as applied (`Intent.with_file`).
+    Where the file is another one than it was, that counts as applied (`DesiredState.with_file`).
     """
     if not path.exists():
-        return Intent(content)
+        return DesiredState(content)
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        intent = Intent(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
+        desired = DesiredState(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
         started_with = kept["started_with"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(str(path), f"cannot be read ({error}); what operators changed by command is in it") from None
-    return intent if content in (intent.content, started_with) else intent.with_file(content)
+    return desired if content in (desired.content, started_with) else desired.with_file(content)
 
 
-def save_intent(intent: Intent, started_with: Mapping[str, Any], path: Path) -> None:
+def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], path: Path) -> None:
     """Keep it, in one step: a crash leaves what was. ConfigError where it cannot be written."""
     kept = {
-        "content": intent.content,
-        "drained": sorted(intent.drained),
-        "trust": intent.trust,
+        "content": desired.content,
+        "drained": sorted(desired.drained),
+        "trust": desired.trust,
         "started_with": started_with,
     }
     partial = path.with_suffix(".partial")

@@ -15,15 +15,15 @@ from resplit.wire.routes import Route
 class Gateway(Protocol):
     """The gateway as the controller sees it."""
 
-    def flip(self, route: Route) -> None:
+    def activate(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
         ...
 
-    def held(self) -> AbstractAsyncContextManager[None]:
+    def paused(self) -> AbstractAsyncContextManager[None]:
         """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
         ...
 
-    async def carry(self, route: Route) -> None:
+    async def move_all(self, route: Route) -> None:
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
         ...
 
@@ -35,16 +35,20 @@ class Gateway(Protocol):
         """The oldest epoch that a session still uses."""
         ...
 
-    def sessions(self) -> list[str]:
+    def session_names(self) -> list[str]:
         """Names of the sessions that run."""
         ...
 
-    def answering(self) -> set[str]:
+    def connected_nodes(self) -> set[str]:
         """The nodes whose connections stand."""
         ...
 
-    def give_up(self, reason: str | None) -> None:
-        """Let requests fail with `reason`, because no placement is possible now; None: there is hope again."""
+    def set_unavailable(self, reason: str) -> None:
+        """Fail requests with `reason`: no placement is possible now."""
+        ...
+
+    def set_available(self) -> None:
+        """Let requests wait for a placement again."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -63,6 +67,6 @@ class Gateway(Protocol):
         """The fields of `RequestClass` for each class, as seen over the last `window_s` seconds."""
         ...
 
-    def reshape(self, other: str, shape: Shape) -> None:
+    def set_link(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source node to another."""
         ...

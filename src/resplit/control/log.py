@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
 
-Step = Literal["proposed", "prepared", "committed", "aborted", "released"]
+EpochStep = Literal["proposed", "prepared", "committed", "aborted", "released"]
 
 _SCHEMA = """
 create table if not exists steps (
@@ -30,7 +30,7 @@ _BUSY_S = 5.0
 class Entry(NamedTuple):
     """One step of an epoch, and what was said of it."""
 
-    step: Step
+    step: EpochStep
     detail: dict[str, Any]
 
 
@@ -44,12 +44,12 @@ class Epochs:
 
     live: int | None = None
     pending: int | None = None
-    pending_step: Step | None = None
+    pending_step: EpochStep | None = None
     superseded: frozenset[int] = frozenset()
     highest: int = 0
 
 
-def after(epochs: Epochs, epoch: int, step: Step) -> Epochs:
+def after(epochs: Epochs, epoch: int, step: EpochStep) -> Epochs:
     """Where epochs stand once `step` of `epoch` has happened; ProposalRefusedError if it may not happen now.
 
     proposed -> prepared -> committed -> (a later one is committed) -> released
@@ -111,7 +111,7 @@ class EpochLog:
             self._catch_up()
             return self._epochs
 
-    def append(self, epoch: int, step: Step, detail: Mapping[str, Any]) -> None:
+    def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
         """Write one step before it is acted on; `detail` is JSON.
 
         ProposalRefusedError if the step may not come now (`after`), CapacityError if it cannot be written; then
@@ -182,5 +182,5 @@ class EpochLog:
                     self._database.execute("rollback")
 
 
-def _refused(epoch: int, step: Step, why: str) -> ProposalRefusedError:
+def _refused(epoch: int, step: EpochStep, why: str) -> ProposalRefusedError:
     return ProposalRefusedError(f"epoch {epoch} cannot be {step}: {why}")

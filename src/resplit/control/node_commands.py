@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 
-from resplit.config import ClusterConfig
+from resplit.control.rules import PlacementRules
 from resplit.errors import NodeLostError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
@@ -27,48 +27,7 @@ _log = structlog.get_logger(__name__)
 Body = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The rules that hold now: the cluster as it is to be, the model's blocks under it, and who is to hold none."""
-
-    cluster: ClusterConfig
-    features: tuple[BlockFeatures, ...]
-    drained: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, cluster: ClusterConfig, model: StoredModel, drained: frozenset[str] = frozenset()) -> Rules:
-        """The rules for a model on a cluster."""
-        return cls(cluster, model.features(cluster.private_layers), drained)
-
-    @property
-    def private(self) -> frozenset[int]:
-        """Indices of the private blocks."""
-        return frozenset(index for index, block in enumerate(self.features) if block.private)
-
-    def broken_by(self, placement: Sequence[str]) -> str | None:
-        """Which rule a placement breaks, in words; None if it keeps all."""
-        if len(placement) != len(self.features):
-            return f"{len(placement)} blocks placed, the model has {len(self.features)}"
-        for block, node in zip(self.features, placement, strict=True):
-            if node not in self.cluster.node_names:
-                return f"block {block.name}: no node is called {node!r}"
-            if node in self.drained:
-                return f"block {block.name}: {node} is drained; `resplit join {node}` lets it serve again"
-        return self.privacy_broken_by(placement)
-
-    def privacy_broken_by(self, placement: Sequence[str]) -> str | None:
-        """Which private block a placement has on a node that is not trusted, in words; None if none."""
-        return next(
-            (
-                f"block {block.name} is private and {node} is not trusted"
-                for block, node in zip(self.features, placement, strict=True)
-                if block.private and node not in self.cluster.trusted
-            ),
-            None,
-        )
-
-
-class Orders:
+class NodeCommands:
     """Writes, signs and sends commands."""
 
     def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
@@ -78,7 +37,7 @@ class Orders:
         self._peers = peers
         self._signer = CommandSigner(member)
 
-    async def tell(
+    async def send(
         self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int
     ) -> list[Body | BaseException]:
         """Send a command to nodes at once; each one's answer, or the error that came instead, in order."""
@@ -88,17 +47,17 @@ class Orders:
         ]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    async def demand(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[Body]:
-        """As `tell`; the first error is raised once all have answered."""
-        answers = await self.tell(nodes, kind, body, epoch)
+    async def require(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[Body]:
+        """As `send`; the first error is raised once all have answered."""
+        answers = await self.send(nodes, kind, body, epoch)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return [answer for answer in answers if isinstance(answer, dict)]
 
-    async def ask(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[str]:
-        """As `tell`, passing over those that cannot be reached (they hold nothing) or refuse; who obeyed."""
-        answers = await self.tell(nodes, kind, body, epoch)
+    async def notify(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[str]:
+        """As `send`, passing over those that cannot be reached (they hold nothing) or refuse; who obeyed."""
+        answers = await self.send(nodes, kind, body, epoch)
         for name, answer in zip(nodes, answers, strict=True):
             if isinstance(answer, ResplitError):
                 level = _log.info if isinstance(answer, NodeLostError) else _log.warning
@@ -107,8 +66,8 @@ class Orders:
                 raise answer
         return [name for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
 
-    def prepare(self, route: Route, rules: Rules, replace_current: bool) -> Callable[[str], Body]:
-        """For a node: hold your blocks of this route; `replace_current`: instead of all that you have, or beside it."""
+    def prepare(self, route: Route, rules: PlacementRules, replace_current: bool) -> Callable[[str], Body]:
+        """For a node: hold your blocks of this route; `replace_current`: instead of all that you have."""
 
         def order(node: str) -> Body:
             return {
@@ -122,7 +81,7 @@ class Orders:
 
         return order
 
-    def profile(self, rules: Rules) -> Callable[[str], Body]:
+    def profile(self, rules: PlacementRules) -> Callable[[str], Body]:
         """For a node: time one block of each kind that you may hold. Layers are alike, so one speaks for all."""
 
         def order(node: str) -> Body:
@@ -141,7 +100,9 @@ class Orders:
 
         return order
 
-    def connect(self, addresses: Mapping[str, Address], rules: Rules, sessions: Sequence[str]) -> Callable[[str], Body]:
+    def connect(
+        self, addresses: Mapping[str, Address], rules: PlacementRules, sessions: Sequence[str]
+    ) -> Callable[[str], Body]:
         """For a node: where the others are and how far, whether you are trusted, and which sessions there are.
 
         Caches of other sessions are left from another life.
@@ -162,7 +123,7 @@ class Orders:
 
         return order
 
-    def trust(self, rules: Rules) -> Callable[[str], Body]:
+    def trust(self, rules: PlacementRules) -> Callable[[str], Body]:
         """For a node: whether it is trusted, and with which blocks it must be."""
         return lambda node: {"trusted": node in rules.cluster.trusted, "private": sorted(rules.private)}
 

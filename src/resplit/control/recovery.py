@@ -1,7 +1,6 @@
-"""Plans of the controller's own, from the newest picture of the cluster that it was given: without nodes that are lost
-or may not be used, and under the rules that hold now.
+"""Plans for the nodes that can still be used, from the latest problem that the controller was given.
 
-The picture, a placement problem, is kept in a file: a controller that was restarted must not be blind.
+The latest problem is kept in a file, so that a controller that restarts can plan at once.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S = 0.5  # requests wait for it; the flow improves on the plan later
 
 
-def load_picture(path: Path) -> Problem | None:
-    """The problem that `save_picture` kept; None before the first. ProblemFormatError where it is something else."""
+def load_problem(path: Path) -> Problem | None:
+    """The problem that `save_problem` kept; None before the first. ProblemFormatError where it is something else."""
     return read_problem(path) if path.exists() else None
 
 
-def save_picture(problem: Problem, path: Path) -> None:
+def save_problem(problem: Problem, path: Path) -> None:
     """Keep a problem, in one step: a crash leaves the one before."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(problem_to_json(problem)), encoding="utf-8")

@@ -65,7 +65,7 @@ class Agent:
         """The way back to the gateway, which stands on the source node."""
         return self.links.get(self.cluster.source) or Link()
 
-    def meet(self, addresses: dict[str, Address], shapes: Mapping[str, Shape] | None = None) -> None:
+    def connect(self, addresses: dict[str, Address], shapes: Mapping[str, Shape] | None = None) -> None:
         """Know where the other nodes listen; a changed address makes a new connection.
 
         `shapes` of emulated links to nodes that the cluster file did not have when this one started.
@@ -100,7 +100,7 @@ class Agent:
             self._drop_unwanted(but=blocks, drop=self._running().engine.unload)
         self._running().expected = frozenset(blocks)
         self._ensure_room(blocks, body["kv_tokens"])
-        self.meet(route.addresses)
+        self.connect(route.addresses)
         loaded = await self._load(blocks, body["shards"])
         self.prepared[route.epoch] = route
         return {"loaded": loaded}

@@ -184,7 +184,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def _connect(self, body: dict[str, Any]) -> dict[str, Any]:
         await self._agent.trust(body)
         shapes = {name: Shape(**shape) for name, shape in body["links"].items()}
-        self._agent.meet({name: Address.parse(text) for name, text in body["addresses"].items()}, shapes)
+        self._agent.connect({name: Address.parse(text) for name, text in body["addresses"].items()}, shapes)
         self._agent.close_all_sessions_but(set(body["sessions"]))
         await self._probe.echo_all()
         return {}

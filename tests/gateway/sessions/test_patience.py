@@ -41,7 +41,7 @@ async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(tiny: 
         await asyncio.sleep(0.2)
         assert not waiting.done()
         begun_s = time.monotonic()
-        nodes.sessions.give_up("no placement is left")
+        nodes.sessions.set_unavailable("no placement is left")
         with pytest.raises(NodeLostError, match="no placement is left"):
             await waiting
         assert time.monotonic() - begun_s < 5
@@ -56,6 +56,6 @@ async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(tiny: 
         async for token in nodes.sessions.generate(request()):
             tokens.append(token.token_id)
             if len(tokens) == 2:
-                nodes.sever(C)  # no picture was learnt: there is no plan without it
+                nodes.sever(C)  # the controller has no problem yet, so it cannot plan
         assert len(tokens) == request().max_new_tokens
         await controller.stop()

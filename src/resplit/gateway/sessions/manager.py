@@ -57,7 +57,7 @@ class Sessions:
         self._numbers = itertools.count(1)
         self._journal = Journal(cluster)
         self._closing: set[asyncio.Task[None]] = set()
-        self._hopeless: str | None = None
+        self._unavailable_reason: str | None = None
         self._gate = Gate()
         self.on_settled: Callable[[int], None] = lambda oldest: None
         self.on_lost: Callable[[str], None] = lambda node: None
@@ -83,15 +83,15 @@ class Sessions:
         """Sessions that run, requests that wait, and whether requests can be served."""
         return {"sessions": len(self._live), "waiting": self._admission.waiting, "ready": self.ready() or "yes"}
 
-    def flip(self, route: Route) -> None:
+    def activate(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
-        self._router.flip(route)
+        self._router.activate(route)
 
-    def held(self) -> AbstractAsyncContextManager[None]:
+    def paused(self) -> AbstractAsyncContextManager[None]:
         """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
         return self._gate.held(_PASSES_END_WITHIN_S)
 
-    async def carry(self, route: Route) -> None:
+    async def move_all(self, route: Route) -> None:
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
         await asyncio.gather(*(self._move(session, route) for session in list(self._live.values())))
 
@@ -102,22 +102,27 @@ class Sessions:
         self._journal.reconfigure(cluster)
         self._router.cluster = cluster
 
-    def sessions(self) -> list[str]:
+    def session_names(self) -> list[str]:
         """Names of the sessions that run."""
         return list(self._live)
 
-    def answering(self) -> set[str]:
+    def connected_nodes(self) -> set[str]:
         """The nodes whose connections stand."""
         return set(self._router.listening)
 
-    def give_up(self, reason: str | None) -> None:
-        """Let requests fail with `reason`, because no placement is possible now; None: there is hope again."""
-        self._hopeless = reason
+    def set_unavailable(self, reason: str) -> None:
+        """Fail requests with `reason`: no placement is possible now."""
+        self._unavailable_reason = reason
         self._router.tell()
 
-    def reshape(self, other: str, shape: Shape) -> None:
+    def set_available(self) -> None:
+        """Let requests wait for a placement again."""
+        self._unavailable_reason = None
+        self._router.tell()
+
+    def set_link(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source node to another."""
-        self._router.reshape(other, shape)
+        self._router.set_link(other, shape)
 
     def records(self, skip: int) -> list[dict[str, Any]]:
         """What became of every request that ended, without the first `skip`."""
@@ -133,8 +138,8 @@ class Sessions:
 
     def ready(self) -> str | None:
         """None when it can serve, else the reason."""
-        if self._hopeless is not None:
-            return self._hopeless
+        if self._unavailable_reason is not None:
+            return self._unavailable_reason
         if self._router.live is None:
             return "no placement is deployed yet"
         silent = sorted(set(self._router.live.placement) - self._router.listening)
@@ -277,7 +282,7 @@ class Sessions:
     async def _restore(self, session: Session, done: list[tuple[int, ...]]) -> int:
         """Bring what is left of a session's caches to where its route needs them, and count those passes as done; the
         bytes that were carried."""
-        nodes = sorted(self.answering())
+        nodes = sorted(self.connected_nodes())
         session.nodes |= set(nodes)
         calls = [self._router.peers[name].begin_attempt(session.name, session.attempt) for name in nodes]
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -298,7 +303,7 @@ class Sessions:
         until_s = time.monotonic() + _PATIENCE_S
         while (reason := self.ready()) is not None:
             left_s = until_s - time.monotonic()
-            if self._router.live is None or self._hopeless or left_s <= 0:
+            if self._router.live is None or self._unavailable_reason or left_s <= 0:
                 raise NodeLostError(reason)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):

@@ -44,7 +44,7 @@ class Router:
         self._changed = asyncio.Event()
         self._ending: list[asyncio.Task[None]] = []
 
-    def meet(self, addresses: dict[str, Address]) -> None:
+    def connect(self, addresses: dict[str, Address]) -> None:
         """Connect to nodes and listen to their tokens from now on; a changed address replaces the connection."""
         for name, address in addresses.items():
             known = self.peers.get(name)
@@ -72,7 +72,7 @@ class Router:
             silent = ", ".join(sorted(nodes - self.listening))
             raise NodeLostError(f"no answer within {timeout_s:.0f} s from {silent}") from None
 
-    def flip(self, route: Route) -> None:
+    def activate(self, route: Route) -> None:
         """Make a committed epoch the live one: new passes take it, running sessions follow at a token boundary."""
         self.live = route
         self.tell()
@@ -85,7 +85,7 @@ class Router:
         """Send a step to the first node of a route."""
         self.peers[route.segments[0].node].send(step)
 
-    def reshape(self, other: str, shape: Shape) -> None:
+    def set_link(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source to another node."""
         if other in self.peers:
             self.peers[other].link.shape = shape

@@ -10,7 +10,7 @@ from resplit.config import ClusterConfig
 from resplit.types import BlockFeatures, Node, Problem, RequestClass
 
 
-def picture_of(cluster: ClusterConfig, features: Sequence[BlockFeatures], current: Sequence[str]) -> Problem:
+def problem_of(cluster: ClusterConfig, features: Sequence[BlockFeatures], current: Sequence[str]) -> Problem:
     """What a flow would tell the controller of a quiet cluster that has `current` placed."""
     shape, count = (len(features), len(cluster.nodes)), len(cluster.nodes)
     between = np.where(np.eye(count, dtype=bool), np.nan, 1.0)  # (nodes, nodes)

@@ -1,0 +1,51 @@
+"""The rules for a placement: it covers the model, and private blocks are on trusted nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resplit.config import ClusterConfig
+from resplit.model.source import StoredModel
+from resplit.types import BlockFeatures
+
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """The rules that hold now: the cluster as it is to be, the model's blocks under it, and who is to hold none."""
+
+    cluster: ClusterConfig
+    features: tuple[BlockFeatures, ...]
+    drained: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, cluster: ClusterConfig, model: StoredModel, drained: frozenset[str] = frozenset()) -> PlacementRules:
+        """The rules for a model on a cluster."""
+        return cls(cluster, model.features(cluster.private_layers), drained)
+
+    @property
+    def private(self) -> frozenset[int]:
+        """Indices of the private blocks."""
+        return frozenset(index for index, block in enumerate(self.features) if block.private)
+
+    def violation(self, placement: Sequence[str]) -> str | None:
+        """Which rule a placement breaks, in words; None if it keeps all."""
+        if len(placement) != len(self.features):
+            return f"{len(placement)} blocks placed, the model has {len(self.features)}"
+        for block, node in zip(self.features, placement, strict=True):
+            if node not in self.cluster.node_names:
+                return f"block {block.name}: no node is called {node!r}"
+            if node in self.drained:
+                return f"block {block.name}: {node} is drained; `resplit join {node}` lets it serve again"
+        return self.privacy_violation(placement)
+
+    def privacy_violation(self, placement: Sequence[str]) -> str | None:
+        """Which private block a placement has on a node that is not trusted, in words; None if none."""
+        return next(
+            (
+                f"block {block.name} is private and {node} is not trusted"
+                for block, node in zip(self.features, placement, strict=True)
+                if block.private and node not in self.cluster.trusted
+            ),
+            None,
+        )
