@@ -20,9 +20,9 @@ from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.state import live_of
+from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel
-from resplit.metrics import compare, comparison_text, summaries
 from resplit.records import RunRecord
 from resplit.types import Plan
 from tasks.deploy import deploy_plan

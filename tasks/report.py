@@ -16,8 +16,9 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from resplit.comparison import Row, compare, run_label, summaries
 from resplit.errors import DataError
-from resplit.metrics import Row, RunMetrics, compare, epoch_latency, run_label, series, summaries
+from resplit.metrics import RunMetrics, epoch_latency, series
 from resplit.records import RunRecord
 from tasks import plots
 

@@ -27,8 +27,9 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from resplit.comparison import Row, run_label
 from resplit.errors import DataError
-from resplit.metrics import Row, epoch_latency, run_label, series, summarise
+from resplit.metrics import epoch_latency, series, summarise
 from resplit.records import RunRecord
 from resplit.types import Weights, segments_of
 from tasks import plots

@@ -10,17 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resplit.errors import DataError
 from resplit.metrics import (
-    MEASURES,
     RunMetrics,
-    compare,
-    comparison_text,
     downtime,
     epoch_latency,
     met,
     series,
-    summaries,
     summarise,
     utilization_series,
 )
@@ -198,24 +193,6 @@ def test_a_node_that_is_lost_leaves_the_mean_to_the_others() -> None:
     run = record([], use=use, duration_s=2.0)
     np.testing.assert_allclose(series(run, window_s=1.0).utilization, [0.3, 0.2])
     np.testing.assert_allclose(utilization_series(run, window_s=1.0).b, [0.4, NAN])
-
-
-def test_the_comparison_shows_every_measure_of_every_run_in_shown_units() -> None:
-    static = summarise(record([request(0.0, 1.5)], tokens=[1.5]))
-    text = comparison_text(compare({"static": static, "adaptive": replace(static, latency_mean_s=0.25)}))
-    lines = text.splitlines()
-    assert lines[0].split() == ["static", "adaptive"]
-    assert lines[2].split() == ["Latency,", "mean", "ms", "1500", "250"]
-    assert len(lines) == 2 + len(MEASURES)
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_runs_are_compared_static_first_and_never_two_of_one_name() -> None:
-    static, adaptive = record([]), replace(record([]), policy="resplit")
-    undisturbed = replace(static, scenario="undisturbed")
-    assert list(summaries([undisturbed, adaptive, static])) == ["static", "adaptive", "undisturbed"]
-    with pytest.raises(DataError, match="two runs are called 'static'"):
-        summaries([static, adaptive, static])
 
 
 RUN = made_up_run("resplit", duration_s=40.0)

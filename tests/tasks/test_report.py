@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resplit.comparison import compare, comparison_text, summaries
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.errors import DataError
-from resplit.metrics import compare, comparison_text, summaries
 from resplit.records import RunRecord, table
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
