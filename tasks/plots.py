@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
-from resplit.metrics import epoch_latency, series, utilization_series
+from resplit.metrics import completed, epoch_latency, reconfigurations, series, utilization_series
 from resplit.records import RunRecord
 from resplit.types import segments_of
 
@@ -80,7 +80,7 @@ def latency_figure(runs: Mapping[str, RunRecord], between_s: tuple[float, float]
 
     def draw(axes: Axes) -> None:
         for label, record in runs.items():
-            done = record.requests[(record.requests.status == 200) & record.requests.end_s.notna()]
+            done = record.requests[completed(record.requests)]
             look = {"color": _colour(label), "marker": RUN_MARKERS.get(label, "^"), "linestyle": "none"}
             axes.plot(done.arrival_s, done.end_s - done.arrival_s, markersize=3, alpha=0.4, markeredgewidth=0, **look)
             _line(axes, label, series(record), "latency_s")
@@ -261,7 +261,7 @@ def _mark_changes(
 def _mark_reconfigurations(axes: Axes, runs: Mapping[str, RunRecord]) -> None:
     """A triangle on the time axis where an epoch was committed after the first."""
     for label, record in runs.items():
-        moves = record.epochs[record.epochs.action != "initial"]
+        moves = reconfigurations(record)
         if len(moves):
             on_axis = axes.get_xaxis_transform()
             look = {"marker": "^", "s": 46, "color": _colour(label), "zorder": 4}

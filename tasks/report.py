@@ -16,7 +16,7 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.comparison import Row, compare, run_label, summaries
+from resplit.comparison import Row, change, compare, run_label, summaries, verdict
 from resplit.errors import DataError
 from resplit.metrics import RunMetrics, epoch_latency, series
 from resplit.records import RunRecord
@@ -160,43 +160,6 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         extras=extras,
         percent=lambda value: f"{100 * value:.1f} %",
     )
-
-
-def verdict(rows: Sequence[Row]) -> str:
-    """The comparison in one sentence, whichever way it went; empty without a static and an adaptive run."""
-    row = {row.measure.field: row for row in rows}
-    if not {"static", "adaptive"} <= row["latency_mean_s"].values.keys():
-        return ""
-
-    def pair(name: str) -> str:
-        measure, values = row[name].measure, row[name].values
-        unit = f"\u00a0{measure.unit}" if measure.unit else ""
-        return f"{measure.text(values['adaptive'])}{unit} against {measure.text(values['static'])}{unit}"
-
-    return (
-        f"Adaptive against static: mean latency {pair('latency_mean_s')} ({change(row['latency_mean_s'])}), "
-        f"p95 {pair('latency_p95_s')} ({change(row['latency_p95_s'])}), objectives met {pair('qos_met')}, "
-        f"downtime incidents {pair('downtime_incidents')}, privacy violations {pair('privacy_violations')}."
-    )
-
-
-def change(row: Row) -> str:
-    """How adaptive stands to static in this row, in words; empty where there is nothing to say."""
-    static, adaptive = row.values.get("static", math.nan), row.values.get("adaptive", math.nan)
-    if not (math.isfinite(static) and math.isfinite(adaptive)):
-        return ""
-    if row.measure.text(static) == row.measure.text(adaptive):
-        return "the same"
-    if row.measure.unit == "%":
-        return f"{_sign(adaptive - static)}{100 * abs(adaptive - static):.1f} points"
-    if static <= 0 or adaptive <= 0:
-        return f"{_sign(adaptive - static)}{row.measure.text(abs(adaptive - static))}"
-    factor = adaptive / static
-    return f"{factor:.2f}× as high" if factor > 1 else f"{1 / factor:.2f}× lower"
-
-
-def _sign(value: float) -> str:
-    return "+" if value > 0 else "−"
 
 
 def _shown(row: Row) -> dict[str, Any]:

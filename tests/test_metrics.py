@@ -1,3 +1,5 @@
+"""The metrics of a run, by their definitions."""
+
 from __future__ import annotations
 
 import math
@@ -19,32 +21,16 @@ from resplit.metrics import (
     summarise,
     utilization_series,
 )
-from resplit.records import TABLES, RunRecord, table
+from resplit.records import TABLES, RunRecord
+from tests.support.run_tables import NAN, epoch, record, request
 from tests.support.runs import made_up_run
-
-NAN = float("nan")
-
-
-def request(arrival_s: float, end_s: float = NAN, status: int = 200, slo_s: float = NAN, **other: object) -> dict:
-    row = {"request_class": "chat", "first_token_s": NAN, "prompt_tokens": 4, "new_tokens": 1, "private_ok": True}
-    return row | {"arrival_s": arrival_s, "end_s": end_s, "status": status, "slo_s": slo_s, "epochs": 1} | other
-
-
-def record(requests: list[dict], tokens: list[float] = (), duration_s: float = 60.0, **tables: list[dict]) -> RunRecord:
-    rows = {"tokens": [{"time_s": at, "request": 0} for at in tokens], "requests": requests} | tables
-    return RunRecord("static", "test", 0, duration_s, **{name: table(name, rows.get(name, [])) for name in TABLES})
 
 
 def incidents(run: RunRecord) -> list[tuple[float, float]]:
     return [(row.from_s, row.until_s) for row in downtime(run).itertuples()]
 
 
-def epoch(number: int, time_s: float, action: str, **other: object) -> dict:
-    row = {"epoch": number, "time_s": time_s, "action": action, "placement": "a,b", "predicted_latency_s": 1.0}
-    return row | {"lower_bound": 0.9, "moved_bytes": 0.0, "pause_s": NAN} | other
-
-
-def test_latencies_are_from_arrival_and_over_completed_requests_only() -> None:
+def test_latencies_count_from_arrival_and_cover_completed_requests_only() -> None:
     run = record(
         [
             request(0.0, 2.0, first_token_s=1.0, new_tokens=5),
@@ -60,7 +46,7 @@ def test_latencies_are_from_arrival_and_over_completed_requests_only() -> None:
     assert metrics.time_per_token_s == pytest.approx(0.25)
 
 
-def test_refused_failed_late_and_unfinished_requests_miss_their_objective() -> None:
+def test_refused_failed_late_and_unfinished_requests_do_not_meet_their_objective() -> None:
     run = record(
         [
             request(0.0, 1.0, slo_s=1.0),
@@ -82,7 +68,7 @@ def test_a_run_without_requests_has_no_latency_and_no_downtime() -> None:
     assert (metrics.downtime_incidents, metrics.downtime_incidents_per_hour) == (0, 0.0)
 
 
-def test_an_idle_minute_is_no_downtime() -> None:
+def test_an_idle_minute_is_not_downtime() -> None:
     assert incidents(record([request(0.0, 0.9), request(59.0, 59.9)], tokens=[0.9, 59.9])) == []
 
 
@@ -118,12 +104,12 @@ def test_a_system_that_answers_503_at_once_is_down_until_its_last_refusal() -> N
     assert incidents(run) == [(10.0, 16.01)]
 
 
-def test_failures_with_tokens_between_them_are_no_outage() -> None:
+def test_failures_with_tokens_between_them_are_not_an_incident() -> None:
     failures = [request(at, at + 0.01, status=503) for at in (10.0, 13.0)]
     assert incidents(record([*failures, request(11.0, 11.5)], tokens=[11.2, 11.5])) == []
 
 
-def test_requests_that_were_shed_or_malformed_are_not_waited_for() -> None:
+def test_shed_and_malformed_requests_create_no_demand() -> None:
     assert incidents(record([request(0.0, 5.0, status=429), request(1.0, 9.0, status=400)])) == []
 
 
@@ -131,17 +117,17 @@ def test_a_request_that_never_ends_waits_until_the_end_of_the_run() -> None:
     assert incidents(record([request(50.0)], tokens=[52.0])) == [(50.0, 52.0), (52.0, 60.0)]
 
 
-def test_a_failed_connection_waits_for_nothing() -> None:
+def test_a_request_with_a_failed_connection_does_not_wait() -> None:
     assert incidents(record([request(50.0, status=0)])) == []
 
 
-def test_utilisation_weighs_nodes_alike_and_leaves_out_the_drain() -> None:
+def test_utilisation_weighs_nodes_equally_and_leaves_out_the_drain() -> None:
     rows = [("a", 1.0, 0.2), ("a", 2.0, 0.4), ("a", 3.0, 0.6), ("b", 1.0, 0.8), ("b", 70.0, 0.0)]
     use = [{"time_s": t, "node": n, "utilization": u, "own_utilization": u} for n, t, u in rows]
     assert summarise(record([], use=use)).utilization == pytest.approx(0.6)
 
 
-def test_moves_are_the_epochs_after_the_first() -> None:
+def test_reconfigurations_are_the_epochs_after_the_first() -> None:
     moves = [
         epoch(1, 0.0, "initial", moved_bytes=5e6),
         epoch(2, 9.0, "re-split", moved_bytes=3e6, pause_s=0.02),
@@ -152,7 +138,7 @@ def test_moves_are_the_epochs_after_the_first() -> None:
     assert (metrics.pause_mean_s, metrics.pause_max_s) == (pytest.approx(0.03), 0.04)
 
 
-def test_privacy_counts_the_requests_whose_private_blocks_strayed() -> None:
+def test_privacy_counts_requests_with_a_private_block_on_an_untrusted_node() -> None:
     metrics = summarise(record([request(0.0, 1.0), request(0.0, 1.0, private_ok=False)]))
     assert (metrics.privacy_share, metrics.privacy_violations) == (0.5, 1)
 
@@ -170,7 +156,7 @@ def test_an_epoch_is_measured_by_the_requests_that_it_alone_served() -> None:
     assert epochs.until_s.tolist() == [10.0, 60.0]
 
 
-def test_an_epoch_that_served_nobody_has_no_measured_latency() -> None:
+def test_an_epoch_that_served_no_request_has_no_measured_latency() -> None:
     epochs = epoch_latency(record([request(11.0, 12.0)], epochs=[epoch(1, 0.0, "initial"), epoch(2, 10.0, "re-split")]))
     assert math.isnan(epochs.measured_latency_s[0])
     assert epochs.measured_latency_s[1] == 1.0
@@ -185,7 +171,7 @@ def test_the_series_look_back_over_their_window() -> None:
     assert over_time.utilization.isna().all()
 
 
-def test_a_node_that_is_lost_leaves_the_mean_to_the_others() -> None:
+def test_the_mean_utilisation_goes_on_without_a_lost_node() -> None:
     use = [
         {"time_s": t, "node": n, "utilization": u, "own_utilization": u}
         for n, t, u in [("a", 1.0, 0.2), ("b", 1.0, 0.4), ("a", 2.0, 0.2)]
@@ -200,7 +186,7 @@ RUN = made_up_run("resplit", duration_s=40.0)
 
 @settings(max_examples=25, deadline=None)
 @given(index=st.integers(0, len(RUN.requests) - 1), delay_s=st.floats(0, 1e3))
-def test_qos_never_rises_when_a_request_is_made_late(index: int, delay_s: float) -> None:
+def test_qos_never_rises_when_a_request_ends_later(index: int, delay_s: float) -> None:
     later = RUN.requests.copy()
     later.loc[index, "end_s"] += delay_s
     assert met(later).mean() <= met(RUN.requests).mean()

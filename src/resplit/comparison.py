@@ -1,8 +1,9 @@
-"""Runs side by side: which measures are shown, their labels, units and definitions, and the table of all runs."""
+"""The comparison of runs for readers: which metrics are shown, with which label, unit and definition."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +13,12 @@ from resplit.errors import DataError
 from resplit.metrics import RunMetrics, summarise
 from resplit.records import RunRecord
 
-# Metrics are in seconds, shares and bytes.
-SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}
+SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}  # metrics are in seconds, shares and bytes
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the comparison: which field of `RunMetrics`, how it is shown and what it means."""
+    """One line of the comparison: a field of `RunMetrics`, how it is shown and what it means."""
 
     field: str
     label: str
@@ -28,7 +28,7 @@ class Measure:
     definition: str
 
     def text(self, value: float) -> str:
-        """The value as shown, without its unit."""
+        """The value as it is shown, without its unit."""
         return "-" if np.isnan(value) else f"{value * SHOWN_PER_UNIT.get(self.unit, 1.0):.{self.digits}f}"
 
 
@@ -36,69 +36,72 @@ MEASURES = (
     Measure("latency_mean_s", "Latency, mean", "ms", 0, "lower",
             "From the arrival of a request at the gateway to its last token; mean over completed requests."),
     Measure("latency_p95_s", "Latency, p95", "ms", 0, "lower",
-            "The latency that 95 % of the completed requests stayed within."),
+            "95th percentile of the latency of completed requests."),
     Measure("first_token_mean_s", "Time to first token, mean", "ms", 0, "lower",
-            "From arrival to the first token that leaves the gateway; mean over completed requests."),
+            "From the arrival of a request to the first token that leaves the gateway; mean over completed requests."),
     Measure("first_token_p95_s", "Time to first token, p95", "ms", 0, "lower",
-            "The time to first token that 95 % of the completed requests stayed within."),
+            "95th percentile of the time to first token of completed requests."),
     Measure("time_per_token_s", "Time per token", "ms", 1, "lower",
-            "Mean over completed requests of the time between their tokens after the first."),
+            "Time between tokens after the first one; mean over completed requests."),
     Measure("utilization", "Utilisation", "%", 1, "neither",
-            "Mean over nodes and time of the share of each node in use, by resplit and by others. A loaded queue is a "
-            "slow one: more is not better by itself."),
+            "Share of each node in use, by resplit and by other programs; mean over nodes and time. Higher is not "
+            "better by itself, because queues grow with load."),
     Measure("downtime_incidents", "Downtime incidents", "", 0, "lower",
-            "Intervals of at least 1 s in which requests were waiting or came in and no token left the gateway."),
+            "Intervals of at least 1 s in which requests waited or arrived and no token left the gateway."),
     Measure("downtime_incidents_per_hour", "Downtime incidents per hour", "1/h", 1, "lower",
-            "Downtime incidents over the length of the run. A short run makes this a coarse figure."),
+            "Downtime incidents divided by the length of the run. In a short run this is a coarse figure."),
     Measure("downtime_s", "Downtime", "s", 1, "lower",
             "Total length of the downtime incidents."),
     Measure("qos_met", "QoS met", "%", 1, "higher",
-            "Share of offered requests that ended rightly within the objective of their class; 429, 503, errors and "
-            "late ones are misses."),
+            "Share of offered requests that completed within the service objective of their class. Requests that were "
+            "refused (429, 503), failed or late are misses."),
     Measure("privacy_share", "Privacy", "%", 1, "higher",
-            "Share of requests none of whose private blocks ran on a node that is not trusted."),
+            "Share of requests whose private blocks ran on trusted nodes only."),
     Measure("privacy_violations", "Privacy violations", "", 0, "lower",
-            "Requests with a private block on a node that is not trusted."),
+            "Requests for which a private block ran on a node that is not trusted."),
     Measure("offered", "Requests offered", "", 0, "neither",
-            "Requests that the workload sent; the same in the static and in the adaptive run."),
+            "Requests that the workload sent. The static and the adaptive run offer the same."),
     Measure("completed", "Requests completed", "", 0, "higher",
-            "Requests that ended rightly, late or not: the ones that latencies are over."),
+            "Requests that ended successfully, late or not. Latencies are over these."),
     Measure("reconfigurations", "Reconfigurations", "", 0, "neither",
             "Epochs committed after the first."),
     Measure("moved_bytes", "Moved", "MB", 1, "neither",
             "Weights and caches sent between nodes by all reconfigurations (1 MB = 1,000,000 bytes)."),
     Measure("pause_max_s", "Pause at a move, longest", "ms", 0, "lower",
-            "The longest pause that a stream saw at a reconfiguration."),
+            "The longest pause of a token stream at a reconfiguration."),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the comparison, with the value of each run by its label."""
+    """A line of the comparison: a measure and the value of each run by its label."""
 
     measure: Measure
     values: dict[str, float]
 
 
 def run_label(record: RunRecord) -> str:
-    """What a run is called beside others: static, adaptive, undisturbed, or the name of another policy."""
+    """The label of a run in a comparison: static, adaptive, undisturbed, or the name of another policy."""
     if record.scenario == "undisturbed":
         return "undisturbed"
     return {"resplit": "adaptive"}.get(record.policy, record.policy)
 
 
 def summaries(records: list[RunRecord]) -> dict[str, RunMetrics]:
-    """The metrics of each run by its label, static, adaptive and undisturbed first; DataError where two share one."""
+    """The metrics of each run by its label: static, adaptive, undisturbed, then the others in the order given.
+
+    DataError if two runs have the same label.
+    """
     labels = [run_label(record) for record in records]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise DataError(f"two runs are called {twice[0]!r}; compare one run of each policy and scenario")
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise DataError(f"two runs are labelled {repeated[0]!r}: compare one run for each policy and scenario")
     order = ["static", "adaptive", "undisturbed"]
     ranked = sorted(zip(labels, records, strict=True), key=lambda pair: (*order, pair[0]).index(pair[0]))
     return {label: summarise(record) for label, record in ranked}
 
 
 def compare(runs: Mapping[str, RunMetrics]) -> list[Row]:
-    """One row for each of `MEASURES`, in their order, with the value of every run."""
+    """One row for each of `MEASURES`, in order, with the value of every run."""
     return [
         Row(measure, {label: float(getattr(metrics, measure.field)) for label, metrics in runs.items()})
         for measure in MEASURES
@@ -106,7 +109,7 @@ def compare(runs: Mapping[str, RunMetrics]) -> list[Row]:
 
 
 def comparison_text(rows: list[Row]) -> str:
-    """The comparison as a plain table for a terminal: one line per measure, one column per run."""
+    """The comparison as a table for a terminal: one line for each measure, one column for each run."""
     labels = list(rows[0].values)
     lines = [["", "", *labels]]
     lines += [[row.measure.label, row.measure.unit, *(row.measure.text(row.values[k]) for k in labels)] for row in rows]
@@ -116,3 +119,40 @@ def comparison_text(rows: list[Row]) -> str:
         "  ".join(cell.ljust(width) if column < 2 else cell.rjust(width) for column, (cell, width) in enumerate(cells))
         for cells in ([*zip(line, widths, strict=True)] for line in lines)
     )
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The comparison in one sentence; empty unless there are a static and an adaptive run."""
+    row = {row.measure.field: row for row in rows}
+    if not {"static", "adaptive"} <= row["latency_mean_s"].values.keys():
+        return ""
+
+    def pair(name: str) -> str:
+        measure, values = row[name].measure, row[name].values
+        unit = f"\u00a0{measure.unit}" if measure.unit else ""
+        return f"{measure.text(values['adaptive'])}{unit} against {measure.text(values['static'])}{unit}"
+
+    return (
+        f"Adaptive against static: mean latency {pair('latency_mean_s')} ({change(row['latency_mean_s'])}), "
+        f"p95 {pair('latency_p95_s')} ({change(row['latency_p95_s'])}), objectives met {pair('qos_met')}, "
+        f"downtime incidents {pair('downtime_incidents')}, privacy violations {pair('privacy_violations')}."
+    )
+
+
+def change(row: Row) -> str:
+    """The adaptive value relative to the static one, in words; empty unless both are known."""
+    static, adaptive = row.values.get("static", math.nan), row.values.get("adaptive", math.nan)
+    if not (math.isfinite(static) and math.isfinite(adaptive)):
+        return ""
+    if row.measure.text(static) == row.measure.text(adaptive):
+        return "the same"
+    if row.measure.unit == "%":
+        return f"{_sign(adaptive - static)}{100 * abs(adaptive - static):.1f} points"
+    if static <= 0 or adaptive <= 0:
+        return f"{_sign(adaptive - static)}{row.measure.text(abs(adaptive - static))}"
+    factor = adaptive / static
+    return f"{factor:.2f}× as high" if factor > 1 else f"{1 / factor:.2f}× lower"
+
+
+def _sign(value: float) -> str:
+    return "+" if value > 0 else "−"

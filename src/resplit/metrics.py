@@ -1,6 +1,6 @@
-"""What a run was worth: latency, QoS, downtime, utilisation, privacy and moves, by one set of definitions.
+"""The metrics of a run and their definitions: latency, QoS, downtime, utilisation, privacy and reconfigurations.
 
-Computes from the tables of a `RunRecord` alone; does not know whether a cluster or a simulator filled them.
+Everything is computed from the tables of a `RunRecord`, so a cluster and a simulator are measured alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ INCIDENT_S = 1.0
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """One run in numbers: latencies over the `completed` requests, QoS over the `offered` ones; NaN: none to ask."""
+    """The metrics of one run. Latencies are over the `completed` requests, QoS and privacy over all `offered` ones.
+
+    Shares lie within 0..1. A mean over nothing is NaN.
+    """
 
     offered: int
     completed: int
@@ -41,12 +44,12 @@ class RunMetrics:
 
 
 def summarise(record: RunRecord) -> RunMetrics:
-    """All metrics of one run; the order of the rows in its tables does not matter."""
+    """Compute all metrics of one run. The order of the rows in its tables does not matter."""
     requests = record.requests
-    done = requests[_completed(requests)]
+    done = requests[completed(requests)]
     latency_s, first_token_s = done.end_s - done.arrival_s, done.first_token_s - done.arrival_s
-    silences = downtime(record)
-    moves = record.epochs[record.epochs.action != "initial"]
+    incidents = downtime(record)
+    moves = reconfigurations(record)
     return RunMetrics(
         offered=len(requests),
         completed=len(done),
@@ -56,9 +59,9 @@ def summarise(record: RunRecord) -> RunMetrics:
         first_token_p95_s=_p95(first_token_s),
         time_per_token_s=_time_per_token_s(done),
         qos_met=_mean(met(requests)),
-        downtime_incidents=len(silences),
-        downtime_incidents_per_hour=len(silences) * 3600.0 / observed_s(record) if observed_s(record) > 0 else 0.0,
-        downtime_s=float((silences.until_s - silences.from_s).sum()),
+        downtime_incidents=len(incidents),
+        downtime_incidents_per_hour=len(incidents) * 3600.0 / observed_s(record) if observed_s(record) > 0 else 0.0,
+        downtime_s=float((incidents.until_s - incidents.from_s).sum()),
         utilization=_mean(utilization_by_node(record)),
         privacy_share=_mean(requests.private_ok),
         privacy_violations=int((~requests.private_ok.astype(bool)).sum()),
@@ -69,17 +72,27 @@ def summarise(record: RunRecord) -> RunMetrics:
     )
 
 
-def met(requests: pd.DataFrame) -> pd.Series[bool]:
-    """For each offered request: did it end rightly, and within `slo_s` where its class has one?
+def completed(requests: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each request ended successfully: status 200 and an end."""
+    return (requests.status == 200) & requests.end_s.notna()
 
-    Refused (429, 503), failed and late requests are misses; so is one that had not ended when the run did.
+
+def reconfigurations(record: RunRecord) -> pd.DataFrame:
+    """The epochs of a run that were committed after its first one."""
+    return record.epochs[record.epochs.action != "initial"]
+
+
+def met(requests: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each offered request completed, and within `slo_s` where its class has an objective.
+
+    Refused (429, 503), failed, late and unfinished requests have not met their objective.
     """
     in_time = requests.slo_s.isna() | (requests.end_s - requests.arrival_s <= requests.slo_s)
-    return _completed(requests) & in_time
+    return completed(requests) & in_time
 
 
 def observed_s(record: RunRecord) -> float:
-    """Length of the run in seconds, until the last request that came in it had ended."""
+    """Length of the run in seconds, extended until its last request ended."""
     moments = [record.duration_s, record.requests.end_s.max(), record.tokens.time_s.max()]
     return float(np.nanmax(np.asarray(moments, dtype=float)))
 
@@ -87,17 +100,20 @@ def observed_s(record: RunRecord) -> float:
 def downtime(record: RunRecord) -> pd.DataFrame:
     """The downtime incidents of a run, as rows of `from_s` and `until_s`.
 
-    An incident is a maximal interval, at least `INCIDENT_S` long, in which service was wanted at every moment and no
-    token left the gateway. Service is wanted while a request that was let in (status 200, 0 or 5xx) is in the system,
-    from its arrival to its end; one that never ended stays until the end of the run, unless its connection failed. It
-    is also wanted between two requests that failed (0 or 5xx) with no token between them: a system that answers 503 at
-    once has nobody waiting, yet is down. Shed (429) and malformed (other 4xx) requests do not count: where a full
-    house sheds, those inside are served or waiting. Idle times are no downtime, however long. A first token that
-    takes a second on an otherwise idle system *is* an incident: nothing in the record tells it from an outage.
+    An incident is a maximal interval of at least `INCIDENT_S` in which there was demand throughout and no token left
+    the gateway. Demand exists in two cases:
+
+    - An admitted request (status 200, 0 or 5xx) is in the system, from its arrival to its end. A request without an
+      end counts until the end of the run, unless its connection failed (status 0).
+    - Two requests failed (status 0 or 5xx) and no token left between them. A system that answers 503 at once has no
+      request waiting, but it is down.
+
+    Requests that were shed (429) or malformed (other 4xx) create no demand. Idle time is not downtime. A first token
+    that takes a second on an idle system counts as an incident, because the record cannot tell it from an outage.
     """
     token_s = np.sort(record.tokens.time_s.to_numpy(dtype=float))
     incidents: list[tuple[float, float]] = []
-    for from_s, until_s in _wanted(record, token_s):
+    for from_s, until_s in _demand_intervals(record, token_s):
         inside = token_s[np.searchsorted(token_s, from_s) : np.searchsorted(token_s, until_s, side="right")]
         moments = np.concatenate([[from_s], inside, [until_s]])
         long = np.diff(moments) >= INCIDENT_S
@@ -106,21 +122,22 @@ def downtime(record: RunRecord) -> pd.DataFrame:
 
 
 def utilization_by_node(record: RunRecord) -> pd.Series[float]:
-    """Mean utilisation of each node while the workload came in, over its samples; the drain at the end is left out."""
+    """Mean utilisation of each node within the run's duration; later samples, while requests drain, are left out."""
     use = record.use[record.use.time_s.between(0.0, record.duration_s)]
     return use.groupby("node").utilization.mean()
 
 
 def series(record: RunRecord, step_s: float = 1.0, window_s: float = 10.0) -> pd.DataFrame:
-    """The run over time, one row every `step_s`, each over the `window_s` seconds that end there.
+    """The run over time: one row every `step_s` seconds, computed over the `window_s` seconds before it.
 
-    Columns: `time_s`; `latency_s`, mean of the completed requests that arrived in the window; `qos_met`, share of all
-    that arrived in it; `utilization`, mean over nodes of their means. NaN where nothing arrived or was sampled.
+    Columns: `time_s`; `latency_s`, the mean latency of the completed requests that arrived in the window; `qos_met`,
+    the share of the requests that arrived in it and met their objective; `utilization`, the mean over the nodes of
+    their mean utilisation. A value is NaN where the window holds no request or no sample.
     """
-    time_s = np.arange(step_s, record.duration_s + step_s / 2, step_s)
+    time_s = _steps_s(record, step_s)
     requests = record.requests
-    done = requests[_completed(requests)]
-    per_node = [_rolling(use.time_s, use.utilization, time_s, window_s) for _, use in record.use.groupby("node")]
+    done = requests[completed(requests)]
+    per_node = list(_rolling_utilization(record, time_s, window_s).values())
     return pd.DataFrame(
         {
             "time_s": time_s,
@@ -132,24 +149,21 @@ def series(record: RunRecord, step_s: float = 1.0, window_s: float = 10.0) -> pd
 
 
 def utilization_series(record: RunRecord, step_s: float = 1.0, window_s: float = 5.0) -> pd.DataFrame:
-    """Utilisation of each node over time: `time_s` and one column per node, as in `series`."""
-    time_s = np.arange(step_s, record.duration_s + step_s / 2, step_s)
-    by_node = {
-        str(node): _rolling(use.time_s, use.utilization, time_s, window_s) for node, use in record.use.groupby("node")
-    }
-    return pd.DataFrame({"time_s": time_s, **by_node})
+    """Utilisation of each node over time: `time_s` and one column for each node, computed as in `series`."""
+    time_s = _steps_s(record, step_s)
+    return pd.DataFrame({"time_s": time_s, **_rolling_utilization(record, time_s, window_s)})
 
 
 def epoch_latency(record: RunRecord) -> pd.DataFrame:
-    """The epochs in order, each with `until_s` and what it was predicted to take beside what it took.
+    """The epochs in order with the columns `until_s`, `requests` and `measured_latency_s` added.
 
-    `measured_latency_s` is the mean over the `requests` that arrived while the epoch was live, completed, and were
-    served by no other epoch (a request that lived through a move says nothing of either placement).
+    `measured_latency_s` is the mean latency of the completed requests that arrived while the epoch was live and were
+    served by it alone; `requests` is their number. A request that was moved between epochs measures neither of them.
     """
     epochs = record.epochs.sort_values("time_s", ignore_index=True)
-    done = record.requests[_completed(record.requests) & (record.requests.epochs <= 1)]
+    done = record.requests[completed(record.requests) & (record.requests.epochs <= 1)]
     live = np.searchsorted(epochs.time_s.to_numpy(dtype=float), done.arrival_s.to_numpy(dtype=float), side="right") - 1
-    # The first epoch serves from before the first arrival, whatever its commit's moment was rounded to.
+    # The first epoch was live before the first arrival, even if its rounded commit time says otherwise.
     latency_s = (done.end_s - done.arrival_s).groupby(np.maximum(live, 0))
     ends = [*epochs.time_s.iloc[1:], observed_s(record)]
     return epochs.assign(
@@ -159,8 +173,15 @@ def epoch_latency(record: RunRecord) -> pd.DataFrame:
     )
 
 
-def _completed(requests: pd.DataFrame) -> pd.Series[bool]:
-    return (requests.status == 200) & requests.end_s.notna()
+def _steps_s(record: RunRecord, step_s: float) -> FloatArray:
+    return np.arange(step_s, record.duration_s + step_s / 2, step_s)
+
+
+def _rolling_utilization(record: RunRecord, time_s: FloatArray, window_s: float) -> dict[str, FloatArray]:
+    """Mean utilisation by node in the window before each of `time_s`."""
+    return {
+        str(node): _rolling(use.time_s, use.utilization, time_s, window_s) for node, use in record.use.groupby("node")
+    }
 
 
 def _time_per_token_s(done: pd.DataFrame) -> float:
@@ -168,13 +189,13 @@ def _time_per_token_s(done: pd.DataFrame) -> float:
     return _mean((several.end_s - several.first_token_s) / (several.new_tokens - 1))
 
 
-def _wanted(record: RunRecord, token_s: FloatArray) -> list[tuple[float, float]]:
-    """The disjoint intervals in which service was wanted, in order (see `downtime`)."""
+def _demand_intervals(record: RunRecord, token_s: FloatArray) -> list[tuple[float, float]]:
+    """The disjoint intervals with demand, in order (see `downtime`)."""
     requests = record.requests
     failed = (requests.status == 0) | (requests.status >= 500)
-    inside = requests[failed | (requests.status == 200)]
-    never_ended = inside.arrival_s.where(inside.status == 0, observed_s(record))
-    spans = list(zip(inside.arrival_s, inside.end_s.fillna(never_ended), strict=True))
+    admitted = requests[failed | (requests.status == 200)]
+    default_end_s = admitted.arrival_s.where(admitted.status == 0, observed_s(record))
+    spans = list(zip(admitted.arrival_s, admitted.end_s.fillna(default_end_s), strict=True))
     spans += _between_failures(requests[failed], token_s)
     merged: list[tuple[float, float]] = []
     for from_s, until_s in sorted((float(start), float(end)) for start, end in spans):
@@ -186,7 +207,7 @@ def _wanted(record: RunRecord, token_s: FloatArray) -> list[tuple[float, float]]
 
 
 def _between_failures(failed: pd.DataFrame, token_s: FloatArray) -> list[tuple[float, float]]:
-    """From each failed request's arrival to the next one's, where no token left between the two."""
+    """From the arrival of each failed request to the next failed arrival, where no token left in between."""
     arrival_s = np.sort(failed.arrival_s.to_numpy(dtype=float))
     tokens_before = np.searchsorted(token_s, arrival_s)
     silent = np.flatnonzero(np.diff(tokens_before) == 0)
@@ -196,7 +217,7 @@ def _between_failures(failed: pd.DataFrame, token_s: FloatArray) -> list[tuple[f
 def _rolling(
     at_s: pd.Series[float], values: pd.Series[float] | pd.Series[bool], time_s: FloatArray, window_s: float
 ) -> FloatArray:
-    """Mean of `values` in the window (t - window_s, t] for each t of `time_s`; NaN where it is empty."""
+    """Mean of `values` over (t - window_s, t] for each t of `time_s`; NaN where no value lies in the window."""
     order = np.argsort(at_s.to_numpy(dtype=float), kind="stable")
     moments = at_s.to_numpy(dtype=float)[order]
     running = np.concatenate([[0.0], np.cumsum(values.to_numpy(dtype=float)[order])])
@@ -207,7 +228,7 @@ def _rolling(
 
 
 def _nan_mean(columns: list[FloatArray], length: int) -> FloatArray:
-    """Row means over the columns that are known there; NaN where none is."""
+    """Mean over the columns at each position, without NaN; NaN where every column is NaN."""
     stacked = np.array(columns).reshape(len(columns), length)  # (nodes, times)
     known = ~np.isnan(stacked)
     total = np.where(known, stacked, 0.0).sum(axis=0)

@@ -15,7 +15,7 @@ from resplit.errors import DataError
 from resplit.records import RunRecord, table
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
-from tasks.report import Extras, block_timings, change, prediction_error, verdict, write_report
+from tasks.report import Extras, block_timings, prediction_error, write_report
 from tasks.validate import RowFault, Rule, ValidTelemetry
 from tests.support.runs import LAYER_S, made_up_run
 
@@ -184,12 +184,3 @@ def test_a_run_without_some_of_its_tables_is_reported_all_the_same(emptied: str,
 def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run"):
         write_report([], tmp_path)
-
-
-def test_the_verdict_does_not_flatter_an_adaptive_run_that_lost() -> None:
-    swapped = [replace(RUNS[0], policy="resplit"), replace(RUNS[1], policy="static")]
-    rows = compare(summaries(swapped))
-    assert re.search(r"mean latency \d+\xa0ms against \d+\xa0ms \([\d.]+× as high\)", verdict(rows))
-    by_field = {row.measure.field: change(row) for row in rows}
-    assert by_field["qos_met"].startswith("−")
-    assert by_field["privacy_violations"] == "the same"
