@@ -8,7 +8,7 @@ import pytest
 
 from resplit.planner import solve
 from resplit.planner.evaluate import evaluate
-from resplit.planner.partial_demand import solve_carried
+from resplit.planner.partial_demand import solve_partial_demand
 from resplit.types import Problem
 from tests.support.problems import tiny_problem
 
@@ -23,14 +23,14 @@ def problem() -> Problem:
 
 
 def test_a_demand_that_can_be_carried_is_planned_whole(problem: Problem) -> None:
-    plan, share = solve_carried(problem)
+    plan, share = solve_partial_demand(problem)
     assert (plan.placement, share) == (solve(problem).placement, 1.0)
 
 
 def test_too_much_demand_is_planned_in_part_and_the_next_larger_part_has_no_plan(problem: Problem) -> None:
     asked = with_rates(problem, 20)
     assert solve(asked).placement is None
-    plan, share = solve_carried(asked)
+    plan, share = solve_partial_demand(asked)
     assert plan.placement is not None
     assert 0 < share < 1
     assert not evaluate(with_rates(asked, share), plan.placement).violations
@@ -39,7 +39,7 @@ def test_too_much_demand_is_planned_in_part_and_the_next_larger_part_has_no_plan
 
 def test_what_lacks_memory_at_any_rate_has_no_plan_and_the_reason_of_the_whole(problem: Problem) -> None:
     starved = replace(problem, nodes=tuple(replace(node, memory_bytes=1.0) for node in problem.nodes))
-    plan, share = solve_carried(starved)
+    plan, share = solve_partial_demand(starved)
     assert plan.placement is None
     assert share == 1.0
     assert plan.reason == solve(starved).reason

@@ -15,7 +15,7 @@ from resplit.config import ClusterConfig
 from resplit.control.recovery import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.errors import InfeasibleError
-from resplit.planner.partial_demand import solve_carried
+from resplit.planner.partial_demand import solve_partial_demand
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_of
 
@@ -86,7 +86,7 @@ def first_plan(cluster: Cluster) -> str:
 
 def plan_or_fail(problem: Problem) -> Plan:
     """A plan, for the part of the demand that can be carried; InfeasibleError with the reason where there is none."""
-    plan, share = solve_carried(problem)
+    plan, share = solve_partial_demand(problem)
     if plan.placement is None:
         raise InfeasibleError(f"no placement: {plan.reason}")
     if share < 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from resplit.planner.partial_demand import solve_carried
+from resplit.planner.partial_demand import solve_partial_demand
 from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Plan, Problem
 
@@ -58,7 +58,7 @@ def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, 
     Where those that are left cannot carry the whole demand, it is for the part that they can: the gateway refuses the
     rest.
     """
-    plan, share = solve_carried(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
+    plan, share = solve_partial_demand(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
     if share < 1:
         _log.warning("the nodes that are left carry a part of the demand", share=share)
     return plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["ENDLESS", "Budget"]
+__all__ = ["UNLIMITED", "Budget"]
 
 
 class Budget:
@@ -55,4 +55,4 @@ class Budget:
         return Budget(self.left_s * share, None, self)
 
 
-ENDLESS = Budget(float("inf"))
+UNLIMITED = Budget(float("inf"))

@@ -17,7 +17,7 @@ from resplit.types import Node, Plan, Problem
 __all__ = ["explain"]
 
 GIB = 2**30
-MOST_QUESTIONS = 8
+MAX_WHAT_IFS = 8
 NEAR_CEILING = 0.02  # share of the node
 
 
@@ -31,7 +31,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
     terms = f"latency {plan.terms.latency_s:.4g} s, balance {plan.terms.balance:.3f}, privacy {plan.terms.privacy:.3f}"
     sections = [
         f"{head}: objective {plan.objective:.6g}{bound}\n  {terms}",
-        "Chain\n" + "\n".join(_chain(problem, plan)),
+        "Chain\n" + "\n".join(_arrays(problem, plan)),
         "Latency by class, in seconds\n" + "\n".join(_latency(problem, plan)),
         "Nodes\n" + "\n".join(_nodes(problem, plan)),
         "What more would buy (solved again)\n" + "\n".join(_prices(problem, plan, time_limit_s)),
@@ -41,7 +41,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _chain(problem: Problem, plan: Plan) -> Iterator[str]:
+def _arrays(problem: Problem, plan: Plan) -> Iterator[str]:
     """The segments, with what each hop costs one mean request."""
     sources = ", ".join(dict.fromkeys(c.source for c in problem.classes))
     yield f"  [{sources}]"
@@ -95,7 +95,7 @@ def _used_bytes(problem: Problem, plan: Plan) -> np.ndarray:
 
 def _prices(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
     """The gain of each question that is worth asking; a gain is real, no gain may mean that none was found in time."""
-    questions = list(_questions(problem, plan))[:MOST_QUESTIONS]
+    questions = list(_what_ifs(problem, plan))[:MAX_WHAT_IFS]
     if not questions or plan.objective is None:
         yield "  nothing: no memory, trust or ceiling stands in the way"
         return
@@ -108,7 +108,7 @@ def _prices(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
         yield f"  {what}: {f'-{gain:.4g} ({gain / plan.objective:.2%})' if gain > 1e-9 * cost else 'nothing'}"
 
 
-def _questions(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
+def _what_ifs(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
     """One GiB on each node that is full, ten points of ceiling where it is near, trust for each node without."""
     used = _used_bytes(problem, plan)
     for i, node in enumerate(problem.nodes):

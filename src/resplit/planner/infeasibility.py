@@ -13,8 +13,8 @@ from resplit.types import FloatArray
 
 __all__ = ["infeasibility"]
 
-MOST_PACKED = 6000  # pairs of a block and a node; more are not tried
-MOST_PACKING_NODES, MOST_PACKING_S = 2000, 1.0
+MAX_PACKING_PAIRS = 6000  # pairs of a block and a node; more are not tried
+MAX_PACKING_NODES, MAX_PACKING_S = 2000, 1.0
 INFEASIBLE = 2  # status of scipy's milp
 MARGIN = 1e-6  # relative; a linear program's answer counts as proof only beyond its tolerances
 
@@ -25,13 +25,21 @@ def infeasibility(instance: Instance) -> str | None:
     In this order: a block that no node may run or hold, memory in total, memory with trust, memory in whole units, and
     then load, all with blocks allowed to be divided between nodes; last, a packing of whole blocks.
     """
-    for find in (_homeless_block, _oversized_atom, _memory_total, _memory_shortage, _whole_units, _overload, _packing):
+    for find in (
+        _block_without_node,
+        _oversized_atom,
+        _memory_total,
+        _memory_shortage,
+        _whole_units,
+        _overload,
+        _packing,
+    ):
         if reason := find(instance):
             return reason
     return None
 
 
-def _homeless_block(instance: Instance) -> str | None:
+def _block_without_node(instance: Instance) -> str | None:
     problem = instance.problem
     trusted = np.array([node.trusted for node in problem.nodes])
     for block, prefill in zip(problem.blocks, problem.prefill_s_per_token, strict=True):
@@ -150,7 +158,7 @@ def _packing(instance: Instance) -> str | None:
     may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     atoms, nodes = np.nonzero(may_run)
     (a, n), count, unit = instance.shape, len(atoms), instance.memory.mean()
-    if count > MOST_PACKED:
+    if count > MAX_PACKING_PAIRS:
         return None
     one = np.arange(count)
     stored = sparse.csr_array((instance.memory[atoms] / unit, (nodes, one)), shape=(n, count))
@@ -165,7 +173,7 @@ def _packing(instance: Instance) -> str | None:
         ],
         integrality=np.concatenate((np.ones(count), np.zeros(n))),
         bounds=Bounds(0, np.concatenate((np.ones(count), np.full(n, np.inf)))),
-        options={"node_limit": MOST_PACKING_NODES, "time_limit": MOST_PACKING_S},
+        options={"node_limit": MAX_PACKING_NODES, "time_limit": MAX_PACKING_S},
     )
     if result.status == INFEASIBLE:
         return "capacity exceeded: whole blocks cannot be shared out under the nodes' ceilings, whatever their memory"

@@ -12,7 +12,7 @@ from resplit.types import Plan, Status, segments_of
 __all__ = ["Outcome", "plan_of"]
 
 OPTIMAL_GAP = 1e-4
-MOST_VIOLATIONS = 5
+MAX_VIOLATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -
     placement = instance.placement(outcome.nodes_of)
     evaluation = evaluate(problem, placement)
     if evaluation.violations:
-        reason = "the placement found breaks " + "; ".join(evaluation.violations[:MOST_VIOLATIONS])
+        reason = "the placement found breaks " + "; ".join(evaluation.violations[:MAX_VIOLATIONS])
         return Plan("unknown", solver, solve_s, reason=reason)
     bound = min(outcome.lower_bound, evaluation.objective)
     bound = bound if bound > 0 else 0.0  # the objective is never negative

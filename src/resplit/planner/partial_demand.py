@@ -10,12 +10,12 @@ from dataclasses import replace
 from resplit.planner import solve
 from resplit.types import Plan, Problem
 
-__all__ = ["solve_carried"]
+__all__ = ["solve_partial_demand"]
 
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
-def solve_carried(problem: Problem, time_limit_s: float = 10.0) -> tuple[Plan, float]:
+def solve_partial_demand(problem: Problem, time_limit_s: float = 10.0) -> tuple[Plan, float]:
     """The plan for the largest of a few shares of all rates that has one, and that share; where none has, the answer
     for the whole demand, and 1. Each solve takes at most `time_limit_s`, those after the first half of it."""
     whole = plan = solve(problem, time_limit_s=time_limit_s)

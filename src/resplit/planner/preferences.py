@@ -37,9 +37,9 @@ def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Bu
     within = [nodes_of for nodes_of in known if instance.cost(nodes_of) <= limit]
     best = min(within, key=lambda nodes_of: rank(instance, nodes_of))
     if tolerance > 0:
-        quicker = _climb(instance, best, limit, budget, _lateness)
+        quicker = _hill_climb(instance, best, limit, budget, _lateness)
         best = min((best, quicker), key=lambda nodes_of: rank(instance, nodes_of)[0])
-        best = _climb(instance, best, limit, budget, rank)
+        best = _hill_climb(instance, best, limit, budget, rank)
     return replace(outcome, nodes_of=best)
 
 
@@ -58,7 +58,7 @@ def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
     return len(missed), sum(missed.values()), evaluation.objective
 
 
-def _climb(
+def _hill_climb(
     instance: Instance, nodes_of: IntArray, limit: float, budget: Budget, key: Callable[[Instance, IntArray], Rank]
 ) -> IntArray:
     """The best `key` that improving interval moves lead to under the cost `limit`, until its middle part is 0."""
@@ -67,7 +67,7 @@ def _climb(
     while best[1] > 0 and budget.spend():
         slack = limit - instance.cost(nodes_of)
         for move, node in _promising(instance, moves, nodes_of, slack, cheapest=key is _lateness):
-            changed = moves.moved(nodes_of, move, node)
+            changed = moves.apply_move(nodes_of, move, node)
             if instance.cost(changed) <= limit and (new := key(instance, changed)) < best:
                 nodes_of, best = changed, new
                 break
@@ -81,13 +81,13 @@ def _promising(
 ) -> list[tuple[int, int]]:
     """Moves (index, node) that cost at most `slack`: the cheapest first, or those that bring most bytes back."""
     delta = moves.deltas(nodes_of)
-    order = np.where(delta <= slack, delta if cheapest else -_bytes_back(instance, moves, nodes_of), np.inf)
+    order = np.where(delta <= slack, delta if cheapest else -_returned_bytes(instance, moves, nodes_of), np.inf)
     best = np.argsort(order, axis=None, kind="stable")[:PRICED_MOVES]
     pairs = [divmod(int(index), delta.shape[1]) for index in best]
     return [(move, node) for move, node in pairs if order[move, node] < (np.inf if cheapest else 0)]
 
 
-def _bytes_back(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
+def _returned_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
     """Bytes that each move spares from moving (M, N)."""
     current = instance.problem.current
     if current is None:
@@ -95,5 +95,5 @@ def _bytes_back(instance: Instance, moves: Descent, nodes_of: IntArray) -> Float
     today = instance.nodes_of(current)
     away = np.where(today[:, None] == np.arange(instance.shape[1]), 0, instance.memory[:, None])  # (A, N)
     now = away[np.arange(len(nodes_of)), nodes_of]
-    spared: FloatArray = moves.between(now[:, None] - away)
+    spared: FloatArray = moves.interval_sums(now[:, None] - away)
     return spared

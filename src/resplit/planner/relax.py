@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from resplit.planner.baselines import greedy
-from resplit.planner.bound.branching import divide
+from resplit.planner.bound.branching import branch_and_bound
 from resplit.planner.bound.dual import Dual
-from resplit.planner.bound.mip import LATE_S, branch, candidates
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.mip import CLOCK_DELAY_S, candidates, solve_mip
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths
 from resplit.planner.bound.resources import Resources
 from resplit.planner.budget import Budget
@@ -23,17 +23,20 @@ from resplit.planner.search.local_search import LocalSearch
 
 __all__ = ["solve"]
 
-ROUND = 12  # paths that are priced between two rounds of descents
-MOST_VAIN = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
-MOST_RUNS, MOST_BLIND = 5, 6  # before the bound gets its share; where they have found no plan at all
+PATHS_PER_ROUND = 12  # paths that are priced between two rounds of descents
+MAX_FAILED_RUNS = 3  # runs of annealing in a row that find nothing better, each twice as long as the one before
+MAX_RUNS, MAX_RUNS_WITHOUT_PLAN = 5, 6  # before the bound gets its share; where they have found no plan at all
 IMPROVEMENT = 1e-9  # relative
-LEAST_BRANCHING_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
-MOST_CANDIDATES = 15_000  # intervals and transfers
+MIN_MIP_S = 0.15  # HiGHS takes this long to begin, and twice its latest look at the clock
+MAX_CANDIDATES = 15_000  # intervals and transfers
 # Each of the budget that is left to the step around it.
 FIRST_PRICING_SHARE, ANNEALING_SHARE = 0.1, 0.85
-PRICING_SHARE, DIVIDING_SHARE, DESCENT_SHARE = 0.4, 0.95, 0.1
-QUICK_SHARE, QUICK_CANDIDATES = 0.4, 1_200  # for branching at once where so few are left that it may well be done
-BLIND_SHARE = 0.7  # for branching where no descent has found a plan
+PRICING_SHARE, BRANCHING_SHARE, DESCENT_SHARE = 0.4, 0.95, 0.1
+SMALL_MIP_SHARE, SMALL_MIP_CANDIDATES = (
+    0.4,
+    1_200,
+)  # for branching at once where so few are left that it may well be done
+NO_PLAN_MIP_SHARE = 0.7  # for branching where no descent has found a plan
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap: float = OPTIMAL_GAP / 4) -> Outcome:
@@ -43,81 +46,83 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap
 
 
 def solve_from(
-    instance: Instance, budget: Budget, start: IntArray | None, gap: float, yesterday: Dual | None = None
+    instance: Instance, budget: Budget, start: IntArray | None, gap: float, previous: Dual | None = None
 ) -> tuple[Outcome, Dual]:
-    """As `solve`, from the prices of `yesterday`; gives today's prices too."""
+    """As `solve`, from the prices of `previous`; gives today's prices too."""
     paths = IntervalPaths(instance)
-    dual = Dual(instance, paths, Resources.of(instance).sharpened(instance, Contents.of(instance)))
+    dual = Dual(instance, paths, Resources.of(instance).tightened(instance, NodeStates.of(instance)))
     value, first = dual.evaluate(dual.prices)
     if not len(first):
         reason = infeasibility(instance) or "no chain of linked nodes can hold all blocks in order"
         return Outcome(None, float("inf"), reason), dual
-    if yesterday is not None:
-        dual.adopt(yesterday)
+    if previous is not None:
+        dual.warm_start(previous)
     search = LocalSearch(instance, value)
-    search.offer(first)
+    search.record(first)
     if start is not None:
         start = np.where(start < 0, first, start)
-        search.offer(start)
-        search.run(start, budget)
+        search.record(start)
+        search.descend(start, budget)
     if search.best is None and (quick := greedy.solve(instance, budget).nodes_of) is not None:
-        search.offer(quick)
+        search.record(quick)
     if start is None or search.best is None:
-        search.run(first, budget.part(DESCENT_SHARE))
-    _priced(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
-    _annealed(dual, search, first, budget.part(ANNEALING_SHARE), gap)
-    _priced(dual, search, budget.part(PRICING_SHARE), gap)
-    if search.best is None and _branched(dual, search, budget.part(BLIND_SHARE), gap) == float("inf"):
+        search.descend(first, budget.part(DESCENT_SHARE))
+    _generate_columns(dual, search, budget.part(FIRST_PRICING_SHARE), gap)
+    _anneal(dual, search, first, budget.part(ANNEALING_SHARE), gap)
+    _generate_columns(dual, search, budget.part(PRICING_SHARE), gap)
+    if search.best is None and _solve_mips(dual, search, budget.part(NO_PLAN_MIP_SHARE), gap) == float("inf"):
         return _outcome(instance, search, float("inf")), dual
-    bound = _branched(dual, search, budget.part(QUICK_SHARE), gap, QUICK_CANDIDATES)
+    bound = _solve_mips(dual, search, budget.part(SMALL_MIP_SHARE), gap, SMALL_MIP_CANDIDATES)
     if bound < search.cost * (1 - gap):
-        part = budget.part(DIVIDING_SHARE)
-        divided = divide(dual, lambda each: _priced(each, search, part, gap), lambda: search.cost * (1 - gap), part)
-        bound = max(bound, divided)
+        part = budget.part(BRANCHING_SHARE)
+        branched = branch_and_bound(
+            dual, lambda each: _generate_columns(each, search, part, gap), lambda: search.cost * (1 - gap), part
+        )
+        bound = max(bound, branched)
     if bound < search.cost * (1 - gap):
-        bound = max(bound, _branched(dual, search, budget, gap))
+        bound = max(bound, _solve_mips(dual, search, budget, gap))
     if bound < search.cost * (1 - gap):
-        _annealed(dual, search, first, budget, gap)
+        _anneal(dual, search, first, budget, gap)
     return _outcome(instance, search, bound), dual
 
 
-def _branched(dual: Dual, search: LocalSearch, budget: Budget, gap: float, most: int = MOST_CANDIDATES) -> float:
+def _solve_mips(dual: Dual, search: LocalSearch, budget: Budget, gap: float, most: int = MAX_CANDIDATES) -> float:
     """The bound that branch and bound proves, from ever better cutoffs, where at most so many candidates are left."""
     bound = dual.bound
-    while budget.left_s > LEAST_BRANCHING_S and not budget.spent and bound < search.cost * (1 - gap):
+    while budget.left_s > MIN_MIP_S and not budget.spent and bound < search.cost * (1 - gap):
         before = search.cost
         chosen = candidates(dual, search.cost)
-        if len(chosen) > most or budget.left_s < LEAST_BRANCHING_S + 2 * LATE_S * len(chosen):
+        if len(chosen) > most or budget.left_s < MIN_MIP_S + 2 * CLOCK_DELAY_S * len(chosen):
             break
-        nodes_of, bound = branch(dual, chosen, search.cost, budget, search.best, gap)
+        nodes_of, bound = solve_mip(dual, chosen, search.cost, budget, search.best, gap)
         if nodes_of is None:
             break
-        search.run(nodes_of, budget)
-        search.offer(nodes_of)
+        search.descend(nodes_of, budget)
+        search.record(nodes_of)
         if not search.cost < before:
             break
     return bound
 
 
-def _priced(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
+def _generate_columns(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> None:
     """Rounds of pricing, now and then with a descent from the last path, until the prices have converged."""
     rounds = 0
     columns = [search.best] if search.best is not None else []
     while dual.bound < search.cost * (1 - gap):
-        found = dual.improve(columns, budget, search.cost * (1 - gap / 2), ROUND)
+        found = dual.generate_columns(columns, budget, search.cost * (1 - gap / 2), PATHS_PER_ROUND)
         if not found and (dual.converged or budget.spent):
             break
         rounds += 1
         known = search.cost
         if found and rounds & (rounds - 1) == 0:  # ever more rarely: pricing is much the quicker of the two
-            search.run(found[-1], budget.part(DESCENT_SHARE))
+            search.descend(found[-1], budget.part(DESCENT_SHARE))
         columns = [search.best] if search.best is not None and search.cost < known else []
 
 
-def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:
+def _anneal(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, gap: float) -> None:
     """Annealing, from `first` where no legal placement is known, some runs, or until several in a row were in vain."""
     runs, vain = 0, 0
-    while runs < (MOST_BLIND if search.best is None else MOST_RUNS) and vain < MOST_VAIN:
+    while runs < (MAX_RUNS_WITHOUT_PLAN if search.best is None else MAX_RUNS) and vain < MAX_FAILED_RUNS:
         if budget.spent or dual.bound >= search.cost * (1 - gap):
             break
         known = search.cost
@@ -128,18 +133,18 @@ def _annealed(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, 
 
 def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
     if search.best is not None:
-        others = tuple(nodes_of for _, nodes_of in search.met.values())
+        others = tuple(nodes_of for _, nodes_of in search.local_optima.values())
         return Outcome(search.best, bound, others=others)
     if found := infeasibility(instance):
         return Outcome(None, float("inf"), found)
-    near = _nearest(instance, search)
+    near = _least_violating_text(instance, search)
     if bound == float("inf"):
         return Outcome(None, bound, f"memory, ceilings, trust and links cannot hold together; {near}")
     return Outcome(None, bound, f"descents and branching found no placement in time, and no proof; {near}")
 
 
-def _nearest(instance: Instance, search: LocalSearch) -> str:
-    if search.nearest is None:
+def _least_violating_text(instance: Instance, search: LocalSearch) -> str:
+    if search.least_violating is None:
         return "nor was any found that breaks only memory and ceilings"
-    broken = evaluate(instance.problem, instance.placement(search.nearest)).violations
-    return f"the nearest found breaks {'; '.join(broken)}"
+    broken = evaluate(instance.problem, instance.placement(search.least_violating)).violations
+    return f"the least_violating found breaks {'; '.join(broken)}"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resplit.planner.bound.branching import by_end, by_link, by_node, divide
+from resplit.planner.bound.branching import branch_and_bound, by_end, by_link, by_node
 from resplit.planner.bound.dual import Dual
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths
 from resplit.planner.bound.resources import Resources
 from resplit.planner.budget import Budget
@@ -21,7 +21,7 @@ from tests.support.problems import best_by_enumeration, seeds, tiny_problem
 
 
 def converged(dual: Dual) -> None:
-    dual.improve([], Budget(1e9, 300), float("inf"))
+    dual.generate_columns([], Budget(1e9, 300), float("inf"))
 
 
 def best_where(problem: Problem, holds: Callable[[np.ndarray], bool]) -> tuple[float, float]:
@@ -46,9 +46,9 @@ def test_each_part_is_bounded_by_the_best_of_its_own(
 ) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance, other = Instance.of(problem), (node + step) % 3
-    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance).sharpened(instance, Contents.of(instance)))
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance).tightened(instance, NodeStates.of(instance)))
     converged(dual)
-    if remembers and dual.bound < float("inf") and dual.remember():
+    if remembers and dual.bound < float("inf") and dual.grow_neighbourhoods():
         converged(dual)
     if dual.bound == float("inf"):
         return
@@ -77,11 +77,11 @@ def test_dividing_proves_no_more_than_the_optimum(seed: int) -> None:
     converged(dual)
     if placement is None:
         return
-    undivided = dual.bound
+    before = dual.bound
 
-    bound = divide(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
+    bound = branch_and_bound(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
 
-    assert undivided <= bound <= optimum * (1 + 1e-9)
+    assert before <= bound <= optimum * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", [165, 250, 276])
@@ -91,9 +91,9 @@ def test_dividing_closes_gaps_that_prices_leave_open(seed: int) -> None:
     instance = Instance.of(problem)
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
     converged(dual)
-    undivided = dual.bound
+    before = dual.bound
 
-    bound = divide(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
+    bound = branch_and_bound(dual, converged, lambda: optimum * (1 - 1e-6), Budget(1e9, 3_000))
 
-    assert undivided < 0.95 * optimum
+    assert before < 0.95 * optimum
     assert bound >= 0.999 * optimum

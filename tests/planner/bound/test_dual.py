@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resplit.planner.bound.convex import relax_convex
 from resplit.planner.bound.dual import Dual, Prices
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths
 from resplit.planner.bound.resources import Resources, SetCuts, Support
 from resplit.planner.budget import Budget
@@ -63,7 +63,7 @@ def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
     relaxation = relax_convex(instance)
     assert relaxation is not None
 
-    dual.improve([], Budget(20.0), float("inf"))
+    dual.generate_columns([], Budget(20.0), float("inf"))
 
     assert dual.bound > relaxation.value * 1.05
 
@@ -81,7 +81,7 @@ def test_no_placement_breaks_the_limits_of_whole_contents(seed: int, alike: bool
         problem = replace(problem, blocks=blocks, **times)
     instance = Instance.of(problem)
     plain = Resources.of(instance)
-    sharp = plain.sharpened(instance, Contents.of(instance))
+    sharp = plain.tightened(instance, NodeStates.of(instance))
 
     assert (sharp.limit[: len(plain.limit)] <= plain.limit * (1 + 1e-9)).all()
     for placement in itertools.product(range(3), repeat=5):
@@ -112,16 +112,16 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
 def test_every_legal_placement_enters_what_the_other_nodes_cannot_do_without(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
-    resources = Resources.of(instance).sharpened(instance, Contents.of(instance))
+    resources = Resources.of(instance).tightened(instance, NodeStates.of(instance))
     start = Support.of(resources, np.random.default_rng(seed).integers(0, 3, 4))
-    barred = np.arange(3) == seed % 4  # or none
+    forbidden = np.arange(3) == seed % 4  # or none
 
-    cuts = SetCuts.uncovered(resources, start, set(), barred)
+    cuts = SetCuts.violated_entry_cuts(resources, start, set(), forbidden)
 
     assert (cuts.excess(start) > 0).all()
     for placement in itertools.product([node.name for node in problem.nodes], repeat=4):
         nodes_of = instance.nodes_of(placement)
-        if not evaluate(problem, placement).violations and not barred[nodes_of].any():
+        if not evaluate(problem, placement).violations and not forbidden[nodes_of].any():
             assert (cuts.excess(Support.of(resources, nodes_of)) <= 1e-9).all()
 
 
@@ -136,10 +136,10 @@ def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
     bounds = []
 
-    dual.improve([], Budget(5.0), float("inf"))
+    dual.generate_columns([], Budget(5.0), float("inf"))
     bounds.append(dual.bound)
-    while dual.remember():
-        dual.improve([], Budget(5.0), float("inf"))
+    while dual.grow_neighbourhoods():
+        dual.generate_columns([], Budget(5.0), float("inf"))
         bounds.append(dual.bound)
 
     assert bounds == sorted(bounds)
@@ -150,7 +150,7 @@ def test_no_master_is_set_up_once_the_time_is_over() -> None:
     instance = Instance.of(tiny_problem(2, blocks=5))
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
 
-    assert dual.improve([], Budget(0.0), float("inf")) == []
+    assert dual.generate_columns([], Budget(0.0), float("inf")) == []
 
     assert dual.bound == -np.inf
-    assert dual.mixture == []
+    assert dual.solution == []

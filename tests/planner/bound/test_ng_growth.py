@@ -2,50 +2,50 @@ from __future__ import annotations
 
 import numpy as np
 
-from resplit.planner.bound.ng_growth import MOST_LABELS, Curriculum
-from resplit.planner.bound.ng_paths import Detour, Memory
+from resplit.planner.bound.ng_growth import MAX_LABELS, NeighbourhoodGrowth
+from resplit.planner.bound.ng_paths import Cycle, Neighbourhoods
 
-DETOURS = [Detour(0, (1,), 0.3), Detour(2, (1, 3), 0.2), Detour(3, (2,), 0.1), Detour(1, (0, 2), 0.05)]
+CYCLES = [Cycle(0, (1,), 0.3), Cycle(2, (1, 3), 0.2), Cycle(3, (2,), 0.1), Cycle(1, (0, 2), 0.05)]
 
 
-def remembered(memory: Memory) -> list[bool]:
-    return [bool(memory.near[list(detour.between), detour.node].all()) for detour in DETOURS]
+def covered(neighbourhoods: Neighbourhoods) -> list[bool]:
+    return [bool(neighbourhoods.contains[list(cycle.between), cycle.node].all()) for cycle in CYCLES]
 
 
 def test_the_most_harmful_detours_are_remembered_first() -> None:
-    plan = Curriculum(Memory.of(4))
+    growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
 
-    assert plan.learn(DETOURS, few=True)
+    assert growth.extend(CYCLES, few_labels=True)
 
-    assert remembered(plan.memory) == [True, True, True, False]
+    assert covered(growth.neighbourhoods) == [True, True, True, False]
 
 
 def test_too_many_labels_lead_to_fewer_detours_then_to_others_and_at_last_to_more_labels() -> None:
-    plan = Curriculum(Memory.of(4))
-    plan.learn(DETOURS, few=True)
+    growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
+    growth.extend(CYCLES, few_labels=True)
     seen = []
 
-    while plan.retreat():
-        seen.append(remembered(plan.memory))
+    while growth.reduce():
+        seen.append(covered(growth.neighbourhoods))
 
     assert seen[:4] == np.eye(4, dtype=bool).tolist()
-    assert plan.most_labels == MOST_LABELS
+    assert growth.max_labels == MAX_LABELS
 
 
 def test_what_was_affordable_stays_in_mind() -> None:
-    plan = Curriculum(Memory.of(4))
-    plan.learn(DETOURS[:1], few=True)
-    plan.learn(DETOURS[1:], few=False)
+    growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
+    growth.extend(CYCLES[:1], few_labels=True)
+    growth.extend(CYCLES[1:], few_labels=False)
 
-    plan.retreat()
+    growth.reduce()
 
-    assert remembered(plan.memory)[0]
+    assert covered(growth.neighbourhoods)[0]
 
 
 def test_whole_contents_count_once_nothing_else_is_left_to_remember() -> None:
-    plan = Curriculum(Memory.of(4, coarse=True))
+    growth = NeighbourhoodGrowth(Neighbourhoods.of(4, coarse=True))
 
-    assert plan.memory.coarse
-    assert plan.learn([], few=True)
-    assert not plan.memory.coarse
-    assert not plan.learn([], few=True)
+    assert growth.neighbourhoods.coarse
+    assert growth.extend([], few_labels=True)
+    assert not growth.neighbourhoods.coarse
+    assert not growth.extend([], few_labels=True)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resplit.planner.bound import labels as labels_module
-from resplit.planner.bound import node_states as contents_module
-from resplit.planner.bound.ng_paths import Detour, Memory, NgPaths, detours
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound import node_states as states_module
+from resplit.planner.bound.ng_paths import Cycle, Neighbourhoods, NgPaths, find_cycles
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths, PathCosts
 from resplit.planner.budget import Budget
 from resplit.planner.evaluate import evaluate
@@ -35,10 +35,10 @@ def layered_problem(seed: int, blocks: int = 6) -> Problem:
     )
 
 
-def remembering(instance: Instance, near: np.ndarray, most_labels: int = PLENTY, coarse: bool = False) -> NgPaths:
-    contents = Contents.of(instance)
-    contents = contents.coarse(instance) if coarse else contents
-    return NgPaths(IntervalPaths(instance), contents, Memory(near, coarse), most_labels)
+def ng_paths(instance: Instance, contains: np.ndarray, max_labels: int = PLENTY, coarse: bool = False) -> NgPaths:
+    states = NodeStates.of(instance)
+    states = states.coarse(instance) if coarse else states
+    return NgPaths(IntervalPaths(instance), states, Neighbourhoods(contains, coarse), max_labels)
 
 
 def random_costs(seed: int, atoms: int) -> PathCosts:
@@ -58,9 +58,9 @@ def price(paths: NgPaths, costs: PathCosts, x: np.ndarray) -> float:
 def test_the_cheapest_path_that_remembers_is_that_of_enumeration(
     seed: int, bits: int, draw: type, coarse: bool
 ) -> None:
-    near = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
+    contains = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
-    paths, costs = remembering(instance, near, coarse=coarse), random_costs(seed, 6)
+    paths, costs = ng_paths(instance, contains, coarse=coarse), random_costs(seed, 6)
 
     cost, nodes_of = paths.shortest(costs)
 
@@ -76,7 +76,7 @@ def test_the_cheapest_path_that_remembers_is_that_of_enumeration(
 def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) -> None:
     problem = layered_problem(seed, 5)
     instance = Instance.of(problem)
-    paths = remembering(instance, EVERYTHING)
+    paths = ng_paths(instance, EVERYTHING)
 
     for placement in itertools.product(range(3), repeat=5):
         nodes_of = np.array(placement)
@@ -92,7 +92,7 @@ def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) ->
 @settings(max_examples=40, deadline=None)
 def test_remembering_memory_alone_only_makes_paths_cheaper(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
-    exact, coarse = remembering(instance, EVERYTHING), remembering(instance, EVERYTHING, coarse=True)
+    exact, coarse = ng_paths(instance, EVERYTHING), ng_paths(instance, EVERYTHING, coarse=True)
 
     for placement in itertools.product(range(3), repeat=6):
         nodes_of = np.array(placement)
@@ -103,10 +103,10 @@ def test_remembering_memory_alone_only_makes_paths_cheaper(seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, 6))
-    exact = remembering(instance, EVERYTHING)
+    exact = ng_paths(instance, EVERYTHING)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(contents_module, "MOST_LEVELS", 20)
-        merged = remembering(instance, EVERYTHING)
+        patched.setattr(states_module, "MAX_STATES", 20)
+        merged = ng_paths(instance, EVERYTHING)
 
     for placement in itertools.product(range(3), repeat=6):
         nodes_of = np.array(placement)
@@ -117,23 +117,23 @@ def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_levels_weigh_no_more_than_the_atoms_they_stand_for(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
-    contents = Contents.of(instance)
-    coarse, of_atom = contents.coarse(instance), np.diff(contents.before)
+    states = NodeStates.of(instance)
+    coarse, of_atom = states.coarse(instance), np.diff(states.before)
 
     for chosen in itertools.product([False, True], repeat=6):
         held = np.array(chosen)
-        level = of_atom[held].sum()
+        state = of_atom[held].sum()
         load = np.where(np.isfinite(instance.load[held]), instance.load[held], np.inf).sum(axis=0)
         held_bytes = float(instance.memory[held].sum())
-        for levels, known in ((contents, level), (coarse, coarse.after(level, 0, 0, held_bytes))):
-            assert levels.memory[known] <= held_bytes
-            assert (levels.load[known] <= load).all()
+        for each, known in ((states, state), (coarse, coarse.after(state, 0, 0, held_bytes))):
+            assert each.memory[known] <= held_bytes
+            assert (each.load[known] <= load).all()
 
 
 def test_too_many_labels_leave_the_question_open() -> None:
     instance = Instance.of(layered_problem(1))
 
-    cost, nodes_of = remembering(instance, EVERYTHING, most_labels=5).shortest(random_costs(1, 6))
+    cost, nodes_of = ng_paths(instance, EVERYTHING, max_labels=5).shortest(random_costs(1, 6))
 
     assert cost == -np.inf
     assert not len(nodes_of)
@@ -141,7 +141,7 @@ def test_too_many_labels_leave_the_question_open() -> None:
 
 def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
     instance = Instance.of(layered_problem(1, 20))
-    paths, costs = remembering(instance, EVERYTHING), random_costs(1, 20)
+    paths, costs = ng_paths(instance, EVERYTHING), random_costs(1, 20)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(labels_module, "CHUNK", 1)
         late = paths.shortest(costs, budget=Budget(0.0))
@@ -152,10 +152,10 @@ def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
 
 def test_a_detour_is_found_until_it_is_remembered() -> None:
     instance = Instance.of(layered_problem(1))
-    mixture = [(1.0, np.array([0, 0, 1, 2, 0, 0]))]
+    solution = [(1.0, np.array([0, 0, 1, 2, 0, 0]))]
 
-    found = detours(instance, mixture, Memory.of(3), value=1.0)
+    found = find_cycles(instance, solution, Neighbourhoods.of(3), value=1.0)
 
-    assert [(detour.node, detour.between) for detour in found] == [(0, (1, 2))]
-    assert not detours(instance, mixture, Memory.of(3).joined(found), value=1.0)
-    assert len(detours(instance, mixture, Memory.of(3).joined([Detour(0, (1,), 1.0)]), value=1.0)) == 1
+    assert [(cycle.node, cycle.between) for cycle in found] == [(0, (1, 2))]
+    assert not find_cycles(instance, solution, Neighbourhoods.of(3).extended(found), value=1.0)
+    assert len(find_cycles(instance, solution, Neighbourhoods.of(3).extended([Cycle(0, (1,), 1.0)]), value=1.0)) == 1

@@ -9,22 +9,22 @@ from hypothesis import given, settings
 
 from resplit.planner.evaluate import block_bytes
 from resplit.planner.instance import Instance
-from resplit.planner.search.kernel_arrays import LEAST_ATOMS, Tables
-from resplit.planner.search.moves import KINDS, penalised_cost, walk
+from resplit.planner.search.kernel_arrays import MIN_EXCESS_ATOMS, KernelArrays
+from resplit.planner.search.moves import LIMIT_KINDS, penalised_cost, walk
 from tests.support.problems import seeds, tiny_problem
 
-FREE = np.zeros(KINDS)
+FREE = np.zeros(LIMIT_KINDS)
 
 
 @given(seeds())
 @settings(max_examples=25, deadline=None)
 def test_a_placement_costs_its_objective_and_breaks_nothing_exactly_where_it_is_legal(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=4))
-    tables = Tables.of(instance)
+    arrays = KernelArrays.of(instance)
     atoms, nodes = instance.shape
 
     for placement in itertools.product(range(nodes), repeat=atoms):
-        cost, broken = penalised_cost(np.array(placement, np.int64), tables, FREE)
+        cost, broken = penalised_cost(np.array(placement, np.int64), arrays, FREE)
 
         legal = instance.cost(np.array(placement, np.intp))
         assert (broken == 0) == np.isfinite(legal)
@@ -38,13 +38,13 @@ def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_by
     needed = block_bytes(problem).sum()
     nodes = tuple(replace(n, memory_bytes=needed - short_bytes, trusted=True) for n in problem.nodes)
     instance = Instance.of(replace(problem, nodes=nodes))
-    tables, everything = Tables.of(instance), np.zeros(4, np.int64)
+    arrays, everything = KernelArrays.of(instance), np.zeros(4, np.int64)
 
-    free, _ = penalised_cost(everything, tables, FREE)
-    cost, broken = penalised_cost(everything, tables, np.array([1.0, 0.0, 0.0]))
+    free, _ = penalised_cost(everything, arrays, FREE)
+    cost, broken = penalised_cost(everything, arrays, np.array([1.0, 0.0, 0.0]))
 
     assert broken >= 1
-    assert cost - free == pytest.approx(short_bytes + LEAST_ATOMS * instance.memory.mean(), rel=1e-5)
+    assert cost - free == pytest.approx(short_bytes + MIN_EXCESS_ATOMS * instance.memory.mean(), rel=1e-5)
 
 
 @given(seeds())
@@ -52,10 +52,10 @@ def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_by
 def test_a_walk_reports_the_cost_of_the_legal_placement_that_it_keeps(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=6, nodes=4))
     here = np.random.default_rng(seed).integers(0, 4, 6)
-    best, penalty = np.zeros(6, np.int64), np.ones(KINDS)
+    best, penalty = np.zeros(6, np.int64), np.ones(LIMIT_KINDS)
     random = np.array([seed + 1], np.uint64)
 
-    cost = walk(here, best, np.inf, Tables.of(instance), penalty, np.ones(KINDS), 1.0, 0.01, 3000, random)
+    cost = walk(here, best, np.inf, KernelArrays.of(instance), penalty, np.ones(LIMIT_KINDS), 1.0, 0.01, 3000, random)
 
     assert ((here >= 0) & (here < 4)).all()
     if cost < np.inf:
@@ -67,7 +67,7 @@ def test_a_problem_of_one_block_and_one_node_can_be_walked() -> None:
     here = np.zeros(1, np.int64)
 
     cost = walk(
-        here, here.copy(), np.inf, Tables.of(instance), np.ones(KINDS), np.ones(KINDS), 1.0, 0.1, 500,
+        here, here.copy(), np.inf, KernelArrays.of(instance), np.ones(LIMIT_KINDS), np.ones(LIMIT_KINDS), 1.0, 0.1, 500,
         np.ones(1, np.uint64),
     )  # fmt: skip
 

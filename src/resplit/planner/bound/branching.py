@@ -14,88 +14,93 @@ from resplit.planner.bound.resources import SetCuts, Support
 from resplit.planner.budget import Budget
 from resplit.types import FloatArray
 
-__all__ = ["by_end", "by_link", "by_node", "divide"]
+__all__ = ["branch_and_bound", "by_end", "by_link", "by_node"]
 
 FEW_LABELS = 15_000  # of a pricing: up to that, remembering more costs little
-MOST_NODES = 64  # beyond, whether one of them is used matters so little that remembering more always comes first
-LEAST_EVENNESS = 0.05  # what hardly any or nearly all of a mixture does is not worth a division
+MAX_NODES = 64  # beyond, whether one of them is used matters so little that remembering more always comes first
+MIN_CLOSENESS = 0.05  # what hardly any or nearly all of a mixture does is not worth a division
 
 Parts = tuple[Dual, Dual]
 
 
-def divide(root: Dual, price: Callable[[Dual], None], target: Callable[[], float], budget: Budget) -> float:
-    """The bound that is proven by dividing what `root` bounds, again and again where the bound is lowest, until it
-    reaches `target` or the budget is spent. `price` improves the bound of a part, whose paths remember more as long as
-    that costs little."""
-    count, parts = 1, [(root.bound, 0, root)]
-    while parts[0][0] < target() and not budget.spent:
-        bound, number, part = heappop(parts)
-        smaller = _smaller(part)
+def branch_and_bound(
+    root: Dual, improve_bound: Callable[[Dual], None], target: Callable[[], float], budget: Budget
+) -> float:
+    """The least bound of all open subproblems, after branching on `root` until `target` is reached.
+
+    The subproblem with the least bound is branched on next. `improve_bound` raises the bound of one subproblem.
+    """
+    count, open_parts = 1, [(root.bound, 0, root)]
+    while open_parts[0][0] < target() and not budget.spent:
+        bound, number, part = heappop(open_parts)
+        smaller = _replacements(part)
         if not smaller:
-            heappush(parts, (bound, number, part))
+            heappush(open_parts, (bound, number, part))
             break
         for each in smaller:
-            price(each)
-            heappush(parts, (max(each.bound, bound), count, each))
+            improve_bound(each)
+            heappush(open_parts, (max(each.bound, bound), count, each))
             count += 1
-    return parts[0][0]
+    return open_parts[0][0]
 
 
-def _smaller(part: Dual) -> Sequence[Dual]:
+def _replacements(part: Dual) -> Sequence[Dual]:
     """What is to be bounded instead of a part: itself with more in mind, where that costs little or nothing else is
     left, or its two halves. Empty where nothing is left to do."""
-    cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MOST_NODES
-    if (cheap or part.overflowed) and part.converged and part.remember():
+    cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MAX_NODES
+    if (cheap or part.overflowed) and part.converged and part.grow_neighbourhoods():
         return [part]
-    if halves := _divided(part):
+    if halves := _split(part):
         return halves
-    return [part] if part.converged and part.remember() else []
+    return [part] if part.converged and part.grow_neighbourhoods() else []
 
 
 def by_node(part: Dual, node: int) -> Parts:
     """Placements that do not use a node, and that do."""
-    barred = np.zeros_like(part.barred)
-    barred[:, node] = True
-    return part.restricted(barred), part.restricted(demanded=SetCuts.entry(barred.shape[1], node))
+    forbidden = np.zeros_like(part.forbidden)
+    forbidden[:, node] = True
+    return part.subproblem(forbidden), part.subproblem(required=SetCuts.entry(forbidden.shape[1], node))
 
 
 def by_end(part: Dual, atom: int, node: int) -> Parts:
     """Placements that do not have an atom, the first or the last, on a node, and that do."""
-    without, others = np.zeros_like(part.barred), np.zeros_like(part.barred)
+    without, others = np.zeros_like(part.forbidden), np.zeros_like(part.forbidden)
     without[atom, node] = True
     others[atom] = ~without[atom]
-    return part.restricted(without), part.restricted(others)
+    return part.subproblem(without), part.subproblem(others)
 
 
 def by_link(part: Dual, origin: int, node: int) -> Parts:
     """Placements that never go from one node to another, and that do."""
-    closed = np.zeros_like(part.closed)
-    closed[origin, node] = True
-    return part.restricted(closed=closed), part.restricted(demanded=SetCuts.entry(len(closed), node, origin))
+    forbidden_links = np.zeros_like(part.forbidden_links)
+    forbidden_links[origin, node] = True
+    return part.subproblem(forbidden_links=forbidden_links), part.subproblem(
+        required=SetCuts.entry(len(forbidden_links), node, origin)
+    )
 
 
-def _divided(part: Dual) -> Parts | None:
+def _split(part: Dual) -> Parts | None:
     """By what the mixture does most nearly half of the time: by a node; by an end where it agrees on which nodes are
     used, for that moves the bound less; by a link where it agrees on the ends too. None where it agrees on all."""
-    if not part.mixture:
+    if not part.solution:
         return None
     atoms, nodes = part.instance.shape
-    support = Support.mixed(part.resources, part.mixture)
+    support = Support.of_solution(part.resources, part.solution)
     ends = np.zeros((2, nodes))  # how often the first and the last atom are on each node
-    for weight, nodes_of in part.mixture:
+    for weight, nodes_of in part.solution:
         ends[[0, 1], nodes_of[[0, -1]]] += weight
-    node, evenness = _most_even(support.begun + support.crossed.sum(axis=0))
-    if evenness > LEAST_EVENNESS:
+    node, closeness = _nearest_to_half(support.starts + support.crossings.sum(axis=0))
+    if closeness > MIN_CLOSENESS:
         return by_node(part, node)
-    end, evenness = _most_even(ends)
-    if evenness > LEAST_EVENNESS:
+    end, closeness = _nearest_to_half(ends)
+    if closeness > MIN_CLOSENESS:
         return by_end(part, (0, atoms - 1)[end // nodes], end % nodes)
-    link, evenness = _most_even(support.crossed)
-    return by_link(part, *divmod(link, nodes)) if evenness > LEAST_EVENNESS else None
+    link, closeness = _nearest_to_half(support.crossings)
+    return by_link(part, *divmod(link, nodes)) if closeness > MIN_CLOSENESS else None
 
 
-def _most_even(share: FloatArray) -> tuple[int, float]:
+def _nearest_to_half(share: FloatArray) -> tuple[int, float]:
     """The place (in the flattened array) where a share is nearest to a half, and how near: 0.5 there, 0 at 0 and 1."""
-    evenness = (0.5 - abs(share - 0.5)).clip(min=0).ravel()
-    at = int(evenness.argmax())
-    return at, float(evenness[at])
+    closeness = (0.5 - abs(share - 0.5)).clip(min=0).ravel()
+    at = int(closeness.argmax())
+    return at, float(closeness[at])

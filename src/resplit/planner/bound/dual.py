@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from resplit.planner.bound.master import Master
-from resplit.planner.bound.ng_growth import Curriculum
-from resplit.planner.bound.ng_paths import Memory, NgPaths, detours
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.master import RestrictedMaster
+from resplit.planner.bound.ng_growth import NeighbourhoodGrowth
+from resplit.planner.bound.ng_paths import Neighbourhoods, NgPaths, find_cycles
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths, PathCosts
 from resplit.planner.bound.resources import Resources, SetCuts, Support
-from resplit.planner.budget import ENDLESS, Budget
+from resplit.planner.budget import UNLIMITED, Budget
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
@@ -26,14 +26,16 @@ __all__ = ["Dual", "Prices"]
 
 ROUNDING = 1e-9  # relative; taken off every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
-ENOUGH = 0.02  # of what is left to the target: closer than that, remembering more is worth more than better prices
+SOUGHT_GAP_SHARE = (
+    0.02  # of what is left to the target: closer than that, remembering more is worth more than better prices
+)
 # How far above the bound paths that remember are looked for, as a share of the way to the target.
-FIRST_REACH, LEAST_REACH, MOST_REACH = 1 / 8, 1 / 100, 1 / 2
-BLIND_REACH = 0.1  # relative to the bound; the way to go where no target is known
-FEW = 1 / 10  # of the labels that one pricing may take
+FIRST_REACH, MIN_REACH, MAX_REACH = 1 / 8, 1 / 100, 1 / 2
+REACH_WITHOUT_TARGET = 0.1  # relative to the bound; the way to go where no target is known
+FEW_LABELS_SHARE = 1 / 10  # of the labels that one pricing may take
 LABELS_PER_STEP = 10_000
-WORTH_CUTTING, MOST_STALLS = 4e-3, 1
-MOST_INHERITED = 300  # columns
+MIN_CUT_GAIN, MAX_STALLS = 4e-3, 1
+MAX_INITIAL_COLUMNS = 300  # columns
 SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
 
 
@@ -62,9 +64,9 @@ class Dual:
         self.paths = paths
         self.resources = resources
         nodes = instance.shape[1]
-        self.cuts = SetCuts.none(nodes)
-        self.closed = np.zeros((nodes, nodes), dtype=bool)  # links that placements here do not cross
-        self.barred = np.zeros(instance.shape, dtype=bool)  # where they do not have an atom
+        self.cuts = SetCuts.empty(nodes)
+        self.forbidden_links = np.zeros((nodes, nodes), dtype=bool)  # links that placements here do not cross
+        self.forbidden = np.zeros(instance.shape, dtype=bool)  # where they do not have an atom
         self._known_cuts: set[bytes] = set()
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
@@ -72,44 +74,44 @@ class Dual:
         self.plain_prices = self.prices  # the best for `paths`, which remember nothing
         self.bound = -np.inf
         self.converged = False
-        self._master: Master | None = None
-        self._inherited: list[IntArray] = []
-        self._oracle: IntervalPaths | NgPaths = paths
-        self._levels: dict[bool, Contents] = {}  # coarse or not; made once something is to be remembered
-        self._curriculum: Curriculum | None = None
+        self._master: RestrictedMaster | None = None
+        self._initial_columns: list[IntArray] = []
+        self._pricer: IntervalPaths | NgPaths = paths
+        self._states: dict[bool, NodeStates] = {}  # coarse or not; made once something is to be remembered
+        self._growth: NeighbourhoodGrowth | None = None
         self._reach = FIRST_REACH
-        self._most = _most_cost(instance)
+        self._max_objective = _max_objective_of(instance)
         self._step = 0.5
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
-    def adopt(self, other: Dual) -> None:
+    def warm_start(self, other: Dual) -> None:
         """Begins from the cuts, prices and columns of another state of the same blocks and nodes."""
         if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
             return
-        self.cuts = other.cuts.renewed(self.resources)
+        self.cuts = other.cuts.with_limits_of(self.resources)
         self.prices, self.plain_prices = (_padded(p, len(self.cuts)) for p in (self.prices, self.plain_prices))
         self._known_cuts = set(other._known_cuts)
-        self._inherited = [nodes_of for _, nodes_of in other.mixture]
+        self._initial_columns = [nodes_of for _, nodes_of in other.solution]
         self.evaluate(other.plain_prices)
 
-    def evaluate(self, prices: Prices, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
+    def evaluate(self, prices: Prices, cutoff: float = np.inf, budget: Budget = UNLIMITED) -> tuple[float, IntArray]:
         """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
         best is kept. Paths that remember are looked for below `cutoff` only: else (cutoff, ()), or (-inf, ()) where
         that takes too many labels, or longer than `budget`. (inf, ()) where no path exists at all, at any prices, or
         where the bound is above anything that a placement can cost."""
-        prices = self._legal(prices)
-        rest, costs = self.rest(prices), self.path_costs(prices)
-        if isinstance(self._oracle, NgPaths):
-            path_cost, nodes_of = self._oracle.shortest(costs, cutoff - rest, budget)
+        prices = self._projected(prices)
+        constant_terms, costs = self.constant_terms(prices), self.path_costs(prices)
+        if isinstance(self._pricer, NgPaths):
+            path_cost, nodes_of = self._pricer.shortest(costs, cutoff - constant_terms, budget)
         else:
-            path_cost, nodes_of = self._oracle.shortest(costs)
-        value = path_cost + rest
+            path_cost, nodes_of = self._pricer.shortest(costs)
+        value = path_cost + constant_terms
         if value > self.bound:
             self.bound = value
             self.prices = prices
-            if self._oracle is self.paths:
+            if self._pricer is self.paths:
                 self.plain_prices = prices
-        if self.bound > self._most:
+        if self.bound > self._max_objective:
             self.bound = float("inf")
             return self.bound, np.empty(0, dtype=np.intp)
         return value, nodes_of
@@ -119,10 +121,10 @@ class Dual:
         finite = np.where(np.isfinite(self.instance.load), self.instance.load, 0)
         resource = prices.resource + self.cuts.atom_price(prices.cut, len(self.resources.use))
         on_link, at_start = self.cuts.entry_refund(prices.cut)
-        on_link[self.closed] = -np.inf
+        on_link[self.forbidden_links] = -np.inf
         return PathCosts(prices.share, finite * prices.load + self.resources.use.T @ resource, on_link, at_start)
 
-    def rest(self, prices: Prices) -> float:
+    def constant_terms(self, prices: Prices) -> float:
         """What the Lagrangian adds to the cost of the path: node terms, peak and limits, less their rounding."""
         instance = self.instance
         spare = instance.balance_weight - prices.balance.sum()
@@ -130,25 +132,27 @@ class Dual:
             _node_terms(instance, 1 - prices.share, prices.load - prices.balance).sum()
             + prices.balance @ instance.background
             + spare * instance.background.max()
-            + prices.cut @ self.cuts.least
+            + prices.cut @ self.cuts.constant_use
         )
         paid = (prices.resource * self.resources.limit).sum()
         refunded = (prices.cut * self.cuts.limit).sum()
         return float(gains - paid - ROUNDING * (abs(gains) + paid + refunded))
 
-    def improve(self, columns: list[IntArray], budget: Budget, target: float, most: int = 1_000_000) -> list[IntArray]:
+    def generate_columns(
+        self, columns: list[IntArray], budget: Budget, target: float, most: int = 1_000_000
+    ) -> list[IntArray]:
         """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
         (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
         if budget.spent:  # a master of many columns takes long to set up
             return []
         if self._master is None:
-            if self._oracle is self.paths:
+            if self._pricer is self.paths:
                 columns = [self.evaluate(self.prices)[1], *columns]
             if self.bound == np.inf:
                 return []
-            columns = [*self._inherited, *columns]
+            columns = [*self._initial_columns, *columns]
             scale = (abs(target) if np.isfinite(target) else abs(self.bound)) or 1.0
-            self._master = Master(self.instance, self._oracle, self.resources, self.cuts, scale)
+            self._master = RestrictedMaster(self.instance, self._pricer, self.resources, self.cuts, scale)
         master = self._master
         for nodes_of in columns:
             self.converged &= not (self._allows(nodes_of) and master.add(nodes_of))
@@ -157,137 +161,144 @@ class Dual:
         while self.bound < target and priced < most and not self.converged and self._spend(budget):
             prices = Prices(*master.solve()) if len(master.columns) else self.prices
             value = master.value
-            if value - self.bound <= max(CONVERGED * abs(value), self._enough(target)):
-                self.converged = not self._worth_cutting(value) or not self._cut(master)
+            if value - self.bound <= max(CONVERGED * abs(value), self._gap_sought(target)):
+                self.converged = not self._cuts_help(value) or not self._add_cuts(master)
                 continue
             priced += 1
             new = self._price(master, self.prices.toward(prices, self._step), target, found, budget)
             if not new and not self.converged:
                 new = self._price(master, prices, target, found, budget)
-                self.converged |= not new and not self._cut(master)
+                self.converged |= not new and not self._add_cuts(master)
         return found
 
-    def _price(self, master: Master, prices: Prices, target: float, found: list[IntArray], budget: Budget) -> bool:
+    def _price(
+        self, master: RestrictedMaster, prices: Prices, target: float, found: list[IntArray], budget: Budget
+    ) -> bool:
         """Prices one path; True where that brought a new column or a better bound."""
         before, value, cutoff = self.bound, master.value, target
-        if isinstance(self._oracle, NgPaths):
-            way = target - before if np.isfinite(target) else BLIND_REACH * abs(before)
+        if isinstance(self._pricer, NgPaths):
+            way = target - before if np.isfinite(target) else REACH_WITHOUT_TARGET * abs(before)
             cutoff = min(target, value + CONVERGED * abs(value), before + self._reach * way)
         _, nodes_of = self.evaluate(prices, cutoff, budget)
         improved = self.bound > before
         self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
         if not len(nodes_of):
             self._adapt_reach()
-            self.converged = self._reach < LEAST_REACH or self.bound == np.inf
+            self.converged = self._reach < MIN_REACH or self.bound == np.inf
             return True
         found.append(nodes_of)
         return bool(master.add(nodes_of)) or improved
 
     def _adapt_reach(self) -> None:
         """Nothing was found within reach, or too much to see all of it."""
-        if isinstance(self._oracle, NgPaths) and self._oracle.overflowed:
+        if isinstance(self._pricer, NgPaths) and self._pricer.overflowed:
             self._reach /= 4
-        elif isinstance(self._oracle, NgPaths) and self._oracle.labels < FEW * self._oracle.most_labels:
-            self._reach = min(2 * self._reach, MOST_REACH)
+        elif isinstance(self._pricer, NgPaths) and self._pricer.labels < FEW_LABELS_SHARE * self._pricer.max_labels:
+            self._reach = min(2 * self._reach, MAX_REACH)
 
-    def _enough(self, target: float) -> float:
+    def _gap_sought(self, target: float) -> float:
         """How near to its master's value the bound of paths that remember has to come."""
         if not np.isfinite(target):
             return 0.0
-        return ENOUGH * (target - self.bound)
+        return SOUGHT_GAP_SHARE * (target - self.bound)
 
     def _spend(self, budget: Budget) -> bool:
-        return budget.spend(1 + (self._oracle.labels // LABELS_PER_STEP if isinstance(self._oracle, NgPaths) else 0))
+        return budget.spend(1 + (self._pricer.labels // LABELS_PER_STEP if isinstance(self._pricer, NgPaths) else 0))
 
-    def _worth_cutting(self, value: float) -> bool:
+    def _cuts_help(self, value: float) -> bool:
         """False where the last rounds of set cuts have hardly raised the bound."""
-        self._stalls = self._stalls + 1 if self.bound - self._bound_before_cuts < WORTH_CUTTING * abs(value) else 0
+        self._stalls = self._stalls + 1 if self.bound - self._bound_before_cuts < MIN_CUT_GAIN * abs(value) else 0
         self._bound_before_cuts = self.bound
-        return self._stalls <= MOST_STALLS
+        return self._stalls <= MAX_STALLS
 
-    def remember(self) -> bool:
+    def grow_neighbourhoods(self) -> bool:
         """From now on paths remember more: the worst detours that the mixture takes, or fewer of them than last time
         where that took too many labels. False where nothing new is left to remember."""
         if self._master is None:
             return False
-        if self._curriculum is None:
-            exact = Contents.of(self.instance)
+        if self._growth is None:
+            exact = NodeStates.of(self.instance)
             coarse = exact.coarse(self.instance)
-            self._levels = {False: exact, True: coarse}
+            self._states = {False: exact, True: coarse}
             fewer = 2 * len(coarse.memory) < len(exact.memory)
-            self._curriculum = Curriculum(Memory.of(self.instance.shape[1], fewer))
-        plan = self._curriculum
+            self._growth = NeighbourhoodGrowth(Neighbourhoods.of(self.instance.shape[1], fewer))
+        growth = self._growth
         if self.overflowed:
-            more = plan.retreat()
+            more = growth.reduce()
         else:
-            few = not isinstance(self._oracle, NgPaths) or self._oracle.labels < FEW**2 * self._oracle.most_labels
-            found = detours(self.instance, self.mixture, plan.memory, self._master.value)
-            more = plan.learn(found, few)
+            few_labels = (
+                not isinstance(self._pricer, NgPaths)
+                or self._pricer.labels < FEW_LABELS_SHARE**2 * self._pricer.max_labels
+            )
+            found = find_cycles(self.instance, self.solution, growth.neighbourhoods, self._master.value)
+            more = growth.extend(found, few_labels)
         if not more:
             return False
-        self._oracle = self._remembering(plan.memory, plan.most_labels)
-        self._begin_anew()
+        self._pricer = self._ng_paths(growth.neighbourhoods, growth.max_labels)
+        self._reset_master()
         return True
 
-    def _remembering(self, memory: Memory, most_labels: int) -> NgPaths:
-        return NgPaths(self.paths, self._levels[memory.coarse], memory, most_labels)
+    def _ng_paths(self, neighbourhoods: Neighbourhoods, max_labels: int) -> NgPaths:
+        return NgPaths(self.paths, self._states[neighbourhoods.coarse], neighbourhoods, max_labels)
 
-    def _begin_anew(self) -> None:
+    def _reset_master(self) -> None:
         """A new master for the next pricing, from the columns of this one."""
         if self._master is not None:
-            last = [nodes_of for _, nodes_of in self.mixture]
-            columns = {x.tobytes(): x for x in [*self._inherited, *self._master.columns, *last]}
-            self._inherited = [x for x in columns.values() if self._allows(x)][-MOST_INHERITED:]
+            last = [nodes_of for _, nodes_of in self.solution]
+            columns = {x.tobytes(): x for x in [*self._initial_columns, *self._master.columns, *last]}
+            self._initial_columns = [x for x in columns.values() if self._allows(x)][-MAX_INITIAL_COLUMNS:]
         self._master, self.converged, self._stalls, self._reach = None, False, 0, FIRST_REACH
 
     @property
     def labels(self) -> int:
         """What the last pricing took, 0 while paths remember nothing."""
-        return self._oracle.labels if isinstance(self._oracle, NgPaths) else 0
+        return self._pricer.labels if isinstance(self._pricer, NgPaths) else 0
 
     @property
     def overflowed(self) -> bool:
         """Whether paths remember more than can be priced."""
-        return isinstance(self._oracle, NgPaths) and self._reach < LEAST_REACH
+        return isinstance(self._pricer, NgPaths) and self._reach < MIN_REACH
 
     @property
-    def mixture(self) -> list[tuple[float, IntArray]]:
+    def solution(self) -> list[tuple[float, IntArray]]:
         """The placements, with their weights, that the last prices were found for."""
-        return self._master.mixture() if self._master is not None else []
+        return self._master.solution() if self._master is not None else []
 
-    def restricted(
-        self, barred: NDArray[np.bool_] | None = None, closed: NDArray[np.bool_] | None = None,
-        demanded: SetCuts | None = None,
+    def subproblem(
+        self, forbidden: NDArray[np.bool_] | None = None, forbidden_links: NDArray[np.bool_] | None = None,
+        required: SetCuts | None = None,
     ) -> Dual:  # fmt: skip
-        """The same for only those placements that have no atom where it is `barred` (A, N) from, cross no link that is
-        `closed` (N, N) and do what is `demanded`; it goes on from what is known here."""
+        """The subproblem of the placements that avoid the `forbidden` (A, N) pairs of atom and node and the
+        `forbidden_links` (N, N), and satisfy the cuts in `required`. It starts from these prices and columns."""
         part = copy(self)
-        part._known_cuts, part._curriculum = set(self._known_cuts), self._curriculum and self._curriculum.afresh()
-        if barred is not None:
-            part.barred = self.barred | barred
-            part.paths = part._oracle = self.paths.barring(barred)
-            if isinstance(self._oracle, NgPaths):
-                part._oracle = part._remembering(self._oracle.memory, self._oracle.most_labels)
-        if closed is not None:
-            part.closed = self.closed | closed
-        if demanded is not None:
-            part.cuts = self.cuts.joined(demanded)
-            part.prices, part.plain_prices = (_padded(p, len(demanded)) for p in (self.prices, self.plain_prices))
-        part._begin_anew()
+        part._known_cuts, part._growth = set(self._known_cuts), self._growth and self._growth.restarted()
+        if forbidden is not None:
+            part.forbidden = self.forbidden | forbidden
+            part.paths = part._pricer = self.paths.without(forbidden)
+            if isinstance(self._pricer, NgPaths):
+                part._pricer = part._ng_paths(self._pricer.neighbourhoods, self._pricer.max_labels)
+        if forbidden_links is not None:
+            part.forbidden_links = self.forbidden_links | forbidden_links
+        if required is not None:
+            part.cuts = self.cuts.joined(required)
+            part.prices, part.plain_prices = (_padded(p, len(required)) for p in (self.prices, self.plain_prices))
+        part._reset_master()
         return part
 
     def _allows(self, nodes_of: IntArray) -> bool:
         """Whether a placement has no atom and crosses no link that is out of bounds here."""
-        barred = self.barred[np.arange(len(nodes_of)), nodes_of].any()
-        return not (barred or self.closed[nodes_of[:-1], nodes_of[1:]].any())
+        forbidden = self.forbidden[np.arange(len(nodes_of)), nodes_of].any()
+        return not (forbidden or self.forbidden_links[nodes_of[:-1], nodes_of[1:]].any())
 
-    def _cut(self, master: Master) -> bool:
+    def _add_cuts(self, master: RestrictedMaster) -> bool:
         """Adds the set cuts that the master's mixture breaks; False where it breaks none."""
-        if not self.mixture:  # no column has any weight: all is taken up by elastic slacks
+        if not self.solution:  # no column has any weight: all is taken up by elastic slacks
             return False
-        support = Support.mixed(self.resources, self.mixture)
-        new = SetCuts.violated(self.resources, support, self._known_cuts)
-        new = new.joined(SetCuts.uncovered(self.resources, support, self._known_cuts, np.all(self.barred, axis=0)))
+        support = Support.of_solution(self.resources, self.solution)
+        new = SetCuts.violated_use_cuts(self.resources, support, self._known_cuts)
+        new = new.joined(
+            SetCuts.violated_entry_cuts(self.resources, support, self._known_cuts, np.all(self.forbidden, axis=0))
+        )
         if not len(new):
             return False
         self.cuts = self.cuts.joined(new)
@@ -296,7 +307,7 @@ class Dual:
         master.add_cuts(new)
         return True
 
-    def _legal(self, prices: Prices) -> Prices:
+    def _projected(self, prices: Prices) -> Prices:
         """The nearest multipliers with the right signs and sums."""
         balance = np.maximum(prices.balance, 0)
         return Prices(
@@ -324,7 +335,7 @@ def _node_terms(instance: Instance, weight: FloatArray, price: FloatArray) -> Fl
     return terms
 
 
-def _most_cost(instance: Instance) -> float:
+def _max_objective_of(instance: Instance) -> float:
     """A bound from above on the objective of every placement."""
     finite = [np.where(np.isfinite(part), part, 0).max() for part in (instance.start, instance.end, *instance.hops)]
     queue = instance.queue_cost(np.clip(instance.headroom, 0, None)).sum()

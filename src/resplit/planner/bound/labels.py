@@ -15,24 +15,24 @@ from resplit.planner.bound.node_states import ROUNDING_UP
 from resplit.planner.budget import Budget
 from resplit.types import FloatArray
 
-__all__ = ["MOST_SLOTS", "Chain", "Pool", "Tariff", "cheapest_path"]
+__all__ = ["MAX_SLOTS", "ChainArrays", "LabelPool", "PricingArrays", "cheapest_path"]
 
-MOST_SLOTS = 64  # nodes that can be remembered: bits of a mask
+MAX_SLOTS = 64  # nodes that can be remembered: bits of a mask
 CHUNK = 10_000  # labels extended between two looks at the clock, about 10 ms
-MOST_RIVALS = 2_000  # cheaper labels that one is compared with
+MAX_RIVALS = 2_000  # cheaper labels that one is compared with
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
-Levels = np.ndarray[Any, np.dtype[np.uint16]]
+States = np.ndarray[Any, np.dtype[np.uint16]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Chain(NamedTuple):
+class ChainArrays(NamedTuple):
     """What no price changes, with A atoms, N nodes, T slots (nodes that may be remembered) and L levels (what such a
     node holds): `end` (A, N) the last boundary to which a step that begins at an atom may run; `load` (A + 1, N) and
     `memory` (A + 1,) prefix sums; `least_load` (A + 2, N) and `least_memory` (A + 2,) of a single later atom; `free`,
-    `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `level` (A + 1,) levels before each atom, additive, where
-    `unit_bytes` is 0, else a level is so many units of memory; `level_load` (T, L), `level_memory` (L,). Level L - 1
-    means: no room. `packed` (L,), `guard` and `bits` compare levels (see `Contents`)."""
+    `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `state` (A + 1,) levels before each atom, additive, where
+    `unit_bytes` is 0, else a level is so many units of memory; `state_load` (T, L), `state_memory` (L,). Level L - 1
+    means: no room. `packed` (L,), `guard` and `bits` compare levels (see `NodeStates`)."""
 
     end: Indices
     load: FloatArray
@@ -45,16 +45,16 @@ class Chain(NamedTuple):
     queue_weight: float
     hop_of: Indices
     slot: Indices
-    level: Indices
+    state: Indices
     unit_bytes: float
-    level_load: FloatArray
-    level_memory: FloatArray
+    state_load: FloatArray
+    state_memory: FloatArray
     packed: Words
     guard: np.uint64
     bits: int
 
 
-class Tariff(NamedTuple):
+class PricingArrays(NamedTuple):
     """What a path pays: `share` (N,) of its queueing, `atom` (A + 1, N) prefix sums, `start` and `finish` (N,), `hops`
     (kinds, N, N). Labels that begin at (b, i) with `enter_below` (A + 1, N) or more, or leave with `leave_below` or
     more, are dropped. `keep` (A + 1, N): slots remembered when node i is entered at b, a bit each."""
@@ -69,69 +69,69 @@ class Tariff(NamedTuple):
     keep: Words
 
 
-class Pool(NamedTuple):
-    """Labels: `place` is 2 b where one enters `node` at boundary b, 2 b + 1 where it leaves it there; `level` (labels,
-    T) what it remembers on the slots of `mask`, `key` a hash of that; `following` chains the labels of a place from
+class LabelPool(NamedTuple):
+    """Labels: `stage` is 2 b where one enters `node` at boundary b, 2 b + 1 where it leaves it there; `state` (labels,
+    T) what it remembers on the slots of `mask`, `key` a hash of that; `next_label` chains the labels of a place from
     `head` (2 A + 2,). `table` is a hash table of labels, open addressing, its size a power of 2."""
 
     cost: FloatArray
     parent: Indices
     node: Indices
-    place: Indices
+    stage: Indices
     key: Words
     mask: Words
-    level: Levels
-    following: Indices
+    state: States
+    next_label: Indices
     head: Indices
     table: Indices
 
     @classmethod
-    def of(cls, labels: int, slots: int, atoms: int) -> Pool:
+    def of(cls, labels: int, slots: int, atoms: int) -> LabelPool:
         """An empty pool for so many labels."""
         return cls(
             cost=np.empty(labels),
             parent=np.empty(labels, np.int64),
             node=np.empty(labels, np.int64),
-            place=np.empty(labels, np.int64),
+            stage=np.empty(labels, np.int64),
             key=np.empty(labels, np.uint64),
             mask=np.empty(labels, np.uint64),
-            level=np.empty((labels, max(slots, 1)), np.uint16),
-            following=np.empty(labels, np.int64),
+            state=np.empty((labels, max(slots, 1)), np.uint16),
+            next_label=np.empty(labels, np.int64),
             head=np.full(2 * atoms + 2, -1),
             table=np.full(1 << (2 * labels - 1).bit_length(), -1),
         )
 
 
 _ONE = np.uint64(1)
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, MOST_SLOTS, dtype=np.uint64) * np.uint64(2) + _ONE
+_HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_HASH_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, MAX_SLOTS, dtype=np.uint64) * np.uint64(2) + _ONE
 
 
 @njit(inline="always")
-def _same(pool, label, source, mask, slot, level):  # type: ignore[no-untyped-def]
-    """True where `label` remembers on `mask` what `source` does, but `level` on `slot`."""
-    place = 0
+def _same(pool, label, source, mask, slot, state):  # type: ignore[no-untyped-def]
+    """True where `label` remembers on `mask` what `source` does, but `state` on `slot`."""
+    stage = 0
     while mask != 0:
         if mask & _ONE:
-            wanted = level if place == slot else np.int64(pool.level[source, place])
-            if np.int64(pool.level[label, place]) != wanted:
+            wanted = state if stage == slot else np.int64(pool.state[source, stage])
+            if np.int64(pool.state[label, stage]) != wanted:
                 return False
         mask >>= _ONE
-        place += 1
+        stage += 1
     return True
 
 
 @njit(inline="always")
-def _add(pool, count, place, node, cost, source, mask, key, slot, level):  # type: ignore[no-untyped-def]
+def _add(pool, count, stage, node, cost, source, mask, key, slot, state):  # type: ignore[no-untyped-def]
     """Adds a label that follows `source`, or makes the one of the same state cheaper. Returns the number of labels, -1
     where the pool is full."""
     last = np.uint64(len(pool.table) - 1)
-    at = (key + np.uint64(place) * np.uint64(0x632BE59BD9B4E019) + np.uint64(node)) * _SPREAD
+    at = (key + np.uint64(stage) * np.uint64(0x632BE59BD9B4E019) + np.uint64(node)) * _HASH_MULTIPLIER
     at = (at >> np.uint64(20)) & last
     while pool.table[at] >= 0:
         other = pool.table[at]
-        alike = pool.place[other] == place and pool.node[other] == node and pool.mask[other] == mask
-        if alike and pool.key[other] == key and _same(pool, other, source, mask, slot, level):
+        alike = pool.stage[other] == stage and pool.node[other] == node and pool.mask[other] == mask
+        if alike and pool.key[other] == key and _same(pool, other, source, mask, slot, state):
             if cost < pool.cost[other]:
                 pool.cost[other] = cost
                 pool.parent[other] = source
@@ -140,16 +140,16 @@ def _add(pool, count, place, node, cost, source, mask, key, slot, level):  # typ
     if count == len(pool.cost):
         return -1
     pool.table[at] = count
-    pool.cost[count], pool.parent[count], pool.node[count], pool.place[count] = cost, source, node, place
+    pool.cost[count], pool.parent[count], pool.node[count], pool.stage[count] = cost, source, node, stage
     pool.key[count], pool.mask[count] = key, mask
     bit = 0
     while mask != 0:
         if mask & _ONE:
-            pool.level[count, bit] = level if bit == slot else pool.level[source, bit]
+            pool.state[count, bit] = state if bit == slot else pool.state[source, bit]
         mask >>= _ONE
         bit += 1
-    pool.following[count] = pool.head[place]
-    pool.head[place] = count
+    pool.next_label[count] = pool.head[stage]
+    pool.head[stage] = count
     return count + 1
 
 
@@ -157,12 +157,12 @@ def _add(pool, count, place, node, cost, source, mask, key, slot, level):  # typ
 def _packed(chain, pool, labels):  # type: ignore[no-untyped-def]
     """What labels remember (labels, words), as many slots in each word as it has room for."""
     each = 64 // chain.bits
-    packed = np.zeros((len(labels), (pool.level.shape[1] + each - 1) // each), np.uint64)
+    packed = np.zeros((len(labels), (pool.state.shape[1] + each - 1) // each), np.uint64)
     for at in range(len(labels)):
         mask, slot = pool.mask[labels[at]], 0
         while mask != 0:
             if mask & _ONE:
-                content = chain.packed[pool.level[labels[at], slot]]
+                content = chain.packed[pool.state[labels[at], slot]]
                 packed[at, slot // each] |= content << np.uint64(slot % each * chain.bits)
             mask >>= _ONE
             slot += 1
@@ -191,50 +191,50 @@ def _guards(chain):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _sieve(chain, pool, place):  # type: ignore[no-untyped-def]
-    """Leaves out of the chain of `place` the labels that cannot lead to the cheapest path: a cheaper one on the same
+def _remove_dominated(chain, pool, stage):  # type: ignore[no-untyped-def]
+    """Leaves out of the chain of `stage` the labels that cannot lead to the cheapest path: a cheaper one on the same
     node remembers no more of anything, so that whatever follows costs it no more."""
-    size, label = 0, pool.head[place]
+    size, label = 0, pool.head[stage]
     while label >= 0:
-        size, label = size + 1, pool.following[label]
-    labels, label = np.empty(size, np.int64), pool.head[place]
+        size, label = size + 1, pool.next_label[label]
+    labels, label = np.empty(size, np.int64), pool.head[stage]
     begin = np.zeros(len(chain.free) + 1, np.int64)
     for at in range(size):
-        labels[at], label = label, pool.following[label]
+        labels[at], label = label, pool.next_label[label]
         begin[pool.node[labels[at]] + 1] += 1
     begin = begin.cumsum()
     end, guard, packed = begin.copy(), _guards(chain), _packed(chain, pool, labels)
-    kept, pool.head[place] = np.empty_like(packed), -1
+    kept, pool.head[stage] = np.empty_like(packed), -1
     for at in np.argsort(pool.cost[labels], kind="mergesort"):
         label = labels[at]
         node = pool.node[label]
-        rivals = kept[begin[node] : min(end[node], begin[node] + MOST_RIVALS)]  # the cheapest that were kept
+        rivals = kept[begin[node] : min(end[node], begin[node] + MAX_RIVALS)]  # the cheapest that were kept
         if not _dominated(packed[at], rivals, guard):
             kept[end[node]] = packed[at]
             end[node] += 1
-            pool.following[label] = pool.head[place]
-            pool.head[place] = label
+            pool.next_label[label] = pool.head[stage]
+            pool.head[stage] = label
 
 
 @njit(inline="always")
-def _hop(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untyped-def]
+def _extend_to_nodes(chain, prices, pool, count, label, boundary):  # type: ignore[no-untyped-def]
     """All ways on from a label that leaves its node at `boundary`; each forgets what its next node is too far from."""
     here, mask = pool.node[label], pool.mask[label]
     kind = chain.hop_of[boundary]
     for there in range(len(chain.free)):
-        cost = pool.cost[label] + tariff.hops[kind, here, there]
-        if there == here or not cost < tariff.enter_below[boundary, there]:
+        cost = pool.cost[label] + prices.hops[kind, here, there]
+        if there == here or not cost < prices.enter_below[boundary, there]:
             continue
         slot = chain.slot[there]
         if slot >= 0 and (mask >> np.uint64(slot)) & _ONE:
-            held = chain.level_memory[pool.level[label, slot]]
+            held = chain.state_memory[pool.state[label, slot]]
             if held + chain.memory[boundary + 1] - chain.memory[boundary] > chain.memory_limit[there]:
                 continue
-        kept = mask & tariff.keep[boundary, there]
+        kept = mask & prices.keep[boundary, there]
         key, gone, bit = pool.key[label], mask & ~kept, 0
         while gone != 0:
             if gone & _ONE:
-                key -= np.uint64(pool.level[label, bit]) * _WEIGHTS[bit]
+                key -= np.uint64(pool.state[label, bit]) * _HASH_WEIGHTS[bit]
             gone >>= _ONE
             bit += 1
         count = _add(pool, count, 2 * boundary, there, cost, label, kept, key, -1, 0)
@@ -244,15 +244,15 @@ def _hop(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untype
 
 
 @njit(inline="always")
-def _run(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untyped-def]
+def _extend_on_node(chain, prices, pool, count, label, boundary):  # type: ignore[no-untyped-def]
     """All steps of a label that enters its node at `boundary`; what the node is known to hold makes them dearer."""
     node = pool.node[label]
-    slot, full, held = chain.slot[node], np.int64(len(chain.level_memory) - 1), np.int64(0)
+    slot, full, held = chain.slot[node], np.int64(len(chain.state_memory) - 1), np.int64(0)
     if slot >= 0 and (pool.mask[label] >> np.uint64(slot)) & _ONE:
-        held = np.int64(pool.level[label, slot])
+        held = np.int64(pool.state[label, slot])
     load, memory = 0.0, 0.0
     if held > 0:
-        load, memory = chain.level_load[slot, held], chain.level_memory[held]
+        load, memory = chain.state_load[slot, held], chain.state_memory[held]
     free, atoms = chain.free[node], len(chain.hop_of)
     paid = chain.queue_weight * load / (free - load)
     for end in range(boundary + 1, chain.end[boundary, node] + 1):
@@ -260,27 +260,27 @@ def _run(chain, tariff, pool, count, label, boundary):  # type: ignore[no-untype
         busy = load + chain.load[end, node] - chain.load[boundary, node]
         if filled > chain.memory_limit[node] or busy > chain.headroom[node]:
             break
-        queue = tariff.share[node] * (chain.queue_weight * busy / (free - busy) - paid)
-        cost = pool.cost[label] + queue + tariff.atom[end, node] - tariff.atom[boundary, node]
-        if not cost < tariff.leave_below[end, node]:
+        queue = prices.share[node] * (chain.queue_weight * busy / (free - busy) - paid)
+        cost = pool.cost[label] + queue + prices.atom[end, node] - prices.atom[boundary, node]
+        if not cost < prices.leave_below[end, node]:
             continue
         if end == atoms:  # nothing is left to remember for
             count = _add(pool, count, 2 * end + 1, node, cost, label, np.uint64(0), np.uint64(0), -1, 0)
         else:
-            key, mask, level = pool.key[label], pool.mask[label], np.int64(0)
+            key, mask, state = pool.key[label], pool.mask[label], np.int64(0)
             if slot >= 0:
-                level = held + chain.level[end] - chain.level[boundary]
+                state = held + chain.state[end] - chain.state[boundary]
                 if chain.unit_bytes > 0.0:
-                    level = np.int64(filled / chain.unit_bytes * (1.0 + ROUNDING_UP))
+                    state = np.int64(filled / chain.unit_bytes * (1.0 + ROUNDING_UP))
                 if (
-                    chain.level_memory[level] + chain.least_memory[end + 1] > chain.memory_limit[node]
-                    or chain.level_load[slot, level] + chain.least_load[end + 1, node] > chain.headroom[node]
+                    chain.state_memory[state] + chain.least_memory[end + 1] > chain.memory_limit[node]
+                    or chain.state_load[slot, state] + chain.least_load[end + 1, node] > chain.headroom[node]
                 ):
-                    level = full
-                key += (np.uint64(level) - np.uint64(held)) * _WEIGHTS[slot]
+                    state = full
+                key += (np.uint64(state) - np.uint64(held)) * _HASH_WEIGHTS[slot]
                 bit = _ONE << np.uint64(slot)
-                mask = mask | bit if level > 0 else mask & ~bit
-            count = _add(pool, count, 2 * end + 1, node, cost, label, mask, key, slot, level)
+                mask = mask | bit if state > 0 else mask & ~bit
+            count = _add(pool, count, 2 * end + 1, node, cost, label, mask, key, slot, state)
         if count < 0:
             break
     return count
@@ -291,22 +291,22 @@ def _path(pool, label, atoms):  # type: ignore[no-untyped-def]
     nodes_of = np.full(atoms, -1, np.int64)
     end = atoms
     while label >= 0:
-        begin = pool.place[label] // 2
+        begin = pool.stage[label] // 2
         nodes_of[begin:end] = pool.node[label]
         end, label = begin, pool.parent[label]
     return nodes_of
 
 
-def _example() -> tuple[Chain, Tariff, Pool]:
+def _example() -> tuple[ChainArrays, PricingArrays, LabelPool]:
     """Arrays of the right types, from which the signatures are made."""
     line, plane, cube = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1))
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     words = np.zeros((1, 1), np.uint64)
     limits = line, line, line, 0.0, whole, whole, whole
     packing = words[0], np.uint64(0), 1
-    chain = Chain(wholes, plane, line, plane, line, *limits, 0.0, plane, line, *packing)
-    tariff = Tariff(line, plane, line, line, cube, plane, plane, words)
-    return chain, tariff, Pool.of(1, 1, 1)
+    chain = ChainArrays(wholes, plane, line, plane, line, *limits, 0.0, plane, line, *packing)
+    prices = PricingArrays(line, plane, line, line, cube, plane, plane, words)
+    return chain, prices, LabelPool.of(1, 1, 1)
 
 
 _TYPES = tuple(map(typeof, _example()))
@@ -314,17 +314,17 @@ _PROGRESS, _COUNT = map(typeof, (np.zeros(3, np.int64), 0))
 
 
 @njit([_TYPES], cache=True, nogil=True)
-def _start(chain, tariff, pool):  # type: ignore[no-untyped-def]
+def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
     """The labels that enter their node before the first atom; the number of labels, -1 where the pool is full."""
     count = 0
     for node in range(len(chain.free)):
-        if count >= 0 and tariff.start[node] < tariff.enter_below[0, node]:
-            count = _add(pool, count, 0, node, tariff.start[node], -1, np.uint64(0), np.uint64(0), -1, 0)
+        if count >= 0 and prices.start[node] < prices.enter_below[0, node]:
+            count = _add(pool, count, 0, node, prices.start[node], -1, np.uint64(0), np.uint64(0), -1, 0)
     return count
 
 
 @njit([(*_TYPES, _PROGRESS, _COUNT)], cache=True, nogil=True)
-def _extend(chain, tariff, pool, progress, most):  # type: ignore[no-untyped-def]
+def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def]
     """Extends at most so many labels, boundary by boundary, first those that leave there, then those that enter.
     `progress` is the number of labels (-1 where the pool is full), the turn, which is 2 b or 2 b + 1, and the next
     label of that turn or -1. False where none is left to extend."""
@@ -332,42 +332,44 @@ def _extend(chain, tariff, pool, progress, most):  # type: ignore[no-untyped-def
     for _ in range(most):
         while label < 0 and turn < 2 * len(chain.hop_of):
             turn += 1
-            _sieve(chain, pool, turn ^ 1)
+            _remove_dominated(chain, pool, turn ^ 1)
             label = pool.head[turn ^ 1]
         if count < 0 or turn >= 2 * len(chain.hop_of):
             break
         if turn & 1:
-            count = _run(chain, tariff, pool, count, label, turn >> 1)
+            count = _extend_on_node(chain, prices, pool, count, label, turn >> 1)
         else:
-            count = _hop(chain, tariff, pool, count, label, turn >> 1)
-        label = pool.following[label]
+            count = _extend_to_nodes(chain, prices, pool, count, label, turn >> 1)
+        label = pool.next_label[label]
     progress[0], progress[1], progress[2] = count, turn, label
     return count >= 0 and turn < 2 * len(chain.hop_of)
 
 
 @njit([_TYPES], cache=True, nogil=True)
-def _cheapest(chain, tariff, pool):  # type: ignore[no-untyped-def]
+def _cheapest(chain, prices, pool):  # type: ignore[no-untyped-def]
     """Cost and nodes (A,) of the cheapest of the labels at the end."""
     atoms = len(chain.hop_of)
     best, last = np.inf, -1
     label = pool.head[2 * atoms + 1]
     while label >= 0:
-        cost = pool.cost[label] + tariff.finish[pool.node[label]]
+        cost = pool.cost[label] + prices.finish[pool.node[label]]
         if cost < best:
             best, last = cost, label
-        label = pool.following[label]
+        label = pool.next_label[label]
     return best, _path(pool, last, atoms)
 
 
-def cheapest_path(chain: Chain, tariff: Tariff, pool: Pool, budget: Budget) -> tuple[int, float, Indices]:
+def cheapest_path(
+    chain: ChainArrays, prices: PricingArrays, pool: LabelPool, budget: Budget
+) -> tuple[int, float, Indices]:
     """(labels, cost, nodes (A,)) of the cheapest path below the tariff's cutoffs, inf where there is none; labels -1
     where `pool`, which must be empty, or the time of `budget` was too little to tell."""
-    progress = np.array([_start(chain, tariff, pool), -1, -1])
-    while _extend(chain, tariff, pool, progress, CHUNK):
+    progress = np.array([_start(chain, prices, pool), -1, -1])
+    while _extend(chain, prices, pool, progress, CHUNK):
         if budget.left_s <= 0:
             progress[0] = -1
             break
     if progress[0] < 0:
         return -1, np.inf, np.empty(0, np.int64)
-    cost, nodes_of = _cheapest(chain, tariff, pool)
+    cost, nodes_of = _cheapest(chain, prices, pool)
     return int(progress[0]), cost, nodes_of

@@ -15,14 +15,14 @@ from resplit.planner.bound.resources import Resources, SetCuts, Support
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["Master"]
+__all__ = ["RestrictedMaster"]
 
 INF = highspy.kHighsInf
 ELASTIC_COST = 1e3  # per unit, in units of `scale`: columns that break limits may start the column generation
 NONE = np.empty(0, np.int32)
 
 
-class Master:
+class RestrictedMaster:
     """Columns: node costs c_i (in units of `scale`), loads l_i, the peak m; then placements and elastic slacks.
 
     Rows: the mixture sums to 1; c_i >= its intervals' own costs; l_i >= its load; resources; m >= b_i + l_i; then
@@ -138,7 +138,7 @@ class Master:
             duals[self._peak_row : self._peak_row + n],
         )
 
-    def mixture(self) -> list[tuple[float, IntArray]]:
+    def solution(self) -> list[tuple[float, IntArray]]:
         """The placements in the mixture that was last solved for, with their weights."""
         values = self._highs.getSolution().col_value
         columns = zip(self._known.values(), self.columns, strict=True)

@@ -18,10 +18,10 @@ from resplit.planner.budget import Budget
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["LATE_S", "Candidates", "branch", "candidates"]
+__all__ = ["CLOCK_DELAY_S", "Candidates", "candidates", "solve_mip"]
 
 STEPS_PER_NODE = 10  # of the work limit, for a node of the search tree
-LATE_S = 8e-5  # for each candidate: HiGHS looks at the clock between steps, which take so long
+CLOCK_DELAY_S = 8e-5  # for each candidate: HiGHS looks at the clock between steps, which take so long
 TOLERANCE = 1e-6  # relative; taken off HiGHS's bound, whose linear programs hold to 1e-7
 
 
@@ -40,20 +40,22 @@ def candidates(dual: Dual, cutoff: float) -> Candidates:
     """Reduced-cost fixing: by the bound of the cheapest path through each interval and each transfer."""
     instance, prices = dual.instance, dual.plain_prices
     atoms = instance.shape[0]
-    way = dual.paths.potentials(dual.path_costs(prices))
-    left = cutoff - dual.rest(prices)
+    potentials = dual.paths.potentials(dual.path_costs(prices))
+    left = cutoff - dual.constant_terms(prices)
     intervals, hops = [], []
     for q in range(1, atoms + 1):
-        steps = prices.share * dual.paths.queue[q] + way.prefix[q] - way.prefix[:q]
-        p, i = np.nonzero(way.enter[:q] + steps + way.ahead[q] < left)
+        steps = prices.share * dual.paths.queue[q] + potentials.prefix[q] - potentials.prefix[:q]
+        p, i = np.nonzero(potentials.enter[:q] + steps + potentials.after_leave[q] < left)
         intervals.append(np.column_stack((p, np.full(len(p), q), i)))
         if q < atoms:
-            i, k = np.nonzero(way.leave[q][:, None] + way.hops[instance.hop_of[q]] + way.onward[q] < left)
+            i, k = np.nonzero(
+                potentials.leave[q][:, None] + potentials.hops[instance.hop_of[q]] + potentials.after_enter[q] < left
+            )
             hops.append(np.column_stack((np.full(len(i), q), i, k)))
     return Candidates(np.concatenate(intervals), np.concatenate(hops or [np.empty((0, 3), dtype=np.intp)]))
 
 
-def branch(
+def solve_mip(
     dual: Dual, chosen: Candidates, cutoff: float, budget: Budget, incumbent: IntArray | None, relative_gap: float
 ) -> tuple[IntArray | None, float]:
     """The best placement that HiGHS finds among `chosen`, and a bound on all placements: what was struck out costs at
@@ -143,7 +145,7 @@ class _Model:
         )
         upper = np.concatenate(
             (np.zeros(flows), [1.0], np.full(2 * n, inf), self.dual.resources.limit.ravel(),
-             -self.dual.cuts.least, np.full(n + len(tangent_lower), inf))
+             -self.dual.cuts.constant_use, np.full(n + len(tangent_lower), inf))
         )  # fmt: skip
         return matrix, lower, upper
 
@@ -198,7 +200,7 @@ class _Model:
     def solve(self, budget: Budget, incumbent: IntArray | None, relative_gap: float) -> tuple[IntArray | None, float]:
         highs = quiet_highs(mip_rel_gap=relative_gap, mip_abs_gap=0.0)
         if budget.steps_left is None:
-            highs.setOptionValue("time_limit", max(budget.left_s - LATE_S * len(self.chosen), 0.0))
+            highs.setOptionValue("time_limit", max(budget.left_s - CLOCK_DELAY_S * len(self.chosen), 0.0))
         else:
             highs.setOptionValue("mip_max_nodes", max(budget.steps_left // STEPS_PER_NODE, 1))
         highs.passModel(self._program())

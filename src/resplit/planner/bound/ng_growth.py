@@ -5,70 +5,70 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field
 
-from resplit.planner.bound.ng_paths import Detour, Memory
+from resplit.planner.bound.ng_paths import Cycle, Neighbourhoods
 
-__all__ = ["Curriculum"]
+__all__ = ["NeighbourhoodGrowth"]
 
-LEAST_PORTION = 3  # detours at once, or a quarter of the nodes
-FIRST_LABELS, MOST_LABELS = 400_000, 1_600_000  # of one pricing: about 0.3 and 1 s
+MIN_BATCH = 3  # detours at once, or a quarter of the nodes
+FIRST_LABELS, MAX_LABELS = 400_000, 1_600_000  # of one pricing: about 0.3 and 1 s
 
 
 @dataclass
-class Curriculum:
-    """`memory` is what the paths remember now, `safe` what they remembered when that was last affordable."""
+class NeighbourhoodGrowth:
+    """`neighbourhoods` are those in use; `affordable` the largest for which pricing stayed below the label limit."""
 
-    memory: Memory
-    most_labels: int = FIRST_LABELS
-    safe: Memory = field(init=False)
-    _pending: list[Detour] = field(default_factory=list)
-    _portion: int = field(init=False)
-    _refined: bool = False  # whether exact contents were tried
-    _dear: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
+    neighbourhoods: Neighbourhoods
+    max_labels: int = FIRST_LABELS
+    affordable: Neighbourhoods = field(init=False)
+    _pending: list[Cycle] = field(default_factory=list)
+    _batch: int = field(init=False)
+    _exact_tried: bool = False  # whether exact contents were tried
+    _too_expensive: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.safe = self.memory
-        self._portion = self._usual = max(LEAST_PORTION, len(self.memory.near) // 4)
+        self.affordable = self.neighbourhoods
+        self._batch = self._usual_batch = max(MIN_BATCH, len(self.neighbourhoods.contains) // 4)
 
-    def afresh(self) -> Curriculum:
+    def restarted(self) -> NeighbourhoodGrowth:
         """The same, with what was too dear before to be tried again: for fewer placements."""
         new = copy(self)
-        new._pending, new._dear = list(self._pending), set()
+        new._pending, new._too_expensive = list(self._pending), set()
         return new
 
-    def learn(self, detours: list[Detour], few: bool) -> bool:
-        """Takes up the most harmful of the `detours` that the last mixture took, more while the labels are `few`;
+    def extend(self, cycles: list[Cycle], few_labels: bool) -> bool:
+        """Takes up the most harmful of the `cycles` that the last mixture took, more while the labels are `few_labels`;
         False where none is left."""
-        self.safe = self.memory
-        self._pending = [detour for detour in detours if (detour.node, detour.between) not in self._dear]
-        self._portion = self._usual if few else min(self._portion, LEAST_PORTION)
-        return self._advance()
+        self.affordable = self.neighbourhoods
+        self._pending = [cycle for cycle in cycles if (cycle.node, cycle.between) not in self._too_expensive]
+        self._batch = self._usual_batch if few_labels else min(self._batch, MIN_BATCH)
+        return self._next()
 
-    def retreat(self) -> bool:
+    def reduce(self) -> bool:
         """The labels were too many: takes up fewer of the same detours, or others; False where none is left."""
-        if self._portion > 1 and len(self._pending) > 1:
-            self._portion = max(1, min(self._portion, len(self._pending)) // 3)
+        if self._batch > 1 and len(self._pending) > 1:
+            self._batch = max(1, min(self._batch, len(self._pending)) // 3)
         elif self._pending:
             tried = self._pending.pop(0)
-            self._dear.add((tried.node, tried.between))
-        return self._advance()
+            self._too_expensive.add((tried.node, tried.between))
+        return self._next()
 
-    def _advance(self) -> bool:
+    def _next(self) -> bool:
         while self._pending:
-            memory = self.safe.joined(self._pending[: self._portion])
-            if memory.fits:
-                self.memory = memory
+            neighbourhoods = self.affordable.extended(self._pending[: self._batch])
+            if neighbourhoods.fits_labels:
+                self.neighbourhoods = neighbourhoods
                 return True
             self._pending.pop()
-        if self.safe.coarse and not self._dear and not self._refined:
-            self.memory, self._refined = Memory(self.safe.near, coarse=False), True
+        if self.affordable.coarse and not self._too_expensive and not self._exact_tried:
+            self.neighbourhoods, self._exact_tried = Neighbourhoods(self.affordable.contains, coarse=False), True
             return True
-        return self._afford_more()
+        return self._raise_label_limit()
 
-    def _afford_more(self) -> bool:
+    def _raise_label_limit(self) -> bool:
         """More labels, once nothing else is left to try with fewer."""
-        if not self._dear or self.most_labels >= MOST_LABELS:
+        if not self._too_expensive or self.max_labels >= MAX_LABELS:
             return False
-        self.most_labels = MOST_LABELS
-        self._dear.clear()
-        self.memory = self.safe
+        self.max_labels = MAX_LABELS
+        self._too_expensive.clear()
+        self.neighbourhoods = self.affordable
         return True

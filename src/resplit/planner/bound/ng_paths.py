@@ -16,83 +16,85 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from resplit.planner.bound.labels import MOST_SLOTS, Chain, Pool, Tariff, cheapest_path
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.labels import MAX_SLOTS, ChainArrays, LabelPool, PricingArrays, cheapest_path
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.bound.paths import IntervalPaths, PathCosts
-from resplit.planner.budget import ENDLESS, Budget
+from resplit.planner.budget import UNLIMITED, Budget
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["Detour", "Memory", "NgPaths"]
+__all__ = ["Cycle", "Neighbourhoods", "NgPaths", "find_cycles"]
 
-LEAST_POOL = 32_768
+MIN_POOL_LABELS = 32_768
 GROWTH = 4  # of the pool over what the last pricing took
-HARM = 0.01  # of a path that overfills a node, beside the bytes: loads cannot be priced beyond the ceiling
-DETOUR_FLOOR = 1e-7  # harm below which a detour is not worth remembering
+OVERLOAD_GAIN = 0.01  # of a path that overfills a node, beside the bytes: loads cannot be priced beyond the ceiling
+MIN_GAIN = 1e-7  # harm below which a detour is not worth remembering
 
 
 @dataclass(frozen=True)
-class Detour:
-    """A way from a node and back to it through the nodes `between`, which do not all remember it. `harm` is what the
+class Cycle:
+    """A way from a node and back to it through the nodes `between`, which do not all remember it. `gain` is what the
     mixture gains by that, as a share of the whole."""
 
     node: int
     between: tuple[int, ...]
-    harm: float
+    gain: float
 
 
 @dataclass(frozen=True)
-class Memory:
-    """`near` (N, N): what a path left on node j is kept in mind while it is on node i, whole contents or
+class Neighbourhoods:
+    """`contains` (N, N): what a path left on node j is kept in mind while it is on node i, whole contents or
     memory alone (`coarse`)."""
 
-    near: NDArray[np.bool_]
+    contains: NDArray[np.bool_]
     coarse: bool
 
     @classmethod
-    def of(cls, nodes: int, coarse: bool = False) -> Memory:
+    def of(cls, nodes: int, coarse: bool = False) -> Neighbourhoods:
         """Nothing is kept in mind."""
         return cls(np.zeros((nodes, nodes), dtype=bool), coarse)
 
-    def joined(self, detours: list[Detour]) -> Memory:
+    def extended(self, cycles: list[Cycle]) -> Neighbourhoods:
         """This, and all of these detours in mind."""
-        near = self.near.copy()
-        for detour in detours:
-            near[[detour.node, *detour.between], detour.node] = True
-        return Memory(near, self.coarse)
+        contains = self.contains.copy()
+        for cycle in cycles:
+            contains[[cycle.node, *cycle.between], cycle.node] = True
+        return Neighbourhoods(contains, self.coarse)
 
     @cached_property
     def slot(self) -> IntArray:
         """Where labels keep what is on each node (N,), -1 where nobody asks."""
-        wanted = self.near.any(axis=0)
+        wanted = self.contains.any(axis=0)
         return np.where(wanted, wanted.cumsum() - 1, -1)
 
     @property
-    def fits(self) -> bool:
+    def fits_labels(self) -> bool:
         """False where more nodes are to be remembered than labels have room for."""
-        return int(self.near.any(axis=0).sum()) <= MOST_SLOTS
+        return int(self.contains.any(axis=0).sum()) <= MAX_SLOTS
 
 
 class NgPaths:
     """`shortest` as in `IntervalPaths`, over the paths whose returns, as far as `memory` goes, find their node as they
     left it: with the least load and memory of atoms of the kinds that it holds."""
 
-    def __init__(self, paths: IntervalPaths, contents: Contents, memory: Memory, most_labels: int) -> None:
+    def __init__(
+        self, paths: IntervalPaths, states: NodeStates, neighbourhoods: Neighbourhoods, max_labels: int
+    ) -> None:
         self.instance = paths.instance
-        self.memory = memory
+        self.neighbourhoods = neighbourhoods
         self.overflowed = False
         self.labels = 0  # of the last pricing
         self._paths = paths
-        self._contents = contents
-        self.most_labels = most_labels
-        self._chain = self._chained()
+        self._node_states = states
+        self.max_labels = max_labels
+        self._arrays = self._chain_arrays()
 
-    def _chained(self) -> Chain:
-        inst, contents, memory = self.instance, self._contents, self.memory
+    def _chain_arrays(self) -> ChainArrays:
+        inst, states, neighbourhoods = self.instance, self._node_states, self.neighbourhoods
         finite = np.where(np.isfinite(inst.load), inst.load, np.inf)
-        asked = np.flatnonzero(memory.slot >= 0)
+        slotted = np.flatnonzero(neighbourhoods.slot >= 0)
         nodes = inst.shape[1]
-        return Chain(
+        return ChainArrays(
             end=self._ends(),
             load=np.ascontiguousarray(inst.load_prefix),
             memory=inst.memory_prefix,
@@ -103,14 +105,14 @@ class NgPaths:
             memory_limit=inst.memory_limit,
             queue_weight=inst.queue_weight,
             hop_of=inst.hop_of.astype(np.int64),
-            slot=memory.slot.astype(np.int64),
-            level=contents.before.astype(np.int64),
-            unit_bytes=contents.unit_bytes,
-            level_load=np.hstack((contents.load[:, asked].T, np.full((len(asked), 1), np.inf))),
-            level_memory=np.append(contents.memory, np.inf),
-            packed=np.append(contents.packed, np.uint64((1 << contents.bits) - 1) & ~contents.guard),
-            guard=contents.guard,
-            bits=contents.bits,
+            slot=neighbourhoods.slot.astype(np.int64),
+            state=states.before.astype(np.int64),
+            unit_bytes=states.unit_bytes,
+            state_load=np.hstack((states.load[:, slotted].T, np.full((len(slotted), 1), np.inf))),
+            state_memory=np.append(states.memory, np.inf),
+            packed=np.append(states.packed, np.uint64((1 << states.bits) - 1) & ~states.guard),
+            guard=states.guard,
+            bits=states.bits,
         )
 
     def _ends(self) -> NDArray[np.int64]:
@@ -121,42 +123,42 @@ class NgPaths:
             ends[:q] = np.where(np.isfinite(self._paths.queue[q]), q, ends[:q])
         return ends
 
-    def shortest(self, costs: PathCosts, cutoff: float = np.inf, budget: Budget = ENDLESS) -> tuple[float, IntArray]:
+    def shortest(self, costs: PathCosts, cutoff: float = np.inf, budget: Budget = UNLIMITED) -> tuple[float, IntArray]:
         """Cost and nodes (A,) of the cheapest path; (cutoff, ()) where none costs less than `cutoff`, and (-inf, ())
         where too many labels, or too little time, leave that open."""
-        tariff = self._tariff(costs, cutoff)
-        size = min(max(LEAST_POOL, GROWTH * self.labels), self.most_labels)
+        prices = self._pricing_arrays(costs, cutoff)
+        size = min(max(MIN_POOL_LABELS, GROWTH * self.labels), self.max_labels)
         while True:
-            pool = Pool.of(size, len(self._chain.level_load), len(self._chain.end))
-            labels, cost, nodes_of = cheapest_path(self._chain, tariff, pool, budget)
-            if labels >= 0 or size >= self.most_labels or budget.left_s <= 0:
+            pool = LabelPool.of(size, len(self._arrays.state_load), len(self._arrays.end))
+            labels, cost, nodes_of = cheapest_path(self._arrays, prices, pool, budget)
+            if labels >= 0 or size >= self.max_labels or budget.left_s <= 0:
                 break
-            size = min(GROWTH**2 * size, self.most_labels)
+            size = min(GROWTH**2 * size, self.max_labels)
         self.overflowed = labels < 0
         self.labels = size if self.overflowed else int(labels)
         if self.overflowed or not cost < cutoff:
             return -np.inf if self.overflowed else cutoff, np.empty(0, dtype=np.intp)
         return float(cost), nodes_of.astype(np.intp)
 
-    def _tariff(self, costs: PathCosts, cutoff: float) -> Tariff:
+    def _pricing_arrays(self, costs: PathCosts, cutoff: float) -> PricingArrays:
         """What a path pays, and where plain paths prove that nothing below `cutoff` goes through, or returns to a node
         (which is then forgotten)."""
-        way = self._paths.potentials(costs)
+        potentials = self._paths.potentials(costs)
         atoms, nodes = self.instance.shape
-        returns = way.enter + way.onward < cutoff  # (A + 1, N)
+        returns = potentials.enter + potentials.after_enter < cutoff  # (A + 1, N)
         last = np.where(returns.any(axis=0), atoms - returns[::-1].argmax(axis=0), -1)
-        asked = np.flatnonzero(self.memory.slot >= 0)  # in the order of their slots
-        again = np.arange(atoms + 1)[:, None, None] <= last[asked]
-        kept = self.memory.near[:, asked] & again  # (A + 1, here, slots)
-        bits = np.uint64(1) << np.arange(len(asked), dtype=np.uint64)
-        return Tariff(
+        slotted = np.flatnonzero(self.neighbourhoods.slot >= 0)  # in the order of their slots
+        again = np.arange(atoms + 1)[:, None, None] <= last[slotted]
+        kept = self.neighbourhoods.contains[:, slotted] & again  # (A + 1, here, slots)
+        bits = np.uint64(1) << np.arange(len(slotted), dtype=np.uint64)
+        return PricingArrays(
             share=costs.share,
-            atom=way.prefix,
+            atom=potentials.prefix,
             start=self.instance.start - costs.start_refund,
             finish=self.instance.end,
-            hops=np.array(way.hops).reshape(-1, nodes, nodes),
-            enter_below=_less(cutoff, way.onward),
-            leave_below=_less(cutoff, way.ahead),
+            hops=np.array(potentials.hops).reshape(-1, nodes, nodes),
+            enter_below=_less(cutoff, potentials.after_enter),
+            leave_below=_less(cutoff, potentials.after_leave),
             keep=(kept * bits).sum(axis=2, dtype=np.uint64),
         )
 
@@ -165,7 +167,7 @@ class NgPaths:
         inst = self.instance
         paid = np.zeros(inst.shape[1])
         for p, q, node, held in self._steps(nodes_of):
-            load, memory = (self._contents.load[held, node], self._contents.memory[held]) if held else (0.0, 0.0)
+            load, memory = (self._node_states.load[held, node], self._node_states.memory[held]) if held else (0.0, 0.0)
             busy = load + inst.load_prefix[q, node] - inst.load_prefix[p, node]
             filled = memory + inst.memory_prefix[q] - inst.memory_prefix[p]
             free = 1 - inst.background[node]
@@ -178,22 +180,24 @@ class NgPaths:
 
     def _steps(self, nodes_of: IntArray) -> Iterator[tuple[int, int, int, int]]:
         """The steps (p, q, node) of a path with the level that the node is remembered to hold."""
-        contents, held = self._contents, dict[int, int]()
+        states, held = self._node_states, dict[int, int]()
         for p, q in pairwise(map(int, _ends(nodes_of))):
             node = int(nodes_of[p])
-            held = {other: level for other, level in held.items() if self.memory.near[node, other]}
-            level = held.get(node, 0)
-            yield p, q, node, level
-            if self.memory.slot[node] >= 0:
+            held = {other: state for other, state in held.items() if self.neighbourhoods.contains[node, other]}
+            state = held.get(node, 0)
+            yield p, q, node, state
+            if self.neighbourhoods.slot[node] >= 0:
                 taken_bytes = float(self.instance.memory_prefix[q] - self.instance.memory_prefix[p])
-                held[node] = contents.after(level, p, q, float(contents.memory[level]) + taken_bytes)
+                held[node] = states.after(state, p, q, float(states.memory[state]) + taken_bytes)
 
 
-def detours(instance: Instance, mixture: list[tuple[float, IntArray]], memory: Memory, value: float) -> list[Detour]:
-    """The detours that the weighted paths of `mixture` take and do not remember, the most harmful for what they would
+def find_cycles(
+    instance: Instance, solution: list[tuple[float, IntArray]], neighbourhoods: Neighbourhoods, value: float
+) -> list[Cycle]:
+    """The detours that the weighted paths of `solution` take and do not remember, the most harmful for what they would
     add to memory first."""
-    harm: dict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
-    for weight, nodes_of in mixture:
+    gain: dict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
+    for weight, nodes_of in solution:
         ends = _ends(nodes_of)
         last: dict[int, int] = {}
         for step, (p, q) in enumerate(pairwise(ends)):
@@ -201,23 +205,23 @@ def detours(instance: Instance, mixture: list[tuple[float, IntArray]], memory: M
             if node in last:
                 before = last[node]
                 between = {int(nodes_of[b]) for b in ends[before + 1 : step]}
-                between = {other for other in between if not memory.near[other, node]}
+                between = {other for other in between if not neighbourhoods.contains[other, node]}
                 first = int(ends[before]), int(ends[before + 1])
-                amount = weight * _harm(instance, node, first, (int(p), int(q)), value)
-                if between and amount > DETOUR_FLOOR:
-                    harm[node, tuple(sorted(between))] += amount
+                amount = weight * _gain(instance, node, first, (int(p), int(q)), value)
+                if between and amount > MIN_GAIN:
+                    gain[node, tuple(sorted(between))] += amount
             last[node] = step
-    found = [Detour(node, between, amount) for (node, between), amount in harm.items()]
-    return sorted(found, key=lambda detour: -detour.harm / len(detour.between))
+    found = [Cycle(node, between, amount) for (node, between), amount in gain.items()]
+    return sorted(found, key=lambda cycle: -cycle.gain / len(cycle.between))
 
 
-def _harm(instance: Instance, node: int, first: tuple[int, int], second: tuple[int, int], value: float) -> float:
+def _gain(instance: Instance, node: int, first: tuple[int, int], second: tuple[int, int], value: float) -> float:
     """What two steps on a node, each paid apart, use beyond its limits or do not pay, as a share of the whole."""
     loads = [instance.load_prefix[q, node] - instance.load_prefix[p, node] for p, q in (first, second)]
     filled = sum(instance.memory_prefix[q] - instance.memory_prefix[p] for p, q in (first, second))
     over = max(0.0, float(filled - instance.memory_limit[node])) / max(float(instance.memory.sum()), 1e-300)
     if sum(loads) > instance.headroom[node]:
-        return over + HARM
+        return over + OVERLOAD_GAIN
     free = 1 - instance.background[node]
     queue = [instance.queue_weight * load / (free - load) for load in (sum(loads), *loads)]
     return over + float(queue[0] - queue[1] - queue[2]) / max(abs(value), 1e-300)

@@ -10,11 +10,11 @@ import numpy as np
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
-__all__ = ["Contents"]
+__all__ = ["NodeStates"]
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
-MOST_LEVELS = 20_000
+MAX_STATES = 20_000
 ALIKE = 1e-9  # relative difference in memory and load up to which atoms are of one kind
 SEVERAL = 3  # atoms of a kind
 ROUNDING_UP = 1e-9  # relative; so that just as many bytes as a level has are that level
@@ -22,7 +22,7 @@ ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are 
 
 
 @dataclass(frozen=True)
-class Contents:
+class NodeStates:
     """With L levels of K kinds: `kind` (A,) of each atom; `held` (L, K) how many of each a level is; `before` (A + 1,)
     the level of the atoms before each one (a level is a number in mixed radix, so that levels add up); `load` (L, N)
     and `memory` (L,) the least that atoms of these kinds weigh, exact where the atoms of a kind are alike; `unit_bytes`
@@ -42,7 +42,7 @@ class Contents:
     bits: int
 
     @classmethod
-    def of(cls, instance: Instance) -> Contents:
+    def of(cls, instance: Instance) -> NodeStates:
         """The levels of an instance; kinds are merged, the most similar first, until there are few enough."""
         kind = _kinds(instance)
         counts = np.bincount(kind)
@@ -68,7 +68,7 @@ class Contents:
             bits=int(ends[-1]),
         )
 
-    def coarse(self, instance: Instance) -> Contents:
+    def coarse(self, instance: Instance) -> NodeStates:
         """Levels of memory alone, in units of the lightest kind that there are several of: fewer, and each means the
         load of the least busy content that weighs so much. The same as this where there is only one such kind, and
         where kinds were merged, for then no level is as heavy as what it stands for."""
@@ -93,11 +93,11 @@ class Contents:
             bits=bits,
         )
 
-    def after(self, level: int, p: int, q: int, held_bytes: float) -> int:
-        """The level of a node that was at `level`, has taken atoms p..q-1 and holds `held_bytes` now."""
+    def after(self, state: int, p: int, q: int, held_bytes: float) -> int:
+        """The level of a node that was at `state`, has taken atoms p..q-1 and holds `held_bytes` now."""
         if self.unit_bytes:
             return int(held_bytes / self.unit_bytes * (1 + ROUNDING_UP))
-        return int(level + self.before[q] - self.before[p])
+        return int(state + self.before[q] - self.before[p])
 
 
 def _kinds(instance: Instance) -> IntArray:
@@ -108,7 +108,7 @@ def _kinds(instance: Instance) -> IntArray:
         same = [k for k, first in enumerate(firsts) if _alike(instance, atom, first)]
         kind[atom] = same[0] if same else len(firsts)
         firsts += [] if same else [atom]
-    while np.prod(np.bincount(kind) + 1.0) > MOST_LEVELS:
+    while np.prod(np.bincount(kind) + 1.0) > MAX_STATES:
         kind = _merged(instance, kind)
     return kind
 

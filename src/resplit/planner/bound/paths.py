@@ -39,8 +39,8 @@ class Potentials:
 
     enter: FloatArray
     leave: FloatArray
-    ahead: FloatArray
-    onward: FloatArray
+    after_leave: FloatArray
+    after_enter: FloatArray
     prefix: FloatArray
     hops: list[FloatArray]
 
@@ -54,9 +54,9 @@ class IntervalPaths:
         # queue[q][p, i]: queueing cost of atoms p..q-1 alone on node i
         self.queue = [np.empty((0, nodes))] + [self._queue_costs(q) for q in range(1, atoms + 1)]
 
-    def barring(self, barred: NDArray[np.bool_]) -> IntervalPaths:
-        """Without the intervals that have an atom where it is `barred` (A, N) from."""
-        some = np.vstack((np.zeros(barred.shape[1]), barred.cumsum(axis=0)))  # (A + 1, N)
+    def without(self, forbidden: NDArray[np.bool_]) -> IntervalPaths:
+        """Without the intervals that have an atom where it is `forbidden` (A, N) from."""
+        some = np.vstack((np.zeros(forbidden.shape[1]), forbidden.cumsum(axis=0)))  # (A + 1, N)
         paths = copy(self)
         paths.queue = [np.where(some[q] > some[:q], np.inf, queue) for q, queue in enumerate(self.queue)]
         return paths
@@ -103,15 +103,15 @@ class IntervalPaths:
         atoms, nodes = inst.shape
         forward = self._forward(costs)
         prefix, hops = forward.prefix, self._hops(costs)
-        ahead = np.full((atoms + 1, nodes), np.inf)
-        onward = np.full((atoms + 1, nodes), np.inf)
-        ahead[atoms] = inst.end
+        after_leave = np.full((atoms + 1, nodes), np.inf)
+        after_enter = np.full((atoms + 1, nodes), np.inf)
+        after_leave[atoms] = inst.end
         for p in range(atoms - 1, -1, -1):
             steps = np.array([self.queue[q][p] for q in range(p + 1, atoms + 1)])  # (A - p, N)
-            onward[p] = (costs.share * steps + prefix[p + 1 :] + ahead[p + 1 :]).min(axis=0) - prefix[p]
+            after_enter[p] = (costs.share * steps + prefix[p + 1 :] + after_leave[p + 1 :]).min(axis=0) - prefix[p]
             if p > 0:
-                ahead[p] = (hops[inst.hop_of[p]] + onward[p]).min(axis=1)
-        return Potentials(forward.enter, forward.leave, ahead, onward, prefix, hops)
+                after_leave[p] = (hops[inst.hop_of[p]] + after_enter[p]).min(axis=1)
+        return Potentials(forward.enter, forward.leave, after_leave, after_enter, prefix, hops)
 
     def _hops(self, costs: PathCosts) -> list[FloatArray]:
         return [hop - costs.link_refund for hop in self.instance.hops]

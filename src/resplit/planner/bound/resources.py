@@ -12,16 +12,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from resplit.planner.bound.node_states import Contents
+from resplit.planner.bound.node_states import NodeStates
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
 __all__ = ["Resources", "SetCuts", "Support"]
 
-MOST_CONTENTS = 4_000_000  # levels x kinds x nodes; more are not looked through
-MOST_NODES = 64  # beyond, prices for more rows take longer than they are worth
-MOST_COUNTS = 15  # sets of kinds that are counted, the smallest first
-WORTH_ENTERING = 1e-3  # entries that a mixture lacks
+MAX_STATE_ENTRIES = 4_000_000  # levels x kinds x nodes; more are not looked through
+MAX_NODES = 64  # beyond, prices for more rows take longer than they are worth
+MAX_KIND_SETS = 15  # sets of kinds that are counted, the smallest first
+MIN_ENTRY_DEFICIT = 1e-3  # entries that a mixture lacks
 SLACK = 1e-9  # relative
 
 
@@ -49,20 +49,20 @@ class Resources:
                 units.append(float(size) * unit)
         return cls(np.array(use), np.array(limit), np.array(units))
 
-    def sharpened(self, instance: Instance, contents: Contents) -> Resources:
+    def tightened(self, instance: Instance, states: NodeStates) -> Resources:
         """With the most that whole contents reach as limits, and more ways to count atoms: those of some kinds as one
         each, and by halves of the commonest sizes. Nothing that a node can hold and run breaks them."""
-        kinds = contents.held.shape[1]
+        kinds = states.held.shape[1]
         nodes = self.limit.shape[1]
-        if contents.held.size * nodes > MOST_CONTENTS or nodes > MOST_NODES:
+        if states.held.size * nodes > MAX_STATE_ENTRIES or nodes > MAX_NODES:
             return self
         several = [some for size in range(1, kinds + 1) for some in combinations(range(kinds), size)]
-        counted = [np.isin(contents.kind, some).astype(float) for some in several[:MOST_COUNTS]]
+        counted = [np.isin(states.kind, some).astype(float) for some in several[:MAX_KIND_SETS]]
         halves = [np.floor(instance.memory / (unit / 2) + 1e-8) for unit in self.unit_bytes[1:]]
         use = np.array([*self.use, *counted, *halves])
-        fits = _fitting(instance, contents)
-        of_kind = np.array([use[:, contents.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
-        most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (contents.held @ of_kind).T])
+        fits = _fitting(instance, states)
+        of_kind = np.array([use[:, states.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
+        most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (states.held @ of_kind).T])
         most[: len(self.use)] = np.minimum(most[: len(self.use)], self.limit)
         # Where none of it fits there is no interval with it, and where all of it fits nothing is to be limited.
         matters = ((most > 0) & (most < use.sum(axis=1)[:, None])).any(axis=1)
@@ -71,12 +71,12 @@ class Resources:
         return Resources(use[matters], most[matters] * (1 + SLACK), units[matters])
 
 
-def _fitting(instance: Instance, contents: Contents) -> NDArray[np.bool_]:
+def _fitting(instance: Instance, states: NodeStates) -> NDArray[np.bool_]:
     """Which levels each node can hold and run (L, N)."""
-    kinds = range(contents.held.shape[1])
-    runs = np.array([np.isfinite(instance.load[contents.kind == kind]).any(axis=0) for kind in kinds])
-    fits = (contents.memory[:, None] <= instance.memory_limit) & (contents.load <= instance.headroom)
-    return np.asarray(fits & (contents.held @ ~runs == 0))
+    kinds = range(states.held.shape[1])
+    runs = np.array([np.isfinite(instance.load[states.kind == kind]).any(axis=0) for kind in kinds])
+    fits = (states.memory[:, None] <= instance.memory_limit) & (states.load <= instance.headroom)
+    return np.asarray(fits & (states.held @ ~runs == 0))
 
 
 @dataclass(frozen=True)
@@ -84,32 +84,32 @@ class Support:
     """A mixture of placements, summed over boundaries: how often each link is crossed (N, N), how often a path begins
     at each node (N,), how much of each resource each node gives (K, N)."""
 
-    crossed: FloatArray
-    begun: FloatArray
+    crossings: FloatArray
+    starts: FloatArray
     used: FloatArray
 
     @classmethod
     def of(cls, resources: Resources, nodes_of: IntArray) -> Support:
         """The support of one placement of atoms."""
         n = resources.limit.shape[1]
-        crossed, begun = np.zeros((n, n)), np.zeros(n)
+        crossings, starts = np.zeros((n, n)), np.zeros(n)
         changes = np.flatnonzero(nodes_of[1:] != nodes_of[:-1])
-        np.add.at(crossed, (nodes_of[changes], nodes_of[changes + 1]), 1.0)
-        begun[nodes_of[0]] = 1.0
-        return cls(crossed, begun, np.array([np.bincount(nodes_of, use, n) for use in resources.use]))
+        np.add.at(crossings, (nodes_of[changes], nodes_of[changes + 1]), 1.0)
+        starts[nodes_of[0]] = 1.0
+        return cls(crossings, starts, np.array([np.bincount(nodes_of, use, n) for use in resources.use]))
 
     @classmethod
-    def mixed(cls, resources: Resources, mixture: list[tuple[float, IntArray]]) -> Support:
+    def of_solution(cls, resources: Resources, solution: list[tuple[float, IntArray]]) -> Support:
         """The support of weighted placements, of which there is one at least."""
-        parts = [(weight, cls.of(resources, nodes_of)) for weight, nodes_of in mixture]
+        parts = [(weight, cls.of(resources, nodes_of)) for weight, nodes_of in solution]
         return cls(
-            np.sum([weight * part.crossed for weight, part in parts], axis=0),
-            np.sum([weight * part.begun for weight, part in parts], axis=0),
+            np.sum([weight * part.crossings for weight, part in parts], axis=0),
+            np.sum([weight * part.starts for weight, part in parts], axis=0),
             np.sum([weight * part.used for weight, part in parts], axis=0),
         )
 
 
-def _short(resources: Resources, members: FloatArray) -> NDArray[np.bool_]:
+def _too_small(resources: Resources, members: FloatArray) -> NDArray[np.bool_]:
     """Which sets of nodes (M, N) have too little of some resource for the whole chain."""
     need = resources.use.sum(axis=1) * (1 - SLACK)
     return np.asarray((members @ resources.limit.T < need).any(axis=1))
@@ -134,7 +134,7 @@ class SetCuts:
     ANYWHERE: ClassVar[int] = -1
 
     @classmethod
-    def none(cls, nodes: int) -> SetCuts:
+    def empty(cls, nodes: int) -> SetCuts:
         return cls.of(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
 
     @classmethod
@@ -148,7 +148,7 @@ class SetCuts:
         return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1), np.array([origin]))
 
     @property
-    def least(self) -> FloatArray:
+    def constant_use(self) -> FloatArray:
         """What is used of C whatever a placement does (M,)."""
         return np.asarray(self.resource == self.ENTRY, dtype=float)
 
@@ -164,11 +164,11 @@ class SetCuts:
             np.concatenate((self.origin, other.origin)),
         )
 
-    def renewed(self, resources: Resources) -> SetCuts:
+    def with_limits_of(self, resources: Resources) -> SetCuts:
         """The same for other limits. A set that need not be entered any more becomes that of all nodes, which always
         is: prices stay in their places."""
         entry = self.resource == self.ENTRY
-        needless = entry & ~_short(resources, 1 - self.members)
+        needless = entry & ~_too_small(resources, 1 - self.members)
         members = np.where(needless[:, None], 1, self.members)
         limit = np.where(entry, 1, (members * resources.limit[self.resource]).sum(axis=1))
         return SetCuts(members, self.resource, limit, self.origin)
@@ -176,10 +176,10 @@ class SetCuts:
     def excess(self, support: Support) -> FloatArray:
         """Left side less right side at `support` (M,)."""
         used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
-        inner = ((self.members @ support.crossed) * self.members).sum(axis=1)
-        entered = self.members @ (support.begun + support.crossed.sum(axis=0)) - inner
+        inner = ((self.members @ support.crossings) * self.members).sum(axis=1)
+        entered = self.members @ (support.starts + support.crossings.sum(axis=0)) - inner
         named = self.origin != self.ANYWHERE
-        entered[named] = (self.members * support.crossed[self.origin])[named].sum(axis=1)
+        entered[named] = (self.members * support.crossings[self.origin])[named].sum(axis=1)
         return np.asarray(used - self.limit * entered)
 
     def atom_price(self, price: FloatArray, kinds: int) -> FloatArray:
@@ -193,17 +193,17 @@ class SetCuts:
         """What entering pays back: on a link (N, N), and where a path begins (N,)."""
         named = self.origin != self.ANYWHERE
         refund = np.where(named, 0, price * self.limit)
-        begun = refund @ self.members
-        on_link = begun - (self.members.T * refund) @ self.members
+        starts = refund @ self.members
+        on_link = starts - (self.members.T * refund) @ self.members
         np.add.at(on_link, self.origin[named], (price * self.limit)[named, None] * self.members[named])
-        return on_link, begun
+        return on_link, starts
 
     @classmethod
-    def violated(cls, resources: Resources, support: Support, known: set[bytes], most: int = 12) -> SetCuts:
+    def violated_use_cuts(cls, resources: Resources, support: Support, known: set[bytes], most: int = 12) -> SetCuts:
         """New cuts that `support` breaks, the worst first: sets grown greedily from every node."""
         n = resources.limit.shape[1]
-        arrivals = support.begun + support.crossed.sum(axis=0)
-        between = support.crossed + support.crossed.T
+        arrivals = support.starts + support.crossings.sum(axis=0)
+        between = support.crossings + support.crossings.T
         found: list[tuple[float, bytes, FloatArray, int]] = []
         # Other ways to count hardly differ once summed over sets.
         for kind in (kind for kind, unit in enumerate(resources.unit_bytes) if np.isfinite(unit)):
@@ -230,31 +230,33 @@ class SetCuts:
             if len(chosen) < most:
                 chosen.setdefault(key, (mask, kind))
         if not chosen:
-            return cls.none(n)
+            return cls.empty(n)
         known.update(chosen)
         masks = np.array([mask for mask, _ in chosen.values()])
         kinds = np.array([kind for _, kind in chosen.values()], dtype=np.intp)
         return cls.of(masks, kinds, (masks * resources.limit[kinds]).sum(axis=1))
 
     @classmethod
-    def uncovered(
-        cls, resources: Resources, support: Support, known: set[bytes], barred: NDArray[np.bool_], most: int = 12
+    def violated_entry_cuts(
+        cls, resources: Resources, support: Support, known: set[bytes], forbidden: NDArray[np.bool_], most: int = 12
     ) -> SetCuts:
-        """New cuts that `support` breaks, the worst first: where all nodes outside of C have too little for the whole
-        chain, C must be entered. `barred` (N,) are nodes that are not used. The nodes outside are collected greedily,
-        from every node, those that are entered most beside C first."""
-        n = len(support.begun)
-        arrivals = support.begun + support.crossed.sum(axis=0)
-        between = support.crossed + support.crossed.T
-        limit = np.where(barred, 0, resources.limit)
+        """New entry cuts that `support` violates, the most violated first.
+
+        Where the nodes outside a set C are too small for the whole chain, C must be entered. `forbidden` (N,) marks
+        nodes that may not be used. The nodes outside C are collected greedily, starting from every node.
+        """
+        n = len(support.starts)
+        arrivals = support.starts + support.crossings.sum(axis=0)
+        between = support.crossings + support.crossings.T
+        limit = np.where(forbidden, 0, resources.limit)
         need = resources.use.sum(axis=1) * (1 - SLACK)
         found: dict[bytes, tuple[float, FloatArray]] = {}
         for kind in range(len(need)):
             inside, outside = 1 - np.eye(n), limit[kind].copy()  # C of each node that is outside first
             beside = between.sum(axis=0) - between
-            entered = arrivals.sum() - support.crossed.sum() - arrivals + between.sum(axis=1)
+            entered = arrivals.sum() - support.crossings.sum() - arrivals + between.sum(axis=1)
             for _ in range(n - 1):
-                for row in np.flatnonzero((outside < need[kind]) & (entered < 1 - WORTH_ENTERING)):
+                for row in np.flatnonzero((outside < need[kind]) & (entered < 1 - MIN_ENTRY_DEFICIT)):
                     key = b"entry" + inside[row].astype(np.uint8).tobytes()
                     if key not in known:
                         found[key] = float(entered[row]), inside[row].copy()

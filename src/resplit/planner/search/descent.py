@@ -44,10 +44,10 @@ class Descent:
             move, node = divmod(best, delta.shape[1])
             if not delta[move, node] < -1e-9 * self.penalty:
                 break
-            nodes_of = self.moved(nodes_of, move, node)
+            nodes_of = self.apply_move(nodes_of, move, node)
         return nodes_of
 
-    def moved(self, nodes_of: IntArray, move: int, node: int) -> IntArray:
+    def apply_move(self, nodes_of: IntArray, move: int, node: int) -> IntArray:
         """`nodes_of` after move number `move` to `node`."""
         changed = nodes_of.copy()
         changed[self._p[move] : self._q[move]] = node
@@ -62,8 +62,8 @@ class Descent:
         own_memory = np.where(mine, inst.memory[:, None], 0)
         load = inst.loads(nodes_of)
         memory = np.bincount(nodes_of, inst.memory, inst.shape[1]).astype(float)
-        less_load = load[used] - self.between(own_load)  # (M, U): what stays
-        less_memory = memory[used] - self.between(own_memory)
+        less_load = load[used] - self.interval_sums(own_load)  # (M, U): what stays
+        less_memory = memory[used] - self.interval_sums(own_memory)
         now = self._node_cost(load, memory, slice(None))  # (N,)
         gain = self._node_cost(less_load, less_memory, used) - now[used]  # (M, U), <= 0
         new_load = load + self._load
@@ -80,7 +80,7 @@ class Descent:
             delta += inst.balance_weight * (peak - (inst.background + load).max())
         return delta
 
-    def between(self, per_atom: FloatArray) -> FloatArray:
+    def interval_sums(self, per_atom: FloatArray) -> FloatArray:
         """Sums over atoms p..q-1 of each move, of columns (A, U) -> (M, U)."""
         prefix = np.vstack([np.zeros(per_atom.shape[1]), per_atom.cumsum(axis=0)])
         return np.asarray(prefix[self._q] - prefix[self._p])

@@ -9,18 +9,21 @@ import numpy as np
 from resplit.planner.instance import Instance
 from resplit.types import FloatArray
 
-__all__ = ["Tables"]
+__all__ = ["KernelArrays"]
 
-NEAR = 12  # nodes that are cheap to go to, by node
-LEAST_ATOMS, LEAST_LOAD = 0.5, 0.05  # what breaking a limit by ever so little is counted for, of a mean atom, of a node
+NEAREST = 12  # nodes that are cheap to go to, by node
+MIN_EXCESS_ATOMS, MIN_EXCESS_LOAD = (
+    0.5,
+    0.05,
+)  # what breaking a limit by ever so little is counted for, of a mean atom, of a node
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Tables(NamedTuple):
+class KernelArrays(NamedTuple):
     """Those of `Instance`, with `ends` (2, N): transfers to the first and from the last node, `hops` (kinds, N, N): 0
-    from a node to itself, `near` (N, K): the nodes that are cheapest to go to from each node, `peak`: the highest
-    background, `least_over` (2,): by how much a limit of memory (bytes) and of load counts as broken at least."""
+    from a node to itself, `nearest` (N, K): the nodes that are cheapest to go to from each node, `peak`: the highest
+    background, `min_excess` (2,): by how much a limit of memory (bytes) and of load counts as broken at least."""
 
     load: FloatArray
     fixed: FloatArray
@@ -31,18 +34,18 @@ class Tables(NamedTuple):
     hop_of: Indices
     background: FloatArray
     headroom: FloatArray
-    near: Indices
+    nearest: Indices
     queue_weight: float
     balance_weight: float
     peak: float
-    least_over: FloatArray
+    min_excess: FloatArray
 
     @classmethod
-    def of(cls, instance: Instance) -> Tables:
+    def of(cls, instance: Instance) -> KernelArrays:
         """The arrays of `instance`, contiguous."""
         nodes = instance.shape[1]
-        onward = instance.hops[0] + np.median(instance.alone_cost(), axis=0)
-        near = np.argsort(onward, axis=1, kind="stable")[:, : max(1, min(NEAR, nodes - 1))]
+        cost_to = instance.hops[0] + np.median(instance.alone_cost(), axis=0)
+        nearest = np.argsort(cost_to, axis=1, kind="stable")[:, : max(1, min(NEAREST, nodes - 1))]
         hops = np.array(instance.hops)
         hops[:, np.arange(nodes), np.arange(nodes)] = 0
         return cls(
@@ -55,9 +58,9 @@ class Tables(NamedTuple):
             hop_of=instance.hop_of.astype(np.int64),
             background=instance.background,
             headroom=instance.headroom,
-            near=np.ascontiguousarray(near, np.int64),
+            nearest=np.ascontiguousarray(nearest, np.int64),
             queue_weight=float(instance.queue_weight),
             balance_weight=float(instance.balance_weight),
             peak=float(instance.background.max()),
-            least_over=np.array([LEAST_ATOMS * float(instance.memory.mean()), LEAST_LOAD]),
+            min_excess=np.array([MIN_EXCESS_ATOMS * float(instance.memory.mean()), MIN_EXCESS_LOAD]),
         )

@@ -17,34 +17,36 @@ class LocalSearch:
         self.instance = instance
         self.best: IntArray | None = None
         self.cost = float("inf")
-        self.nearest: IntArray | None = None  # of the placements that break limits, the one that breaks them least
-        self._least_excess = float("inf")
-        self.met: dict[bytes, tuple[float, IntArray]] = {}  # legal local optima by what they are
-        self._moves = Descent(instance, 3 * abs(scale) or 1.0)
+        self.least_violating: IntArray | None = (
+            None  # of the placements that break limits, the one that breaks them least
+        )
+        self._smallest_excess = float("inf")
+        self.local_optima: dict[bytes, tuple[float, IntArray]] = {}  # legal local optima by what they are
+        self._descent = Descent(instance, 3 * abs(scale) or 1.0)
         self._annealing = Annealing(instance, scale)
-        self._starts: set[bytes] = set()
+        self._descended_from: set[bytes] = set()
 
-    def offer(self, nodes_of: IntArray) -> None:
+    def record(self, nodes_of: IntArray) -> None:
         """Takes note of a placement if it is legal."""
         cost = self.instance.cost(nodes_of)
         if cost < float("inf"):
-            self.met[nodes_of.tobytes()] = cost, nodes_of
-        elif (excess := self.instance.excess(nodes_of)) < self._least_excess:
-            self.nearest, self._least_excess = nodes_of, excess
+            self.local_optima[nodes_of.tobytes()] = cost, nodes_of
+        elif (excess := self.instance.excess(nodes_of)) < self._smallest_excess:
+            self.least_violating, self._smallest_excess = nodes_of, excess
         if cost < self.cost:
             self.best, self.cost = nodes_of, cost
 
-    def run(self, start: IntArray, budget: Budget) -> None:
+    def descend(self, start: IntArray, budget: Budget) -> None:
         """Descends from `start`; every atom must be where it can run, any other limit may be broken."""
-        if start.tobytes() in self._starts:
+        if start.tobytes() in self._descended_from:
             return
-        self._starts.add(start.tobytes())
-        self.offer(self._moves.descend(start, budget))
+        self._descended_from.add(start.tobytes())
+        self.record(self._descent.descend(start, budget))
 
     def anneal(self, start: IntArray, budget: Budget) -> None:
         """Cools down from the best placement known, or from `start` where none is; each time for twice as long."""
         ended, found = self._annealing.run(start if self.best is None else self.best, self.cost, budget)
-        self.offer(ended)
+        self.record(ended)
         if found is not None:
-            self.offer(found)
-            self.run(found, budget)
+            self.record(found)
+            self.descend(found, budget)

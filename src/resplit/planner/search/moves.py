@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 from numba import njit, typeof
 
-from resplit.planner.search.kernel_arrays import Tables
+from resplit.planner.search.kernel_arrays import KernelArrays
 from resplit.types import FloatArray
 
-__all__ = ["KINDS", "penalised_cost", "walk"]
+__all__ = ["LIMIT_KINDS", "penalised_cost", "walk"]
 
-KINDS = 3  # of broken limits: memory over (bytes), load over, links and blocks that are missing (count)
+LIMIT_KINDS = 3  # of broken limits: memory over (bytes), load over, links and blocks that are missing (count)
 # What is known of a node while a walk is under way: what it holds, what that costs and whether it breaks a limit; and
 # whether the move just made has touched it.
 LOAD, MEMORY, ATOMS, COST, BROKEN, TOUCHED = range(6)
 COLUMNS = 6
-SHARES = (2, 2, 1, 2, 1, 1, 1, 1, 1, 2)  # of the moves, in the order of `_neighbour`
+MOVE_WEIGHTS = (2, 2, 1, 2, 1, 1, 1, 1, 1, 2)  # of the moves, in the order of `_random_neighbour`
 ROUNDING = 1e-12  # of sums that many moves have changed
-EVERY = 256  # steps between two changes of the penalties
-MOSTLY_BROKEN, MOSTLY_LEGAL = 0.75, 0.25  # share of the steps on placements that break a limit
-HARDER, SOFTER = 1.1, 0.95
-LEAST_PENALTY, MOST_PENALTY = 0.02, 50.0  # of what it was at first
+ADAPT_EVERY = 256  # steps between two changes of the penalties
+HIGH_BROKEN_SHARE, LOW_BROKEN_SHARE = 0.75, 0.25  # share of the steps on placements that break a limit
+PENALTY_INCREASE, PENALTY_DECREASE = 1.1, 0.95
+MIN_PENALTY, MAX_PENALTY = 0.02, 50.0  # of what it was at first
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 State = np.ndarray[Any, np.dtype[np.uint64]]
 
-_DRAWN = np.repeat(np.arange(len(SHARES)), SHARES)
+_MOVE_TABLE = np.repeat(np.arange(len(MOVE_WEIGHTS)), MOVE_WEIGHTS)
 
 
 @njit(cache=True, nogil=True)
@@ -58,13 +58,13 @@ def _share(random):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _any_node(x, begin, end, near_nodes, random):  # type: ignore[no-untyped-def]
+def _random_node(x, begin, end, nearest, random):  # type: ignore[no-untyped-def]
     """A node for atoms begin..end-1: any at all, or as often one that is cheap to reach from the atom beside them."""
-    nodes, count = near_nodes.shape
+    nodes, count = nearest.shape
     if (begin == 0 and end == len(x)) or _below(random, 2):
         return _below(random, nodes)
     before = begin > 0 and (end == len(x) or _below(random, 2) == 0)
-    return near_nodes[x[begin - 1] if before else x[end], _below(random, count)]
+    return nearest[x[begin - 1] if before else x[end], _below(random, count)]
 
 
 @njit(cache=True, nogil=True)
@@ -79,7 +79,7 @@ def _segment(x, atom):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _put(y, begin, end, node):  # type: ignore[no-untyped-def]
+def _fill(y, begin, end, node):  # type: ignore[no-untyped-def]
     """Atoms begin..end-1 on `node`; a plain loop, as slices compile ten times as slowly."""
     for atom in range(begin, end):
         y[atom] = node
@@ -93,38 +93,38 @@ def _copy(y, at, x, begin, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _turn(y, x, begin, end):  # type: ignore[no-untyped-def]
+def _reverse(y, x, begin, end):  # type: ignore[no-untyped-def]
     """x[begin:end] to the same place in y, the other way round."""
     for atom in range(begin, end):
         y[begin + end - 1 - atom] = x[atom]
 
 
 @njit(cache=True, nogil=True)
-def _exchange(y, x, begin, middle, end):  # type: ignore[no-untyped-def]
+def _swap_parts(y, x, begin, middle, end):  # type: ignore[no-untyped-def]
     """x[begin:middle] and x[middle:end] to y in the other order."""
     _copy(y, begin, x, middle, end)
     _copy(y, begin + end - middle, x, begin, middle)
 
 
 @njit(cache=True, nogil=True)
-def _interval_moved(x, y, near, random):  # type: ignore[no-untyped-def]
+def _move_interval(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Any interval, more often a short one, goes to another node."""
     begin = _below(random, len(x))
     end = begin + 1 + _below(random, 1 + _below(random, len(x) - begin))
-    _put(y, begin, end, _any_node(x, begin, end, near, random))
+    _fill(y, begin, end, _random_node(x, begin, end, nearest, random))
     return begin, end
 
 
 @njit(cache=True, nogil=True)
-def _segment_moved(x, y, near, random):  # type: ignore[no-untyped-def]
+def _move_segment(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """A whole segment goes to another node."""
     begin, end = _segment(x, _below(random, len(x)))
-    _put(y, begin, end, _any_node(x, begin, end, near, random))
+    _fill(y, begin, end, _random_node(x, begin, end, nearest, random))
     return begin, end
 
 
 @njit(cache=True, nogil=True)
-def _boundary_moved(x, y, random):  # type: ignore[no-untyped-def]
+def _move_boundary(x, y, random):  # type: ignore[no-untyped-def]
     """A boundary between two segments goes to and fro, mostly by one atom."""
     begin, end = _segment(x, _below(random, len(x)))
     width = 1 if _below(random, 4) else 1 + _below(random, 4)
@@ -132,29 +132,29 @@ def _boundary_moved(x, y, random):  # type: ignore[no-untyped-def]
         begin, end, node = end, min(end + width, len(x)), x[begin]
     else:
         begin, end, node = max(begin - width, 0), begin, x[begin]
-    _put(y, begin, end, node)
+    _fill(y, begin, end, node)
     return begin, end
 
 
 @njit(cache=True, nogil=True)
-def _atoms_taken(x, y, near, random):  # type: ignore[no-untyped-def]
+def _shift_atoms(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """One node gives up an atom, or a few, another takes as many in, and every boundary between them shifts; now and
     then their place goes to a node from outside."""
-    gives, takes = _below(random, len(x)), _below(random, len(x))
+    giver, taker = _below(random, len(x)), _below(random, len(x))
     width = 1 if _below(random, 4) else 1 + _below(random, 4)
-    width = min(width, abs(takes - gives) + 1)
-    if gives < takes:
-        begin, end = takes + 1 - width, takes + 1
-        _copy(y, gives, x, gives + width, end)
+    width = min(width, abs(taker - giver) + 1)
+    if giver < taker:
+        begin, end = taker + 1 - width, taker + 1
+        _copy(y, giver, x, giver + width, end)
     else:
-        begin, end = takes, takes + width
-        _copy(y, end, x, takes, gives + 1 - width)
-    _put(y, begin, end, _any_node(x, begin, end, near, random) if _below(random, 4) == 0 else x[takes])
-    return min(gives, takes), max(gives, takes) + 1
+        begin, end = taker, taker + width
+        _copy(y, end, x, taker, giver + 1 - width)
+    _fill(y, begin, end, _random_node(x, begin, end, nearest, random) if _below(random, 4) == 0 else x[taker])
+    return min(giver, taker), max(giver, taker) + 1
 
 
 @njit(cache=True, nogil=True)
-def _nodes_swapped(x, y, nodes, random):  # type: ignore[no-untyped-def]
+def _swap_nodes(x, y, nodes, random):  # type: ignore[no-untyped-def]
     """Two nodes change places everywhere."""
     one = x[_below(random, len(x))]
     other = x[_below(random, len(x))] if _below(random, 2) else _below(random, nodes)
@@ -167,7 +167,7 @@ def _nodes_swapped(x, y, nodes, random):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _atoms_swapped(x, y, random):  # type: ignore[no-untyped-def]
+def _swap_atoms(x, y, random):  # type: ignore[no-untyped-def]
     """Two atoms change places."""
     one, other = _below(random, len(x)), _below(random, len(x))
     y[one], y[other] = x[other], x[one]
@@ -175,7 +175,7 @@ def _atoms_swapped(x, y, random):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _segments_swapped(x, y, random):  # type: ignore[no-untyped-def]
+def _swap_segments(x, y, random):  # type: ignore[no-untyped-def]
     """Two segments change places, each with its number of atoms."""
     begin, middle = _segment(x, _below(random, len(x)))
     last, end = _segment(x, _below(random, len(x)))
@@ -189,26 +189,26 @@ def _segments_swapped(x, y, random):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _order_changed(x, y, random):  # type: ignore[no-untyped-def]
+def _reorder_segments(x, y, random):  # type: ignore[no-untyped-def]
     """A run of segments turns round, or changes places with the run that follows."""
     begin = _segment(x, _below(random, len(x)))[0]
     middle = _segment(x, begin + _below(random, len(x) - begin))[1]
     if _below(random, 2):
-        _turn(y, x, begin, middle)
+        _reverse(y, x, begin, middle)
         return begin, middle
     if middle == len(x):
         return 0, 0
     end = _segment(x, middle + _below(random, len(x) - middle))[1]
-    _exchange(y, x, begin, middle, end)
+    _swap_parts(y, x, begin, middle, end)
     return begin, end
 
 
 @njit(cache=True, nogil=True)
-def _brought_near(x, y, near, random):  # type: ignore[no-untyped-def]
+def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """A segment comes to stand beside one on a node that is cheap to reach: one of them moves, or what is between them
     turns round, with one of the two."""
     begin, end = _segment(x, _below(random, len(x)))
-    node = near[x[begin], _below(random, near.shape[1])]
+    node = nearest[x[begin], _below(random, nearest.shape[1])]
     at, left = _below(random, len(x)), len(x)
     while left > 0 and x[at] != node:
         at = at + 1 if at + 1 < len(x) else 0
@@ -220,18 +220,18 @@ def _brought_near(x, y, near, random):  # type: ignore[no-untyped-def]
         begin, end, first, last = first, last, begin, end
     way = _below(random, 4)
     if way == 0:
-        _turn(y, x, end, last)
+        _reverse(y, x, end, last)
     elif way == 1:
-        _turn(y, x, begin, first)
+        _reverse(y, x, begin, first)
     elif way == 2:
-        _exchange(y, x, end, first, last)
+        _swap_parts(y, x, end, first, last)
     else:
-        _exchange(y, x, begin, end, first)
+        _swap_parts(y, x, begin, end, first)
     return begin, last
 
 
 @njit(cache=True, nogil=True)
-def _segment_dissolved(x, y, random):  # type: ignore[no-untyped-def]
+def _dissolve_segment(x, y, random):  # type: ignore[no-untyped-def]
     """The neighbours of a segment take it over."""
     begin, end = _segment(x, _below(random, len(x)))
     if begin == 0 and end == len(x):
@@ -240,35 +240,35 @@ def _segment_dissolved(x, y, random):  # type: ignore[no-untyped-def]
     if begin == 0 or end == len(x):
         middle = begin if begin == 0 else end
     if begin > 0:
-        _put(y, begin, middle, x[begin - 1])
+        _fill(y, begin, middle, x[begin - 1])
     if end < len(x):
-        _put(y, middle, end, x[end])
+        _fill(y, middle, end, x[end])
     return begin, end
 
 
 @njit(cache=True, nogil=True)
-def _neighbour(x, y, near, random):  # type: ignore[no-untyped-def]
+def _random_neighbour(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Makes `y`, which is as `x`, a random neighbour of `x`; the atoms begin..end-1 between which they may differ."""
-    kind = _DRAWN[_below(random, len(_DRAWN))]
+    kind = _MOVE_TABLE[_below(random, len(_MOVE_TABLE))]
     if kind == 0:
-        return _interval_moved(x, y, near, random)
+        return _move_interval(x, y, nearest, random)
     if kind == 1:
-        return _segment_moved(x, y, near, random)
+        return _move_segment(x, y, nearest, random)
     if kind == 2:
-        return _boundary_moved(x, y, random)
+        return _move_boundary(x, y, random)
     if kind == 3:
-        return _atoms_taken(x, y, near, random)
+        return _shift_atoms(x, y, nearest, random)
     if kind == 4:
-        return _nodes_swapped(x, y, len(near), random)
+        return _swap_nodes(x, y, len(nearest), random)
     if kind == 5:
-        return _segment_dissolved(x, y, random)
+        return _dissolve_segment(x, y, random)
     if kind == 6:
-        return _segments_swapped(x, y, random)
+        return _swap_segments(x, y, random)
     if kind == 7:
-        return _atoms_swapped(x, y, random)
+        return _swap_atoms(x, y, random)
     if kind == 8:
-        return _order_changed(x, y, random)
-    return _brought_near(x, y, near, random)
+        return _reorder_segments(x, y, random)
+    return _join_segments(x, y, nearest, random)
 
 
 @njit(cache=True, nogil=True)
@@ -278,13 +278,13 @@ def _finite(cost):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _node_cost(load, memory, room, headroom, free, tariff):  # type: ignore[no-untyped-def]
+def _node_cost(load, memory, memory_limit, headroom, free, unit_costs):  # type: ignore[no-untyped-def]
     """What a node that holds something costs, with penalties for the limits that it breaks, and whether it breaks any.
     Scalars alone: an array costs more to hand over than all that is done here."""
-    queue_weight, per_byte, least_bytes, per_load, least_load = tariff
+    queue_weight, per_byte, least_bytes, per_load, least_load = unit_costs
     cost, broken = 0.0, 0.0
-    if memory > room * (1.0 + ROUNDING):
-        cost += per_byte * (memory - room + least_bytes)
+    if memory > memory_limit * (1.0 + ROUNDING):
+        cost += per_byte * (memory - memory_limit + least_bytes)
         broken = 1.0
     if load > headroom + ROUNDING:
         cost += per_load * (load - headroom + least_load)
@@ -294,40 +294,40 @@ def _node_cost(load, memory, room, headroom, free, tariff):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def _tariff(tables, penalty):  # type: ignore[no-untyped-def]
+def _unit_costs(arrays, penalty):  # type: ignore[no-untyped-def]
     """What all nodes pay: for queueing, and for breaking limits, per unit and at least."""
-    return tables.queue_weight, penalty[0], tables.least_over[0], penalty[1], tables.least_over[1]
+    return arrays.queue_weight, penalty[0], arrays.min_excess[0], penalty[1], arrays.min_excess[1]
 
 
 @njit(cache=True, nogil=True)
-def _peak(headroom, background, lowest, held):  # type: ignore[no-untyped-def]
+def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
     """The highest utilisation, of each node at most its ceiling."""
     peak = lowest
     for node in range(len(headroom)):
-        peak = max(peak, background[node] + min(held[node, LOAD], max(headroom[node], 0.0)))
+        peak = max(peak, background[node] + min(sums[node, LOAD], max(headroom[node], 0.0)))
     return peak
 
 
 @njit(cache=True, nogil=True)
-def _new_peak(headroom, background, lowest, peak, held, was, touched):  # type: ignore[no-untyped-def]
+def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type: ignore[no-untyped-def]
     """`_peak` after a move, from what it was before; looks at the touched nodes alone where that is enough."""
     new = 0.0
     for at in range(touched):
-        node = np.int64(was[at, TOUCHED])
-        if background[node] + was[at, LOAD] >= peak > lowest:
-            return _peak(headroom, background, lowest, held)
-        new = max(new, background[node] + min(held[node, LOAD], max(headroom[node], 0.0)))
+        node = np.int64(saved[at, TOUCHED])
+        if background[node] + saved[at, LOAD] >= peak > lowest:
+            return _peak(headroom, background, lowest, sums)
+        new = max(new, background[node] + min(sums[node, LOAD], max(headroom[node], 0.0)))
     return max(peak, new)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _changed(x, y, begin, end, tables, penalty, held, was):  # type: ignore[no-untyped-def]
+def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore[no-untyped-def]
     """Moves what nodes hold from `x` to `y`, which differ in atoms begin..end-1 only; by how much the cost (but for the
-    peak's) and the number of broken limits change, and how many nodes were touched, which `was` remembers."""
-    ends, hops, hop_of = tables.ends, tables.hops, tables.hop_of
-    loads, fixed, memory = tables.load, tables.fixed, tables.memory
-    rooms, headroom, background = tables.memory_limit, tables.headroom, tables.background
-    tariff = _tariff(tables, penalty)
+    peak's) and the number of broken limits change, and how many nodes were touched, which `saved` remembers."""
+    ends, hops, hop_of = arrays.ends, arrays.hops, arrays.hop_of
+    loads, fixed, memory = arrays.load, arrays.fixed, arrays.memory
+    memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
+    unit_costs = _unit_costs(arrays, penalty)
     change, missing, touched = 0.0, 0.0, 0
     for atom in range(begin, end + 1):
         if atom == 0:
@@ -344,138 +344,154 @@ def _changed(x, y, begin, end, tables, penalty, held, was):  # type: ignore[no-u
             continue
         for side in range(2):
             node, sign = (y[atom], 1.0) if side else (x[atom], -1.0)
-            if held[node, TOUCHED] == 0.0:
-                was[touched, TOUCHED] = node
+            if sums[node, TOUCHED] == 0.0:
+                saved[touched, TOUCHED] = node
                 for column in range(TOUCHED):
-                    was[touched, column] = held[node, column]
-                held[node, TOUCHED] = 1.0
+                    saved[touched, column] = sums[node, column]
+                sums[node, TOUCHED] = 1.0
                 touched += 1
             load, lacks = _finite(loads[atom, node])
-            held[node, LOAD] += sign * load
-            held[node, MEMORY] += sign * memory[atom]
-            held[node, ATOMS] += sign
+            sums[node, LOAD] += sign * load
+            sums[node, MEMORY] += sign * memory[atom]
+            sums[node, ATOMS] += sign
             change += sign * fixed[atom, node]
             missing += sign * lacks
     broken = missing
     for at in range(touched):
-        node = np.int64(was[at, TOUCHED])
+        node = np.int64(saved[at, TOUCHED])
         cost, breaks = 0.0, 0.0
-        if held[node, ATOMS] > 0.0:
+        if sums[node, ATOMS] > 0.0:
             cost, breaks = _node_cost(
-                held[node, LOAD], held[node, MEMORY], rooms[node], headroom[node], 1.0 - background[node], tariff
+                sums[node, LOAD],
+                sums[node, MEMORY],
+                memory_limits[node],
+                headroom[node],
+                1.0 - background[node],
+                unit_costs,
             )
         else:  # sums of many moves may leave a rest
-            held[node, LOAD] = held[node, MEMORY] = 0.0
-        held[node, COST], held[node, BROKEN], held[node, TOUCHED] = cost, breaks, 0.0
-        change += cost - was[at, COST]
-        broken += breaks - was[at, BROKEN]
+            sums[node, LOAD] = sums[node, MEMORY] = 0.0
+        sums[node, COST], sums[node, BROKEN], sums[node, TOUCHED] = cost, breaks, 0.0
+        change += cost - saved[at, COST]
+        broken += breaks - saved[at, BROKEN]
     return change + penalty[2] * missing, broken, touched
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _held(x, tables, penalty, held):  # type: ignore[no-untyped-def]
+def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     """Fills in what nodes hold in a placement; its cost with penalties, how many limits it breaks and its peak."""
-    rooms, headroom, background = tables.memory_limit, tables.headroom, tables.background
-    cost, missing, tariff = 0.0, 0.0, _tariff(tables, penalty)
-    held[:] = 0.0
+    memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
+    cost, missing, unit_costs = 0.0, 0.0, _unit_costs(arrays, penalty)
+    sums[:] = 0.0
     for atom in range(len(x) + 1):
         if atom == 0:
-            way = tables.ends[0, x[0]]
+            way = arrays.ends[0, x[0]]
         elif atom == len(x):
-            way = tables.ends[1, x[atom - 1]]
+            way = arrays.ends[1, x[atom - 1]]
         else:
-            way = tables.hops[tables.hop_of[atom], x[atom - 1], x[atom]]
+            way = arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]]
         way, lacks = _finite(way)
         cost += way
         missing += lacks
         if atom == len(x):
             break
         node = x[atom]
-        load, lacks = _finite(tables.load[atom, node])
-        held[node, LOAD] += load
-        held[node, MEMORY] += tables.memory[atom]
-        held[node, ATOMS] += 1.0
-        cost += tables.fixed[atom, node]
+        load, lacks = _finite(arrays.load[atom, node])
+        sums[node, LOAD] += load
+        sums[node, MEMORY] += arrays.memory[atom]
+        sums[node, ATOMS] += 1.0
+        cost += arrays.fixed[atom, node]
         missing += lacks
     broken = missing
-    for node in range(len(held)):
-        if held[node, ATOMS] > 0.0:
-            held[node, COST], held[node, BROKEN] = _node_cost(
-                held[node, LOAD], held[node, MEMORY], rooms[node], headroom[node], 1.0 - background[node], tariff
+    for node in range(len(sums)):
+        if sums[node, ATOMS] > 0.0:
+            sums[node, COST], sums[node, BROKEN] = _node_cost(
+                sums[node, LOAD],
+                sums[node, MEMORY],
+                memory_limits[node],
+                headroom[node],
+                1.0 - background[node],
+                unit_costs,
             )
-        cost += held[node, COST]
-        broken += held[node, BROKEN]
-    peak = _peak(headroom, background, tables.peak, held)
-    return cost + penalty[2] * missing + tables.balance_weight * peak, broken, peak
+        cost += sums[node, COST]
+        broken += sums[node, BROKEN]
+    peak = _peak(headroom, background, arrays.peak, sums)
+    return cost + penalty[2] * missing + arrays.balance_weight * peak, broken, peak
 
 
 @njit(cache=True, nogil=True)
-def _undone(held, was, touched):  # type: ignore[no-untyped-def]
+def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
     """Takes back the last move, which touched so many nodes."""
     for at in range(touched):
-        node = np.int64(was[at, TOUCHED])
+        node = np.int64(saved[at, TOUCHED])
         for column in range(TOUCHED):
-            held[node, column] = was[at, column]
+            sums[node, column] = saved[at, column]
 
 
 @njit(cache=True, nogil=True)
-def _adapted(penalty, first, share_broken):  # type: ignore[no-untyped-def]
+def _adapt_penalties(penalty, first, share_broken):  # type: ignore[no-untyped-def]
     """Makes breaking limits dearer where most steps do, cheaper where few do."""
-    factor = HARDER if share_broken > MOSTLY_BROKEN else SOFTER if share_broken < MOSTLY_LEGAL else 1.0
-    for kind in range(KINDS):
-        penalty[kind] = min(max(penalty[kind] * factor, first[kind] * LEAST_PENALTY), first[kind] * MOST_PENALTY)
+    factor = (
+        PENALTY_INCREASE
+        if share_broken > HIGH_BROKEN_SHARE
+        else PENALTY_DECREASE
+        if share_broken < LOW_BROKEN_SHARE
+        else 1.0
+    )
+    for kind in range(LIMIT_KINDS):
+        penalty[kind] = min(max(penalty[kind] * factor, first[kind] * MIN_PENALTY), first[kind] * MAX_PENALTY)
 
 
-def _example() -> tuple[Tables, FloatArray, Indices, float, int, State]:
+def _example() -> tuple[KernelArrays, FloatArray, Indices, float, int, State]:
     """Arrays of the right types, from which the signatures are made."""
     line, plane, cube, whole = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1)), np.zeros(1, np.int64)
     wholes = np.zeros((1, 1), np.int64)
-    tables = Tables(plane, plane, line, line, plane, cube, whole, line, line, wholes, 0.0, 0.0, 0.0, line)
-    return tables, line, whole, 0.0, 0, np.zeros(1, np.uint64)
+    arrays = KernelArrays(plane, plane, line, line, plane, cube, whole, line, line, wholes, 0.0, 0.0, 0.0, line)
+    return arrays, line, whole, 0.0, 0, np.zeros(1, np.uint64)
 
 
 _TABLES, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
 
 
 @njit([(_WHOLE, _TABLES, _LINE)], cache=True, nogil=True)
-def penalised_cost(x, tables, penalty):  # type: ignore[no-untyped-def]
+def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
     """Objective of a placement `x` (A,) with `penalty` (KINDS,) for broken limits, and how many of them it breaks.
     Links and blocks that are missing cost nothing else, loads above a ceiling what they cost there."""
-    cost, broken, _ = _held(x, tables, penalty, np.zeros((len(tables.headroom), COLUMNS)))
+    cost, broken, _ = _evaluate(x, arrays, penalty, np.zeros((len(arrays.headroom), COLUMNS)))
     return cost, broken
 
 
 @njit([(_WHOLE, _WHOLE, _NUMBER, _TABLES, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)], cache=True, nogil=True)
-def walk(x, best, best_cost, tables, penalty, first_penalty, hot, cold, steps, random):  # type: ignore[no-untyped-def]
+def walk(x, best, best_cost, arrays, penalty, first_penalty, hot, cold, steps, random):  # type: ignore[no-untyped-def]
     """`steps` random moves from `x`, which ends where the walk does, the temperature falling from `hot` to `cold`
     (units of the objective). `penalty` adapts on the way. Returns the cost of the cheapest legal placement met below
     `best_cost`, which is then in `best`, or `best_cost`."""
-    headroom, background, lowest = tables.headroom, tables.background, tables.peak
-    held, was, y = np.zeros((len(headroom), COLUMNS)), np.zeros((len(headroom), COLUMNS)), x.copy()
-    temperature, cooling = hot, (cold / hot) ** (EVERY / steps)
-    cost, broken, peak = _held(x, tables, penalty, held)
+    headroom, background, lowest = arrays.headroom, arrays.background, arrays.peak
+    sums, saved, y = np.zeros((len(headroom), COLUMNS)), np.zeros((len(headroom), COLUMNS)), x.copy()
+    temperature, cooling = hot, (cold / hot) ** (ADAPT_EVERY / steps)
+    cost, broken, peak = _evaluate(x, arrays, penalty, sums)
     new_peak, broken_steps = peak, 0
     for step in range(1, steps + 1):
-        begin, end = _neighbour(x, y, tables.near, random)
+        begin, end = _random_neighbour(x, y, arrays.nearest, random)
         if begin < end:
-            change, breaks, touched = _changed(x, y, begin, end, tables, penalty, held, was)
-            if tables.balance_weight > 0.0:
-                new_peak = _new_peak(headroom, background, lowest, peak, held, was, touched)
-                change += tables.balance_weight * (new_peak - peak)
+            change, breaks, touched = _apply_move(x, y, begin, end, arrays, penalty, sums, saved)
+            if arrays.balance_weight > 0.0:
+                new_peak = _new_peak(headroom, background, lowest, peak, sums, saved, touched)
+                change += arrays.balance_weight * (new_peak - peak)
             if change <= 0.0 or _share(random) < np.exp(-change / temperature):
                 _copy(x, begin, y, begin, end)
                 cost, broken, peak = cost + change, broken + breaks, new_peak
             else:
                 _copy(y, begin, x, begin, end)
-                _undone(held, was, touched)
-        better, adapts = broken == 0.0 and cost < best_cost, step % EVERY == 0
+                _undo_move(sums, saved, touched)
+        better, adapts = broken == 0.0 and cost < best_cost, step % ADAPT_EVERY == 0
         broken_steps += broken > 0.0
         if adapts:
             temperature *= cooling
-            _adapted(penalty, first_penalty, broken_steps / EVERY)
+            _adapt_penalties(penalty, first_penalty, broken_steps / ADAPT_EVERY)
             broken_steps = 0
         if better or adapts:  # sums of many moves have gathered rounding errors
-            cost, broken, peak = _held(x, tables, penalty, held)
+            cost, broken, peak = _evaluate(x, arrays, penalty, sums)
         if better and broken == 0.0 and cost < best_cost:
             best_cost = cost
             _copy(best, 0, x, 0, len(x))
