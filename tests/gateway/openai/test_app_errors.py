@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 from resplit.config import LimitsConfig
 from resplit.errors import ConfigError
 from resplit.gateway.openai.app import create_app
-from resplit.gateway.openai.metrics import Metrics
-from resplit.gateway.openai.middleware import Guard
+from resplit.gateway.openai.metrics import RequestMetrics
+from resplit.gateway.openai.middleware import RequestLimits
 
 HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
 MODEL = "tiny-random-llama"
@@ -340,7 +340,7 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
     async def receive():
         return bodies.pop() if bodies else await asyncio.Future()
 
-    guard = Guard(app, Metrics(), LimitsConfig(deadline="50 ms"), ())
+    guard = RequestLimits(app, RequestMetrics(), LimitsConfig(deadline="50 ms"), ())
     started_s = time.monotonic()
     await guard({"type": "http", "path": "/v1/completions"}, receive, send)
     assert closed.is_set()

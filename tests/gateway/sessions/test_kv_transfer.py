@@ -36,18 +36,18 @@ def test_once_all_caches_have_gone_their_ways_each_host_has_what_is_restored(
 ) -> None:
     plan = plan_restore(held, placement, CACHED, steps)
     there = {block: held.get(placement[block], {}).get(block, 0) for block in CACHED}
-    for way in plan.ways:
-        assert way.first == there[way.block]  # no hole, and nothing twice
-        assert held[way.source][way.block] >= way.last
-        assert way.target == placement[way.block] != way.source
-        there[way.block] = way.last
+    for transfer in plan.transfers:
+        assert transfer.first == there[transfer.block]  # no hole, and nothing twice
+        assert held[transfer.source][transfer.block] >= transfer.last
+        assert transfer.target == placement[transfer.block] != transfer.source
+        there[transfer.block] = transfer.last
     assert all(length >= plan.positions for length in there.values())
 
 
 def test_nothing_goes_anywhere_where_every_host_has_kept_its_caches() -> None:
     held = {"alpha": {1: 9, 2: 9}, "beta": {3: 9, 4: 9}}
     plan = plan_restore(held, ["alpha"] * 3 + ["beta"] * 3, CACHED, [7, 1, 1])
-    assert (plan.steps, plan.positions, plan.ways) == (3, 9, ())
+    assert (plan.steps, plan.positions, plan.transfers) == (3, 9, ())
 
 
 def cluster(memory: dict[str, str], trusted: tuple[str, ...] = ("alpha", "beta")) -> ClusterConfig:

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from resplit.errors import CapacityError
-from resplit.gateway.sessions.pause_gate import Gate
+from resplit.gateway.sessions.pause_gate import PauseGate
 
 
 async def test_who_holds_it_waits_for_those_inside_and_keeps_out_the_others() -> None:
-    gate, leave, order = Gate(), asyncio.Event(), list[str]()
+    gate, leave, order = PauseGate(), asyncio.Event(), list[str]()
 
     async def first() -> None:
         async with gate.passing():
@@ -23,7 +23,7 @@ async def test_who_holds_it_waits_for_those_inside_and_keeps_out_the_others() ->
             order.append("second")
 
     async def hold() -> None:
-        async with gate.held(5):
+        async with gate.paused(5):
             order.append("held")
             await asyncio.sleep(0)
 
@@ -36,9 +36,9 @@ async def test_who_holds_it_waits_for_those_inside_and_keeps_out_the_others() ->
 
 
 async def test_it_opens_when_the_last_of_several_lets_go() -> None:
-    gate = Gate()
-    async with gate.held(1):
-        async with gate.held(1):
+    gate = PauseGate()
+    async with gate.paused(1):
+        async with gate.paused(1):
             pass
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01), gate.passing():
@@ -48,10 +48,10 @@ async def test_it_opens_when_the_last_of_several_lets_go() -> None:
 
 
 async def test_a_pass_that_does_not_end_is_not_waited_for_and_keeps_nobody_out() -> None:
-    gate = Gate()
+    gate = PauseGate()
     async with gate.passing():
         with pytest.raises(CapacityError, match="1 passes have not ended within"):
-            async with gate.held(0.01):
+            async with gate.paused(0.01):
                 pass
         async with asyncio.timeout(1), gate.passing():
             pass

@@ -27,9 +27,9 @@ from resplit.config import LimitsConfig
 from resplit.errors import ConfigError, RequestError, ResplitError
 from resplit.gateway.engine import Engine, GenerationRequest
 from resplit.gateway.openai.completion import Envelope, Piece, pieces
-from resplit.gateway.openai.http_errors import as_http, body_of, refuse, response
-from resplit.gateway.openai.metrics import Metrics, Stopwatch
-from resplit.gateway.openai.middleware import Guard
+from resplit.gateway.openai.http_errors import as_http, body_of, http_error, response
+from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
+from resplit.gateway.openai.middleware import RequestLimits
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest
 from resplit.gateway.openai.text import Text
 
@@ -52,7 +52,7 @@ def create_app(
     limits: LimitsConfig,
     api_keys: Mapping[str, str],
     require_key: bool,
-    metrics: Metrics | None = None,
+    metrics: RequestMetrics | None = None,
 ) -> FastAPI:
     """The application. `text` is the model's tokenizer or its folder, `api_keys` maps a key to its request class.
 
@@ -60,9 +60,9 @@ def create_app(
     Without `require_key` an unknown key is as good as none. Other parts may add their own to `metrics`.
     Raises ConfigError where a key names a class that the engine does not know.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or RequestMetrics()
     app = FastAPI(title="resplit", docs_url=None, redoc_url=None)
-    app.state.desk = _Desk(
+    app.state.service = CompletionService(
         engine,
         text if isinstance(text, Text) else Text.from_folder(text),
         model_name,
@@ -71,7 +71,7 @@ def create_app(
         _hashed(api_keys, engine.classes),
         require_key,
     )
-    app.add_middleware(Guard, metrics=metrics, limits=limits, metered=_METERED)
+    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED)
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.include_router(_router)
@@ -79,14 +79,14 @@ def create_app(
 
 
 @dataclass(frozen=True, eq=False)
-class _Desk:
+class CompletionService:
     """Admits requests and answers them."""
 
     engine: Engine
     text: Text
     model_name: str
     limits: LimitsConfig
-    metrics: Metrics
+    metrics: RequestMetrics
     key_classes: Mapping[bytes, str]
     require_key: bool
     since: int = field(default_factory=lambda: int(time.time()))
@@ -99,7 +99,7 @@ class _Desk:
         """404 for any model but the one that is served."""
         if name != self.model_name:
             shown = json.dumps(name[:200])
-            raise refuse(404, f"the model {shown} does not exist; see /v1/models", "model_not_found", "model")
+            raise http_error(404, f"the model {shown} does not exist; see /v1/models", "model_not_found", "model")
 
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """The answer to a plain prompt."""
@@ -148,7 +148,9 @@ class _Desk:
         found = self.key_classes.get(_digest(key.strip())) if scheme.lower() == "bearer" else None
         if found is None and self.require_key:
             told = {"WWW-Authenticate": "Bearer"}
-            raise refuse(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key", headers=told)
+            raise http_error(
+                401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key", headers=told
+            )
         return found
 
     def _ids(self, prompt: str) -> tuple[int, ...]:
@@ -158,7 +160,7 @@ class _Desk:
     def _known(self, prompt: list[int]) -> tuple[int, ...]:
         if max(prompt) >= self.text.vocabulary:
             rule = f"token ids must be below {self.text.vocabulary}; found {max(prompt)}"
-            raise refuse(400, f"invalid 'prompt': {rule}", "invalid_value", "prompt")
+            raise http_error(400, f"invalid 'prompt': {rule}", "invalid_value", "prompt")
         return tuple(prompt)
 
     def _not_far_too_long(self, prompt: str) -> None:
@@ -177,7 +179,7 @@ class _Desk:
 
     def _too_long(self, found: str) -> HTTPException:
         rule = f"this model's maximum context length is {self.engine.context_tokens} tokens"
-        return refuse(400, f"{rule}; {found}; shorten the prompt or lower max_tokens", "context_length_exceeded")
+        return http_error(400, f"{rule}; {found}; shorten the prompt or lower max_tokens", "context_length_exceeded")
 
 
 async def _events(
@@ -225,53 +227,57 @@ class _EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _desk(request: Request) -> _Desk:
-    desk: _Desk = request.app.state.desk
-    return desk
+def _service(request: Request) -> CompletionService:
+    service: CompletionService = request.app.state.service
+    return service
 
 
 def _caller(
-    desk: Annotated[_Desk, Depends(_desk)],
+    service: Annotated[CompletionService, Depends(_service)],
     authorization: Annotated[str | None, Header()] = None,
     x_resplit_class: Annotated[str | None, Header()] = None,
     x_resplit_deadline_s: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
 ) -> Caller:
     """Who asks. 401 without a key where one is needed, 400 for an unknown class."""
-    request_class = desk.class_of_key(authorization or "") or x_resplit_class or desk.engine.default_class
-    if request_class not in desk.engine.classes:
-        known = ", ".join(desk.engine.classes)
-        raise refuse(400, f"unknown request class; the classes are {known}", "invalid_value", "X-Resplit-Class")
-    return Caller(request_class, min(x_resplit_deadline_s or math.inf, desk.limits.deadline))
+    request_class = service.class_of_key(authorization or "") or x_resplit_class or service.engine.default_class
+    if request_class not in service.engine.classes:
+        known = ", ".join(service.engine.classes)
+        raise http_error(400, f"unknown request class; the classes are {known}", "invalid_value", "X-Resplit-Class")
+    return Caller(request_class, min(x_resplit_deadline_s or math.inf, service.limits.deadline))
 
 
-_DeskNeeded = Annotated[_Desk, Depends(_desk)]
+_ServiceNeeded = Annotated[CompletionService, Depends(_service)]
 _CallerNeeded = Annotated[Caller, Depends(_caller)]
 _router = APIRouter()
 
 
 @_router.post("/v1/completions")
-async def completions(body: CompletionRequest, request: Request, desk: _DeskNeeded, caller: _CallerNeeded) -> Response:
+async def completions(
+    body: CompletionRequest, request: Request, service: _ServiceNeeded, caller: _CallerNeeded
+) -> Response:
     """Continue a prompt."""
-    return await desk.complete(body, caller, request.state.stopwatch)
+    return await service.complete(body, caller, request.state.stopwatch)
 
 
 @_router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request, desk: _DeskNeeded, caller: _CallerNeeded) -> Response:
+async def chat_completions(
+    body: ChatRequest, request: Request, service: _ServiceNeeded, caller: _CallerNeeded
+) -> Response:
     """Answer a conversation."""
-    return await desk.chat(body, caller, request.state.stopwatch)
+    return await service.chat(body, caller, request.state.stopwatch)
 
 
 @_router.get("/v1/models")
-async def models(desk: _DeskNeeded, caller: _CallerNeeded) -> dict[str, Any]:
+async def models(service: _ServiceNeeded, caller: _CallerNeeded) -> dict[str, Any]:
     """The one model that is served."""
-    return {"object": "list", "data": [desk.described()]}
+    return {"object": "list", "data": [service.described()]}
 
 
 @_router.get("/v1/models/{name:path}")
-async def model(name: str, desk: _DeskNeeded, caller: _CallerNeeded) -> dict[str, Any]:
+async def model(name: str, service: _ServiceNeeded, caller: _CallerNeeded) -> dict[str, Any]:
     """The model of that name."""
-    desk.check_model(name)
-    return desk.described()
+    service.check_model(name)
+    return service.described()
 
 
 @_router.get("/healthz")
@@ -281,17 +287,17 @@ async def healthz() -> dict[str, str]:
 
 
 @_router.get("/readyz")
-async def readyz(desk: _DeskNeeded) -> JSONResponse:
+async def readyz(service: _ServiceNeeded) -> JSONResponse:
     """The engine can serve; 503 and the reason where it cannot."""
-    if reason := desk.engine.ready():
+    if reason := service.engine.ready():
         return JSONResponse({"status": "unready", "reason": reason}, 503)
     return JSONResponse({"status": "ok"})
 
 
 @_router.get("/metrics")
-async def exposition(desk: _DeskNeeded) -> Response:
+async def exposition(service: _ServiceNeeded) -> Response:
     """Everything that is counted, for Prometheus."""
-    return Response(desk.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+    return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ from resplit.errors import CapacityError, NodeLostError, RequestError
 _SHOWN = 200  # characters of a client's own words that a message repeats
 
 
-def refuse(
+def http_error(
     status: int,
     message: str,
     code: str | None = None,
@@ -36,19 +36,19 @@ def as_http(error: Exception) -> HTTPException:
     match error:
         case HTTPException():
             known = isinstance(error.detail, dict)
-            return error if known else refuse(error.status_code, error.detail, headers=error.headers)
+            return error if known else http_error(error.status_code, error.detail, headers=error.headers)
         case RequestValidationError():
             return _invalid(error.errors()[0])
         case RequestError():
-            return refuse(400, str(error))
+            return http_error(400, str(error))
         case CapacityError():
             wait_s = str(max(1, math.ceil(error.retry_after_s)))
-            return refuse(429, str(error), "rate_limit_exceeded", headers={"Retry-After": wait_s})
+            return http_error(429, str(error), "rate_limit_exceeded", headers={"Retry-After": wait_s})
         case NodeLostError():
-            return refuse(503, str(error), "service_unavailable")
+            return http_error(503, str(error), "service_unavailable")
         case TimeoutError():
-            return refuse(504, str(error) or "the request's deadline is over", "deadline_exceeded")
-    return refuse(500, "the server failed to process the request; its log says why", "internal_error")
+            return http_error(504, str(error) or "the request's deadline is over", "deadline_exceeded")
+    return http_error(500, "the server failed to process the request; its log says why", "internal_error")
 
 
 def body_of(error: HTTPException) -> str:
@@ -67,15 +67,15 @@ def _invalid(found: Mapping[str, Any]) -> HTTPException:
     param = ".".join(map(str, found["loc"][1:]))[:_SHOWN]
     match found["type"]:
         case "json_invalid":
-            return refuse(400, f"the body is not valid JSON: {found['ctx']['error']}")
+            return http_error(400, f"the body is not valid JSON: {found['ctx']['error']}")
         case "extra_forbidden":
-            return refuse(400, f"unrecognized request argument supplied: {param}", "unknown_parameter", param)
+            return http_error(400, f"unrecognized request argument supplied: {param}", "unknown_parameter", param)
         case "missing" if param:
-            return refuse(400, f"missing required parameter: '{param}'", "missing_required_parameter", param)
+            return http_error(400, f"missing required parameter: '{param}'", "missing_required_parameter", param)
         case "value_error" if param:
-            return refuse(400, f"invalid '{param}': {found['ctx']['error']}", "invalid_value", param)
+            return http_error(400, f"invalid '{param}': {found['ctx']['error']}", "invalid_value", param)
         case "value_error":
-            return refuse(400, str(found["ctx"]["error"]), "invalid_value")
+            return http_error(400, str(found["ctx"]["error"]), "invalid_value")
         case "missing" | "model_attributes_type" if not param:
-            return refuse(400, "the body must be a JSON object, sent with the content type application/json")
-    return refuse(400, f"invalid '{param or 'body'}': {found['msg']}", "invalid_value", param or None)
+            return http_error(400, "the body must be a JSON object, sent with the content type application/json")
+    return http_error(400, f"invalid '{param or 'body'}': {found['msg']}", "invalid_value", param or None)

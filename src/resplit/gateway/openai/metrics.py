@@ -18,7 +18,7 @@ _CLIENT_GONE = 499  # the status that web servers log for a client that left; it
 Stage = Literal["reading", "waiting", "decoding"]
 
 
-class Metrics:
+class RequestMetrics:
     """All metrics, in a registry of their own: others may add theirs to `registry` and appear at /metrics too."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Metrics:
 class Stopwatch:
     """Follows one request from its arrival to its end. Every request that is started must be ended, once."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
         self._class = _UNKNOWN
         self._stage: Stage = "reading"

@@ -13,22 +13,22 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit.config import LimitsConfig
-from resplit.gateway.openai.http_errors import refuse, response
-from resplit.gateway.openai.metrics import Metrics, Stopwatch
+from resplit.gateway.openai.http_errors import http_error, response
+from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
 
 _GUARDED = "/v1/"  # what else is mounted on the app keeps its own rules
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection is of no more use
 _GRACE_S = 5.0  # beyond the deadline, for a client that does not take its answer
 
 
-class Guard:
+class RequestLimits:
     """Reads the whole body before the app runs, counting as it goes, and runs the app in a task of its own, which is
     cancelled when the client disconnects: so that it stops waiting and generating at once.
 
     The app finds its `Stopwatch` in `request.state.stopwatch`; those of `metered` paths enter the metrics.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limits: LimitsConfig, metered: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: LimitsConfig, metered: Collection[str]) -> None:
         self._app = app
         self._metrics = metrics
         self._limits = limits
@@ -81,11 +81,13 @@ class Guard:
                 while (message := await receive())["type"] == "http.request":
                     body += message.get("body", b"")
                     if len(body) > limit_bytes:
-                        raise refuse(413, f"the body is larger than {limit_bytes} bytes", "too_large", headers=_CLOSE)
+                        raise http_error(
+                            413, f"the body is larger than {limit_bytes} bytes", "too_large", headers=_CLOSE
+                        )
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError:
-            raise refuse(408, f"the body did not arrive within {limit_s:g} s", headers=_CLOSE) from None
+            raise http_error(408, f"the body did not arrive within {limit_s:g} s", headers=_CLOSE) from None
         raise ClientDisconnect
 
 

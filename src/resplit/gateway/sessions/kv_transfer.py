@@ -22,7 +22,7 @@ Held = Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True)
-class Way:
+class CacheTransfer:
     """Positions `first..last-1` of the cache of a block, from one node to another."""
 
     block: int
@@ -33,16 +33,16 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Restore:
+class RestorePlan:
     """What is left of a session's caches: all of its first `steps` passes, which are `positions` positions long, once
-    the caches have gone their `ways`."""
+    the caches have made its `transfers`."""
 
     steps: int
     positions: int
-    ways: tuple[Way, ...]
+    transfers: tuple[CacheTransfer, ...]
 
 
-def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], steps: Sequence[int]) -> Restore:
+def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], steps: Sequence[int]) -> RestorePlan:
     """The most that can be restored under a placement of what nodes hold of the blocks `cached`.
 
     Only whole passes count (`steps` are their lengths): what follows is computed again in the same shapes.
@@ -51,12 +51,12 @@ def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], st
     least = min((held[node].get(block, 0) if node else 0 for block, node in best.items()), default=0)
     ends = [end for end in accumulate(steps) if end <= least]
     positions = ends[-1] if ends else 0
-    ways = [
-        Way(block, node, placement[block], there, positions)
+    transfers = [
+        CacheTransfer(block, node, placement[block], there, positions)
         for block, node in best.items()
         if (there := held.get(placement[block], {}).get(block, 0)) < positions
     ]
-    return Restore(len(ends), positions, tuple(ways))
+    return RestorePlan(len(ends), positions, tuple(transfers))
 
 
 def room_for_copies(
@@ -99,21 +99,26 @@ def stand_bys(
     return chosen
 
 
-async def carry(
-    peers: Mapping[str, Peer], session: str, attempt: int, ways: Iterable[Way], blocks: int, background: bool = False
+async def transfer_caches(
+    peers: Mapping[str, Peer],
+    session: str,
+    attempt: int,
+    transfers: Iterable[CacheTransfer],
+    blocks: int,
+    background: bool = False,
 ) -> int:
     """Have caches of a session go their ways, at once, or in the `background`; the bytes that went.
 
     `blocks` is the length of the model's chain. NodeLostError where one cannot go.
     """
-    together: dict[tuple[str, int, int], list[Way]] = defaultdict(list)
-    for way in ways:
-        together[way.source, way.first, way.last].append(way)
+    together: dict[tuple[str, int, int], list[CacheTransfer]] = defaultdict(list)
+    for transfer in transfers:
+        together[transfer.source, transfer.first, transfer.last].append(transfer)
     orders = []
     for (source, first, last), group in together.items():
         target = [""] * blocks
-        for way in group:
-            target[way.block] = way.target
+        for transfer in group:
+            target[transfer.block] = transfer.target
         order = TransferRequest(
             session=session, attempt=attempt, target=target, first=first, last=last, background=background
         )  # fmt: skip

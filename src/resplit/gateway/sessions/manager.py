@@ -18,13 +18,13 @@ import structlog
 from resplit.config import ClusterConfig
 from resplit.errors import NodeLostError, RequestError, ResplitError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
-from resplit.gateway.sessions.admission import Admission, Promise
+from resplit.gateway.sessions.admission import Admission, Deadline
 from resplit.gateway.sessions.journal import Journal, status_of
-from resplit.gateway.sessions.kv_replication import Copies
-from resplit.gateway.sessions.kv_transfer import Way, carry, plan_restore
-from resplit.gateway.sessions.pause_gate import Gate
+from resplit.gateway.sessions.kv_replication import KvReplication
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_restore, transfer_caches
+from resplit.gateway.sessions.pause_gate import PauseGate
 from resplit.gateway.sessions.router import Router
-from resplit.gateway.sessions.session import Carried, Session, error_of
+from resplit.gateway.sessions.session import PreCopy, Session, error_of
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord, SessionRecovery
 from resplit.types import BlockFeatures
 from resplit.wire.links import Shape
@@ -51,14 +51,14 @@ class Sessions:
         self._cluster = cluster
         self._router = router
         self._features = features
-        self._copies = Copies(cluster, features, router)
+        self._replication = KvReplication(cluster, features, router)
         self._live: dict[str, Session] = {}
         self._admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._numbers = itertools.count(1)
         self._journal = Journal(cluster)
         self._closing: set[asyncio.Task[None]] = set()
         self._unavailable_reason: str | None = None
-        self._gate = Gate()
+        self._gate = PauseGate()
         self.on_settled: Callable[[int], None] = lambda oldest: None
         self.on_lost: Callable[[str], None] = lambda node: None
         router.on_token = self._answered
@@ -89,7 +89,7 @@ class Sessions:
 
     def paused(self) -> AbstractAsyncContextManager[None]:
         """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
-        return self._gate.held(_PASSES_END_WITHIN_S)
+        return self._gate.paused(_PASSES_END_WITHIN_S)
 
     async def move_all(self, route: Route) -> None:
         """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
@@ -98,7 +98,7 @@ class Sessions:
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
         """Serve under a changed cluster file, which may make other blocks private; `drained` nodes keep no copies."""
         self._cluster, self._features = cluster, features
-        self._copies.reconfigure(cluster, features, drained)
+        self._replication.reconfigure(cluster, features, drained)
         self._journal.reconfigure(cluster)
         self._router.cluster = cluster
 
@@ -190,11 +190,11 @@ class Sessions:
         async with asyncio.timeout_at(due_s):
             await self._until_ready()
         objective = self._cluster.request_class(request.request_class)
-        promise = Promise(since_s, objective.slo) if objective.shed_late and objective.slo else None
-        place = await self._admission.enter(prompt_tokens, new_tokens, due_s, promise)
+        deadline = Deadline(since_s, objective.slo) if objective.shed_late and objective.slo else None
+        reservation = await self._admission.reserve(prompt_tokens, new_tokens, due_s, deadline)
         route = self._router.live
         assert route is not None
-        session = Session(self._new_name(), request, place, route)
+        session = Session(self._new_name(), request, reservation, route)
         session.enter(route, self._private_ok(route))
         self._live[session.name] = session
         return session
@@ -206,9 +206,9 @@ class Sessions:
             begun_s = time.monotonic()
             async with asyncio.timeout_at(due_s):
                 token_id = await self._next(session, step, due_s)
-            self._admission.made_token(session.place, time.monotonic() - begun_s)
+            self._admission.made_token(session.reservation, time.monotonic() - begun_s)
             session.steps.append(step)
-            self._copies.go_on(session)
+            self._replication.go_on(session)
             step = (token_id,)
             stopped = token_id in request.stop_ids
             last = index == request.max_new_tokens - 1
@@ -264,10 +264,10 @@ class Sessions:
 
     async def _begin_again(self, session: Session) -> None:
         """A new attempt, with no passes done, on a route whose nodes all answer."""
-        if session.copying:
-            session.copying.cancel()
-            session.copying = None
-        self._copies.stop(session)
+        if session.precopying:
+            session.precopying.cancel()
+            session.precopying = None
+        self._replication.stop(session)
         live = self._router.live
         if self.ready() is None and live and live.epoch == session.route.epoch:
             with contextlib.suppress(TimeoutError):
@@ -293,9 +293,11 @@ class Sessions:
             raise NodeLostError(f"no answer from {', '.join(silent)}")
         cached = [index for index, block in enumerate(self._features) if block.kv_bytes_per_token > 0]
         plan = plan_restore(held, session.route.placement, cached, [len(step) for step in done])
-        sent = await carry(self._router.peers, session.name, session.attempt, plan.ways, len(self._features))
+        sent = await transfer_caches(
+            self._router.peers, session.name, session.attempt, plan.transfers, len(self._features)
+        )
         session.steps = done[: plan.steps]
-        self._copies.found(session, held)
+        self._replication.found(session, held)
         return sent
 
     async def _until_ready(self) -> None:
@@ -322,59 +324,63 @@ class Sessions:
         """At a token boundary: begin, go on with or finish the session's move to the live epoch."""
         live = self._router.live
         assert live is not None
-        if session.copying is None:
+        if session.precopying is None:
             if session.route.epoch == live.epoch:
                 return
             session.nodes |= set(live.placement)
-            session.copying = self._copy_ahead(session, Carried(live, 0, 0, 0))
-        if session.steps and not session.copying.done():
+            session.precopying = self._copy_ahead(session, PreCopy(live, 0, 0, 0))
+        if session.steps and not session.precopying.done():
             return
-        carried = await session.copying
-        session.copying = None
-        if _PATCH_POSITIONS < session.position - carried.last < carried.last - carried.first:
-            session.copying = self._copy_ahead(session, carried)
+        precopy = await session.precopying
+        session.precopying = None
+        if _PATCH_POSITIONS < session.position - precopy.last < precopy.last - precopy.first:
+            session.precopying = self._copy_ahead(session, precopy)
             return
         begun_s = time.monotonic()
-        patched = await self._carry(session, carried, session.position)
+        patched = await self._transfer_to_target(session, precopy, session.position)
         pause_s = time.monotonic() - begun_s
-        self._copies.stop(session)
-        session.enter(carried.target, self._private_ok(carried.target))
-        session.moves.append(SessionMove(carried.target.epoch, pause_s, patched.cache_bytes))
+        self._replication.stop(session)
+        session.enter(precopy.target, self._private_ok(precopy.target))
+        session.moves.append(SessionMove(precopy.target.epoch, pause_s, patched.cache_bytes))
         self.on_settled(self.oldest_epoch())
 
     async def _move(self, session: Session, route: Route) -> None:
-        """Move a session to a route at once."""
+        """SessionMove a session to a route at once."""
         begun_s = time.monotonic()
         session.nodes |= set(route.placement)
-        self._copies.stop(session)
-        if session.copying:  # to its end: parts that arrive later would spoil what is carried now
-            await asyncio.gather(session.copying, return_exceptions=True)
-            session.copying = None
+        self._replication.stop(session)
+        if session.precopying:  # to its end: parts that arrive later would spoil what is carried now
+            await asyncio.gather(session.precopying, return_exceptions=True)
+            session.precopying = None
         try:
-            carried = await self._carry(session, Carried(route, 0, 0, 0), session.position)
+            precopy = await self._transfer_to_target(session, PreCopy(route, 0, 0, 0), session.position)
         except ResplitError as error:
             session.enter(route, self._private_ok(route))
             self._lose(session, str(error))
             return
         session.enter(route, self._private_ok(route))
-        session.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, carried.cache_bytes))
+        session.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, precopy.cache_bytes))
 
-    def _copy_ahead(self, session: Session, before: Carried) -> asyncio.Task[Carried]:
+    def _copy_ahead(self, session: Session, before: PreCopy) -> asyncio.Task[PreCopy]:
         """Carry what is cached now while the session goes on: passes, and what others wait for, go first."""
-        return asyncio.create_task(self._carry(session, before, session.position, background=True))
+        return asyncio.create_task(self._transfer_to_target(session, before, session.position, background=True))
 
-    async def _carry(self, session: Session, before: Carried, last: int, background: bool = False) -> Carried:
+    async def _transfer_to_target(
+        self, session: Session, before: PreCopy, last: int, background: bool = False
+    ) -> PreCopy:
         """Have positions up to `last` of every block that moves carried to its new node, after what went `before`."""
         first, target = before.last, before.target
         if last == first:
             return before
-        ways = [
-            Way(block, old, new, first, last)
+        transfers = [
+            CacheTransfer(block, old, new, first, last)
             for block, (old, new) in enumerate(zip(session.route.placement, target.placement, strict=True))
             if old != new and self._features[block].kv_bytes_per_token > 0
         ]
-        sent = await carry(self._router.peers, session.name, session.attempt, ways, len(self._features), background)
-        return Carried(target, first, last, before.cache_bytes + sent)
+        sent = await transfer_caches(
+            self._router.peers, session.name, session.attempt, transfers, len(self._features), background
+        )
+        return PreCopy(target, first, last, before.cache_bytes + sent)
 
     def _new_name(self) -> str:
         return f"{next(self._numbers)}-{time.time_ns():x}"
@@ -401,12 +407,12 @@ class Sessions:
         if session is None:
             return
         del self._live[session.name]
-        if session.copying:
-            session.copying.cancel()
-        self._copies.stop(session)
+        if session.precopying:
+            session.precopying.cancel()
+        self._replication.stop(session)
         for node in session.nodes & set(self._router.peers):  # one that was removed has none
             self._spawn(self._router.peers[node].close_sessions([session.name]))
-        self._admission.leave(session.place)
+        self._admission.leave(session.reservation)
         self.on_settled(self.oldest_epoch())
 
     def _spawn(self, closing: Coroutine[Any, Any, None]) -> None:

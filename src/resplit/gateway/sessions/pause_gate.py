@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from resplit.errors import CapacityError
 
 
-class Gate:
+class PauseGate:
     """Open unless somebody holds it; several may at once."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Gate:
                 self._empty.set()
 
     @contextlib.asynccontextmanager
-    async def held(self, within_s: float) -> AsyncIterator[None]:
+    async def paused(self, within_s: float) -> AsyncIterator[None]:
         """Nothing is inside; CapacityError where what was has not ended `within_s` seconds."""
         self._holders += 1
         self._open.clear()

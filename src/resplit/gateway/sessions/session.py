@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from resplit.errors import CapacityError, DataError, NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest
-from resplit.gateway.sessions.admission import Place
+from resplit.gateway.sessions.admission import Reservation
 from resplit.model.engine import token_ids
 from resplit.session_records import SessionMove
 from resplit.wire.node_pb2 import Sampling, Step, Token
@@ -19,7 +19,7 @@ from resplit.wire.routes import Route
 
 
 @dataclass(frozen=True)
-class Carried:
+class PreCopy:
     """Caches that were carried ahead of a move: to the nodes of `target`, positions `first..last-1` in the last round;
     `cache_bytes` in all rounds."""
 
@@ -30,7 +30,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Copy:
+class KvReplica:
     """A copy of the first `positions` positions of a block's cache on a node that does not host the block."""
 
     node: str
@@ -46,19 +46,19 @@ class Session:
 
     name: str
     request: GenerationRequest
-    place: Place
+    reservation: Reservation
     route: Route
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     steps: list[tuple[int, ...]] = field(default_factory=list)
     attempt: int = 0
-    copying: asyncio.Task[Carried] | None = None  # caches ahead of a move
-    keeping: asyncio.Task[None] | None = None  # copies on stand-by nodes
-    copies: dict[int, Copy] = field(default_factory=dict)  # by block
+    precopying: asyncio.Task[PreCopy] | None = None  # caches ahead of a move
+    replicating: asyncio.Task[None] | None = None  # copies on stand-by nodes
+    replicas: dict[int, KvReplica] = field(default_factory=dict)  # by block
     keeping_from: int = 0  # the position at which that began
     copied: int = 0  # the position that all copies have reached
     copied_bytes: int = 0
     copy_lag: int = 0  # the most positions that were added while copies were made
-    unwilling: set[str] = field(default_factory=set)  # nodes that did not take a copy
+    refusing: set[str] = field(default_factory=set)  # nodes that did not take a copy
     epochs: list[int] = field(default_factory=list)
     moves: list[SessionMove] = field(default_factory=list)
     nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
@@ -78,7 +78,7 @@ class Session:
             epoch=self.route.epoch,
             segment=0,
             start=self.position,
-            capacity=self.place.tokens,
+            capacity=self.reservation.tokens,
             values=to_wire(token_ids(step)),
             sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
             gateway=gateway,
