@@ -1,10 +1,11 @@
-"""The errors that resplit raises on purpose.
+"""The errors that resplit raises on purpose, and how each is named on the wire and over HTTP.
 
-Each message names the place, the value, the rule and, where there is one, the way out. Anything that is
-not a `ResplitError` is a defect.
+Each message names the place, the value, the rule and, where possible, the remedy. Any other exception is a defect.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class ResplitError(Exception):
@@ -12,7 +13,7 @@ class ResplitError(Exception):
 
 
 class ConfigError(ResplitError):
-    """A cluster, scenario or parameter file says something that cannot be."""
+    """A cluster, scenario or parameter file, or an option, has a value that breaks a rule."""
 
     def __init__(self, place: str, rule: str) -> None:
         super().__init__(f"{place}: {rule}")
@@ -21,7 +22,7 @@ class ConfigError(ResplitError):
 
 
 class ProblemFormatError(ResplitError):
-    """A placement problem breaks the format: which key, what it holds, which rule it breaks."""
+    """A placement problem breaks the format: the key, its value, and the rule that it breaks."""
 
     def __init__(self, key: str, value: object, rule: str) -> None:
         shown = repr(value)
@@ -32,7 +33,7 @@ class ProblemFormatError(ResplitError):
 
 
 class DataError(ResplitError):
-    """Telemetry or measurements that cannot be used: too few, malformed, contradictory."""
+    """Telemetry, measurements or messages that cannot be used: too few, malformed or contradictory."""
 
 
 class InfeasibleError(ResplitError):
@@ -44,11 +45,11 @@ class ModelError(ResplitError):
 
 
 class ShardError(ResplitError):
-    """A shard that is missing, corrupt, or not ours to open."""
+    """A shard that is missing, corrupt, or encrypted for another node."""
 
 
 class CommandRefusedError(ResplitError):
-    """A control command that a node does not honour; `reason` is a short fixed word for counting."""
+    """A control command that a node refuses; `reason` is a fixed word, under which the node counts refusals."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"command refused ({reason}): {detail}")
@@ -56,11 +57,11 @@ class CommandRefusedError(ResplitError):
 
 
 class ProposalRefusedError(ResplitError):
-    """A placement that the controller does not deploy: stale, illegal, or it could not be prepared."""
+    """A placement that the controller does not deploy: it is stale, breaks a rule, or could not be prepared."""
 
 
 class NodeLostError(ResplitError):
-    """A node does not answer."""
+    """A node, or the controller, does not answer."""
 
 
 class CapacityError(ResplitError):
@@ -72,4 +73,48 @@ class CapacityError(ResplitError):
 
 
 class RequestError(ResplitError):
-    """A request that can never be served as it stands (too long, unknown model, wrong value)."""
+    """A request that cannot be served as it is: too long, an unknown model, a wrong value."""
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One kind of error: its word on the wire, its exception, and its HTTP status."""
+
+    word: str
+    error: type[Exception]
+    http_status: int
+
+
+# The first kind whose exception matches counts. A refused command is not listed: its word is its reason.
+KINDS = (
+    ErrorKind("request", RequestError, 400),
+    ErrorKind("capacity", CapacityError, 429),
+    ErrorKind("lost", NodeLostError, 503),
+    ErrorKind("timeout", TimeoutError, 504),
+    ErrorKind("shard", ShardError, 500),
+    ErrorKind("data", DataError, 500),
+    ErrorKind("failed", Exception, 500),
+)
+
+
+def kind_of(error: Exception) -> ErrorKind:
+    """The row of the table for `error`."""
+    return next(kind for kind in KINDS if isinstance(error, kind.error))
+
+
+def wire_word(error: Exception) -> str:
+    """The word that a reply carries for `error`."""
+    return error.reason if isinstance(error, CommandRefusedError) else kind_of(error).word
+
+
+def error_from_wire(word: str, message: str) -> ResplitError:
+    """The error that a reply with this word stands for; a word that is not in the table is the reason of a refusal."""
+    kind = next((kind for kind in KINDS if kind.word == word), None)
+    if kind is None:
+        return CommandRefusedError(word, message)
+    return kind.error(message) if issubclass(kind.error, ResplitError) else ResplitError(message)
+
+
+def http_status(error: Exception) -> int:
+    """The HTTP status that answers a request which ended with `error`."""
+    return kind_of(error).http_status

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resplit.errors import CapacityError
 from resplit.wire.links import Link, Sender, Shape
 
 
@@ -139,7 +140,7 @@ async def test_a_sender_whose_other_side_takes_nothing_says_so() -> None:
     await asyncio.sleep(0)
     sender.put("one", 1)
     sender.put("two", 1)
-    with pytest.raises(asyncio.QueueFull):
+    with pytest.raises(CapacityError, match="already wait"):
         sender.put("three", 1)
     task.cancel()
 

@@ -18,7 +18,7 @@ from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import NodeLostError, ResplitError
+from resplit.errors import ResplitError, http_status
 from resplit.problem import problem_from_json
 from resplit.wire.links import Shape
 
@@ -210,7 +210,8 @@ def _emulating(controller: Controller) -> APIRouter:
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
-    status = 503 if isinstance(error, NodeLostError) else 409
+    # A flow reads 409 as "refused, plan again"; only a lost node is something else.
+    status = 503 if http_status(error) == 503 else 409
     return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
 
 

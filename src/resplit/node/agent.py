@@ -15,7 +15,7 @@ import structlog
 
 from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig
-from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError
+from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
 from resplit.garbage import freeze_startup_objects
 from resplit.model.engine import ModelSpec, TorchEngine
 from resplit.node.emulation import Hardware
@@ -230,7 +230,7 @@ class Agent:
     async def _serve(self, step: Step) -> None:
         try:
             await self._forward(step, await self._compute(step))
-        except (ResplitError, asyncio.QueueFull) as error:
+        except ResplitError as error:
             self._answer(step, error=error)
         except Exception as error:
             # A defect must not leave the gateway waiting for an answer that never comes.
@@ -285,13 +285,13 @@ class Agent:
         token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self.name)
         token.attempt = step.attempt
         if error is not None:
-            token.error, token.error_kind = str(error), _error_kind(error)
+            token.error, token.error_kind = str(error), wire_word(error)
             _log.warning("a pass failed", node=self.name, session=step.session, epoch=step.epoch, error=str(error))
         gateway = self.gateways.get(step.gateway)
         if gateway is None:
             _log.warning("no gateway to answer", node=self.name, gateway=step.gateway, session=step.session)
             return
-        with contextlib.suppress(asyncio.QueueFull):
+        with contextlib.suppress(CapacityError):
             gateway.put(token, 4)
 
     def _lost(self, peer: str, steps: list[Step]) -> None:
@@ -386,11 +386,3 @@ class Agent:
     def _link(self, other: str) -> Link:
         shape = self.cluster.link(self.name, other)
         return Link(Shape(shape.latency, shape.bandwidth) if shape else None)
-
-
-def _error_kind(error: Exception) -> str:
-    if isinstance(error, CapacityError | asyncio.QueueFull):
-        return "capacity"
-    if isinstance(error, NodeLostError):
-        return "lost"
-    return error.reason if isinstance(error, CommandRefusedError) else "data"

@@ -17,7 +17,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
-from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ResplitError, ShardError
+from resplit.errors import CommandRefusedError, ConfigError, ResplitError, wire_word
 from resplit.node.agent import Agent
 from resplit.node.block_timing import profile_block
 from resplit.node.probe import Probe
@@ -118,7 +118,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
                 body = await self._commands[command.kind](command.body)
             await stream.send_message(CommandReply(body=json.dumps(body)))
         except ResplitError as error:
-            kind = _kind(error)
+            kind = wire_word(error)
             self._refusals[kind] += 1
             _log.warning("command refused", node=self._agent.name, reason=kind, error=str(error))
             await stream.send_message(CommandReply(error=str(error), error_kind=kind))
@@ -251,9 +251,3 @@ def _ensure_short(*names: str) -> None:
     """Names are kept and logged; one of a megabyte is nobody's."""
     if any(len(name) > _LONGEST_NAME for name in names):
         raise GRPCError(Status.INVALID_ARGUMENT, f"a name of more than {_LONGEST_NAME} characters")
-
-
-def _kind(error: ResplitError) -> str:
-    if isinstance(error, CommandRefusedError):
-        return error.reason
-    return {CapacityError: "capacity", ShardError: "shard"}.get(type(error), "failed")

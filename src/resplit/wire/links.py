@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from resplit.errors import CapacityError
+
 Message = TypeVar("Message")
 
 
@@ -57,7 +59,9 @@ class Sender(Generic[Message]):
         self._queue: asyncio.Queue[tuple[float, Message]] = asyncio.Queue(bound)
 
     def put(self, message: Message, payload_bytes: int) -> None:
-        """Queue a message; asyncio.QueueFull when the other side has not taken `bound` messages."""
+        """Queue a message; CapacityError where the other side has not taken `bound` messages."""
+        if self._queue.full():
+            raise CapacityError(f"{self._queue.maxsize} messages already wait to be sent over this link")
         self._queue.put_nowait((self._link.due_s(payload_bytes), message))
 
     async def run(self) -> None:

@@ -20,7 +20,7 @@ from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from resplit.cancellation import cancel_and_wait
-from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ResplitError, ShardError
+from resplit.errors import CapacityError, ConfigError, NodeLostError, error_from_wire
 from resplit.model.engine import Activation
 from resplit.wire.links import Link, Sender, until
 from resplit.wire.node_grpc import NodeStub
@@ -42,7 +42,6 @@ from resplit.wire.node_pb2 import (
 
 _log = structlog.get_logger(__name__)
 CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
-_ERRORS: dict[str, type[ResplitError]] = {"capacity": CapacityError, "shard": ShardError}
 # Tensors above this are no use on one HTTP/2 stream: they would hold up the others.
 CHUNK_BYTES = 256 * 1024
 # What may hold up a step: some 13 ms at 40 Mbit/s.
@@ -121,9 +120,7 @@ class Peer:
         if not reply.error_kind:
             body: dict[str, Any] = json.loads(reply.body or "{}")
             return body
-        if reply.error_kind in _ERRORS:
-            raise _ERRORS[reply.error_kind](f"{self.name}: {reply.error}")
-        raise CommandRefusedError(reply.error_kind, f"{self.name}: {reply.error}")
+        raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
 
     async def report(self, after: int, timeout_s: float = 5.0) -> tuple[dict[str, Any], int]:
         """The member's state and its telemetry rows numbered above `after`."""

@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from resplit.errors import CapacityError, NodeLostError, RequestError
+from resplit.errors import CapacityError, http_status
 
+_CODES = {429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
 _SHOWN = 200  # characters of a client's own words that a message repeats
 
 
@@ -39,16 +40,12 @@ def as_http(error: Exception) -> HTTPException:
             return error if known else http_error(error.status_code, error.detail, headers=error.headers)
         case RequestValidationError():
             return _invalid(error.errors()[0])
-        case RequestError():
-            return http_error(400, str(error))
-        case CapacityError():
-            wait_s = str(max(1, math.ceil(error.retry_after_s)))
-            return http_error(429, str(error), "rate_limit_exceeded", headers={"Retry-After": wait_s})
-        case NodeLostError():
-            return http_error(503, str(error), "service_unavailable")
-        case TimeoutError():
-            return http_error(504, str(error) or "the request's deadline is over", "deadline_exceeded")
-    return http_error(500, "the server failed to process the request; its log says why", "internal_error")
+    status = http_status(error)
+    if status == 500:
+        return http_error(500, "the server failed to process the request; its log says why", "internal_error")
+    message = str(error) or "the request's deadline is over"  # a TimeoutError has no message of its own
+    wait_s = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))} if isinstance(error, CapacityError) else None
+    return http_error(status, message, _CODES.get(status), headers=wait_s)
 
 
 def body_of(error: HTTPException) -> str:

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
-from resplit.errors import CapacityError, NodeLostError, RequestError
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 
 # The declared demand counts as much as so many seconds of observation: a quiet moment is no proof.
@@ -83,14 +82,3 @@ class Journal:
             "new_tokens": new / weight,
             "slo_s": declared.slo,
         }
-
-
-def status_of(error: Exception) -> int:
-    """The HTTP status that stands for an error in the journal."""
-    kinds: list[tuple[type[Exception], int]] = [
-        (CapacityError, 429),
-        (RequestError, 400),
-        (NodeLostError, 503),
-        (TimeoutError, 504),
-    ]
-    return next((status for kind, status in kinds if isinstance(error, kind)), 500)

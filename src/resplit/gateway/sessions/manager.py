@@ -16,10 +16,10 @@ from typing import Any
 import structlog
 
 from resplit.config import ClusterConfig
-from resplit.errors import NodeLostError, RequestError, ResplitError
+from resplit.errors import NodeLostError, RequestError, ResplitError, http_status
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Admission, Deadline
-from resplit.gateway.sessions.journal import Journal, status_of
+from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_restore, transfer_caches
 from resplit.gateway.sessions.pause_gate import PauseGate
@@ -170,7 +170,7 @@ class Sessions:
                 status = 200 if token.finish else 499
                 yield token
         except (ResplitError, TimeoutError) as error:
-            status = status_of(error)
+            status = http_status(error)
             raise
         except GeneratorExit:  # closed in good order, as after a stop string; who hangs up cancels instead
             status = 200

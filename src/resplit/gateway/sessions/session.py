@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from resplit.errors import CapacityError, DataError, NodeLostError, ResplitError
+from resplit.errors import error_from_wire
 from resplit.gateway.engine import GenerationRequest
 from resplit.gateway.sessions.admission import Reservation
 from resplit.model.engine import token_ids
@@ -94,8 +94,8 @@ class Session:
         self.private_ok = self.private_ok and private_ok
 
 
-def error_of(answer: Token) -> ResplitError:
-    """The error that a pass ended with."""
-    # A node that was restarted knows neither epoch nor caches: "stale" is lost, too.
-    kinds: dict[str, type[ResplitError]] = {"capacity": CapacityError, "lost": NodeLostError, "stale": NodeLostError}
-    return kinds.get(answer.error_kind, DataError)(answer.error)
+def error_of(answer: Token) -> Exception:
+    """The error with which a pass ended."""
+    # A node that restarted has neither the epoch nor the caches: for the session it is lost.
+    word = "lost" if answer.error_kind == "stale" else answer.error_kind
+    return error_from_wire(word, answer.error)
