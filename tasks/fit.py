@@ -5,7 +5,6 @@ Knows the file; the mathematics is in `resplit.cost`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from resplit.cost import CostModel, fit_cost_model
 from resplit.errors import DataError
+from resplit.files import write_atomically
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 
@@ -43,9 +43,7 @@ def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: 
     """
     model = fit_cost_model(telemetry, features, _previous(path), judge=judge)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(model.to_json(), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, model.to_json())
     _log.info(
         "cost model fitted",
         nodes=len(model.reference_s),

@@ -24,6 +24,7 @@ from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
 from resplit.errors import ConfigError, NodeLostError
+from resplit.files import write_atomically
 from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.sessions.manager import Sessions
@@ -138,8 +139,7 @@ async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> N
 def _token(path: Path) -> str:
     """The control API's token, made once."""
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+        write_atomically(path, secrets.token_urlsafe(32), 0o600)
     return path.read_text(encoding="utf-8").strip()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from resplit.config import ClusterConfig, NodeConfig, parse_cluster
 from resplit.errors import ConfigError
+from resplit.files import write_atomically
 
 # What every member has built upon, and what no node is told of while it runs.
 _FIXED = ("name", "source", "dtype", "split", "kv_tokens", "limits")
@@ -148,9 +149,7 @@ def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], p
         "trust": desired.trust,
         "started_with": started_with,
     }
-    partial = path.with_suffix(".partial")
     try:
-        partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, json.dumps(kept, indent=1))
     except OSError as error:
         raise ConfigError(str(path), f"cannot be written ({error.strerror}); nothing was changed") from None

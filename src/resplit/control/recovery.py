@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from resplit.files import write_atomically
 from resplit.planner.partial_demand import solve_partial_demand
 from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Plan, Problem
@@ -28,9 +29,7 @@ def load_problem(path: Path) -> Problem | None:
 
 def save_problem(problem: Problem, path: Path) -> None:
     """Keep a problem, in one step: a crash leaves the one before."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(problem_to_json(problem)), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(problem_to_json(problem)))
 
 
 def without(problem: Problem, unused: Collection[str]) -> Problem:

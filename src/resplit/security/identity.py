@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import re
 import shutil
 import ssl
@@ -26,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from joserfc.jwk import OKPKey
 
 from resplit.errors import CommandRefusedError, ConfigError
+from resplit.files import write_atomically
 
 AUTHORITY = "authority"
 CONTROLLER = "controller"
@@ -39,6 +39,7 @@ _CA, _CA_KEY = "ca.pem", "ca.key"
 _CERTIFICATE, _KEY = "cert.pem", "key.pem"
 _COMMANDS, _COMMANDS_KEY = "commands.jwks", "commands.key"
 _WRAP_KEY = "wrap.key"
+_OWNER_ONLY = 0o600
 
 
 class _HasCertificate(Protocol):
@@ -367,26 +368,13 @@ def _store(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         if folder.exists():
             for name, content in files.items():
-                _write_private(folder / name, content)
+                write_atomically(folder / name, content, _OWNER_ONLY)
             return
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700, parents=True)
         for name, content in files.items():
-            _write_private(new / name, content)
+            write_atomically(new / name, content, _OWNER_ONLY)
         new.rename(folder)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise ConfigError(str(folder), f"cannot be written ({error.strerror})") from None
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Replace a file in one step by one that only its owner can read, whatever the umask."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise

@@ -9,7 +9,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 import fsspec
 
 from resplit.errors import ShardError
+from resplit.files import write_atomically
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -144,16 +144,9 @@ def _read_entries(path: Path) -> dict[str, KeyringEntry]:
 
 
 def _write_entries(path: Path, entries: dict[str, KeyringEntry]) -> None:
-    """Replace the file in one step, so that a crash or a full disk leaves the old one."""
     stored = {block: asdict(entry) | {"key": base64.b64encode(entry.key).decode()} for block, entry in entries.items()}
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(stored, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        write_atomically(path, json.dumps(stored, indent=1), 0o600)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise ShardError(f"{path}: the keyring cannot be written ({error.strerror}); make room there") from None

@@ -1,0 +1,99 @@
+"""Crash-safe writes: all of the new content or all of the old one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resplit.files import write_atomically
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(versions=st.lists(st.binary(max_size=2000), min_size=1, max_size=4))
+def test_the_file_holds_the_last_content_written_and_nothing_else_remains(
+    tmp_path: Path, versions: list[bytes]
+) -> None:
+    path = tmp_path / "state.json"
+    for content in versions:
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "note", "fünf\n")
+    assert (tmp_path / "note").read_bytes() == b"f\xc3\xbcnf\n"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
+def test_a_given_mode_holds_whatever_the_umask_and_the_old_file(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "secret").write_text("old")
+    (tmp_path / "secret").chmod(0o644)
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "secret", "new", 0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_without_a_mode_the_umask_decides(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", "content")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_partial_file(tmp_path: Path, full_disk: FullDisk) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, b"old")
+    with full_disk(4096), pytest.raises(OSError, match="File too large"):
+        write_atomically(path, bytes(100_000))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_at_any_step_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    for step in ("fsync", "fchmod", "replace"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path if step == "replace" else os, step, fail)
+            with pytest.raises(OSError, match="no"):
+                write_atomically(path, b"new", 0o600)
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_and_rename_are_both_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    path = tmp_path / "state.json"
+
+    def record(descriptor: int) -> None:
+        target = os.fstat(descriptor)
+        synced.append("folder" if stat.S_ISDIR(target.st_mode) else f"file of {target.st_size} bytes")
+        assert path.exists() is stat.S_ISDIR(target.st_mode)  # content before the rename, folder after it
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_atomically(path, b"12345")
+    assert synced == ["file of 5 bytes", "folder"]
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "missing" / "state.json", b"content")
