@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from resplit.config import ClusterConfig
 from resplit.model.source import StoredModel
+from resplit.privacy import exposed_blocks
 from resplit.types import BlockFeatures
 
 
@@ -41,11 +42,7 @@ class PlacementRules:
 
     def privacy_violation(self, placement: Sequence[str]) -> str | None:
         """Which private block a placement has on a node that is not trusted, in words; None if none."""
-        return next(
-            (
-                f"block {block.name} is private and {node} is not trusted"
-                for block, node in zip(self.features, placement, strict=True)
-                if block.private and node not in self.cluster.trusted
-            ),
-            None,
-        )
+        exposed = exposed_blocks(placement, self.features, self.cluster.trusted)
+        if not exposed:
+            return None
+        return f"block {self.features[exposed[0]].name} is private and {placement[exposed[0]]} is not trusted"

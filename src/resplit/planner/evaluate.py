@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resplit.privacy import exposed_blocks
 from resplit.types import FloatArray, Problem, RequestClass, Terms
 
 __all__ = ["Evaluation", "block_bytes", "evaluate", "moved_bytes", "slo_shortfall_s"]
@@ -144,10 +145,12 @@ def _violations(problem: Problem, nodes_of: np.ndarray, utilization: FloatArray)
             )
         if utilization[i] > node.max_utilization + SLACK:
             broken.append(f"utilization of {node.name}: {utilization[i]:.6f}, at most {node.max_utilization:g}")
-    for block, i, prefill in zip(problem.blocks, nodes_of, problem.prefill_s_per_token, strict=True):
-        if block.private and not problem.nodes[i].trusted:
+    trusted = {node.name for node in problem.nodes if node.trusted}
+    exposed = exposed_blocks([problem.nodes[i].name for i in nodes_of], problem.blocks, trusted)
+    for j, (block, i) in enumerate(zip(problem.blocks, nodes_of, strict=True)):
+        if j in exposed:
             broken.append(f"trust: private block {block.name} on {problem.nodes[i].name}, which is not trusted")
-        if np.isnan(prefill[i]):
+        if np.isnan(problem.prefill_s_per_token[j, i]):
             broken.append(f"block {block.name} cannot run on {problem.nodes[i].name}")
     return (*broken, *_broken_links(problem, nodes_of), *_broken_cuts(problem, nodes_of))
 

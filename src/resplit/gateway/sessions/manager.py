@@ -25,6 +25,7 @@ from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_restore, tr
 from resplit.gateway.sessions.pause_gate import PauseGate
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import PreCopy, Session, error_of
+from resplit.privacy import exposed_blocks
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord, SessionRecovery
 from resplit.types import BlockFeatures
 from resplit.wire.links import Shape
@@ -448,7 +449,4 @@ class Sessions:
         )
 
     def _private_ok(self, route: Route) -> bool:
-        trusted = self._cluster.trusted
-        return all(
-            name in trusted for name, block in zip(route.placement, self._features, strict=True) if block.private
-        )
+        return not exposed_blocks(route.placement, self._features, self._cluster.trusted)

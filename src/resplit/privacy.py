@@ -1,0 +1,26 @@
+"""The privacy rule: a private block runs on trusted nodes only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+__all__ = ["exposed_blocks"]
+
+
+class _Block(Protocol):
+    @property
+    def private(self) -> bool: ...
+
+
+def exposed_blocks(placement: Sequence[str], blocks: Sequence[_Block], trusted: Collection[str]) -> list[int]:
+    """Indices, in model order, of the private blocks that `placement` puts on a node that is not trusted.
+
+    `placement` names one node for each of `blocks`; ValueError if their numbers differ. `trusted` names the
+    trusted nodes.
+    """
+    return [
+        index
+        for index, (node, block) in enumerate(zip(placement, blocks, strict=True))
+        if block.private and node not in trusted
+    ]
