@@ -9,7 +9,7 @@ import pytest
 
 from resplit.model.engine import TorchEngine
 from resplit.model.source import StoredModel
-from resplit.node.block_timing import profile_block
+from resplit.node.block_timing import time_block
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor
 
@@ -26,7 +26,7 @@ def executor(tiny: StoredModel) -> Executor:
 async def test_the_median_decode_step_is_the_answer_even_while_the_probe_takes_the_timings_away(
     executor: Executor,
 ) -> None:
-    profiling = asyncio.create_task(profile_block(executor, 2))
+    profiling = asyncio.create_task(time_block(executor, 2))
     taken = []
     while not profiling.done():
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from resplit.config import BlockTimes, Emulation
 from resplit.model.engine import TorchEngine, token_ids
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware, median_error
-from resplit.node.executor import Executor, Pass
+from resplit.node.executor import Executor, SegmentPass
 
 HARDWARE = Hardware(
     decode_s={"embed": 2e-3, "layer": 8e-3, "head": 12e-3},
@@ -44,7 +44,7 @@ async def pass_s(executor: Executor, first: int, last: int, start: int, tokens: 
     """Wall time of one pass of session "one" through blocks `first..last`."""
     values = token_ids([3] * tokens) if first == 0 else executor.engine.blank(tokens)
     begun_s = time.perf_counter()
-    await executor.run(Pass("one", first, last, start, 128, values, None))
+    await executor.run(SegmentPass("one", first, last, start, 128, values, None))
     return time.perf_counter() - begun_s
 
 

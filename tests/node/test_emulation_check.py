@@ -7,7 +7,7 @@ import pytest
 from resplit.config import ClusterConfig
 from resplit.errors import ConfigError
 from resplit.model.source import StoredModel
-from resplit.node.emulation_check import PassShape, ensure_feasible, measure_work
+from resplit.node.emulation_check import PassShape, check_emulation, measure_work
 
 SLOW = {"embed": "10 ms", "layer": "20 ms", "head": "30 ms"}
 
@@ -32,12 +32,12 @@ def cluster(rate_rps: float = 0.5, decode: dict[str, str] = SLOW, emulated: bool
 
 
 def test_what_this_machine_can_do_is_accepted(tiny: StoredModel) -> None:
-    ensure_feasible(cluster(), tiny)
+    check_emulation(cluster(), tiny)
 
 
 def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(tiny: StoredModel) -> None:
     with pytest.raises(ConfigError) as refusal:
-        ensure_feasible(cluster(decode=SLOW | {"head": "0.1 us"}), tiny)
+        check_emulation(cluster(decode=SLOW | {"head": "0.1 us"}), tiny)
     message = str(refusal.value)
     assert "nodes.alpha.emulate" in message
     assert "'head'" in message
@@ -49,11 +49,11 @@ def test_more_work_than_the_cores_can_do_is_refused(tiny: StoredModel) -> None:
     work_s = measure_work(cluster(), tiny)
     kinds = ["embed", *["layer"] * 6, "head"]
     request_s = sum(work_s[kind, PassShape(12, 0)] + 8 * work_s[kind, PassShape(1, 16)] for kind in kinds)
-    ensure_feasible(cluster(rate_rps=0.2 / request_s), tiny, cores=1)
+    check_emulation(cluster(rate_rps=0.2 / request_s), tiny, cores=1)
     with pytest.raises(ConfigError, match=r"classes: .* lower rate_rps"):
-        ensure_feasible(cluster(rate_rps=3 / request_s), tiny, cores=1)
-    ensure_feasible(cluster(rate_rps=3 / request_s), tiny, cores=16)
+        check_emulation(cluster(rate_rps=3 / request_s), tiny, cores=1)
+    check_emulation(cluster(rate_rps=3 / request_s), tiny, cores=16)
 
 
 def test_real_hardware_is_what_it_is(tiny: StoredModel) -> None:
-    ensure_feasible(cluster(rate_rps=1e9, emulated=False), tiny, cores=1)
+    check_emulation(cluster(rate_rps=1e9, emulated=False), tiny, cores=1)

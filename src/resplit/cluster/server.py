@@ -30,7 +30,7 @@ from resplit.gateway.openai.app import create_app
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
-from resplit.node.emulation_check import ensure_feasible
+from resplit.node.emulation_check import check_emulation
 from resplit.security.identity import CONTROLLER, Member
 from resplit.shards.packaging import package
 from resplit.shards.registry import Keyring, Registry
@@ -75,7 +75,7 @@ async def serve(
     bound = _bind(paths.listen)
     desired = load_desired_state(paths.desired_state_file, content)
     cluster = desired.cluster
-    await asyncio.to_thread(ensure_feasible, cluster, model)
+    await asyncio.to_thread(check_emulation, cluster, model)
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
     member = Member.load(paths.keys / CONTROLLER)

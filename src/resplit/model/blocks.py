@@ -30,7 +30,7 @@ class KeyValueCache(Protocol):
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassContext:
     """What the blocks of one pass share. `positions` is (1, tokens)."""
 
     positions: torch.Tensor
@@ -123,11 +123,11 @@ class Chain:
             sliding = self.config.sliding_window is not None
         return BlockModule(spec, parts.eval().requires_grad_(False), self.config.sliding_window if sliding else None)
 
-    def prepare_pass(self, start: int, tokens: int, like: torch.Tensor) -> Pass:
+    def prepare_pass(self, start: int, tokens: int, like: torch.Tensor) -> PassContext:
         """What every block needs to compute `tokens` positions from `start`; `like` gives the dtype."""
         positions = torch.arange(start, start + tokens).unsqueeze(0)  # (1, tokens)
         rotation = self.rotary(like, position_ids=positions) if self.rotary is not None else None
-        return Pass(positions, rotation, start)
+        return PassContext(positions, rotation, start)
 
     def _parts(self, index: int) -> dict[str, str]:
         """The parts of a block: name within the block -> path in the model."""
@@ -162,7 +162,7 @@ class BlockModule:
         """Whether the block keeps keys and values."""
         return self.spec.kind in ("layer", "attention")
 
-    def __call__(self, hidden: torch.Tensor, shared: Pass, cache: KeyValueCache | None) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, shared: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
         """Token ids (1, tokens) for embed, hidden states (1, tokens, width) else; the head answers with the logits of
         the last position, (1, vocabulary)."""
         if self.spec.kind == "embed":
@@ -175,11 +175,11 @@ class BlockModule:
             hidden = hidden + self._parts["mlp"](self._parts["mlp_norm"](hidden))
         return hidden
 
-    def _embed(self, token_ids: torch.Tensor, shared: Pass) -> torch.Tensor:
+    def _embed(self, token_ids: torch.Tensor, shared: PassContext) -> torch.Tensor:
         hidden: torch.Tensor = self._parts["tokens"](token_ids)
         return hidden + self._parts["positions"](shared.positions) if "positions" in self._parts else hidden
 
-    def _attend(self, hidden: torch.Tensor, shared: Pass, cache: KeyValueCache | None) -> torch.Tensor:
+    def _attend(self, hidden: torch.Tensor, shared: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
         rotation = {"position_embeddings": shared.rotation} if shared.rotation is not None else {}
         mask = _mask(shared.context_tokens, hidden.shape[1], self._sliding_window)
         output: torch.Tensor = self._parts["attention"](

@@ -19,7 +19,7 @@ from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLo
 from resplit.garbage import freeze_startup_objects
 from resplit.model.engine import ModelSpec, TorchEngine
 from resplit.node.emulation import Hardware
-from resplit.node.executor import Executor, Pass
+from resplit.node.executor import Executor, SegmentPass
 from resplit.security.identity import Member
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
@@ -245,7 +245,7 @@ class Agent:
         last = step.segment == len(route.segments) - 1
         drawn = Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed)
         values = from_wire(step.values)
-        work = Pass(
+        work = SegmentPass(
             step.session,
             segment.first,
             segment.last,

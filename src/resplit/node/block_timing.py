@@ -8,14 +8,14 @@ from __future__ import annotations
 import statistics
 
 from resplit.model.engine import Activation, token_ids
-from resplit.node.executor import Executor, Pass
+from resplit.node.executor import Executor, SegmentPass
 
 _SESSION = "profile"
 _PREFILL_TOKENS = (8, 32, 64)
 _CONTEXTS = (16, 48, 96, 192)
 
 
-async def profile_block(executor: Executor, block: int, repeats: int = 2) -> float:
+async def time_block(executor: Executor, block: int, repeats: int = 2) -> float:
     """Run passes of a loaded block, their timings going where all do; the median decode time, in seconds."""
     decodes: list[float] = []
     for _ in range(repeats):
@@ -30,7 +30,9 @@ async def profile_block(executor: Executor, block: int, repeats: int = 2) -> flo
 
 async def _run(executor: Executor, block: int, start: int, tokens: int) -> float:
     capacity = max(_CONTEXTS) + 1
-    return await executor.node_s(Pass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None))
+    return await executor.node_s(
+        SegmentPass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None)
+    )
 
 
 def _values(executor: Executor, block: int, tokens: int) -> Activation:

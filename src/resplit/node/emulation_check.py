@@ -43,7 +43,7 @@ class PassShape:
 Work = dict[tuple[str, PassShape], float]
 
 
-def ensure_feasible(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
+def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
     """Measure one block of each kind on this machine and compare; `cores` are all that this process may use by default.
 
     ConfigError where the declared time of an emulated node is too short for the true work, or where the demand that

@@ -24,7 +24,7 @@ _ENDED_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
-class Pass:
+class SegmentPass:
     """One pass of a session through blocks `first..last`; `sampling` is set where the last of them is the head."""
 
     session: str
@@ -74,11 +74,11 @@ class Executor:
         self._lock = threading.Lock()
         self._current: tuple[str, Future[None]] | None = None  # the pass that runs
 
-    async def run(self, step: Pass) -> Activation | int:
+    async def run(self, step: SegmentPass) -> Activation | int:
         """The activations after the pass, or the sampled token where the head ran."""
         return await self._in_turn(self._run, step)
 
-    async def node_s(self, step: Pass) -> float:
+    async def node_s(self, step: SegmentPass) -> float:
         """Run a pass; the node time that it took, background aside."""
         return await self._in_turn(self._node_s, step)
 
@@ -174,15 +174,15 @@ class Executor:
         if more_bytes > free_bytes:
             raise CapacityError(f"{what} needs {more_bytes / 2**20:.1f} MiB, {free_bytes / 2**20:.1f} MiB are free")
 
-    def _node_s(self, step: Pass) -> float:
+    def _node_s(self, step: SegmentPass) -> float:
         before_s = self.busy_s
         self._run(step)
         return self.busy_s - before_s
 
-    async def _in_turn(self, function: Callable[[Pass], R], step: Pass) -> R:
+    async def _in_turn(self, function: Callable[[SegmentPass], R], step: SegmentPass) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, step)
 
-    def _run(self, step: Pass) -> Activation | int:
+    def _run(self, step: SegmentPass) -> Activation | int:
         begun_s = time.perf_counter()
         done: Future[None] = Future()
         # Before the check: a new attempt is seen by this pass, or sees it and waits for it.
@@ -200,7 +200,7 @@ class Executor:
             self._current = None
             done.set_result(None)
 
-    def _timed(self, step: Pass, begun_s: float) -> Activation | int:
+    def _timed(self, step: SegmentPass, begun_s: float) -> Activation | int:
         tokens = step.values.shape[1] if len(step.values.shape) > 1 else 0  # (1, tokens) or (1, tokens, width)
         decoding = step.start > 0 and tokens == 1
         hardware = self.hardware
@@ -225,7 +225,7 @@ class Executor:
         self._record(step, tokens, decoding, elapsed)
         return values if token is None else token
 
-    def _record(self, step: Pass, tokens: int, decoding: bool, elapsed: list[float]) -> None:
+    def _record(self, step: SegmentPass, tokens: int, decoding: bool, elapsed: list[float]) -> None:
         """Keep the timing of one block of each kind in the pass, another one each time: they are alike."""
         background = self.hardware.background_utilization if self.hardware else self.background_utilization
         kinds: dict[str, list[int]] = {}

@@ -19,7 +19,7 @@ from grpclib.server import Server, Stream
 from resplit.config import ClusterConfig
 from resplit.errors import CommandRefusedError, ConfigError, ResplitError, wire_word
 from resplit.node.agent import Agent
-from resplit.node.block_timing import profile_block
+from resplit.node.block_timing import time_block
 from resplit.node.probe import Probe
 from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
@@ -197,7 +197,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def _timed(self, block: int) -> None:
         executor = self._agent.executor
         assert executor is not None
-        seconds = await profile_block(executor, block)
+        seconds = await time_block(executor, block)
         if executor.engine.kinds[block] in ("layer", "attention"):
             self._probe.note_reference(seconds)
 
