@@ -16,8 +16,9 @@ from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.steps import FIRST, SECOND
 from resplit.errors import ResplitError
 from resplit.model.source import obtain
+from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.registry import Registry
 from tests.support.cluster import make_model, reference, whole_model
 
 

@@ -29,7 +29,8 @@ from resplit.security.identity import (
     rotate,
 )
 from resplit.security.signing import CommandSigner, CommandVerifier
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.keyring import Keyring
+from resplit.shards.registry import Registry
 from resplit.shards.sealing import new_key, open_shard, seal, unwrap_key, wrap_key
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from resplit.errors import ShardError
-from resplit.shards.registry import Keyring, KeyringEntry, Registry
+from resplit.shards.keyring import Keyring, KeyringEntry
+from resplit.shards.registry import Registry
 from resplit.shards.sealing import new_key, open_shard, seal
 
 

@@ -19,8 +19,9 @@ from resplit.model.source import StoredModel
 from resplit.node.server import serve_node
 from resplit.security.identity import CONTROLLER, Member, keys_command
 from resplit.security.signing import CommandSigner
+from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route

@@ -32,8 +32,9 @@ from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
 from resplit.security.identity import CONTROLLER, Member
+from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.registry import Registry
 from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)

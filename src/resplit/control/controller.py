@@ -26,7 +26,7 @@ from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, ProposalRefusedError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
-from resplit.shards.registry import Keyring
+from resplit.shards.keyring import Keyring
 from resplit.types import BlockFeatures, Problem
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route

@@ -17,7 +17,7 @@ from resplit.errors import NodeLostError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
-from resplit.shards.registry import Keyring
+from resplit.shards.keyring import Keyring
 from resplit.shards.sealing import wrap_key
 from resplit.types import BlockFeatures
 from resplit.wire.peers import Address, Peer

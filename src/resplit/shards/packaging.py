@@ -7,7 +7,8 @@ import hashlib
 import structlog
 
 from resplit.model.source import StoredModel
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.keyring import Keyring
+from resplit.shards.registry import Registry
 from resplit.shards.sealing import new_key, seal
 
 _log = structlog.get_logger(__name__)

@@ -1,0 +1,73 @@
+"""The controller's keyring: which shard holds which block, and the key that opens it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from resplit.errors import ShardError
+from resplit.files import write_atomically
+
+
+@dataclass(frozen=True)
+class KeyringEntry:
+    """What the controller knows of one block's shard: its name, its data key, the SHA-256 of its content."""
+
+    shard: str
+    key: bytes
+    content: str
+
+
+class Keyring:
+    """The controller's private file of blocks: which shard is whose, and how to open it. Mode 0600.
+
+    Content hashes stay here: in the registry they would tell which public model is served.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries = _read_entries(path)
+
+    def __getitem__(self, block: str) -> KeyringEntry:
+        """What is known of `block`; ShardError if it was never packaged."""
+        try:
+            return self._entries[block]
+        except KeyError:
+            raise ShardError(f"{self._path}: block {block!r} has no shard; package the model first") from None
+
+    def find(self, block: str, content: str) -> KeyringEntry | None:
+        """What is known of `block` if its content has the SHA-256 `content`: such a block needs no new shard."""
+        known = self._entries.get(block)
+        return known if known is not None and known.content == content else None
+
+    def add(self, block: str, content: str, shard: str, key: bytes) -> KeyringEntry:
+        """Note a block's new shard, in place of an older one; ShardError if it cannot be written."""
+        entry = KeyringEntry(shard, key, content)
+        entries = self._entries | {block: entry}
+        _write_entries(self._path, entries)
+        self._entries = entries
+        return entry
+
+
+def _read_entries(path: Path) -> dict[str, KeyringEntry]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            block: KeyringEntry(entry["shard"], base64.b64decode(entry["key"], validate=True), entry["content"])
+            for block, entry in stored.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{path}: not a readable keyring ({error}); move it away and package again") from None
+
+
+def _write_entries(path: Path, entries: dict[str, KeyringEntry]) -> None:
+    stored = {block: asdict(entry) | {"key": base64.b64encode(entry.key).decode()} for block, entry in entries.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(stored, indent=1), 0o600)
+    except OSError as error:
+        raise ShardError(f"{path}: the keyring cannot be written ({error.strerror}); make room there") from None
