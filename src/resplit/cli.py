@@ -180,7 +180,7 @@ def keys(
     rotate: Annotated[bool, typer.Option(help="Renew every certificate and the signing key.")] = False,
 ) -> None:
     """Make the authority, and keys and certificates for the controller and every node."""
-    from resplit.security.identity import keys_command
+    from resplit.security.authority import keys_command
 
     keys_command(state / "keys", cluster, rotate)
     typer.echo(f"keys are in {state / 'keys'}: copy each folder to its own machine, and `authority` to none")

@@ -296,7 +296,7 @@ async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcess)
 async def test_members_of_another_authority_are_not_let_in(
     nodes: InProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from resplit.security.identity import keys_command
+    from resplit.security.authority import keys_command
 
     others = tmp_path_factory.mktemp("others")
     keys_command(others, ["plain"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resplit.security.identity import keys_command
+from resplit.security.authority import keys_command
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,8 @@ from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
 
 from resplit.errors import CommandRefusedError, ConfigError, ShardError
-from resplit.security.identity import (
-    HONOUR_OLD_S,
-    Member,
-    certificate_name,
-    issue,
-    keys_command,
-    make_authority,
-    peer_name,
-    rotate,
-)
+from resplit.security.authority import HONOUR_OLD_S, issue, keys_command, make_authority, rotate
+from resplit.security.identity import Member, certificate_name, peer_name
 from resplit.security.signing import CommandSigner, CommandVerifier
 from resplit.shards.keyring import Keyring
 from resplit.shards.registry import Registry

@@ -17,7 +17,8 @@ from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
 from resplit.node.server import serve_node
-from resplit.security.identity import CONTROLLER, Member, keys_command
+from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER, Member
 from resplit.security.signing import CommandSigner
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package

@@ -18,7 +18,8 @@ import yaml
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports, start_process
 from resplit.errors import ProposalRefusedError
-from resplit.security.identity import CONTROLLER, keys_command
+from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER
 from resplit.types import BlockFeatures
 from tests.support.cluster import CLUSTER, reference, started
 from tests.support.latest_problem import problem_of

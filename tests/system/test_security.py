@@ -20,7 +20,8 @@ from resplit.errors import CommandRefusedError, ShardError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.engine import token_ids
 from resplit.model.source import StoredModel
-from resplit.security.identity import CONTROLLER, Member, keys_command
+from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER, Member
 from resplit.security.signing import CommandSigner
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard, unwrap_key
@@ -226,7 +227,7 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
 async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
     cluster: InProcess, controller: Controller
 ) -> None:
-    from resplit.security.identity import rotate
+    from resplit.security.authority import rotate
 
     stolen = CommandSigner(Member.load(cluster.folder / "keys" / CONTROLLER))
     rotate(cluster.folder / "keys", honour_old_s=0)

@@ -22,7 +22,8 @@ import yaml
 
 from resplit.config import ClusterConfig, load_cluster
 from resplit.errors import ConfigError, ResplitError
-from resplit.security.identity import CONTROLLER, keys_command
+from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER
 
 _log = structlog.get_logger(__name__)
 _READY_WITHIN_S = 180.0

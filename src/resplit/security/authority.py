@@ -1,0 +1,242 @@
+"""The certificate authority: issues and renews every member's certificate and keys (`resplit keys`)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from joserfc.jwk import OKPKey
+
+from resplit.errors import ConfigError
+from resplit.security.identity import CONTROLLER
+from resplit.security.key_files import (
+    CA,
+    CA_KEY,
+    CERTIFICATE,
+    COMMANDS,
+    COMMANDS_KEY,
+    KEY,
+    WRAP_KEY,
+    key_set,
+    public_wrap_key_name,
+    read,
+    read_certificate,
+    read_key_set,
+    store,
+)
+
+AUTHORITY = "authority"
+HONOUR_OLD_S = 86_400.0
+_AUTHORITY_DAYS = 3650
+_MEMBER_DAYS = 365
+_BACKDATE = timedelta(hours=1)  # a member whose clock is behind still accepts a fresh certificate
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # one DNS label, because TLS checks it as a host name
+
+
+def make_authority(folder: Path) -> None:
+    """Create the certificate authority and the command-signing key in `folder/authority`; never overwrites."""
+    home = folder / AUTHORITY
+    if home.exists():
+        raise ConfigError(str(home), "an authority stands here already; rotate its keys, or choose another folder")
+    key = Ed25519PrivateKey.generate()
+    certificate = _authority_certificate(key)
+    signing_key = Ed25519PrivateKey.generate()
+    store(
+        home,
+        {
+            CA: certificate.public_bytes(serialization.Encoding.PEM),
+            CA_KEY: _private_pem(key),
+            COMMANDS_KEY: _private_pem(signing_key),
+            COMMANDS: key_set([_public_jwk(signing_key)]),
+        },
+    )
+
+
+def issue(folder: Path, name: str, hosts: Sequence[str] = ()) -> None:
+    """Give the member `name` its folder `folder/name`, to be copied to its machine; never overwrites.
+
+    `name` is a node or "controller"; `hosts` are further host names and addresses for its certificate.
+    """
+    if not _NAME.fullmatch(name) or name == AUTHORITY:
+        raise ConfigError(str(folder), f"{name!r} cannot name a member: one DNS label, and not {AUTHORITY!r}")
+    if (folder / name).exists():
+        raise ConfigError(str(folder / name), "this member has its keys already; renew them with `--rotate`")
+    _refuse_taken(folder, name, hosts)
+    _issue(folder, name, hosts)
+
+
+def rotate(folder: Path, *, honour_old_s: float = HONOUR_OLD_S) -> None:
+    """Renew the command-signing key and every member's key and certificate; the authority stays.
+
+    The old signing key is honoured for `honour_old_s` more seconds, so that members can be given their new
+    folders one by one (nodes first, the controller last); with 0 it is dead wherever the new folder has arrived.
+    Wrap keys stay: a node that keeps its folder a while longer goes on opening shards.
+    """
+    home = folder / AUTHORITY
+    new, retires_s = Ed25519PrivateKey.generate(), int(time.time() + honour_old_s)
+    old = read_key_set(home / COMMANDS)[0]
+    kept = [{**old, "exp": retires_s}] if honour_old_s > 0 else []
+    # The public keys first: killed in between, the controller signs on with the old key, and rotates again.
+    store(home, {COMMANDS: key_set([_public_jwk(new), *kept]), COMMANDS_KEY: _private_pem(new)})
+    for name in _members(folder):
+        _issue(folder, name, _hosts_in(read_certificate(folder / name / CERTIFICATE), name))
+
+
+def keys_command(folder: Path, cluster: Path | Sequence[str], rotate_keys: bool = False) -> None:
+    """Make what is missing of the authority, the controller's and the nodes' folders; then renew all if asked.
+
+    `cluster` is a cluster file, or the nodes' names. Repeating it changes nothing.
+    """
+    names = _cluster_names(cluster) if isinstance(cluster, Path) else list(cluster)
+    if CONTROLLER in names:
+        raise ConfigError(str(cluster), f"no node can be called {CONTROLLER!r}: that is the controller's own name")
+    if not (folder / AUTHORITY).exists():
+        make_authority(folder)
+    for name in [*names, CONTROLLER]:
+        if not (folder / name).exists():
+            issue(folder, name)
+    if rotate_keys:
+        rotate(folder)
+
+
+def _cluster_names(file: Path) -> list[str]:
+    from resplit.config import load_cluster
+
+    return load_cluster(file).node_names
+
+
+def _issue(folder: Path, name: str, hosts: Sequence[str]) -> None:
+    home = folder / AUTHORITY
+    files = {CA: read(home / CA), COMMANDS: read(home / COMMANDS), **_identity(home, name, hosts)}
+    if name == CONTROLLER:
+        wrap_keys = {path.name: read(path) for path in home.glob(public_wrap_key_name("*"))}
+        store(folder / name, files | wrap_keys | {COMMANDS_KEY: read(home / COMMANDS_KEY)})
+        return
+    kept = folder / name / WRAP_KEY
+    wrap_key = read(kept) if kept.exists() else _private_pem(X25519PrivateKey.generate())
+    _publish_wrap_key(folder, name, wrap_key)
+    store(folder / name, files | {WRAP_KEY: wrap_key})
+
+
+def _publish_wrap_key(folder: Path, name: str, wrap_key: bytes) -> None:
+    """Tell the authority, and the controller if it has its folder, under which key to wrap for this node."""
+    private = serialization.load_pem_private_key(wrap_key, password=None)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    for place in (folder / AUTHORITY, folder / CONTROLLER):
+        if place.exists():
+            store(place, {public_wrap_key_name(name): public})
+
+
+def _identity(home: Path, name: str, hosts: Sequence[str]) -> dict[str, bytes]:
+    """A fresh key and its certificate, signed by the authority in `home`."""
+    issuer = read_certificate(home / CA)
+    issuer_key = serialization.load_pem_private_key(read(home / CA_KEY), password=None)
+    assert isinstance(issuer_key, Ed25519PrivateKey)
+    key = Ed25519PrivateKey.generate()
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        _builder(name, issuer.subject, key, _MEMBER_DAYS)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name), *map(_general_name, hosts)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .sign(issuer_key, None)
+    )
+    return {CERTIFICATE: certificate.public_bytes(serialization.Encoding.PEM), KEY: _private_pem(key)}
+
+
+def _authority_certificate(key: Ed25519PrivateKey) -> x509.Certificate:
+    name = "resplit authority"
+    return (
+        _builder(name, _subject(name), key, _AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True), critical=True)
+        .sign(key, None)
+    )
+
+
+def _builder(name: str, issuer: x509.Name, key: Ed25519PrivateKey, days: int) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_subject(name))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError as error:
+        raise ConfigError("hosts", f"{host!r} is neither an address nor a host name ({error})") from None
+
+
+def _refuse_taken(folder: Path, name: str, hosts: Sequence[str]) -> None:
+    """No certificate may carry another member's name: TLS would take the one for the other."""
+    for other in [CONTROLLER, *_members(folder)]:
+        if other == name:
+            continue
+        if other in hosts:
+            raise ConfigError(str(folder), f"host {other!r} of {name!r} is the name of another member")
+        if (folder / other).exists() and name in _hosts_in(read_certificate(folder / other / CERTIFICATE), other):
+            raise ConfigError(str(folder), f"{name!r} is already a host of {other!r}; choose another name")
+
+
+def _members(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob(f"[!.]*/{CERTIFICATE}"))
+
+
+def _hosts_in(certificate: x509.Certificate, name: str) -> list[str]:
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(entry.value) for entry in names if entry.value != name]
+
+
+def _private_pem(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _public_jwk(key: Ed25519PrivateKey) -> dict[str, Any]:
+    public = OKPKey.import_key(key.public_key())
+    return {**public.as_dict(private=False), "kid": public.thumbprint()}
