@@ -44,10 +44,13 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # one DNS label, be
 
 
 def make_authority(folder: Path) -> None:
-    """Create the certificate authority and the command-signing key in `folder/authority`; never overwrites."""
+    """Create the certificate authority and the command-signing key in `folder/authority`.
+
+    ConfigError where there already is an authority: it is never overwritten.
+    """
     home = folder / AUTHORITY
     if home.exists():
-        raise ConfigError(str(home), "an authority stands here already; rotate its keys, or choose another folder")
+        raise ConfigError(str(home), "there already is an authority; rotate its keys or choose another folder")
     key = Ed25519PrivateKey.generate()
     certificate = _authority_certificate(key)
     signing_key = Ed25519PrivateKey.generate()
@@ -63,43 +66,47 @@ def make_authority(folder: Path) -> None:
 
 
 def issue(folder: Path, name: str, hosts: Sequence[str] = ()) -> None:
-    """Give the member `name` its folder `folder/name`, to be copied to its machine; never overwrites.
+    """Create the folder `folder/name` with the keys and the certificate of one member, to be copied to its machine.
 
-    `name` is a node or "controller"; `hosts` are further host names and addresses for its certificate.
+    `name` is the name of a node, or "controller". `hosts` are additional host names and addresses in the certificate.
+    ConfigError where the name cannot be used, is taken, or already has a folder.
     """
     if not _NAME.fullmatch(name) or name == AUTHORITY:
-        raise ConfigError(str(folder), f"{name!r} cannot name a member: one DNS label, and not {AUTHORITY!r}")
+        raise ConfigError(
+            str(folder), f"{name!r} cannot name a member: it must be one DNS label other than {AUTHORITY!r}"
+        )
     if (folder / name).exists():
-        raise ConfigError(str(folder / name), "this member has its keys already; renew them with `--rotate`")
+        raise ConfigError(str(folder / name), "this member already has keys; renew them with `--rotate`")
     _refuse_taken(folder, name, hosts)
     _issue(folder, name, hosts)
 
 
 def rotate(folder: Path, *, honour_old_s: float = HONOUR_OLD_S) -> None:
-    """Renew the command-signing key and every member's key and certificate; the authority stays.
+    """Renew the command-signing key, and the key and certificate of every member. The authority's own key stays.
 
-    The old signing key is honoured for `honour_old_s` more seconds, so that members can be given their new
-    folders one by one (nodes first, the controller last); with 0 it is dead wherever the new folder has arrived.
-    Wrap keys stay: a node that keeps its folder a while longer goes on opening shards.
+    Members accept the old signing key for `honour_old_s` more seconds, so that their new folders can be copied one
+    after another (nodes first, the controller last). With 0 a member rejects the old key as soon as it has its new
+    folder. Wrap keys stay, so that a node with an old folder can still open shards.
     """
     home = folder / AUTHORITY
     new, retires_s = Ed25519PrivateKey.generate(), int(time.time() + honour_old_s)
     old = read_key_set(home / COMMANDS)[0]
     kept = [{**old, "exp": retires_s}] if honour_old_s > 0 else []
-    # The public keys first: killed in between, the controller signs on with the old key, and rotates again.
+    # The public keys are written first. A process that is killed in between leaves a controller that signs with the
+    # old key, which members still accept; the operator then rotates again.
     store(home, {COMMANDS: key_set([_public_jwk(new), *kept]), COMMANDS_KEY: _private_pem(new)})
     for name in _members(folder):
         _issue(folder, name, _hosts_in(read_certificate(folder / name / CERTIFICATE), name))
 
 
 def keys_command(folder: Path, cluster: Path | Sequence[str], rotate_keys: bool = False) -> None:
-    """Make what is missing of the authority, the controller's and the nodes' folders; then renew all if asked.
+    """Create the missing folders among the authority's, the controller's and the nodes'; with `rotate_keys` renew all.
 
-    `cluster` is a cluster file, or the nodes' names. Repeating it changes nothing.
+    `cluster` is a cluster file, or the names of the nodes. Without `rotate_keys` a second call changes nothing.
     """
     names = _cluster_names(cluster) if isinstance(cluster, Path) else list(cluster)
     if CONTROLLER in names:
-        raise ConfigError(str(cluster), f"no node can be called {CONTROLLER!r}: that is the controller's own name")
+        raise ConfigError(str(cluster), f"no node can be called {CONTROLLER!r}, the name of the controller")
     if not (folder / AUTHORITY).exists():
         make_authority(folder)
     for name in [*names, CONTROLLER]:
@@ -129,7 +136,7 @@ def _issue(folder: Path, name: str, hosts: Sequence[str]) -> None:
 
 
 def _publish_wrap_key(folder: Path, name: str, wrap_key: bytes) -> None:
-    """Tell the authority, and the controller if it has its folder, under which key to wrap for this node."""
+    """Store a node's public wrap key with the authority, and with the controller if its folder exists."""
     private = serialization.load_pem_private_key(wrap_key, password=None)
     public = private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -140,7 +147,7 @@ def _publish_wrap_key(folder: Path, name: str, wrap_key: bytes) -> None:
 
 
 def _identity(home: Path, name: str, hosts: Sequence[str]) -> dict[str, bytes]:
-    """A fresh key and its certificate, signed by the authority in `home`."""
+    """A new key and its certificate, signed by the authority in `home`: file name -> content."""
     issuer = read_certificate(home / CA)
     issuer_key = serialization.load_pem_private_key(read(home / CA_KEY), password=None)
     assert isinstance(issuer_key, Ed25519PrivateKey)
@@ -212,7 +219,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _refuse_taken(folder: Path, name: str, hosts: Sequence[str]) -> None:
-    """No certificate may carry another member's name: TLS would take the one for the other."""
+    """Refuse a certificate that contains another member's name: with it, one member could pose as the other."""
     for other in [CONTROLLER, *_members(folder)]:
         if other == name:
             continue

@@ -33,11 +33,11 @@ class _HasCertificate(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """One node or the controller, as its own folder describes it: what it is called, and how it proves that.
+    """One node or the controller: its name and its credentials, read from its own folder.
 
-    `command_keys` are the public keys whose commands it honours (RFC 7517, newest first; `exp` where one
-    retires). A node has `wrap_key` (X25519, PEM); the controller has `signing_key` (Ed25519, PEM) and every
-    node's public wrap key.
+    `command_keys` are the public keys that may sign commands to this member (RFC 7517, newest first; `exp` is the
+    time at which a key expires). A node has a `wrap_key` (X25519, PEM). The controller has a `signing_key`
+    (Ed25519, PEM), and the public wrap key of every node in its folder.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Member:
 
     @classmethod
     def load(cls, folder: Path) -> Member:
-        """Read a member's folder; ConfigError names the file that is missing, malformed or out of date."""
+        """Read a member's folder; ConfigError names the file that is missing, malformed or expired."""
         certificate = read_certificate(folder / CERTIFICATE)
         name = subject_name(certificate)
         if certificate.not_valid_after_utc < datetime.now(UTC):
@@ -66,17 +66,17 @@ class Member:
         )
 
     def public_wrap_key(self, node: str) -> bytes:
-        """The public key (PEM) under which the controller wraps shard keys for `node`; ConfigError if unknown."""
+        """The public key (PEM) with which the controller wraps shard keys for `node`; ConfigError if it has none."""
         return read(self.folder / public_wrap_key_name(node))
 
     def server_context(self) -> ssl.SSLContext:
-        """TLS for a listener: only members of this authority get in. Ask `peer_name` which one it is."""
+        """TLS for a server: only members of this authority can connect. `peer_name` says which one did."""
         return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def client_context(self) -> ssl.SSLContext:
-        """TLS for connecting. The peer must prove the *name* that is given as `server_hostname`.
+        """TLS for a client. The server must prove the *name* that is given as `server_hostname`.
 
-        The address does not matter, so it works on loopback and behind address translation. With grpclib:
+        Its address is not checked, so this works on loopback and behind address translation. With grpclib:
         `Channel(host, port, ssl=member.client_context(), config=Configuration(ssl_target_name_override=name))`.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -91,20 +91,23 @@ class Member:
             context.load_cert_chain(self.folder / CERTIFICATE, self.folder / KEY)
             context.load_verify_locations(self.folder / CA)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(str(self.folder), f"its certificate cannot be used ({error}); issue it again") from None
+            raise ConfigError(str(self.folder), f"the certificate cannot be used ({error}); issue it again") from None
         context.set_alpn_protocols(["h2"])
         return context
 
 
 def peer_name(ssl_object: _HasCertificate) -> str:
-    """The member at the other end of an established TLS connection; CommandRefusedError if it proved none."""
+    """The member at the other end of an established TLS connection; CommandRefusedError if it showed no certificate."""
     return certificate_name(ssl_object.getpeercert())
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """The member that a verified certificate names, as `getpeercert()` or grpclib's `stream.peer.cert()` give it."""
+    """The member named in a verified certificate, as `getpeercert()` or grpclib's `stream.peer.cert()` return it.
+
+    CommandRefusedError where there is no certificate or no name in it.
+    """
     for relative_name in (certificate or {}).get("subject", ()):
         for key, value in relative_name:
             if key == "commonName":
                 return str(value)
-    raise CommandRefusedError("unauthenticated", "the peer showed no certificate that names a member")
+    raise CommandRefusedError("unauthenticated", "the peer showed no certificate with a member's name")

@@ -1,6 +1,6 @@
-"""Commands from the controller to one member, as signed statements (JWS, RFC 7515) that cannot be reused.
+"""Signed commands from the controller to one member (JWS, RFC 7515), each accepted at most once.
 
-Knows who may speak, to whom and when; knows nothing of what a command does or how it travels.
+Checks who signed a command, for whom, for which epoch and when. What a command does is checked elsewhere.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from resplit.security.identity import Member
 _log = structlog.get_logger(__name__)
 
 Reason = Literal[
-    "malformed",  # not a command at all, or too long
+    "malformed",  # not a command, or too long
     "unsigned",
-    "authority",  # signed with a key that this member does not honour
-    "altered",  # the signature does not fit the content
+    "authority",  # signed with a key that this member does not accept
+    "altered",  # the signature does not match the content
     "misaddressed",  # for another member
-    "kind",  # another kind of command than was expected here
+    "kind",  # of another kind than expected here
     "expired",
     "early",  # signed in the future
-    "stale",  # of an epoch that was overtaken
-    "replayed",  # seen before, or signed before this member started
-    "flooded",  # more live commands than can be remembered
+    "stale",  # of an epoch that a later one replaced
+    "replayed",  # accepted before, or signed before this member started
+    "flooded",  # more unexpired commands than are remembered
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
@@ -46,10 +46,10 @@ MAX_LIFETIME_S = 300.0
 CLOCK_SKEW_S = 5.0
 _MAX_REMEMBERED = 100_000
 _ALGORITHM = "Ed25519"
-# Strict base64url: no padding, no skipped characters, no spare bits, so that a command has exactly one spelling.
+# Strict base64url: no padding, no skipped characters, no unused bits. A command then has exactly one encoding.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.(?:[A-Za-z0-9_-]{85}[AQgw])?")
-# A command is stale if a later epoch's command of one of these kinds was obeyed. A commit or an abort may still
-# come after a later prepare: a controller that was killed in between finishes the earlier epoch first.
+# A command is stale after a command of one of these kinds for a later epoch. A commit or an abort may still follow
+# the prepare of a later epoch: a controller that was killed in between finishes the earlier epoch first.
 _OVERTAKEN_BY = {
     "prepare": ("prepare", "commit"),
     "clear": ("prepare", "commit"),
@@ -60,7 +60,7 @@ _OVERTAKEN_BY = {
 
 @dataclass(frozen=True)
 class Command:
-    """A command that was proven: what to do (`kind`, `body`), in which epoch, and its unique id."""
+    """A verified command: what to do (`kind`, `body`), in which epoch, and its unique id. Times are Unix times."""
 
     kind: str
     body: dict[str, Any]
@@ -77,16 +77,19 @@ class CommandSigner:
 
     def __init__(self, member: Member, clock: Callable[[], float] = time.time) -> None:
         if member.signing_key is None:
-            raise ConfigError(str(member.folder), f"{member.name!r} has no signing key; only the controller commands")
+            raise ConfigError(
+                str(member.folder), f"{member.name!r} has no signing key; only the controller signs commands"
+            )
         self._key = OKPKey.import_key(member.signing_key)
         self._header = {"alg": _ALGORITHM, "kid": self._key.thumbprint()}
         self._issuer = member.name
         self._clock = clock
 
     def sign(self, kind: str, body: Mapping[str, Any], *, audience: str, epoch: int, lifetime_s: float = 30) -> str:
-        """A command for the member `audience` alone, valid for `lifetime_s`, as a compact JWS.
+        """A command for the member `audience` only, valid for `lifetime_s`, as a compact JWS.
 
-        `body` is JSON. ValueError if the command would be longer or live longer than a verifier accepts.
+        `body` must be representable as JSON. ValueError if verifiers would refuse the command for its length or its
+        lifetime.
         """
         now = self._clock()
         claims = {
@@ -107,10 +110,10 @@ class CommandSigner:
 
 
 class CommandVerifier:
-    """Decides which commands one member obeys, counts the others in `refusals` by reason, and remembers those obeyed.
+    """Decides which commands one member obeys, and counts the refused ones in `refusals` by reason.
 
-    Commands signed before it was made are refused as replays: what an earlier process obeyed it cannot know.
-    Not for several threads at once.
+    Commands signed before the verifier was created are refused as replays, because an earlier process of this member
+    may have obeyed them. Not thread-safe.
     """
 
     def __init__(self, member: Member, clock: Callable[[], float] = time.time) -> None:
@@ -125,9 +128,9 @@ class CommandVerifier:
         self._seen = _Seen()
 
     def verify(self, token: str, *, kind: str, current_epoch: int) -> Command:
-        """The command in `token` if it is to be obeyed now; CommandRefusedError with one of `REASONS` if not.
+        """The command in `token` if the member must obey it now; CommandRefusedError with one of `REASONS` if not.
 
-        `current_epoch` is the member's committed epoch. A command that is returned is used up.
+        `current_epoch` is the member's committed epoch. The same command is refused the next time.
         """
         try:
             now = self._clock()
@@ -144,55 +147,57 @@ class CommandVerifier:
         return command
 
     def _payload(self, token: str, now: float) -> bytes:
-        """The signed content, once the signature is known to be the controller's."""
+        """The content of a token whose signature is the controller's."""
         signed = self._extract(token)
         header = signed.headers()
         if header.get("alg") == "none" or token.endswith("."):
-            raise _refused("unsigned", "it carries no signature")
+            raise _refused("unsigned", "it has no signature")
         identity = header.get("kid")
         key, retires_s = self._keys.get(identity, (None, 0.0)) if isinstance(identity, str) else (None, 0.0)
         if key is None or now > retires_s:
-            raise _refused("authority", f"its key {identity!r:.60} is not honoured by {self._name}")
-        # No other header is ever signed, and joserfc stumbles over odd ones (`crit`), so none reaches it.
+            raise _refused("authority", f"{self._name} does not accept its key {identity!r:.60}")
+        # The controller signs no other header, and joserfc fails on unusual ones (`crit`): they must not reach it.
         if header != {"alg": _ALGORITHM, "kid": identity} or not jws.validate_compact(
             signed, key, registry=self._registry
         ):
-            raise _refused("altered", "its signature does not fit its content")
+            raise _refused("altered", "its signature does not match its content")
         content: bytes = signed.payload
         return content
 
     def _extract(self, token: str) -> CompactSignature:
         if len(token) > MAX_TOKEN_CHARS or not _COMPACT.fullmatch(token):
-            raise _refused("malformed", f"{len(token)} characters that are no compact JWS")
+            raise _refused("malformed", f"its {len(token)} characters are not a compact JWS")
         try:
             signed = jws.extract_compact(token.encode(), registry=self._registry)
         except (JoseError, ValueError, TypeError, RecursionError) as error:
             raise _refused("malformed", f"its header cannot be read ({type(error).__name__})") from None
         if not isinstance(signed.headers(), dict):
-            raise _refused("malformed", "its header is no object")
+            raise _refused("malformed", "its header is not an object")
         return signed
 
     def _check_address(self, command: Command, kind: str) -> None:
         if command.audience != self._name:
             raise _refused("misaddressed", f"it is for {command.audience!r:.60}, not for {self._name!r}")
         if command.kind != kind:
-            raise _refused("kind", f"it says {command.kind!r:.60} where {kind!r} was expected")
+            raise _refused("kind", f"it is of kind {command.kind!r:.60}, expected {kind!r}")
 
     def _check_epoch(self, command: Command, current_epoch: int) -> None:
         if command.kind not in _OVERTAKEN_BY:
             return
         overtaken = max(self._highest_epoch[kind] for kind in _OVERTAKEN_BY[command.kind])
         if command.epoch < max(current_epoch, overtaken):
-            raise _refused("stale", f"{command.kind} of epoch {command.epoch} after {max(current_epoch, overtaken)}")
+            raise _refused(
+                "stale", f"it is for epoch {command.epoch}; epoch {max(current_epoch, overtaken)} has replaced it"
+            )
 
     def _check_first_use(self, command: Command, now: float) -> None:
         if command.issued_s < self._started_s - CLOCK_SKEW_S:
-            raise _refused("replayed", "it was signed before this member started; sign it again")
+            raise _refused("replayed", "it was signed before this member started; send it again")
         self._seen.add(command.unique_id, command.expires_s, now)
 
 
 class _Seen:
-    """The ids of commands obeyed, each until it expires, `_MAX_REMEMBERED` at most."""
+    """The ids of the obeyed commands that have not expired, at most `_MAX_REMEMBERED`."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -204,19 +209,21 @@ class _Seen:
         if unique_id in self._ids:
             raise _refused("replayed", "it was obeyed before")
         if len(self._ids) >= _MAX_REMEMBERED:
-            raise _refused("flooded", f"{_MAX_REMEMBERED} commands are live already; try again in {MAX_LIFETIME_S} s")
+            raise _refused(
+                "flooded", f"{_MAX_REMEMBERED} obeyed commands have not expired yet; try again in {MAX_LIFETIME_S} s"
+            )
         self._ids.add(unique_id)
         heapq.heappush(self._by_expiry, (expires_s, unique_id))
 
 
 def _imported(key: dict[str, Any]) -> tuple[OKPKey, float]:
-    """A public key and the moment until which it is honoured."""
+    """A public key and the Unix time until which it is accepted."""
     public = {part: key[part] for part in ("kty", "crv", "x")}
     return OKPKey.import_key(public), float(key.get("exp", "inf"))
 
 
 def _parse(payload: bytes) -> Command:
-    """The command that a signed payload states; the controller signed it, so this fails only on another version's."""
+    """The command in a payload that the controller signed; fails only where the controller runs another version."""
     try:
         claims = json.loads(payload)
         return Command(
@@ -230,14 +237,14 @@ def _parse(payload: bytes) -> Command:
             unique_id=str(claims["jti"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _refused("malformed", f"its claims are not a command's ({error!r:.80})") from None
+        raise _refused("malformed", f"its claims are not those of a command ({error!r:.80})") from None
 
 
 def _check_time(command: Command, now: float) -> None:
     if command.issued_s > now + CLOCK_SKEW_S:
-        raise _refused("early", f"it was signed {command.issued_s - now:.1f} s from now; set the clocks")
+        raise _refused("early", f"it was signed {command.issued_s - now:.1f} s in the future; set the clocks")
     if command.expires_s < now or command.expires_s - command.issued_s > MAX_LIFETIME_S:
-        raise _refused("expired", f"it expired {now - command.expires_s:.1f} s ago, or was to live too long")
+        raise _refused("expired", f"it expired {now - command.expires_s:.1f} s ago, or its lifetime is too long")
 
 
 def _refused(reason: Reason, detail: str) -> CommandRefusedError:

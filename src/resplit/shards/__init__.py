@@ -1,1 +1,1 @@
-"""A model's blocks as sealed shards: packaging, the registry they lie in, and the keys that open them."""
+"""The blocks of a model as sealed shards: packaging, the registry that stores them, and the keys that open them."""

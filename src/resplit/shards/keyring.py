@@ -13,7 +13,7 @@ from resplit.files import write_atomically
 
 @dataclass(frozen=True)
 class KeyringEntry:
-    """What the controller knows of one block's shard: its name, its data key, the SHA-256 of its content."""
+    """The shard of one block: its name in the registry, its data key, and the SHA-256 of its plain content."""
 
     shard: str
     key: bytes
@@ -21,9 +21,9 @@ class KeyringEntry:
 
 
 class Keyring:
-    """The controller's private file of blocks: which shard is whose, and how to open it. Mode 0600.
+    """The controller's private file (mode 0600) of block names and their shards.
 
-    Content hashes stay here: in the registry they would tell which public model is served.
+    The hashes of plain contents are only here: in the registry they would reveal which public model is served.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,19 +31,19 @@ class Keyring:
         self._entries = _read_entries(path)
 
     def __getitem__(self, block: str) -> KeyringEntry:
-        """What is known of `block`; ShardError if it was never packaged."""
+        """The entry of `block`; ShardError if it was never packaged."""
         try:
             return self._entries[block]
         except KeyError:
             raise ShardError(f"{self._path}: block {block!r} has no shard; package the model first") from None
 
     def find(self, block: str, content: str) -> KeyringEntry | None:
-        """What is known of `block` if its content has the SHA-256 `content`: such a block needs no new shard."""
+        """The entry of `block` if its content has the SHA-256 `content`, so that its shard can be used again."""
         known = self._entries.get(block)
         return known if known is not None and known.content == content else None
 
     def add(self, block: str, content: str, shard: str, key: bytes) -> KeyringEntry:
-        """Note a block's new shard, in place of an older one; ShardError if it cannot be written."""
+        """Store the shard of `block`, replacing an earlier one; ShardError if the file cannot be written."""
         entry = KeyringEntry(shard, key, content)
         entries = self._entries | {block: entry}
         _write_entries(self._path, entries)

@@ -1,4 +1,4 @@
-"""Packages a model: every block sealed once into the registry, under a name that tells nothing."""
+"""Packages a model: seals every block into the registry, once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _log = structlog.get_logger(__name__)
 
 
 def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
-    """Put every block of `model` that is not there yet into the registry; how many were written.
+    """Seal the blocks of `model` that the registry does not have yet, and return their number.
 
-    A second packaging of the same model writes nothing. ShardError where the registry cannot be written.
+    Packaging the same model again writes nothing. ShardError where the registry cannot be written.
     """
     written = 0
     for block in model.spec.chain().specs:

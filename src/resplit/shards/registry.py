@@ -16,14 +16,14 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Registry:
-    """A folder or bucket (any fsspec URL) of sealed shards. A shard's name is the SHA-256 of its ciphertext."""
+    """A folder or bucket (any fsspec URL) of sealed shards. The name of a shard is the SHA-256 of its ciphertext."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._files, self._root = fsspec.core.url_to_fs(url)
 
     def put(self, sealed: bytes) -> str:
-        """Store a sealed shard whole or not at all, and return its name; ShardError if there is no room or no way."""
+        """Store a sealed shard in one step and return its name; ShardError if the registry cannot be written."""
         name = hashlib.sha256(sealed).hexdigest()
         if self._size(name) == len(sealed):
             return name
@@ -34,13 +34,13 @@ class Registry:
                 self._files.pipe_file(new, sealed)
                 self._files.mv(new, self._path(name))
             except BaseException:
-                with contextlib.suppress(Exception):  # what went wrong first is what the caller must hear
+                with contextlib.suppress(Exception):  # the caller must see the first error, not this one
                     self._files.rm_file(new)
                 raise
         return name
 
     def get(self, name: str) -> bytes:
-        """The sealed shard called `name`; ShardError if it is missing, not what its name says, or out of reach."""
+        """The sealed shard called `name`; ShardError if it is missing, corrupt or cannot be reached."""
         with self._reached("see that it can be reached from here"):
             try:
                 sealed: bytes = self._files.cat_file(self._path(name))
@@ -51,11 +51,11 @@ class Registry:
         return sealed
 
     def has(self, name: str) -> bool:
-        """Whether a shard of this name is there; its content is not looked at."""
+        """Whether there is a shard of this name. Its content is not checked."""
         return self._size(name) is not None
 
     def delete(self, name: str) -> None:
-        """Remove a shard; nothing happens if it is not there."""
+        """Remove a shard if it is there."""
         with self._reached("see that it can be written to"), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
@@ -68,12 +68,12 @@ class Registry:
 
     def _path(self, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ShardError(f"{name!r:.80} is not the name of a shard")
+            raise ShardError(f"{name!r:.80} is not the name of a shard (64 hexadecimal digits)")
         return f"{self._root}/{name}"
 
     @contextlib.contextmanager
     def _reached(self, remedy: str) -> Iterator[None]:
-        """Whatever a file system raises, in the registry's words: each fsspec backend has errors of its own."""
+        """Turn what a file system raises into ShardError: each fsspec backend has errors of its own."""
         try:
             yield
         except ShardError:
