@@ -9,8 +9,9 @@ from prefect.cache_policies import NO_CACHE
 
 from resplit.config import ClusterConfig
 from resplit.model.source import StoredModel, obtain
+from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package as seal_blocks
-from resplit.shards.registry import Keyring, Registry
+from resplit.shards.registry import Registry
 
 
 @task(name="obtain model", retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)

@@ -1,3 +1,5 @@
+"""Sealing shards, and wrapping their keys."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,14 +17,14 @@ SHARD = "ab" * 32
 
 @settings(deadline=None)
 @given(plain=st.binary(max_size=5000))
-def test_what_was_sealed_comes_back(plain: bytes) -> None:
+def test_opening_a_sealed_shard_gives_the_plain_content(plain: bytes) -> None:
     key = new_key()
     assert open_shard(seal(plain, key), key) == plain
 
 
 @settings(deadline=None)
 @given(plain=st.binary(max_size=300), where=st.floats(0, 1, exclude_max=True))
-def test_a_flipped_bit_anywhere_is_caught(plain: bytes, where: float) -> None:
+def test_a_flipped_bit_anywhere_is_detected(plain: bytes, where: float) -> None:
     key = new_key()
     sealed = bytearray(seal(plain, key))
     bit = int(where * len(sealed) * 8)
@@ -33,7 +35,7 @@ def test_a_flipped_bit_anywhere_is_caught(plain: bytes, where: float) -> None:
 
 @settings(deadline=None)
 @given(plain=st.binary(max_size=300), where=st.floats(0, 1, exclude_max=True), more=st.binary(min_size=1, max_size=40))
-def test_a_shard_cut_short_or_drawn_out_is_caught(plain: bytes, where: float, more: bytes) -> None:
+def test_a_truncated_or_extended_shard_is_refused(plain: bytes, where: float, more: bytes) -> None:
     key = new_key()
     sealed = seal(plain, key)
     with pytest.raises(ShardError):
@@ -54,12 +56,12 @@ def test_another_key_does_not_open_a_shard() -> None:
         open_shard(seal(b"weights", new_key()), new_key())
 
 
-def test_the_same_content_is_never_sealed_alike() -> None:
+def test_sealing_the_same_content_twice_gives_different_shards() -> None:
     key = new_key()
     assert seal(b"weights", key) != seal(b"weights", key)
 
 
-def test_a_sealed_shard_shows_nothing_of_its_content() -> None:
+def test_a_sealed_shard_reveals_nothing_of_its_content() -> None:
     plain = b'{"model.layers.0.self_attn.q_proj.weight":{"dtype":"F32"}}' + bytes(4000)
     sealed = seal(plain, new_key())
     assert b"self_attn" not in sealed
@@ -68,15 +70,52 @@ def test_a_sealed_shard_shows_nothing_of_its_content() -> None:
 
 @settings(deadline=None)
 @given(length=st.integers(1, 2**40))
-def test_a_padded_length_is_little_longer_and_one_of_few(length: int) -> None:
+def test_a_padded_length_is_at_most_12_percent_longer_and_has_few_significant_bits(length: int) -> None:
     padded = padded_length(length)
-    significant = padded // (padded & -padded)  # without the zeros at the end
+    significant = padded // (padded & -padded)  # without its trailing zero bits
     assert length <= padded <= length * 1.12
     assert significant.bit_length() <= 7
     assert padded_length(padded) == padded
 
 
-def test_shards_of_nearly_equal_content_are_equally_long() -> None:
+@pytest.mark.parametrize(
+    ("length", "padded"),
+    [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (7, 7),
+        (8, 8),  # from here on, one bit is rounded away
+        (9, 10),
+        (10, 10),
+        (11, 12),
+        (15, 16),
+        (16, 16),
+        (17, 18),
+        (31, 32),
+        (32, 32),  # two bits
+        (33, 36),
+        (100, 104),
+        (255, 256),
+        (256, 256),
+        (257, 272),
+        (1024, 1024),
+        (1025, 1088),
+        (2**20, 2**20),
+        (2**20 + 1, 2**20 + 2**15),
+        (2**21 - 1, 2**21),
+    ],
+)
+def test_padded_lengths_are_those_of_the_published_algorithm(length: int, padded: int) -> None:
+    assert padded_length(length) == padded
+
+
+@pytest.mark.parametrize(("plain_bytes", "framed_bytes"), [(0, 8), (1, 10), (2, 10), (24, 32), (25, 36), (28, 36)])
+def test_a_shard_is_nonce_and_tag_longer_than_its_padded_frame(plain_bytes: int, framed_bytes: int) -> None:
+    assert len(seal(bytes(plain_bytes), new_key())) == 12 + framed_bytes + 16
+
+
+def test_shards_of_similar_size_have_the_same_length() -> None:
     assert len({len(seal(bytes(length), new_key())) for length in range(1_000_100, 1_010_000, 700)}) == 1
 
 
@@ -86,13 +125,13 @@ def wrap_keys() -> dict[str, tuple[bytes, bytes]]:
     return {name: _pem_pair(X25519PrivateKey.generate()) for name in ("node-a", "node-b")}
 
 
-def test_a_wrapped_key_opens_for_its_node(wrap_keys: dict[str, tuple[bytes, bytes]]) -> None:
+def test_a_node_can_unwrap_its_own_key(wrap_keys: dict[str, tuple[bytes, bytes]]) -> None:
     private, public = wrap_keys["node-a"]
     key = new_key()
     assert unwrap_key(wrap_key(key, public, node="node-a", shard=SHARD), private, node="node-a", shard=SHARD) == key
 
 
-def test_a_wrapped_key_opens_for_no_other_node_and_no_other_shard(wrap_keys: dict[str, tuple[bytes, bytes]]) -> None:
+def test_a_key_cannot_be_unwrapped_for_another_node_or_shard(wrap_keys: dict[str, tuple[bytes, bytes]]) -> None:
     private, public = wrap_keys["node-a"]
     wrapped = wrap_key(new_key(), public, node="node-a", shard=SHARD)
     for key, node, shard in (
@@ -107,7 +146,7 @@ def test_a_wrapped_key_opens_for_no_other_node_and_no_other_shard(wrap_keys: dic
 
 @settings(deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True))
-def test_a_flipped_bit_in_a_wrapped_key_is_caught(where: float) -> None:
+def test_a_flipped_bit_in_a_wrapped_key_is_detected(where: float) -> None:
     private, public = _pem_pair(X25519PrivateKey.generate())
     wrapped = bytearray(wrap_key(new_key(), public, node="node-a", shard=SHARD))
     bit = int(where * len(wrapped) * 8)
@@ -124,7 +163,7 @@ def test_a_garbled_wrapped_key_is_refused(garbage: bytes) -> None:
         unwrap_key(garbage, private, node="node-a", shard=SHARD)
 
 
-def test_a_wrap_key_of_another_sort_is_refused() -> None:
+def test_a_wrap_key_of_another_type_is_refused() -> None:
     private, public = _pem_pair(generate_private_key(SECP256R1()))
     with pytest.raises(ShardError, match="not an X25519 key"):
         wrap_key(new_key(), public, node="node-a", shard=SHARD)

@@ -36,7 +36,7 @@ def seal(plain: bytes, key: bytes) -> bytes:
 
 
 def open_shard(sealed: bytes, key: bytes) -> bytes:
-    """Decrypt what `seal` returned; ShardError, before any content is used, if the shard was altered or the key is wrong."""
+    """Decrypt what `seal` returned; ShardError, before any content is used, if it was altered or the key is wrong."""
     if len(sealed) < _NONCE_BYTES + _LENGTH_BYTES + _TAG_BYTES or len(key) != _KEY_BYTES:
         raise ShardError(f"a shard of {len(sealed)} bytes with a key of {len(key)} bytes is truncated; fetch it again")
     view = memoryview(sealed)

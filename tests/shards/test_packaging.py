@@ -1,0 +1,56 @@
+"""Packaging a model into a registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from resplit.shards.keyring import Keyring
+from resplit.shards.packaging import package
+from resplit.shards.registry import Registry
+from resplit.shards.sealing import open_shard
+
+
+@dataclass
+class Model:
+    """The part of a stored model that packaging reads."""
+
+    contents: dict[str, bytes]
+    name: str = "model"
+
+    @property
+    def spec(self) -> SimpleNamespace:
+        return SimpleNamespace(chain=lambda: SimpleNamespace(specs=[SimpleNamespace(name=n) for n in self.contents]))
+
+    def tensors(self, block: str) -> bytes:
+        return self.contents[block]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(str(tmp_path / "registry"))
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    return Keyring(tmp_path / "keyring.json")
+
+
+def test_every_block_is_sealed_once(registry: Registry, keyring: Keyring) -> None:
+    model = Model({"embed": b"tied", "layer.0": b"weights", "head": b"tied"})
+    assert package(model, registry, keyring) == 3
+    assert package(model, registry, keyring) == 0
+    for block, plain in model.contents.items():
+        assert open_shard(registry.get(keyring[block].shard), keyring[block].key) == plain
+
+
+def test_only_changed_and_lost_blocks_are_sealed_again(registry: Registry, keyring: Keyring) -> None:
+    package(Model({"embed": b"a", "layer.0": b"b", "head": b"c"}), registry, keyring)
+    embed, head = keyring["embed"], keyring["head"]
+    registry.delete(head.shard)
+    assert package(Model({"embed": b"a", "layer.0": b"changed", "head": b"c"}), registry, keyring) == 2
+    assert keyring["embed"] == embed
+    assert keyring["head"].key != head.key, "a key seals one shard only"
