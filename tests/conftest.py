@@ -1,4 +1,4 @@
-"""Fixtures that tests of several parts share."""
+"""Fixtures that tests of several parts share. Imports are local: most tests need neither torch nor a cluster."""
 
 from __future__ import annotations
 
@@ -6,13 +6,57 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+    from resplit.cluster.local import Cluster
+    from resplit.model.source import StoredModel
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random six-layer Llama and its tokenizer, saved as a local folder."""
+    from tests.support.cluster import make_model
+
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def unsplit_model(model_folder: Path) -> torch.nn.Module:
+    """The same model in one piece. Its tokens are what a cluster must return."""
+    from tests.support.cluster import load_unsplit
+
+    return load_unsplit(model_folder)
+
+
+@pytest.fixture(scope="session")
+def stored_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredModel:
+    """The same model in one file per block: embed, six layers and head make eight blocks."""
+    import torch
+
+    from resplit.model.source import obtain
+
+    torch.set_num_threads(1)
+    return obtain(str(model_folder), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Four node processes, and one for gateway and controller, with a first plan deployed."""
+    from tests.support.cluster import started
+
+    with started(tmp_path_factory.mktemp("cluster"), model_folder) as running:
+        yield running
 
 
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
-    """Within it, every write beyond so many bytes of one file fails."""
+    """A context manager in which every write beyond so many bytes of one file fails."""
     return _file_size_limit
 
 

@@ -23,7 +23,7 @@ from resplit.metrics import (
 )
 from resplit.records import TABLES, RunRecord
 from tests.support.run_tables import NAN, epoch, record, request
-from tests.support.runs import made_up_run
+from tests.support.runs import synthetic_run
 
 
 def incidents(run: RunRecord) -> list[tuple[float, float]]:
@@ -181,7 +181,7 @@ def test_the_mean_utilisation_goes_on_without_a_lost_node() -> None:
     np.testing.assert_allclose(utilization_series(run, window_s=1.0).b, [0.4, NAN])
 
 
-RUN = made_up_run("resplit", duration_s=40.0)
+RUN = synthetic_run("resplit", duration_s=40.0)
 
 
 @settings(max_examples=25, deadline=None)

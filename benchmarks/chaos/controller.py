@@ -19,7 +19,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
-from tests.support.cluster import make_model, started, whole_model
+from tests.support.cluster import load_unsplit, make_model, started
 from tests.support.streams import ask, expected_tokens, until
 
 NEW_TOKENS = 24
@@ -33,7 +33,7 @@ PLACEMENTS = ([A, A, B, C, C, D, D, A], [B, B, C, D, A, A, C, B])
 async def run(scale: float, folder: Path) -> list[Finding]:
     """18 deaths: before and after each of 9 writes; a short run takes some of them."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)[0]
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)[0]
     deaths = [(when, number) for number in range(1, WRITES + 1) for when in ("before", "after")]
     deaths = deaths[:: max(1, round(1 / scale))]
     died, wrong, epochs, back_s = 0, [], [], []

@@ -16,9 +16,9 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports
 from resplit.security.identity import CONTROLLER
 from resplit.wire.peers import Address
-from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.cluster import NODES, load_unsplit, make_model, started
 from tests.support.streams import expected_tokens, streaming, until
-from tests.support.tcp_proxy import Cable
+from tests.support.tcp_proxy import TcpProxy
 
 ROUNDS = 10
 CUT_S = 2.0
@@ -27,21 +27,21 @@ CUT_S = 2.0
 async def run(scale: float, folder: Path) -> list[Finding]:
     """10 cuts of random nodes; every second one breaks the connections, the others only stop what goes through."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, rounds = random.Random(14), max(2, round(ROUNDS * scale))
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
-        cables = await put_cables(cluster)
+        proxies = await start_proxies(cluster)
         await until(lambda: ready(client) and answers(client, *NODES), 60)
         async with streaming(cluster, expected) as streams:
             for number in range(rounds):
                 await asyncio.to_thread(use_all, client, rng)
                 await asyncio.sleep(rng.uniform(0.1, 1.0))
                 victim = rng.choice(NODES)
-                await cut(cables[victim], broken=number % 2 == 0)
+                await cut(proxies[victim], broken=number % 2 == 0)
                 await until(lambda victim=victim: answers(client, victim))
         await until(lambda: settled(client))
-    for cable in cables.values():
-        cable.pull_out()
+    for proxy in proxies.values():
+        proxy.close()
     return [
         *streams.findings("cut"),
         Finding("cut", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
@@ -49,31 +49,31 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     ]
 
 
-async def put_cables(cluster: Cluster) -> dict[str, Cable]:
+async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
     """Have all reach every node through a relay: the controller is started again with the relays' addresses."""
     file = cluster.state / "relayed.yaml"
     content = yaml.safe_load((cluster.state / "cluster.yaml").read_text())
-    cables = {}
+    proxies = {}
     for node, port in zip(content["nodes"], free_ports(len(content["nodes"])), strict=True):
         outside = Address("127.0.0.1", port)
-        cables[node["name"]] = Cable(outside, Address.parse(node["address"]))
+        proxies[node["name"]] = TcpProxy(outside, Address.parse(node["address"]))
         node["address"] = str(outside)
-    for cable in cables.values():
-        await cable.plug_in()
+    for proxy in proxies.values():
+        await proxy.open()
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     kill(cluster, CONTROLLER)
     old, new = str(cluster.state / "cluster.yaml"), str(file)
     start_again(cluster, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
-    return cables
+    return proxies
 
 
-async def cut(cable: Cable, broken: bool) -> None:
+async def cut(proxy: TcpProxy, broken: bool) -> None:
     """Cut a cable for two seconds."""
     if broken:
-        cable.pull_out()
+        proxy.close()
         await asyncio.sleep(CUT_S)
-        await cable.plug_in()
+        await proxy.open()
     else:
-        cable.stall()
+        proxy.stall()
         await asyncio.sleep(CUT_S)
-        cable.flow()
+        proxy.resume()

@@ -19,13 +19,13 @@ from resplit.model.source import obtain
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
-from tests.support.cluster import make_model, reference, whole_model
+from tests.support.cluster import make_model, reference, load_unsplit
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
     """With no byte to be written: the epoch log, keyring and registry; `scale` changes nothing."""
     stored = make_model(folder)
-    expected = reference(whole_model(stored), list(PROMPT), NEW_TOKENS)
+    expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     model = obtain(str(stored), folder / "models")
     said: dict[str, str] = {}
     wrong: list[str] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.kills import NEW_TOKENS, Times, one_kill, time_findings, use_all
 from resplit.cluster.client import ControlClient
-from tests.support.cluster import NODES, TRUSTED, make_model, started, whole_model
+from tests.support.cluster import NODES, TRUSTED, load_unsplit, make_model, started
 from tests.support.streams import expected_tokens, streaming
 
 ROUNDS = 10
@@ -19,7 +19,7 @@ ROUNDS = 10
 async def run(scale: float, folder: Path) -> list[Finding]:
     """10 losses of two nodes, the pairs in random order."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, times = random.Random(12), Times()
     pairs = [list(pair) for pair in itertools.combinations(NODES, 2) if set(pair) != set(TRUSTED)]
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:

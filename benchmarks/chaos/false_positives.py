@@ -13,7 +13,7 @@ from benchmarks.chaos.watch import said
 from resplit.cluster.client import ControlClient
 from resplit.planner import solve
 from resplit.problem import read_problem
-from tests.support.cluster import make_model, started, whole_model
+from tests.support.cluster import load_unsplit, make_model, started
 from tests.support.streams import expected_tokens, streaming
 
 SECONDS = 600.0
@@ -23,7 +23,7 @@ NEW_TOKENS = 160
 async def run(scale: float, folder: Path) -> list[Finding]:
     """Ten minutes of eight streams as fast as they go, beside a planner that plans without end."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     seconds = max(5.0, SECONDS * scale)
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         latest_problem = cluster.state / "latest_problem.json"

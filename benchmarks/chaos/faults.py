@@ -20,7 +20,7 @@ from resplit.gateway.engine import GenerationRequest, Sampling
 from resplit.model.source import StoredModel
 from resplit.wire.peers import Peer
 from tests.support.cluster import TRUSTED
-from tests.support.in_process import InProcess, until
+from tests.support.in_process import InProcessCluster, until
 
 PLACES = ("alpha", "beta", "gamma")
 PROMPT = (5, 17, 40, 200, 31, 8, 99)
@@ -95,7 +95,7 @@ class FaultyPeer:
                 await self._peer.command(kind, signed, timeout_s)
                 trial.violations.append(f"{name} obeyed one {kind} two times")
         if fault in ("lost", "late", "unanswered"):
-            trial.nodes.sever(name)
+            trial.nodes.break_connections(name)
             raise NodeLostError(f"{name}: {kind} {fault}")
         fate.event(f"after {kind} to {name}")
         return answer
@@ -121,7 +121,7 @@ class FaultyPeers(Mapping[str, Peer]):
 class Trial:
     """Three nodes and a controller to be tried; `expected` are the unsplit model's tokens for PROMPT."""
 
-    def __init__(self, nodes: InProcess, expected: list[int]) -> None:
+    def __init__(self, nodes: InProcessCluster, expected: list[int]) -> None:
         self.nodes = nodes
         self.expected = expected
         self.faults: dict[tuple[str, str], Fault] = {}
@@ -143,7 +143,7 @@ class Trial:
         await self.nodes.router.disconnect()
         self.controller.log.close()
         self.fate = Fate()
-        self.nodes.begin_gateway()
+        self.nodes.start_gateway()
         self._take_office()
         self.nodes.router.connect(self.nodes.addresses)
 
@@ -240,7 +240,7 @@ async def trial(model: StoredModel, expected: list[int], folder: Path) -> AsyncI
             "kv_tokens": _KV_TOKENS,
         }
     )
-    nodes = InProcess(config, model, folder)
+    nodes = InProcessCluster(config, model, folder)
     try:
         await asyncio.gather(*(nodes.start(name) for name in PLACES))
         tried = Trial(nodes, expected)

@@ -20,7 +20,7 @@ from benchmarks.chaos.fuzz_wire import LIGHT
 from benchmarks.chaos.fuzzing import send_for
 from benchmarks.chaos.leaks import watching
 from resplit.cluster.client import ControlClient
-from tests.support.cluster import MODEL, make_model, started, whole_model
+from tests.support.cluster import MODEL, load_unsplit, make_model, started
 from tests.support.streams import PROMPTS, expected_tokens, streaming, until
 
 LASTS_S = 600.0
@@ -135,7 +135,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     """Ten minutes of it, beside four streams."""
     model = make_model(folder)
     prompts = PROMPTS[:4]
-    expected = expected_tokens(whole_model(model), NEW_TOKENS, prompts)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS, prompts)
     with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         caller = Caller(cluster.url, cluster.token)
         async with watching(cluster) as watch, streaming(cluster, expected, prompts) as streams:

@@ -43,7 +43,7 @@ from resplit.wire.node_pb2 import (
     TransferRequest,
 )
 from resplit.wire.peers import Address
-from tests.support.cluster import CLUSTER, make_model, started, whole_model
+from tests.support.cluster import CLUSTER, load_unsplit, make_model, started
 from tests.support.streams import PROMPTS, expected_tokens, streaming, until
 
 LASTS_S = 600.0
@@ -295,7 +295,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     """Ten minutes of it, against four nodes that serve four streams."""
     model = make_model(folder)
     prompts = PROMPTS[:4]
-    expected = expected_tokens(whole_model(model), NEW_TOKENS, prompts)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS, prompts)
     with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         addresses = {node.name: Address.parse(node.address or "") for node in cluster.config.nodes}
         attacker = Attacker(addresses, cluster.state / "keys" / "delta")

@@ -12,7 +12,7 @@ from benchmarks.chaos.kills import DETECTED_WITHIN_S, NEW_TOKENS, use_all
 from benchmarks.chaos.watch import answers, lost, pause, settled, wake
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.cluster import NODES, load_unsplit, make_model, started
 from tests.support.streams import expected_tokens, streaming, until
 
 ROUNDS = 12
@@ -22,7 +22,7 @@ _SHORT_S = 0.3  # nobody should be lost for that
 async def run(scale: float, folder: Path) -> list[Finding]:
     """12 stops of random nodes: for 0.3 s, or for 2 to 5 s."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng = random.Random(13)
     noticed_s: list[float] = []
     lost_for_short = 0

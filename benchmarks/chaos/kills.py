@@ -16,7 +16,7 @@ from benchmarks.chaos.watch import answers, kill, lost
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
-from tests.support.cluster import NODES, make_model, random_placement, started, whole_model
+from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
 from tests.support.streams import Streams, expected_tokens, streaming, until
 
 KILLS = 30
@@ -38,7 +38,7 @@ class Times:
 async def run(scale: float, folder: Path) -> list[Finding]:
     """30 kills, one after another, under eight streams."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, times = random.Random(11), Times()
     kills = max(2, round(KILLS * scale))
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:

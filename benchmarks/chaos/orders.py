@@ -19,7 +19,7 @@ from benchmarks.chaos.faults import NEW_TOKENS, PLACES, PROMPT, Fault, KilledErr
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel, obtain
-from tests.support.cluster import make_model, reference, whole_model
+from tests.support.cluster import load_unsplit, make_model, reference
 
 EXAMPLES, STEPS = 60, 8
 A, B, C = PLACES
@@ -105,7 +105,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     """60 examples of up to 8 steps, the same ones each time."""
     stored = make_model(folder)
     OrdersMachine.model = obtain(str(stored), folder / "models")
-    OrdersMachine.expected = reference(whole_model(stored), list(PROMPT), NEW_TOKENS)
+    OrdersMachine.expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     OrdersMachine.steps = 0
     examples = max(2, round(EXAMPLES * scale))
     how = settings(

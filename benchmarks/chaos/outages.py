@@ -18,7 +18,7 @@ from benchmarks.chaos.watch import answers, kill, lost, settled
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
-from tests.support.cluster import NODES, make_model, random_placement, started, whole_model
+from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
 from tests.support.streams import expected_tokens, streaming, until
 
 ROUNDS = 4
@@ -28,7 +28,7 @@ _LASTS_S = 2.0
 async def run(scale: float, folder: Path) -> list[Finding]:
     """4 times each: no registry, a full disk, a full disk and a node killed."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, rounds = random.Random(17), max(1, round(ROUNDS * scale))
     said: dict[str, list[str]] = {"registry": [], "disk": []}
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:

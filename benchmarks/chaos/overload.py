@@ -21,7 +21,7 @@ from benchmarks.chaos.findings import Finding, quantile, spread
 from benchmarks.chaos.leaks import watching
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from tests.support.cluster import MODEL, make_model, started, whole_model
+from tests.support.cluster import MODEL, load_unsplit, make_model, started
 from tests.support.streams import PROMPTS, expected_tokens, until
 
 LASTS_S = 600.0
@@ -173,7 +173,7 @@ def _class(rng: random.Random) -> str:
 async def run(scale: float, folder: Path) -> list[Finding]:
     """Ten minutes of it; measured before and after by a request that comes alone."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), max(NEW_TOKENS.values()))
+    expected = expected_tokens(load_unsplit(model), max(NEW_TOKENS.values()))
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     with started(folder, model, CLUSTER) as cluster, ControlClient(cluster.url, cluster.token) as control:
         async with (

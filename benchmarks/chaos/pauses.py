@@ -17,7 +17,7 @@ import matplotlib as mpl
 
 from benchmarks.chaos.findings import Finding, quantile, spread
 from resplit.cluster.client import ControlClient
-from tests.support.cluster import NODES, make_model, started, whole_model
+from tests.support.cluster import NODES, load_unsplit, make_model, started
 from tests.support.streams import Streams, expected_tokens, streaming, until
 
 mpl.use("svg")
@@ -87,7 +87,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     findings: list[Finding] = []
     settings = SETTINGS if scale >= 0.2 else SETTINGS[:2]
     model = make_model(folder, **SHAPE, max_position_embeddings=2048)
-    whole = whole_model(model)
+    whole = load_unsplit(model)
     for links, history in settings:
         place = folder / f"{links.name.replace('/', ' per ')} {history}"
         place.mkdir()

@@ -11,7 +11,7 @@ from benchmarks.chaos.findings import Finding
 from benchmarks.chaos.steps import FIRST, SECOND
 from resplit.errors import ProposalRefusedError
 from resplit.model.source import obtain
-from tests.support.cluster import make_model, reference, whole_model
+from tests.support.cluster import load_unsplit, make_model, reference
 
 ROUNDS = 5
 
@@ -19,7 +19,7 @@ ROUNDS = 5
 async def run(scale: float, folder: Path) -> list[Finding]:
     """5 times: the folder is renamed, a change proposed, the folder renamed back, the change proposed again."""
     stored = make_model(folder)
-    expected = reference(whole_model(stored), list(PROMPT), NEW_TOKENS)
+    expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     rounds = max(1, round(ROUNDS * scale))
     shards, away = folder / "registry", folder / "away"
     reasons, wrong = [], []

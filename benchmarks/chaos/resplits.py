@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding, spread
 from resplit.cluster.client import ControlClient
 from resplit.types import segments_of
-from tests.support.cluster import make_model, random_placement, started, whole_model
+from tests.support.cluster import load_unsplit, make_model, random_placement, started
 from tests.support.streams import expected_tokens, streaming
 
 PLACEMENTS = 50
@@ -19,7 +19,7 @@ NEW_TOKENS = 128
 async def run(scale: float, folder: Path) -> list[Finding]:
     """50 placements, redistributions (same cuts, other nodes) and re-splits in turn."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     wanted = max(3, round(PLACEMENTS * scale))
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         async with streaming(cluster, expected) as streams:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, KilledError, Trial, trial
 from benchmarks.chaos.findings import Finding
 from resplit.model.source import obtain
-from tests.support.cluster import make_model, reference, whole_model
+from tests.support.cluster import load_unsplit, make_model, reference
 
 A, B, C = "alpha", "beta", "gamma"
 FIRST = (A, A, B, B, C, C, B, A)
@@ -20,7 +20,7 @@ SECOND = (B, B, C, A, A, C, C, B)
 async def run(scale: float, folder: Path) -> list[Finding]:
     """Every step once; then every pair of a step and one of the restart that follows. `scale` below 1 takes a part."""
     stored = make_model(folder)
-    expected = reference(whole_model(stored), list(PROMPT), NEW_TOKENS)
+    expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     async with trial(obtain(str(stored), folder / "models"), expected, folder) as tried:
         once = await every_step(tried, stride=max(1, round(0.3 / scale)))
         pairs = await every_pair(tried, stride=max(1, round(2 / scale)))

@@ -11,7 +11,7 @@ from benchmarks.chaos.findings import Finding, quantile, spread
 from benchmarks.chaos.watch import kill, ready
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
-from tests.support.cluster import CLUSTER, NODES, TRUSTED, make_model, started, whole_model
+from tests.support.cluster import CLUSTER, NODES, TRUSTED, load_unsplit, make_model, started
 from tests.support.streams import ask, expected_tokens, until
 
 ROUNDS = 3
@@ -24,7 +24,7 @@ SMALL = CLUSTER.replace("4 MiB", "1.5 MiB")
 async def run(scale: float, folder: Path) -> list[Finding]:
     """By turns the survivors lack memory, and both trusted nodes are gone."""
     model = make_model(folder)
-    expected = expected_tokens(whole_model(model), NEW_TOKENS)[0]
+    expected = expected_tokens(load_unsplit(model), NEW_TOKENS)[0]
     refused_s: list[float] = []
     back_s: list[float] = []
     reasons: list[str] = []

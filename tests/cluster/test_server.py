@@ -11,11 +11,7 @@ from resplit.cluster.server import _app
 from resplit.config import ClusterConfig
 from resplit.model.source import StoredModel
 from resplit.wire.peers import Address
-from tests.node.conftest import tiny
-from tests.support.node_cluster import InProcess
-from tests.system.conftest import model_folder
-
-__all__ = ["model_folder", "tiny"]
+from tests.support.in_process import InProcessCluster
 
 
 @pytest.mark.parametrize(
@@ -31,7 +27,7 @@ __all__ = ["model_folder", "tiny"]
     ],
 )
 async def test_api_keys_are_off_by_default_on_loopback_only(
-    tiny: StoredModel, tmp_path: Path, host: str, api_keys: list[str], open_to_all: bool
+    stored_model: StoredModel, tmp_path: Path, host: str, api_keys: list[str], open_to_all: bool
 ) -> None:
     config = ClusterConfig.model_validate(
         {
@@ -43,7 +39,7 @@ async def test_api_keys_are_off_by_default_on_loopback_only(
             "kv_tokens": 64,
         }
     )
-    app = _app(config, tiny, InProcess(config, tiny, tmp_path).sessions, Address(host, 8080))
+    app = _app(config, stored_model, InProcessCluster(config, stored_model, tmp_path).sessions, Address(host, 8080))
 
     async def status(**headers: str) -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:

@@ -5,98 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
-from resplit.control.operations import Operator
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import ProposalRefusedError
-from resplit.gateway.engine import GenerationRequest
-from resplit.model.source import StoredModel
-from resplit.types import Sampling
-from tests.node.conftest import tiny
+from tests.support.controllers import FIRST, LONG, SECOND, operator_of, placed, served, started, steps
+from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
-from tests.support.node_cluster import InProcess, deploy, in_process, until
-from tests.system.conftest import model_folder
-
-__all__ = ["model_folder", "tiny"]
-
-A, B, C = "alpha", "beta", "gamma"
-FIRST = [A, A, B, B, C, C, B, A]
-SECOND = [A, A, B, C, C, B, B, A]
-REQUEST = GenerationRequest((5, 17, 40), 8, Sampling(), "chat", frozenset())
-LONG = replace(REQUEST, max_new_tokens=60)
-
-
-@pytest.fixture
-async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
-    config = ClusterConfig.model_validate(
-        {
-            "name": "test",
-            "source": A,
-            "trusted": [A, B],
-            "nodes": [{"name": name, "memory": "8 MiB" if name != C else "650 kB"} for name in (A, B, C)],
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-            "kv_tokens": 256,
-        }
-    )
-    async with in_process(config, tiny, tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-async def controller(nodes: InProcess) -> AsyncIterator[Controller]:
-    controller = nodes.controller()
-    await controller.introduce()
-    yield controller
-    await controller.stop()
-
-
-async def placed(nodes: InProcess) -> dict[str, tuple[list[int], list[int], list[int]]]:
-    """Of each node: blocks, epochs served, epochs prepared."""
-    states = {name: await nodes.state(name) for name in (A, B, C)}
-    return {name: (state["blocks"], state["epochs"], state["prepared"]) for name, state in states.items()}
-
-
-async def served(nodes: InProcess, request: GenerationRequest = REQUEST) -> list[int]:
-    return [token.token_id async for token in nodes.sessions.generate(request)]
-
-
-async def started(nodes: InProcess, count: int) -> bool:
-    """Whether so many sessions have some tokens."""
-    return sum(session.position > 6 for session in nodes.sessions._live.values()) == count
-
-
-def operator_of(nodes: InProcess, controller: Controller) -> Operator:
-    """What operators change of this cluster, with nothing changed yet."""
-    content = {
-        "name": nodes.config.name,
-        "source": nodes.config.source,
-        "trusted": list(nodes.config.trusted),
-        "nodes": [
-            {"name": each.name, "memory": f"{each.memory} B", "address": str(nodes.addresses[each.name])}
-            for each in nodes.config.nodes
-        ],
-        "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-        "kv_tokens": nodes.config.kv_tokens,
-    }
-    return Operator(controller, nodes.router, content, nodes.folder / "desired_state.json")
-
-
-def steps(controller: Controller, epoch: int) -> list[str]:
-    return [step.step for step in controller.log.steps(epoch)]
+from tests.support.three_nodes import A, B, C
 
 
 async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_released(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     assert await placed(nodes) == {A: ([0, 1, 7], [1], []), B: ([2, 3, 6], [1], []), C: ([4, 5], [1], [])}
@@ -116,7 +42,7 @@ async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_release
     assert controller.epochs[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
 
 
-async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcess, controller: Controller) -> None:
+async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcessCluster, controller: Controller) -> None:
     await deploy(controller, FIRST)
     before = await placed(nodes)
     for placement, based_on, why in [
@@ -131,7 +57,7 @@ async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcess,
     assert controller.log.next_epoch() == 2
 
 
-async def assert_old_epoch_serves(nodes: InProcess, controller: Controller, tokens: list[int]) -> None:
+async def assert_old_epoch_serves(nodes: InProcessCluster, controller: Controller, tokens: list[int]) -> None:
     assert steps(controller, 2) == ["proposed", "aborted"]
     assert await placed(nodes) == {A: ([0, 1, 7], [1], []), B: ([2, 3, 6], [1], []), C: ([4, 5], [1], [])}
     assert controller.live is not None
@@ -140,7 +66,7 @@ async def assert_old_epoch_serves(nodes: InProcess, controller: Controller, toke
 
 
 async def test_a_corrupt_shard_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes)
@@ -156,7 +82,7 @@ async def test_a_corrupt_shard_aborts_the_epoch_everywhere_and_the_old_one_serve
 
 
 async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes)
@@ -166,7 +92,7 @@ async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_s
 
 
 async def test_a_placement_without_room_beside_the_old_one_is_staged_and_no_token_changes(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes, LONG)
@@ -185,7 +111,7 @@ async def test_a_placement_without_room_beside_the_old_one_is_staged_and_no_toke
 
 
 async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_replayed(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes, LONG)
@@ -204,7 +130,7 @@ async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_
 
 
 async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes)
@@ -214,7 +140,7 @@ async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
 
 
 async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room(
-    nodes: InProcess, controller: Controller, full_disk: Callable[[int], AbstractContextManager[None]]
+    nodes: InProcessCluster, controller: Controller, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     controller.set_problem(problem_of(nodes.config, nodes.features, SECOND))
     await deploy(controller, SECOND)
@@ -231,7 +157,7 @@ async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room
     assert C not in controller.live.placement
 
 
-async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcess, controller: Controller) -> None:
+async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcessCluster, controller: Controller) -> None:
     nodes.sessions.on_lost = lambda node: None
     await deploy(controller, [A, A, B, B, B, B, B, A])
     tokens = await served(nodes)
@@ -249,7 +175,7 @@ async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcess, controll
     assert await served(nodes) == tokens
 
 
-async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcess, controller: Controller) -> None:
+async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcessCluster, controller: Controller) -> None:
     both = await asyncio.gather(
         *(controller.deploy(Proposal(tuple(each), "initial", 0)) for each in (FIRST, SECOND)), return_exceptions=True
     )
@@ -258,7 +184,7 @@ async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcess, con
 
 
 async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     await controller.profile()
     kinds = {name: {row["kind"] for row in await nodes.rows(name, "blocks")} for name in (A, B, C)}
@@ -269,7 +195,7 @@ async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all
 
 
 @pytest.fixture
-async def api(nodes: InProcess, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
+async def api(nodes: InProcessCluster, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
     app = create_control_api(controller, operator_of(nodes, controller), Monitor(nodes.router.peers), "secret")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": "Bearer secret"}

@@ -10,29 +10,14 @@ import pytest
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.errors import NodeLostError, ProposalRefusedError
-from tests.control.test_controller import (
-    FIRST,
-    LONG,
-    A,
-    B,
-    C,
-    controller,
-    model_folder,
-    nodes,
-    operator_of,
-    placed,
-    served,
-    started,
-    tiny,
-)
-from tests.support.in_process import InProcess, deploy, until
+from tests.support.controllers import FIRST, LONG, operator_of, placed, served, started
+from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
-
-__all__ = ["controller", "model_folder", "nodes", "tiny"]
+from tests.support.three_nodes import A, B, C
 
 
 @pytest.fixture
-async def operator(nodes: InProcess, controller: Controller) -> Operator:
+async def operator(nodes: InProcessCluster, controller: Controller) -> Operator:
     """Of a cluster that serves, and whose controller knows enough to plan."""
     controller.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     operator = operator_of(nodes, controller)
@@ -41,7 +26,7 @@ async def operator(nodes: InProcess, controller: Controller) -> Operator:
 
 
 async def test_what_is_drained_is_moved_and_what_cannot_be_is_refused_and_changes_nothing(
-    nodes: InProcess, operator: Operator
+    nodes: InProcessCluster, operator: Operator
 ) -> None:
     tokens = await served(nodes, LONG)
     stream = asyncio.create_task(served(nodes, LONG))
@@ -59,7 +44,7 @@ async def test_what_is_drained_is_moved_and_what_cannot_be_is_refused_and_change
 
 
 async def test_where_nobody_may_hold_what_is_private_a_stream_ends_with_the_reason(
-    nodes: InProcess, operator: Operator
+    nodes: InProcessCluster, operator: Operator
 ) -> None:
     tokens = await served(nodes, LONG)
     await operator.trust(B, False)
@@ -75,7 +60,7 @@ async def test_where_nobody_may_hold_what_is_private_a_stream_ends_with_the_reas
 
 
 async def test_commands_are_kept_for_the_next_controller(
-    nodes: InProcess, operator: Operator, controller: Controller
+    nodes: InProcessCluster, operator: Operator, controller: Controller
 ) -> None:
     await operator.trust(B, False)
     await operator.drain(C)
@@ -84,7 +69,9 @@ async def test_commands_are_kept_for_the_next_controller(
     assert (controller.cluster.trusted, controller.rules.drained) == ((A,), {C})
 
 
-async def test_a_registry_that_fails_leaves_a_node_in_use(nodes: InProcess, operator: Operator, tmp_path: Path) -> None:
+async def test_a_registry_that_fails_leaves_a_node_in_use(
+    nodes: InProcessCluster, operator: Operator, tmp_path: Path
+) -> None:
     tokens = await served(nodes, LONG)
     for shard in (nodes.folder / "registry").iterdir():
         shard.rename(tmp_path / shard.name)

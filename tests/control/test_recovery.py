@@ -11,18 +11,14 @@ from resplit.config import ClusterConfig
 from resplit.control.recovery import load_problem, plan_without, save_problem, under_rules, without
 from resplit.model.source import StoredModel
 from resplit.types import Problem
-from tests.node.conftest import tiny
 from tests.support.latest_problem import problem_of
-from tests.system.conftest import model_folder
-
-__all__ = ["model_folder", "tiny"]
 
 A, B, C = "alpha", "beta", "gamma"
 TODAY = (A, A, B, B, C, C, B, A)
 
 
 @pytest.fixture
-def problem(tiny: StoredModel) -> Problem:
+def problem(stored_model: StoredModel) -> Problem:
     cluster = ClusterConfig.model_validate(
         {
             "name": "test",
@@ -33,7 +29,7 @@ def problem(tiny: StoredModel) -> Problem:
             "kv_tokens": 64,
         }
     )
-    return problem_of(cluster, tiny.features(1), TODAY)
+    return problem_of(cluster, stored_model.features(1), TODAY)
 
 
 def test_a_node_that_may_not_be_used_gets_nothing_and_keeps_its_links(problem: Problem) -> None:

@@ -1,129 +1,24 @@
-"""A small cluster whose true times are known, and the telemetry that it would report."""
+"""The telemetry of a small cluster, and the cost model fitted to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, fit_cost_model
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
-
-LAYERS = 4
-WIDTH = 576
-
-
-def _layer(index: int) -> BlockFeatures:
-    return BlockFeatures(f"layer.{index}", "layer", 3_540_000, 7.08e6, 2304.0, 1.4e7, 3072.0, 2304.0, index == 0, 0.5)
+from tests.support.telemetry import MACHINES, block_features, telemetry_of
 
 
 @pytest.fixture(scope="session")
 def features() -> tuple[BlockFeatures, ...]:
-    vocabulary = 49152 * WIDTH
-    embed = BlockFeatures("embed", "embed", vocabulary, 0.0, 0.0, 4.0 * vocabulary, 0.0, 2304.0, True, 1.0)
-    head = BlockFeatures("head", "head", vocabulary, 2.0 * vocabulary, 0.0, 4.0 * vocabulary, 0.0, 4.0, True, 1.0)
-    return (embed, *(_layer(k) for k in range(LAYERS)), head)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """True pass times: a constant, a time per token by kind, and in a layer one for each token of the cache."""
-
-    speed: float
-    constant_s: float = 1e-4
-    cache_s: float = 2e-6
-    per_token_s: tuple[float, float, float] = (5e-5, 2e-3, 6e-3)  # embed, layer, head
-
-    def seconds(self, kind: str, tokens: int, context: int) -> float:
-        per_token = dict(zip(("embed", "layer", "head"), self.per_token_s, strict=True))[kind]
-        new = 1 if kind == "head" else tokens
-        cache = (context + tokens) * self.cache_s if kind == "layer" else 0.0
-        return self.speed * (self.constant_s + new * per_token + cache)
-
-
-MACHINES = {"home-a": Machine(1.0), "home-b": Machine(1.6), "edge": Machine(2.5), "cloud": Machine(0.4)}
-
-
-def node_rows(machines: dict[str, Machine], times: list[float]) -> list[dict[str, object]]:
-    return [
-        {
-            "time_s": time,
-            "node": node,
-            "cpu_utilization": 0.5,
-            "own_utilization": 0.3,
-            "memory_free_bytes": 1e8,
-            "memory_held_bytes": 5e7,
-            "gpu_utilization": float("nan"),
-            "reference_s": machine.seconds("layer", 1, 64),
-            "emulated": True,
-        }
-        for time in times
-        for node, machine in machines.items()
-    ]
-
-
-def block_rows(
-    machines: dict[str, Machine],
-    features: tuple[BlockFeatures, ...],
-    noise: float = 0.03,
-    seed: int = 0,
-    contexts: tuple[int, ...] = tuple(range(8, 200, 16)),
-    prompts: tuple[int, ...] = (8, 16, 32, 64, 128),
-) -> list[dict[str, object]]:
-    """Every block on every machine, one prefill per prompt and one decode step per context."""
-    rng = np.random.default_rng(seed)
-    passes = [("prefill", tokens, 0) for tokens in prompts] + [("decode", 1, context) for context in contexts]
-    return [
-        {
-            "time_s": float(index),
-            "node": node,
-            "block": feature.name,
-            "kind": feature.kind,
-            "phase": phase,
-            "tokens": tokens,
-            "context_tokens": context,
-            "seconds": machine.seconds(feature.kind, tokens, context) * float(np.exp(noise * rng.standard_normal())),
-            "emulated": True,
-        }
-        for index, (phase, tokens, context) in enumerate(passes)
-        for node, machine in machines.items()
-        for feature in features
-    ]
-
-
-def link_rows(
-    machines: dict[str, Machine], latency_s: float = 0.003, bandwidth: float = 2e7, noise: float = 0.03, seed: int = 0
-) -> list[dict[str, object]]:
-    rng = np.random.default_rng(seed)
-    return [
-        {
-            "time_s": float(index),
-            "node": node,
-            "peer": peer,
-            "payload_bytes": payload,
-            "seconds": (latency_s + payload / bandwidth) * float(np.exp(noise * rng.standard_normal())),
-            "source": "active" if payload > 3000 else "passive",
-            "emulated": True,
-        }
-        for index, payload in enumerate((256.0, 2304.0, 65536.0, 262144.0) * 5)
-        for node in machines
-        for peer in machines
-        if node != peer
-    ]
+    return block_features()
 
 
 @pytest.fixture(scope="session")
 def telemetry(features: tuple[BlockFeatures, ...]) -> Telemetry:
-    return Telemetry.from_rows(
-        {
-            "nodes": node_rows(MACHINES, [0.0, 1.0, 2.0]),
-            "links": link_rows(MACHINES),
-            "blocks": block_rows(MACHINES, features),
-        }
-    )
+    return telemetry_of(MACHINES, features)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from resplit.cost.model import Phase
 from resplit.errors import DataError
 from resplit.telemetry import NODE_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures
-from tests.cost.conftest import MACHINES, Machine, block_rows, link_rows, node_rows
+from tests.support.telemetry import MACHINES, Machine, block_rows, link_rows, node_rows
 
 Features = tuple[BlockFeatures, ...]
 PASSES: tuple[tuple[Phase, int, int], ...] = (("prefill", 40, 0), ("decode", 1, 100), ("decode", 1, 300))

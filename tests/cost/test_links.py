@@ -6,7 +6,7 @@ import pytest
 
 from resplit.cost.links import fit_links
 from resplit.telemetry import LINK_COLUMNS, frame
-from tests.cost.conftest import MACHINES, link_rows
+from tests.support.telemetry import MACHINES, link_rows
 
 TWO = {name: MACHINES[name] for name in ("home-a", "cloud")}
 

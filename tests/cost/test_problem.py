@@ -15,7 +15,7 @@ from resplit.planner import solve
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.telemetry import NODE_COLUMNS, frame
 from resplit.types import BlockFeatures, Problem, RequestClass
-from tests.cost.conftest import MACHINES, node_rows
+from tests.support.telemetry import MACHINES, node_rows
 
 CHAT = RequestClass("chat", "home-a", 0.5, 64, 32)
 STATES = {name: NodeState(4e8, 0.1) for name in MACHINES}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-
-from resplit.model.engine import ModelSpec, TorchEngine
 
 _SMALL = {
     "vocab_size": 97,
@@ -32,18 +29,8 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def whole(request: pytest.FixtureRequest) -> torch.nn.Module:
+def unsplit_model(request: pytest.FixtureRequest) -> torch.nn.Module:
     """One tiny unsplit model, the oracle."""
     torch.set_num_threads(1)
     torch.manual_seed(7)
     return AutoModelForCausalLM.from_config(CONFIGS[request.param]()).eval()
-
-
-def engine_with(model: torch.nn.Module, blocks: list[int] | None = None, split: str = "layer") -> TorchEngine:
-    """An engine that holds these blocks of the model (all by default)."""
-    engine = TorchEngine(ModelSpec(model.config.to_dict(), "float32", split))
-    state = model.state_dict()
-    for index in range(len(engine.kinds)) if blocks is None else blocks:
-        names = engine.chain.tensor_names(index)
-        engine.load(index, save({name: state[path].clone() for name, path in names.items()}))
-    return engine

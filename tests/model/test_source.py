@@ -14,12 +14,9 @@ from resplit.errors import ModelError
 from resplit.model.engine import TorchEngine, token_ids
 from resplit.model.source import DEFAULT_MODEL, obtain
 from tests.support.cluster import reference
-from tests.system.conftest import model_folder, whole
-
-__all__ = ["model_folder", "whole"]
 
 
-def test_the_blocks_together_are_the_model(model_folder: Path, whole: torch.nn.Module, tmp_path: Path) -> None:
+def test_the_blocks_together_are_the_model(model_folder: Path, unsplit_model: torch.nn.Module, tmp_path: Path) -> None:
     stored = obtain(str(model_folder), tmp_path)
     engine = TorchEngine(stored.spec)
     for index, block in enumerate(engine.chain.specs):
@@ -27,9 +24,9 @@ def test_the_blocks_together_are_the_model(model_folder: Path, whole: torch.nn.M
     last = len(engine.kinds) - 1
     logits = engine.run("s", 0, last, 0, 16, token_ids([5, 17, 40]))
     greedy = int(torch.frombuffer(bytearray(logits.data), dtype=torch.float32).argmax())
-    assert [greedy] == reference(whole, [5, 17, 40], 1)
+    assert [greedy] == reference(unsplit_model, [5, 17, 40], 1)
     parameters = sum(tensor.numel() for tensor in load_everything(stored.folder))
-    assert parameters == sum(parameter.numel() for parameter in whole.parameters())
+    assert parameters == sum(parameter.numel() for parameter in unsplit_model.parameters())
 
 
 def load_everything(folder: Path) -> list[torch.Tensor]:

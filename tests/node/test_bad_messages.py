@@ -20,18 +20,18 @@ from resplit.types import Sampling
 from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.peers import from_wire, to_wire
-from tests.node.test_node import MIDDLE, config
-from tests.support.node_cluster import InProcess, in_process, until
+from tests.support.in_process import InProcessCluster, in_process, until
+from tests.support.two_nodes import MIDDLE, two_node_config
 
 HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
 CACHE = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
 
 
 @pytest.fixture
-async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
     """Two nodes, the middle blocks on `plain`, and one honest session that holds caches there."""
-    async with in_process(config(), tiny, tmp_path) as running:
-        await running.command("plain", "prepare", running.order("plain", MIDDLE, 1), 1)
+    async with in_process(two_node_config(), stored_model, tmp_path) as running:
+        await running.command("plain", "prepare", running.prepare_body("plain", MIDDLE, 1), 1)
         await running.command("plain", "commit", {"epoch": 1}, 1)
         await running.peer("plain").cache([part("honest")])
         yield running
@@ -46,7 +46,7 @@ def step(**changed: object) -> Step:
     return Step(**right | {"gateway": "controller"} | changed)
 
 
-async def answer_to(nodes: InProcess, bad: Step) -> Token:
+async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
     """What the gateway hears of a step."""
     answers: list[Token] = []
     nodes.router.on_token = answers.append
@@ -89,7 +89,7 @@ async def answer_to(nodes: InProcess, bad: Step) -> Token:
     ],
 )
 async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
-    nodes: InProcess, changed: dict[str, object], kind: str, says: str
+    nodes: InProcessCluster, changed: dict[str, object], kind: str, says: str
 ) -> None:
     before = await nodes.state("plain")
     answer = await answer_to(nodes, step(**changed))
@@ -113,7 +113,7 @@ async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
     ids=["unknown block", "private block", "a hole", "too small", "another shape", "negative shape"],
 )
 async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
-    nodes: InProcess, changed: dict[str, object], says: str
+    nodes: InProcessCluster, changed: dict[str, object], says: str
 ) -> None:
     before = await nodes.state("plain")
     with pytest.raises(CapacityError, match=says):
@@ -123,7 +123,7 @@ async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
 
 
 async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
-    nodes: InProcess, monkeypatch: pytest.MonkeyPatch
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message_limits, "MAX_MESSAGE_BYTES", 100_000)
     with pytest.raises(GRPCError) as refusal:
@@ -132,14 +132,14 @@ async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
     assert (await nodes.state("plain"))["sessions"] == 1
 
 
-async def test_a_session_with_an_endless_name_is_refused(nodes: InProcess) -> None:
+async def test_a_session_with_an_endless_name_is_refused(nodes: InProcessCluster) -> None:
     with pytest.raises(GRPCError) as refusal:
         await nodes.peer("plain")._stub.Cache([part("x" * 10_000)])
     assert refusal.value.status is Status.INVALID_ARGUMENT
 
 
 async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(
-    nodes: InProcess, caplog: pytest.LogCaptureFixture
+    nodes: InProcessCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
@@ -154,11 +154,11 @@ async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: StoredModel) -> TorchEngine:
+def engine(stored_model: StoredModel) -> TorchEngine:
     """The first and the last blocks: all that takes token ids, hidden states and draws."""
-    engine = TorchEngine(tiny.spec)
+    engine = TorchEngine(stored_model.spec)
     for block in (0, 1, 7):
-        engine.load(block, tiny.tensors(engine.chain.specs[block].name))
+        engine.load(block, stored_model.tensors(engine.chain.specs[block].name))
     return engine
 
 
@@ -199,9 +199,9 @@ def test_what_cannot_be_drawn_from_is_an_error_and_no_token(
         engine.sample(logits, sampling, 0)
 
 
-async def test_a_flipped_bit_in_a_shard_is_caught_by_a_running_node_and_counted(nodes: InProcess) -> None:
+async def test_a_flipped_bit_in_a_shard_is_caught_by_a_running_node_and_counted(nodes: InProcessCluster) -> None:
     later = ["trusted", "trusted", "trusted", "plain", "plain", *["trusted"] * 3]
-    order = nodes.order("plain", later, 2)
+    order = nodes.prepare_body("plain", later, 2)
     shard = nodes.folder / "registry" / order["shards"]["4"]["name"]
     sealed = bytearray(shard.read_bytes())
     sealed[len(sealed) // 2] ^= 1
@@ -212,8 +212,8 @@ async def test_a_flipped_bit_in_a_shard_is_caught_by_a_running_node_and_counted(
     assert (state["blocks"], state["refusals"]) == ([2, 3], {"shard": 1})
 
 
-async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InProcess) -> None:
-    private = nodes.order("plain", ["plain", *MIDDLE[1:]], 2)
+async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InProcessCluster) -> None:
+    private = nodes.prepare_body("plain", ["plain", *MIDDLE[1:]], 2)
     private["shards"] = {}
     for kind, body, epoch, reason in [
         ("prepare", private, 2, "privacy"),
@@ -226,7 +226,7 @@ async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InPr
     assert (await nodes.state("plain"))["refusals"] == {"privacy": 1, "unprepared": 1, "kind": 1}
 
 
-async def test_a_member_that_is_not_the_controller_may_not_ask_for_what_only_it_may(nodes: InProcess) -> None:
+async def test_a_member_that_is_not_the_controller_may_not_ask_for_what_only_it_may(nodes: InProcessCluster) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     stub = attacker._stub("plain")
     with pytest.raises(GRPCError) as refusal:

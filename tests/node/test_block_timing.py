@@ -17,9 +17,9 @@ SLOW = Hardware(decode_s={"layer": 2e-3}, prefill_s={"layer": 0.0})
 
 
 @pytest.fixture
-def executor(tiny: StoredModel) -> Executor:
-    engine = TorchEngine(tiny.spec)
-    engine.load(2, tiny.tensors("layer.1"))
+def executor(stored_model: StoredModel) -> Executor:
+    engine = TorchEngine(stored_model.spec)
+    engine.load(2, stored_model.tensors("layer.1"))
     return Executor(engine, math.inf, SLOW)
 
 

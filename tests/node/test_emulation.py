@@ -24,11 +24,11 @@ LAYERS_S = 6 * 8e-3
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: StoredModel) -> TorchEngine:
+def engine(stored_model: StoredModel) -> TorchEngine:
     """All blocks of the model: embed, six layers, head."""
-    engine = TorchEngine(tiny.spec)
+    engine = TorchEngine(stored_model.spec)
     for index, block in enumerate(engine.chain.specs):
-        engine.load(index, tiny.tensors(block.name))
+        engine.load(index, stored_model.tensors(block.name))
     return engine
 
 

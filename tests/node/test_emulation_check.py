@@ -31,13 +31,13 @@ def cluster(rate_rps: float = 0.5, decode: dict[str, str] = SLOW, emulated: bool
     )
 
 
-def test_what_this_machine_can_do_is_accepted(tiny: StoredModel) -> None:
-    check_emulation(cluster(), tiny)
+def test_what_this_machine_can_do_is_accepted(stored_model: StoredModel) -> None:
+    check_emulation(cluster(), stored_model)
 
 
-def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(tiny: StoredModel) -> None:
+def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(stored_model: StoredModel) -> None:
     with pytest.raises(ConfigError) as refusal:
-        check_emulation(cluster(decode=SLOW | {"head": "0.1 us"}), tiny)
+        check_emulation(cluster(decode=SLOW | {"head": "0.1 us"}), stored_model)
     message = str(refusal.value)
     assert "nodes.alpha.emulate" in message
     assert "'head'" in message
@@ -45,15 +45,15 @@ def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(ti
     assert "truly needs" in message
 
 
-def test_more_work_than_the_cores_can_do_is_refused(tiny: StoredModel) -> None:
-    work_s = measure_work(cluster(), tiny)
+def test_more_work_than_the_cores_can_do_is_refused(stored_model: StoredModel) -> None:
+    work_s = measure_work(cluster(), stored_model)
     kinds = ["embed", *["layer"] * 6, "head"]
     request_s = sum(work_s[kind, PassShape(12, 0)] + 8 * work_s[kind, PassShape(1, 16)] for kind in kinds)
-    check_emulation(cluster(rate_rps=0.2 / request_s), tiny, cores=1)
+    check_emulation(cluster(rate_rps=0.2 / request_s), stored_model, cores=1)
     with pytest.raises(ConfigError, match=r"classes: .* lower rate_rps"):
-        check_emulation(cluster(rate_rps=3 / request_s), tiny, cores=1)
-    check_emulation(cluster(rate_rps=3 / request_s), tiny, cores=16)
+        check_emulation(cluster(rate_rps=3 / request_s), stored_model, cores=1)
+    check_emulation(cluster(rate_rps=3 / request_s), stored_model, cores=16)
 
 
-def test_real_hardware_is_what_it_is(tiny: StoredModel) -> None:
-    check_emulation(cluster(rate_rps=1e9, emulated=False), tiny, cores=1)
+def test_real_hardware_is_what_it_is(stored_model: StoredModel) -> None:
+    check_emulation(cluster(rate_rps=1e9, emulated=False), stored_model, cores=1)

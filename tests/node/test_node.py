@@ -4,61 +4,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, ConfigError, NodeLostError, ShardError
-from resplit.model.engine import Activation, TorchEngine, token_ids
+from resplit.model.engine import TorchEngine, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
 from resplit.wire.links import Shape
-from resplit.wire.node_pb2 import CachePart, Step
+from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Address, Peer, to_wire
-from tests.support.node_cluster import InProcess, in_process, until
+from tests.support.in_process import InProcessCluster, in_process, until
+from tests.support.two_nodes import LATER, MIDDLE, cache_parts, commit, layer_bytes, prepare, two_node_config
 
-MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
-LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted"]
 PRIVATE_ON_PLAIN = ["plain", *MIDDLE[1:]]
 
 
-def config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
-    return ClusterConfig.model_validate(
-        {
-            "name": "test",
-            "source": "trusted",
-            "trusted": ["trusted"],
-            "nodes": [{"name": "trusted", "memory": "8 MiB"}, {"name": "plain", "memory": memory} | more],
-            "links": {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}} if more else None,
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-            "kv_tokens": 64,
-        }
-    )
-
-
 @pytest.fixture
-async def nodes(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
-    async with in_process(config(), tiny, tmp_path) as running:
+async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
+    async with in_process(two_node_config(), stored_model, tmp_path) as running:
         yield running
 
 
-async def held(nodes: InProcess, node: str = "plain") -> tuple[list[int], list[int], list[int]]:
+async def held(nodes: InProcessCluster, node: str = "plain") -> tuple[list[int], list[int], list[int]]:
     """Blocks held, epochs served, epochs prepared."""
     state = await nodes.state(node)
     return state["blocks"], state["epochs"], state["prepared"]
 
 
-async def prepare(nodes: InProcess, placement: list[str], epoch: int, **more: Any) -> dict[str, Any]:
-    return await nodes.command("plain", "prepare", nodes.order("plain", placement, epoch, **more), epoch)
-
-
-async def commit(nodes: InProcess, epoch: int) -> dict[str, Any]:
-    return await nodes.command("plain", "commit", {"epoch": epoch}, epoch)
-
-
-async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_is_loaded(nodes: InProcess) -> None:
+async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_is_loaded(
+    nodes: InProcessCluster,
+) -> None:
     assert await prepare(nodes, MIDDLE, 1) == {"loaded": [2, 3]}
     assert await held(nodes) == ([2, 3], [], [1])
     await commit(nodes, 1)
@@ -69,7 +46,7 @@ async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_i
     assert await held(nodes) == ([3, 4], [2], [])
 
 
-async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcess) -> None:
+async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
     await commit(nodes, 1)
     await prepare(nodes, LATER, 2)
@@ -79,7 +56,9 @@ async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcess) -
         await commit(nodes, 2)
 
 
-async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch_is_released(nodes: InProcess) -> None:
+async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch_is_released(
+    nodes: InProcessCluster,
+) -> None:
     await prepare(nodes, LATER, 1)
     await prepare(nodes, MIDDLE, 2)
     await commit(nodes, 2)
@@ -87,55 +66,54 @@ async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch
     assert await held(nodes) == ([2, 3], [2], [])
 
 
-async def test_an_aborted_epoch_cannot_be_prepared_by_an_order_that_comes_late(nodes: InProcess) -> None:
+async def test_an_aborted_epoch_cannot_be_prepared_by_an_order_that_comes_late(nodes: InProcessCluster) -> None:
     await nodes.command("plain", "abort", {"epoch": 1}, 1)
     with pytest.raises(CommandRefusedError, match="stale"):
         await prepare(nodes, MIDDLE, 1)
     assert await held(nodes) == ([], [], [])
 
 
-async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcess) -> None:
+async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="epoch 1 was not prepared here"):
         await commit(nodes, 1)
     assert await held(nodes) == ([], [], [])
 
 
-async def test_a_private_block_is_refused_by_a_node_that_is_not_trusted(nodes: InProcess) -> None:
+async def test_a_private_block_is_refused_by_a_node_that_is_not_trusted(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match=r"privacy.*plain is not trusted.*\[0\]"):
         await prepare(nodes, PRIVATE_ON_PLAIN, 1)
-    order = nodes.order("plain", PRIVATE_ON_PLAIN, 1)
+    order = nodes.prepare_body("plain", PRIVATE_ON_PLAIN, 1)
     profile = {"blocks": [0], "model": order["model"], "private": order["private"], "shards": order["shards"]}
     with pytest.raises(CommandRefusedError, match="privacy"):
         await nodes.command("plain", "profile", profile)
     assert await held(nodes) == ([], [], [])
 
 
-async def test_a_shard_that_is_not_for_this_node_or_is_corrupt_leaves_nothing_half_loaded(nodes: InProcess) -> None:
-    order = nodes.order("plain", MIDDLE, 1)
-    order["shards"]["3"] = nodes.order("trusted", ["trusted"] * 8, 1)["shards"]["3"]
+async def test_a_shard_that_is_not_for_this_node_or_is_corrupt_leaves_nothing_half_loaded(
+    nodes: InProcessCluster,
+) -> None:
+    order = nodes.prepare_body("plain", MIDDLE, 1)
+    order["shards"]["3"] = nodes.prepare_body("trusted", ["trusted"] * 8, 1)["shards"]["3"]
     with pytest.raises(ShardError, match="plain"):
         await nodes.command("plain", "prepare", order, 1)
     assert await held(nodes) == ([], [], [])
-    shard = nodes.folder / "registry" / nodes.order("plain", MIDDLE, 2)["shards"]["3"]["name"]
+    shard = nodes.folder / "registry" / nodes.prepare_body("plain", MIDDLE, 2)["shards"]["3"]["name"]
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ShardError, match="corrupt"):
         await prepare(nodes, MIDDLE, 2)
     assert await held(nodes) == ([], [], [])
 
 
-def layer_bytes(model: StoredModel, kv_tokens: int) -> float:
-    layer = model.features(1)[2]
-    return layer.weight_bytes + kv_tokens * layer.kv_bytes_per_token
-
-
 @pytest.fixture
-async def small(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+async def small(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
     """`plain` has room for one layer and its caches, not for two."""
-    async with in_process(config(f"{1.5 * layer_bytes(tiny, 64):.0f} B"), tiny, tmp_path) as running:
+    async with in_process(
+        two_node_config(f"{1.5 * layer_bytes(stored_model, 64):.0f} B"), stored_model, tmp_path
+    ) as running:
         yield running
 
 
-async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: InProcess) -> None:
+async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: InProcessCluster) -> None:
     with pytest.raises(CapacityError, match="MiB more than plain has"):
         await prepare(small, MIDDLE, 1)
     assert await held(small) == ([], [], [])
@@ -147,7 +125,7 @@ async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: 
     assert 0 < state["held_bytes"] <= state["memory_bytes"]
 
 
-async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(small: InProcess) -> None:
+async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     await commit(small, 1)
     before = (await small.state("plain"))["held_bytes"]
@@ -170,24 +148,18 @@ async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(s
     assert (state["held_bytes"], state["sessions"]) == (before, 0)
 
 
-async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(small: InProcess) -> None:
+async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     with pytest.raises(CapacityError, match="plain: the cache of session greedy"):
-        await small.peer("plain").cache(parts("greedy", 2, capacity=10_000))
+        await small.peer("plain").cache(cache_parts("greedy", 2, capacity=10_000))
     assert (await small.state("plain"))["sessions"] == 0
-    await small.peer("plain").cache(parts("modest", 2, capacity=64))
+    await small.peer("plain").cache(cache_parts("modest", 2, capacity=64))
     state = await small.state("plain")
     assert state["sessions"] == 1
     assert state["held_bytes"] <= state["memory_bytes"]
 
 
-def parts(session: str, block: int, capacity: int) -> list[CachePart]:
-    """Four positions of one layer's cache: (2, heads, positions, width)."""
-    zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
-    return [CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))]
-
-
-async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(nodes: InProcess) -> None:
+async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
     await commit(nodes, 1)
     answers = []
@@ -198,7 +170,7 @@ async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(
         Step(session="gone", epoch=1, segment=1, start=0, capacity=16, values=values, gateway="controller")
     )
     with pytest.raises(CapacityError, match="gone"):
-        await nodes.peer("plain").cache(parts("gone", 2, capacity=16))
+        await nodes.peer("plain").cache(cache_parts("gone", 2, capacity=16))
 
     async def answered() -> bool:
         return bool(answers)
@@ -208,10 +180,10 @@ async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(
     assert (await nodes.state("plain"))["sessions"] == 0
 
 
-async def test_a_profile_that_fails_leaves_nothing_behind(tiny: StoredModel, tmp_path: Path) -> None:
-    room = f"{layer_bytes(tiny, 1):.0f} B"  # the block fits, what is timed on it does not
-    async with in_process(config(room), tiny, tmp_path) as nodes:
-        order = nodes.order("plain", MIDDLE, 1)
+async def test_a_profile_that_fails_leaves_nothing_behind(stored_model: StoredModel, tmp_path: Path) -> None:
+    room = f"{layer_bytes(stored_model, 1):.0f} B"  # the block fits, what is timed on it does not
+    async with in_process(two_node_config(room), stored_model, tmp_path) as nodes:
+        order = nodes.prepare_body("plain", MIDDLE, 1)
         profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
         with pytest.raises(CapacityError, match="cache of session profile"):
             await nodes.command("plain", "profile", profile)
@@ -219,8 +191,8 @@ async def test_a_profile_that_fails_leaves_nothing_behind(tiny: StoredModel, tmp
         assert (state["blocks"], state["sessions"], state["held_bytes"]) == ([], 0, 0)
 
 
-async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcess) -> None:
-    order = nodes.order("plain", MIDDLE, 1)
+async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcessCluster) -> None:
+    order = nodes.prepare_body("plain", MIDDLE, 1)
     profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
     await nodes.command("plain", "profile", profile)
     rows = await nodes.rows("plain", "blocks")
@@ -232,13 +204,13 @@ async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcess) -> No
 
 
 async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_off_it_is(
-    tiny: StoredModel, tmp_path: Path
+    stored_model: StoredModel, tmp_path: Path
 ) -> None:
     times = {"embed": "1 ms", "layer": "2 ms", "head": "3 ms"}
     prefill = dict.fromkeys(times, "0 ms")
     emulate = {"decode_per_token": times, "prefill_per_token": prefill, "background_utilization": 0.25}
-    async with in_process(config(emulate=emulate), tiny, tmp_path) as nodes:
-        order = nodes.order("plain", MIDDLE, 1)
+    async with in_process(two_node_config(emulate=emulate), stored_model, tmp_path) as nodes:
+        order = nodes.prepare_body("plain", MIDDLE, 1)
         profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
         await nodes.command("plain", "profile", profile)
         state = await nodes.state("plain")
@@ -253,14 +225,14 @@ async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_o
         slower = {"slowdown": 3.0, "background_utilization": 0.5, "links": {"trusted": vars(Shape(0.04, 1e9))}}
         await nodes.command("plain", "emulate", slower)
         addresses = {name: str(address) for name, address in nodes.addresses.items()}
-        await nodes.command("plain", "connect", nodes.introduction(addresses))
+        await nodes.command("plain", "connect", nodes.connect_body(addresses))
         await nodes.command("plain", "profile", profile)
         assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] == pytest.approx(0.006)
         assert (await nodes.rows("plain", "blocks"))[-1]["seconds"] >= 0.0059
         assert min(row["seconds"] for row in await nodes.rows("plain", "links")) >= 0.02  # half of there and back
 
 
-async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nodes: InProcess) -> None:
+async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nodes: InProcessCluster) -> None:
     peer = nodes.peer("plain")
     release = nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1)
     await peer.command("release", release)
@@ -280,12 +252,12 @@ async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nod
     assert counted == {"replayed": 1, "misaddressed": 1, "kind": 1, "altered": 1, "malformed": 1}
 
 
-async def test_a_command_that_no_node_knows_is_refused(nodes: InProcess) -> None:
+async def test_a_command_that_no_node_knows_is_refused(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="'explode' is no command"):
         await nodes.command("plain", "explode", {})
 
 
-async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcess) -> None:
+async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 5)
     await commit(nodes, 5)
     with pytest.raises(CommandRefusedError, match="stale"):
@@ -294,7 +266,7 @@ async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcess)
 
 
 async def test_members_of_another_authority_are_not_let_in(
-    nodes: InProcess, tmp_path_factory: pytest.TempPathFactory
+    nodes: InProcessCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from resplit.security.authority import keys_command
 
@@ -308,21 +280,21 @@ async def test_members_of_another_authority_are_not_let_in(
     await peer.disconnect()
 
 
-async def test_another_model_is_refused_until_the_node_restarts(nodes: InProcess) -> None:
+async def test_another_model_is_refused_until_the_node_restarts(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
-    order = nodes.order("plain", LATER, 2)
+    order = nodes.prepare_body("plain", LATER, 2)
     order["model"]["dtype"] = "bfloat16"
     with pytest.raises(CommandRefusedError, match="already runs another model"):
         await nodes.command("plain", "prepare", order, 2)
     assert await held(nodes) == ([2, 3], [], [1])
 
 
-async def test_real_hardware_plays_no_other(nodes: InProcess) -> None:
+async def test_real_hardware_plays_no_other(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="plain is real hardware"):
         await nodes.command("plain", "emulate", {"slowdown": 2.0})
 
 
-async def test_a_step_for_an_epoch_that_is_not_served_here_is_answered_as_stale(nodes: InProcess) -> None:
+async def test_a_step_for_an_epoch_that_is_not_served_here_is_answered_as_stale(nodes: InProcessCluster) -> None:
     answers = []
     nodes.router.on_token = answers.append
     nodes.peer("plain").send(

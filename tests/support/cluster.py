@@ -59,7 +59,7 @@ def make_model(parent: Path, **shape: int) -> Path:
     return folder
 
 
-def whole_model(folder: Path) -> torch.nn.Module:
+def load_unsplit(folder: Path) -> torch.nn.Module:
     """The unsplit model, the oracle."""
     torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

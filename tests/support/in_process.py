@@ -26,10 +26,10 @@ from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route
-from tests.support.tcp_proxy import Cable
+from tests.support.tcp_proxy import TcpProxy
 
 
-class InProcess:
+class InProcessCluster:
     """A cluster whose nodes, gateway and controller share one event loop; everything between them is real."""
 
     def __init__(self, config: ClusterConfig, model: StoredModel, folder: Path) -> None:
@@ -41,14 +41,14 @@ class InProcess:
         ports = iter(free_ports(2 * len(config.nodes)))
         self.addresses = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
         self._inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
-        self._cables = {name: Cable(self.addresses[name], self._inside[name]) for name in config.node_names}
+        self.proxies = {name: TcpProxy(self.addresses[name], self._inside[name]) for name in config.node_names}
         self.features = model.features(config.private_layers)
         self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
-        self.begin_gateway()
+        self.start_gateway()
         self.signer = CommandSigner(self.member)
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
 
-    def begin_gateway(self) -> None:
+    def start_gateway(self) -> None:
         """A gateway that knows nothing yet: the first one, or after a crash the next."""
         self.router = Router(self.config, self.member)
         self.sessions = Sessions(self.config, self.router, self.features)
@@ -60,13 +60,13 @@ class InProcess:
             name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self._inside[name], stop
         )
         self._running[name] = stop, asyncio.create_task(serving)
-        await self._cables[name].plug_in()
+        await self.proxies[name].open()
         self.router.connect({name: self.addresses[name]})
         await self.router.wait_for({name}, 10)
 
     async def stop(self, name: str) -> None:
         """End one node: its connections break, its caches are gone."""
-        self._cables[name].pull_out()
+        self.proxies[name].close()
         stop, task = self._running.pop(name)
         stop.set()
         await task
@@ -76,9 +76,9 @@ class InProcess:
         for name in list(self._running):
             await self.stop(name)
 
-    def sever(self, name: str) -> None:
+    def break_connections(self, name: str) -> None:
         """Break every connection to a node; new ones can be made at once."""
-        self._cables[name].sever()
+        self.proxies[name].break_connections()
 
     def peer(self, name: str) -> Peer:
         return self.router.peers[name]
@@ -98,7 +98,7 @@ class InProcess:
         """A node's telemetry."""
         return (await self.peer(node).report(0))[0]["rows"][table]
 
-    def order(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
+    def prepare_body(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
         """The body of a prepare command."""
         route = self.route(placement, epoch)
         blocks = range(len(placement))
@@ -111,7 +111,7 @@ class InProcess:
             "shards": {str(b): self._shard(node, b) for b in blocks if placement[b] == node},
         }
 
-    def introduction(self, addresses: dict[str, str]) -> dict[str, Any]:
+    def connect_body(self, addresses: dict[str, str]) -> dict[str, Any]:
         """The body of a meet command, for a trusted node."""
         return {"addresses": addresses, "links": {}, "sessions": [], "trusted": True, "private": []}
 
@@ -146,9 +146,9 @@ async def deploy(controller: Controller, placement: Sequence[str]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) -> AsyncIterator[InProcess]:
+async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) -> AsyncIterator[InProcessCluster]:
     """All nodes of `config`, running."""
-    cluster = InProcess(config, model, folder)
+    cluster = InProcessCluster(config, model, folder)
     try:
         await asyncio.gather(*(cluster.start(name) for name in config.node_names))
         yield cluster

@@ -77,7 +77,9 @@ class _Run:
         return end_s
 
 
-def made_up_run(policy: str = "resplit", seed: int = 0, duration_s: float = 150.0, disturbed: bool = True) -> RunRecord:
+def synthetic_run(
+    policy: str = "resplit", seed: int = 0, duration_s: float = 150.0, disturbed: bool = True
+) -> RunRecord:
     """A run of `policy` (static or resplit) on the made-up home cluster."""
     world = _World(duration_s, disturbed)
     adaptive = policy == "resplit" and disturbed

@@ -8,7 +8,7 @@ import contextlib
 from resplit.wire.peers import Address
 
 
-class Cable:
+class TcpProxy:
     """Relays what comes to `outside` to `inside`. Pulled out, all connections break, as when a process is killed."""
 
     def __init__(self, outside: Address, inside: Address) -> None:
@@ -17,16 +17,16 @@ class Cable:
         self._flowing = asyncio.Event()
         self._flowing.set()
 
-    async def plug_in(self) -> None:
+    async def open(self) -> None:
         """Let connections be made."""
         self._server = await asyncio.start_server(self._relay, self._outside.host, self._outside.port)
 
-    def pull_out(self) -> None:
+    def close(self) -> None:
         """Break all connections and let none be made."""
         self._server.close()
-        self.sever()
+        self.break_connections()
 
-    def sever(self) -> None:
+    def break_connections(self) -> None:
         """Break all connections; new ones can be made at once."""
         for end in self._ends:
             end.transport.abort()
@@ -36,7 +36,7 @@ class Cable:
         """Let nothing through, though the connections stand: as a radio link that is out of reach."""
         self._flowing.clear()
 
-    def flow(self) -> None:
+    def resume(self) -> None:
         """Let through again, and first what had to wait."""
         self._flowing.set()
 

@@ -125,10 +125,10 @@ async def answers(cluster: Cluster) -> list[list[int]]:
 
 
 async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_the_registry(
-    apart: tuple[Machines, Cluster], whole: torch.nn.Module
+    apart: tuple[Machines, Cluster], unsplit_model: torch.nn.Module
 ) -> None:
     machines, cluster = apart
-    expected = [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
     for name, host in NODES.items():
         assert [path.name for path in (machines.folder / name / "keys").iterdir()] == [name]
         listening = psutil.Process(machines.processes[name].pid).net_connections("tcp")

@@ -30,8 +30,8 @@ async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -
     return done
 
 
-async def test_streams_survive_one_resplit_after_another(cluster: Cluster, whole: torch.nn.Module) -> None:
-    expected = [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+async def test_streams_survive_one_resplit_after_another(cluster: Cluster, unsplit_model: torch.nn.Module) -> None:
+    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
     finished = asyncio.Event()
 
     async def streams() -> list[list[int]]:

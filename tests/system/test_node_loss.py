@@ -44,9 +44,9 @@ async def streams_with_a_kill(cluster: Cluster, victim: str) -> list[list[int]]:
 
 
 async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
-    cluster: Cluster, whole: torch.nn.Module
+    cluster: Cluster, unsplit_model: torch.nn.Module
 ) -> None:
-    expected = [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
     with ControlClient(cluster.url, cluster.token) as client:
         for victim in ("gamma", "beta"):
             before = client.model()

@@ -45,8 +45,8 @@ def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="module")
-def expected(whole: torch.nn.Module) -> list[list[int]]:
-    return [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
+    return [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
 
 
 def place(client: ControlClient, *placement: str) -> None:

@@ -24,8 +24,8 @@ async def answers_of(cluster: Cluster) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(whole: torch.nn.Module) -> list[list[int]]:
-    return [reference(whole, prompt, NEW_TOKENS) for prompt in PROMPTS]
+def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
+    return [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
 
 
 async def test_a_restarted_controller_serves_what_was_live(cluster: Cluster, expected: list[list[int]]) -> None:

@@ -26,13 +26,10 @@ from resplit.security.signing import CommandSigner
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard, unwrap_key
 from resplit.types import Sampling
-from tests.node.conftest import tiny
 from tests.support.cluster import reference
+from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
-from tests.support.node_cluster import InProcess, deploy, until
-from tests.support.tcp_proxy import Cable
-
-__all__ = ["tiny"]
+from tests.support.tcp_proxy import TcpProxy
 
 A, B, C = "alpha", "beta", "gamma"
 SPREAD = [A, A, B, B, C, C, B, A]
@@ -41,11 +38,11 @@ PROMPTS = [(201, 17, 240, 33, 150, 8, 99, 123 + k) for k in range(4)]
 NEW_TOKENS = 48
 
 
-class Tapped(Cable):
+class Tapped(TcpProxy):
     """A cable that somebody listens to: `tapes` has every direction of every connection."""
 
-    def __init__(self, cable: Cable) -> None:
-        super().__init__(cable._outside, cable._inside)
+    def __init__(self, proxy: TcpProxy) -> None:
+        super().__init__(proxy._outside, proxy._inside)
         self.tapes: list[bytearray] = []
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +58,7 @@ class Tapped(Cable):
 
 
 @pytest.fixture
-async def cluster(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
+async def cluster(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
     """Three nodes, reached through cables that are listened to."""
     config = ClusterConfig.model_validate(
         {
@@ -74,8 +71,8 @@ async def cluster(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]
             "kv_tokens": 512,
         }
     )
-    running = InProcess(config, tiny, tmp_path)
-    running._cables = {name: Tapped(cable) for name, cable in running._cables.items()}
+    running = InProcessCluster(config, stored_model, tmp_path)
+    running.proxies = {name: Tapped(proxy) for name, proxy in running.proxies.items()}
     try:
         await asyncio.gather(*(running.start(name) for name in config.node_names))
         yield running
@@ -84,7 +81,7 @@ async def cluster(tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]
 
 
 @pytest.fixture
-async def controller(cluster: InProcess) -> AsyncIterator[Controller]:
+async def controller(cluster: InProcessCluster) -> AsyncIterator[Controller]:
     controller = cluster.controller()
     await controller.introduce()
     await deploy(controller, SPREAD)
@@ -93,7 +90,7 @@ async def controller(cluster: InProcess) -> AsyncIterator[Controller]:
     await controller.stop()
 
 
-async def generated(cluster: InProcess, prompt: tuple[int, ...], new_tokens: int = NEW_TOKENS) -> list[int]:
+async def generated(cluster: InProcessCluster, prompt: tuple[int, ...], new_tokens: int = NEW_TOKENS) -> list[int]:
     request = GenerationRequest(prompt, new_tokens, Sampling(), "chat", frozenset())
     return [token.token_id async for token in cluster.sessions.generate(request)]
 
@@ -110,13 +107,13 @@ def tls_records(tape: bytes) -> list[int]:
 
 
 async def test_a_capture_on_the_wire_of_a_running_cluster_shows_tls_records_alone(
-    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+    cluster: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     streams = [asyncio.create_task(generated(cluster, prompt)) for prompt in PROMPTS]
     await asyncio.sleep(0.1)
     await deploy(controller, TURNED)  # so that caches travel, too
-    assert await asyncio.gather(*streams) == [reference(whole, list(p), NEW_TOKENS) for p in PROMPTS]
-    tapes = [bytes(tape) for cable in cluster._cables.values() for tape in cable.tapes]
+    assert await asyncio.gather(*streams) == [reference(unsplit_model, list(p), NEW_TOKENS) for p in PROMPTS]
+    tapes = [bytes(tape) for proxy in cluster.proxies.values() for tape in proxy.tapes]
     captured = b"".join(tapes)
     assert len(captured) > 200_000
     for tape in tapes:
@@ -126,14 +123,14 @@ async def test_a_capture_on_the_wire_of_a_running_cluster_shows_tls_records_alon
         assert set(kinds[3:]) <= {23}
     assert b"gamma" in captured, "the hello names who is called: that much is seen"
     with torch.inference_mode():
-        hidden = whole.model.embed_tokens(torch.tensor(PROMPTS[0])).numpy()
+        hidden = unsplit_model.model.embed_tokens(torch.tensor(PROMPTS[0])).numpy()
     secrets = [token_ids(PROMPTS[0]).data[:24], *(row.tobytes()[:16] for row in hidden)]
     words = ["layer.", "embed", "prepare", "commit", "placement", "float32", "chat", *cluster.sessions.session_names()]
     for secret in [*secrets, *(word.encode() for word in words)]:
         assert secret not in captured
 
 
-async def test_a_client_of_tls_1_2_is_refused_on_a_nodes_port(cluster: InProcess) -> None:
+async def test_a_client_of_tls_1_2_is_refused_on_a_nodes_port(cluster: InProcessCluster) -> None:
     address, keys = cluster.addresses[C], cluster.folder / "keys" / A
 
     async def greet(newest: ssl.TLSVersion) -> str | None:
@@ -152,18 +149,18 @@ async def test_a_client_of_tls_1_2_is_refused_on_a_nodes_port(cluster: InProcess
 
 
 async def test_a_nodes_credentials_open_the_blocks_that_it_hosts_and_no_others(
-    cluster: InProcess, controller: Controller, tiny: StoredModel
+    cluster: InProcessCluster, controller: Controller, stored_model: StoredModel
 ) -> None:
     registry = Registry(str(cluster.folder / "registry"))
     members = {name: Member.load(cluster.folder / "keys" / name) for name in (A, B, C)}
     for host in (A, B, C):
-        for block, shard in cluster.order(host, SPREAD, 1)["shards"].items():
+        for block, shard in cluster.prepare_body(host, SPREAD, 1)["shards"].items():
             sealed, wrapped = registry.get(shard["name"]), bytes.fromhex(shard["key"])
             for name, member in members.items():
                 assert member.wrap_key is not None
                 if name == host:
                     key = unwrap_key(wrapped, member.wrap_key, node=name, shard=shard["name"])
-                    assert open_shard(sealed, key) == tiny.tensors(cluster.features[int(block)].name)
+                    assert open_shard(sealed, key) == stored_model.tensors(cluster.features[int(block)].name)
                 else:
                     for as_whom in (name, host):
                         with pytest.raises(ShardError):
@@ -171,7 +168,7 @@ async def test_a_nodes_credentials_open_the_blocks_that_it_hosts_and_no_others(
 
 
 async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or_tensor(
-    cluster: InProcess, controller: Controller, tiny: StoredModel
+    cluster: InProcessCluster, controller: Controller, stored_model: StoredModel
 ) -> None:
     files = [path for path in (cluster.folder / "registry").rglob("*") if path.is_file()]
     assert len(files) == len(cluster.features)
@@ -179,19 +176,25 @@ async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or
     stored = b"".join(path.read_bytes() for path in files)
     names, contents = set[str](), []
     for block in cluster.features:
-        for name, tensor in load(tiny.tensors(block.name)).items():
+        for name, tensor in load(stored_model.tensors(block.name)).items():
             names.add(name)
             contents.append(np.ascontiguousarray(tensor).tobytes()[:32])
-    told = {*names, *(block.name for block in cluster.features if len(block.name) > 4), tiny.name, "llama", "float32"}
+    told = {
+        *names,
+        *(block.name for block in cluster.features if len(block.name) > 4),
+        stored_model.name,
+        "llama",
+        "float32",
+    }
     assert len(contents) > 50
     for secret in [*contents, *(name.encode() for name in told if len(name) > 4)]:
         assert secret not in stored
 
 
 async def test_keys_are_renewed_node_by_node_while_streams_run(
-    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+    cluster: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
-    expected = [reference(whole, list(prompt), NEW_TOKENS) for prompt in PROMPTS]
+    expected = [reference(unsplit_model, list(prompt), NEW_TOKENS) for prompt in PROMPTS]
     done = asyncio.Event()
 
     async def keep_asking(prompt: tuple[int, ...], tokens: list[int]) -> int:
@@ -225,7 +228,7 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
 
 
 async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
-    cluster: InProcess, controller: Controller
+    cluster: InProcessCluster, controller: Controller
 ) -> None:
     from resplit.security.authority import rotate
 
@@ -240,12 +243,12 @@ async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
 
 
 async def test_made_up_messages_harm_no_node_and_no_honest_stream(
-    cluster: InProcess, controller: Controller, whole: torch.nn.Module
+    cluster: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     attacker, done = Attacker(cluster.addresses, cluster.folder / "keys" / C), asyncio.Event()
 
     async def keep_asking() -> None:
-        expected = reference(whole, list(PROMPTS[0]), NEW_TOKENS)
+        expected = reference(unsplit_model, list(PROMPTS[0]), NEW_TOKENS)
         while not done.is_set():
             assert await generated(cluster, PROMPTS[0]) == expected
 

@@ -11,9 +11,7 @@ from resplit.errors import DataError
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 from tasks.fit import fit, fit_and_keep, last_good_model
-from tests.cost.conftest import MACHINES, features, node_rows, telemetry
-
-__all__ = ["features", "telemetry"]
+from tests.support.telemetry import MACHINES, node_rows
 
 
 def test_the_model_that_was_fitted_is_the_one_on_disk(

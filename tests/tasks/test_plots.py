@@ -7,9 +7,9 @@ import pytest
 
 from resplit.records import RunRecord, table
 from tasks import plots
-from tests.support.runs import made_up_run
+from tests.support.runs import synthetic_run
 
-STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
+STATIC, ADAPTIVE = synthetic_run("static", duration_s=40.0), synthetic_run("resplit", duration_s=40.0)
 
 
 def with_changes(run: RunRecord, changes: list[tuple[float, str]]) -> RunRecord:

@@ -17,9 +17,9 @@ from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 from tasks.report import Extras, block_timings, prediction_error, write_report
 from tasks.validate import RowFault, Rule, ValidTelemetry
-from tests.support.runs import LAYER_S, made_up_run
+from tests.support.runs import LAYER_S, synthetic_run
 
-RUNS = [made_up_run("static"), made_up_run("resplit"), made_up_run("static", disturbed=False)]
+RUNS = [synthetic_run("static"), synthetic_run("resplit"), synthetic_run("static", disturbed=False)]
 TIMINGS = pd.DataFrame(
     [
         {"node": node, "phase": "decode", "predicted_s": time_s, "measured_s": 1.1 * time_s}

@@ -18,9 +18,9 @@ from resplit.metrics import summarise
 from resplit.types import Weights
 from tasks import track
 from tasks.mlflow_views import CONFIGURATIONS, POLICIES, TAG_PREFIX
-from tests.support.runs import made_up_run
+from tests.support.runs import synthetic_run
 
-STATIC, ADAPTIVE = made_up_run("static", duration_s=40.0), made_up_run("resplit", duration_s=40.0)
+STATIC, ADAPTIVE = synthetic_run("static", duration_s=40.0), synthetic_run("resplit", duration_s=40.0)
 WEIGHTS = Weights(latency=1.0, balance=0.5)
 
 

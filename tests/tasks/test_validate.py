@@ -17,9 +17,7 @@ from resplit.telemetry import TABLES, Telemetry
 from resplit.types import BlockFeatures
 from tasks import validate as module
 from tasks.validate import RULES, Need, Rule, ValidTelemetry, render_html, validate, validate_telemetry
-from tests.cost.conftest import MACHINES, block_rows, features, link_rows, node_rows
-
-__all__ = ["features"]
+from tests.support.telemetry import MACHINES, block_rows, link_rows, node_rows
 
 NOW_S = 1_000_000.0
 NODES = list(MACHINES)

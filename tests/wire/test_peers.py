@@ -16,11 +16,7 @@ from resplit.model.source import StoredModel
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.peers import Address, Crossing, Peer, from_wire, to_wire
-from tests.node.conftest import tiny
-from tests.support.node_cluster import InProcess, in_process, until
-from tests.system.conftest import model_folder
-
-__all__ = ["model_folder", "tiny"]
+from tests.support.in_process import InProcessCluster, in_process, until
 
 
 @pytest.fixture
@@ -38,15 +34,15 @@ def config() -> ClusterConfig:
 
 
 @pytest.fixture
-async def nodes(config: ClusterConfig, tiny: StoredModel, tmp_path: Path) -> AsyncIterator[InProcess]:
-    async with in_process(config, tiny, tmp_path) as running:
+async def nodes(config: ClusterConfig, stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
+    async with in_process(config, stored_model, tmp_path) as running:
         yield running
 
 
 class Watched:
     """A peer, and what it reported."""
 
-    def __init__(self, nodes: InProcess, address: Address | None = None, link: Link | None = None) -> None:
+    def __init__(self, nodes: InProcessCluster, address: Address | None = None, link: Link | None = None) -> None:
         self.crossings: asyncio.Queue[Crossing] = asyncio.Queue()
         self.lost: asyncio.Queue[tuple[str, list[Step]]] = asyncio.Queue()
         self.peer = Peer(
@@ -63,7 +59,7 @@ def step(session: str = "s") -> Step:
     return Step(session=session, epoch=9, capacity=4, values=to_wire(token_ids([1, 2])), gateway="controller")
 
 
-async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InProcess) -> None:
+async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=Link(Shape(0.03, 1e9)))
     for _ in range(3):
         watched.peer.send(step())
@@ -74,7 +70,7 @@ async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InPro
     assert watched.lost.empty()
 
 
-async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcess) -> None:
+async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, Address("127.0.0.1", free_ports(1)[0]))
     watched.peer.send(step("one"))
     watched.peer.send(step("two"))
@@ -92,7 +88,7 @@ async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcess) -
 
 
 async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_next_finds_it_again(
-    nodes: InProcess,
+    nodes: InProcessCluster,
 ) -> None:
     slow = Link(Shape(0.0, 1e9))
     watched = Watched(nodes, link=slow)
@@ -115,7 +111,7 @@ async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_n
     await again.peer.disconnect()
 
 
-async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: InProcess) -> None:
+async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: InProcessCluster) -> None:
     lost: asyncio.Queue[str] = asyncio.Queue()
     tokens: asyncio.Queue[Token] = asyncio.Queue()
     nodes.router.on_lost = lost.put_nowait
@@ -135,12 +131,12 @@ async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: In
     assert (answer.session, answer.error_kind) == ("to the living", "stale")
 
 
-async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcess) -> None:
+async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcessCluster) -> None:
     tokens: asyncio.Queue[Token] = asyncio.Queue()
     nodes.router.on_token = tokens.put_nowait
     placement = ["near", "near", "far", "far", *["near"] * 4]
     for name in ("near", "far"):
-        await nodes.command(name, "prepare", nodes.order(name, placement, 1))
+        await nodes.command(name, "prepare", nodes.prepare_body(name, placement, 1))
         await nodes.command(name, "commit", {"epoch": 1})
     await nodes.stop("far")
     first = step("broken")
@@ -151,23 +147,23 @@ async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcess
     assert "near lost far" in answer.error
 
 
-async def test_a_peer_that_is_not_who_it_should_be_is_not_spoken_to(nodes: InProcess) -> None:
+async def test_a_peer_that_is_not_who_it_should_be_is_not_spoken_to(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, nodes.addresses["near"])  # `near` listens there, and `far` was asked for
     watched.peer.send(step())
     assert (await asyncio.wait_for(watched.lost.get(), 5))[0] == "far"
     await watched.peer.disconnect()
 
 
-async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcess) -> None:
+async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=Link(Shape(0.05, 1e6)))
     assert await watched.peer.echo_s(64) >= 0.05
     assert await watched.peer.echo_s(100_000) >= 0.15
     await watched.peer.disconnect()
 
 
-async def test_reports_give_only_what_is_new(nodes: InProcess) -> None:
+async def test_reports_give_only_what_is_new(nodes: InProcessCluster) -> None:
     addresses = {name: str(address) for name, address in nodes.addresses.items()}
-    await nodes.command("far", "connect", nodes.introduction(addresses))
+    await nodes.command("far", "connect", nodes.connect_body(addresses))
     body, last = await nodes.peer("far").report(0)
     assert {(row["node"], row["peer"], row["source"]) for row in body["rows"]["links"]} == {("far", "near", "active")}
     assert last >= len(body["rows"]["links"]) > 0

@@ -14,12 +14,8 @@ from resplit.errors import CapacityError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
 from resplit.types import Sampling
-from tests.node.conftest import tiny
 from tests.support.cluster import reference
-from tests.support.node_cluster import InProcess, deploy, in_process, until
-from tests.system.conftest import model_folder, whole
-
-__all__ = ["model_folder", "tiny", "whole"]
+from tests.support.in_process import InProcessCluster, deploy, in_process, until
 
 A, B = "alpha", "beta"
 PROMPT = (5, 17, 40, 200, 31, 8, 99)
@@ -48,7 +44,7 @@ def config() -> ClusterConfig:
     )
 
 
-async def ask(nodes: InProcess, request_class: str, leaves_after: int, expected: list[int]) -> tuple[str, float]:
+async def ask(nodes: InProcessCluster, request_class: str, leaves_after: int, expected: list[int]) -> tuple[str, float]:
     """What became of a request, and how long it took; a client may hang up after some tokens."""
     clock = asyncio.get_running_loop().time
     begun_s, tokens = clock(), []
@@ -67,10 +63,10 @@ async def ask(nodes: InProcess, request_class: str, leaves_after: int, expected:
 
 
 async def test_under_four_times_the_load_the_admitted_are_in_time_and_the_others_know_at_once(
-    tiny: StoredModel, tmp_path: Path, whole: torch.nn.Module
+    stored_model: StoredModel, tmp_path: Path, unsplit_model: torch.nn.Module
 ) -> None:
-    expected, rng = reference(whole, list(PROMPT), NEW_TOKENS), random.Random(4)
-    async with in_process(config(), tiny, tmp_path) as nodes:
+    expected, rng = reference(unsplit_model, list(PROMPT), NEW_TOKENS), random.Random(4)
+    async with in_process(config(), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.introduce()
         await deploy(controller, [A, A, A, B, B, B, B, A])

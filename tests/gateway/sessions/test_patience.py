@@ -11,23 +11,21 @@ import pytest
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
-from tests.gateway.sessions.test_sessions import SPREAD, C, cluster_config, request
-from tests.node.conftest import tiny
-from tests.support.node_cluster import deploy, in_process, until
-from tests.system.conftest import model_folder
-
-__all__ = ["model_folder", "tiny"]
+from tests.support.in_process import deploy, in_process, until
+from tests.support.three_nodes import SPREAD, C, generation_request, three_node_config
 
 
 async def first_token(sessions: Sessions) -> int:
-    tokens = sessions.generate(request())
+    tokens = sessions.generate(generation_request())
     async for token in tokens:
         return token.token_id
     raise AssertionError("no token")
 
 
-async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(tiny: StoredModel, tmp_path: Path) -> None:
-    async with in_process(cluster_config(), tiny, tmp_path) as nodes:
+async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(
+    stored_model: StoredModel, tmp_path: Path
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await deploy(controller, SPREAD)
         nodes.sessions.on_lost = lambda node: None  # nobody plans anew: the request waits
@@ -48,14 +46,16 @@ async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(tiny: 
         await controller.stop()
 
 
-async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(tiny: StoredModel, tmp_path: Path) -> None:
-    async with in_process(cluster_config(), tiny, tmp_path) as nodes:
+async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(
+    stored_model: StoredModel, tmp_path: Path
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await deploy(controller, SPREAD)
         tokens = []
-        async for token in nodes.sessions.generate(request()):
+        async for token in nodes.sessions.generate(generation_request()):
             tokens.append(token.token_id)
             if len(tokens) == 2:
-                nodes.sever(C)  # the controller has no problem yet, so it cannot plan
+                nodes.break_connections(C)  # the controller has no problem yet, so it cannot plan
         assert len(tokens) == request().max_new_tokens
         await controller.stop()

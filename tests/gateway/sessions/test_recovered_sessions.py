@@ -16,13 +16,9 @@ from resplit.model.engine import token_ids
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.peers import to_wire
-from tests.gateway.sessions.test_sessions import PROMPT, A, B, C, cluster_config, request, tokens_of
-from tests.node.conftest import tiny
 from tests.support.cluster import reference
-from tests.support.node_cluster import InProcess, deploy, in_process, until
-from tests.system.conftest import model_folder, whole
-
-__all__ = ["model_folder", "tiny", "whole"]
+from tests.support.in_process import InProcessCluster, deploy, in_process, until
+from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
 
 D = "delta"
 NODES = (A, B, C, D)
@@ -34,7 +30,7 @@ NEW_TOKENS = 60
 
 def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB") -> ClusterConfig:
     """Alpha and beta are trusted; delta hosts nothing at first."""
-    return cluster_config(
+    return three_node_config(
         nodes=[{"name": name, "memory": memory} for name in names],
         links={"default": {"latency": "2 ms", "bandwidth": "1 Gbit/s"}},
         limits={"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s", "copy_every": copy_every},
@@ -43,13 +39,15 @@ def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8
 
 
 @pytest.fixture
-async def nodes(tiny: StoredModel, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[InProcess]:
-    async with in_process(config(**getattr(request, "param", {})), tiny, tmp_path) as running:
+async def nodes(
+    stored_model: StoredModel, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[InProcessCluster]:
+    async with in_process(config(**getattr(request, "param", {})), stored_model, tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-async def controller(nodes: InProcess) -> AsyncIterator[Controller]:
+async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     """The test is the one that plans."""
     controller = nodes.controller()
     await controller.introduce()
@@ -59,9 +57,9 @@ async def controller(nodes: InProcess) -> AsyncIterator[Controller]:
     await controller.stop()
 
 
-async def in_the_midst(nodes: InProcess, streams: int, do: Callable[[], Awaitable[None]]) -> list[list[int]]:
+async def in_the_midst(nodes: InProcessCluster, streams: int, do: Callable[[], Awaitable[None]]) -> list[list[int]]:
     """Tokens of so many streams; in the middle of them something is done."""
-    running = [asyncio.create_task(tokens_of(nodes.sessions, request(NEW_TOKENS))) for _ in range(streams)]
+    running = [asyncio.create_task(generate(nodes.sessions, generation_request(NEW_TOKENS))) for _ in range(streams)]
 
     async def half_done() -> bool:
         sessions = list(nodes.sessions._live.values())
@@ -72,19 +70,19 @@ async def in_the_midst(nodes: InProcess, streams: int, do: Callable[[], Awaitabl
     return await asyncio.gather(*running)
 
 
-def moves(nodes: InProcess) -> list[dict[str, Any]]:
+def moves(nodes: InProcessCluster) -> list[dict[str, Any]]:
     return [move for record in nodes.sessions.records(0) for move in record["moves"] if move["replayed"]]
 
 
 async def test_after_a_loss_only_what_no_copy_has_yet_is_repeated(
-    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+    nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         await nodes.stop(C)
         await deploy(controller, WITHOUT_C)
 
     answers = await in_the_midst(nodes, 8, lose)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 8
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
     records = nodes.sessions.records(0)
     assert len(moves(nodes)) == 8
     for record in records:
@@ -99,13 +97,13 @@ async def test_after_a_loss_only_what_no_copy_has_yet_is_repeated(
 
 
 async def test_a_connection_that_drops_costs_nothing_that_was_computed(
-    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+    nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
-    async def sever() -> None:
-        nodes.sever(C)
+    async def break_connections() -> None:
+        nodes.break_connections(C)
 
-    answers = await in_the_midst(nodes, 3, sever)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    answers = await in_the_midst(nodes, 3, break_connections)
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert moves(nodes)
     assert all(move["recovery"]["replayed_positions"] == 0 for move in moves(nodes))
     assert {epoch for record in nodes.sessions.records(0) for epoch in record["epochs"]} == {1}
@@ -113,7 +111,7 @@ async def test_a_connection_that_drops_costs_nothing_that_was_computed(
 
 
 async def test_where_host_and_stand_by_are_lost_at_once_all_is_repeated(
-    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+    nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         copies = {name: (await nodes.state(name))["copies"] for name in (A, B, D)}
@@ -123,27 +121,27 @@ async def test_where_host_and_stand_by_are_lost_at_once_all_is_repeated(
         await deploy(controller, [A, A, B, B, A, B, B, A])
 
     answers = await in_the_midst(nodes, 3, lose)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
     await assert_nothing_left(nodes, (A, B))
 
 
 async def test_a_survivor_hands_on_the_caches_of_blocks_that_move_as_well(
-    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+    nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         await nodes.stop(C)
         await deploy(controller, [B, B, A, A, D, A, A, B])
 
     answers = await in_the_midst(nodes, 3, lose)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 3
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert all(move["recovery"]["restored_positions"] > NEW_TOKENS // 4 for move in moves(nodes))
     assert all(move["cache_bytes"] > 0 for move in moves(nodes))
 
 
 @pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)
 async def test_without_copies_all_is_repeated_and_nobody_keeps_any(
-    nodes: InProcess, controller: Controller, whole: torch.nn.Module
+    nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         assert not any([(await nodes.state(name))["copies"] for name in NODES])
@@ -151,13 +149,13 @@ async def test_without_copies_all_is_repeated_and_nobody_keeps_any(
         await deploy(controller, WITHOUT_C)
 
     answers = await in_the_midst(nodes, 2, lose)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 2
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 2
     assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
     assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
 
 
 async def test_copies_of_private_blocks_are_on_trusted_nodes_only_and_every_layer_has_one(
-    nodes: InProcess, controller: Controller
+    nodes: InProcessCluster, controller: Controller
 ) -> None:
     kept: dict[str, set[int]] = {name: set() for name in NODES}
 
@@ -175,7 +173,7 @@ async def test_copies_of_private_blocks_are_on_trusted_nodes_only_and_every_laye
     assert private <= kept[A] | kept[B]
 
 
-async def test_a_drained_node_keeps_no_copies(nodes: InProcess, controller: Controller) -> None:
+async def test_a_drained_node_keeps_no_copies(nodes: InProcessCluster, controller: Controller) -> None:
     nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
 
     async def look() -> None:
@@ -185,7 +183,7 @@ async def test_a_drained_node_keeps_no_copies(nodes: InProcess, controller: Cont
     await in_the_midst(nodes, 1, look)
 
 
-async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcess, controller: Controller) -> None:
+async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcessCluster, controller: Controller) -> None:
     async def lose() -> None:
         await nodes.stop(D)
 
@@ -201,7 +199,7 @@ async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcess, controller:
 
 @pytest.mark.parametrize("nodes", [{"names": (A, B, C), "memory": "1000 KiB"}], indirect=True)
 async def test_where_nobody_has_room_no_copy_is_kept_and_no_request_refused(
-    nodes: InProcess, whole: torch.nn.Module
+    nodes: InProcessCluster, unsplit_model: torch.nn.Module
 ) -> None:
     controller = nodes.controller()
     await controller.introduce()
@@ -212,12 +210,12 @@ async def test_where_nobody_has_room_no_copy_is_kept_and_no_request_refused(
         assert [state["copies"] for state in states] == [[], [], []]
 
     answers = await in_the_midst(nodes, 8, look)
-    assert answers == [reference(whole, list(PROMPT), NEW_TOKENS)] * 8
+    assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
     assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
     await controller.stop()
 
 
-async def test_what_is_of_an_older_attempt_is_refused(nodes: InProcess, controller: Controller) -> None:
+async def test_what_is_of_an_older_attempt_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
     answers: list[Token] = []
     nodes.router.on_token = answers.append
 
@@ -240,7 +238,7 @@ async def test_what_is_of_an_older_attempt_is_refused(nodes: InProcess, controll
     await asyncio.gather(*(nodes.peer(name).close_sessions(["s"]) for name in NODES))
 
 
-async def assert_nothing_left(nodes: InProcess, names: tuple[str, ...]) -> None:
+async def assert_nothing_left(nodes: InProcessCluster, names: tuple[str, ...]) -> None:
     assert nodes.sessions.state()["sessions"] == 0
 
     async def free() -> bool:

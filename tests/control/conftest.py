@@ -1,0 +1,30 @@
+"""Three real nodes on the test's event loop, and a controller of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from resplit.control.controller import Controller
+from resplit.model.source import StoredModel
+from tests.support.in_process import InProcessCluster, in_process
+from tests.support.three_nodes import A, B, C, three_node_config
+
+
+@pytest.fixture
+async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
+    """Gamma has room for two layers."""
+    memory = {A: "8 MiB", B: "8 MiB", C: "650 kB"}
+    config = three_node_config(nodes=[{"name": name, "memory": memory[name]} for name in memory], limits={})
+    async with in_process(config, stored_model, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
+    controller = nodes.controller()
+    await controller.introduce()
+    yield controller
+    await controller.stop()

@@ -1,0 +1,52 @@
+"""What tests of the controller ask of a cluster of three nodes, and the requests and placements that they use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from resplit.control.controller import Controller
+from resplit.control.operations import Operator
+from resplit.gateway.engine import GenerationRequest
+from resplit.types import Sampling
+from tests.support.in_process import InProcessCluster
+from tests.support.three_nodes import A, B, C
+
+FIRST = [A, A, B, B, C, C, B, A]
+SECOND = [A, A, B, C, C, B, B, A]
+REQUEST = GenerationRequest((5, 17, 40), 8, Sampling(), "chat", frozenset())
+LONG = replace(REQUEST, max_new_tokens=60)
+
+
+async def placed(nodes: InProcessCluster) -> dict[str, tuple[list[int], list[int], list[int]]]:
+    """Of each node: blocks, epochs served, epochs prepared."""
+    states = {name: await nodes.state(name) for name in (A, B, C)}
+    return {name: (state["blocks"], state["epochs"], state["prepared"]) for name, state in states.items()}
+
+
+async def served(nodes: InProcessCluster, request: GenerationRequest = REQUEST) -> list[int]:
+    return [token.token_id async for token in nodes.sessions.generate(request)]
+
+
+async def started(nodes: InProcessCluster, count: int) -> bool:
+    """Whether so many sessions have some tokens."""
+    return sum(session.position > 6 for session in nodes.sessions._live.values()) == count
+
+
+def operator_of(nodes: InProcessCluster, controller: Controller) -> Operator:
+    """What operators change of this cluster, with nothing changed yet."""
+    content = {
+        "name": nodes.config.name,
+        "source": nodes.config.source,
+        "trusted": list(nodes.config.trusted),
+        "nodes": [
+            {"name": each.name, "memory": f"{each.memory} B", "address": str(nodes.addresses[each.name])}
+            for each in nodes.config.nodes
+        ],
+        "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+        "kv_tokens": nodes.config.kv_tokens,
+    }
+    return Operator(controller, nodes.router, content, nodes.folder / "desired_state.json")
+
+
+def steps(controller: Controller, epoch: int) -> list[str]:
+    return [step.step for step in controller.log.steps(epoch)]

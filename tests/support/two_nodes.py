@@ -1,0 +1,52 @@
+"""Two nodes, `trusted` and `plain`, and commands that go to `plain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resplit.config import ClusterConfig
+from resplit.model.engine import Activation
+from resplit.model.source import StoredModel
+from resplit.wire.node_pb2 import CachePart
+from resplit.wire.peers import to_wire
+from tests.support.in_process import InProcessCluster
+
+MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
+LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted"]
+
+
+def two_node_config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
+    """`memory` and `more` are of the node `plain`. With `more`, messages take 1 ms."""
+    return ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": "trusted",
+            "trusted": ["trusted"],
+            "nodes": [{"name": "trusted", "memory": "8 MiB"}, {"name": "plain", "memory": memory} | more],
+            "links": {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}} if more else None,
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
+            "kv_tokens": 64,
+        }
+    )
+
+
+async def prepare(nodes: InProcessCluster, placement: list[str], epoch: int, **more: Any) -> dict[str, Any]:
+    """Have `plain` load what a placement wants there."""
+    return await nodes.command("plain", "prepare", nodes.prepare_body("plain", placement, epoch, **more), epoch)
+
+
+async def commit(nodes: InProcessCluster, epoch: int) -> dict[str, Any]:
+    """Have `plain` serve an epoch that it has prepared."""
+    return await nodes.command("plain", "commit", {"epoch": epoch}, epoch)
+
+
+def layer_bytes(model: StoredModel, kv_tokens: int) -> float:
+    """The memory that one layer needs, with its caches."""
+    layer = model.features(1)[2]
+    return layer.weight_bytes + kv_tokens * layer.kv_bytes_per_token
+
+
+def cache_parts(session: str, block: int, capacity: int) -> list[CachePart]:
+    """Four positions of one layer's cache: (2, heads, positions, width)."""
+    zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
+    return [CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))]
