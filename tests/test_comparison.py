@@ -12,7 +12,7 @@ from resplit.comparison import MEASURES, Row, change, compare, comparison_text, 
 from resplit.errors import DataError
 from resplit.metrics import summarise
 from tests.support.run_tables import record, request
-from tests.support.runs import made_up_run
+from tests.support.runs import synthetic_run
 
 
 def test_the_table_shows_every_measure_of_every_run_in_its_unit() -> None:
@@ -34,7 +34,7 @@ def test_static_comes_first_and_two_runs_with_one_label_are_refused() -> None:
 
 
 def test_the_verdict_says_so_when_the_adaptive_run_is_worse() -> None:
-    swapped = [replace(made_up_run("static"), policy="resplit"), replace(made_up_run("resplit"), policy="static")]
+    swapped = [replace(synthetic_run("static"), policy="resplit"), replace(synthetic_run("resplit"), policy="static")]
     rows = compare(summaries(swapped))
     assert re.search(r"mean latency \d+\xa0ms against \d+\xa0ms \([\d.]+× as high\)", verdict(rows))
     by_field = {row.measure.field: change(row) for row in rows}
@@ -43,7 +43,7 @@ def test_the_verdict_says_so_when_the_adaptive_run_is_worse() -> None:
 
 
 def test_without_an_adaptive_run_there_is_no_verdict() -> None:
-    assert verdict(compare(summaries([made_up_run("static")]))) == ""
+    assert verdict(compare(summaries([synthetic_run("static")]))) == ""
 
 
 @pytest.mark.parametrize(

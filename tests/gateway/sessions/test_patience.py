@@ -57,5 +57,5 @@ async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(
             tokens.append(token.token_id)
             if len(tokens) == 2:
                 nodes.break_connections(C)  # the controller has no problem yet, so it cannot plan
-        assert len(tokens) == request().max_new_tokens
+        assert len(tokens) == generation_request().max_new_tokens
         await controller.stop()
