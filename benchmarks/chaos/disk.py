@@ -19,7 +19,7 @@ from resplit.model.source import obtain
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
-from tests.support.cluster import make_model, reference, load_unsplit
+from tests.support.cluster import load_unsplit, make_model, reference
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
