@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -87,11 +88,65 @@ def test_each_broken_constraint_is_named() -> None:
     problem = replace(problem, allowed_cuts=frozenset({3}))
     names = [node.name for node in problem.nodes]
 
-    broken = "; ".join(evaluate(problem, [names[0]] * 17 + [names[1]] * 17).violations)
+    violations = evaluate(problem, [names[0]] * 17 + [names[1]] * 17).violations
 
-    assert "memory of node-0: needs" in broken
-    assert "trust: private block embed on node-0" in broken
-    assert "boundary 17 is not an allowed cut" in broken
+    text_of = {violation.kind: violation.text for violation in reversed(violations)}
+    assert text_of["memory"].startswith("memory of node-0: needs")
+    assert text_of["privacy"] == "trust: private block embed on node-0, which is not trusted"
+    assert text_of["cut"] == "boundary 17 is not an allowed cut"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "excess", "limit"),
+    [
+        ("memory", {"memory_bytes": 1e9}, 1e9, 1e9),
+        ("utilization", {"max_utilization": 0.25}, 0.25, 0.25),
+        ("utilization", {"background_utilization": 0.25, "max_utilization": 0.5}, 0.25, 0.5),
+        ("privacy", {"trusted": False}, 0.0, 0.0),
+    ],
+)
+def test_a_violation_has_its_kind_and_the_amount_above_the_limit(
+    kind: str, change: dict[str, float], excess: float, limit: float
+) -> None:
+    [violation] = evaluate(two_blocks(**change), ["node-0", "node-0"]).violations
+
+    assert (violation.kind, violation.excess, violation.limit) == (kind, pytest.approx(excess), limit)
+
+
+def test_a_placement_within_every_limit_violates_nothing() -> None:
+    assert evaluate(two_blocks(memory_bytes=2e9, max_utilization=0.5), ["node-0", "node-0"]).violations == ()
+
+
+def test_a_missing_link_and_a_block_that_cannot_run_are_violations() -> None:
+    problem = two_blocks()
+    unlinked = replace(problem, link_latency_s=np.array([[0, np.nan], [1e-3, 0]]))
+    no_times = np.array([[0.5, 0.5], [0.5, np.nan]])
+    unable = replace(problem, prefill_s_per_token=no_times, decode_s_per_token=no_times)
+
+    for changed, kind in ((unlinked, "link"), (unable, "cannot_run")):
+        assert [each.kind for each in evaluate(changed, ["node-0", "node-1"]).violations] == [kind]
+
+
+def two_blocks(**node: object) -> Problem:
+    """Two blocks of 1 GB, each loading a node by 0.25, the first private. `node` changes the first of two nodes."""
+    problem = tiny_problem(3, blocks=2, nodes=2)
+    roomy = {"memory_bytes": 1e12, "background_utilization": 0.0, "max_utilization": 0.9, "trusted": True}
+    return replace(
+        problem,
+        blocks=tuple(
+            replace(block, weight_bytes=1e9, kv_bytes_per_token=0.0, private=j == 0)
+            for j, block in enumerate(problem.blocks)
+        ),
+        nodes=(
+            replace(problem.nodes[0], **(roomy | node)),  # type: ignore[arg-type]
+            replace(problem.nodes[1], **roomy),  # type: ignore[arg-type]
+        ),
+        classes=(replace(problem.classes[0], source="node-0", rate_rps=0.25, prompt_tokens=1, new_tokens=1),),
+        prefill_s_per_token=np.full((2, 2), 0.5),
+        decode_s_per_token=np.full((2, 2), 0.5),
+        link_latency_s=np.full((2, 2), 1e-3),
+        link_bandwidth_bytes_per_s=np.full((2, 2), 1e9),
+    )
 
 
 def test_a_full_node_makes_the_latency_infinite() -> None:

@@ -66,13 +66,13 @@ def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
         keep = Alternative("keep", problem.current, violations=(f"{', '.join(gone)}: not in the cluster any more",))
         return CurrentPlacement(keep, keep.violations[0], "", problem.kv_tokens)
     result = evaluate(problem, problem.current)
-    broken = _broken(problem, problem.current)
+    broken = _broken(problem, result, problem.current)
     keep = replace(
         _outcome(problem, "keep", problem.current, result),
         expected_requests=_rate(problem) * settings.horizon_s,
         horizon_cost=math.inf if broken else _rate(problem) * settings.horizon_s * result.objective,
     )
-    over = "" if broken else "; ".join(_violations(problem, problem.current, memory=1 + SLACK, use=SLACK))
+    over = "" if broken else _over(result)
     return CurrentPlacement(keep, broken, over, _cached_tokens(problem, result))
 
 
@@ -124,28 +124,29 @@ def _outcome(problem: Problem, action: Action, placement: Placement, result: Eva
         objective=result.objective,
         latency_s=result.terms.latency_s,
         shortfall_s=float(sum(slo_shortfall_s(problem, result).values())),
-        violations=result.violations,
+        violations=tuple(violation.text for violation in result.violations),
     )
 
 
-def _broken(problem: Problem, placement: Placement) -> str:
-    """Why the placement cannot go on, limits of memory and use left aside; "" if nothing."""
-    load = evaluate(problem, placement).utilization
-    full = [
-        f"{node.name} is overloaded ({load[i]:.2f})"
-        for i, node in enumerate(problem.nodes)
-        if load[i] >= 1 and node.name in placement
+def _broken(problem: Problem, result: Evaluation, placement: Placement) -> str:
+    """Why the placement cannot serve at all, "" if it can. Exceeded limits count only at full load."""
+    overloaded = [
+        f"{node.name} is overloaded ({use:.2f})"
+        for node, use in zip(problem.nodes, result.utilization, strict=True)
+        if use >= 1 and node.name in placement
     ]
-    return "; ".join([*full, *_violations(problem, placement, memory=math.inf, use=math.inf)])
+    kinds = ("privacy", "cannot_run", "link")
+    return "; ".join([*overloaded, *(each.text for each in result.violations if each.kind in kinds)])
 
 
-def _violations(problem: Problem, placement: Placement, memory: float, use: float) -> tuple[str, ...]:
-    """What the placement breaks on nodes of `memory` times the memory and `use` more permitted use, at any cut."""
-    nodes = tuple(
-        replace(node, memory_bytes=node.memory_bytes * memory, max_utilization=node.max_utilization + use)
-        for node in problem.nodes
+def _over(result: Evaluation) -> str:
+    """The limits of memory and utilization that are exceeded by more than measurement noise, "" if none is."""
+    return "; ".join(
+        each.text
+        for each in result.violations
+        if (each.kind == "memory" and each.excess > SLACK * each.limit)
+        or (each.kind == "utilization" and each.excess > SLACK)
     )
-    return evaluate(replace(problem, nodes=nodes, allowed_cuts=None), placement).violations
 
 
 def _rate(problem: Problem) -> float:

@@ -1,28 +1,47 @@
-"""What a given placement costs and which constraints it breaks, by the formulas of docs/problem.md.
+"""Evaluates a given placement: its objective, its terms and the constraints it violates (docs/problem.md).
 
-Knows no solver: every number in an answer comes from here, so that it recomputes from the format.
+Every number in an answer is computed here, whichever solver found the placement.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from resplit.privacy import exposed_blocks
 from resplit.types import FloatArray, Problem, RequestClass, Terms
 
-__all__ = ["Evaluation", "block_bytes", "evaluate", "moved_bytes", "slo_shortfall_s"]
+__all__ = ["Evaluation", "Violation", "block_bytes", "evaluate", "moved_bytes", "slo_shortfall_s"]
 
-SLACK = 1e-9  # relative, for the rounding of sums
+SLACK = 1e-9  # relative; allows for rounding errors of sums
+
+ViolationKind = Literal["memory", "utilization", "privacy", "cannot_run", "link", "cut"]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A constraint that a placement violates; `text` describes it.
+
+    For memory (bytes) and utilization (share of the node), `excess` is the amount above `limit`; both are 0 otherwise.
+    """
+
+    kind: ViolationKind
+    text: str
+    excess: float = 0.0
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A placement in numbers. Per class r, in seconds: `compute_s` is the node time of one request, `queueing_s` what
-    waiting adds to it, `network_s` its transfers; `utilization` is u_i (N,). `violations` says what is broken."""
+    """The costs of one placement and the constraints it violates.
+
+    For each class, in seconds (R,): `compute_s` is the node time of one request, `queueing_s` the waiting time added
+    to it, `network_s` the time of its transfers. `utilization` (N,) is u_i, the background included.
+    """
 
     objective: float
     terms: Terms
@@ -30,19 +49,20 @@ class Evaluation:
     compute_s: FloatArray
     queueing_s: FloatArray
     network_s: FloatArray
-    violations: tuple[str, ...]
+    violations: tuple[Violation, ...]
 
     @property
     def class_latency_s(self) -> FloatArray:
-        """Mean time of one request of each class (R,)."""
+        """Mean latency of one request of each class, in seconds (R,)."""
         latency: FloatArray = self.compute_s + self.queueing_s + self.network_s
         return latency
 
 
 def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
-    """Objective, terms, loads and broken constraints of `placement` (one node name per block).
+    """Evaluate `placement`, one node name per block.
 
-    A node at or above full load makes the latency infinite. Raises KeyError for a node that is not in the problem.
+    The latency is infinite if a node has a utilization of 1 or more. Raises KeyError for a node that is not in the
+    problem.
     """
     index = {node.name: i for i, node in enumerate(problem.nodes)}
     nodes_of = np.array([index[name] for name in placement])  # (J,)
@@ -72,12 +92,12 @@ def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
 
 
 def block_bytes(problem: Problem) -> FloatArray:
-    """Memory that each block takes on its node, weights and reserved cache (J,), in bytes (eq. 5)."""
+    """Memory of each block, weights and reserved cache, in bytes (J,); the left side of eq. 5."""
     return np.array([b.weight_bytes + b.kv_bytes_per_token * problem.kv_tokens for b in problem.blocks])
 
 
 def moved_bytes(problem: Problem, placement: Sequence[str]) -> float | None:
-    """Weights and caches of the blocks that leave `problem.current`, in bytes; None without a current placement."""
+    """Bytes of weights and caches whose node differs from `problem.current`; None without a current placement."""
     if problem.current is None:
         return None
     moved = np.array([old != new for old, new in zip(problem.current, placement, strict=True)])
@@ -85,7 +105,7 @@ def moved_bytes(problem: Problem, placement: Sequence[str]) -> float | None:
 
 
 def slo_shortfall_s(problem: Problem, evaluation: Evaluation) -> dict[str, float]:
-    """By class name, the seconds by which its objective `slo_s` is missed; classes that meet it are left out."""
+    """Seconds by which each class misses its service objective, by class name; only classes that miss it are listed."""
     return {
         request_class.name: float(latency - request_class.slo_s)
         for request_class, latency in zip(problem.classes, evaluation.class_latency_s, strict=True)
@@ -94,12 +114,12 @@ def slo_shortfall_s(problem: Problem, evaluation: Evaluation) -> dict[str, float
 
 
 def _reciprocal(share_free: FloatArray) -> FloatArray:
-    """1 / share_free, infinite where nothing is free."""
+    """1 / share_free; infinite where share_free is 0 or less."""
     return np.divide(1.0, share_free, out=np.full_like(share_free, np.inf), where=share_free > 0)
 
 
 def _service_s(problem: Problem, nodes_of: np.ndarray) -> FloatArray:
-    """s[r, j, node(j)] = p_r prefill + g_r decode (R, J); NaN where the node cannot run the block."""
+    """s[r, j, node(j)] = p_r prefill + g_r decode, in seconds (R, J); 0 if the node cannot run the block."""
     blocks = np.arange(len(problem.blocks))
     prompt = np.array([c.prompt_tokens for c in problem.classes])
     new = np.array([c.new_tokens for c in problem.classes])
@@ -110,7 +130,7 @@ def _service_s(problem: Problem, nodes_of: np.ndarray) -> FloatArray:
 
 
 def _network_s(problem: Problem, request_class: RequestClass, nodes_of: np.ndarray) -> float:
-    """sum_b t[r, b, ...] of one class: its messages and bytes over every link that the chain crosses."""
+    """sum_b t[r, b, ...] of one class, in seconds; infinite if a link is missing."""
     source = problem.node_index(request_class.source)
     passes = request_class.prompt_tokens + request_class.new_tokens - 1
     sizes = np.array(
@@ -133,41 +153,52 @@ def _privacy(problem: Problem, nodes_of: np.ndarray) -> float:
     return float(sensitivity[~trusted[nodes_of]].sum() / len(problem.blocks))
 
 
-def _violations(problem: Problem, nodes_of: np.ndarray, utilization: FloatArray) -> tuple[str, ...]:
+def _violations(problem: Problem, nodes_of: np.ndarray, utilization: FloatArray) -> tuple[Violation, ...]:
+    return (
+        *_exceeded_limits(problem, nodes_of, utilization),
+        *_misplaced_blocks(problem, nodes_of),
+        *_missing_links(problem, nodes_of),
+        *_forbidden_cuts(problem, nodes_of),
+    )
+
+
+def _exceeded_limits(problem: Problem, nodes_of: np.ndarray, utilization: FloatArray) -> Iterator[Violation]:
     need = np.bincount(nodes_of, block_bytes(problem), len(problem.nodes))
-    broken = []
     for i in np.unique(nodes_of):
         node = problem.nodes[i]
         if need[i] > node.memory_bytes * (1 + SLACK):
-            broken.append(
-                f"memory of {node.name}: needs {need[i]:.0f} bytes, has {node.memory_bytes:.0f}, "
-                f"short by {need[i] - node.memory_bytes:.0f}"
+            short = need[i] - node.memory_bytes
+            text = (
+                f"memory of {node.name}: needs {need[i]:.0f} bytes, has {node.memory_bytes:.0f}, short by {short:.0f}"
             )
+            yield Violation("memory", text, float(short), node.memory_bytes)
         if utilization[i] > node.max_utilization + SLACK:
-            broken.append(f"utilization of {node.name}: {utilization[i]:.6f}, at most {node.max_utilization:g}")
+            text = f"utilization of {node.name}: {utilization[i]:.6f}, at most {node.max_utilization:g}"
+            yield Violation("utilization", text, float(utilization[i] - node.max_utilization), node.max_utilization)
+
+
+def _misplaced_blocks(problem: Problem, nodes_of: np.ndarray) -> Iterator[Violation]:
+    """Private blocks on nodes that are not trusted, and blocks on nodes that cannot run them."""
     trusted = {node.name for node in problem.nodes if node.trusted}
     exposed = exposed_blocks([problem.nodes[i].name for i in nodes_of], problem.blocks, trusted)
     for j, (block, i) in enumerate(zip(problem.blocks, nodes_of, strict=True)):
+        node = problem.nodes[i]
         if j in exposed:
-            broken.append(f"trust: private block {block.name} on {problem.nodes[i].name}, which is not trusted")
+            yield Violation("privacy", f"trust: private block {block.name} on {node.name}, which is not trusted")
         if np.isnan(problem.prefill_s_per_token[j, i]):
-            broken.append(f"block {block.name} cannot run on {problem.nodes[i].name}")
-    return (*broken, *_broken_links(problem, nodes_of), *_broken_cuts(problem, nodes_of))
+            yield Violation("cannot_run", f"block {block.name} cannot run on {node.name}")
 
 
-def _broken_links(problem: Problem, nodes_of: np.ndarray) -> list[str]:
+def _missing_links(problem: Problem, nodes_of: np.ndarray) -> Iterator[Violation]:
     ends = [problem.node_index(request_class.source) for request_class in problem.classes]
     hops = {(s, int(nodes_of[0])) for s in ends} | {(int(nodes_of[-1]), s) for s in ends}
     hops |= {(int(i), int(k)) for i, k in itertools.pairwise(nodes_of)}
-    return [
-        f"no link from {problem.nodes[i].name} to {problem.nodes[k].name}"
-        for i, k in sorted(hops)
-        if i != k and np.isnan(problem.link_latency_s[i, k])
-    ]
+    for i, k in sorted(hops):
+        if i != k and np.isnan(problem.link_latency_s[i, k]):
+            yield Violation("link", f"no link from {problem.nodes[i].name} to {problem.nodes[k].name}")
 
 
-def _broken_cuts(problem: Problem, nodes_of: np.ndarray) -> list[str]:
-    if problem.allowed_cuts is None:
-        return []
-    changes = (int(b) for b in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1)
-    return [f"boundary {b} is not an allowed cut" for b in changes if b not in problem.allowed_cuts]
+def _forbidden_cuts(problem: Problem, nodes_of: np.ndarray) -> Iterator[Violation]:
+    for boundary in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1:
+        if problem.allowed_cuts is not None and boundary not in problem.allowed_cuts:
+            yield Violation("cut", f"boundary {boundary} is not an allowed cut")

@@ -37,7 +37,7 @@ def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -
     placement = instance.placement(outcome.nodes_of)
     evaluation = evaluate(problem, placement)
     if evaluation.violations:
-        reason = "the placement found breaks " + "; ".join(evaluation.violations[:MAX_VIOLATIONS])
+        reason = "the placement found breaks " + "; ".join(each.text for each in evaluation.violations[:MAX_VIOLATIONS])
         return Plan("unknown", solver, solve_s, reason=reason)
     bound = min(outcome.lower_bound, evaluation.objective)
     bound = bound if bound > 0 else 0.0  # the objective is never negative

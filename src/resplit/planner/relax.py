@@ -146,5 +146,5 @@ def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
 def _least_violating_text(instance: Instance, search: LocalSearch) -> str:
     if search.least_violating is None:
         return "nor was any found that breaks only memory and ceilings"
-    broken = evaluate(instance.problem, instance.placement(search.least_violating)).violations
-    return f"the least_violating found breaks {'; '.join(broken)}"
+    violations = evaluate(instance.problem, instance.placement(search.least_violating)).violations
+    return f"the nearest found breaks {'; '.join(each.text for each in violations)}"
