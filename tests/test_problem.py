@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from resplit.errors import ProblemFormatError
 from resplit.problem import MAX_FILE_BYTES, problem_from_json, problem_to_json, read_problem
+from tests.support.problems import BATCHING, PLANNABLE
 
-EXAMPLES = sorted((Path(__file__).parent / "data" / "problems").glob("*.json"))
-NULLS = next(path for path in EXAMPLES if "nulls" in path.name)
+NULLS = next(path for path in PLANNABLE if "nulls" in path.name)
+SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "problem.schema.json").read_text())
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def raw() -> dict[str, Any]:
     return json.loads(NULLS.read_text())
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
 def test_what_is_written_is_what_was_read(path: Path) -> None:
     written = problem_to_json(read_problem(path))
 
@@ -54,6 +56,10 @@ BREAKS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("nodes[2].max_utilization", ("nodes", 2, "max_utilization"), 1.0),
     ("nodes[2].memory_bytes", ("nodes", 2, "memory_bytes"), 10**400),
     ("nodes[1].name", ("nodes", 1, "name"), "node-0"),
+    ("nodes[1].load_share", ("nodes", 1, "load_share"), 0),
+    ("nodes[1].load_share", ("nodes", 1, "load_share"), 1.5),
+    ("nodes[1].load_share", ("nodes", 1, "load_share"), 0.5),
+    ("nodes[1].compute_w", ("nodes", 1, "compute_w"), -1),
     ("classes[0].rate_rps", ("classes", 0, "rate_rps"), -1),
     ("classes[0].rate_rps", ("classes", 0, "rate_rps"), 0),
     ("classes[0].prompt_tokens", ("classes", 0, "prompt_tokens"), 0),
@@ -75,6 +81,8 @@ BREAKS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("allowed_cuts", ("allowed_cuts",), None),
     ("weights", ("weights",), [1, 0, 0]),
     ("weights.privacy", ("weights", "privacy"), -1),
+    ("weights.energy", ("weights", "energy"), -1),
+    ("weights.energy", ("weights", "energy"), 0.1),
     ("current", ("current",), ["node-0"]),
     ("current[1]", ("current", 1), 7),
 ]
@@ -100,6 +108,46 @@ def test_a_missing_key_is_named(raw: dict[str, Any], key: str) -> None:
 
     with pytest.raises(ProblemFormatError, match=f"{key} = None: this key is required"):
         problem_from_json(raw)
+
+
+@pytest.mark.parametrize("path", BATCHING, ids=lambda path: path.stem)
+def test_an_example_with_shared_passes_is_refused_with_key_value_and_rule(path: Path) -> None:
+    share = json.loads(path.read_text())["nodes"][0]["load_share"]
+
+    with pytest.raises(ProblemFormatError) as caught:
+        read_problem(path)
+
+    rule = "1, as this planner does not model shared passes yet"
+    assert str(caught.value) == f"nodes[0].load_share = {share}: {rule}"
+
+
+def test_a_weight_for_energy_is_refused_with_key_value_and_rule(raw: dict[str, Any]) -> None:
+    raw["weights"]["energy"] = 0.005
+
+    with pytest.raises(ProblemFormatError, match=r"^weights\.energy = 0\.005: 0, as this planner does not minimise"):
+        problem_from_json(raw)
+
+
+def test_new_keys_without_effect_are_accepted_silently(raw: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    for node in raw["nodes"]:
+        del node["kind"]
+        node |= {"load_share": 1, "compute_w": 30.0}
+    raw["weights"]["energy"] = 0
+
+    written = problem_to_json(problem_from_json(raw))
+
+    assert written["weights"] == {"latency": 1.0, "balance": 0.2, "privacy": 0.0}
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("path", PLANNABLE + BATCHING, ids=lambda path: path.stem)
+def test_the_schema_accepts_every_example(path: Path) -> None:
+    jsonschema.validate(json.loads(path.read_text()), SCHEMA)
+
+
+@pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
+def test_the_schema_accepts_what_is_written(path: Path) -> None:
+    jsonschema.validate(problem_to_json(read_problem(path)), SCHEMA)
 
 
 def test_null_must_stand_in_both_matrices_or_in_neither(raw: dict[str, Any]) -> None:

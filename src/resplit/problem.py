@@ -24,6 +24,7 @@ MAX_FILE_BYTES = 100_000_000
 
 _BLOCK_KEYS = ("name", "weight_bytes", "kv_bytes_per_token", "activation_bytes_per_token", "private", "sensitivity")
 _NODE_KEYS = ("name", "memory_bytes", "background_utilization", "max_utilization", "trusted")
+_OPTIONAL_NODE_KEYS = ("load_share", "compute_w")
 _CLASS_KEYS = ("name", "source", "rate_rps", "prompt_tokens", "new_tokens")
 _WEIGHT_KEYS = ("latency", "balance", "privacy")
 _PROBLEM_KEYS = ("version", "blocks", "nodes", "classes", "prefill_s_per_token", "decode_s_per_token",
@@ -68,7 +69,9 @@ def problem_from_json(obj: object) -> Problem:
     _unique([request_class.name for request_class in classes], "classes")
     times = _matrix_pair(raw, "prefill_s_per_token", "decode_s_per_token", (len(blocks), len(nodes)))
     links = _matrix_pair(raw, "link_latency_s", "link_bandwidth_bytes_per_s", (len(nodes), len(nodes)))
-    weights = _members(raw["weights"], "weights", _WEIGHT_KEYS, (), unknown)
+    weights = _members(raw["weights"], "weights", _WEIGHT_KEYS, ("energy",), unknown)
+    if (energy := _number(weights.get("energy", 0), "weights.energy", minimum=0)) != 0:
+        raise ProblemFormatError("weights.energy", energy, "0, as this planner does not minimise energy yet")
     problem = Problem(
         blocks, nodes, classes, *times, *links,
         kv_tokens=_number(raw["kv_tokens"], "kv_tokens", minimum=0),
@@ -198,7 +201,10 @@ def _block(obj: object, key: str, unknown: dict[str, None]) -> Block:
 
 
 def _node(obj: object, key: str, unknown: dict[str, None]) -> Node:
-    raw = _members(obj, key, _NODE_KEYS, (), unknown)
+    raw = _members(obj, key, _NODE_KEYS, _OPTIONAL_NODE_KEYS, unknown)
+    _number(raw.get("compute_w", 0), f"{key}.compute_w", minimum=0)  # without effect while `weights.energy` is 0
+    if (share := _number(raw.get("load_share", 1), f"{key}.load_share", above=0, maximum=1)) != 1:
+        raise ProblemFormatError(f"{key}.load_share", share, "1, as this planner does not model shared passes yet")
     return Node(
         name=_text(raw["name"], f"{key}.name"),
         memory_bytes=_number(raw["memory_bytes"], f"{key}.memory_bytes", minimum=0),

@@ -13,6 +13,8 @@ from resplit.problem import problem_from_json
 from resplit.types import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "problems"
+BATCHING = sorted(EXAMPLES.glob("*-batch-*.json"))  # with a load_share below 1 or a weight for energy
+PLANNABLE = [path for path in sorted(EXAMPLES.glob("*.json")) if path not in BATCHING]
 
 
 def tiny_problem(seed: int, blocks: int = 5, nodes: int = 3, **changes: object) -> Problem:
