@@ -21,11 +21,10 @@ from typing import Any
 import httpx
 import yaml
 
-from benchmarks.chaos.watch import answers
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running, start_process
 from resplit.cluster.state import first_plan
-from tests.support.streams import until
+from tests.support.processes import answering, poll_until
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]
@@ -57,7 +56,7 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
     victim = Counter(client.model()["placement"]).most_common(1)[0][0]
     times_s: list[float] = []
     streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
-    await until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done(), timeout_s=600.0)
+    await poll_until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done(), timeout_s=600.0)
     killed_s = time.monotonic()
     os.kill(cluster.processes[victim].pid, signal.SIGKILL)
     await streaming
@@ -68,7 +67,7 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
     (move,) = [move for move in record["moves"] if move["recovery"]]
     outcome = [d for d in client.decisions() if d["action"] == "recover"][-1]["outcome"]
     start_process(cluster, victim)
-    await until(lambda: answers(client, victim), timeout_s=120.0)
+    await poll_until(lambda: answering(client, victim), timeout_s=120.0)
     how = move["recovery"]
     return {
         "history": history,

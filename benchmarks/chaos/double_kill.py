@@ -7,7 +7,7 @@ import itertools
 import random
 from pathlib import Path
 
-from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.kills import NEW_TOKENS, Times, one_kill, time_findings, use_all
 from resplit.cluster.client import ControlClient
 from tests.support.cluster import NODES, TRUSTED, load_unsplit, make_model, started
@@ -30,4 +30,4 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await one_kill(cluster, client, streams, rng.choice(pairs), times)
         moves = [move for record in client.records() for move in record["moves"]]
     replays_s = [move["pause_s"] for move in moves if move["replayed"]]
-    return [*streams.findings("pair"), *time_findings("pair", times, replays_s)]
+    return [*stream_findings("double_kill", streams), *time_findings("double_kill", times, replays_s)]

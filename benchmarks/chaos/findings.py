@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from tests.support.streams import Streams
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -56,6 +58,16 @@ class Report:
         lines += ["", "| experiment | ran for | load average at its end |", "| --- | --- | --- |"]
         lines += [f"| {name} | {took_s:.0f} s | {self.load[name]} |" for name, took_s in self.took_s.items()]
         return "\n".join(lines) + "\n"
+
+
+def stream_findings(experiment: str, streams: Streams) -> list[Finding]:
+    """The two promises that every experiment checks: no request fails, no token changes."""
+    number = streams.right + streams.wrong + len(streams.failed)
+    failed = f"{len(streams.failed)} of {number}" + (f" ({streams.failed[0]})" if streams.failed else "")
+    return [
+        Finding(experiment, "streams that failed", failed, "0", met=not streams.failed and number > 0),
+        Finding(experiment, "streams with a wrong token", f"{streams.wrong} of {number}", "0", met=streams.wrong == 0),
+    ]
 
 
 def machine() -> dict[str, str]:

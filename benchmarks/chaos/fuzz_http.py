@@ -15,13 +15,14 @@ import requests
 import schemathesis
 from hypothesis import strategies as st
 
-from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.fuzz_wire import LIGHT
-from benchmarks.chaos.fuzzing import send_for
-from benchmarks.chaos.leaks import watching
+from benchmarks.chaos.resources import watching
 from resplit.cluster.client import ControlClient
 from tests.support.cluster import MODEL, load_unsplit, make_model, started
-from tests.support.streams import PROMPTS, expected_tokens, streaming, until
+from tests.support.fuzzing import send_for
+from tests.support.processes import poll_until
+from tests.support.streams import PROMPTS, expected_tokens, streaming
 
 LASTS_S = 600.0
 NEW_TOKENS = 96
@@ -141,12 +142,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         async with watching(cluster) as watch, streaming(cluster, expected, prompts) as streams:
             lasts_s = max(5.0, LASTS_S * scale)
             sent = await asyncio.to_thread(lambda: send_for(lasts_s, calls(caller), lambda call: call()))
-        await until(lambda: client.status()["sessions"] == 0, 20)
+        await poll_until(lambda: client.status()["sessions"] == 0, 20)
         dead = cluster.dead()
     (folder / "outcomes.txt").write_text("\n".join(f"{n:7} {what}" for what, n in caller.outcomes.most_common()))
     broken = "; ".join(f"{n} x {what}" for what, n in caller.broken.most_common(4)) or "none"
     return [
-        *streams.findings("fuzz_http"),
+        *stream_findings("fuzz_http", streams),
         Finding("fuzz_http", "requests sent", f"{sent}, {len(caller.outcomes)} outcomes", "> 0", met=sent > 0),
         Finding("fuzz_http", "processes that ended", ", ".join(dead) or "none", "none", met=not dead),
         Finding("fuzz_http", "hangs and server errors", broken, "none", met=not caller.broken),

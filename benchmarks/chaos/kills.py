@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.watch import answers, kill, lost
+from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
 from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
-from tests.support.streams import Streams, expected_tokens, streaming, until
+from tests.support.processes import answering, kill, lost, poll_until
+from tests.support.streams import Streams, expected_tokens, streaming
 
 KILLS = 30
 NEW_TOKENS = 160
@@ -50,16 +50,16 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         moves = [move for record in client.records() for move in record["moves"]]
     replays_s = [move["pause_s"] for move in moves if move["replayed"]]
     used_again = Finding("kills", "kills, each of a node that served (those that had come back too)", str(kills))
-    return [*streams.findings("kills"), used_again, *time_findings("kills", times, replays_s)]
+    return [*stream_findings("kills", streams), used_again, *time_findings("kills", times, replays_s)]
 
 
 async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:
     """Kill nodes at once, wait until every stream has tokens again, start them again and wait until they answer."""
     before = max((decision["id"] for decision in client.decisions()), default=0)
     killed_s = min([kill(cluster, victim) for victim in victims])
-    await until(lambda: lost(client, *victims))
+    await poll_until(lambda: lost(client, *victims))
     times.detect_s.append(time.monotonic() - killed_s)
-    await until(lambda: streams.all_since(killed_s + times.detect_s[-1]))
+    await poll_until(lambda: streams.all_since(killed_s + times.detect_s[-1]))
     times.resumed_s.append(max(streams.first_after(killed_s + times.detect_s[-1])) - killed_s)
     for decision in client.decisions(before):
         if decision["action"] == "recover":
@@ -67,7 +67,7 @@ async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, vi
             times.load_s.append(decision["outcome"]["prepare_s"])
     for victim in victims:
         start_process(cluster, victim)
-    await until(lambda: answers(client, *victims))
+    await poll_until(lambda: answering(client, *victims))
 
 
 def use_all(client: ControlClient, rng: random.Random) -> None:

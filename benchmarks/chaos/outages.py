@@ -12,14 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
-from benchmarks.chaos.watch import answers, kill, lost, settled
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ProposalRefusedError
 from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
-from tests.support.streams import expected_tokens, streaming, until
+from tests.support.processes import answering, kill, lost, poll_until, settled
+from tests.support.streams import expected_tokens, streaming
 
 ROUNDS = 4
 _LASTS_S = 2.0
@@ -42,12 +42,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await asyncio.to_thread(use_all, client, rng)
                 await lose_with_full_disks(cluster, client, rng.choice(NODES))
                 await asyncio.to_thread(use_all, client, rng)
-        await until(lambda: settled(client))
+        await poll_until(lambda: settled(client))
         dead = cluster.dead()
     told = {"registry": "registry", "disk": "cannot be written"}
     named = {name: sum(told[name] in message for message in messages) for name, messages in said.items()}
     return [
-        *streams.findings("outages"),
+        *stream_findings("outages", streams),
         *(
             Finding("outages", f"changes refused with the reason, {name}", f"{n} of {rounds}", str(rounds), n == rounds)
             for name, n in named.items()
@@ -75,11 +75,11 @@ async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: 
     """Kill a node while no file can grow; the epoch without it needs the log, so it is live only later."""
     with full_disks(cluster):
         kill(cluster, victim)
-        await until(lambda: lost(client, victim))
+        await poll_until(lambda: lost(client, victim))
         await asyncio.sleep(_LASTS_S)
-    await until(lambda: victim not in client.model()["placement"])
+    await poll_until(lambda: victim not in client.model()["placement"])
     start_process(cluster, victim)
-    await until(lambda: answers(client, victim))
+    await poll_until(lambda: answering(client, victim))
 
 
 @contextlib.contextmanager

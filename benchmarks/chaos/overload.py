@@ -18,11 +18,12 @@ from statistics import median
 import httpx
 
 from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.leaks import watching
+from benchmarks.chaos.resources import watching
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from tests.support.cluster import MODEL, load_unsplit, make_model, started
-from tests.support.streams import PROMPTS, expected_tokens, until
+from tests.support.processes import poll_until
+from tests.support.streams import PROMPTS, expected_tokens
 
 LASTS_S = 600.0
 OVERLOAD = 4.0
@@ -195,7 +196,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             drained_s = await draining - ended_s
             looking.cancel()
             outcomes = client.outcomes
-        await until(lambda: not any(node["sessions"] for node in control.status()["nodes"]), 10)
+        await poll_until(lambda: not any(node["sessions"] for node in control.status()["nodes"]), 10)
         left = control.status()
     tokens_ps = sum(outcome.tokens for outcome in outcomes) / (ended_s + drained_s - begun_s)
     (folder / "outcomes.json").write_text(json.dumps([vars(outcome) for outcome in outcomes]))

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from benchmarks.chaos.findings import Finding, quantile, spread
+from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
 from resplit.cluster.client import ControlClient
 from tests.support.cluster import NODES, load_unsplit, make_model, started
-from tests.support.streams import Streams, expected_tokens, streaming, until
+from tests.support.processes import poll_until
+from tests.support.streams import Streams, expected_tokens, streaming
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
@@ -105,7 +106,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         one.gateway_s = [move["pause_s"] for move in moves]
         one.moved_bytes = [move["cache_bytes"] for move in moves]
         found.append(one)
-        findings += [*streams.findings("pauses"), *_findings(one, links)]
+        findings += [*stream_findings("pauses", streams), *_findings(one, links)]
         (folder / "pauses.json").write_text(json.dumps([asdict(each) for each in found]) + "\n")
         plot(found, folder / "pauses.svg")
     return findings
@@ -118,7 +119,7 @@ async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switc
         await asyncio.sleep(2.4 * window_s)
         begun_s = time.monotonic()
         epoch = await asyncio.to_thread(propose, client, number)
-        await until(lambda epoch=epoch: only(client, epoch), 120, every_s=0.1)
+        await poll_until(lambda epoch=epoch: only(client, epoch), 120, every_s=0.1)
         pauses.took_s.append(time.monotonic() - begun_s)
         window_s = max(SHORTEST_WINDOW_S, pauses.took_s[-1])
         await asyncio.sleep(max(0.0, window_s - pauses.took_s[-1]) + 0.2)

@@ -6,7 +6,7 @@ import asyncio
 import random
 from pathlib import Path
 
-from benchmarks.chaos.findings import Finding, spread
+from benchmarks.chaos.findings import Finding, spread, stream_findings
 from resplit.cluster.client import ControlClient
 from resplit.types import segments_of
 from tests.support.cluster import load_unsplit, make_model, random_placement, started
@@ -26,7 +26,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             took_s = await asyncio.to_thread(deploy_one_after_another, client, wanted, random.Random(5))
         moves = [move for record in client.records() for move in record["moves"]]
     return [
-        *streams.findings("resplits"),
+        *stream_findings("resplits", streams),
         Finding("resplits", "placements deployed under the streams", str(len(took_s)), str(wanted), met=True),
         Finding("resplits", "time of a change, from proposal to commit", spread(took_s)),
         Finding("resplits", "sessions moved", str(len(moves)), "> 0", met=bool(moves)),

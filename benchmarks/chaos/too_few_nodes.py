@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 from benchmarks.chaos.findings import Finding, quantile, spread
-from benchmarks.chaos.watch import kill, ready
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from tests.support.cluster import CLUSTER, NODES, TRUSTED, load_unsplit, make_model, started
-from tests.support.streams import ask, expected_tokens, until
+from tests.support.processes import kill, poll_until, ready
+from tests.support.streams import ask, expected_tokens
 
 ROUNDS = 3
 NEW_TOKENS = 24
@@ -39,24 +39,28 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             violations += len(misplaced(client))
             for victim in victims:
                 start_process(cluster, victim)
-            back_s.append(await until(lambda: ready(client), 60))
+            back_s.append(await poll_until(lambda: ready(client), 60))
             right += ask(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
             violations += len(misplaced(client))
-            await until(lambda: not client.model()["lost"], 60)
+            await poll_until(lambda: not client.model()["lost"], 60)
     rounds = len(reasons)
     named = sum("no placement" in reason for reason in reasons)
     return [
         Finding(
-            "nobody",
+            "too_few_nodes",
             "kill of two nodes to 503 with the reason",
             spread(refused_s, "s"),
             f"max < {REFUSED_WITHIN_S:g} s",
             met=quantile(refused_s, 1.0) < REFUSED_WITHIN_S,
         ),
-        Finding("nobody", "answers that name the reason", f"{named} of {rounds}", str(rounds), met=named == rounds),
-        Finding("nobody", "start of the nodes to service again, by itself", spread(back_s, "s")),
-        Finding("nobody", "right answers after that", f"{right} of {rounds}", str(rounds), met=right == rounds),
-        Finding("nobody", "private blocks on nodes that are not trusted", str(violations), "0", met=violations == 0),
+        Finding(
+            "too_few_nodes", "answers that name the reason", f"{named} of {rounds}", str(rounds), met=named == rounds
+        ),
+        Finding("too_few_nodes", "start of the nodes to service again, by itself", spread(back_s, "s")),
+        Finding("too_few_nodes", "right answers after that", f"{right} of {rounds}", str(rounds), met=right == rounds),
+        Finding(
+            "too_few_nodes", "private blocks on nodes that are not trusted", str(violations), "0", met=violations == 0
+        ),
     ]
 
 
@@ -71,7 +75,7 @@ async def refusal(cluster: Cluster) -> str:
             message = answer.json()["error"]["message"]
         return bool(message)
 
-    await until(refused, 60)
+    await poll_until(refused, 60)
     return message
 
 

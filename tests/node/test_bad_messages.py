@@ -12,7 +12,6 @@ from grpclib.exceptions import GRPCError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.chaos.fuzz_wire import Attacker, tensors
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ShardError
 from resplit.model.engine import Activation, TorchEngine
 from resplit.model.source import StoredModel
@@ -22,6 +21,7 @@ from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.peers import from_wire, to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.two_nodes import MIDDLE, two_node_config
+from tests.support.wire_fuzzing import Attacker, tensors
 
 HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
 CACHE = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))

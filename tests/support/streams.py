@@ -7,15 +7,15 @@ import bisect
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
 import torch
 
-from benchmarks.chaos.findings import Finding
 from resplit.cluster.local import Cluster
 from tests.support.cluster import MODEL, reference
+from tests.support.processes import poll_until
 
 PROMPTS = [[(7 * k + 3 * i) % 250 + 5 for i in range(5 + k)] for k in range(8)]
 _WITHIN_S = 120.0
@@ -65,15 +65,6 @@ class Streams:
     wrong: int = 0
     failed: list[str] = field(default_factory=list)
 
-    def findings(self, experiment: str) -> list[Finding]:
-        """The two promises that every experiment keeps: no request fails, no token changes."""
-        number = self.right + self.wrong + len(self.failed)
-        failed = f"{len(self.failed)} of {number}" + (f" ({self.failed[0]})" if self.failed else "")
-        return [
-            Finding(experiment, "streams that failed", failed, "0", met=not self.failed and number > 0),
-            Finding(experiment, "streams with a wrong token", f"{self.wrong} of {number}", "0", met=self.wrong == 0),
-        ]
-
     def first_after(self, moment_s: float) -> list[float]:
         """The moment of each lane's first token after this one; shorter than `lanes` while some had none."""
         later = [[t for request in lane[-3:] for t in request if t > moment_s] for lane in self.lanes]
@@ -97,6 +88,12 @@ def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float
     """The longest gap that ends within this time; 0 where no token came in it."""
     begin, end = bisect.bisect_right(times_s, first_s), bisect.bisect_right(times_s, last_s)
     return max((times_s[i] - times_s[i - 1] for i in range(begin, end)), default=0.0)
+
+
+async def all_answers(cluster: Cluster, new_tokens: int) -> list[list[int]]:
+    """The tokens of every prompt, all requested at once."""
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+        return await asyncio.gather(*(stream(client, prompt, new_tokens) for prompt in PROMPTS))
 
 
 def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
@@ -134,7 +131,7 @@ async def streaming(
         for lane in range(len(prompts)):
             tasks.create_task(keep_on(client, lane))
         try:
-            await until(lambda: seen.all_since(0.0))
+            await poll_until(lambda: seen.all_since(0.0))
             yield seen
         finally:
             stop.set()
@@ -153,12 +150,3 @@ async def _one(client: httpx.AsyncClient, prompt: list[int], expected: list[int]
         seen.right += 1
     else:
         seen.wrong += 1
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 30.0, every_s: float = 0.02) -> float:
-    """Ask, in another thread, until it holds; the seconds that took. TimeoutError where it never does."""
-    begun_s = time.monotonic()
-    async with asyncio.timeout(timeout_s):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it is in other processes: no event tells
-            await asyncio.sleep(every_s)
-    return time.monotonic() - begun_s

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import torch
@@ -24,8 +23,8 @@ from resplit.cluster.local import Cluster, free_ports
 from resplit.cluster.state import first_plan
 from resplit.config import load_cluster
 from resplit.security.identity import CONTROLLER
-from tests.support.cluster import reference
-from tests.support.streams import PROMPTS, stream, until
+from tests.support.processes import poll_until
+from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
 NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "127.0.0.4"}
 NEW_TOKENS = 64
@@ -119,16 +118,11 @@ def _await(condition: Callable[[], bool], machines: Machines, within_s: float = 
         time.sleep(0.1)
 
 
-async def answers(cluster: Cluster) -> list[list[int]]:
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
-        return await asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS))
-
-
 async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_the_registry(
     apart: tuple[Machines, Cluster], unsplit_model: torch.nn.Module
 ) -> None:
     machines, cluster = apart
-    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    expected = expected_tokens(unsplit_model, NEW_TOKENS)
     for name, host in NODES.items():
         assert [path.name for path in (machines.folder / name / "keys").iterdir()] == [name]
         listening = psutil.Process(machines.processes[name].pid).net_connections("tcp")
@@ -137,8 +131,8 @@ async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_
     with ControlClient(cluster.url, cluster.token) as client:
 
         async def with_streams_running(work: Callable[[], None]) -> None:
-            serving = asyncio.create_task(answers(cluster))
-            await until(lambda: client.status()["sessions"] == len(PROMPTS))
+            serving = asyncio.create_task(all_answers(cluster, NEW_TOKENS))
+            await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
             await asyncio.to_thread(work)
             assert await serving == expected
 
@@ -149,7 +143,7 @@ async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_
         def kill() -> None:
             machines.processes["gamma"].send_signal(signal.SIGKILL)
 
-        assert await answers(cluster) == expected
+        assert await all_answers(cluster, NEW_TOKENS) == expected
         await with_streams_running(resplit)
         await with_streams_running(kill)
         assert "gamma" not in client.model()["placement"]

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.processes import run_resplit
+
 CLUSTER = """\
 name: test
 source: alone
@@ -33,19 +35,11 @@ def emulated(memory: str, decode: str) -> str:
     return CLUSTER.replace("memory: 4 MiB", node).replace("classes:", links + "classes:")
 
 
-def resplit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    command = [sys.executable, "-m", "resplit.cli", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False
-    )
-
-
-def up(folder: Path, text: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def up(folder: Path, text: str, *more: str) -> subprocess.CompletedProcess[str]:
     """`resplit up` with a cluster file of this content."""
     (folder / "cluster.yaml").write_text(text)
     state = ["--state", str(folder / "state")]
-    return resplit("up", str(folder / "cluster.yaml"), *state, "--port", "0", *more, **environment)
+    return run_resplit("up", str(folder / "cluster.yaml"), *state, "--port", "0", *more)
 
 
 def running(folder: Path) -> list[list[str]]:
@@ -87,9 +81,11 @@ def test_a_port_in_use_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) -> None:
-    assert_refused(resplit("serve", str(tmp_path / "absent.yaml")), tmp_path, "absent.yaml: cannot be read: No such")
+    assert_refused(
+        run_resplit("serve", str(tmp_path / "absent.yaml")), tmp_path, "absent.yaml: cannot be read: No such"
+    )
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
-    done = resplit("node", str(tmp_path / "cluster.yaml"), "--name", "attic")
+    done = run_resplit("node", str(tmp_path / "cluster.yaml"), "--name", "attic")
     assert_refused(done, tmp_path, "--name: 'attic' is not in", "it has alone")
 
 
@@ -97,7 +93,7 @@ def test_a_model_that_cannot_be_had_is_named_and_nothing_half_fetched_stays(tmp_
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     state = tmp_path / "state"
     serve = ["serve", str(tmp_path / "cluster.yaml"), "--state", str(state)]
-    done = resplit(*serve, "--model", str(tmp_path / "absent-model"), HF_HUB_OFFLINE="1")
+    done = run_resplit(*serve, "--model", str(tmp_path / "absent-model"), env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert_refused_last(done, tmp_path, "absent-model' cannot be read", "give a local folder")
     assert list((state / "models").iterdir()) == []
 
@@ -138,7 +134,7 @@ def test_help_needs_none_of_the_heavy_packages() -> None:
     check = f"import sys, resplit.cli; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shown = resplit("--help")
+    shown = run_resplit("--help")
     assert shown.returncode == 0
     for command in ("up", "node", "serve", "status", "drain", "join", "trust", "apply", "plan", "keys"):
         assert f" {command} " in shown.stdout

@@ -11,8 +11,8 @@ import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from tests.support.cluster import random_placement, reference
-from tests.support.streams import PROMPTS, stream
+from tests.support.cluster import random_placement
+from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
 NEW_TOKENS = 48
 
@@ -31,14 +31,11 @@ async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -
 
 
 async def test_streams_survive_one_resplit_after_another(cluster: Cluster, unsplit_model: torch.nn.Module) -> None:
-    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    expected = expected_tokens(unsplit_model, NEW_TOKENS)
     finished = asyncio.Event()
 
     async def streams() -> list[list[int]]:
-        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
-            rounds = [
-                await asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS)) for _ in range(2)
-            ]
+        rounds = [await all_answers(cluster, NEW_TOKENS) for _ in range(2)]
         finished.set()
         return [tokens for each in rounds for tokens in each]
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
-from collections.abc import Callable
 
 import httpx
 import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
-from tests.support.cluster import reference
-from tests.support.streams import PROMPTS, stream
+from tests.support.processes import answering, poll_until
+from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
 NEW_TOKENS = 64
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Poll what is seen from outside only."""
-    end_s = time.monotonic() + timeout_s
-    while not await asyncio.to_thread(condition):
-        assert time.monotonic() < end_s, "not in time"
-        await asyncio.sleep(0.05)
 
 
 async def streams_with_a_kill(cluster: Cluster, victim: str) -> list[list[int]]:
@@ -32,21 +22,18 @@ async def streams_with_a_kill(cluster: Cluster, victim: str) -> list[list[int]]:
 
     async def kill() -> None:
         with ControlClient(cluster.url, cluster.token) as client:
-            await until(lambda: client.status()["sessions"] == len(PROMPTS))
+            await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
         await asyncio.sleep(0.5)  # somewhere in the middle of the streams
         cluster.processes[victim].send_signal(signal.SIGKILL)
 
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
-        answers, _ = await asyncio.gather(
-            asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS)), kill()
-        )
+    answers, _ = await asyncio.gather(all_answers(cluster, NEW_TOKENS), kill())
     return answers
 
 
 async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
     cluster: Cluster, unsplit_model: torch.nn.Module
 ) -> None:
-    expected = [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    expected = expected_tokens(unsplit_model, NEW_TOKENS)
     with ControlClient(cluster.url, cluster.token) as client:
         for victim in ("gamma", "beta"):
             before = client.model()
@@ -55,7 +42,7 @@ async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
             assert await streams_with_a_kill(cluster, victim) == expected
             assert victim not in client.model()["placement"]
             start_process(cluster, victim)
-            await until(lambda victim=victim: _answers(client, victim))
+            await poll_until(lambda victim=victim: answering(client, victim))
         recoveries = [d for d in client.decisions() if d["action"] == "recover"]
         lost = [
             (record, move["recovery"]) for record in client.records() for move in record["moves"] if move["replayed"]
@@ -73,13 +60,13 @@ def test_without_enough_nodes_requests_get_503_and_service_comes_back(cluster: C
     with ControlClient(cluster.url, cluster.token) as client:
         for victim in ("alpha", "beta"):  # the only trusted ones: private blocks may go nowhere else
             os.kill(cluster.processes[victim].pid, signal.SIGKILL)
-        asyncio.run(until(lambda: "no placement" in client.status()["ready"]))
+        asyncio.run(poll_until(lambda: "no placement" in client.status()["ready"]))
         body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 2}
         refused = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
         assert refused.status_code == 503
         assert "without alpha, beta" in refused.json()["error"]["message"]
         start_process(cluster, "alpha")
-        asyncio.run(until(lambda: client.status()["ready"] == "yes"))
+        asyncio.run(poll_until(lambda: client.status()["ready"] == "yes"))
         assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
         trusted = {"alpha", "beta"}
         assert {client.model()["placement"][block] for block in (0, 1, -1)} <= trusted
@@ -88,7 +75,3 @@ def test_without_enough_nodes_requests_get_503_and_service_comes_back(cluster: C
 def _using(placement: list[str], victim: str) -> list[str]:
     """The placement with a middle block on `victim`."""
     return [*placement[:3], victim, *placement[4:]]
-
-
-def _answers(client: ControlClient, name: str) -> bool:
-    return any(node["node"] == name and node["answers"] and node.get("pid") for node in client.status()["nodes"])

@@ -21,13 +21,12 @@ from resplit.errors import ProposalRefusedError
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
 from resplit.types import BlockFeatures
-from tests.support.cluster import CLUSTER, reference, started
+from tests.support.cluster import CLUSTER, started
 from tests.support.latest_problem import problem_of
-from tests.support.streams import PROMPTS
-from tests.system.test_bad_input import resplit
-from tests.system.test_node_loss import NEW_TOKENS, until
-from tests.system.test_restart import _ready, answers_of
+from tests.support.processes import poll_until, ready, run_resplit
+from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
+NEW_TOKENS = 64
 PRIVATE = {0, 1, 7}
 FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
 
@@ -46,7 +45,7 @@ def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
-    return [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    return expected_tokens(unsplit_model, NEW_TOKENS)
 
 
 def place(client: ControlClient, *placement: str) -> None:
@@ -65,10 +64,10 @@ async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[
     """The answers of eight streams, in the midst of which `act` is called."""
 
     async def midway() -> None:
-        await until(lambda: client.status()["sessions"] == len(PROMPTS))
+        await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
         await asyncio.to_thread(act)
 
-    answers, _ = await asyncio.gather(answers_of(cluster), midway())
+    answers, _ = await asyncio.gather(all_answers(cluster, NEW_TOKENS), midway())
     return answers
 
 
@@ -91,12 +90,12 @@ async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it
         place(client, *FIRST)
         client.drain("delta")
         restart_controller(cluster, "gamma")
-        await until(lambda: _ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
+        await poll_until(lambda: ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
         assert set(client.model()["placement"]) <= {"alpha", "beta"}
-        assert await answers_of(cluster) == expected
+        assert await all_answers(cluster, NEW_TOKENS) == expected
         assert client.join("delta") == ["delta is used again"]
         start_process(cluster, "gamma")
-        await until(lambda: "gamma" not in client.model()["lost"])
+        await poll_until(lambda: "gamma" not in client.model()["lost"])
 
 
 async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Cluster, expected: list[list[int]]) -> None:
@@ -120,12 +119,12 @@ async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Clust
 
 def test_the_commands_say_what_they_did_or_why_not(cluster: Cluster) -> None:
     where = ("--url", cluster.url, "--state", str(cluster.state))
-    assert resplit("drain", "delta", *where).stdout == "delta is drained\n"
-    assert "trusted drained" not in (shown := resplit("status", *where).stdout)
+    assert run_resplit("drain", "delta", *where).stdout == "delta is drained\n"
+    assert "trusted drained" not in (shown := run_resplit("status", *where).stdout)
     assert shown.count(" drained") == 1
-    assert resplit("join", "delta", *where).stdout == "delta is used again\n"
-    assert resplit("trust", "gamma", "off", *where).stdout == "nothing changes\n"
-    refused = resplit("drain", "attic", *where)
+    assert run_resplit("join", "delta", *where).stdout == "delta is used again\n"
+    assert run_resplit("trust", "gamma", "off", *where).stdout == "nothing changes\n"
+    refused = run_resplit("drain", "attic", *where)
     assert refused.returncode == 1
     assert refused.stderr.startswith("resplit: 'attic': not in this cluster; it has alpha, beta, gamma, delta.")
 
@@ -202,7 +201,7 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         start_process(cluster, "epsilon")
         place(client, *FIRST)
         assert client.apply(changed) == ["epsilon is added"]
-        await until(lambda: "epsilon" not in client.model()["lost"])
+        await poll_until(lambda: "epsilon" not in client.model()["lost"])
         without = {**changed, "nodes": [node for node in changed["nodes"] if node["name"] != "gamma"]}
 
         def move_house() -> None:
@@ -216,7 +215,7 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
             client.apply({**without, "dtype": "bfloat16"})
         with pytest.raises(ProposalRefusedError, match="'gamma': not in this cluster"):
             client.drain("gamma")
-        assert await answers_of(cluster) == expected
+        assert await all_answers(cluster, NEW_TOKENS) == expected
 
 
 def node_states(client: ControlClient, name: str) -> dict[str, Any]:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 
-import httpx
 import pytest
 import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
-from resplit.errors import NodeLostError
 from resplit.security.identity import CONTROLLER
-from tests.support.cluster import reference
-from tests.support.streams import PROMPTS, stream
-from tests.system.test_node_loss import NEW_TOKENS, until
+from tests.support.processes import poll_until, ready
+from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
-
-async def answers_of(cluster: Cluster) -> list[list[int]]:
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
-        return await asyncio.gather(*(stream(client, prompt, NEW_TOKENS) for prompt in PROMPTS))
+NEW_TOKENS = 64
 
 
 @pytest.fixture(scope="module")
 def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
-    return [reference(unsplit_model, prompt, NEW_TOKENS) for prompt in PROMPTS]
+    return expected_tokens(unsplit_model, NEW_TOKENS)
 
 
 async def test_a_restarted_controller_serves_what_was_live(cluster: Cluster, expected: list[list[int]]) -> None:
@@ -34,11 +28,11 @@ async def test_a_restarted_controller_serves_what_was_live(cluster: Cluster, exp
         cluster.processes[CONTROLLER].send_signal(signal.SIGKILL)
         cluster.processes[CONTROLLER].wait()
         start_process(cluster, CONTROLLER)
-        await until(lambda: _ready(client))
+        await poll_until(lambda: ready(client))
         after = client.model()
         assert (after["placement"], after["epoch"]) == (before["placement"], before["epoch"] + 1)
-        assert await answers_of(cluster) == expected
-        await until(lambda: {node["sessions"] for node in client.status()["nodes"]} == {0})
+        assert await all_answers(cluster, NEW_TOKENS) == expected
+        await poll_until(lambda: {node["sessions"] for node in client.status()["nodes"]} == {0})
 
 
 async def test_a_node_that_hangs_is_replaced_and_wakes_up_harmless(cluster: Cluster, expected: list[list[int]]) -> None:
@@ -47,19 +41,12 @@ async def test_a_node_that_hangs_is_replaced_and_wakes_up_harmless(cluster: Clus
         client.propose({"placement": placement, "action": "re-split", "based_on": client.model()["epoch"]})
 
         async def freeze() -> None:
-            await until(lambda: client.status()["sessions"] == len(PROMPTS))
+            await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
             cluster.processes["gamma"].send_signal(signal.SIGSTOP)
 
-        answers, _ = await asyncio.gather(answers_of(cluster), freeze())
+        answers, _ = await asyncio.gather(all_answers(cluster, NEW_TOKENS), freeze())
         assert answers == expected
         assert "gamma" not in client.model()["placement"]
         cluster.processes["gamma"].send_signal(signal.SIGCONT)
-        await until(lambda: "gamma" not in client.model()["lost"])
-        assert await answers_of(cluster) == expected
-
-
-def _ready(client: ControlClient) -> bool:
-    try:
-        return bool(client.status()["ready"] == "yes")
-    except NodeLostError:
-        return False
+        await poll_until(lambda: "gamma" not in client.model()["lost"])
+        assert await all_answers(cluster, NEW_TOKENS) == expected

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from benchmarks.chaos.fuzz_wire import Attacker, attack
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.errors import CommandRefusedError, ShardError
@@ -30,6 +29,7 @@ from tests.support.cluster import reference
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.wire_fuzzing import Attacker, attack
 
 A, B, C = "alpha", "beta", "gamma"
 SPREAD = [A, A, B, B, C, C, B, A]

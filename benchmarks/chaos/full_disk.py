@@ -11,9 +11,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, trial
+from benchmarks.chaos.controller_crashes import FIRST, SECOND
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, trial
 from benchmarks.chaos.findings import Finding
-from benchmarks.chaos.steps import FIRST, SECOND
 from resplit.errors import ResplitError
 from resplit.model.source import obtain
 from resplit.shards.keyring import Keyring
@@ -57,9 +57,9 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         json.loads(keys.read_text())
     package(model, Registry(str(folder / "other")), Keyring(keys))
     return [
-        Finding("disk", "writes refused with a reason", f"{len(said)} of 2", "2", met=len(said) == 2),
-        Finding("disk", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        *(Finding("disk", f"what is said, {what}", message) for what, message in said.items()),
+        Finding("full_disk", "writes refused with a reason", f"{len(said)} of 2", "2", met=len(said) == 2),
+        Finding("full_disk", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        *(Finding("full_disk", f"what is said, {what}", message) for what, message in said.items()),
     ]
 
 

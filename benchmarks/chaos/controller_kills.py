@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.chaos.findings import Finding, spread
-from benchmarks.chaos.watch import ready, settled
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 from tests.support.cluster import load_unsplit, make_model, started
-from tests.support.streams import ask, expected_tokens, until
+from tests.support.processes import poll_until, ready, settled, start_controller
+from tests.support.streams import ask, expected_tokens
 
 NEW_TOKENS = 24
 # A restart writes proposed, prepared, committed and released of what it resumes, then a change writes the same of its
@@ -43,7 +41,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             back_s.append(await restart(cluster, client))
             epochs.append(client.model()["epoch"])
             try:
-                await until(lambda: settled(client) and one_epoch(client), 20)
+                await poll_until(lambda: settled(client) and one_epoch(client), 20)
             except TimeoutError:
                 wrong.append(f"{when} write {number}: {client.status()['nodes']}")
             if ask(cluster, NEW_TOKENS).json()["choices"][0]["token_ids"] != expected:
@@ -51,11 +49,14 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     rising = all(later > earlier for earlier, later in itertools.pairwise(epochs))
     return [
         Finding(
-            "controller", "restarts after a death at a write", f"{len(deaths)}, of which {died} died", met=died > 0
+            "controller_kills",
+            "restarts after a death at a write",
+            f"{len(deaths)}, of which {died} died",
+            met=died > 0,
         ),
-        Finding("controller", "of them wrong", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        Finding("controller", "epoch numbers only grow", "yes" if rising else str(epochs), "yes", met=rising),
-        Finding("controller", "start of the process to service", spread(back_s, "s")),
+        Finding("controller_kills", "of them wrong", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        Finding("controller_kills", "epoch numbers only grow", "yes" if rising else str(epochs), "yes", met=rising),
+        Finding("controller_kills", "start of the process to service", spread(back_s, "s")),
     ]
 
 
@@ -67,14 +68,14 @@ async def change_until_death(
     process.kill()
     process.wait()
     plain = list(process.args)
-    start_again(cluster, [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number), *plain[3:]])
+    start_controller(cluster, [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number), *plain[3:]])
     mortal = cluster.processes[CONTROLLER]
-    await until(lambda: mortal.poll() is not None or ready(client), 60)
+    await poll_until(lambda: mortal.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):
         live = client.model()
         client.propose({"placement": list(placement), "action": "re-split", "based_on": live["epoch"]})
     with contextlib.suppress(TimeoutError):
-        await until(lambda: mortal.poll() is not None, 2)
+        await poll_until(lambda: mortal.poll() is not None, 2)
     return mortal.poll() is not None
 
 
@@ -85,15 +86,7 @@ async def restart(cluster: Cluster, client: ControlClient) -> float:
         process.kill()
     process.wait()
     start_process(cluster, CONTROLLER)
-    return await until(lambda: ready(client), 60)
-
-
-def start_again(cluster: Cluster, command: Sequence[Any]) -> None:
-    """Start the process of gateway and controller by another command."""
-    with (cluster.state / "log" / f"{CONTROLLER}.log").open("ab") as log:
-        cluster.processes[CONTROLLER] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    return await poll_until(lambda: ready(client), 60)
 
 
 def one_epoch(client: ControlClient) -> bool:

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, trial
+from benchmarks.chaos.controller_crashes import FIRST, SECOND
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, trial
 from benchmarks.chaos.findings import Finding
-from benchmarks.chaos.steps import FIRST, SECOND
 from resplit.errors import ProposalRefusedError
 from resplit.model.source import obtain
 from tests.support.cluster import load_unsplit, make_model, reference
@@ -40,8 +40,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     named = sum("registry" in reason for reason in reasons)
     return [
         Finding(
-            "registry", "changes refused with the reason", f"{named} of {rounds}", str(rounds), met=named == rounds
+            "registry_outage",
+            "changes refused with the reason",
+            f"{named} of {rounds}",
+            str(rounds),
+            met=named == rounds,
         ),
-        Finding("registry", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        Finding("registry", "the reason, as it is told", reasons[0] if reasons else "none"),
+        Finding("registry_outage", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        Finding("registry_outage", "the reason, as it is told", reasons[0] if reasons else "none"),
     ]

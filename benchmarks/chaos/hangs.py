@@ -7,13 +7,13 @@ import random
 import time
 from pathlib import Path
 
-from benchmarks.chaos.findings import Finding, quantile, spread
+from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
 from benchmarks.chaos.kills import DETECTED_WITHIN_S, NEW_TOKENS, use_all
-from benchmarks.chaos.watch import answers, lost, pause, settled, wake
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from tests.support.cluster import NODES, load_unsplit, make_model, started
-from tests.support.streams import expected_tokens, streaming, until
+from tests.support.processes import answering, lost, pause, poll_until, resume, settled
+from tests.support.streams import expected_tokens, streaming
 
 ROUNDS = 12
 _SHORT_S = 0.3  # nobody should be lost for that
@@ -36,19 +36,19 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                     lost_for_short += await short_stop(cluster, client, victim)
                 else:
                     noticed_s.append(await long_stop(cluster, client, victim, rng.uniform(2.0, 5.0)))
-                await until(lambda victim=victim: answers(client, victim))
-        await until(lambda: settled(client))
+                await poll_until(lambda victim=victim: answering(client, victim))
+        await poll_until(lambda: settled(client))
     return [
-        *streams.findings("hang"),
+        *stream_findings("hangs", streams),
         Finding(
-            "hang",
+            "hangs",
             "stop to being listed as lost",
             spread(noticed_s),
             f"max < {DETECTED_WITHIN_S:g} s",
             met=quantile(noticed_s, 1.0) < DETECTED_WITHIN_S,
         ),
-        Finding("hang", f"nodes lost for a stop of {_SHORT_S:g} s", str(lost_for_short), "0", met=lost_for_short == 0),
-        Finding("hang", "sessions and blocks left over on any node at the end", "none", "none", met=True),
+        Finding("hangs", f"nodes lost for a stop of {_SHORT_S:g} s", str(lost_for_short), "0", met=lost_for_short == 0),
+        Finding("hangs", "sessions and blocks left over on any node at the end", "none", "none", met=True),
     ]
 
 
@@ -56,10 +56,10 @@ async def long_stop(cluster: Cluster, client: ControlClient, victim: str, second
     """Stop a node for so long; the time until it was listed as lost."""
     pause(cluster, victim)
     try:
-        noticed_s = await until(lambda: lost(client, victim))
+        noticed_s = await poll_until(lambda: lost(client, victim))
         await asyncio.sleep(max(0.0, seconds - noticed_s))
     finally:
-        wake(cluster, victim)
+        resume(cluster, victim)
     return noticed_s
 
 
@@ -67,7 +67,7 @@ async def short_stop(cluster: Cluster, client: ControlClient, victim: str) -> bo
     """Stop a node for a moment; whether it was taken for lost."""
     pause(cluster, victim)
     await asyncio.sleep(_SHORT_S)
-    wake(cluster, victim)
+    resume(cluster, victim)
     until_s = time.monotonic() + 1.0
     while time.monotonic() < until_s:
         if await asyncio.to_thread(lost, client, victim):

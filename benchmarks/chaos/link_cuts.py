@@ -8,16 +8,15 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.chaos.controller import start_again
-from benchmarks.chaos.findings import Finding
+from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
-from benchmarks.chaos.watch import answers, kill, ready, settled
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports
 from resplit.security.identity import CONTROLLER
 from resplit.wire.peers import Address
 from tests.support.cluster import NODES, load_unsplit, make_model, started
-from tests.support.streams import expected_tokens, streaming, until
+from tests.support.processes import answering, kill, poll_until, ready, settled, start_controller
+from tests.support.streams import expected_tokens, streaming
 from tests.support.tcp_proxy import TcpProxy
 
 ROUNDS = 10
@@ -31,21 +30,21 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     rng, rounds = random.Random(14), max(2, round(ROUNDS * scale))
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         proxies = await start_proxies(cluster)
-        await until(lambda: ready(client) and answers(client, *NODES), 60)
+        await poll_until(lambda: ready(client) and answering(client, *NODES), 60)
         async with streaming(cluster, expected) as streams:
             for number in range(rounds):
                 await asyncio.to_thread(use_all, client, rng)
                 await asyncio.sleep(rng.uniform(0.1, 1.0))
                 victim = rng.choice(NODES)
                 await cut(proxies[victim], broken=number % 2 == 0)
-                await until(lambda victim=victim: answers(client, victim))
-        await until(lambda: settled(client))
+                await poll_until(lambda victim=victim: answering(client, victim))
+        await poll_until(lambda: settled(client))
     for proxy in proxies.values():
         proxy.close()
     return [
-        *streams.findings("cut"),
-        Finding("cut", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
-        Finding("cut", "sessions and blocks left over on any node at the end", "none", "none", met=True),
+        *stream_findings("link_cuts", streams),
+        Finding("link_cuts", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
+        Finding("link_cuts", "sessions and blocks left over on any node at the end", "none", "none", met=True),
     ]
 
 
@@ -63,7 +62,7 @@ async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     kill(cluster, CONTROLLER)
     old, new = str(cluster.state / "cluster.yaml"), str(file)
-    start_again(cluster, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
+    start_controller(cluster, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
     return proxies
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from benchmarks.chaos.faults import NEW_TOKENS, PLACES, PROMPT, Fault, KilledError, Trial, trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PLACES, PROMPT, Fault, KilledError, Trial, trial
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel, obtain
@@ -121,6 +121,6 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         await asyncio.to_thread(run_state_machine_as_test, OrdersMachine, settings=how)
     except AssertionError as error:
         (folder / "broken.txt").write_text("\n".join([str(error), *error.__notes__]))
-        return [Finding("orders", "promises of an epoch change", f"broken: {error}", "kept", met=False)]
+        return [Finding("random_schedules", "promises of an epoch change", f"broken: {error}", "kept", met=False)]
     measured = f"kept through {OrdersMachine.steps} steps in {examples} random orders"
-    return [Finding("orders", "promises of an epoch change", measured, "kept", met=True)]
+    return [Finding("random_schedules", "promises of an epoch change", measured, "kept", met=True)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.faults import NEW_TOKENS, PROMPT, KilledError, Trial, trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, KilledError, Trial, trial
 from benchmarks.chaos.findings import Finding
 from resplit.model.source import obtain
 from tests.support.cluster import load_unsplit, make_model, reference
@@ -90,4 +90,6 @@ async def restart_and_die(tried: Trial, fatal: int) -> bool:
 def _finding(what: str, wrong: dict[str, list[str]]) -> Finding:
     broken = {name: found for name, found in wrong.items() if found}
     first = f"; first: {next(iter(broken.items()))}" if broken else ""
-    return Finding("steps", what, f"{len(wrong)}, {len(broken)} ended wrongly{first}", "0 wrong", met=not broken)
+    return Finding(
+        "controller_crashes", what, f"{len(wrong)}, {len(broken)} ended wrongly{first}", "0 wrong", met=not broken
+    )

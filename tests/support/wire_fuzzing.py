@@ -1,0 +1,276 @@
+"""Messages that no honest member sends, on every call of real nodes, while honest streams run beside them.
+
+The sender is a member like any other: it holds certificates. What needs none (garbage on the port) is sent as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import struct
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import Message
+from grpclib.client import Channel
+from grpclib.config import Configuration
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.exceptions import H2Error
+from hypothesis import strategies as st
+
+from resplit.security.identity import CONTROLLER, Member
+from resplit.wire.node_grpc import NodeStub
+from resplit.wire.node_pb2 import (
+    CachePart,
+    CloseRequest,
+    CommandRequest,
+    EchoRequest,
+    ReportRequest,
+    Sampling,
+    Step,
+    Tensor,
+    TransferRequest,
+)
+from resplit.wire.peers import Address
+from tests.support.fuzzing import send_for
+
+_ANSWER_WITHIN_S = 10.0
+_PATHS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
+_SIZES = st.sampled_from([0, 1, 2, 4, 16, 63, 64, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1])
+_EPOCHS = st.sampled_from([0, 1, 2, 3, 7, 2**63, 2**64 - 1])
+_DIMENSIONS = st.sampled_from([-(2**63), -4, -1, 0, 1, 2, 3, 4, 16, 64, 300, 2**31, 2**32, 2**62, 2**63 - 1])
+_NUMBERS = st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, 1e-38, 3e38, math.inf, -math.inf, math.nan])
+_NAMES = st.sampled_from(["fuzz-1", "fuzz-2", "fuzz-3", "", "\0", "é" * 40, "x" * 100_000]) | st.text(max_size=8)
+_DTYPES = st.sampled_from(["float32", "int64", "float16", "bfloat16", "float64", "", "object", "y" * 100_000])
+
+
+@st.composite
+def honest_tensors(draw: st.DrawFn) -> Tensor:
+    """Shape, dtype and length as they should be: token ids, hidden states or a cache; the values are anything."""
+    tokens = draw(st.integers(1, 8))
+    if draw(st.booleans()):
+        ids = draw(st.lists(st.sampled_from([0, 1, 250, 299, 10**6, -1, 2**63 - 1]), min_size=tokens, max_size=tokens))
+        return Tensor(dtype="int64", shape=(1, tokens), data=struct.pack(f"<{tokens}q", *ids))
+    shape = draw(st.sampled_from([(1, tokens, 64), (2, 2, tokens, 16)]))
+    count = math.prod(shape)
+    value = draw(_NUMBERS)
+    return Tensor(dtype="float32", shape=shape, data=struct.pack("<f", value) * count)
+
+
+def tensors() -> st.SearchStrategy[Tensor]:
+    """Honest ones, some with a part changed, and some that are made up."""
+    changed = st.builds(
+        _changed,
+        honest_tensors(),
+        st.none() | _DTYPES,
+        st.none() | st.lists(_DIMENSIONS, max_size=5),
+        st.integers(0, 9),
+    )
+    made_up = st.builds(Tensor, dtype=_DTYPES, shape=st.lists(_DIMENSIONS, max_size=70), data=st.binary(max_size=64))
+    return honest_tensors() | changed | made_up
+
+
+def _changed(tensor: Tensor, dtype: str | None, shape: list[int] | None, cut: int) -> Tensor:
+    return Tensor(
+        dtype=tensor.dtype if dtype is None else dtype,
+        shape=list(tensor.shape) if shape is None else shape,
+        data=tensor.data[: len(tensor.data) - cut],
+    )
+
+
+STEPS = st.builds(
+    Step,
+    number=st.sampled_from([0, 1, 2**64 - 1]),
+    session=_NAMES,
+    epoch=_EPOCHS,
+    segment=st.sampled_from([0, 1, 2, 3, 2**32 - 1]),
+    start=_SIZES,
+    capacity=_SIZES,
+    values=tensors(),
+    sampling=st.builds(
+        Sampling, temperature=_NUMBERS, top_p=_NUMBERS, seed=st.sampled_from([0, 1, -1, -(2**63), 2**63 - 1])
+    ),
+    gateway=st.sampled_from([CONTROLLER, "", "nobody"]),
+    budget_s=_NUMBERS,
+)
+PARTS = st.builds(
+    CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES, capacity=_SIZES,
+    values=tensors(),
+)  # fmt: skip
+CALLS: dict[str, st.SearchStrategy[Message]] = {
+    "TransferCache": st.builds(
+        TransferRequest,
+        session=_NAMES,
+        target=st.lists(st.sampled_from(["", "alpha", "delta", "nobody"]), max_size=9),
+        first=_SIZES,
+        last=_SIZES,
+    ),
+    "Command": st.builds(
+        CommandRequest,
+        kind=st.sampled_from(
+            ["prepare", "commit", "abort", "release", "connect", "profile", "emulate", "", "x" * 9999]
+        ),
+        signed=st.text(max_size=40) | st.just("a.b.c") | st.just("A" * 2**21),
+    ),
+    "Report": st.builds(ReportRequest, after=st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+    "Close": st.builds(CloseRequest, sessions=st.lists(_NAMES, max_size=5)),
+    "Echo": st.builds(EchoRequest, payload=st.sampled_from([b"", bytes(2**20)])),
+}
+"""Calls with one message and one answer."""
+GARBAGE = st.binary(max_size=200) | st.sampled_from(
+    [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x80" * 5000]
+)
+
+
+FRAMES = st.binary(max_size=60) | st.builds(
+    lambda flag, announced, body: bytes([flag]) + struct.pack(">I", announced) + body,
+    st.sampled_from([0, 1, 255]),
+    st.sampled_from([0, 1, 5, 40, 2**20, 2**31, 2**32 - 1]),
+    st.binary(max_size=60),
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something to send, and what it is called where outcomes are counted."""
+
+    name: str
+    send: Callable[[Attacker, str], Awaitable[str]]
+
+
+def _calls(name: str, messages: st.SearchStrategy[Message]) -> st.SearchStrategy[Thing]:
+    members = st.sampled_from(["", CONTROLLER])
+    return st.builds(lambda m, who: Thing(name, lambda a, node: a.call(node, name, m, who)), messages, members)
+
+
+THINGS: st.SearchStrategy[Thing] = st.one_of(
+    st.lists(STEPS, min_size=1, max_size=4).map(lambda some: Thing("Steps", lambda a, node: a.steps(node, some))),
+    st.lists(PARTS, min_size=1, max_size=4).map(lambda some: Thing("Cache", lambda a, node: a.parts(node, some))),
+    *(_calls(name, messages) for name, messages in CALLS.items()),
+    st.builds(
+        lambda path, body: Thing(f"bytes as {path}", lambda a, node: a.frame(node, path, body)),
+        st.sampled_from(_PATHS),
+        FRAMES,
+    ),
+    GARBAGE.map(lambda body: Thing("bytes in TLS", lambda a, node: a.raw(node, body, tls=True))),
+    GARBAGE.map(lambda body: Thing("bytes on the port", lambda a, node: a.raw(node, body, tls=False))),
+)
+
+
+@dataclass
+class Attacker:
+    """Sends what it is given to nodes, as the member whose keys are in `keys`, and counts what becomes of it."""
+
+    addresses: dict[str, Address]
+    keys: Path
+    outcomes: Counter[str] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._me = Member.load(self.keys)
+        self._controller = Member.load(self.keys.parent / CONTROLLER)
+        self._channels: dict[tuple[str, str], Channel] = {}
+
+    async def deliver(self, what: str, sending: Awaitable[str]) -> None:
+        """Wait for what becomes of one thing that is sent; an answer that does not come in time is a hang."""
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN_S):
+                outcome = await sending
+        except TimeoutError:
+            outcome = "hang"
+        except GRPCError as error:
+            outcome = f"status {error.status.name}"
+        except (OSError, StreamTerminatedError, H2Error) as error:
+            outcome = type(error).__name__
+        self.outcomes[f"{what}: {outcome}"] += 1
+        if outcome in ("hang", "status UNKNOWN", "status INTERNAL") and not what.startswith("bytes"):
+            self.broken[f"{what}: {outcome}"] += 1
+
+    async def steps(self, node: str, steps: list[Step]) -> str:
+        """Steps on one stream; an acknowledgement for each must come back."""
+        async with self._stub(node).Steps.open() as stream:
+            await stream.send_request()
+            for step in steps:
+                await stream.send_message(step)
+            for _ in steps:
+                await stream.recv_message()
+            await stream.cancel()
+        await self._close(node, [step.session for step in steps])
+        return "acknowledged"
+
+    async def parts(self, node: str, parts: list[CachePart]) -> str:
+        """Parts of caches on one stream."""
+        reply = await self._stub(node).Cache(parts)
+        await self._close(node, [part.session for part in parts])
+        return "refused" if reply.error else "taken"
+
+    async def call(self, node: str, name: str, message: Message, member: str) -> str:
+        """One call with one answer."""
+        reply = await getattr(self._stub(node, member), name)(message)
+        return "refused" if getattr(reply, "error", "") else "answered"
+
+    async def frame(self, node: str, path: str, body: bytes, waits_s: float = 0.1) -> str:
+        """Any bytes as the body of a call, in well-formed HTTP/2 and TLS."""
+        connection = H2Connection(H2Configuration(header_encoding="ascii"))
+        connection.initiate_connection()
+        headers = [(":method", "POST"), (":scheme", "https"), (":path", f"/resplit.wire.Node/{path}")]
+        headers += [(":authority", node), ("te", "trailers"), ("content-type", "application/grpc")]
+        connection.send_headers(1, headers)
+        connection.send_data(1, body, end_stream=True)
+        return await self.raw(node, connection.data_to_send(), True, waits_s)
+
+    async def raw(self, node: str, content: bytes, tls: bool, waits_s: float = 0.1) -> str:
+        """Any bytes on the port: inside TLS after a right handshake, or instead of it."""
+        address, context = self.addresses[node], self._me.client_context() if tls else None
+        reader, writer = await asyncio.open_connection(
+            address.host, address.port, ssl=context, server_hostname=node if tls else None
+        )
+        try:
+            writer.write(content)
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(waits_s):
+                    while await reader.read(65536):
+                        pass
+        finally:
+            writer.transport.abort()
+        return "closed"
+
+    async def hang_up(self) -> None:
+        """Close every connection."""
+        for channel in self._channels.values():
+            channel.close()
+
+    async def _close(self, node: str, sessions: list[str]) -> None:
+        """As the gateway does when a session ends: what was made up holds no memory for longer than that."""
+        await self._stub(node, CONTROLLER).Close(CloseRequest(sessions=sessions))
+
+    def _stub(self, node: str, member: str = "") -> NodeStub:
+        if (node, member) not in self._channels:
+            address, who = self.addresses[node], self._controller if member == CONTROLLER else self._me
+            self._channels[node, member] = Channel(
+                address.host,
+                address.port,
+                ssl=who.client_context(),
+                config=Configuration(ssl_target_name_override=node),
+            )
+        return NodeStub(self._channels[node, member])
+
+
+def attack(attacker: Attacker, lasts_s: float) -> int:
+    """Send one made-up thing after another for so long; how many. Runs its own event loop: call it in a thread."""
+    aimed = st.tuples(THINGS, st.sampled_from(sorted(attacker.addresses)))
+    with asyncio.Runner() as runner:
+
+        def send(aim: tuple[Thing, str]) -> None:
+            thing, node = aim
+            runner.run(attacker.deliver(thing.name, thing.send(attacker, node)))
+
+        sent = send_for(lasts_s, aimed, send)
+        runner.run(attacker.hang_up())
+    return sent
