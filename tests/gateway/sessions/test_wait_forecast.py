@@ -58,9 +58,9 @@ def test_where_there_is_room_nobody_waits() -> None:
     assert wait_s([Work(9.0, 50)], [Work(9.0, 51)], SESSIONS, TOKENS) == 9
 
 
-def seen(*tokens_s: float, lately_s: float = 30.0) -> Pace:
+def seen(*tokens_s: float, window_s: float = 30.0) -> Pace:
     """Prompts of 10 tokens took 0.5 s each, further tokens as given, one each second from 0 on."""
-    pace = Pace(lately_s)
+    pace = Pace(window_s)
     for second, token_s in enumerate(tokens_s):
         pace.first_token(second, 10, 0.5)
         pace.next_token(second, token_s)
@@ -85,7 +85,7 @@ def test_requests_are_expected_to_end_as_early_as_others_did() -> None:
 def test_what_was_seen_long_ago_says_nothing_and_before_anything_was_seen_nothing_is_said() -> None:
     assert Pace().service_s(0, 10, 10) is None
     assert Pace().service_s(0, 10, 10, made=3) is None
-    pace = seen(0.5, 0.1, 0.1, lately_s=2.0)
+    pace = seen(0.5, 0.1, 0.1, window_s=2.0)
     assert pace.service_s(2.0, 10, 10, made=9) == pytest.approx(0.7 / 3)
     assert pace.service_s(3.9, 10, 10, made=9) == pytest.approx(0.1)
     assert pace.service_s(9.0, 10, 10, made=9) is None

@@ -1,7 +1,4 @@
-"""The gateway's journal: what arrived, what became of it, and what demand that shows.
-
-Keeps a bounded past in memory. Knows nothing of nodes or of how requests are served.
-"""
+"""The gateway's journal: the latest arrivals and session records, in memory, and the demand that they show."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 
-# The declared demand counts as much as so many seconds of observation: a quiet moment is no proof.
+# The declared demand counts as much as so many seconds of observation: a short quiet period proves little.
 _PRIOR_S = 10.0
 
 
@@ -28,48 +25,49 @@ class Journal:
         self._recoveries: deque[SessionMove] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
-        """Blend what is seen with what a changed cluster file declares."""
+        """Blend observed demand with what a changed cluster file declares."""
         self._cluster = cluster
 
     def arrived(self, arrival: RequestArrival) -> None:
-        """Note a request, whatever will become of it."""
+        """Add a request on its arrival."""
         self._arrivals.append(arrival)
 
     def ended(self, record: SessionRecord) -> None:
-        """Note what became of a request."""
+        """Add the record of a request that ended."""
         self._records.append(record)
 
     def recovered(self, move: SessionMove) -> None:
-        """Note a session that went on after a loss."""
+        """Add the move of a session that recovered from a loss."""
         self._recoveries.append(move)
 
     def recoveries(self, epoch: int | None) -> dict[str, float]:
-        """How the sessions that went on in `epoch` after a loss did so: the longest times, positions and bytes in all.
+        """How sessions recovered into `epoch`: the longest of each time, and the sums of positions and bytes.
 
-        Empty where none did."""
+        Empty if none did.
+        """
         moves = [move for move in self._recoveries if move.epoch == epoch]
         each = [asdict(move.recovery) for move in moves if move.recovery]
         if not each:
             return {}
         longest = {key: max(one[key] for one in each) for key in each[0] if key.endswith("_s")}
-        in_all = {key: sum(one[key] for one in each) for key in each[0] if key.endswith("_positions")}
-        return {"sessions": len(each)} | longest | in_all | {"cache_bytes": sum(move.cache_bytes for move in moves)}
+        total = {key: sum(one[key] for one in each) for key in each[0] if key.endswith("_positions")}
+        return {"sessions": len(each)} | longest | total | {"cache_bytes": sum(move.cache_bytes for move in moves)}
 
     def records(self, skip: int) -> list[dict[str, Any]]:
-        """What became of every request that ended, without the first `skip`."""
+        """The records of all requests that ended, without the first `skip`."""
         return [asdict(record) for record in itertools.islice(self._records, skip, None)]
 
     def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """Each class as the fields of `RequestClass`: what came in the last `window_s` seconds, blended with what was
-        declared."""
+        """The fields of `RequestClass` of each class: arrivals of the last `window_s` seconds, blended with the demand
+        that the cluster file declares."""
         since_s = time.time() - window_s
-        lately = [arrival for arrival in self._arrivals if arrival.time_s >= since_s]
+        recent = [arrival for arrival in self._arrivals if arrival.time_s >= since_s]
         return [
-            self._seen(c, [arrival for arrival in lately if arrival.request_class == c.name], window_s)
+            self._blended(c, [arrival for arrival in recent if arrival.request_class == c.name], window_s)
             for c in self._cluster.classes
         ]
 
-    def _seen(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> dict[str, Any]:
+    def _blended(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> dict[str, Any]:
         prior = declared.rate_rps * _PRIOR_S
         weight = len(arrivals) + prior
         prompt = sum(arrival.prompt_tokens for arrival in arrivals) + prior * declared.prompt_tokens

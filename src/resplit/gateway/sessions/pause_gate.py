@@ -1,7 +1,4 @@
-"""A gate that passes go through, which can be held shut: those inside end, no others begin.
-
-Knows nothing of what passes are.
-"""
+"""A gate through which passes go. While it is paused, passes under way end and no others begin."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from resplit.errors import CapacityError
 
 
 class PauseGate:
-    """Open unless somebody holds it; several may at once."""
+    """Open unless it is paused; several callers may pause it at once."""
 
     def __init__(self) -> None:
-        self._holders = 0
-        self._inside = 0
+        self._pauses = 0
+        self._inside = 0  # passes under way
         self._open = asyncio.Event()
         self._empty = asyncio.Event()
         self._open.set()
@@ -25,8 +22,8 @@ class PauseGate:
 
     @contextlib.asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
-        """One pass: begins once the gate is open."""
-        while self._holders:
+        """The context of one pass: it is entered once the gate is open."""
+        while self._pauses:
             await self._open.wait()
         self._inside += 1
         self._empty.clear()
@@ -39,8 +36,8 @@ class PauseGate:
 
     @contextlib.asynccontextmanager
     async def paused(self, within_s: float) -> AsyncIterator[None]:
-        """Nothing is inside; CapacityError where what was has not ended `within_s` seconds."""
-        self._holders += 1
+        """Within it no pass is under way; CapacityError if passes do not end `within_s` seconds."""
+        self._pauses += 1
         self._open.clear()
         try:
             try:
@@ -49,6 +46,6 @@ class PauseGate:
                 raise CapacityError(f"{self._inside} passes have not ended within {within_s:g} s") from None
             yield
         finally:
-            self._holders -= 1
-            if not self._holders:
+            self._pauses -= 1
+            if not self._pauses:
                 self._open.set()

@@ -1,6 +1,6 @@
-"""When a request would be done: the line before it, and the pace of service that was seen lately.
+"""Forecast when a request would be served: from the queue before it, and from the recent pace of service.
 
-Computes only: whoever asks says what time it is. Knows neither requests nor nodes.
+Pure: the caller passes in the time.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LATELY_S = 30.0  # what is older says nothing about now
+_WINDOW_S = 30.0  # older times do not count
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is left of one request: seconds of service, and the cached tokens that it holds meanwhile."""
+    """The rest of one request: seconds of service, and the cached tokens that it holds meanwhile."""
 
     seconds: float
     tokens: int
 
 
-def wait_s(inside: Sequence[Work], line: Sequence[Work], sessions: int, tokens: int) -> float:
-    """Seconds until the last one in `line` has its turn: first come, first served, each in its time.
+def wait_s(running: Sequence[Work], queue: Sequence[Work], sessions: int, tokens: int) -> float:
+    """Seconds until the last request in `queue` is served: first come, first served, each for its own time.
 
-    `sessions` may run at once and hold `tokens` together; those `inside` do already. Nobody wants more than `tokens`.
+    At most `sessions` requests run at once and hold at most `tokens` cached tokens in all. No request may need more
+    than `tokens`.
     """
-    leaving = [(work.seconds, work.tokens) for work in inside]
+    leaving = [(work.seconds, work.tokens) for work in running]
     heapq.heapify(leaving)
-    free_sessions = sessions - len(inside)
-    free_tokens = tokens - sum(work.tokens for work in inside)
+    free_sessions = sessions - len(running)
+    free_tokens = tokens - sum(work.tokens for work in running)
     now_s = 0.0
-    for work in line:
+    for work in queue:
         while free_sessions < 1 or free_tokens < work.tokens:
             now_s, freed = heapq.heappop(leaving)
             free_sessions += 1
@@ -43,29 +44,29 @@ def wait_s(inside: Sequence[Work], line: Sequence[Work], sessions: int, tokens: 
 
 
 class Pace:
-    """How long service took lately, and how much of what was asked for was then generated."""
+    """The recent pace: seconds per prompt token and per new token, and the share of requested tokens that were made."""
 
-    def __init__(self, lately_s: float = _LATELY_S) -> None:
-        self._prompts = _Lately(lately_s)
-        self._tokens = _Lately(lately_s)
-        self._shares = _Lately(lately_s)
+    def __init__(self, window_s: float = _WINDOW_S) -> None:
+        self._prompts = _RecentMean(window_s)
+        self._tokens = _RecentMean(window_s)
+        self._shares = _RecentMean(window_s)
 
     def first_token(self, now_s: float, prompt_tokens: int, took_s: float) -> None:
-        """A first token came `took_s` after its request had its turn."""
-        self._prompts.note(now_s, prompt_tokens, took_s)
+        """Record that a first token came `took_s` after its request was admitted."""
+        self._prompts.add(now_s, prompt_tokens, took_s)
 
     def next_token(self, now_s: float, took_s: float) -> None:
-        """A further token took so long."""
-        self._tokens.note(now_s, 1, took_s)
+        """Record the time that a further token took."""
+        self._tokens.add(now_s, 1, took_s)
 
     def ended(self, now_s: float, wanted: int, made: int) -> None:
-        """A request that asked for `wanted` tokens ended after `made`."""
-        self._shares.note(now_s, wanted, made)
+        """Record that a request for `wanted` tokens ended after `made`."""
+        self._shares.add(now_s, wanted, made)
 
     def service_s(self, now_s: float, prompt_tokens: int, new_tokens: int, made: int = 0) -> float | None:
-        """Seconds that a request is still to be served, `made` of its tokens being there; None where nothing was seen.
+        """Seconds of service that a request still needs after `made` tokens; None if nothing was recorded recently.
 
-        It is expected to end as early as others did, and to have one token to go at least.
+        The request is expected to end as early as others did, but to need at least one more token.
         """
         token_s, prompt_s = self._tokens.mean(now_s), self._prompts.mean(now_s)
         share = self._shares.mean(now_s)
@@ -74,19 +75,19 @@ class Pace:
             return None if token_s is None else left * token_s
         if prompt_s is None:
             return None
-        # Prompts of many lengths are seen, so time goes by their tokens; but no pass is shorter than a token's.
+        # Prompts differ in length, so their time is per token; but no pass is shorter than that of one token.
         return max(prompt_tokens * prompt_s, token_s or 0.0) + (left - 1.0) * (token_s or 0.0)
 
 
-class _Lately:
-    """The mean of what was noted in the last seconds: the sum of values over the sum of amounts."""
+class _RecentMean:
+    """The mean over the last `window_s` seconds: the sum of values over the sum of amounts."""
 
-    def __init__(self, lately_s: float) -> None:
-        self._lately_s = lately_s
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
         self._seen: deque[tuple[float, float, float]] = deque()
         self._amount = self._value = 0.0
 
-    def note(self, now_s: float, amount: float, value: float) -> None:
+    def add(self, now_s: float, amount: float, value: float) -> None:
         self._forget(now_s)
         self._seen.append((now_s, amount, value))
         self._amount += amount
@@ -97,9 +98,9 @@ class _Lately:
         return self._value / self._amount if self._seen else None
 
     def _forget(self, now_s: float) -> None:
-        while self._seen and self._seen[0][0] < now_s - self._lately_s:
+        while self._seen and self._seen[0][0] < now_s - self._window_s:
             _, amount, value = self._seen.popleft()
             self._amount -= amount
             self._value -= value
-        if not self._seen:  # what rounding left of the sums goes, too
+        if not self._seen:  # drop what rounding left of the sums
             self._amount = self._value = 0.0
