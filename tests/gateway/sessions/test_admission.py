@@ -44,7 +44,7 @@ class Crowd:
     def leave_first(self) -> None:
         if self.inside:
             name = next(iter(self.inside))
-            self.admission.leave(self.inside.pop(name))
+            self.admission.release(self.inside.pop(name))
 
     def give_up(self, which: int) -> None:
         if self.asking:
@@ -111,7 +111,7 @@ async def test_one_that_gives_up_as_its_turn_comes_takes_no_room() -> None:
     waiting = asyncio.create_task(admission.reserve(9, 1, NEVER_S))
     await settle()
     waiting.cancel()
-    admission.leave(inside)
+    admission.release(inside)
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await admission.reserve(9, 1, NEVER_S)
@@ -128,7 +128,7 @@ async def test_a_full_line_is_said_at_once_and_a_turn_that_never_comes_at_the_de
     assert refusal.value.retry_after_s > 0
     with pytest.raises(TimeoutError):
         await waiting
-    admission.leave(inside)
+    admission.release(inside)
     await admission.reserve(9, 1, NEVER_S)
 
 
@@ -155,7 +155,9 @@ async def busy(sessions: int = 1, queue: int = 4) -> tuple[Admission, Reservatio
 
 async def test_what_would_come_too_late_is_refused_at_once_and_told_when_to_come_back() -> None:
     admission, inside = await busy()
-    with pytest.raises(CapacityError, match=r"1\.2 s in line and then 0\.6 s, but of the 1\.5 s") as refusal:
+    with pytest.raises(
+        CapacityError, match=r"1\.2 s in the queue and then 0\.6 s, but only 1\.5 s are left of the 1\.5 s"
+    ) as refusal:
         await admission.reserve(
             10, 5, NEVER_S, deadline_in(1.5)
         )  # 1 s in line, a quarter for caution; 0.2 s and 4 times 0.1 s
@@ -163,7 +165,7 @@ async def test_what_would_come_too_late_is_refused_at_once_and_told_when_to_come
     waiting = asyncio.create_task(admission.reserve(10, 5, NEVER_S, deadline_in(2.0)))
     await settle()
     assert admission.waiting == 1
-    admission.leave(inside)
+    admission.release(inside)
     await waiting
 
 
@@ -173,11 +175,11 @@ async def test_who_waits_until_it_is_too_late_is_refused_then() -> None:
     await settle()
     assert admission.waiting == 1
     begun_s = asyncio.get_running_loop().time()
-    with pytest.raises(CapacityError, match=r"0\.0 s in line and then 0\.6 s"):
+    with pytest.raises(CapacityError, match=r"0\.0 s in the queue and then 0\.6 s"):
         await asyncio.wait_for(waiting, 5)
     assert 1.0 < asyncio.get_running_loop().time() - begun_s < 3.5  # 2.0 s less 0.6 s of service and a tenth
     assert admission.waiting == 0
-    admission.leave(inside)
+    admission.release(inside)
 
 
 async def test_whoever_asked_for_no_promise_waits_however_late_it_gets() -> None:
@@ -185,13 +187,13 @@ async def test_whoever_asked_for_no_promise_waits_however_late_it_gets() -> None
     waiting = asyncio.create_task(admission.reserve(500, 400, NEVER_S))
     await settle()
     assert admission.waiting == 1
-    admission.leave(inside)
+    admission.release(inside)
     await waiting
 
 
 async def test_whoever_is_alone_is_served_however_slow_it_was_lately() -> None:
     admission, inside = await busy()
-    admission.leave(inside)
+    admission.release(inside)
     await asyncio.wait_for(admission.reserve(10, 20, NEVER_S, deadline_in(0.01)), 1)
 
 
@@ -201,7 +203,7 @@ async def test_while_nothing_is_known_nobody_is_refused_for_being_late() -> None
     waiting = asyncio.create_task(admission.reserve(10, 20, NEVER_S, deadline_in(0.01)))
     await settle()
     assert admission.waiting == 1
-    admission.leave(inside)
+    admission.release(inside)
     await waiting
 
 

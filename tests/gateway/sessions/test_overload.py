@@ -55,7 +55,7 @@ async def ask(nodes: InProcessCluster, request_class: str, leaves_after: int, ex
             if len(tokens) == leaves_after:
                 return "left", clock() - begun_s
     except CapacityError as refusal:
-        return "late" if "within which this class" in str(refusal) else "full", clock() - begun_s
+        return "late" if "in which this class" in str(refusal) else "full", clock() - begun_s
     finally:
         await stream.aclose()
     assert tokens == expected

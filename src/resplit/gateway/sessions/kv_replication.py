@@ -1,94 +1,141 @@
-"""Copies of running sessions' caches on stand-by nodes, made behind everything else while the sessions go on.
-
-Knows when a copy is due and who keeps it; what becomes of copies after a loss is for others.
-"""
+"""KV replicas: copies of a running session's caches on stand-by nodes, made in the background."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError
-from resplit.gateway.sessions.kv_transfer import CacheTransfer, Held, stand_bys, transfer_caches
-from resplit.gateway.sessions.router import Router
-from resplit.gateway.sessions.session import KvReplica, Session
+from resplit.gateway.sessions.context import SessionContext
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, Held, transfer_caches
 from resplit.types import BlockFeatures
+from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class KvReplica:
+    """A copy of the first `positions` positions of a block's cache on a node that does not host the block."""
+
+    node: str
+    positions: int
+
+
+def replica_room(
+    cluster: ClusterConfig, features: Sequence[BlockFeatures], placement: Sequence[str], nodes: Iterable[str]
+) -> dict[str, float]:
+    """Bytes that each of `nodes` has left beside its blocks and their reserved caches."""
+    room = {name: float(cluster.node(name).memory) for name in nodes}
+    for block, name in zip(features, placement, strict=True):
+        if name in room:
+            room[name] -= block.weight_bytes + cluster.kv_tokens * block.kv_bytes_per_token
+    return room
+
+
+def choose_stand_bys(
+    cluster: ClusterConfig,
+    features: Sequence[BlockFeatures],
+    placement: Sequence[str],
+    nodes: Collection[str],
+    current: Mapping[int, str],
+) -> dict[int, str]:
+    """For each block with a cache, one of `nodes` for its replica: never its host, and trusted if it is private.
+
+    The `current` stand-by node of a block keeps its replica if it may. Otherwise neighbouring blocks go together to
+    the node with most room. A block is left out if no node has room for its replica.
+    """
+    room = replica_room(cluster, features, placement, nodes)
+    chosen: dict[int, str] = {}
+    last = ""
+    for block, feature in enumerate(features):
+        if feature.kv_bytes_per_token == 0:
+            continue
+        need = cluster.kv_tokens * feature.kv_bytes_per_token
+        able = [n for n in room if n != placement[block] and (not feature.private or n in cluster.trusted)]
+        able = [n for n in able if room[n] >= need]
+        if not able:
+            continue
+        preferred = [n for n in (current.get(block, ""), last) if n in able]
+        last = chosen[block] = preferred[0] if preferred else max(able, key=lambda name: room[name])
+        room[last] -= need
+    return chosen
+
+
 class KvReplication:
-    """Keeps each session's copies no further behind than `copy_every` positions and what one copy takes."""
+    """The replicas of one session, at most `copy_every` positions behind plus what passes add during one copy."""
 
-    def __init__(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], router: Router) -> None:
-        self._cluster = cluster
-        self._features = features
-        self._router = router
-        self._drained: frozenset[str] = frozenset()
+    def __init__(self, session: str, context: SessionContext) -> None:
+        self._session = session
+        self._context = context
+        self._copying: asyncio.Task[None] | None = None  # at most one copy at a time
+        self._target = 0  # the position up to which the current copy goes
+        self._copied = 0  # the position that all replicas have reached; 0 after `stop`
+        self._replicas: dict[int, KvReplica] = {}  # by block
+        self._refusing: set[str] = set()  # nodes that refused a replica under the current route
+        self.nodes: set[str] = set()  # all nodes that may have a replica; only grows
+        self.sent_bytes = 0
+        self.max_lag = 0  # the most positions that passes added during one copy
 
-    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
-        """Keep copies by other rules from the next one on; none on nodes that are `drained`."""
-        self._cluster, self._features, self._drained = cluster, features, drained
+    def advance(self, route: Route, attempt: int, position: int, may_begin: bool) -> None:
+        """After a pass: begin a copy if `copy_every` positions were added, no copy is under way, and it `may_begin`."""
+        every = self._context.cluster.limits.copy_every
+        if self._copying and not self._copying.done():
+            self.max_lag = max(self.max_lag, position - self._target)
+        elif may_begin and 0 < every <= position - self._copied:
+            self._target = position
+            self._copying = asyncio.create_task(self._copy(route, attempt, position))
 
-    def go_on(self, session: Session) -> None:
-        """After a pass: begin a copy of what was added, if that is enough and none is on its transfer."""
-        every = self._cluster.limits.copy_every
-        if session.replicating and not session.replicating.done():
-            session.copy_lag = max(session.copy_lag, session.position - session.keeping_from)
-        elif every > 0 and session.position - session.copied >= every and not session.precopying:
-            session.keeping_from = session.position
-            session.replicating = asyncio.create_task(self._copy(session, session.position))
+    def stop(self) -> None:
+        """Cancel the current copy, because route or attempt change; the next copy chooses stand-by nodes anew."""
+        if self._copying:
+            self._copying.cancel()
+        self._copying, self._copied = None, 0
+        self._refusing.clear()
 
-    def stop(self, session: Session) -> None:
-        """Give up the copy that is on its way; the next one looks again who should keep what."""
-        if session.replicating:
-            session.replicating.cancel()
-        session.replicating, session.copied = None, 0
-        session.refusing.clear()
-
-    def found(self, session: Session, held: Held) -> None:
-        """After a loss: the copies are where nodes say that they are."""
-        session.replicas = {}
-        for block, host in enumerate(session.route.placement):
+    def adopt(self, held: Held, route: Route, position: int) -> None:
+        """After a loss: take as replicas what nodes hold of blocks that they do not host, up to `position`."""
+        self._replicas = {}
+        for block, host in enumerate(route.placement):
             others = {node: lengths.get(block, 0) for node, lengths in held.items() if node != host}
-            keeper = max(others, key=lambda node: others[node], default="")
-            if keeper and others[keeper]:
-                session.replicas[block] = KvReplica(keeper, min(others[keeper], session.position))
+            longest = max(others, key=lambda node: others[node], default="")
+            if longest and others[longest]:
+                self._replicas[block] = KvReplica(longest, min(others[longest], position))
 
-    async def _copy(self, session: Session, position: int) -> None:
-        """Bring every copy up to a position that all nodes of the route have passed."""
-        kept = {block: copy.node for block, copy in session.replicas.items()}
-        willing = (self._router.listening & set(self._cluster.node_names)) - self._drained - session.refusing
-        chosen = stand_bys(self._cluster, self._features, session.route.placement, willing, kept)
-        session.replicas = {
-            block: session.replicas[block] if kept.get(block) == node else KvReplica(node, 0)
+    async def _copy(self, route: Route, attempt: int, position: int) -> None:
+        """Choose the stand-by nodes, and extend every replica to `position`."""
+        context = self._context
+        current = {block: replica.node for block, replica in self._replicas.items()}
+        available = (context.router.listening & set(context.cluster.node_names)) - context.drained - self._refusing
+        chosen = choose_stand_bys(context.cluster, context.features, route.placement, available, current)
+        self._replicas = {
+            block: self._replicas[block] if current.get(block) == node else KvReplica(node, 0)
             for block, node in chosen.items()
         }
-        session.nodes |= set(chosen.values())
-        by_keeper: dict[str, list[CacheTransfer]] = defaultdict(list)
-        for block, copy in session.replicas.items():
-            if copy.positions < position:
-                host = session.route.placement[block]
-                by_keeper[copy.node].append(CacheTransfer(block, host, copy.node, copy.positions, position))
-        await asyncio.gather(*(self._copy_to(session, keeper, transfers) for keeper, transfers in by_keeper.items()))
-        session.copied = position
+        self.nodes |= set(chosen.values())
+        transfers: dict[str, list[CacheTransfer]] = defaultdict(list)  # by stand-by node
+        for block, replica in self._replicas.items():
+            if replica.positions < position:
+                host = route.placement[block]
+                transfers[replica.node].append(CacheTransfer(block, host, replica.node, replica.positions, position))
+        await asyncio.gather(*(self._copy_to(node, group, attempt) for node, group in transfers.items()))
+        self._copied = position
 
-    async def _copy_to(self, session: Session, keeper: str, transfers: list[CacheTransfer]) -> None:
-        """A node that does not take its copies is asked again in the next epoch only."""
-        peers, blocks = self._router.peers, len(self._features)
+    async def _copy_to(self, node: str, transfers: list[CacheTransfer], attempt: int) -> None:
+        """Extend the replicas on one node. A node that refuses is not chosen again before the route changes."""
+        peers, blocks = self._context.router.peers, len(self._context.features)
         try:
-            session.copied_bytes += await transfer_caches(
-                peers, session.name, session.attempt, transfers, blocks, background=True
-            )
+            self.sent_bytes += await transfer_caches(peers, self._session, attempt, transfers, blocks, background=True)
         except ResplitError as error:
-            _log.info("no copy kept", session=session.name, node=keeper, error=str(error))
-            session.refusing.add(keeper)
+            _log.info("replica refused", session=self._session, node=node, error=str(error))
+            self._refusing.add(node)
             for transfer in transfers:
-                session.replicas.pop(transfer.block, None)
+                self._replicas.pop(transfer.block, None)
             return
         for transfer in transfers:
-            session.replicas[transfer.block] = KvReplica(keeper, transfer.last)
+            self._replicas[transfer.block] = KvReplica(node, transfer.last)

@@ -1,14 +1,13 @@
-"""The gateway's side of the cluster: the live route, a connection to every node, and the tokens that come back.
-
-Knows which epoch is live and which nodes answer; knows nothing of requests and their limits.
-"""
+"""The gateway's connections to the nodes: the live route, whether it can serve, and the tokens that come back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -23,11 +22,13 @@ from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 _RECONNECT_S = 0.25
+# A request waits so long for lost nodes to be replaced.
+_PATIENCE_S = 20.0
 
 
 @dataclass
 class Router:
-    """Connections from the gateway, which stands on the cluster's `source` node."""
+    """Connections from the gateway, which runs on the cluster's `source` node."""
 
     cluster: ClusterConfig
     member: Member
@@ -35,35 +36,36 @@ class Router:
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
     on_heard: Callable[[str], None] = lambda node: None
-    live: Route | None = None
-    peers: dict[str, Peer] = field(default_factory=dict)
-    listening: set[str] = field(default_factory=set)
+    live: Route | None = None  # the live epoch's; None before the first placement, never again
+    peers: dict[str, Peer] = field(default_factory=dict)  # every node of the cluster
+    listening: set[str] = field(default_factory=set)  # the nodes whose stream of tokens is open; a subset of `peers`
 
     def __post_init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unavailable_reason: str | None = None
+        self._listeners: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        self._ending: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
 
     def connect(self, addresses: dict[str, Address]) -> None:
-        """Connect to nodes and listen to their tokens from now on; a changed address replaces the connection."""
+        """Connect to nodes and listen to their tokens; a changed address replaces the connection."""
         for name, address in addresses.items():
             known = self.peers.get(name)
             if known is None or known.address != address:
-                if name in self._tasks:
-                    self._tasks[name].cancel()
+                if name in self._listeners:
+                    self._listeners[name].cancel()
                 link = Link(_shape(self.cluster.link(self.cluster.source, name)))
                 self.peers[name] = Peer(name, address, self.member.client_context(), link, on_lost=self._step_lost)
-                self._tasks[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+                self._start_listening(name)
 
     def forget(self, names: set[str]) -> None:
-        """End the connections to nodes that belong to the cluster no more."""
+        """Close the connections to nodes that have left the cluster."""
         for name in names & set(self.peers):
-            self._tasks.pop(name).cancel()
+            self._listeners.pop(name).cancel()
             self.listening.discard(name)
-            self._ending.append(asyncio.create_task(self.peers.pop(name).disconnect(), name=f"goodbye to {name}"))
+            self._start(self.peers.pop(name).disconnect(), f"disconnect from {name}")
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
-        """Return once tokens of all these nodes are listened to; NodeLostError names those that stay silent."""
+        """Return once the token streams of all these nodes are open; NodeLostError names the nodes that are silent."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not nodes <= self.listening:
@@ -73,17 +75,72 @@ class Router:
             raise NodeLostError(f"no answer within {timeout_s:.0f} s from {silent}") from None
 
     def activate(self, route: Route) -> None:
-        """Make a committed epoch the live one: new passes take it, running sessions follow at a token boundary."""
+        """Make a committed epoch the live one: new sessions take it, running ones follow at a token boundary."""
         self.live = route
-        self.tell()
+        self._notify_change()
+
+    @property
+    def live_route(self) -> Route:
+        """The live epoch's route; NodeLostError before the first placement."""
+        if self.live is None:
+            raise NodeLostError("no placement is deployed yet")
+        return self.live
+
+    def set_unavailable(self, reason: str) -> None:
+        """Fail requests at once with `reason`: no placement is possible now."""
+        self._unavailable_reason = reason
+        self._notify_change()
+
+    def set_available(self) -> None:
+        """Let requests wait again while lost nodes are replaced."""
+        self._unavailable_reason = None
+        self._notify_change()
+
+    def unready_reason(self) -> str | None:
+        """Why the live route cannot serve now; None if it can."""
+        if self._unavailable_reason is not None:
+            return self._unavailable_reason
+        if self.live is None:
+            return "no placement is deployed yet"
+        silent = sorted(set(self.live.placement) - self.listening)
+        return f"no connection to {', '.join(silent)}" if silent else None
+
+    async def until_ready(self) -> None:
+        """Wait while lost nodes are replaced; NodeLostError if that takes too long or cannot succeed."""
+        until_s = time.monotonic() + _PATIENCE_S
+        while (reason := self.unready_reason()) is not None:
+            left_s = until_s - time.monotonic()
+            if self.live is None or self._unavailable_reason or left_s <= 0:
+                raise NodeLostError(reason)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self.changed()
 
     async def changed(self) -> None:
-        """Wait until an epoch goes live, a node is lost or found, or somebody tells."""
+        """Wait until an epoch goes live, a node is lost or found, or the cluster becomes (un)available."""
         await self._changed.wait()
 
     def send(self, route: Route, step: Step) -> None:
         """Send a step to the first node of a route."""
         self.peers[route.segments[0].node].send(step)
+
+    async def begin_attempt(self, session: str, attempt: int) -> dict[str, dict[int, int]]:
+        """Have all connected nodes refuse older attempts of a session.
+
+        Returns the positions that each node holds of the session, by node and by block, without nodes that do not
+        answer.
+        """
+        nodes = sorted(self.listening)
+        calls = [self.peers[name].begin_attempt(session, attempt) for name in nodes]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        if defects := [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NodeLostError)]:
+            raise defects[0]
+        return {name: answer for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)}
+
+    def close_session(self, session: str, nodes: set[str]) -> None:
+        """Have nodes drop a session's caches, in the background."""
+        for name in nodes & set(self.peers):
+            self._start(self.peers[name].close_sessions([session]), f"close session {session} on {name}")
 
     def set_link(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source to another node."""
@@ -91,20 +148,23 @@ class Router:
             self.peers[other].link.shape = shape
 
     def drop(self, name: str) -> None:
-        """Take a node that hangs for lost, though its connection stands; it is found again when it wakes."""
+        """Treat a node that hangs as lost although its connection stands; when it wakes, it is found again."""
         if name in self.listening:
-            self._tasks[name].cancel()
-            self._tasks[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+            self._listeners[name].cancel()
+            self._start_listening(name)
             self._lose(name)
 
     async def disconnect(self) -> None:
         """Close every connection."""
-        await cancel_and_wait(self._tasks.values())
+        await cancel_and_wait(self._listeners.values())
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
 
+    def _start_listening(self, name: str) -> None:
+        self._listeners[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+
     async def _listen(self, name: str) -> None:
-        """Hear a node's tokens, again whenever its stream breaks; a node that was heard and breaks is lost."""
-        while self._tasks.get(name) is asyncio.current_task():  # else another one listens now, or nobody
+        """Receive a node's tokens, and reconnect when the stream breaks; a node whose open stream breaks is lost."""
+        while self._listeners.get(name) is asyncio.current_task():  # another listener may have replaced this one
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_heard(name)
@@ -113,26 +173,31 @@ class Router:
                 self._lose(name)
             await asyncio.sleep(_RECONNECT_S)
 
-    def _lose(self, name: str) -> None:
-        self.listening.discard(name)
-        _log.warning("a node is lost", node=name)
-        self.on_lost(name)
-        self.tell()
-
     def _opened(self, name: str) -> None:
         self.listening.add(name)
         self.on_found(name)
-        self.tell()
+        self._notify_change()
 
-    def tell(self) -> None:
-        """Wake whoever waits for a change, to look again."""
+    def _lose(self, name: str) -> None:
+        self.listening.discard(name)
+        _log.warning("node lost", node=name)
+        self.on_lost(name)
+        self._notify_change()
+
+    def _notify_change(self) -> None:
+        """Wake all callers of `changed`."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _step_lost(self, name: str, steps: list[Step]) -> None:
         for step in steps:
             lost = Token(session=step.session, epoch=step.epoch, attempt=step.attempt, node=name)
-            lost.error, lost.error_kind = f"the gateway lost {name} with a step on its way", "lost"
+            lost.error, lost.error_kind = f"the connection to {name} broke before it acknowledged a step", "lost"
             self.on_token(lost)
 
 

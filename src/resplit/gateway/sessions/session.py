@@ -1,78 +1,154 @@
-"""One admitted request: its passes so far, its route, and where its caches may be.
+"""One session: the life of an admitted request, from its reservation until its nodes close its caches.
 
-A value that the sessions' loop changes; it does nothing by itself.
+The methods of `Session` follow that life from top to bottom:
+
+- admitted (`admit`): its tokens are reserved, and it has a route.
+- decoding (`tokens`): one pass after another along the route, the prompt first, then each new token.
+- moving (`_follow_live_epoch`): a newer epoch is live. Caches are pre-copied to its nodes while passes continue on
+  the old route. At a token boundary the session switches and decodes on.
+- recovering (`_recover`): a node of the route was lost, perhaps during a move. Surviving caches are restored on the
+  live route, the other passes are replayed, and the session decodes on.
+- ended (`end`): possible in every state, because a client may leave at any moment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
-from resplit.errors import error_from_wire
-from resplit.gateway.engine import GenerationRequest
-from resplit.gateway.sessions.admission import Reservation
+import structlog
+
+from resplit.errors import NodeLostError, RequestError, ResplitError, error_from_wire
+from resplit.gateway.engine import GeneratedToken, GenerationRequest
+from resplit.gateway.sessions.admission import Deadline, Reservation
+from resplit.gateway.sessions.context import SessionContext
+from resplit.gateway.sessions.kv_replication import KvReplication
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
 from resplit.model.engine import token_ids
-from resplit.session_records import SessionMove
+from resplit.privacy import exposed_blocks
+from resplit.session_records import SessionMove, SessionRecovery
 from resplit.wire.node_pb2 import Sampling, Step, Token
 from resplit.wire.peers import to_wire
 from resplit.wire.routes import Route
 
+_log = structlog.get_logger(__name__)
+# Another node may report a loss shortly before the gateway's own connection breaks.
+_SECOND_OPINION_S = 0.2
+# After so many attempts to restore caches, the session computes every pass again.
+_RESTORE_TRIES = 3
+# The switch transfers at most so many positions, unless another round of pre-copying would not send fewer.
+_PATCH_POSITIONS = 2
+
 
 @dataclass(frozen=True)
 class PreCopy:
-    """Caches that were carried ahead of a move: to the nodes of `target`, positions `first..last-1` in the last round;
-    `cache_bytes` in all rounds."""
+    """The caches transferred so far for a move to `target`: the last round sent positions `first..last-1`.
+
+    `cache_bytes` counts all rounds.
+    """
 
     target: Route
-    first: int
-    last: int
-    cache_bytes: int
+    first: int = 0
+    last: int = 0
+    cache_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class KvReplica:
-    """A copy of the first `positions` positions of a block's cache on a node that does not host the block."""
-
-    node: str
-    positions: int
-
-
-@dataclass
+@dataclass(eq=False)
 class Session:
-    """One admitted request. `steps` are the passes done so far: the prompt, then one token each.
-
-    Its `attempt` rises with each loss: what is still on its way from an older one is refused by nodes, and ignored.
-    """
+    """One admitted request. `due_s` is its deadline on the event loop's clock."""
 
     name: str
     request: GenerationRequest
-    reservation: Reservation
-    route: Route
-    answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
-    steps: list[tuple[int, ...]] = field(default_factory=list)
+    due_s: float
+    context: SessionContext
+    reservation: Reservation  # from admission until `end`; the cache on every node stays within its tokens
+    route: Route  # of the next pass; it changes between passes only
+
+    # Rises with each loss. Nodes refuse steps and caches of older attempts, and `receive` drops their tokens.
     attempt: int = 0
-    precopying: asyncio.Task[PreCopy] | None = None  # caches ahead of a move
-    replicating: asyncio.Task[None] | None = None  # copies on stand-by nodes
-    replicas: dict[int, KvReplica] = field(default_factory=dict)  # by block
-    keeping_from: int = 0  # the position at which that began
-    copied: int = 0  # the position that all copies have reached
-    copied_bytes: int = 0
-    copy_lag: int = 0  # the most positions that were added while copies were made
-    refusing: set[str] = field(default_factory=set)  # nodes that did not take a copy
+    # The passes done in this attempt, in order: the prompt, then one token each. Before a loss and after the recovery
+    # every block's node has the cache of all of them.
+    steps: list[tuple[int, ...]] = field(default_factory=list)
+    # Answers to passes of this attempt. At most one pass is under way; a loss is put in as the answer to it.
+    answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
+    # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
+    precopying: asyncio.Task[PreCopy] | None = None
+    # All nodes that may have a cache of it, replicas aside. Only grows: at the end each of them is notified.
+    nodes: set[str] = field(default_factory=set)
+
+    # The epochs that it used, oldest first; `route.epoch` is the last.
     epochs: list[int] = field(default_factory=list)
-    moves: list[SessionMove] = field(default_factory=list)
-    nodes: set[str] = field(default_factory=set)  # that may hold a cache of it
-    private_ok: bool = True
+    moves: list[SessionMove] = field(default_factory=list)  # completed moves and recoveries
+    private_ok: bool = True  # False for good once a private block was routed to a node that is not trusted
+
+    def __post_init__(self) -> None:
+        self.replication = KvReplication(self.name, self.context)
+        self._enter(self.route)
 
     @property
     def position(self) -> int:
-        """Positions cached: the length of all passes done."""
+        """Positions cached: the length of all passes done in this attempt."""
         return sum(len(step) for step in self.steps)
 
-    def message(self, step: tuple[int, ...], gateway: str, budget_s: float) -> Step:
-        """The step that begins a pass over these tokens, after all passes done; its token comes back to `gateway`."""
+    @classmethod
+    async def admit(
+        cls, name: str, request: GenerationRequest, arrival_s: float, due_s: float, context: SessionContext
+    ) -> Session:
+        """Wait for a live route and for room in the caches, then begin; raises as `Engine.generate` does.
+
+        `arrival_s` and `due_s` are on the event loop's clock.
+        """
+        prompt_tokens, new_tokens = len(request.prompt_ids), request.max_new_tokens
+        limit = min(context.cluster.limits.context_tokens, context.cluster.kv_tokens)
+        if not prompt_tokens or prompt_tokens + new_tokens > limit:
+            raise RequestError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones do not fit the context of {limit} tokens"
+            )
+        async with asyncio.timeout_at(due_s):
+            await context.router.until_ready()
+        objective = context.cluster.request_class(request.request_class)
+        deadline = Deadline(arrival_s, objective.slo) if objective.shed_late and objective.slo else None
+        reservation = await context.admission.reserve(prompt_tokens, new_tokens, due_s, deadline)
+        return cls(name, request, due_s, context, reservation, context.router.live_route)
+
+    async def tokens(self) -> AsyncIterator[GeneratedToken]:
+        """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
+        step = self.request.prompt_ids
+        for index in range(self.request.max_new_tokens):
+            begun_s = time.monotonic()
+            async with asyncio.timeout_at(self.due_s):
+                token_id = await self._next_token(step)
+            self.context.admission.made_token(self.reservation, time.monotonic() - begun_s)
+            self.steps.append(step)
+            self.replication.advance(self.route, self.attempt, self.position, may_begin=self.precopying is None)
+            step = (token_id,)
+            stopped = token_id in self.request.stop_ids
+            last = index == self.request.max_new_tokens - 1
+            yield GeneratedToken(token_id, index, "stop" if stopped else "length" if last else None)
+            if stopped:
+                return
+
+    async def _next_token(self, step: tuple[int, ...]) -> int:
+        """The token after `step`. After a loss the session recovers and repeats the pass."""
+        while True:
+            begun_s = time.monotonic()
+            try:
+                async with self.context.gate.passing():
+                    await self._follow_live_epoch()
+                    return await self._pass(step)
+            except NodeLostError as error:
+                _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
+                await self._recover(time.monotonic() - begun_s)
+
+    async def _pass(self, step: tuple[int, ...]) -> int:
+        """One pass of these tokens along the route, after all passes done; returns the token that the head chose."""
         sampling = self.request.sampling
-        return Step(
+        left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
+        message = Step(
             session=self.name,
             attempt=self.attempt,
             epoch=self.route.epoch,
@@ -81,20 +157,181 @@ class Session:
             capacity=self.reservation.tokens,
             values=to_wire(token_ids(step)),
             sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
-            gateway=gateway,
-            budget_s=budget_s,
+            gateway=self.context.router.member.name,
+            budget_s=left_s,
         )
+        self.context.router.send(self.route, message)
+        answer = await self.answers.get()
+        if answer.error_kind:
+            raise _error_of(answer)
+        return answer.token_id
 
-    def enter(self, route: Route, private_ok: bool) -> None:
-        """Go on in another epoch; `private_ok` tells whether it keeps private blocks on trusted nodes."""
+    def receive(self, answer: Token) -> None:
+        """A node's answer to a pass. An answer to an older attempt must not be taken for that of the current pass."""
+        if answer.attempt == self.attempt:
+            self.answers.put_nowait(answer)
+
+    def lose(self, reason: str) -> None:
+        """End the current pass, or else the next one, with the loss of the session's caches."""
+        lost = Token(session=self.name, attempt=self.attempt, epoch=self.route.epoch)
+        lost.error, lost.error_kind = reason, "lost"
+        self.answers.put_nowait(lost)
+
+    async def _follow_live_epoch(self) -> None:
+        """Between passes: begin, continue or finish the move to the live epoch.
+
+        Each round of pre-copying sends what passes added during the round before, as long as that becomes less. The
+        switch sends the rest while the stream pauses.
+        """
+        live = self.context.router.live_route
+        if self.precopying is None:
+            if self.route.epoch == live.epoch:
+                return
+            self.nodes |= set(live.placement)
+            self.precopying = self._precopy(PreCopy(live))
+        if self.steps and not self.precopying.done():
+            return
+        precopy = await self.precopying
+        self.precopying = None
+        if _PATCH_POSITIONS < self.position - precopy.last < precopy.last - precopy.first:
+            self.precopying = self._precopy(precopy)
+        else:
+            await self._switch(precopy)
+
+    def _precopy(self, before: PreCopy) -> asyncio.Task[PreCopy]:
+        """Begin to transfer what is cached now, in the background: passes take precedence on the links."""
+        return asyncio.create_task(self._transfer(before, self.position, background=True))
+
+    async def _switch(self, precopy: PreCopy) -> None:
+        """Transfer the positions that are missing on the new route, then use it."""
+        begun_s = time.monotonic()
+        patched = await self._transfer(precopy, self.position)
+        pause_s = time.monotonic() - begun_s
+        self.replication.stop()
+        self._enter(precopy.target)
+        self.moves.append(SessionMove(self.route.epoch, pause_s, patched.cache_bytes))
+        self.context.on_moved()
+
+    async def move(self, route: Route) -> None:
+        """Move to a route at once, caches included. The caller has paused all passes.
+
+        If the caches cannot be transferred, the session is lost on its new route and recovers there.
+        """
+        begun_s = time.monotonic()
+        self.nodes |= set(route.placement)
+        self.replication.stop()
+        if self.precopying:  # let it finish: parts that arrive later would corrupt what is transferred now
+            await asyncio.gather(self.precopying, return_exceptions=True)
+            self.precopying = None
+        try:
+            transferred = await self._transfer(PreCopy(route), self.position)
+        except ResplitError as error:
+            self._enter(route)
+            self.lose(str(error))
+            return
+        self._enter(route)
+        self.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, transferred.cache_bytes))
+
+    async def _transfer(self, before: PreCopy, last: int, background: bool = False) -> PreCopy:
+        """Transfer the positions from `before.last` to `last - 1` of every block that moves to another node."""
+        if last == before.last:
+            return before
+        transfers = plan_move(self.route, before.target, self.context.features, before.last, last)
+        sent_bytes = await self._send(transfers, background)
+        return PreCopy(before.target, before.last, last, before.cache_bytes + sent_bytes)
+
+    def _enter(self, route: Route) -> None:
+        """Use `route` from the next pass on."""
         self.route = route
         if self.epochs[-1:] != [route.epoch]:
             self.epochs.append(route.epoch)
         self.nodes |= set(route.placement)
-        self.private_ok = self.private_ok and private_ok
+        exposed = exposed_blocks(route.placement, self.context.features, self.context.cluster.trusted)
+        self.private_ok = self.private_ok and not exposed
+
+    async def _recover(self, noticed_s: float) -> None:
+        """Continue after a loss: restore the caches that survive, and replay the other passes in their first shapes.
+
+        Passes of other shapes (one prefill for all) would give other bits, and at a near tie another token.
+        `noticed_s` is the time from the start of the failed pass until its failure was known.
+        """
+        begun_s, done = time.monotonic(), self.steps
+        for tries in itertools.count(1):
+            await self._begin_attempt()
+            ready_s = time.monotonic()
+            try:
+                async with self.context.gate.passing():
+                    sent_bytes = await self._restore(done) if tries <= _RESTORE_TRIES else 0
+                restored_s, restored = time.monotonic(), self.position
+                await self._replay(done)
+            except NodeLostError as error:
+                _log.warning("session lost a node again while recovering", session=self.name, error=str(error))
+                continue
+            end_s = time.monotonic()
+            recovery = SessionRecovery(
+                noticed_s=noticed_s,
+                waited_s=ready_s - begun_s,
+                restore_s=restored_s - ready_s,
+                replay_s=end_s - restored_s,
+                restored_positions=restored,
+                replayed_positions=self.position - restored,
+            )
+            self.moves.append(SessionMove(self.route.epoch, end_s - begun_s, sent_bytes, True, recovery))
+            self.context.journal.recovered(self.moves[-1])
+            return
+
+    async def _begin_attempt(self) -> None:
+        """Begin a new attempt without any pass done, on the live route once all its nodes answer."""
+        router = self.context.router
+        self._stop_transfers()
+        if router.unready_reason() is None and router.live_route.epoch == self.route.epoch:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SECOND_OPINION_S):
+                    await router.changed()
+        await router.until_ready()
+        self.attempt += 1
+        self.steps, self.answers = [], asyncio.Queue()
+        self._enter(router.live_route)
+
+    async def _restore(self, done: list[tuple[int, ...]]) -> int:
+        """Restore the caches of as many of the passes `done` as survive everywhere; returns the bytes transferred."""
+        router = self.context.router
+        self.nodes |= router.listening
+        held = await router.begin_attempt(self.name, self.attempt)
+        if silent := sorted(set(self.route.placement) - held.keys()):
+            raise NodeLostError(f"no answer from {', '.join(silent)}")
+        cached = [index for index, block in enumerate(self.context.features) if block.kv_bytes_per_token > 0]
+        plan = plan_restore(held, self.route.placement, cached, [len(step) for step in done])
+        sent_bytes = await self._send(plan.transfers)
+        self.steps = done[: plan.steps]
+        self.replication.adopt(held, self.route, self.position)
+        return sent_bytes
+
+    async def _replay(self, done: list[tuple[int, ...]]) -> None:
+        """Repeat the passes `done` that were not restored. Their tokens are known."""
+        for step in done[len(self.steps) :]:
+            async with self.context.gate.passing():
+                await self._pass(step)
+                self.steps.append(step)
+
+    def end(self) -> None:
+        """Free what the session holds at the gateway, and have every node close its caches."""
+        self._stop_transfers()
+        self.context.router.close_session(self.name, self.nodes | self.replication.nodes)
+        self.context.admission.release(self.reservation)
+
+    def _stop_transfers(self) -> None:
+        if self.precopying:
+            self.precopying.cancel()
+            self.precopying = None
+        self.replication.stop()
+
+    async def _send(self, transfers: Iterable[CacheTransfer], background: bool = False) -> int:
+        peers, blocks = self.context.router.peers, len(self.context.features)
+        return await transfer_caches(peers, self.name, self.attempt, transfers, blocks, background)
 
 
-def error_of(answer: Token) -> Exception:
+def _error_of(answer: Token) -> Exception:
     """The error with which a pass ended."""
     # A node that restarted has neither the epoch nor the caches: for the session it is lost.
     word = "lost" if answer.error_kind == "stale" else answer.error_kind

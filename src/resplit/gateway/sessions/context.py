@@ -1,0 +1,30 @@
+"""What all sessions of one gateway share: the cluster file, the connections, the admission and the pause gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from resplit.config import ClusterConfig
+from resplit.gateway.sessions.admission import Admission
+from resplit.gateway.sessions.journal import Journal
+from resplit.gateway.sessions.pause_gate import PauseGate
+from resplit.gateway.sessions.router import Router
+from resplit.types import BlockFeatures
+
+
+@dataclass
+class SessionContext:
+    """`cluster`, `features` and `drained` follow the cluster file; sessions read them anew at each use.
+
+    `drained` nodes store no KV replicas. `on_moved` is called when a session has left its old epoch for a newer one.
+    """
+
+    cluster: ClusterConfig
+    features: Sequence[BlockFeatures]
+    router: Router
+    admission: Admission
+    journal: Journal
+    drained: frozenset[str] = frozenset()
+    gate: PauseGate = field(default_factory=PauseGate)
+    on_moved: Callable[[], None] = lambda: None
