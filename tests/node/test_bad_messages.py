@@ -104,7 +104,7 @@ async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
     ("changed", "says"),
     [
         ({"block": 99}, "block 99: the model has 8"),
-        ({"block": 0}, "may hold no cache of 0"),
+        ({"block": 0}, r"may not hold blocks \[0\] or their caches"),
         ({"first": 5}, "0 positions held, the part begins at 5"),
         ({"capacity": 3}, "room for 3"),
         ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),

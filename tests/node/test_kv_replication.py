@@ -35,7 +35,7 @@ async def copies(nodes: InProcessCluster) -> list[int]:
 
 async def test_a_copy_takes_no_room_that_is_reserved(nodes: InProcessCluster) -> None:
     await prepare(nodes, TWO, 1)
-    with pytest.raises(CapacityError, match="no room for a copy"):
+    with pytest.raises(CapacityError, match="no room for a replica"):
         await nodes.peer("plain").cache(cache_parts("s", 4, KV_TOKENS))
     assert await copies(nodes) == []
 

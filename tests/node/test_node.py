@@ -253,7 +253,7 @@ async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nod
 
 
 async def test_a_command_that_no_node_knows_is_refused(nodes: InProcessCluster) -> None:
-    with pytest.raises(CommandRefusedError, match="'explode' is no command"):
+    with pytest.raises(CommandRefusedError, match="'explode' is not a command for nodes"):
         await nodes.command("plain", "explode", {})
 
 

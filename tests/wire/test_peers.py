@@ -144,7 +144,7 @@ async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcess
     nodes.peer("near").send(first)
     answer = await asyncio.wait_for(tokens.get(), 5)
     assert (answer.session, answer.error_kind, answer.node) == ("broken", "lost", "near")
-    assert "near lost far" in answer.error
+    assert "near lost its connection to far" in answer.error
 
 
 async def test_a_peer_that_is_not_who_it_should_be_is_not_spoken_to(nodes: InProcessCluster) -> None:

@@ -126,7 +126,7 @@ class TorchEngine:
         for key in [key for key in list(self._caches) if key[1] == block]:
             self._caches.pop(key, None)
 
-    def reserve(self, session: str, first: int, last: int, capacity: int) -> float:
+    def missing_cache_bytes(self, session: str, first: int, last: int, capacity: int) -> float:
         """Bytes that caches of `session` in blocks `first..last` would add to what is held.
 
         DataError where the model has no such block.

@@ -1,7 +1,4 @@
-"""Times blocks on a node on purpose: prefill and decode passes at several lengths, before anything is placed.
-
-Uses the executor as passes do, so that what is timed is what will run.
-"""
+"""Capacity profiling of one block: prefill and decode passes of several lengths, run by the node's own executor."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ _CONTEXTS = (16, 48, 96, 192)
 
 
 async def time_block(executor: Executor, block: int, repeats: int = 2) -> float:
-    """Run passes of a loaded block, their timings going where all do; the median decode time, in seconds."""
+    """Run passes of a loaded block; the executor records their timings as usual. The median decode time, in seconds."""
     decodes: list[float] = []
     for _ in range(repeats):
         for tokens in _PREFILL_TOKENS:
@@ -36,7 +33,7 @@ async def _run(executor: Executor, block: int, start: int, tokens: int) -> float
 
 
 def _values(executor: Executor, block: int, tokens: int) -> Activation:
-    """Any input of the right shape: times do not depend on the values."""
+    """An input of the right shape. Times do not depend on its values."""
     engine = executor.engine
     if engine.kinds[block] == "embed":
         return token_ids([0] * tokens)

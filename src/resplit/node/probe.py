@@ -1,6 +1,6 @@
-"""What a node measures of itself and of its links, as telemetry rows with running numbers.
+"""What a node measures of itself and of its links, as numbered telemetry rows.
 
-On an emulated node it reports the hardware that is played. Knows nothing of routes or commands.
+A node that emulates hardware reports the emulated hardware.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ import psutil
 
 from resplit.errors import NodeLostError
 from resplit.model.blocks import BlockSpec
-from resplit.node.agent import Agent
+from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
+from resplit.node.hosting import Hosting
 from resplit.wire.peers import Crossing, Peer
 
 PERIOD_S = 1.0
-_MOST_ALIKE = 8  # timings of one kind of block in one phase that are told of one period
-# Small and large enough to tell latency from bandwidth, small enough not to fill an edge link.
+_MOST_ALIKE = 8  # timings reported for one kind of block, one phase and one period
+# The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)
 
 
 class Probe:
-    """Collects rows; `rows_after` hands them out. `run` is the task that measures actively."""
+    """Collects rows for the controller to fetch (`rows_after`); `run` samples and measures periodically."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, name: str, hosting: Hosting, connections: Connections) -> None:
+        self._name = name
+        self._hosting = hosting
+        self._connections = connections
         self._rows: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=20_000)
         self._number = 0
         self._half_trip_s: dict[str, float] = {}
         self._reference_s = math.nan
         self._process = psutil.Process()
-        # The first call of each has no earlier one to compare with.
+        # The first call of each only sets the start of the period that the next one measures.
         psutil.cpu_percent()
         self._process.cpu_percent()
         self._busy_s, self._sampled_s = 0.0, time.monotonic()
-        agent.crossings = self.crossed
 
     def rows_after(self, number: int) -> tuple[dict[str, list[dict[str, Any]]], int]:
-        """Rows numbered above `number`, by table, and the last number."""
+        """The rows numbered above `number`, by table, and the number of the last row."""
         rows: dict[str, list[dict[str, Any]]] = {"nodes": [], "links": [], "blocks": []}
         for numbered, table, row in self._rows:
             if numbered > number:
@@ -52,41 +54,41 @@ class Probe:
         return rows, self._number
 
     def crossed(self, crossing: Crossing) -> None:
-        """Note an activation's way to a peer: its round trip less the way back of something small."""
+        """Add a row for a step sent to a peer: its round trip less half the round trip of a small message."""
         back_s = self._half_trip_s.get(crossing.peer)
         if back_s is not None and crossing.round_trip_s > back_s:
             self._link_row(crossing.peer, crossing.payload_bytes, crossing.round_trip_s - back_s, "passive")
 
     async def run(self) -> None:
-        """Sample the node every period and its links in turn, until cancelled."""
+        """Sample the node and measure one link in every period, until cancelled."""
         turn = 0
         while True:
             await asyncio.sleep(PERIOD_S)
             self.sample()
-            peers = list(self._agent.peers.values())
+            peers = list(self._connections.peers.values())
             if peers:
                 with contextlib.suppress(NodeLostError):
                     await self._echo(peers[turn % len(peers)])
                 turn += 1
 
     async def echo_all(self, repeats: int = 3) -> None:
-        """Measure every link now, several times; a peer that does not answer gives no rows."""
-        for peer in self._agent.peers.values():
+        """Measure every link now, `repeats` times; a peer that does not answer adds no rows."""
+        for peer in self._connections.peers.values():
             with contextlib.suppress(NodeLostError):
                 for _ in range(repeats):
                     await self._echo(peer)
 
     def note_reference(self, seconds: float) -> None:
-        """The node's time for a decode step of the public reference layer."""
+        """Set the seconds that this node needs for a decode step of the reference layer."""
         self._reference_s = seconds
 
     def sample(self) -> None:
-        """Add a row on the node, and some on the blocks that were timed, over the time since the last sample."""
-        executor = self._agent.executor
+        """Add a row for the node and rows for timed blocks, over the period since the last sample."""
+        executor = self._hosting.executor
         background, own = self._use()
         held = executor.engine.held_bytes if executor else 0.0
-        free = self._agent.memory_bytes - held
-        if not self._agent.hardware:
+        free = self._hosting.memory_bytes - held
+        if not self._hosting.hardware:
             free = min(free, float(psutil.virtual_memory().available))
         row = {
             "cpu_utilization": background + own,
@@ -103,13 +105,13 @@ class Probe:
                 self._add("blocks", row)
 
     def _use(self) -> tuple[float, float]:
-        """Background and own utilisation since the last sample."""
-        executor, hardware = self._agent.executor, self._agent.hardware
+        """Utilization by background load and by resplit itself since the last sample."""
+        executor, hardware = self._hosting.executor, self._hosting.hardware
         now_s, busy_s = time.monotonic(), executor.busy_s if executor else 0.0
         own = (busy_s - self._busy_s) / max(now_s - self._sampled_s, 1e-3)
         self._busy_s, self._sampled_s = busy_s, now_s
         if hardware:
-            # Passes that end within a period began before it: a sample may exceed what the node has.
+            # A pass that ends in this period may have begun before it, so that the busy time can exceed the period.
             return hardware.background_utilization, min(own, 1 - hardware.background_utilization)
         cores = psutil.cpu_count() or 1
         own = min(1.0, self._process.cpu_percent() / 100 / cores)
@@ -120,23 +122,23 @@ class Probe:
 
     def state(self) -> dict[str, Any]:
         """What the node holds and does now."""
-        agent = self._agent
-        engine = agent.executor.engine if agent.executor else None
-        copies = agent.executor.copies() if agent.executor else []
+        hosting, executor = self._hosting, self._hosting.executor
+        engine = executor.engine if executor else None
+        replicas = executor.memory.replicas() if executor else []
         return {
-            "node": agent.name,
+            "node": self._name,
             "pid": self._process.pid,
-            "trusted": agent.trusted,
-            "emulated": agent.hardware is not None,
-            "emulation_error": median_error(agent.executor.errors) if agent.executor and agent.hardware else None,
-            "memory_bytes": agent.memory_bytes,
+            "trusted": hosting.trusted,
+            "emulated": hosting.hardware is not None,
+            "emulation_error": median_error(executor.errors) if executor and hosting.hardware else None,
+            "memory_bytes": hosting.memory_bytes,
             "held_bytes": engine.held_bytes if engine else 0.0,
             "blocks": list(engine.blocks) if engine else [],
             "sessions": len(engine.sessions()) if engine else 0,
-            "copies": sorted({block for _, block, _ in copies}),
-            "copy_bytes": sum(size for _, _, size in copies),
-            "epochs": sorted(agent.routes),
-            "prepared": sorted(agent.prepared),
+            "copies": sorted({block for _, block, _ in replicas}),
+            "copy_bytes": sum(size for _, _, size in replicas),
+            "epochs": sorted(hosting.routes),
+            "prepared": sorted(hosting.prepared),
         }
 
     async def _echo(self, peer: Peer) -> None:
@@ -150,19 +152,19 @@ class Probe:
         self._add("links", {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})
 
     def _current_reference_s(self) -> float:
-        hardware = self._agent.hardware
+        hardware = self._hosting.hardware
         return hardware.node_s("layer", 1, decoding=True) if hardware else self._reference_s
 
     def _add(self, table: str, row: dict[str, Any]) -> None:
         self._number += 1
-        common = {"time_s": time.time(), "node": self._agent.name, "emulated": self._agent.hardware is not None}
+        common = {"time_s": time.time(), "node": self._name, "emulated": self._hosting.hardware is not None}
         self._rows.append((self._number, table, common | row))
 
 
 def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `_MOST_ALIKE` rows of each kind of block and phase, spread over the time.
+    """At most `_MOST_ALIKE` rows for each kind of block and phase, evenly spread.
 
-    A busy node times hundreds of blocks a second, and whoever collects telemetry keeps minutes of it.
+    A busy node times hundreds of blocks a second, and telemetry covers minutes.
     """
     alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -189,5 +191,5 @@ def _gpu_utilization() -> float:
         return math.nan
     try:
         return torch.cuda.utilization() / 100
-    except (ImportError, RuntimeError):  # without NVML nobody can tell
+    except (ImportError, RuntimeError):  # utilization needs NVML
         return math.nan

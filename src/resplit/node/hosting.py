@@ -1,0 +1,218 @@
+"""The epochs that a node has prepared and serves, and the blocks that it holds for them.
+
+A node makes no decisions about placements. It obeys the controller, and refuses what its memory, its trust or the
+order of epochs does not allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from resplit.config import ClusterConfig
+from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
+from resplit.garbage import freeze_startup_objects
+from resplit.model.engine import ModelSpec, TorchEngine
+from resplit.node.emulation import Hardware
+from resplit.node.executor import Executor
+from resplit.node.memory import reserved_bytes
+from resplit.shards.registry import Registry
+from resplit.shards.sealing import open_shard
+from resplit.wire.routes import Route
+
+
+class Hosting:
+    """What the node `name` hosts. `unwrap(wrapped key, shard name)` opens a data key that was wrapped for it.
+
+    The life of an epoch here: prepare -> commit -> release, or prepare -> abort. Between commands, every block that a
+    route in `prepared` or `routes` places on this node is loaded, and no other block is, except after `clear`.
+    """
+
+    def __init__(
+        self, name: str, cluster: ClusterConfig, registry: Registry, unwrap: Callable[[bytes, str], bytes]
+    ) -> None:
+        config = cluster.node(name)
+        self.name = name
+        self.memory_bytes = config.memory
+        self.hardware = Hardware.declared(config.emulate) if config.emulate else None
+        self.trusted = name in cluster.trusted
+        self.executor: Executor | None = None  # made for the first model that a command brings
+        self.prepared: dict[int, Route] = {}  # by epoch: loaded, not yet served
+        self.routes: dict[int, Route] = {}  # by epoch: served, committed and not released
+        self.committed = 0  # the newest committed epoch
+        self._aborted = 0  # the newest aborted epoch
+        self._private: frozenset[int] = frozenset()
+        self._cleared: frozenset[int] = frozenset()  # blocks without weights whose caches are still here
+        self._kv_tokens = cluster.kv_tokens
+        self._registry = registry
+        self._unwrap = unwrap
+        self._spec: ModelSpec | None = None
+
+    def running(self) -> Executor:
+        """The executor; DataError before the first model was loaded."""
+        if self.executor is None:
+            raise DataError(f"{self.name} holds no model yet")
+        return self.executor
+
+    def refuse_private(self, blocks: Iterable[int]) -> None:
+        """CommandRefusedError if this node is not trusted and one of `blocks` is private."""
+        forbidden = [] if self.trusted else sorted(self._private.intersection(blocks))
+        if forbidden:
+            reason = f"{self.name} is not trusted and may not hold blocks {forbidden} or their caches"
+            raise CommandRefusedError("privacy", reason)
+
+    async def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Load the blocks that an epoch places here and that are not loaded yet; nothing serves the epoch yet.
+
+        With `replace_current`, the epochs served so far end first: the cluster cannot serve them any more.
+
+        Raises CommandRefusedError for an aborted epoch, another model or a private block that may not be here, and with
+        reason "insufficient_memory" if the blocks fit, but not beside those that are held; CapacityError if they do
+        not fit at all; ShardError if a shard cannot be fetched or opened. Then no new block stays loaded.
+        """
+        route = Route.from_json(body["route"])
+        if route.epoch <= self._aborted:  # the command was delayed on its way
+            raise CommandRefusedError("stale", f"epoch {route.epoch} was aborted")
+        executor = await self._start_executor(body["model"])
+        blocks = route.blocks_of(self.name)
+        self._private = frozenset(body["private"])
+        self.refuse_private(blocks)
+        if body["replace_current"]:
+            self.routes, self.prepared = {}, {}
+            # The caches stay, as replicas: the new nodes get them from here.
+            self._drop_unwanted(but=blocks, drop=executor.engine.unload)
+        executor.memory.expected = frozenset(blocks)
+        self._ensure_room(blocks, body["kv_tokens"])
+        loaded = await self._load(blocks, body["shards"])
+        self.prepared[route.epoch] = route
+        return {"loaded": loaded}
+
+    async def clear(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Make room for an epoch that does not fit beside the current one: drop the weights that it does not need.
+
+        This node serves nothing from then on. Caches stay until the epoch is prepared or aborted, to be transferred.
+        """
+        wanted, executor = Route.from_json(body["route"]).blocks_of(self.name), self.running()
+        self.routes, self.prepared = {}, {}
+        self._cleared = frozenset(executor.engine.blocks) - frozenset(wanted)
+        executor.memory.expected = frozenset(wanted)
+        for block in self._cleared:
+            executor.engine.unload(block)
+        return {"cleared": sorted(self._cleared)}
+
+    async def commit(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Serve a prepared epoch from now on; earlier epochs stay until they are released."""
+        epoch = int(body["epoch"])
+        route = self.prepared.pop(epoch, None) or self.routes.get(epoch)
+        if route is None:
+            raise CommandRefusedError("unprepared", f"epoch {epoch} was not prepared here")
+        self.routes[epoch] = route
+        self.committed = max(self.committed, epoch)
+        return {}
+
+    async def abort(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Forget a prepared epoch and free the blocks that only it needed."""
+        self.prepared.pop(int(body["epoch"]), None)
+        self._aborted = max(self._aborted, int(body["epoch"]))
+        return {"dropped": self._drop_unwanted()}
+
+    async def release(self, body: dict[str, Any]) -> dict[str, Any]:
+        """End every epoch before `epoch`, committed or only prepared, and free the blocks that only they needed."""
+        oldest = int(body["epoch"])
+        self.routes = {number: route for number, route in self.routes.items() if number >= oldest}
+        self.prepared = {number: route for number, route in self.prepared.items() if number >= oldest}
+        return {"dropped": self._drop_unwanted()}
+
+    async def trust(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Be trusted or not from now on. If not, drop private blocks at once and end epochs that place them here."""
+        self.trusted, self._private = bool(body["trusted"]), frozenset(body["private"])
+        if self.trusted:
+            return {}
+        ended = {
+            number
+            for number, route in (self.routes | self.prepared).items()
+            if self._private.intersection(route.blocks_of(self.name))
+        }
+        self.routes = {number: route for number, route in self.routes.items() if number not in ended}
+        self.prepared = {number: route for number, route in self.prepared.items() if number not in ended}
+        if self.executor:
+            for block in self._private:
+                self.executor.engine.drop(block)
+        return {"ended": sorted(ended)}
+
+    async def profile(
+        self, body: dict[str, Any], time_block: Callable[[Executor, int], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """Load blocks one at a time, call `time_block` for each, and drop it unless an epoch needs it."""
+        executor = await self._start_executor(body["model"])
+        self._private = frozenset(body["private"])
+        for block in body["blocks"]:
+            self.refuse_private((block,))
+            try:
+                await self._load((block,), body["shards"])
+                await time_block(executor, block)
+            finally:
+                self._drop_unwanted()
+        return {}
+
+    def change_hardware(self, slowdown: float | None, background_utilization: float | None) -> None:
+        """Change the emulated hardware; None keeps a value. CommandRefusedError on real hardware."""
+        if self.hardware is None:
+            raise CommandRefusedError("real", f"{self.name} is real hardware and emulates no other")
+        self.hardware = self.hardware.changed(slowdown, background_utilization)
+        if self.executor:
+            self.executor.hardware = self.hardware
+
+    async def _start_executor(self, model: dict[str, Any]) -> Executor:
+        """The executor for `model`; CommandRefusedError if it runs another one."""
+        spec = ModelSpec(model["config"], model["dtype"], model["split"])
+        if self.executor is None:
+            engine = await asyncio.to_thread(TorchEngine, spec)
+            self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens)
+            self._spec = spec
+            freeze_startup_objects()
+        elif spec != self._spec:
+            raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
+        return self.executor
+
+    def _ensure_room(self, blocks: tuple[int, ...], kv_tokens: float) -> None:
+        """Weights and reserved caches, of `blocks` alone and together with the loaded ones, must fit."""
+        engine = self.running().engine
+        if (more := reserved_bytes(engine, blocks, kv_tokens) - self.memory_bytes) > 0:
+            raise CapacityError(f"its blocks need {more / 2**20:.1f} MiB more than {self.name} has")
+        both = {*blocks, *engine.blocks}
+        if (more := reserved_bytes(engine, both, kv_tokens) - self.memory_bytes) > 0:
+            raise CommandRefusedError(
+                "insufficient_memory",
+                f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has",
+            )
+
+    async def _load(self, blocks: tuple[int, ...], shards: dict[str, dict[str, str]]) -> list[int]:
+        """Fetch, open and load the missing ones of `blocks`; their indices."""
+        executor = self.running()
+        missing = [block for block in blocks if block not in executor.engine.blocks]
+        try:
+            for block in missing:
+                shard = shards[str(block)]
+                key = self._unwrap(bytes.fromhex(shard["key"]), shard["name"])
+                sealed = await asyncio.to_thread(self._registry.get, shard["name"])
+                tensors = await asyncio.to_thread(open_shard, sealed, key)
+                await asyncio.to_thread(executor.load, block, tensors)
+        except (ResplitError, KeyError):
+            self._drop_unwanted()
+            raise
+        return missing
+
+    def _drop_unwanted(self, but: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
+        """Call `drop` (by default: free weights and caches) for the blocks that no epoch and not `but` needs."""
+        executor = self.executor
+        if executor is None:
+            return []
+        routes = [*self.routes.values(), *self.prepared.values()]
+        wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(but)
+        unwanted = sorted((self._cleared | set(executor.engine.blocks)) - wanted)
+        self._cleared = executor.memory.expected = frozenset()
+        for block in unwanted:
+            (drop or executor.engine.drop)(block)
+        return unwanted

@@ -1,0 +1,122 @@
+"""The passes that run through a node: each step is computed, then sent to the next node or answered to the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from resplit.cancellation import cancel_and_wait
+from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
+from resplit.model.engine import Activation
+from resplit.node.connections import Connections
+from resplit.node.executor import SegmentPass
+from resplit.node.hosting import Hosting
+from resplit.types import Sampling
+from resplit.wire.links import Sender
+from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.peers import from_wire, to_wire
+from resplit.wire.routes import Route
+
+_log = structlog.get_logger(__name__)
+_TOKEN_BYTES = 4
+
+
+class Passes:
+    """Runs the steps that arrive, each in a task of its own; `gateways` are the open streams of tokens, by name."""
+
+    def __init__(self, name: str, hosting: Hosting, connections: Connections) -> None:
+        self.gateways: dict[str, Sender[Token]] = {}
+        self._name = name
+        self._hosting = hosting
+        self._connections = connections
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def accept(self, step: Step) -> None:
+        """Run a step's segment and send the result on, in the background."""
+        task = asyncio.create_task(self._serve(step))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def lost(self, peer: str, steps: list[Step]) -> None:
+        """Answer steps that were sent to `peer` and that it did not acknowledge."""
+        for step in steps:
+            self._answer(step, error=NodeLostError(f"{self._name} lost its connection to {peer} during a step"))
+
+    async def cancel(self) -> None:
+        """Cancel the running passes."""
+        await cancel_and_wait(self._tasks)
+
+    async def _serve(self, step: Step) -> None:
+        try:
+            self._forward(step, await self._compute(step))
+        except ResplitError as error:
+            self._answer(step, error=error)
+        except Exception as error:
+            # Even after a defect the gateway must get an answer, or its request waits until the deadline.
+            _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
+            self._answer(step, error=error)
+
+    async def _compute(self, step: Step) -> Activation | int:
+        route = self._route(step)
+        if step.segment >= len(route.segments) or route.segments[step.segment].node != self._name:
+            raise self._stale(step)
+        try:
+            return await self._hosting.running().run(_segment_pass(step, route))
+        except DataError as error:
+            if self._hosting.routes.get(step.epoch) is route:
+                raise
+            raise self._stale(step) from error  # the epoch ended and its blocks were dropped during the pass
+
+    def _forward(self, step: Step, result: Activation | int) -> None:
+        if isinstance(result, int):
+            self._answer(step, token_id=result)
+            return
+        onward = Step()
+        onward.CopyFrom(step)
+        onward.segment += 1
+        onward.values.CopyFrom(to_wire(result))
+        self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
+
+    def _route(self, step: Step) -> Route:
+        route = self._hosting.routes.get(step.epoch)
+        if route is None:
+            raise self._stale(step)
+        return route
+
+    def _stale(self, step: Step) -> CommandRefusedError:
+        return CommandRefusedError("stale", f"{self._name} serves no segment {step.segment} of epoch {step.epoch}")
+
+    def _answer(self, step: Step, token_id: int = 0, error: Exception | None = None) -> None:
+        """Send the token, or the error, to the gateway that sent the step."""
+        # The shape of a failed step may be malformed; its start is always a position.
+        position = step.start if error is not None else step.start + step.values.shape[1]
+        token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self._name)
+        token.attempt = step.attempt
+        if error is not None:
+            token.error, token.error_kind = str(error), wire_word(error)
+            _log.warning("a pass failed", node=self._name, session=step.session, epoch=step.epoch, error=str(error))
+        gateway = self.gateways.get(step.gateway)
+        if gateway is None:
+            _log.warning(
+                "answer dropped: gateway not connected", node=self._name, gateway=step.gateway, session=step.session
+            )
+            return
+        with contextlib.suppress(CapacityError):
+            gateway.put(token, _TOKEN_BYTES)
+
+
+def _segment_pass(step: Step, route: Route) -> SegmentPass:
+    segment = route.segments[step.segment]
+    is_last = step.segment == len(route.segments) - 1
+    return SegmentPass(
+        session=step.session,
+        first=segment.first,
+        last=segment.last,
+        start=step.start,
+        capacity=step.capacity,
+        values=from_wire(step.values),
+        sampling=Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed) if is_last else None,
+        attempt=step.attempt,
+    )

@@ -1,0 +1,81 @@
+"""The key/value caches of sessions on a node: received from other nodes, sent to them, and freed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator
+
+from resplit.node.connections import Connections
+from resplit.node.hosting import Hosting
+from resplit.wire.node_pb2 import CachePart, TransferReply, TransferRequest
+from resplit.wire.peers import BACKGROUND_BYTES, CHUNK_BYTES, Peer, from_wire, to_wire
+
+
+class SessionCaches:
+    """Moves and frees the caches of one node."""
+
+    def __init__(self, hosting: Hosting, connections: Connections) -> None:
+        self._hosting = hosting
+        self._connections = connections
+
+    async def take(self, part: CachePart) -> None:
+        """Store a part of a session's cache of one block.
+
+        CommandRefusedError for a private block on a node that is not trusted, an ended session or an old attempt;
+        CapacityError if the cache does not fit; DataError if the part does not match what is held.
+        """
+        self._hosting.refuse_private((part.block,))
+        values = from_wire(part.values)
+        self._hosting.running().take_cache(part.session, part.block, part.first, part.capacity, values, part.attempt)
+
+    async def transfer(self, request: TransferRequest) -> TransferReply:
+        """Send positions `first..last-1` of a session's caches to the nodes that `target` names, one for each block."""
+        executor = self._hosting.running()
+        executor.attempts.ensure_current(request.session, request.attempt)
+        engine = executor.engine
+        leaving: dict[str, list[int]] = {}
+        for block, name in enumerate(request.target[: len(engine.features)]):
+            if name and engine.has_cache(block):
+                leaving.setdefault(name, []).append(block)
+        peers = [self._connections.peer(name) for name in leaving]
+        sent = [self._send(peer, request, blocks) for peer, blocks in zip(peers, leaving.values(), strict=True)]
+        return TransferReply(bytes=sum(await asyncio.gather(*sent)))
+
+    async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
+        """Refuse earlier attempts of a session from now on; the cached positions of the session, by block."""
+        executor = self._hosting.executor
+        return await executor.begin_attempt(session, attempt) if executor else {}
+
+    def close(self, sessions: Collection[str]) -> None:
+        """Free the caches of these sessions."""
+        if executor := self._hosting.executor:
+            for session in sessions:
+                executor.end(session)
+
+    def close_except(self, known: Collection[str]) -> None:
+        """Free the caches of all other sessions: the gateway has no request for them any more."""
+        if executor := self._hosting.executor:
+            self.close(sorted(executor.sessions().difference(known)))
+
+    async def _send(self, peer: Peer, request: TransferRequest, blocks: list[int]) -> int:
+        """Send a session's caches of these blocks to one node; the bytes sent."""
+        if not request.background:
+            return await peer.cache(list(self._parts(request, blocks, CHUNK_BYTES)))
+        return await peer.cache_in_background(self._parts(request, blocks, BACKGROUND_BYTES))
+
+    def _parts(self, request: TransferRequest, blocks: list[int], most_bytes: int) -> Iterator[CachePart]:
+        """The caches in parts of at most `most_bytes`, or of one position if that is more."""
+        engine = self._hosting.running().engine
+        for block in blocks:
+            stride = max(1, int(most_bytes / engine.features[block].kv_bytes_per_token))
+            capacity = engine.capacity(request.session, block)
+            for first in range(request.first, request.last, stride):
+                values = engine.export_cache(request.session, block, first, min(first + stride, request.last))
+                yield CachePart(
+                    session=request.session,
+                    attempt=request.attempt,
+                    block=block,
+                    first=first,
+                    capacity=capacity,
+                    values=to_wire(values),
+                )
