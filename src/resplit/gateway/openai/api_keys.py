@@ -1,0 +1,41 @@
+"""API keys: which request class a key belongs to, and whether a key is required."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from resplit.errors import ConfigError
+from resplit.gateway.openai.http_errors import http_error
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """The request class of each key, by the key's digest. Without `required` an unknown key has no effect."""
+
+    classes: Mapping[bytes, str]
+    required: bool
+
+    @classmethod
+    def of(cls, keys: Mapping[str, str], classes: tuple[str, ...], required: bool) -> ApiKeys:
+        """From keys and their request classes; ConfigError if a class is not one of `classes`."""
+        for name in keys.values():
+            if name not in classes:
+                raise ConfigError("api_keys", f"class {name!r} is not one of {', '.join(classes)}")
+        return cls({_digest(key): name for key, name in keys.items()}, required)
+
+    def class_of(self, authorization: str) -> str | None:
+        """The class of the key in an Authorization header, None without a known key; 401 if a key is required."""
+        scheme, _, key = authorization.partition(" ")
+        found = self.classes.get(_digest(key.strip())) if scheme.lower() == "bearer" else None
+        if found is None and self.required:
+            challenge = {"WWW-Authenticate": "Bearer"}
+            rule = "a valid API key is required: Authorization: Bearer KEY"
+            raise http_error(401, rule, "invalid_api_key", headers=challenge)
+        return found
+
+
+def _digest(key: str) -> bytes:
+    # Digests are looked up instead of keys, so that the time of a look-up reveals nothing about a key.
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
