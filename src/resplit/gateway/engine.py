@@ -1,6 +1,7 @@
-"""What the HTTP API asks of whatever generates tokens: one request in, its tokens out, errors by kind.
+"""The interface between the gateway's two halves: the HTTP API calls it, and the sessions implement it.
 
-Token ids only: it knows nothing of text or HTTP, and nothing of nodes.
+One request goes in, its tokens come out, and errors tell by their type what happened. Tokens are ids: text belongs to
+the HTTP API.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Engine(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The request classes that it knows."""
+        """Names of the request classes."""
         ...
 
     @property
@@ -56,13 +57,13 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
-        """The tokens of `request` as they are made; closing the iterator (`aclose`) cancels it.
+        """The tokens of `request` as they are made; to close the iterator (`aclose`) cancels the request.
 
-        Raises, before the first token where it can: CapacityError (no room now), RequestError (never possible as
-        it stands), NodeLostError (no nodes that can serve), TimeoutError (`deadline_s` is over).
+        Raises, if possible before the first token: CapacityError (no room now), RequestError (the request can never
+        be served), NodeLostError (the nodes that are left cannot serve), TimeoutError (`deadline_s` has passed).
         """
         ...
 
     def ready(self) -> str | None:
-        """None when it can serve, else the reason why not."""
+        """None if it can serve, else the reason."""
         ...

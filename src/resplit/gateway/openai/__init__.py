@@ -1,1 +1,1 @@
-"""The OpenAI HTTP API, above whatever implements `resplit.gateway.engine`."""
+"""The OpenAI HTTP API, above any implementation of `resplit.gateway.engine`."""

@@ -1,7 +1,4 @@
-"""From generated tokens to an answer: pieces of text as they become certain, and the bodies that carry them.
-
-Knows the shapes of the OpenAI API's answers, and nothing of connections.
-"""
+"""From generated tokens to an answer: pieces of final text, and the bodies of the OpenAI API that contain them."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to the answer: `text` that is certain now, maybe "". The last piece has a `finish`."""
+    """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`."""
 
     text: str
     token_id: int
@@ -32,12 +29,12 @@ class Piece:
 async def pieces(
     engine: Engine, request: GenerationRequest, text: Text, stops: Sequence[str], stopwatch: Stopwatch
 ) -> AsyncGenerator[Piece]:
-    """One piece for each token of `request`, up to the first stop string; closing it cancels the generation.
+    """One piece for each token of `request`, up to the first stop string; to close it cancels the generation.
 
-    Raises whatever the engine raises, and TimeoutError at the request's deadline.
+    Raises the errors of the engine, and TimeoutError at the request's deadline.
     """
     deadline = None if request.deadline_s is None else asyncio.get_running_loop().time() + request.deadline_s
-    cutter = _Cutter(text, stops)
+    maker = _PieceMaker(text, stops)
     generation = cast("AsyncGenerator[GeneratedToken]", engine.generate(request))
     async with aclosing(generation) as tokens:
         finish: Finish | None = None
@@ -45,13 +42,13 @@ async def pieces(
             async with asyncio.timeout_at(deadline):
                 token = await anext(tokens)
             stopwatch.token(len(request.prompt_ids))
-            piece = cutter.piece(token)
+            piece = maker.piece(token)
             finish = piece.finish
             yield piece
 
 
-class _Cutter:
-    """Turns one request's tokens into pieces."""
+class _PieceMaker:
+    """Turns the tokens of one request into pieces."""
 
     def __init__(self, text: Text, stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(text)
@@ -67,9 +64,9 @@ class _Cutter:
 
 @dataclass(frozen=True)
 class Envelope:
-    """What an answer's body, and every chunk of a streamed one, says besides the text.
+    """The fields of an answer's body, or of the chunks of a streamed answer, that surround the text.
 
-    `chat` chooses between the shapes of the two endpoints; `token_ids` adds the ids beside the text (an extension).
+    `chat` chooses between the forms of the two endpoints; `token_ids` adds the ids beside the text (an extension).
     """
 
     model: str
@@ -82,32 +79,32 @@ class Envelope:
     def whole(self, parts: Sequence[Piece]) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
         text = "".join(part.text for part in parts)
-        told: dict[str, Any] = {"text": text}
+        content: dict[str, Any] = {"text": text}
         if self.chat:
-            told = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = self._choice(told, [part.token_id for part in parts], parts[-1].finish)
+            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        choice = self._choice(content, [part.token_id for part in parts], parts[-1].finish)
         return self._body("chat.completion", [choice]) | {"usage": self._usage(len(parts))}
 
     def opening(self) -> list[dict[str, Any]]:
-        """Chunks before the first token."""
+        """The chunks before the first token."""
         role = {"delta": {"role": "assistant", "content": ""}}
         return [self._chunk([self._choice(role, [], None)])] if self.chat else []
 
     def chunk(self, piece: Piece) -> list[dict[str, Any]]:
-        """The chunk of one piece, if there is anything to tell."""
+        """The chunk of one piece; none if the piece adds nothing."""
         if not (piece.text or piece.finish or self.token_ids):
             return []
-        told: dict[str, Any] = {"text": piece.text}
+        content: dict[str, Any] = {"text": piece.text}
         if self.chat:
-            told = {"delta": {"content": piece.text} if piece.text else {}}
-        return [self._chunk([self._choice(told, [piece.token_id], piece.finish)])]
+            content = {"delta": {"content": piece.text} if piece.text else {}}
+        return [self._chunk([self._choice(content, [piece.token_id], piece.finish)])]
 
     def usage_chunk(self, new_tokens: int) -> dict[str, Any]:
         """The last chunk of a stream that includes usage."""
         return self._chunk([]) | {"usage": self._usage(new_tokens)}
 
-    def _choice(self, told: dict[str, Any], token_ids: list[int], finish: Finish | None) -> dict[str, Any]:
-        choice = {"index": 0, **told, "logprobs": None, "finish_reason": finish}
+    def _choice(self, content: dict[str, Any], token_ids: list[int], finish: Finish | None) -> dict[str, Any]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
         return choice | {"token_ids": token_ids} if self.token_ids else choice
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Every error as the OpenAI API words it: status, type, code, and a message that leaks nothing.
-
-Knows which error means which status; raises nothing itself.
-"""
+"""Errors in the OpenAI API's form: status, type, code, and a message without internal details."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from starlette.responses import Response
 from resplit.errors import CapacityError, http_status
 
 _CODES = {429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
-_SHOWN = 200  # characters of a client's own words that a message repeats
+_SHOWN = 200  # a message repeats at most so many characters of a client's input
 
 
 def http_error(
@@ -27,40 +24,40 @@ def http_error(
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> HTTPException:
-    """The error to raise for an answer with `status` and an error object in OpenAI's shape."""
+    """An exception to raise: it becomes an answer with `status` and an error object in the form of OpenAI."""
     kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
     return HTTPException(status, {"message": message, "type": kind, "param": param, "code": code}, headers)  # type: ignore[arg-type]
 
 
 def as_http(error: Exception) -> HTTPException:
-    """`error` as `refuse` makes it; whatever is not raised on purpose becomes a 500 without detail."""
+    """Any error as `http_error` makes it; a defect becomes a 500 without details."""
     match error:
         case HTTPException():
-            known = isinstance(error.detail, dict)
-            return error if known else http_error(error.status_code, error.detail, headers=error.headers)
+            ours = isinstance(error.detail, dict)
+            return error if ours else http_error(error.status_code, error.detail, headers=error.headers)
         case RequestValidationError():
             return _invalid(error.errors()[0])
     status = http_status(error)
     if status == 500:
-        return http_error(500, "the server failed to process the request; its log says why", "internal_error")
-    message = str(error) or "the request's deadline is over"  # a TimeoutError has no message of its own
+        return http_error(500, "the server failed to process the request; see its log", "internal_error")
+    message = str(error) or "the request missed its deadline"  # a TimeoutError has no message of its own
     wait_s = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))} if isinstance(error, CapacityError) else None
     return http_error(status, message, _CODES.get(status), headers=wait_s)
 
 
 def body_of(error: HTTPException) -> str:
-    """The error object as JSON, in ASCII: a message may repeat what is not valid text."""
+    """The error object as JSON, in ASCII, because a message may repeat input that is not valid Unicode."""
     return json.dumps({"error": error.detail})
 
 
 def response(error: Exception) -> Response:
     """The HTTP answer to `error`."""
-    refusal = as_http(error)
-    return Response(body_of(refusal), refusal.status_code, refusal.headers, "application/json")
+    answer = as_http(error)
+    return Response(body_of(answer), answer.status_code, answer.headers, "application/json")
 
 
 def _invalid(found: Mapping[str, Any]) -> HTTPException:
-    """The first thing that is wrong with a request's body or headers, as pydantic found it."""
+    """A 400 that names the first error that pydantic found in a request's body or headers."""
     param = ".".join(map(str, found["loc"][1:]))[:_SHOWN]
     match found["type"]:
         case "json_invalid":

@@ -1,7 +1,4 @@
-"""Prometheus metrics of the gateway, and the stopwatch of one request that feeds them.
-
-Times are taken at the gateway: from a request's arrival to its first token, between tokens, to its last token.
-"""
+"""Prometheus metrics of the gateway, and the stopwatch that measures one request for them."""
 
 from __future__ import annotations
 
@@ -19,22 +16,22 @@ Stage = Literal["reading", "waiting", "decoding"]
 
 
 class RequestMetrics:
-    """All metrics, in a registry of their own: others may add theirs to `registry` and appear at /metrics too."""
+    """All metrics, in one registry. Other parts may add metrics of their own to it; /metrics shows them too."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         by_class = ("request_class",)
         self.requests = Counter(
             "resplit_requests_total",
-            "Generation requests that ended, by class and HTTP status; 499: the client went away; a stream that "
-            "broke counts with the status that it would have had",
+            "Generation requests that ended, by class and HTTP status; 499: the client left; a stream that failed "
+            "counts with the status of its error",
             ("request_class", "status"),
             registry=self.registry,
         )
         self.prompt_tokens = self._counter("resplit_prompt_tokens_total", "Prompt tokens of requests that got a token")
         self.new_tokens = self._counter("resplit_new_tokens_total", "Tokens generated")
         self.latency_s = self._histogram(
-            "resplit_request_latency_seconds", "From arrival to the last token, of requests that ended well"
+            "resplit_request_latency_seconds", "From arrival to the last token, of completed requests"
         )
         self.first_token_s = self._histogram("resplit_time_to_first_token_seconds", "From arrival to the first token")
         self.token_s = self._histogram("resplit_time_per_token_seconds", "From one token to the next")
@@ -47,11 +44,10 @@ class RequestMetrics:
         self.sessions_live = Gauge(
             "resplit_sessions_live", "Requests whose tokens are being generated", by_class, registry=self.registry
         )
-
         self.tasks = Gauge("resplit_tasks", "Tasks of the gateway's event loop", registry=self.registry)
 
     def expose(self) -> bytes:
-        """Everything in Prometheus' text format. Called on the event loop."""
+        """All metrics in Prometheus' text format. Must be called on the event loop."""
         self.tasks.set(len(asyncio.all_tasks()))
         return generate_latest(self.registry)
 
@@ -63,7 +59,7 @@ class RequestMetrics:
 
 
 class Stopwatch:
-    """Follows one request from its arrival to its end. Every request that is started must be ended, once."""
+    """Measures one request from its arrival to its end. `end` must be called exactly once."""
 
     def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
@@ -74,12 +70,12 @@ class Stopwatch:
         self.status = _CLIENT_GONE
 
     def admit(self, request_class: str) -> None:
-        """The request is valid and waits for its first token."""
+        """The request is valid and now waits for its first token."""
         self._class = request_class
         self._enter("waiting")
 
     def token(self, prompt_tokens: int) -> None:
-        """A token came; `prompt_tokens` are counted with the first."""
+        """Record a token. The first one also counts the `prompt_tokens`."""
         now_s = time.monotonic()
         if self._stage == "waiting":
             self._enter("decoding")
@@ -91,11 +87,11 @@ class Stopwatch:
         self._last_token_s = now_s
 
     def leave(self) -> None:
-        """The client went away before its answer was complete."""
+        """The client left before its answer was complete."""
         self.status = _CLIENT_GONE
 
     def end(self) -> None:
-        """The request is over, with `status`."""
+        """The request ended with `status`."""
         if self._stage == "decoding" and self.status == 200:
             self._metrics.latency_s.labels(self._class).observe(self._last_token_s - self.arrival_s)
         self._enter("reading")

@@ -1,7 +1,4 @@
-"""ASGI middleware around the API's requests: bounded bodies, cancellation when the client leaves, the stopwatch.
-
-Knows nothing of what is asked for.
-"""
+"""ASGI middleware around the API's requests: bounded bodies, cancellation when a client leaves, and a stopwatch."""
 
 from __future__ import annotations
 
@@ -16,16 +13,16 @@ from resplit.config import LimitsConfig
 from resplit.gateway.openai.http_errors import http_error, response
 from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
 
-_GUARDED = "/v1/"  # what else is mounted on the app keeps its own rules
-_CLOSE = {"Connection": "close"}  # the rest of the body is not read: the connection is of no more use
-_GRACE_S = 5.0  # beyond the deadline, for a client that does not take its answer
+_LIMITED = "/v1/"  # other applications that are mounted on the app have their own rules
+_CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
+_GRACE_S = 5.0  # beyond the deadline, for a client that does not read its answer
 
 
 class RequestLimits:
-    """Reads the whole body before the app runs, counting as it goes, and runs the app in a task of its own, which is
-    cancelled when the client disconnects: so that it stops waiting and generating at once.
+    """Reads the whole body first, up to a limit, then runs the app in a task, which it cancels if the client leaves.
 
-    The app finds its `Stopwatch` in `request.state.stopwatch`; those of `metered` paths enter the metrics.
+    Thus a request stops waiting and generating as soon as its client disconnects. The app finds the request's
+    `Stopwatch` in `request.state.stopwatch`; the metrics count requests of `metered` paths.
     """
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: LimitsConfig, metered: Collection[str]) -> None:
@@ -35,7 +32,7 @@ class RequestLimits:
         self._metered = metered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
+        if scope["type"] != "http" or not scope["path"].startswith(_LIMITED):
             return await self._app(scope, receive, send)
         stopwatch = Stopwatch(self._metrics)
         scope.setdefault("state", {})["stopwatch"] = stopwatch
@@ -60,7 +57,7 @@ class RequestLimits:
         app = asyncio.ensure_future(self._app(scope, _replay(body), sender))
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
-            # The app keeps to its deadline by itself, unless it waits for a client that takes nothing.
+            # The app observes its deadline by itself, unless it waits for a client that reads nothing.
             await asyncio.wait(
                 {app, gone}, timeout=self._limits.deadline + _GRACE_S, return_when=asyncio.FIRST_COMPLETED
             )
@@ -92,7 +89,7 @@ class RequestLimits:
 
 
 class _Sender:
-    """Passes an answer on, noting its status and whether it is complete."""
+    """Forwards an answer, and records its status and whether it is complete."""
 
     def __init__(self, send: Send, stopwatch: Stopwatch) -> None:
         self._send = send
@@ -111,7 +108,7 @@ def _replay(body: bytes) -> Receive:
 
     async def receive() -> Message:
         if not left:
-            await asyncio.Future()  # a disconnect cancels the app: there is nothing more to tell it
+            await asyncio.Future()  # never returns: a disconnect cancels the app
         return {"type": "http.request", "body": left.pop(), "more_body": False}
 
     return receive

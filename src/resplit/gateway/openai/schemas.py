@@ -1,6 +1,6 @@
-"""Requests of the OpenAI API as this gateway takes them: what is honoured, what is ignored, what is refused.
+"""Requests of the OpenAI API as this gateway accepts them.
 
-A parameter that would change the answer and is not implemented must be absent or neutral. Knows no engine.
+A parameter that is not implemented must be absent or neutral if it would change the answer, and is ignored otherwise.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pydantic_core import CoreSchema, core_schema
 
 from resplit.types import Sampling
 
-# Below this, sampling is greedy but for overflows: a lead of 0.01 in the logits is already a factor of e^100.
+# Below this temperature sampling is greedy in effect (a lead of 0.01 in the logits is a factor of e^100), and the
+# division could overflow.
 _GREEDY_BELOW = 1e-4
 
 
 class _Neutral:
-    """Marks a parameter that is not implemented: absent, null, or one of `values`, which change nothing."""
+    """Marks a parameter that is not implemented: it must be absent, null, or one of the neutral `values`."""
 
     def __init__(self, *values: object) -> None:
         self._values = (None, *values)
@@ -41,14 +42,14 @@ class _Neutral:
     def _check(self, value: object) -> object:
         if any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in self._values):
             return value
-        raise ValueError("this gateway does not support it with this value; leave it out")
+        raise ValueError("this gateway does not support this value; leave the parameter out")
 
 
 def _utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair is no text") from None
+        raise ValueError("must be valid Unicode; found half of a surrogate pair") from None
     return text
 
 
@@ -73,7 +74,7 @@ def _joined_parts(value: object) -> str:
     parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
     if isinstance(parts, list) and parts and all(_is_text(part) for part in parts):
         return _utf8("".join(part["text"] for part in parts))
-    raise ValueError("must be a text or a list of parts of type 'text'; this model takes nothing else")
+    raise ValueError("must be a text or a list of parts of type 'text'")
 
 
 def _is_text(part: object) -> bool:
@@ -89,19 +90,19 @@ Stops = Annotated[tuple[str, ...], PlainValidator(_up_to_four, json_schema_input
 
 
 class _Request(BaseModel):
-    # An unknown parameter is refused, as OpenAI does: a misspelt one would be a wrong answer without a word.
+    # An unknown parameter is refused, as OpenAI does: if a misspelt one were ignored, the answer would be wrong.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class StreamOptions(_Request):
-    """What a stream carries besides the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Any = None
 
 
 class _Generation(_Request):
-    """What both endpoints share."""
+    """The parameters of both endpoints."""
 
     model: Str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -118,7 +119,7 @@ class _Generation(_Request):
     presence_penalty: Annotated[Any, _Neutral(0)] = None
     logit_bias: Annotated[Any, _Neutral({})] = None
 
-    # Without influence on the answer.
+    # Ignored: these do not change the answer.
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -140,11 +141,11 @@ class _Generation(_Request):
 
     @property
     def new_tokens(self) -> int | None:
-        """How many new tokens were asked for, None where the request does not say."""
+        """The requested number of new tokens, or None."""
         return self.max_tokens
 
     def sampling(self) -> Sampling:
-        """How to choose tokens: greedy unless a temperature is given, with a random seed unless one is given."""
+        """How to choose tokens: greedy without a temperature, and with a random seed if none is given."""
         temperature = self.temperature or 0.0
         top_p = 1.0 if self.top_p is None else self.top_p
         if temperature < _GREEDY_BELOW or top_p == 0:
@@ -167,12 +168,12 @@ class CompletionRequest(_Generation):
 
     @property
     def new_tokens(self) -> int:
-        """How many new tokens were asked for; 16 where the request does not say, as at OpenAI."""
+        """The requested number of new tokens; by default 16, as at OpenAI."""
         return self.max_tokens or 16
 
 
 class TextPart(_Request):
-    """A piece of a message."""
+    """A part of a message."""
 
     type: Literal["text"]
     text: str
@@ -182,7 +183,7 @@ Content = Annotated[str, PlainValidator(_joined_parts, json_schema_input_type=st
 
 
 class Message(_Request):
-    """One message of a conversation. An assistant's answer can be handed back as it came."""
+    """One message of a conversation. A client may send an assistant's answer back unchanged."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
@@ -195,7 +196,7 @@ class Message(_Request):
     annotations: Any = None
 
     def plain(self) -> dict[str, str]:
-        """Role and text as chat templates know them: what they call system is a developer today."""
+        """Role and text for a chat template: templates still call the role `developer` `system`."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
@@ -222,5 +223,5 @@ class ChatRequest(_Generation):
 
     @property
     def new_tokens(self) -> int | None:
-        """How many new tokens were asked for, None (all that fit) where the request does not say."""
+        """The requested number of new tokens; None means all that fit."""
         return self.max_completion_tokens or self.max_tokens

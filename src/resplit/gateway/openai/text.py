@@ -1,7 +1,4 @@
-"""Text to token ids and back: tokenizer, chat template, incremental detokenising, stop strings.
-
-Knows nothing of HTTP, and nothing of where tokens come from.
-"""
+"""Text to token ids and back: tokenizer, chat template, incremental detokenization and stop strings."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 from resplit.errors import ModelError, RequestError
 
-# What a decoder shows where the bytes so far are not (yet) a character.
+# Decoders show this for bytes that are not a complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -27,9 +24,9 @@ class Text:
 
     @classmethod
     def from_folder(cls, folder: Path, stop_ids: Iterable[int] = ()) -> Text:
-        """Read tokenizer and generation settings of a local model folder; `stop_ids` end a text as well.
+        """Read the tokenizer and generation settings of a local model folder; `stop_ids` end a text as well.
 
-        Raises ModelError where there is no tokenizer that can be read.
+        Raises ModelError if the tokenizer cannot be read.
         """
         from transformers import AutoTokenizer
 
@@ -38,17 +35,17 @@ class Text:
             return cls(tokenizer, frozenset(stop_ids) | _generation_stop_ids(folder))
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            rule = "give a folder with tokenizer.json, and a generation_config.json that is JSON if there is one"
-            raise ModelError(f"{folder}: no tokenizer can be read ({reason}); {rule}") from error
+            rule = "give a folder with tokenizer.json; its generation_config.json, if present, must be valid JSON"
+            raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}); {rule}") from error
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a plain prompt, with whatever the model's tokenizer puts in front of every text."""
+        """Token ids of a plain prompt, with the special tokens that the tokenizer puts before every text."""
         return tuple(self._tokenizer(text, verbose=False)["input_ids"])
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """Token ids of a conversation (`role`, `content` each), up to where the assistant's answer begins.
+        """Token ids of a conversation (`role` and `content` each), up to the start of the assistant's answer.
 
-        Raises RequestError where the model has no chat template, or its template refuses the conversation.
+        Raises RequestError if the model has no chat template, or if the template refuses the conversation.
         """
         from jinja2 import TemplateError
 
@@ -66,24 +63,24 @@ class Text:
         return text
 
     def least_tokens(self, text: str) -> int:
-        """A lower bound on the number of tokens of `text`, at no cost: refuses what is far too long unread."""
+        """A lower bound on the number of tokens of `text`, without tokenizing it."""
         return len(text) // self._longest_token
 
 
 class Detokenizer:
-    """Text from tokens as they come: every piece is final, and the pieces together are `Text.decode` of all tokens.
+    """Text from tokens as they come. Every piece is final, and all pieces together equal `Text.decode` of all tokens.
 
-    Holds for decoders that join the bytes of their tokens (all byte-level BPE). A token is decoded with the ones
-    of the piece before it, because a decoder may treat the first token of a text differently.
+    This holds for decoders that join the bytes of their tokens (every byte-level BPE). A token is decoded together
+    with those of the piece before it, because a decoder may treat the first token of a text differently.
     """
 
     def __init__(self, text: Text) -> None:
         self._text = text
-        self._ids: list[int] = []  # the last piece, then what is not shown yet
-        self._shown = 0  # how many of them make up the last piece
+        self._ids: list[int] = []  # the tokens of the last piece, then those that are not shown yet
+        self._shown = 0  # how many of them belong to the last piece
 
     def push(self, token_id: int) -> str:
-        """What can be shown now that `token_id` came: "" while a character is incomplete."""
+        """The text that `token_id` completes; "" while a character is incomplete."""
         self._ids.append(token_id)
         piece = self._pending()
         if not piece or piece.endswith(_REPLACEMENT):
@@ -93,7 +90,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What is left at the end, incomplete characters as U+FFFD."""
+        """The rest at the end of the text, with incomplete characters as U+FFFD."""
         piece = self._pending()
         self._ids, self._shown = [], 0
         return piece
@@ -103,10 +100,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string that is complete; what may become one is held back.
+    """Passes text on up to the first complete stop string, and holds back text that may become one.
 
-    Of several stop strings, the one that is complete first counts (the longest of those that end together), so
-    the outcome does not depend on how the text was cut into pieces.
+    Of several stop strings the one that is complete first counts (the longest of those that end together). So the
+    result does not depend on how the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -115,7 +112,7 @@ class StopStrings:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """The text that can be shown now; nothing once a stop string was found."""
+        """The text that can be shown now; "" after a stop string was found."""
         if self.found:
             return ""
         text = self._held + piece
@@ -127,18 +124,18 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """At the end of the text: the text that was held back."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins (`stop` itself not being in it)."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _generation_stop_ids(folder: Path) -> frozenset[int]:
-    """`eos_token_id` (one or several) of the folder's generation_config.json, which `generate` stops at as well."""
+    """`eos_token_id` (one or several) of the folder's generation_config.json, at which `generate` stops as well."""
     path = folder / "generation_config.json"
     stop = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
     return frozenset([stop] if isinstance(stop, int) else stop or ())
