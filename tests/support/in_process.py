@@ -24,6 +24,7 @@ from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
+from resplit.wire.commands import Prepare, WrappedShard, to_body
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route
 from tests.support.tcp_proxy import TcpProxy
@@ -100,25 +101,18 @@ class InProcessCluster:
 
     def prepare_body(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
         """The body of a prepare command."""
+        shards = {block: self._shard(node, block) for block, name in enumerate(placement) if name == node}
         route = self.route(placement, epoch)
-        blocks = range(len(placement))
-        return {
-            "route": route.to_json(),
-            "model": {"config": self.model.spec.config, "dtype": self.model.spec.dtype, "split": self.model.spec.split},
-            "private": sorted(self.private),
-            "kv_tokens": kv_tokens,
-            "replace_current": False,
-            "shards": {str(b): self._shard(node, b) for b in blocks if placement[b] == node},
-        }
+        return to_body(Prepare(route, False, self.model.spec, self.private, kv_tokens, shards))
 
     def connect_body(self, addresses: dict[str, str]) -> dict[str, Any]:
-        """The body of a meet command, for a trusted node."""
+        """The body of a connect command, for a trusted node."""
         return {"addresses": addresses, "links": {}, "sessions": [], "trusted": True, "private": []}
 
-    def _shard(self, node: str, block: int) -> dict[str, str]:
+    def _shard(self, node: str, block: int) -> WrappedShard:
         entry = self.keyring[self.features[block].name]
         wrapped = wrap_key(entry.key, self.member.public_wrap_key(node), node=node, shard=entry.shard)
-        return {"name": entry.shard, "key": wrapped.hex()}
+        return WrappedShard(entry.shard, wrapped)
 
     def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
         """A controller of this cluster that hears of lost and found nodes, by default with its log in the folder."""

@@ -20,6 +20,7 @@ from resplit.control.operations import Operator
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import ResplitError, http_status
 from resplit.problem import problem_from_json
+from resplit.wire.commands import Emulate
 from resplit.wire.links import Shape
 
 _Index = Annotated[int, Query(ge=0, lt=2**63)]
@@ -192,15 +193,15 @@ def _emulating(controller: Controller) -> APIRouter:
 
     @router.post("/emulation/node")
     async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:
-        await controller.emulate(body.node, body.model_dump(exclude={"node"}, exclude_none=True))
+        await controller.emulate(body.node, Emulate(body.slowdown, body.background_utilization))
         return {}
 
     @router.post("/emulation/link")
     async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
         one, other = body.between
         shape = Shape(body.latency_s, body.bandwidth_bytes_per_s)
-        await controller.emulate(one, {"links": {other: asdict(shape)}})
-        await controller.emulate(other, {"links": {one: asdict(shape)}})
+        await controller.emulate(one, Emulate(links={other: shape}))
+        await controller.emulate(other, Emulate(links={one: shape}))
         if controller.cluster.source in body.between:
             far = other if one == controller.cluster.source else one
             controller.gateway.set_link(far, shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.shards.keyring import Keyring
 from resplit.types import BlockFeatures, Problem
+from resplit.wire.commands import Abort, Clear, Commit, Connect, Emulate, Release
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route
 
@@ -97,7 +98,7 @@ class Controller:
         async with self._changing:
             await self._abort_unfinished()
         self._introduced = True
-        await self.commands.notify(self.answering, "connect", self._introduction(), self._live_number)
+        await self.commands.notify(self._introductions(self.answering), self._live_number)
 
     async def resume(self) -> None:
         """After a restart: make what was live before live again, or what can be without nodes that do not answer.
@@ -130,7 +131,9 @@ class Controller:
         """Have every node that is in use, or only `those`, time one block of each kind that it may hold."""
         asked = set(self.addresses if those is None else those) - self.rules.drained
         nodes = [name for name in self.answering if name in asked]
-        await self.commands.require(nodes, "profile", self.commands.profile(self.rules), self._live_number)
+        await self.commands.require(
+            {name: self.commands.profile(name, self.rules) for name in nodes}, self._live_number
+        )
 
     async def deploy(self, proposal: Proposal, held: bool = False) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
@@ -153,14 +156,14 @@ class Controller:
         self._latest_problem = problem
         save_problem(problem, self.problem_file)
 
-    async def emulate(self, node: str, change: dict[str, Any]) -> None:
+    async def emulate(self, node: str, change: Emulate) -> None:
         """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
-        for name in (node, *change.get("links", {})):
+        for name in (node, *change.links):
             if name not in self.addresses:
                 raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self.addresses)}")
-        if node in change.get("links", {}):
+        if node in change.links:
             raise ConfigError(repr(node), "a link is between two nodes")
-        await self.commands.require([node], "emulate", lambda name: change, self._live_number)
+        await self.commands.require({node: change}, self._live_number)
 
     def settled(self, oldest: int) -> None:
         """Sessions use no epoch before `oldest` any more: free what only those held."""
@@ -265,7 +268,7 @@ class Controller:
     async def _welcome(self, name: str) -> None:
         """Tell a node where the others are; give it its blocks again if the live epoch wants it and it has none."""
         try:
-            await self.commands.require([name], "connect", self._introduction(), self._live_number)
+            await self.commands.require(self._introductions([name]), self._live_number)
             await self._resync(name)
             state, _ = await self.peers[name].report(0)
         except ResplitError as error:
@@ -283,12 +286,13 @@ class Controller:
         async with self._changing:  # so that nothing of it is under way
             state, _ = await self.peers[name].report(0)
             for epoch in state["state"]["prepared"]:
-                kind = "commit" if epoch == self._live_number else "abort"
-                await self.commands.notify([name], kind, _about(epoch), epoch)
-            await self.commands.notify([name], "release", _about(self._released), self._live_number)
+                outcome = Commit(epoch) if epoch == self._live_number else Abort(epoch)
+                await self.commands.notify({name: outcome}, epoch)
+            await self.commands.notify({name: Release(self._released)}, self._live_number)
 
-    def _introduction(self) -> Any:
-        return self.commands.connect(self.addresses, self.rules, self.gateway.session_names())
+    def _introductions(self, nodes: list[str]) -> dict[str, Connect]:
+        sessions = self.gateway.session_names()
+        return {name: self.commands.connect(name, self.addresses, self.rules, sessions) for name in nodes}
 
     def _check(self, proposal: Proposal) -> None:
         if proposal.based_on != self._live_number:
@@ -321,7 +325,7 @@ class Controller:
                 if isinstance(error, ResplitError):
                     raise ProposalRefusedError(f"epoch {epoch} could not be prepared: {error}") from error
                 raise
-            await self.commands.notify(self.answering, "commit", _about(epoch), epoch)
+            await self.commands.notify(dict.fromkeys(self.answering, Commit(epoch)), epoch)
             loaded_bytes = float(sum(self.features[block].weight_bytes for block in loaded))
             return self._went_live(route, proposal, loaded_bytes, time.monotonic() - begun_s, bool(tight))
 
@@ -334,11 +338,11 @@ class Controller:
         nodes = self.answering
         if lost := sorted(set(route.placement) - set(nodes)):
             raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached")
-        order = self.commands.prepare(route, self.rules, replace_current)
-        answers = await self.commands.send(nodes, "prepare", order, route.epoch)
+        commands = {name: self.commands.prepare(name, route, self.rules, replace_current) for name in nodes}
+        answers = await self.commands.send(commands, route.epoch)
         loaded: list[int] = []
         tight: list[str] = []
-        for name, answer in zip(nodes, answers, strict=True):
+        for name, answer in answers.items():
             if isinstance(answer, CommandRefusedError) and answer.reason == "insufficient_memory":
                 tight.append(name)
             elif isinstance(answer, BaseException):
@@ -357,21 +361,21 @@ class Controller:
         nodes = sorted(tight)
         _log.info("a staged move: no room beside the old blocks", nodes=", ".join(nodes), epoch=route.epoch)
         try:
-            await self.commands.require(nodes, "clear", lambda _: {"route": route.to_json()}, route.epoch)
+            await self.commands.require(dict.fromkeys(nodes, Clear(route)), route.epoch)
             await self.gateway.move_all(route)
-            order = self.commands.prepare(route, self.rules, replace_current=True)
-            replies = await self.commands.require(nodes, "prepare", order, route.epoch)
+            commands = {name: self.commands.prepare(name, route, self.rules, True) for name in nodes}
+            replies = await self.commands.require(commands, route.epoch)
         except BaseException as error:
             self._broken = f"a staged move failed: {error}"
             self._spawn(self.recover())
             raise
-        return [block for reply in replies for block in reply["loaded"]]
+        return [block for reply in replies.values() for block in reply["loaded"]]
 
     async def _abort(self, epoch: int, reason: str) -> None:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
             self.log.append(epoch, "aborted", {"reason": reason})
-        await self.commands.notify(self.answering, "abort", _about(epoch), epoch)
+        await self.commands.notify(dict.fromkeys(self.answering, Abort(epoch)), epoch)
 
     async def _abort_unfinished(self) -> None:
         for epoch in self.log.unfinished():
@@ -401,7 +405,7 @@ class Controller:
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
-            await self.commands.notify(self.answering, "release", _about(oldest), oldest)
+            await self.commands.notify(dict.fromkeys(self.answering, Release(oldest)), oldest)
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self.log.unreleased():
                     if epoch < oldest:
@@ -416,8 +420,3 @@ class Controller:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             _log.error("what the controller did by itself failed", exc_info=error)
-
-
-def _about(epoch: int) -> Callable[[str], dict[str, Any]]:
-    """For every node: the epoch that a command is about."""
-    return lambda node: {"epoch": epoch}

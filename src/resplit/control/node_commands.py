@@ -1,14 +1,9 @@
-"""What the controller tells nodes: which words each kind of command has, signed for one node, and its answer.
-
-Knows how an order is written and sent; when to give which is for the controller.
-"""
+"""Commands to nodes: what each one contains for a node, and how it is signed, sent and answered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -20,15 +15,16 @@ from resplit.security.signing import CommandSigner
 from resplit.shards.keyring import Keyring
 from resplit.shards.sealing import wrap_key
 from resplit.types import BlockFeatures
+from resplit.wire.commands import Connect, NodeCommand, Prepare, Profile, Reply, Trust, WrappedShard, to_body
+from resplit.wire.links import Shape
 from resplit.wire.peers import Address, Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
-Body = dict[str, Any]
 
 
 class NodeCommands:
-    """Writes, signs and sends commands."""
+    """Writes, signs and sends commands. `epoch` is the epoch under which they are signed."""
 
     def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
         self._model = model
@@ -37,104 +33,67 @@ class NodeCommands:
         self._peers = peers
         self._signer = CommandSigner(member)
 
-    async def send(
-        self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int
-    ) -> list[Body | BaseException]:
-        """Send a command to nodes at once; each one's answer, or the error that came instead, in order."""
-        calls = [
-            self._peers[name].command(kind, self._signer.sign(kind, body(name), audience=name, epoch=epoch))
-            for name in nodes
-        ]
-        return await asyncio.gather(*calls, return_exceptions=True)
+    async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
+        """Send each node its command, all at once. Returns each node's reply, or the error that it caused."""
+        signed = {
+            node: self._signer.sign(command.kind, to_body(command), audience=node, epoch=epoch)
+            for node, command in commands.items()
+        }
+        calls = [self._peers[node].command(commands[node].kind, text) for node, text in signed.items()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return dict(zip(commands, answers, strict=True))
 
-    async def require(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[Body]:
-        """As `send`; the first error is raised once all have answered."""
-        answers = await self.send(nodes, kind, body, epoch)
-        for answer in answers:
+    async def require(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply]:
+        """Send as `send` does. Once all have answered, raises the first error."""
+        replies = {}
+        for node, answer in (await self.send(commands, epoch)).items():
             if isinstance(answer, BaseException):
                 raise answer
-        return [answer for answer in answers if isinstance(answer, dict)]
+            replies[node] = answer
+        return replies
 
-    async def notify(self, nodes: Sequence[str], kind: str, body: Callable[[str], Body], epoch: int) -> list[str]:
-        """As `send`, passing over those that cannot be reached (they hold nothing) or refuse; who obeyed."""
-        answers = await self.send(nodes, kind, body, epoch)
-        for name, answer in zip(nodes, answers, strict=True):
+    async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
+        """Send as `send` does. A node that refuses or cannot be reached is logged and otherwise ignored."""
+        for node, answer in (await self.send(commands, epoch)).items():
             if isinstance(answer, ResplitError):
                 level = _log.info if isinstance(answer, NodeLostError) else _log.warning
-                level("command not obeyed", kind=kind, node=name, error=str(answer))
+                level("a command was not carried out", kind=commands[node].kind, node=node, error=str(answer))
             elif isinstance(answer, BaseException):
                 raise answer
-        return [name for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)]
 
-    def prepare(self, route: Route, rules: PlacementRules, replace_current: bool) -> Callable[[str], Body]:
-        """For a node: hold your blocks of this route; `replace_current`: instead of all that you have."""
+    def prepare(self, node: str, route: Route, rules: PlacementRules, replace_current: bool) -> Prepare:
+        """The command that has a node load its blocks of a route."""
+        shards = self._shards(node, route.blocks_of(node), rules.features)
+        return Prepare(route, replace_current, self._model.spec, rules.private, rules.cluster.kv_tokens, shards)
 
-        def order(node: str) -> Body:
-            return {
-                "route": route.to_json(),
-                "replace_current": replace_current,
-                "model": asdict(self._model.spec),
-                "private": sorted(rules.private),
-                "kv_tokens": rules.cluster.kv_tokens,
-                "shards": self._shards(node, route.blocks_of(node), rules.features),
-            }
-
-        return order
-
-    def profile(self, rules: PlacementRules) -> Callable[[str], Body]:
-        """For a node: time one block of each kind that you may hold. Layers are alike, so one speaks for all."""
-
-        def order(node: str) -> Body:
-            trusted = node in rules.cluster.trusted
-            first: dict[str, int] = {}
-            for index, block in enumerate(rules.features):
-                if trusted or not block.private:
-                    first.setdefault(block.kind, index)
-            blocks = sorted(first.values())
-            return {
-                "blocks": blocks,
-                "model": asdict(self._model.spec),
-                "private": sorted(rules.private),
-                "shards": self._shards(node, tuple(blocks), rules.features),
-            }
-
-        return order
+    def profile(self, node: str, rules: PlacementRules) -> Profile:
+        """The command that has a node time one block of each kind that it may hold. Blocks of a kind are alike."""
+        trusted = node in rules.cluster.trusted
+        first: dict[str, int] = {}
+        for index, block in enumerate(rules.features):
+            if trusted or not block.private:
+                first.setdefault(block.kind, index)
+        blocks = tuple(sorted(first.values()))
+        return Profile(blocks, self._model.spec, rules.private, self._shards(node, blocks, rules.features))
 
     def connect(
-        self, addresses: Mapping[str, Address], rules: PlacementRules, sessions: Sequence[str]
-    ) -> Callable[[str], Body]:
-        """For a node: where the others are and how far, whether you are trusted, and which sessions there are.
+        self, node: str, addresses: Mapping[str, Address], rules: PlacementRules, sessions: Sequence[str]
+    ) -> Connect:
+        """The command that has a node connect to the others, and drop the caches of all but these sessions."""
+        links = {name: rules.cluster.link(node, name) for name in addresses if name != node}
+        shapes = {name: Shape(link.latency, link.bandwidth) for name, link in links.items() if link}
+        trusted = node in rules.cluster.trusted
+        return Connect(trusted, rules.private, addresses, shapes, frozenset(sessions))
 
-        Caches of other sessions are left from another life.
-        """
+    def trust(self, node: str, rules: PlacementRules) -> Trust:
+        """The command that says whether a node is trusted, and which blocks are private."""
+        return Trust(node in rules.cluster.trusted, rules.private)
 
-        def order(node: str) -> Body:
-            shapes = {name: rules.cluster.link(node, name) for name in addresses if name != node}
-            return {
-                "addresses": {name: str(address) for name, address in addresses.items()},
-                "links": {
-                    name: {"latency_s": shape.latency, "bandwidth_bytes_per_s": shape.bandwidth}
-                    for name, shape in shapes.items()
-                    if shape
-                },
-                "sessions": list(sessions),
-                **self.trust(rules)(node),
-            }
-
-        return order
-
-    def trust(self, rules: PlacementRules) -> Callable[[str], Body]:
-        """For a node: whether it is trusted, and with which blocks it must be."""
-        return lambda node: {"trusted": node in rules.cluster.trusted, "private": sorted(rules.private)}
-
-    def _shards(
-        self, node: str, blocks: tuple[int, ...], features: tuple[BlockFeatures, ...]
-    ) -> dict[str, dict[str, str]]:
-        """For each block its shard's name and the data key, wrapped for this node alone."""
-        public = self._member.public_wrap_key(node)
-        result = {}
+    def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
+        """The shard of each block, its data key wrapped for this node alone."""
+        public_key = self._member.public_wrap_key(node)
+        shards = {}
         for block in blocks:
             entry = self._keyring[features[block].name]
-            wrapped = wrap_key(entry.key, public, node=node, shard=entry.shard)
-            result[str(block)] = {"name": entry.shard, "key": wrapped.hex()}
-        return result
+            shards[block] = WrappedShard(entry.shard, wrap_key(entry.key, public_key, node=node, shard=entry.shard))
+        return shards

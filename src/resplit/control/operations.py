@@ -183,9 +183,8 @@ class Operator:
     async def _tell_trust(self) -> None:
         controller = self._controller
         epoch = controller.live.epoch if controller.live else 0
-        await controller.commands.notify(
-            controller.answering, "trust", controller.commands.trust(controller.rules), epoch
-        )
+        trust = {name: controller.commands.trust(name, controller.rules) for name in controller.answering}
+        await controller.commands.notify(trust, epoch)
 
     async def _greet(self, old: DesiredState, new: DesiredState) -> list[str]:
         """Have nodes that are new introduced and timed, so that plans can use them; who does not answer, in words."""

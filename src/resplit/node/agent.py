@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from resplit.config import ClusterConfig
 from resplit.node.block_timing import time_block
@@ -16,11 +15,19 @@ from resplit.node.probe import Probe
 from resplit.node.session_caches import SessionCaches
 from resplit.security.identity import Member
 from resplit.shards.registry import Registry
-from resplit.wire.links import Shape
-from resplit.wire.peers import Address
-from resplit.wire.routes import Route
-
-Body = dict[str, Any]
+from resplit.wire.commands import (
+    Abort,
+    Clear,
+    Commit,
+    Connect,
+    Emulate,
+    NodeCommand,
+    Prepare,
+    Profile,
+    Release,
+    Reply,
+    Trust,
+)
 
 
 class Agent:
@@ -42,23 +49,30 @@ class Agent:
         self.probe = Probe(name, self.hosting, self.connections)
         self.connections.on_lost = self.passes.lost
         self.connections.on_crossing = self.probe.crossed
-        self.commands: dict[str, Callable[[Body], Awaitable[Body]]] = {
-            "prepare": self._prepare,
-            "clear": self.hosting.clear,
-            "commit": self.hosting.commit,
-            "abort": self.hosting.abort,
-            "release": self.hosting.release,
-            "trust": self.hosting.trust,
-            "emulate": self._emulate,
-            "connect": self._connect,
-            "profile": self._profile,
-        }
         self._commanded = asyncio.Lock()
 
-    async def obey(self, kind: str, body: Body) -> Body:
+    async def obey(self, command: NodeCommand) -> Reply:
         """Carry out a command, after those that came before it; its answer. ResplitError says why it was refused."""
         async with self._commanded:
-            return await self.commands[kind](body)
+            match command:
+                case Prepare():
+                    return await self._prepare(command)
+                case Clear():
+                    return await self.hosting.clear(command)
+                case Commit():
+                    return await self.hosting.commit(command)
+                case Abort():
+                    return await self.hosting.abort(command)
+                case Release():
+                    return await self.hosting.release(command)
+                case Connect():  # before Trust, which it extends
+                    return await self._connect(command)
+                case Trust():
+                    return await self.hosting.trust(command)
+                case Profile():
+                    return await self._profile(command)
+                case Emulate():
+                    return await self._emulate(command)
 
     async def disconnect(self) -> None:
         """Cancel the running passes, close every connection, and stop the executor."""
@@ -67,29 +81,28 @@ class Agent:
         if self.hosting.executor:
             self.hosting.executor.close()
 
-    async def _prepare(self, body: Body) -> Body:
-        answer = await self.hosting.prepare(body)
-        self.connections.connect(Route.from_json(body["route"]).addresses)
+    async def _prepare(self, command: Prepare) -> Reply:
+        answer = await self.hosting.prepare(command)
+        self.connections.connect(command.route.addresses)
         return answer
 
-    async def _connect(self, body: Body) -> Body:
+    async def _connect(self, command: Connect) -> Reply:
         """Take over addresses, links and trust from a controller, free the caches of ended sessions, measure links."""
-        await self.hosting.trust(body)
-        shapes = {name: Shape(**shape) for name, shape in body["links"].items()}
-        self.connections.connect({name: Address.parse(text) for name, text in body["addresses"].items()}, shapes)
-        self.caches.close_except(body["sessions"])
+        await self.hosting.trust(command)
+        self.connections.connect(command.addresses, command.links)
+        self.caches.close_except(command.sessions)
         await self.probe.echo_all()
         return {}
 
-    async def _emulate(self, body: Body) -> Body:
+    async def _emulate(self, command: Emulate) -> Reply:
         """Change the emulated hardware and links; refused on real hardware."""
-        self.hosting.change_hardware(body.get("slowdown"), body.get("background_utilization"))
-        self.connections.reshape(body.get("links", {}))
+        self.hosting.change_hardware(command.slowdown, command.background_utilization)
+        self.connections.set_links(command.links)
         return {}
 
-    async def _profile(self, body: Body) -> Body:
+    async def _profile(self, command: Profile) -> Reply:
         """Time blocks (capacity profiling)."""
-        answer = await self.hosting.profile(body, self._time_block)
+        answer = await self.hosting.profile(command, self._time_block)
         self.probe.sample()
         return answer
 

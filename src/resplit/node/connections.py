@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from resplit.config import ClusterConfig
 from resplit.errors import DataError
@@ -53,10 +52,10 @@ class Connections:
             raise DataError(f"{self._name} has no address of node {name!r}; the controller must connect them first")
         return self.peers[name]
 
-    def reshape(self, links: Mapping[str, Mapping[str, Any]]) -> None:
+    def set_links(self, links: Mapping[str, Shape]) -> None:
         """Change emulated links, by the name of the node at the other end."""
         for name, shape in links.items():
-            self.links[name].shape = Shape(shape["latency_s"], shape["bandwidth_bytes_per_s"])
+            self.links[name].shape = shape
 
     async def disconnect(self) -> None:
         """Close every connection."""

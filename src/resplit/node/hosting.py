@@ -7,8 +7,7 @@ order of epochs does not allow.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
@@ -19,6 +18,7 @@ from resplit.node.executor import Executor
 from resplit.node.memory import reserved_bytes
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
+from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Trust, WrappedShard
 from resplit.wire.routes import Route
 
 
@@ -62,7 +62,7 @@ class Hosting:
             reason = f"{self.name} is not trusted and may not hold blocks {forbidden} or their caches"
             raise CommandRefusedError("privacy", reason)
 
-    async def prepare(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def prepare(self, command: Prepare) -> Reply:
         """Load the blocks that an epoch places here and that are not loaded yet; nothing serves the epoch yet.
 
         With `replace_current`, the epochs served so far end first: the cluster cannot serve them any more.
@@ -71,29 +71,29 @@ class Hosting:
         reason "insufficient_memory" if the blocks fit, but not beside those that are held; CapacityError if they do
         not fit at all; ShardError if a shard cannot be fetched or opened. Then no new block stays loaded.
         """
-        route = Route.from_json(body["route"])
+        route = command.route
         if route.epoch <= self._aborted:  # the command was delayed on its way
             raise CommandRefusedError("stale", f"epoch {route.epoch} was aborted")
-        executor = await self._start_executor(body["model"])
+        executor = await self._start_executor(command.model)
         blocks = route.blocks_of(self.name)
-        self._private = frozenset(body["private"])
+        self._private = command.private
         self.refuse_private(blocks)
-        if body["replace_current"]:
+        if command.replace_current:
             self.routes, self.prepared = {}, {}
             # The caches stay, as replicas: the new nodes get them from here.
             self._drop_unwanted(but=blocks, drop=executor.engine.unload)
         executor.memory.expected = frozenset(blocks)
-        self._ensure_room(blocks, body["kv_tokens"])
-        loaded = await self._load(blocks, body["shards"])
+        self._ensure_room(blocks, command.kv_tokens)
+        loaded = await self._load(blocks, command.shards)
         self.prepared[route.epoch] = route
         return {"loaded": loaded}
 
-    async def clear(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def clear(self, command: Clear) -> Reply:
         """Make room for an epoch that does not fit beside the current one: drop the weights that it does not need.
 
         This node serves nothing from then on. Caches stay until the epoch is prepared or aborted, to be transferred.
         """
-        wanted, executor = Route.from_json(body["route"]).blocks_of(self.name), self.running()
+        wanted, executor = command.route.blocks_of(self.name), self.running()
         self.routes, self.prepared = {}, {}
         self._cleared = frozenset(executor.engine.blocks) - frozenset(wanted)
         executor.memory.expected = frozenset(wanted)
@@ -101,9 +101,9 @@ class Hosting:
             executor.engine.unload(block)
         return {"cleared": sorted(self._cleared)}
 
-    async def commit(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def commit(self, command: Commit) -> Reply:
         """Serve a prepared epoch from now on; earlier epochs stay until they are released."""
-        epoch = int(body["epoch"])
+        epoch = command.epoch
         route = self.prepared.pop(epoch, None) or self.routes.get(epoch)
         if route is None:
             raise CommandRefusedError("unprepared", f"epoch {epoch} was not prepared here")
@@ -111,22 +111,22 @@ class Hosting:
         self.committed = max(self.committed, epoch)
         return {}
 
-    async def abort(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def abort(self, command: Abort) -> Reply:
         """Forget a prepared epoch and free the blocks that only it needed."""
-        self.prepared.pop(int(body["epoch"]), None)
-        self._aborted = max(self._aborted, int(body["epoch"]))
+        self.prepared.pop(command.epoch, None)
+        self._aborted = max(self._aborted, command.epoch)
         return {"dropped": self._drop_unwanted()}
 
-    async def release(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def release(self, command: Release) -> Reply:
         """End every epoch before `epoch`, committed or only prepared, and free the blocks that only they needed."""
-        oldest = int(body["epoch"])
+        oldest = command.epoch
         self.routes = {number: route for number, route in self.routes.items() if number >= oldest}
         self.prepared = {number: route for number, route in self.prepared.items() if number >= oldest}
         return {"dropped": self._drop_unwanted()}
 
-    async def trust(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def trust(self, command: Trust) -> Reply:
         """Be trusted or not from now on. If not, drop private blocks at once and end epochs that place them here."""
-        self.trusted, self._private = bool(body["trusted"]), frozenset(body["private"])
+        self.trusted, self._private = command.trusted, command.private
         if self.trusted:
             return {}
         ended = {
@@ -141,16 +141,14 @@ class Hosting:
                 self.executor.engine.drop(block)
         return {"ended": sorted(ended)}
 
-    async def profile(
-        self, body: dict[str, Any], time_block: Callable[[Executor, int], Awaitable[None]]
-    ) -> dict[str, Any]:
+    async def profile(self, command: Profile, time_block: Callable[[Executor, int], Awaitable[None]]) -> Reply:
         """Load blocks one at a time, call `time_block` for each, and drop it unless an epoch needs it."""
-        executor = await self._start_executor(body["model"])
-        self._private = frozenset(body["private"])
-        for block in body["blocks"]:
+        executor = await self._start_executor(command.model)
+        self._private = command.private
+        for block in command.blocks:
             self.refuse_private((block,))
             try:
-                await self._load((block,), body["shards"])
+                await self._load((block,), command.shards)
                 await time_block(executor, block)
             finally:
                 self._drop_unwanted()
@@ -164,9 +162,8 @@ class Hosting:
         if self.executor:
             self.executor.hardware = self.hardware
 
-    async def _start_executor(self, model: dict[str, Any]) -> Executor:
-        """The executor for `model`; CommandRefusedError if it runs another one."""
-        spec = ModelSpec(model["config"], model["dtype"], model["split"])
+    async def _start_executor(self, spec: ModelSpec) -> Executor:
+        """The executor for this model; CommandRefusedError if it runs another one."""
         if self.executor is None:
             engine = await asyncio.to_thread(TorchEngine, spec)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens)
@@ -188,15 +185,15 @@ class Hosting:
                 f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has",
             )
 
-    async def _load(self, blocks: tuple[int, ...], shards: dict[str, dict[str, str]]) -> list[int]:
+    async def _load(self, blocks: tuple[int, ...], shards: Mapping[int, WrappedShard]) -> list[int]:
         """Fetch, open and load the missing ones of `blocks`; their indices."""
         executor = self.running()
         missing = [block for block in blocks if block not in executor.engine.blocks]
         try:
             for block in missing:
-                shard = shards[str(block)]
-                key = self._unwrap(bytes.fromhex(shard["key"]), shard["name"])
-                sealed = await asyncio.to_thread(self._registry.get, shard["name"])
+                shard = shards[block]
+                key = self._unwrap(shard.key, shard.name)
+                sealed = await asyncio.to_thread(self._registry.get, shard.name)
                 tensors = await asyncio.to_thread(open_shard, sealed, key)
                 await asyncio.to_thread(executor.load, block, tensors)
         except (ResplitError, KeyError):

@@ -15,12 +15,13 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
-from resplit.errors import CommandRefusedError, ConfigError, ResplitError, wire_word
+from resplit.errors import ConfigError, ResplitError, wire_word
 from resplit.node.agent import Agent
 from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
+from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.message_limits import limited, receive_one
 from resplit.wire.node_grpc import NodeBase
@@ -100,8 +101,8 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         try:
             # Verified on receipt: a command must not expire while it waits for an earlier one to end.
             command = self._verified(request.kind, request.signed)
-            body = await self._agent.obey(command.kind, command.body)
-            await stream.send_message(CommandReply(body=json.dumps(body)))
+            reply = await self._agent.obey(command)
+            await stream.send_message(CommandReply(body=json.dumps(reply)))
         except ResplitError as error:
             kind = wire_word(error)
             self._refusals[kind] += 1
@@ -160,11 +161,9 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._agent.caches.close(list(request.sessions))
         await stream.send_message(CloseReply())
 
-    def _verified(self, kind: str, signed: str) -> signing.Command:
+    def _verified(self, kind: str, signed: str) -> NodeCommand:
         command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.hosting.committed)
-        if kind not in self._agent.commands:
-            raise CommandRefusedError("kind", f"{kind!r} is not a command for nodes")
-        return command
+        return parse_command(command.kind, command.body)
 
 
 async def serve_node(

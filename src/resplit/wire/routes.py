@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import PlainSerializer, PlainValidator
 
 from resplit.types import Segment, segments_of
 from resplit.wire.peers import Address
+
+AddressText = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str)]  # `host:port` in JSON
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Route:
 
     epoch: int
     placement: tuple[str, ...]
-    addresses: dict[str, Address]
+    addresses: dict[str, AddressText]
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -25,14 +29,3 @@ class Route:
     def blocks_of(self, node: str) -> tuple[int, ...]:
         """Indices of the blocks that `node` hosts."""
         return tuple(index for index, name in enumerate(self.placement) if name == node)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in commands."""
-        addresses = {name: str(address) for name, address in self.addresses.items()}
-        return {"epoch": self.epoch, "placement": list(self.placement), "addresses": addresses}
-
-    @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Route:
-        """From what `to_json` gave."""
-        addresses = {name: Address.parse(text) for name, text in plain["addresses"].items()}
-        return cls(int(plain["epoch"]), tuple(plain["placement"]), addresses)

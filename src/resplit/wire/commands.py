@@ -1,0 +1,148 @@
+"""The commands that the controller sends to a node, as values and as JSON.
+
+`security.signing` signs and verifies the JSON without looking inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+
+from resplit.errors import CommandRefusedError, ConfigError
+from resplit.model.engine import ModelSpec
+from resplit.wire.links import Shape
+from resplit.wire.routes import AddressText, Route
+
+Reply = dict[str, list[int]]  # what a command changed: blocks `loaded`, `dropped` or `cleared`, epochs `ended`
+
+
+@dataclass(frozen=True)
+class WrappedShard:
+    """The name of a block's shard in the registry, and its data key, wrapped for one node."""
+
+    name: str
+    key: Annotated[bytes, PlainValidator(bytes.fromhex), PlainSerializer(bytes.hex)]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Fetch and load the node's blocks of a route; serve nothing with them yet.
+
+    `replace_current`: the blocks held now cannot serve any more and may be dropped first. `private` are the indices of
+    the private blocks, `kv_tokens` the tokens for which each block needs room in its cache, `shards` are by block.
+    """
+
+    kind: ClassVar[str] = "prepare"
+    route: Route
+    replace_current: bool
+    model: ModelSpec
+    private: frozenset[int]
+    kv_tokens: int
+    shards: Mapping[int, WrappedShard]
+
+
+@dataclass(frozen=True)
+class Clear:
+    """Drop the weights that a route does not want on the node, and keep their caches until they are transferred."""
+
+    kind: ClassVar[str] = "clear"
+    route: Route
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Serve a prepared epoch. Earlier epochs are served too until they are released."""
+
+    kind: ClassVar[str] = "commit"
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Forget a prepared epoch and free the blocks that only it wants."""
+
+    kind: ClassVar[str] = "abort"
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """End all epochs before `epoch` and free the blocks that only those want."""
+
+    kind: ClassVar[str] = "release"
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether the node is trusted. A node that is not drops the `private` blocks at once."""
+
+    kind: ClassVar[str] = "trust"
+    trusted: bool
+    private: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Connect(Trust):
+    """Where the other nodes listen, the emulated `links` to them, and the sessions whose caches are still needed."""
+
+    kind: ClassVar[str] = "connect"
+    addresses: Mapping[str, AddressText]
+    links: Mapping[str, Shape]
+    sessions: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Load the `blocks` one after another, time each, and drop it again; `shards` are by block."""
+
+    kind: ClassVar[str] = "profile"
+    blocks: tuple[int, ...]
+    model: ModelSpec
+    private: frozenset[int]
+    shards: Mapping[int, WrappedShard]
+
+
+@dataclass(frozen=True)
+class Emulate:
+    """Change what an emulated node plays; None, and a link that is not named, stay as they are."""
+
+    kind: ClassVar[str] = "emulate"
+    slowdown: float | None = None
+    background_utilization: float | None = None
+    links: Mapping[str, Shape] = field(default_factory=dict)
+
+
+NodeCommand = Prepare | Clear | Commit | Abort | Release | Trust | Connect | Profile | Emulate
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    command.kind: TypeAdapter(command)
+    for command in (Prepare, Clear, Commit, Abort, Release, Trust, Connect, Profile, Emulate)
+}
+
+
+def to_body(command: NodeCommand) -> dict[str, Any]:
+    """A command's body as JSON; its kind travels beside it."""
+    body: dict[str, Any] = _ADAPTERS[command.kind].dump_python(command, mode="json")
+    return body
+
+
+def parse_command(kind: str, body: dict[str, Any]) -> NodeCommand:
+    """The command that `to_body` gave. CommandRefusedError for an unknown kind or the body of another version."""
+    if kind not in _ADAPTERS:
+        raise CommandRefusedError("kind", f"{kind!r} is not a command for nodes")
+    try:
+        command: NodeCommand = _ADAPTERS[kind].validate_python(body)
+    except (ValidationError, ConfigError) as error:
+        raise CommandRefusedError("malformed", f"the body of {kind!r} cannot be read: {_reason(error)}") from None
+    return command
+
+
+def _reason(error: ValidationError | ConfigError) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
