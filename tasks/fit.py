@@ -1,7 +1,4 @@
-"""The fit as a task: telemetry in, cost model out, the last good one kept on disk.
-
-Knows the file; the mathematics is in `resplit.cost`.
-"""
+"""Fit: the cost model from telemetry, with the last good model kept in a file."""
 
 from __future__ import annotations
 
@@ -24,11 +21,11 @@ _log = structlog.get_logger(__name__)
 
 
 def last_good_model(path: Path) -> CostModel:
-    """The model that the last good fit left at `path`; DataError where there is none or it is no cost model."""
+    """Read the model that the last successful fit kept at `path`; DataError if there is no cost model."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path}: no cost model was fitted yet ({error.strerror})") from error
+        raise DataError(f"{path}: there is no fitted cost model yet ({error.strerror})") from error
     try:
         return CostModel.from_json(text)
     except DataError as error:
@@ -36,10 +33,10 @@ def last_good_model(path: Path) -> CostModel:
 
 
 def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, judge: bool = True) -> CostModel:
-    """Fit to the window `telemetry`, leaning on the model at `path` if there is one, and put the new one in its place.
+    """Fit the window `telemetry`, with the model at `path` as the guess if there is one, and replace that file.
 
-    One path serves one chain of blocks. DataError where the telemetry says too little: the file then stays as it is.
-    A file that cannot be read is not leant on, and is replaced.
+    `features` must be those of the model at `path`. DataError if the telemetry is not sufficient; the file then stays
+    unchanged. A file that cannot be read is ignored and replaced.
     """
     model = fit_cost_model(telemetry, features, _previous(path), judge=judge)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +57,7 @@ def _previous(path: Path) -> CostModel | None:
     try:
         return last_good_model(path)
     except DataError as error:
-        _log.warning("the earlier cost model is not used", reason=str(error))
+        _log.warning("the previous cost model is ignored", reason=str(error))
         return None
 
 

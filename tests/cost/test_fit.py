@@ -41,7 +41,7 @@ def test_passes_of_every_kind_are_predicted_at_seen_and_longer_contexts(
     assert _worst(model, features, node, MACHINES[node]) < 0.1
 
 
-def test_the_error_is_judged_on_longer_contexts_and_unseen_nodes(model: CostModel) -> None:
+def test_held_out_errors_are_of_longer_contexts_and_of_unseen_nodes(model: CostModel) -> None:
     for error in (model.held_out_contexts, model.held_out_nodes):
         assert error.cells > 20
         assert error.median is not None
@@ -51,7 +51,7 @@ def test_the_error_is_judged_on_longer_contexts_and_unseen_nodes(model: CostMode
     assert model.uncertainty == model.held_out_contexts.median
 
 
-def test_held_out_contexts_are_not_seen_by_the_fit_that_they_judge(features: Features) -> None:
+def test_held_out_contexts_are_not_used_by_the_fit_that_they_test(features: Features) -> None:
     rows = block_rows(MACHINES, features, noise=0.0)
     for row in rows:
         if row["context_tokens"] > 150 or row["tokens"] > 100:  # type: ignore[operator]
@@ -62,7 +62,7 @@ def test_held_out_contexts_are_not_seen_by_the_fit_that_they_judge(features: Fea
 
 def test_held_out_error_shows_a_node_that_its_reference_does_not_describe(features: Features) -> None:
     odd = MACHINES | {"cloud": replace(MACHINES["cloud"], per_token_s=(5e-5, 8e-3, 1e-4))}
-    nodes = node_rows(MACHINES, [0.0])  # the reference says 0.4, the layers take four times that
+    nodes = node_rows(MACHINES, [0.0])  # the reference gives a speed of 0.4, but the layers are four times slower
     judged = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(odd, features)}), features)
     assert judged.held_out_nodes.p90 is not None
     assert judged.held_out_nodes.p90 > 0.5
@@ -79,11 +79,13 @@ def test_a_node_without_block_timings_is_predicted_by_its_reference(features: Fe
     assert fit.cells == 0
 
 
-def test_kinds_that_a_node_never_ran_are_taken_from_the_other_nodes_at_its_speed(features: Features) -> None:
+def test_kinds_that_a_node_never_ran_are_predicted_from_other_nodes_at_its_speed(features: Features) -> None:
     rows = [row for row in block_rows(MACHINES, features) if row["node"] != "edge" or row["kind"] == "layer"]
     nodes = [row | {"reference_s": 0.02} if row["node"] == "edge" else row for row in node_rows(MACHINES, [0.0])]
     model = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": rows}), features)
-    assert _worst(model, features, "edge", MACHINES["edge"]) < 0.12  # its own layers tell more than its reference
+    assert (
+        _worst(model, features, "edge", MACHINES["edge"]) < 0.12
+    )  # its own layers are better evidence than its reference
 
 
 def test_a_kind_that_no_node_ran_is_predicted_from_its_work(features: Features) -> None:
@@ -93,7 +95,7 @@ def test_a_kind_that_no_node_ran_is_predicted_from_its_work(features: Features) 
     assert model.pass_s(features[1], "home-a", "decode", 1, 10)[0] < seconds  # the head has more weights than a layer
 
 
-def test_a_node_that_slowed_down_is_slow_for_the_kinds_it_did_not_run_lately_too(
+def test_a_node_that_slowed_down_is_also_slow_for_kinds_that_it_did_not_run_in_the_window(
     model: CostModel, features: Features
 ) -> None:
     slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=1.2)}
@@ -115,7 +117,7 @@ def test_a_single_pass_that_hung_does_not_make_a_node_slow(model: CostModel, fea
     )
 
 
-def test_an_idle_node_that_slowed_down_is_noticed_by_its_reference(model: CostModel, features: Features) -> None:
+def test_the_reference_shows_that_an_idle_node_slowed_down(model: CostModel, features: Features) -> None:
     slow = MACHINES | {"edge": replace(MACHINES["edge"], speed=7.5)}
     window = Telemetry.from_rows({"nodes": node_rows(slow, [9.0])})
     after = fit_cost_model(window, features, previous=model, judge=False)
@@ -123,7 +125,7 @@ def test_an_idle_node_that_slowed_down_is_noticed_by_its_reference(model: CostMo
     assert after.links == model.links
 
 
-def test_one_pass_in_ten_that_hung_moves_nothing(features: Features) -> None:
+def test_one_pass_in_ten_that_hung_hardly_changes_the_model(features: Features) -> None:
     rows = block_rows(MACHINES, features)
     for row in rows[::10]:
         row["seconds"] = 20 * float(str(row["seconds"]))
@@ -135,14 +137,14 @@ def test_the_same_telemetry_gives_the_same_model(model: CostModel, telemetry: Te
     assert fit_cost_model(telemetry, features) == model
 
 
-def test_without_judging_the_errors_are_those_of_before(
+def test_without_judging_the_errors_are_those_of_the_previous_model(
     model: CostModel, telemetry: Telemetry, features: Features
 ) -> None:
     odd = replace(model, held_out_contexts=replace(model.held_out_contexts, median=0.5))
     after = fit_cost_model(telemetry, features, odd, judge=False)
     assert after.uncertainty == 0.5
     assert after.held_out_nodes == model.held_out_nodes
-    assert fit_cost_model(telemetry, features, judge=False) == model  # there is no before
+    assert fit_cost_model(telemetry, features, judge=False) == model  # there is no previous model
 
 
 @pytest.mark.parametrize(

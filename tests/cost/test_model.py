@@ -16,7 +16,7 @@ def test_a_model_survives_json_unchanged(model: CostModel) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"passes": [{}]}', "null"])
-def test_text_that_is_no_model_is_a_data_error(text: str) -> None:
+def test_text_that_is_not_a_model_is_a_data_error(text: str) -> None:
     with pytest.raises(DataError, match="not a cost model"):
         CostModel.from_json(text)
 

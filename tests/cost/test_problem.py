@@ -1,4 +1,4 @@
-"""From cost model and state to the placement problem."""
+"""The placement problem from the cost model and the present state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_a_request_of_the_only_class_takes_exactly_its_passes(
 
 @settings(max_examples=200)
 @given(data=st.data(), classes=st.integers(1, 4))
-def test_folded_times_are_never_negative_and_no_worse_than_the_plain_reading(data: st.DataObject, classes: int) -> None:
+def test_times_per_token_are_never_negative_and_fit_no_worse_than_the_pass_times(
+    data: st.DataObject, classes: int
+) -> None:
     sizes = st.lists(st.integers(1, 2000), min_size=classes, max_size=classes)
     prompt, new = (np.array(data.draw(sizes), dtype=float) for _ in range(2))
     fixed, token, step = (data.draw(st.floats(1e-5, 1e-1)) for _ in range(3))
@@ -67,7 +69,7 @@ def test_links_memory_trust_and_background_are_those_of_the_cluster(problem: Pro
     assert problem.current == ("home-a",) * len(problem.blocks)
 
 
-def test_the_problem_is_legal_in_its_format_and_can_be_planned(
+def test_the_problem_is_valid_in_its_format_and_can_be_planned(
     model: CostModel, features: tuple[BlockFeatures, ...], cluster: ClusterConfig
 ) -> None:
     problem = problem_from(model, features, cluster, STATES, [CHAT], lost_nodes=["edge"])
@@ -94,20 +96,20 @@ def test_a_node_that_is_lost_or_silent_stays_with_all_its_times_null(
     assert np.isfinite(np.delete(problem.prefill_s_per_token, edge, axis=1)).all()
 
 
-def test_state_is_free_plus_held_and_the_use_of_others() -> None:
+def test_a_state_is_free_plus_held_memory_and_the_use_by_others() -> None:
     rows = node_rows(MACHINES, [0.0, 1.0, 2.0])
     rows[4]["cpu_utilization"] = 1.0  # one odd report of home-a
     state = node_states(frame(rows, NODE_COLUMNS))["home-a"]
     assert state == NodeState(1.5e8, pytest.approx(0.2))
 
 
-def test_a_background_of_a_whole_node_is_clipped_and_said() -> None:
+def test_a_background_of_a_whole_node_is_clipped_and_logged() -> None:
     rows = [row | {"cpu_utilization": 1.0, "own_utilization": 0.0} for row in node_rows(MACHINES, [0.0])]
     with capture_logs() as logs:
         assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
     assert ("background utilization clipped", "edge") in {(log["event"], log["node"]) for log in logs}
 
 
-def test_own_use_above_the_whole_is_no_negative_background() -> None:
+def test_own_use_above_the_total_does_not_give_a_negative_background() -> None:
     rows = [row | {"cpu_utilization": 0.3, "own_utilization": 0.32} for row in node_rows(MACHINES, [0.0])]
     assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resplit.cost.robust import CAPACITY, KNEE, _fit, huber_nonnegative
+from resplit.cost.robust import CAPACITY, KNEE, LEAST_SCALE, _fit, _row_scale, _typical, huber_nonnegative
 from resplit.errors import DataError
 from resplit.types import FloatArray
 
@@ -17,7 +17,7 @@ def _rows(seed: int, count: int, truth: list[float], noise: float = 0.02) -> tup
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_fifth_of_rows_thrice_too_slow_hardly_moves_the_coefficients(seed: int) -> None:
+def test_a_fifth_of_the_rows_at_three_times_the_time_hardly_changes_the_coefficients(seed: int) -> None:
     truth = [2.0, 0.5, 0.1]
     design, target = _rows(seed, 200, truth)
     target[np.random.default_rng(seed).choice(200, 40, replace=False)] *= 3
@@ -26,13 +26,13 @@ def test_a_fifth_of_rows_thrice_too_slow_hardly_moves_the_coefficients(seed: int
     np.testing.assert_allclose(design @ fit.coefficients, design @ truth, rtol=0.05)
 
 
-def test_a_clock_that_says_next_to_nothing_has_no_great_weight() -> None:
+def test_targets_close_to_zero_have_little_weight() -> None:
     design, target = _rows(0, 200, [2.0, 0.5, 0.1])
     target[::20] = 1e-6
     np.testing.assert_allclose(huber_nonnegative(design, target).coefficients, [2.0, 0.5, 0.1], rtol=0.15)
 
 
-def test_coefficients_are_never_negative_even_where_the_data_fall() -> None:
+def test_coefficients_are_never_negative_even_if_the_data_decrease() -> None:
     design = np.column_stack([np.ones(50), np.arange(50.0)])
     fit = huber_nonnegative(design, 10.0 - 0.1 * np.arange(50.0))
     assert (fit.coefficients >= 0).all()
@@ -54,8 +54,8 @@ def test_no_other_non_negative_coefficients_have_a_smaller_loss(seed: int) -> No
         assert loss(best) <= loss(other) + 1e-5
 
 
-def test_a_guess_decides_what_the_rows_leave_open_and_nothing_else() -> None:
-    design = np.column_stack([np.ones(30), np.full(30, 4.0)])  # the columns cannot be told apart
+def test_a_guess_decides_only_what_the_rows_leave_open() -> None:
+    design = np.column_stack([np.ones(30), np.full(30, 4.0)])  # the columns are proportional
     fit = huber_nonnegative(design, np.full(30, 9.0), guess=np.array([1.0, 1.0]))
     assert design[0] @ fit.coefficients == pytest.approx(9.0, rel=0.01)
     assert 4 * fit.coefficients[1] - fit.coefficients[0] == pytest.approx(4 * 1.0 - 1.0, rel=0.01)
@@ -63,9 +63,44 @@ def test_a_guess_decides_what_the_rows_leave_open_and_nothing_else() -> None:
     np.testing.assert_allclose(with_own_rows.coefficients, [2.0, 0.5], rtol=0.1)
 
 
-def test_more_rows_than_the_problem_holds_are_thinned_and_give_the_same() -> None:
+def test_a_sample_of_too_many_rows_gives_the_same_coefficients() -> None:
     design, target = _rows(1, 20 * CAPACITY, [2.0, 0.5])
     np.testing.assert_allclose(huber_nonnegative(design, target).coefficients, [2.0, 0.5], rtol=0.05)
+
+
+def test_the_scale_of_a_row_is_its_prediction_but_never_close_to_zero() -> None:
+    predicted, typical = np.array([10.0, 0.0, 3.0 * LEAST_SCALE]), np.array([5.0, 5.0, 2.0])
+    np.testing.assert_allclose(_row_scale(predicted, typical), [10.0, 5.0 * LEAST_SCALE, 3.0 * LEAST_SCALE])
+
+
+def test_a_typical_target_grows_with_the_size_of_its_row_in_all_columns() -> None:
+    design = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    np.testing.assert_allclose(_typical(design, np.array([5.0, 10.0, 15.0])), [5.0, 10.0, 15.0])
+    np.testing.assert_allclose(_typical(design, np.array([5.0, 10.0, 1e6])), [5.0, 10.0, 15.0])
+
+
+def test_residuals_are_relative_to_the_prediction() -> None:
+    rng = np.random.default_rng(0)
+    design = np.column_stack([np.ones(120), rng.uniform(0, 100, 120)])  # the second column does not matter
+    target = 2.0 * np.where(np.arange(120) % 2, 1.04, 0.96)
+    fit = huber_nonnegative(design, target)
+    assert fit.coefficients[0] == pytest.approx(2.0, rel=0.02)
+    assert fit.relative_error == pytest.approx(0.04, rel=0.1)
+
+
+def test_rows_with_weight_zero_do_not_count() -> None:
+    design, target = _rows(0, 60, [2.0, 0.5])
+    spoilt = np.where(np.arange(60) < 30, target, 9 * target)
+    fit = huber_nonnegative(design, spoilt, weights=np.where(np.arange(60) < 30, 1.0, 0.0))
+    np.testing.assert_allclose(fit.coefficients, [2.0, 0.5], rtol=0.1)
+
+
+def test_a_column_that_is_zero_in_all_rows_keeps_its_guess() -> None:
+    design, target = _rows(0, 40, [2.0, 0.5])
+    wider = np.column_stack([design, np.zeros(40)])
+    assert huber_nonnegative(wider, target, guess=np.array([2.0, 0.5, 7.0])).coefficients[2] == 7.0
+    fit = huber_nonnegative(wider, target)
+    assert (fit.coefficients[2], fit.errors[2]) == (0.0, 0.0)
 
 
 def test_standard_errors_cover_the_truth_and_shrink_with_rows() -> None:

@@ -1,4 +1,4 @@
-"""The fit as a task and the file that it keeps."""
+"""The fit and the file of the last good model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.fit import fit, fit_and_keep, last_good_model
 from tests.support.telemetry import MACHINES, node_rows
 
 
-def test_the_model_that_was_fitted_is_the_one_on_disk(
+def test_the_fitted_model_is_kept_in_the_file(
     tmp_path: Path, telemetry: Telemetry, features: tuple[BlockFeatures, ...]
 ) -> None:
     path = tmp_path / "state" / "cost-model.json"
@@ -24,7 +24,7 @@ def test_the_model_that_was_fitted_is_the_one_on_disk(
     assert [file.name for file in path.parent.iterdir()] == ["cost-model.json"]
 
 
-def test_too_little_data_leaves_the_last_good_model(
+def test_after_insufficient_data_the_last_good_model_is_kept(
     tmp_path: Path, telemetry: Telemetry, features: tuple[BlockFeatures, ...]
 ) -> None:
     path = tmp_path / "cost-model.json"
@@ -34,15 +34,15 @@ def test_too_little_data_leaves_the_last_good_model(
     assert last_good_model(path) == model
 
 
-def test_without_any_model_too_little_data_leaves_none(tmp_path: Path, features: tuple[BlockFeatures, ...]) -> None:
+def test_insufficient_data_without_a_model_leaves_no_file(tmp_path: Path, features: tuple[BlockFeatures, ...]) -> None:
     path = tmp_path / "cost-model.json"
     with pytest.raises(DataError, match="no prefill timing"):
         fit_and_keep(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0])}), features, path)
-    with pytest.raises(DataError, match="no cost model was fitted yet"):
+    with pytest.raises(DataError, match="no fitted cost model yet"):
         last_good_model(path)
 
 
-def test_a_silent_window_is_filled_from_the_last_good_model(
+def test_an_empty_window_is_filled_from_the_last_good_model(
     tmp_path: Path, telemetry: Telemetry, features: tuple[BlockFeatures, ...]
 ) -> None:
     path = tmp_path / "cost-model.json"
@@ -52,7 +52,7 @@ def test_a_silent_window_is_filled_from_the_last_good_model(
     assert after.fitted_at_s == 9.0
 
 
-def test_a_file_that_is_no_model_is_named_and_the_next_good_fit_replaces_it(
+def test_a_file_that_is_not_a_model_is_named_and_replaced_by_the_next_fit(
     tmp_path: Path, telemetry: Telemetry, features: tuple[BlockFeatures, ...]
 ) -> None:
     path = tmp_path / "cost-model.json"

@@ -1,7 +1,4 @@
-"""The design matrix of the cost model: what one pass over one block asks of a node.
-
-Knows blocks and token counts; knows no node and no measurement.
-"""
+"""The design matrix of the cost model: the work of one pass over one block."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ COLUMNS = ("pass", "tokens", "flops", "weight_bytes", "cache_bytes")
 
 
 def design(feature: BlockFeatures, tokens: ArrayLike, context_tokens: ArrayLike) -> FloatArray:
-    """Rows (P, 5) of passes that compute `tokens` new tokens on top of `context_tokens` cached ones, both (P,).
+    """Rows (P, 5) of passes that compute `tokens` new tokens after `context_tokens` cached ones, both (P,).
 
-    The columns are those of a roofline: a constant per pass, the new tokens, all operations (matrix products and the
-    attention of each new token to those before it), the weights read (once per pass; the embedding reads only the rows
-    it looks up) and the cache read. The head computes the last position alone.
+    The columns are those of a roofline model: a constant, the new tokens, the operations (matrix products, and the
+    attention of each new token to the tokens before it), the weights read (once for each pass; the embedding reads
+    only the rows of its tokens) and the cache read. The head computes the last position only.
     """
     new, cached = np.broadcast_arrays(np.atleast_1d(np.asarray(tokens, float)), np.asarray(context_tokens, float))
     computed = np.ones_like(new) if feature.kind == "head" else new

@@ -1,7 +1,4 @@
-"""The fit of the whole cost model to one window of telemetry.
-
-Orders the parts; knows neither where the telemetry comes from nor where the model is kept.
-"""
+"""The fit of the whole cost model to one window of telemetry."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ __all__ = ["fit_cost_model"]
 def fit_cost_model(
     telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None, *, judge: bool = True
 ) -> CostModel:
-    """Fit pass times and links to `telemetry`, the window that counts as now, for the blocks `features`.
+    """Fit pass times and links to the window `telemetry`, for the blocks `features`.
 
-    What the window is silent about is taken from `previous`: a node's kinds of block that it did not run lately (at
-    the speed that it shows now), a link without messages. Judging takes as long as the fit; with `judge` False
-    the errors are those of `previous`, if there is one. DataError where neither telemetry nor `previous` says enough.
+    `previous` fills the gaps of the window: kinds of block that a node did not run in it (at the node's present speed),
+    and links without messages. `judge` also estimates the held-out errors, which takes as long as the fit; without it
+    they are those of `previous`, if there is one. DataError if window and `previous` together are not sufficient.
     """
     before = {} if previous is None else previous.reference_s
     reference_s = before | _reference_s(telemetry.nodes)
     if not reference_s:
-        raise DataError("no node reports its reference_s: the fit cannot tell their speeds")
+        raise DataError("no node reports its reference_s, so the speeds of the nodes are unknown")
     kinds = list(dict.fromkeys(feature.kind for feature in features))
     cells = cells_of(telemetry.blocks, features)
     known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
@@ -56,7 +53,7 @@ def fit_cost_model(
 
 
 def _reference_s(nodes: pd.DataFrame) -> dict[str, float]:
-    """The median of each node's reports in the window."""
+    """The median over the reports of each node in the window."""
     medians = nodes.dropna(subset=["reference_s"]).groupby("node")["reference_s"].median()
     return {str(node): float(seconds) for node, seconds in medians.items()}
 

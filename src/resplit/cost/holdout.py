@@ -1,6 +1,7 @@
-"""How far the cost model is off where it has not looked: longer contexts, and nodes without timings.
+"""Held-out errors of the cost model: on longer contexts than it was fitted to, and on nodes without timings.
 
-Fits again with those left out. Random rows would flatter it: thirty equal layers predict one another.
+The model is fitted again without that data. Holding out random rows would give errors that are too small, because
+thirty equal layers predict one another.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from resplit.errors import DataError
 
 __all__ = ["held_out_contexts", "held_out_nodes"]
 
-LONGEST = 0.2  # share of the passes of each node, phase and kind, the longest, that is held out
+LONGEST = 0.2  # share of the passes of each node, phase and kind that is held out: the longest ones
 
 
 def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:
-    """Error on the longest passes of each node, phase and kind, of a fit to the shorter ones."""
+    """The error on the longest passes of each node, phase and kind, of a fit to the shorter ones."""
     limit = cells.groupby(["node", "phase", "kind"])["length"].transform(lambda length: length.quantile(1 - LONGEST))
     longest = (cells["length"] > limit) & cells["node"].isin(reference_s)
     if not longest.any():
@@ -33,10 +34,9 @@ def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Ma
 
 
 def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:
-    """Error on each node's passes, predicted from the other nodes' passes and its own `reference_s` alone.
+    """The error on each node's passes, predicted from the passes of the other nodes and its own `reference_s` only.
 
-    Counted are kinds of pass that another node ran: a window in which one node alone holds the head says nothing of
-    how the head does elsewhere.
+    Kinds of pass that no other node ran are left out, because the other nodes cannot predict them.
     """
     predicted, measured = [np.array([])], [np.array([])]
     for node in sorted(set(cells["node"]) & set(reference_s)):
@@ -45,7 +45,7 @@ def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mappi
         try:
             pooled = fit_pooled(others, kinds, reference_s, {})
         except DataError:
-            continue  # the others have no rows of some phase: nothing to predict this node from
+            continue  # the other nodes have no rows of some phase, so they cannot predict this node
         models = fit_nodes(others, kinds, {node: reference_s[node]}, pooled, {}, {})
         predicted.append(predicted_s(held, models))
         measured.append(held["seconds"].to_numpy())
@@ -53,5 +53,5 @@ def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mappi
 
 
 def _passes(cells: pd.DataFrame) -> pd.Series[str]:
-    """What kind of pass each cell is."""
+    """The kind of pass of each cell."""
     return cells["phase"] + " " + cells["kind"]

@@ -1,7 +1,4 @@
-"""The link model: a message from one node to another takes a latency and its payload over a bandwidth.
-
-Knows timed messages; knows no emulation and no block.
-"""
+"""The link model: the time of a message is a latency plus its payload divided by a bandwidth."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ from resplit.cost.robust import huber_nonnegative
 
 __all__ = ["LinkModel", "fit_links"]
 
-PASSIVE_WEIGHT = 0.5  # an activation may have waited behind another message; a probe is sent alone
-SPREAD = 2.0  # largest over smallest payload from which latency and bandwidth can be told apart
-MIN_S_PER_BYTE = 1e-11  # 100 GB/s: more than this no link is believed to carry
+PASSIVE_WEIGHT = 0.5  # of an activation, which may have waited for another message; a probe is sent alone
+SPREAD = 2.0  # least ratio of largest to smallest payload at which latency and bandwidth can be separated
+MIN_S_PER_BYTE = 1e-11  # 100 GB/s: no link is assumed to be faster
 
 
 @dataclass(frozen=True)
 class LinkModel:
     """One directed link: seconds = latency_s + payload_bytes * s_per_byte, with the standard errors of both.
 
-    `rows` messages were seen in the last window that had any.
+    `rows` is the number of messages in the last window that had any.
     """
 
     node: str
@@ -41,16 +38,16 @@ class LinkModel:
         return 1 / max(self.s_per_byte, MIN_S_PER_BYTE)
 
     def seconds(self, payload_bytes: float) -> float:
-        """Predicted one-way time of a message."""
+        """The predicted one-way time of a message."""
         return self.latency_s + payload_bytes * self.s_per_byte
 
 
 def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tuple[LinkModel, ...]:
-    """One model for each directed pair with messages (columns `telemetry.LINK_COLUMNS`), and those of `previous` that
-    have none now.
+    """One model for each directed pair with messages (columns `telemetry.LINK_COLUMNS`), and the models of `previous`
+    for pairs without messages.
 
-    Where all payloads of a pair are of about one size, its bandwidth is that of before, else that of the way back,
-    else the median of the cluster, and only the latency is fitted.
+    If all payloads of a pair have about the same size, only its latency is fitted. Its bandwidth is then the previous
+    one, or else that of the opposite direction, or else the median of the cluster.
     """
     pairs = {(str(node), str(peer)): rows for (node, peer), rows in messages.groupby(["node", "peer"], sort=True)}
     before = {(link.node, link.peer): link for link in previous}
@@ -79,7 +76,7 @@ def _fit_both(pair: tuple[str, str], rows: pd.DataFrame, before: LinkModel | Non
 
 
 def _fit_latency(pair: tuple[str, str], rows: pd.DataFrame, known: dict[tuple[str, str], LinkModel]) -> LinkModel:
-    """The latency, given a bandwidth from elsewhere; without any, the latency carries it all."""
+    """The latency, with the bandwidth from another model. Without one, latency is the whole time."""
     model = known.get(pair) or known.get(pair[::-1])
     slopes = [model.s_per_byte] if model else [link.s_per_byte for link in known.values()]
     s_per_byte = float(np.median(slopes)) if slopes else 0.0

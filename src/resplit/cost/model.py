@@ -1,7 +1,4 @@
-"""The cost model as a value: what every pass and every message is predicted to take, and how far that may be off.
-
-Knows how to predict and to be kept as JSON; knows neither telemetry nor how it was fitted.
-"""
+"""The cost model as a value: predicted times of passes and messages, with their errors, and its JSON form."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class PassModel:
-    """Seconds of a pass over a block of one kind = `design` @ `coefficients`, with their standard errors.
+    """Seconds of a pass over a block of one kind = `design` @ `coefficients`, with the standard errors `errors`.
 
-    With `node` None it is pooled over the nodes, in units of their `reference_s`; with `kind` None, over the kinds.
-    `cells` distinct passes stand behind it, 0 where it was taken over from the pooled one.
+    If `node` is None, the model is pooled over all nodes and in units of their `reference_s`; if `kind` is None, it is
+    also pooled over the kinds. `cells` distinct passes were fitted; 0 if the model was derived from the pooled one.
     """
 
     node: str | None
@@ -43,7 +40,7 @@ class PassModel:
 
 @dataclass(frozen=True)
 class PredictionError:
-    """Absolute relative error of predictions that the fit could not have seen; None where nothing was held out."""
+    """Absolute relative error of predictions for held-out passes; None if none were held out."""
 
     median: float | None
     p90: float | None
@@ -60,8 +57,11 @@ class PredictionError:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The fitted cluster. `reference_s` is each node's time for the reference layer; `held_out_contexts` and
-    `held_out_nodes` say how well it speaks of longer contexts, and of a node known by its `reference_s` alone."""
+    """The fitted cluster.
+
+    `reference_s` is each node's time for the reference layer. `held_out_contexts` and `held_out_nodes` are the errors
+    on longer contexts, and on nodes of which only `reference_s` is known.
+    """
 
     fitted_at_s: float
     reference_s: dict[str, float]
@@ -73,7 +73,7 @@ class CostModel:
 
     @property
     def uncertainty(self) -> float:
-        """Relative error to reckon with in what is predicted of nodes that were measured: held out if anything was."""
+        """The expected relative error for nodes with timings: the held-out median, or else that of the fit."""
         if self.held_out_contexts.median is not None:
             return self.held_out_contexts.median
         errors = [fit.relative_error for fit in self.passes if fit.node is not None and fit.cells > 0]
@@ -86,18 +86,22 @@ class CostModel:
     def pass_s(
         self, feature: BlockFeatures, node: str, phase: Phase, tokens: ArrayLike, context_tokens: ArrayLike
     ) -> FloatArray:
-        """Predicted seconds (P,) of passes of `tokens` new on `context_tokens` cached tokens; NaN for a node that
-        nothing is known of. DataError for a kind of block that the model was not fitted for."""
+        """Predicted seconds (P,) of passes of `tokens` new tokens after `context_tokens` cached ones.
+
+        NaN for an unknown node. DataError for a kind of block to which the model was not fitted.
+        """
         if node not in self.reference_s:
             return np.full(np.broadcast(np.atleast_1d(tokens), context_tokens).shape, np.nan)
         fit = self.find(node, phase, feature.kind)
         if fit is None:
-            raise DataError(f"the cost model does not know blocks of kind {feature.kind!r}; fit it for this model")
+            raise DataError(
+                f"the cost model was not fitted to blocks of kind {feature.kind!r}; profile this model first"
+            )
         seconds: FloatArray = design(feature, tokens, context_tokens) @ np.array(fit.coefficients)
         return seconds
 
     def link(self, node: str, peer: str) -> LinkModel | None:
-        """The model of messages from `node` to `peer`; None where none was ever seen."""
+        """The model of messages from `node` to `peer`; None if no message was seen."""
         return self._links_by_key.get((node, peer))
 
     @cached_property
@@ -109,12 +113,12 @@ class CostModel:
         return {(link.node, link.peer): link for link in self.links}
 
     def to_json(self) -> str:
-        """The model as JSON text, to be read by `from_json`."""
+        """The model as JSON text for `from_json`."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> CostModel:
-        """What `to_json` wrote; DataError where the text is something else."""
+        """Read what `to_json` wrote; DataError if the text is not a cost model."""
         try:
             return _from_plain(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:
@@ -122,7 +126,7 @@ class CostModel:
 
 
 def _from_plain(plain: dict[str, Any]) -> CostModel:
-    """The model from parsed JSON, whose values may be anything yet."""
+    """The model from parsed JSON (Any: not checked yet)."""
     return CostModel(
         **plain
         | {

@@ -1,7 +1,4 @@
-"""The fit of pass times: per node, phase and kind of block, each leaning on what is known without its own rows.
-
-Knows timed passes as a table; knows no links, no clock and no file.
-"""
+"""The fit of pass times for each node, phase and kind of block, with a pooled model as the guess for sparse data."""
 
 from __future__ import annotations
 
@@ -20,21 +17,22 @@ from resplit.types import BlockFeatures, FloatArray
 
 __all__ = ["PassModels", "cells_of", "fit_nodes", "fit_pooled", "predicted_s"]
 
-FEWEST_ROWS = 5  # with fewer, one pass that hung would decide: the node's guess stands as it is
-CONTEXT_STEP = 16  # tokens: passes whose contexts lie in one step share a cell
+FEWEST_ROWS = 5  # with fewer rows the guess is kept, because one pass that hung would decide the fit
+CONTEXT_STEP = 16  # tokens; passes with contexts in the same step share a cell
 
 PassModels = Mapping[tuple[str | None, Phase, str | None], PassModel]
 
 
 def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.DataFrame:
-    """The distinct passes in `blocks` (columns `telemetry.BLOCK_COLUMNS`), one row each: node, phase, kind, `length`
-    (tokens in the cache after it), the median `seconds`, how many `rows` it stands for, and the columns of `design`.
+    """The cells of `blocks` (columns `telemetry.BLOCK_COLUMNS`): one row for all passes that require the same work.
 
-    Equal blocks share a cell: thirty equal layers are one observation repeated. DataError for an unknown block.
+    Columns: node, phase, kind, `length` (tokens in the cache after the pass), the median `seconds`, the number of
+    `rows`, and those of `design`. Equal blocks share a cell, because thirty equal layers are one observation repeated.
+    DataError for an unknown block.
     """
     by_name = {feature.name: feature for feature in features}
     if unknown := sorted(set(blocks["block"]) - set(by_name)):
-        raise DataError(f"timings of block {unknown[0]!r}, which this model does not have")
+        raise DataError(f"there are timings of block {unknown[0]!r}, which this model does not have")
     shapes: dict[tuple[object, ...], int] = {}
     shape_of = {name: shapes.setdefault(_shape(feature), len(shapes)) for name, feature in by_name.items()}
     keyed = blocks.assign(shape=blocks["block"].map(shape_of), step=blocks["context_tokens"] // CONTEXT_STEP)
@@ -50,7 +48,7 @@ def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.Data
 
 
 def _shape(feature: BlockFeatures) -> tuple[object, ...]:
-    """What makes two blocks cost the same."""
+    """The features on which the cost of a block depends."""
     return (feature.kind, feature.flops_per_token, feature.flops_per_context_token, feature.weight_bytes)
 
 
@@ -65,8 +63,8 @@ def _design(cells: pd.DataFrame, by_name: Mapping[str, BlockFeatures]) -> FloatA
 def fit_pooled(
     cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float], previous: PassModels
 ) -> dict[tuple[str | None, Phase, str | None], PassModel]:
-    """Per phase, what a pass takes in units of the node's `reference_s`: over all kinds (kind None), then per kind,
-    leaning on the former. Where there are no rows, what `previous` had. DataError for a phase with neither."""
+    """For each phase, the time of a pass in units of the node's `reference_s`: over all kinds (kind None), and for each
+    kind with that as the guess. Without rows, the model of `previous`. DataError for a phase with neither."""
     known = cells[cells["node"].isin(reference_s)]
     known = known.assign(seconds=known["seconds"] / known["node"].map(dict(reference_s)).astype(float))
     pooled: dict[tuple[str | None, Phase, str | None], PassModel] = {}
@@ -74,7 +72,7 @@ def fit_pooled(
         rows = known[known["phase"] == phase]
         before = previous.get((None, phase, None))
         if rows.empty and before is None:
-            raise DataError(f"no {phase} timing of any node that reports its reference_s: nothing to fit {phase} from")
+            raise DataError(f"no {phase} timing of any node that reports its reference_s, so {phase} cannot be fitted")
         pooled[None, phase, None] = shared = _fit(rows, PassModel(None, phase, None, (), (), 0, 0.0), before)
         for kind in kinds:
             guess = previous.get((None, phase, kind)) or replace(shared, cells=0)
@@ -91,10 +89,10 @@ def fit_nodes(
     previous: PassModels,
     previous_reference_s: Mapping[str, float],
 ) -> dict[tuple[str | None, Phase, str | None], PassModel]:
-    """Per node of `reference_s`, phase and kind: fitted to its own rows, leaning on a guess from elsewhere.
+    """For each node of `reference_s`, phase and kind: a model fitted to its own rows, starting from a guess.
 
-    The guess is the node's own earlier model, slowed down as the node has been since; without one the pooled model at
-    the node's speed. A kind with fewer than `FEWEST_ROWS` rows is the guess itself.
+    The guess is the node's previous model, scaled by the node's drift since then, or else the pooled model at the
+    node's speed. With fewer than `FEWEST_ROWS` rows the model is the guess itself.
     """
     fitted: dict[tuple[str | None, Phase, str | None], PassModel] = {}
     for node, reference in reference_s.items():
@@ -112,7 +110,7 @@ def fit_nodes(
 
 
 def predicted_s(cells: pd.DataFrame, models: PassModels) -> FloatArray:
-    """Predicted seconds of each cell (C,), NaN where `models` has none for its node, phase and kind."""
+    """Predicted seconds of each cell (C,); NaN if `models` has none for its node, phase and kind."""
     predicted = np.full(len(cells), np.nan)
     matrix = cells[list(COLUMNS)].to_numpy()
     for key, positions in cells.groupby(["node", "phase", "kind"]).indices.items():
@@ -122,13 +120,13 @@ def predicted_s(cells: pd.DataFrame, models: PassModels) -> FloatArray:
 
 
 def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> PassModel:
-    """The model called as `identity`, fitted to `rows`; `guess` itself, so called, where there are none."""
+    """A model with the node, phase and kind of `identity`, fitted to `rows`; without rows, `guess` under that name."""
     if rows.empty:
         return replace(guess or identity, node=identity.node, kind=identity.kind)
     fit = huber_nonnegative(
         rows[list(COLUMNS)].to_numpy(),
         rows["seconds"].to_numpy(),
-        np.sqrt(rows["rows"].to_numpy()),  # rows of one cell share their disturbances: n of them are not n times one
+        np.sqrt(rows["rows"].to_numpy()),  # rows of one cell are correlated, so n of them do not weigh n times as much
         np.array(guess.coefficients) if guess else None,
     )
     return replace(
@@ -141,7 +139,7 @@ def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> Pa
 
 
 def _ratio(rows: pd.DataFrame, models: PassModels) -> float | None:
-    """By how much the measured passes exceed what `models` say of them (median); None where too few can be compared."""
+    """Median ratio of measured to predicted seconds; None if too few passes can be compared."""
     ratios = rows["seconds"].to_numpy() / predicted_s(rows, models)
     known = np.isfinite(ratios)
     return float(np.median(ratios[known])) if rows["rows"][known].sum() >= FEWEST_ROWS else None
@@ -156,5 +154,5 @@ def _scaled(fit: PassModel, factor: float) -> PassModel:
 
 
 def _adopted(pooled: PassModel, node: str, speed: float) -> PassModel:
-    """The pooled model as the guess for a node of this speed; no cell of its own stands behind it."""
+    """The pooled model as the guess for a node of this speed; none of the node's own cells was fitted."""
     return replace(_scaled(pooled, speed), node=node, cells=0)

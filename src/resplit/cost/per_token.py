@@ -1,7 +1,4 @@
-"""From pass times to the seconds per token that the placement problem speaks in.
-
-Knows how many passes a request makes; the derivation stands in docs/adr/0003-cost-model.md.
-"""
+"""Converts pass times to the seconds per token of the placement problem (docs/adr/0003-cost-model.md)."""
 
 from __future__ import annotations
 
@@ -16,17 +13,17 @@ from resplit.types import BlockFeatures, FloatArray, RequestClass
 
 __all__ = ["seconds_per_token"]
 
-PULL = 1e-6  # towards the true decode step where the classes leave the two numbers open
+PULL = 1e-6  # weight of the true decode step, which decides if the classes do not determine both numbers
 
 
 def seconds_per_token(
     model: CostModel, features: Sequence[BlockFeatures], nodes: Sequence[str], classes: Sequence[RequestClass]
 ) -> tuple[FloatArray, FloatArray]:
-    """`prefill_s_per_token` and `decode_s_per_token` (J, N), NaN for a node that the model does not know.
+    """`prefill_s_per_token` P and `decode_s_per_token` D, both (J, N) and at least 0; NaN for an unknown node.
 
     A request of class r makes one prefill pass over its p_r tokens and g_r - 1 decode passes, at a mean context of
-    p_r + g_r / 2. Prefill P >= 0 and decode D >= 0 are such that p_r P + g_r D is that time: exactly where there is
-    one class, else with the least squared relative error, weighted by rate.
+    p_r + g_r / 2. P and D are chosen so that p_r P + g_r D is the time of these passes: exactly for one class,
+    otherwise with the least squared relative error, weighted by rate.
     """
     prompt = np.array([c.prompt_tokens for c in classes])
     new = np.array([c.new_tokens for c in classes])
@@ -46,16 +43,16 @@ def _pass_s(
     tokens: FloatArray,
     context_tokens: FloatArray,
 ) -> FloatArray:
-    """Predicted pass times (R, J, N) of R kinds of pass."""
+    """Predicted times (R, J, N) of one pass of each class."""
     coefficients = {kind: _coefficients(model, nodes, phase, kind) for kind in {feature.kind for feature in features}}
     times = [design(feature, tokens, context_tokens) @ coefficients[feature.kind].T for feature in features]
     return np.stack(times, axis=1)
 
 
 def _coefficients(model: CostModel, nodes: Sequence[str], phase: Phase, kind: str) -> FloatArray:
-    """(N, F), NaN for nodes unknown."""
+    """The coefficients (N, F); NaN for unknown nodes."""
     if model.find(None, phase, kind) is None:
-        raise DataError(f"the cost model does not know blocks of kind {kind!r}; fit it for this model")
+        raise DataError(f"the cost model was not fitted to blocks of kind {kind!r}; profile this model first")
     fits = [model.find(node, phase, kind) for node in nodes]
     return np.array([fit.coefficients if fit else (np.nan,) * len(COLUMNS) for fit in fits])
 
@@ -65,8 +62,8 @@ def _fold(
 ) -> tuple[FloatArray, FloatArray]:
     """P, D (J, N) that minimise sum_r w_r (p_r P + g_r D - S_r)^2 with w_r = rate_r / S_r^2, P >= 0 and D >= 0.
 
-    Two unknowns: the normal equations, and where one would be negative it is 0 and the other stands alone. S
-    `request_s` is (R, J, N), `step_s` (J, N) the decode step that D is drawn to.
+    The normal equations of two unknowns. If one of them is negative, it is set to 0 and the other is fitted alone.
+    S is `request_s` (R, J, N); `step_s` (J, N) is the decode step towards which D is regularised.
     """
     weight = rate[:, None, None] / np.maximum(request_s, 1e-12) ** 2
     p, g = prompt[:, None, None], new[:, None, None]

@@ -1,7 +1,4 @@
-"""From the fitted cluster and its present state to the placement problem (docs/problem.md).
-
-Knows the problem's definitions; measures nothing and solves nothing.
-"""
+"""Poses the placement problem (docs/problem.md) from the cost model and the present state of the cluster."""
 
 from __future__ import annotations
 
@@ -19,23 +16,23 @@ from resplit.types import BlockFeatures, FloatArray, Node, Problem, RequestClass
 
 __all__ = ["MAX_BACKGROUND", "NodeState", "node_states", "problem_from"]
 
-MAX_BACKGROUND = 0.99  # the format wants a background below 1
+MAX_BACKGROUND = 0.99  # the problem format requires a value below 1
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class NodeState:
-    """What a node has now: bytes for weights and caches (those it holds counted as free), the share others use."""
+    """A node now: bytes for weights and caches (those in use included), and the share that others use."""
 
     memory_bytes: float
     background_utilization: float
 
 
 def node_states(nodes: pd.DataFrame) -> dict[str, NodeState]:
-    """State by node from the reports of a window (columns `telemetry.NODE_COLUMNS`).
+    """The state of each node, from the reports of a window (columns `telemetry.NODE_COLUMNS`).
 
-    Memory is free + held at the last report. Background is the median of the node's use less resplit's own, within
-    0..`MAX_BACKGROUND`; what lies above is clipped and said in the log.
+    Memory is free + held in the last report. Background utilisation is the median of the node's use minus resplit's
+    own, clipped to 0..`MAX_BACKGROUND`; a higher value is logged.
     """
     return {str(node): _state(str(node), reports) for node, reports in nodes.groupby("node", sort=True)}
 
@@ -61,10 +58,10 @@ def problem_from(
     lost_nodes: Collection[str] = (),
     allowed_cuts: frozenset[int] | None = None,
 ) -> Problem:
-    """The problem of placing `features` on all nodes of `cluster`, in file order, for the demand `classes`.
+    """The problem of placing `features` on the nodes of `cluster`, in the order of its file, for the demand `classes`.
 
-    A node in `lost_nodes`, without a state or unknown to the model stays in the problem with all its times null.
-    `current` is today's placement, `allowed_cuts` restricts where it may be cut.
+    A node that is in `lost_nodes`, has no state or is unknown to the model stays in the problem with null for all its
+    times. `current` is the current placement; `allowed_cuts` limits the cuts.
     """
     names = cluster.node_names
     usable = np.array([name in states and name in model.reference_s and name not in lost_nodes for name in names])
@@ -97,9 +94,9 @@ def _node(cluster: ClusterConfig, name: str, state: NodeState | None) -> Node:
 
 
 def _link_matrices(model: CostModel, names: Sequence[str], usable: np.ndarray) -> tuple[FloatArray, FloatArray]:
-    """Latency and bandwidth (N, N) from row to column, NaN on the diagonal and where there is no usable link.
+    """Latency and bandwidth (N, N) from row to column; NaN on the diagonal and where there is no usable link.
 
-    A pair seen in one direction only is taken to be alike in the other.
+    A pair that was seen in one direction only is assumed to be symmetric.
     """
     latency = np.full((len(names), len(names)), np.nan)
     bandwidth = latency.copy()

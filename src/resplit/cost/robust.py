@@ -1,6 +1,6 @@
-"""Robust non-negative regression, stated once in cvxpy and solved again with new parameters.
+"""Robust non-negative regression: a Huber loss on relative residuals, with coefficients of at least 0.
 
-Knows numbers only: it is the fit of block times and of links alike.
+The problem is stated once in cvxpy and solved again with new parameters. Pass times and links are both fitted by it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from resplit.types import FloatArray
 
 __all__ = ["Fit", "huber_nonnegative"]
 
-KNEE = 0.05  # relative: a row within 5 % counts by its square, one farther off by its distance
-CAPACITY = 128  # rows of the problem; fewer are padded with weight 0, more are thinned
-LEAST_YARD = 0.01  # of what is usual, where a prediction is next to nothing
-GUESS_ROWS = 0.05  # a guess from elsewhere weighs as much as this many rows
-NO_GUESS_ROWS = 1e-6  # only to choose among coefficients that the rows cannot tell apart
+KNEE = 0.05  # relative: residuals within 5 % count by their square, larger ones by their absolute value
+CAPACITY = 128  # rows of the problem; fewer rows are padded with weight 0, of more rows a sample is used
+LEAST_SCALE = 0.01  # of a row's typical target: the least scale of a row whose prediction is close to 0
+GUESS_ROWS = 0.05  # a guess weighs as much as this many rows
+NO_GUESS_ROWS = 1e-6  # without a guess: only to select among coefficients that the rows cannot distinguish
 _lock = threading.Lock()
 
 
@@ -37,53 +37,59 @@ class Fit:
 def huber_nonnegative(
     design: FloatArray, target: FloatArray, weights: FloatArray | None = None, guess: FloatArray | None = None
 ) -> Fit:
-    """Fit `target` (R,) > 0 by `design` (R, F) @ theta with theta >= 0, robustly and in relative terms:
+    """Fit `target` (R,) > 0 by `design` (R, F) @ theta with theta >= 0:
 
-        minimise  sum_r w_r huber((design_r theta - target_r) / yard_r) + kappa |scale (theta - guess)|^2
+        minimise  sum_r w_r huber((design_r theta - target_r) / scale_r) + kappa |column_scale (theta - guess)|^2
 
-    where `scale` makes the columns alike and kappa is small: the guess decides what the rows leave open. A residual's
-    yard is what is predicted of the row, from a first fit by a rough yard. (By the target itself, rows that are too
-    small would outweigh the rest.) Where rows are more than `CAPACITY`, as many are used, evenly spread. DataError if
-    there is none or the solver gives up.
+    `weights` are w (R,), all 1 by default. kappa is small, so `guess` (F,) decides only what the rows leave open. The
+    scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
+    rows that are too small would outweigh the rest.) Of more than `CAPACITY` rows, `CAPACITY` evenly spaced ones are
+    used. DataError if there are no rows, or if the solver fails.
     """
     if len(target) == 0:
         raise DataError("no rows to fit")
     kept = np.unique(np.linspace(0, len(target) - 1, min(len(target), CAPACITY)).astype(int))
     design, target = design[kept], target[kept]
     weights = np.ones(len(kept)) if weights is None else weights[kept]
-    rough = _usual(design, target)
-    first = _fit(design, target, rough, weights, guess)
-    return _fit(design, target, np.maximum(design @ first.coefficients, LEAST_YARD * rough), weights, guess)
+    typical = _typical(design, target)
+    first = _fit(design, target, typical, weights, guess)
+    return _fit(design, target, _row_scale(design @ first.coefficients, typical), weights, guess)
 
 
-def _usual(design: FloatArray, target: FloatArray) -> FloatArray:
-    """What is usual (R,) for a row of its size, all columns counting alike."""
+def _typical(design: FloatArray, target: FloatArray) -> FloatArray:
+    """The typical target (R,) of a row of this size, where size is the sum of the columns over their means."""
     size = (design / np.maximum(design.mean(axis=0), np.finfo(float).tiny)).sum(axis=1)
-    usual: FloatArray = size * np.median(target / size)
-    return usual
+    typical: FloatArray = size * np.median(target / size)
+    return typical
+
+
+def _row_scale(predicted: FloatArray, typical: FloatArray) -> FloatArray:
+    """The scale (R,) of the residuals: the prediction, and at least `LEAST_SCALE` of the typical target."""
+    return np.maximum(predicted, LEAST_SCALE * typical)
 
 
 def _fit(
-    design: FloatArray, target: FloatArray, yard: FloatArray, weights: FloatArray, guess: FloatArray | None
+    design: FloatArray, target: FloatArray, row_scale: FloatArray, weights: FloatArray, guess: FloatArray | None
 ) -> Fit:
-    relative, aim = design / yard[:, None], target / yard  # (R, F), (R,)
-    scale = np.average(relative, axis=0, weights=weights)  # (F,)
-    known = scale > 0
-    scale = np.where(known, scale, 1.0)
-    stiffness = np.full(len(scale), NO_GUESS_ROWS if guess is None else GUESS_ROWS)
-    scaled_guess = np.zeros(len(scale)) if guess is None else guess * scale
-    scaled = _solve(relative / scale, aim, weights, scaled_guess, stiffness)
-    residuals = relative / scale @ scaled - aim  # (R,)
-    errors = _standard_errors(relative / scale, weights, residuals, stiffness)
-    # A column that no row touches keeps what was guessed of it.
-    coefficients = np.where(known, scaled / scale, 0.0 if guess is None else guess)
-    return Fit(coefficients, np.where(known, errors / scale, 0.0), float(np.median(np.abs(residuals))))
+    relative, relative_target = design / row_scale[:, None], target / row_scale  # (R, F), (R,)
+    column_scale = np.average(relative, axis=0, weights=weights)  # (F,)
+    known = column_scale > 0
+    column_scale = np.where(known, column_scale, 1.0)
+    rows = relative / column_scale  # (R, F)
+    stiffness = np.full(len(column_scale), NO_GUESS_ROWS if guess is None else GUESS_ROWS)
+    scaled_guess = np.zeros(len(column_scale)) if guess is None else guess * column_scale
+    scaled = _solve(rows, relative_target, weights, scaled_guess, stiffness)
+    residuals = rows @ scaled - relative_target  # (R,)
+    errors = _standard_errors(rows, weights, residuals, stiffness)
+    # A column that is 0 in all rows keeps its guess.
+    coefficients = np.where(known, scaled / column_scale, 0.0 if guess is None else guess)
+    return Fit(coefficients, np.where(known, errors / column_scale, 0.0), float(np.median(np.abs(residuals))))
 
 
 def _solve(
     rows: FloatArray, target: FloatArray, weights: FloatArray, guess: FloatArray, stiffness: FloatArray
 ) -> FloatArray:
-    """theta (F,) of the scaled problem."""
+    """The coefficients (F,) of the scaled problem."""
     count, width = rows.shape
     with _lock:
         import cvxpy as cp
@@ -95,7 +101,7 @@ def _solve(
         parameters["weights"].value = np.concatenate([weights, np.zeros(padding)])
         parameters["guess"].value = guess
         parameters["stiffness"].value = stiffness
-        # A solver kept between calls scales by its first data: the answer would depend on what was fitted before.
+        # A solver that is kept scales by its first data, so answers would depend on earlier fits.
         problem.solve(solver=cp.CLARABEL, warm_start=False)
         if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
             raise DataError(f"the robust fit of {count} rows ended as {problem.status}")
@@ -105,8 +111,10 @@ def _solve(
 
 @cache
 def _regression(width: int) -> tuple[Any, dict[str, Any], Any]:
-    """The problem, its parameters and its variable (Any: cvxpy has no types). Residual and deviation are variables, so
-    that parameters are multiplied by no other parameter (DPP)."""
+    """The problem, its parameters and its variable (Any: cvxpy has no types).
+
+    Residual and deviation are variables, so that no parameter is multiplied by another one (cvxpy's DPP rules).
+    """
     import cvxpy as cp
 
     parameters = {
@@ -127,7 +135,7 @@ def _regression(width: int) -> tuple[Any, dict[str, Any], Any]:
 
 
 def _standard_errors(rows: FloatArray, weights: FloatArray, residuals: FloatArray, stiffness: FloatArray) -> FloatArray:
-    """Of each coefficient, from the spread of the residuals: sigma^2 (A' W A + K)^-1, sigma by the median deviation."""
+    """Standard error of each coefficient: sigma^2 (A' W A + K)^-1, with sigma from the median absolute deviation."""
     sigma = 1.4826 * np.median(np.abs(residuals - np.median(residuals)))
     information = rows.T @ (weights[:, None] * rows) + np.diag(stiffness)
     errors: FloatArray = sigma * np.sqrt(np.diag(np.linalg.inv(information)))
