@@ -1,7 +1,4 @@
-"""Reads, checks and writes placement problems and plans as the JSON of docs/problem.md.
-
-Knows the format and nothing of how a plan is found.
-"""
+"""Reads, checks and writes placement problems and plans in the JSON format of docs/problem.md."""
 
 from __future__ import annotations
 
@@ -30,13 +27,13 @@ _WEIGHT_KEYS = ("latency", "balance", "privacy")
 _PROBLEM_KEYS = ("version", "blocks", "nodes", "classes", "prefill_s_per_token", "decode_s_per_token",
                  "link_latency_s", "link_bandwidth_bytes_per_s", "kv_tokens", "weights")  # fmt: skip
 _OPTIONAL_PROBLEM_KEYS = ("token_bytes", "allowed_cuts", "current")
-_TOLERATED_KEYS = ("known",)  # what is proven of an example stands there; docs/problem.md
+_TOLERATED_KEYS = ("known",)  # the proven optimum of an example
 
 _log = logging.getLogger(__name__)
 
 
 def read_problem(path: Path) -> Problem:
-    """The problem in the file at `path`. Raises ProblemFormatError; warns of unknown keys through logging."""
+    """Read the problem in the file at `path`. Raises ProblemFormatError; unknown keys are logged as warnings."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -53,7 +50,7 @@ def read_problem(path: Path) -> Problem:
 
 
 def problem_from_json(obj: object) -> Problem:
-    """The problem that a decoded JSON value describes. Raises ProblemFormatError naming key, value and rule."""
+    """Make a problem from a decoded JSON value. Raises ProblemFormatError with the key, the value and the rule."""
     unknown: dict[str, None] = {}
     raw = _members(obj, "", _PROBLEM_KEYS, (*_OPTIONAL_PROBLEM_KEYS, *_TOLERATED_KEYS), unknown)
     if _number(raw["version"], "version") != 1:
@@ -86,7 +83,7 @@ def problem_from_json(obj: object) -> Problem:
 
 
 def problem_to_json(problem: Problem) -> dict[str, Any]:
-    """`problem` as a JSON object of docs/problem.md; what is absent in it is absent there."""
+    """Write `problem` as a JSON object; optional fields that are None are left out."""
     obj: dict[str, Any] = {
         "version": 1,
         "blocks": [asdict(block) for block in problem.blocks],
@@ -111,7 +108,7 @@ def problem_to_json(problem: Problem) -> dict[str, Any]:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """`plan` as the answer of docs/problem.md."""
+    """Write `plan` as the JSON object of an answer."""
     obj = asdict(plan)
     if plan.placement is None:
         obj["segments"] = None
@@ -123,14 +120,14 @@ def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(obj) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ProblemFormatError(repeated, repeated, "a key stands once in an object")
+        raise ProblemFormatError(repeated, repeated, "each key may appear once in an object")
     return obj
 
 
 def _members(
     obj: object, key: str, required: Iterable[str], optional: Iterable[str], unknown: dict[str, None]
 ) -> dict[str, Any]:
-    """`obj` as an object with all `required` keys; other keys than these and `optional` go into `unknown`."""
+    """Check that `obj` is an object with all `required` keys; keys that are not listed are added to `unknown`."""
     if not isinstance(obj, dict):
         raise ProblemFormatError(key or "problem", obj, "an object")
     prefix = f"{key}." if key else ""
@@ -152,7 +149,7 @@ def _array(value: object, key: str, minimum_length: int) -> list[Any]:
 
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ProblemFormatError(key, value, "a string that is not empty")
+        raise ProblemFormatError(key, value, "a non-empty string")
     return value
 
 
@@ -166,7 +163,7 @@ def _number(
     value: object, key: str, *, minimum: float = -math.inf, above: float = -math.inf,
     maximum: float = math.inf, below: float = math.inf,
 ) -> float:  # fmt: skip
-    """`value` as a finite float with minimum <= value <= maximum and above < value < below."""
+    """Check that `value` is a finite number with minimum <= value <= maximum and above < value < below."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProblemFormatError(key, value, "a number")
     try:
@@ -240,13 +237,13 @@ def _unique(names: list[str], key: str) -> set[str]:
 
 
 def _matrix_pair(raw: dict[str, Any], first: str, second: str, shape: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """Two matrices of `shape` that are null in the same places; NaN stands for null."""
+    """Two matrices of `shape`, with NaN for null. Both must be null in the same places."""
     bandwidth = second.startswith("link_bandwidth")
     left = _matrix(raw[first], first, shape, positive=False)
     right = _matrix(raw[second], second, shape, positive=bandwidth)
     differ = np.isnan(left) != np.isnan(right)
     if bandwidth:
-        np.fill_diagonal(differ, False)  # the diagonal of the links is ignored
+        np.fill_diagonal(differ, False)  # the format ignores the diagonal of the links
     if differ.any():
         row, column = (int(index) for index in np.argwhere(differ)[0])
         key = first if np.isnan(left[row, column]) else second
@@ -277,7 +274,7 @@ def _cuts(value: object, blocks: int) -> frozenset[int]:
         if not cut.is_integer() or not 1 <= cut <= blocks - 1:
             raise ProblemFormatError(key, entry, f"an integer in 1..{blocks - 1} (blocks less one)")
         if int(cut) in cuts:
-            raise ProblemFormatError(key, entry, "each cut stands once")
+            raise ProblemFormatError(key, entry, "each cut may appear once")
         cuts.add(int(cut))
     return frozenset(cuts)
 

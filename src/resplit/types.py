@@ -1,7 +1,4 @@
-"""The placement problem and its answer as values (docs/problem.md): what every other module speaks in.
-
-Knows no file format, no solver and no cluster.
-"""
+"""The placement problem and its answer as values (docs/problem.md), shared by all other modules."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
 @dataclass(frozen=True)
 class Block:
-    """One block of the model's chain: the smallest unit that is placed."""
+    """One block of the model's chain, the smallest unit that is placed on a node."""
 
     name: str
     weight_bytes: float
@@ -29,10 +26,10 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """What is known of a block from the model alone, before anything ran: the inputs of the cost model.
+    """Properties of a block that follow from the model alone; the inputs of the cost model.
 
-    `flops_per_token` counts the matrix products of one new token, `flops_per_context_token` what each cached
-    token adds to them; `weight_bytes` are the resident weights in the compute dtype.
+    `flops_per_token` counts the matrix products of one new token, `flops_per_context_token` those added by each
+    cached token. `weight_bytes` is the size of the resident weights in the compute dtype.
     """
 
     name: str
@@ -47,7 +44,7 @@ class BlockFeatures:
     sensitivity: float
 
     def block(self) -> Block:
-        """The same block as the planner sees it."""
+        """The part of these features that the planner uses."""
         return Block(
             self.name,
             self.weight_bytes,
@@ -60,7 +57,7 @@ class BlockFeatures:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine that can hold blocks; `background_utilization` is the share of it that others use."""
+    """A machine that can hold blocks; `background_utilization` is the share of it that other work uses."""
 
     name: str
     memory_bytes: float
@@ -71,7 +68,7 @@ class Node:
 
 @dataclass(frozen=True)
 class RequestClass:
-    """Requests of one kind: Poisson arrivals at `rate_rps` entering at node `source`."""
+    """Requests of one kind; they arrive at the node `source` as a Poisson process of `rate_rps` per second."""
 
     name: str
     source: str
@@ -83,7 +80,7 @@ class RequestClass:
 
 @dataclass(frozen=True)
 class Weights:
-    """alpha, beta, gamma of the objective (3)."""
+    """The weights alpha, beta and gamma of the objective (eq. 3)."""
 
     latency: float = 1.0
     balance: float = 0.0
@@ -92,12 +89,12 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One placement problem. Matrices hold NaN where the format holds null.
+    """One placement problem, with J blocks and N nodes.
 
-    With J blocks and N nodes: `prefill_s_per_token` and `decode_s_per_token` are (J, N) seconds per
-    token, NaN (in both) where the node cannot run the block; `link_latency_s` and
-    `link_bandwidth_bytes_per_s` are (N, N) from row to column, NaN (in both) where there is no link.
-    `allowed_cuts` None means anywhere; `current` is today's placement, one node name per block.
+    `prefill_s_per_token` and `decode_s_per_token` (J, N) are NaN, in both, where a node cannot run a block.
+    `link_latency_s` and `link_bandwidth_bytes_per_s` (N, N), from row to column, are NaN, in both, where there is no
+    link. If `allowed_cuts` is None, every boundary may be cut. `current` is the present placement, one node name per
+    block.
     """
 
     blocks: tuple[Block, ...]
@@ -114,13 +111,13 @@ class Problem:
     current: tuple[str, ...] | None = None
 
     def node_index(self, name: str) -> int:
-        """Index of the node called `name`; ValueError if there is none."""
+        """Index of the node called `name`. Raises ValueError if the problem has no such node."""
         return [node.name for node in self.nodes].index(name)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: temperature 0 is greedy, and draws depend on `seed` and position alone."""
+    """How a token is sampled. Temperature 0 is greedy; otherwise the draw depends only on `seed` and the position."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -129,7 +126,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Segment:
-    """Blocks `first..last` (inclusive), consecutive on one node."""
+    """The consecutive blocks `first` to `last`, both included, on one node."""
 
     first: int
     last: int
@@ -138,7 +135,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Terms:
-    """The three unweighted terms of the objective: seconds, share, share."""
+    """The unweighted terms of the objective: seconds per request, highest utilization, share of exposed sensitivity."""
 
     latency_s: float
     balance: float
@@ -147,8 +144,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer to a `Problem`. Where `status` is infeasible or unknown, `placement`, `objective` and what
-    follows from them are None or empty and `reason` says why. `lower_bound` is proven."""
+    """The answer to a `Problem`.
+
+    If `status` is infeasible or unknown, `reason` says why, and all fields that describe a placement are None or empty.
+    No placement of the problem has an objective below `lower_bound`.
+    """
 
     status: Status
     solver: str

@@ -1,4 +1,4 @@
-"""Placement planning: one function, `solve`, over a registry of solvers that share one interface."""
+"""Plans placements: `solve` runs one of the registered solvers, which share one interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOLVERS", "load", "solve"]
 
-# Each is a module with solve(instance, budget, start) -> Outcome, imported when it is asked for.
+# Each module has solve(instance, budget, start) -> Outcome. It is imported only when it is used.
 SOLVERS = {
     "relax": "resplit.planner.relax",
     "exact": "resplit.planner.exact",
@@ -26,15 +26,15 @@ SOLVERS = {
     "water-fill": "resplit.planner.baselines.water_fill",
     "greedy": "resplit.planner.baselines.greedy",
 }
-SEARCH_SHARE = 0.85  # of the budget, for the solver itself, where its answer is then bent to preferences
-ALL_SHARE = 0.99  # else; a last step may end late: one pricing takes 0.2 s at 512 nodes
+SEARCH_SHARE = 0.85  # of the budget for the solver, if preferences are applied afterwards
+ALL_SHARE = 0.99  # otherwise; the last step may end late (one pricing takes 0.2 s at 512 nodes)
 
 
 def load(solver: str = "relax") -> ModuleType:
-    """The module of a solver, imported now: before a clock starts, or before a loss makes every second count.
+    """Import the module of a solver.
 
-    Its kernels are compiled at the first import on a machine, and kept on disk. ConfigError for a solver that does not
-    exist.
+    The first import on a machine compiles the solver's kernels and caches them on disk. Callers that measure time or
+    must react quickly load the solver beforehand. Raises ConfigError for an unknown solver.
     """
     if solver not in SOLVERS:
         raise ConfigError("solver", f"{solver!r} is none of {', '.join(SOLVERS)}")
@@ -45,10 +45,10 @@ def solve(
     problem: Problem, *, solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
     tolerance: float = 0.0,
 ) -> Plan:  # fmt: skip
-    """The plan that `solver` finds for `problem` within `time_limit_s` seconds, or `work_limit` steps instead.
+    """Plan `problem` with `solver`, within `time_limit_s` seconds or, if it is given, `work_limit` solver steps.
 
-    Within `tolerance` (relative) of the best, a plan that meets more service objectives and then moves fewer bytes
-    is preferred. Raises ConfigError for a solver that does not exist.
+    Among plans whose objective is within `tolerance` (relative) of the best found, one that meets more service
+    objectives is preferred, then one that moves fewer bytes. Raises ConfigError for an unknown solver.
     """
     module = load(solver)
     from resplit.planner.budget import Budget

@@ -1,4 +1,4 @@
-"""How long a solver may go on: seconds, or counted steps where the same problem must give the same answer."""
+"""The budget of a solver: seconds, or a number of steps if answers must be reproducible."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ __all__ = ["UNLIMITED", "Budget"]
 
 
 class Budget:
-    """A deadline, or (where `work_limit` is given) a number of steps instead; a step is one move of a descent or one
-    priced path; a node of the branch and bound is ten."""
+    """A time limit, or a number of steps if `work_limit` is given.
+
+    One move of a descent and one priced path are one step each; one node of the branch and bound is ten steps.
+    """
 
     def __init__(self, time_limit_s: float, work_limit: int | None = None, parent: Budget | None = None) -> None:
         self._started = time.perf_counter()
@@ -19,7 +21,7 @@ class Budget:
         self.steps_left = work_limit
 
     def spend(self, steps: int = 1) -> bool:
-        """Takes `steps`; False where the budget is spent."""
+        """Take `steps` from the budget. Returns False once it is spent."""
         if self.steps_left is not None:
             self.steps_left -= steps
         if self._parent is not None:
@@ -28,28 +30,28 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """True where nothing is left."""
+        """Whether nothing is left."""
         return self.steps_left <= 0 if self.steps_left is not None else self.left_s <= 0
 
     @property
     def share_spent(self) -> float:
-        """How much of the budget is spent, 0 to 1."""
+        """The share of the budget that is spent, from 0 to 1."""
         if self.steps_left is not None and self._work_limit is not None:
             return 1 - max(self.steps_left, 0) / max(self._work_limit, 1)
         return min(1.0, self.elapsed_s / self._time_limit_s) if self._time_limit_s > 0 else 1.0
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the budget was made."""
+        """Seconds since the budget was created."""
         return time.perf_counter() - self._started
 
     @property
     def left_s(self) -> float:
-        """Seconds to the deadline; infinite where steps are counted."""
+        """Seconds until the deadline; infinite if steps are counted."""
         return float("inf") if self.steps_left is not None else self._time_limit_s - self.elapsed_s
 
     def part(self, share: float) -> Budget:
-        """A budget of `share` of what is left, taken from this one."""
+        """A budget of `share` of what is left. Steps spent on it are spent on this budget too."""
         if self.steps_left is not None:
             return Budget(self._time_limit_s, min(self.steps_left, 1 + int(self.steps_left * share)), self)
         return Budget(self.left_s * share, None, self)

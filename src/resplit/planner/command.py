@@ -1,4 +1,7 @@
-"""`resplit plan`: reads problem files and prints an answer for each. Imports nothing heavy until it is called."""
+"""The command `resplit plan`: reads problem files and prints one answer for each.
+
+Numpy and the solvers are imported only when the command runs, so that the command line starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,17 @@ def plan_command(
     files: Sequence[Path], solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
     tolerance: float = 0.0, explain: bool = False,
 ) -> int:  # fmt: skip
-    """Prints one answer per file, one JSON object per line (or, with `explain`, a page for people), and returns the
-    exit status of docs/problem.md. Raises ConfigError for an unknown solver."""
+    """Print one answer per file and return the exit status defined in docs/problem.md.
+
+    An answer is a JSON object on one line or, with `explain`, a page of text. Raises ConfigError for an unknown solver.
+    """
     _load(solver)
     statuses = {_answer(Path(file), solver, time_limit_s, work_limit, tolerance, explain) for file in files}
     return next((code for code in (EXIT_FORMAT, EXIT_INFEASIBLE, EXIT_UNKNOWN) if code in statuses), EXIT_PLANNED)
 
 
 def _load(solver: str) -> None:
-    """Imports the solver, and says why where that takes long: its kernels are compiled once on each machine."""
+    """Import the solver; print a notice if that takes long because its kernels are being compiled."""
     notice = threading.Timer(
         SLOW_LOAD_S, sys.stderr.write, ("loading the planner; it is compiled once on each machine ...\n",)
     )

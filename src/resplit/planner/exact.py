@@ -1,4 +1,4 @@
-"""`exact`: as `relax`, but it branches until the gap is closed to rounding. It may take long; the limit still holds."""
+"""The solver `exact`: the same as `relax`, but it closes the gap to 1e-6. It may take long; the budget still holds."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ GAP = 1e-6
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """The optimum, where the budget lasts."""
+    """The optimum to a relative gap of 1e-6, if the budget suffices."""
     return relax.solve(instance, budget, start, gap=GAP)

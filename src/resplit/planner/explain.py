@@ -1,4 +1,7 @@
-"""`resplit plan --explain`: a plan told to people. Prices of constraints come from solving again, not from duals."""
+"""Explains a plan as text (`resplit plan --explain`).
+
+The gain from relaxing a constraint is found by solving the changed problem, not from dual prices.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ __all__ = ["explain"]
 
 GIB = 2**30
 MAX_WHAT_IFS = 8
-NEAR_CEILING = 0.02  # share of the node
+NEAR_CEILING = 0.02  # utilization left below the ceiling
 
 
 def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
-    """A page of text about `plan`: its chain, where the latency goes, what binds and what more would buy. Solving again
-    takes up to `time_limit_s` in all."""
+    """Describe `plan`: its chain, the parts of its latency, the binding limits and the gains from relaxing them.
+
+    Solving the changed problems takes up to `time_limit_s` seconds in total.
+    """
     head = f"{plan.status} ({plan.solver}, {plan.solve_s:.2f} s)"
     if plan.placement is None or plan.objective is None or plan.terms is None:
         return f"{head}: no plan\n  {plan.reason}\n"
@@ -34,7 +39,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
         "Chain\n" + "\n".join(_arrays(problem, plan)),
         "Latency by class, in seconds\n" + "\n".join(_latency(problem, plan)),
         "Nodes\n" + "\n".join(_nodes(problem, plan)),
-        "What more would buy (solved again)\n" + "\n".join(_prices(problem, plan, time_limit_s)),
+        "Gains from more resources (solved again)\n" + "\n".join(_gains(problem, plan, time_limit_s)),
     ]
     if plan.moved_bytes is not None:
         sections.append(f"Moves {plan.moved_bytes / GIB:.2f} GiB from the current placement")
@@ -42,7 +47,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
 
 
 def _arrays(problem: Problem, plan: Plan) -> Iterator[str]:
-    """The segments, with what each hop costs one mean request."""
+    """The segments in model order, between the sources."""
     sources = ", ".join(dict.fromkeys(c.source for c in problem.classes))
     yield f"  [{sources}]"
     for segment in plan.segments:
@@ -93,11 +98,11 @@ def _used_bytes(problem: Problem, plan: Plan) -> np.ndarray:
     return np.bincount(index, block_bytes(problem), len(problem.nodes))
 
 
-def _prices(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
-    """The gain of each question that is worth asking; a gain is real, no gain may mean that none was found in time."""
+def _gains(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
+    """The gain of each changed problem. If no gain is shown, none was found in time."""
     questions = list(_what_ifs(problem, plan))[:MAX_WHAT_IFS]
     if not questions or plan.objective is None:
-        yield "  nothing: no memory, trust or ceiling stands in the way"
+        yield "  nothing: no memory, trust or ceiling limits this plan"
         return
     for what, changed in questions:
         instance, budget = Instance.of(changed), Budget(time_limit_s / len(questions))
@@ -109,7 +114,7 @@ def _prices(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
 
 
 def _what_ifs(problem: Problem, plan: Plan) -> Iterator[tuple[str, Problem]]:
-    """One GiB on each node that is full, ten points of ceiling where it is near, trust for each node without."""
+    """Changed problems: 1 GiB more on each full node, a higher ceiling on each busy node, trust in each other node."""
     used = _used_bytes(problem, plan)
     for i, node in enumerate(problem.nodes):
         binds = _binding(problem, plan, node.name, used[i]) if used[i] > 0 else ""

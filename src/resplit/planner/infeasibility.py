@@ -1,4 +1,4 @@
-"""Why a problem has no placement: which constraints cannot hold together, and by how much. Finds no placement."""
+"""Finds out why a problem has no placement: which constraints conflict, and by how much."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from resplit.types import FloatArray
 
 __all__ = ["infeasibility"]
 
-MAX_PACKING_PAIRS = 6000  # pairs of a block and a node; more are not tried
+MAX_PACKING_PAIRS = 6000  # pairs of an atom and a node; larger packing problems are skipped
 MAX_PACKING_NODES, MAX_PACKING_S = 2000, 1.0
 INFEASIBLE = 2  # status of scipy's milp
-MARGIN = 1e-6  # relative; a linear program's answer counts as proof only beyond its tolerances
+MARGIN = 1e-6  # relative; results of linear programs count as proofs only beyond their tolerances
 
 
 def infeasibility(instance: Instance) -> str | None:
-    """A proven reason why no placement exists; None where none of these relaxations finds one.
+    """A proven reason why no placement exists, or None if no check finds one.
 
-    In this order: a block that no node may run or hold, memory in total, memory with trust, memory in whole units, and
-    then load, all with blocks allowed to be divided between nodes; last, a packing of whole blocks.
+    The checks are, in this order: a block that no node may run or hold; total memory; memory with trust; memory in
+    whole units; load; and a packing of whole blocks. All but the last let blocks be divided between nodes.
     """
     for find in (
         _block_without_node,
@@ -53,7 +53,7 @@ def _block_without_node(instance: Instance) -> str | None:
 
 
 def _oversized_atom(instance: Instance) -> str | None:
-    """Blocks that must stay together and are too big for every node that may run them."""
+    """Blocks that must share a node and are too large for every node that may run them."""
     may_run = np.isfinite(instance.load)
     largest = np.where(may_run, instance.memory_limit, 0).max(axis=1)
     for atom in np.flatnonzero(instance.memory > largest * (1 + MARGIN)):
@@ -74,12 +74,12 @@ def _memory_total(instance: Instance) -> str | None:
 
 
 def _memory_shortage(instance: Instance) -> str | None:
-    """Least bytes to add anywhere so that every (divisible) block finds room on nodes that may run it."""
+    """The least memory to add so that all blocks, if divisible, fit on nodes that may run them."""
     may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     if not may_run.any(axis=1).all():
         atom = int(np.flatnonzero(~may_run.any(axis=1))[0])
         name = instance.problem.blocks[instance.first[atom]].name
-        return f"block {name} may run on no node whose background load leaves room under its ceiling"
+        return f"block {name} may run only on nodes whose background load is above their ceiling"
     unit = instance.memory.mean()
     short = _elastic(instance, may_run, instance.memory[:, None] / unit, instance.memory_limit / unit)
     need = instance.memory.sum()
@@ -87,27 +87,28 @@ def _memory_shortage(instance: Instance) -> str | None:
         return None
     return (
         f"memory short by {short * instance.memory.mean():.0f} bytes on the nodes that may hold the blocks: "
-        "memory, trust and the nodes that can run each block cannot hold together"
+        "memory, trust and the nodes that can run each block conflict"
     )
 
 
 def _whole_units(instance: Instance) -> str | None:
-    """Rooms counted in whole units: a node with room for 8.9 layers holds 8 (see `Resources`)."""
+    """Memory counted in whole units: a node with memory for 8.9 layers holds 8 (see `Resources`)."""
     may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     resources = Resources.of(instance)
     for use, limit, size in zip(resources.use[1:], resources.limit[1:], resources.unit_bytes[1:], strict=True):
         short = _elastic(instance, may_run, use[:, None], limit)
         if short > MARGIN * max(1.0, float(use.sum())):
             return (
-                f"memory: counted in whole parts of {size:.0f} bytes (a size of blocks, and those are not divided) the "
-                f"blocks need {use.sum():.0f} and all nodes together have room for {limit.sum():.0f}; with trust and "
-                f"the nodes that can run each block it is short by {np.ceil(short - MARGIN * use.sum()):.0f} at least"
+                f"memory: counted in whole parts of {size:.0f} bytes (the size of some blocks, which are not divided) "
+                f"the blocks need {use.sum():.0f} parts and all nodes have room for {limit.sum():.0f}; with trust "
+                "and the nodes that can run each block, at least "
+                f"{np.ceil(short - MARGIN * use.sum()):.0f} parts are missing"
             )
     return None
 
 
 def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, limit: FloatArray) -> float:
-    """min sum_i (sum_a use[a] x[a, i] - limit_i)+ over divisible assignments x."""
+    """The least total excess, min sum_i (sum_a use[a] x[a, i] - limit_i)+ over divisible assignments x."""
     atoms, nodes = np.nonzero(may_run)
     count, n = len(atoms), instance.shape[1]
     weights = np.broadcast_to(use, may_run.shape)[atoms, nodes]
@@ -125,7 +126,7 @@ def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, li
 
 
 def _overload(instance: Instance) -> str | None:
-    """The largest share of the offered rates that (divisible) blocks could carry under memory and ceilings."""
+    """The largest share of the offered rates that the nodes can serve, if blocks are divisible."""
     may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     atoms, nodes = np.nonzero(may_run)
     count, (a, n) = len(atoms), instance.shape
@@ -145,16 +146,18 @@ def _overload(instance: Instance) -> str | None:
     if result.status != 0 or result.fun <= 1 + MARGIN:
         return None
     offered = sum(request_class.rate_rps for request_class in instance.problem.classes)
-    carried = offered / float(result.fun)
+    served = offered / float(result.fun)
     return (
-        f"capacity exceeded by {offered - carried:.6g} requests/s: {offered:.6g} are offered, and under ceilings and "
-        f"memory the nodes carry at most {carried:.6g}"
+        f"capacity exceeded by {offered - served:.6g} requests/s: {offered:.6g} are offered, and within ceilings and "
+        f"memory the nodes serve at most {served:.6g}"
     )
 
 
 def _packing(instance: Instance) -> str | None:
-    """Least bytes to add so that whole atoms fit on the nodes under memory and ceilings: a mixed-integer program, whose
-    bound is a proof also where it is not solved to the end."""
+    """The least memory to add so that whole atoms fit within memory and ceilings.
+
+    This is a mixed-integer program. Its bound is a proof even if it is not solved to optimality.
+    """
     may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     atoms, nodes = np.nonzero(may_run)
     (a, n), count, unit = instance.shape, len(atoms), instance.memory.mean()
@@ -176,11 +179,11 @@ def _packing(instance: Instance) -> str | None:
         options={"node_limit": MAX_PACKING_NODES, "time_limit": MAX_PACKING_S},
     )
     if result.status == INFEASIBLE:
-        return "capacity exceeded: whole blocks cannot be shared out under the nodes' ceilings, whatever their memory"
+        return "capacity exceeded: whole blocks cannot be placed within the nodes' ceilings, even with unlimited memory"
     short = (result.mip_dual_bound or 0.0) - MARGIN
     if short <= MARGIN * a:
         return None
     return (
         f"memory short by at least {short * unit:.0f} bytes: whole blocks cannot be packed into the nodes that may "
-        "hold them, whatever their order"
+        "hold them, in any order"
     )

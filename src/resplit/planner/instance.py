@@ -1,6 +1,7 @@
-"""A problem as the arrays that solvers work on, weights and rates folded into the costs.
+"""A problem as the arrays on which all solvers work; weights and rates are folded into the costs.
 
-Blocks between two allowed cuts always share a node and become one *atom*, so solvers may cut anywhere. Knows no solver.
+Blocks between two allowed cuts share a node in every legal placement. They are merged into one *atom*, so that
+solvers may cut between any two atoms.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ IntArray = NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """With A atoms and N nodes, all costs in units of the objective:
+    """The arrays of a problem with A atoms and N nodes. Costs are in units of the objective.
 
-    `load` (A, N) utilisation that an atom adds, inf where it may not run (null, or private on an untrusted node);
-    `memory` (A,) and `memory_limit` (N,) bytes; `fixed` (A, N) privacy cost; `start`, `end` (N,) transfers from and
-    to the sources; `hops[hop_of[b]]` (N, N) transfer at boundary b = 1..A-1 with inf on the diagonal and where there
-    is no link; `queue_weight` alpha / L; `background` (N,); `headroom` (N,) the most load a node may take, negative
-    where its background alone is above the ceiling; `balance_weight` beta; `first` (A,) the first block of each atom.
+    - `first` (A,): the first block of each atom.
+    - `load` (A, N): the utilization that an atom adds to a node; inf if it may not run there (its times are null, or
+      it is private and the node is not trusted).
+    - `memory` (A,), `memory_limit` (N,): bytes.
+    - `fixed` (A, N): privacy cost.
+    - `start`, `end` (N,): transfer cost from the sources to the first node, and from the last node to the sources.
+    - `hops[hop_of[b]]` (N, N): transfer cost at boundary b = 1..A-1; inf on the diagonal and without a link.
+    - `queue_weight`: alpha / L. `balance_weight`: beta.
+    - `background` (N,): utilization by other work.
+    - `headroom` (N,): the load that a node may take; negative if its background exceeds the ceiling.
     """
 
     problem: Problem
@@ -48,7 +54,7 @@ class Instance:
 
     @classmethod
     def of(cls, problem: Problem) -> Instance:
-        """The arrays of `problem`."""
+        """Make the arrays of `problem`."""
         cuts = range(1, len(problem.blocks)) if problem.allowed_cuts is None else sorted(problem.allowed_cuts)
         first = np.array([0, *cuts], dtype=np.intp)
         fixed = _privacy_cost(problem)
@@ -80,49 +86,49 @@ class Instance:
 
     @cached_property
     def load_prefix(self) -> FloatArray:
-        """Load of the atoms before each one (A + 1, N); atoms that may not run count 0 (see `runnable`)."""
+        """Prefix sums of the load (A + 1, N); atoms that may not run count 0 (see `blocked_prefix`)."""
         finite = np.where(np.isfinite(self.load), self.load, 0)
         return np.vstack([np.zeros(finite.shape[1]), finite.cumsum(axis=0)])
 
     @cached_property
     def memory_prefix(self) -> FloatArray:
-        """Bytes of the atoms before each one (A + 1,)."""
+        """Prefix sums of the memory, in bytes (A + 1,)."""
         return np.concatenate(([0.0], self.memory.cumsum()))
 
     @cached_property
     def fixed_prefix(self) -> FloatArray:
-        """Privacy cost of the atoms before each one (A + 1, N)."""
+        """Prefix sums of the privacy cost (A + 1, N)."""
         return np.vstack([np.zeros(self.fixed.shape[1]), self.fixed.cumsum(axis=0)])
 
     @cached_property
     def blocked_prefix(self) -> IntArray:
-        """How many of the atoms before each one may not run on a node (A + 1, N)."""
+        """Prefix counts of the atoms that may not run on a node (A + 1, N)."""
         blocked = ~np.isfinite(self.load)
         return np.vstack([np.zeros(blocked.shape[1], dtype=np.intp), blocked.cumsum(axis=0)])
 
     def hop(self, boundary: int | np.integer) -> FloatArray:
-        """Transfer cost from row to column at `boundary` (1..A-1)."""
+        """Transfer cost from row to column at `boundary` (1..A-1), (N, N)."""
         return self.hops[int(self.hop_of[boundary])]
 
     def queue_cost(self, load: FloatArray) -> FloatArray:
-        """(alpha / L) ((1 - b_i) / (1 - b_i - load) - 1) over the last axis (N,); the load must fit the headroom."""
+        """Queueing cost (alpha / L) ((1 - b_i) / (1 - b_i - load) - 1) of a `load` (..., N) within the headroom."""
         cost: FloatArray = self.queue_weight * load / (1 - self.background - load)
         return cost
 
     def alone_cost(self) -> FloatArray:
-        """What each atom costs on a node that does nothing else of ours (A, N), inf where it may not run."""
+        """Queueing cost of an atom at vanishing load (A, N); inf if it may not run on the node."""
         load = np.where(np.isfinite(self.load), self.load, 0)
         cost = self.queue_weight * load / (1 - self.background)
         return np.where(np.isfinite(self.load), cost, np.inf)
 
     def loads(self, nodes_of: IntArray) -> FloatArray:
-        """Load on every node (N,) when atom a is on node `nodes_of[a]`."""
+        """Load of each node (N,) if atom a is on node `nodes_of[a]`."""
         atoms = np.arange(len(nodes_of))
         load: FloatArray = np.bincount(nodes_of, self.load[atoms, nodes_of], self.shape[1]).astype(float)
         return load
 
     def cost(self, nodes_of: IntArray) -> float:
-        """Objective of the placement of atoms on `nodes_of` (A,); inf where a constraint is broken."""
+        """Objective of the placement `nodes_of` (A,); inf if it violates a constraint."""
         load = self.loads(nodes_of)
         memory = np.bincount(nodes_of, self.memory, self.shape[1])
         used = np.unique(nodes_of)
@@ -135,8 +141,10 @@ class Instance:
         )
 
     def excess(self, nodes_of: IntArray) -> float:
-        """By how much a placement breaks memory limits (as a share of all memory needed) and headrooms, summed; inf
-        where it needs a link that is missing."""
+        """Sum of the excesses over memory limits (as a share of the model's memory) and over headrooms.
+
+        It is inf if the placement needs a missing link.
+        """
         over_memory = np.bincount(nodes_of, self.memory, self.shape[1]) - self.memory_limit
         load = self.loads(nodes_of)
         over_load = (load - self.headroom)[load > 0]
@@ -145,7 +153,7 @@ class Instance:
         return float(broken + over_memory.clip(min=0).sum() / needed + over_load.clip(min=0).sum())
 
     def path_cost(self, nodes_of: IntArray) -> float:
-        """Transfers and privacy of a placement of atoms: what does not depend on the nodes' total loads."""
+        """Transfer and privacy cost of a placement (A,); inf if a link is missing."""
         atoms = np.arange(len(nodes_of))
         total = self.start[nodes_of[0]] + self.end[nodes_of[-1]] + self.fixed[atoms, nodes_of].sum()
         for b in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1:
@@ -153,13 +161,15 @@ class Instance:
         return float(total)
 
     def placement(self, nodes_of: IntArray) -> tuple[str, ...]:
-        """Node names by block of a placement of atoms."""
+        """The node name of each block if atom a is on node `nodes_of[a]`."""
         atom_of = np.searchsorted(self.first, np.arange(len(self.problem.blocks)), side="right") - 1
         return tuple(self.problem.nodes[i].name for i in nodes_of[atom_of])
 
     def nodes_of(self, placement: Sequence[str]) -> IntArray:
-        """Node of each atom (A,) in a placement by block, -1 where it is gone or cannot run the atom. Where the
-        placement changes node inside an atom, the atom's first block decides."""
+        """The node of each atom (A,), given one node name per block; -1 if the node is gone or cannot run the atom.
+
+        If a placement changes node inside an atom, the atom's first block decides.
+        """
         index = {node.name: i for i, node in enumerate(self.problem.nodes)}
         nodes_of = np.array([index.get(placement[j], -1) for j in self.first], dtype=np.intp)
         runs = np.isfinite(self.load[np.arange(len(nodes_of)), nodes_of])
@@ -171,7 +181,7 @@ def _total_rate(problem: Problem) -> float:
 
 
 def _block_load(problem: Problem) -> FloatArray:
-    """sum_r lambda_r s[r, j, i] (J, N); inf where block j may not run on node i."""
+    """sum_r lambda_r s[r, j, i] (J, N); inf if block j may not run on node i."""
     prompts = sum(c.rate_rps * c.prompt_tokens for c in problem.classes)
     tokens = sum(c.rate_rps * c.new_tokens for c in problem.classes)
     load = prompts * problem.prefill_s_per_token + tokens * problem.decode_s_per_token
@@ -187,7 +197,7 @@ def _privacy_cost(problem: Problem) -> FloatArray:
 
 
 def _ends(problem: Problem) -> tuple[FloatArray, FloatArray]:
-    """Rate-weighted transfers from the sources to the first node, and from the last node back (N,)."""
+    """Rate-weighted transfer costs from the sources to each node, and from each node to the sources, each (N,)."""
     start = np.zeros(len(problem.nodes))
     end = np.zeros(len(problem.nodes))
     for request_class in problem.classes:
@@ -203,7 +213,7 @@ def _ends(problem: Problem) -> tuple[FloatArray, FloatArray]:
 
 
 def _hops(problem: Problem, first: IntArray) -> tuple[tuple[FloatArray, ...], IntArray]:
-    """Rate-weighted transfer matrices, one for each size of activation, and which one each boundary uses."""
+    """Rate-weighted transfer costs (N, N), one matrix per activation size, and the index of the matrix per boundary."""
     rate = _total_rate(problem)
     messages = sum(c.rate_rps * c.new_tokens for c in problem.classes) / rate
     passes = sum(c.rate_rps * (c.prompt_tokens + c.new_tokens - 1) for c in problem.classes) / rate
@@ -218,11 +228,11 @@ def _hops(problem: Problem, first: IntArray) -> tuple[tuple[FloatArray, ...], In
 
 
 def _transfer(problem: Problem, messages: float, size_bytes: float) -> FloatArray:
-    """Seconds over each link (N, N), inf where there is none."""
+    """Seconds over each link (N, N); inf without a link."""
     seconds = messages * problem.link_latency_s + size_bytes / problem.link_bandwidth_bytes_per_s
     return np.where(np.isnan(seconds), np.inf, seconds)
 
 
 def _weighted(problem: Problem, seconds: FloatArray) -> FloatArray:
-    """alpha x seconds, inf staying inf where alpha is 0."""
+    """alpha x seconds; inf stays inf if alpha is 0."""
     return np.where(np.isinf(seconds), np.inf, problem.weights.latency * np.nan_to_num(seconds, posinf=0))

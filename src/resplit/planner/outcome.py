@@ -1,4 +1,4 @@
-"""What a solver gives back, and how it becomes a `Plan`: the one interface of all solvers. Knows no solver."""
+"""The result that every solver returns, and its conversion to a `Plan`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ MAX_VIOLATIONS = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """`nodes_of` (A,) is the node of each atom (a baseline's may break constraints), None where nothing was found;
-    `lower_bound` is proven, -inf where nothing is known, inf where it is proven that no placement exists. `others` are
-    further legal placements that the solver met. `reason` says why there is no placement."""
+    """The result of a solver.
+
+    `nodes_of` (A,) is the node of each atom, None if no placement was found. A baseline's placement may violate
+    constraints. `lower_bound` is proven: -inf if nothing is known, inf if it is proven that no placement exists.
+    `others` are further legal placements that the solver found. `reason` says why there is no placement.
+    """
 
     nodes_of: IntArray | None
     lower_bound: float
@@ -28,7 +31,7 @@ class Outcome:
 
 
 def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -> Plan:
-    """The answer that `outcome` amounts to; every number in it is recomputed from the problem."""
+    """Convert `outcome` to a plan. Every number of the plan is recomputed from the problem."""
     solve_s = budget.elapsed_s
     if outcome.nodes_of is None:
         status: Status = "infeasible" if outcome.lower_bound == float("inf") else "unknown"
@@ -37,7 +40,9 @@ def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -
     placement = instance.placement(outcome.nodes_of)
     evaluation = evaluate(problem, placement)
     if evaluation.violations:
-        reason = "the placement found breaks " + "; ".join(each.text for each in evaluation.violations[:MAX_VIOLATIONS])
+        reason = "the placement found violates " + "; ".join(
+            each.text for each in evaluation.violations[:MAX_VIOLATIONS]
+        )
         return Plan("unknown", solver, solve_s, reason=reason)
     bound = min(outcome.lower_bound, evaluation.objective)
     bound = bound if bound > 0 else 0.0  # the objective is never negative

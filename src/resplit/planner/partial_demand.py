@@ -1,6 +1,6 @@
-"""A plan for as much of the demand as the nodes can carry: a cluster that is asked for too much serves what it can.
+"""Plans for the part of the demand that the nodes can serve, if they cannot serve all of it.
 
-Knows only rates; what lacks memory or trust at any rate stays without a plan.
+Only rates are reduced. A problem that lacks memory or trust has no plan at any rate.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
 def solve_partial_demand(problem: Problem, time_limit_s: float = 10.0) -> tuple[Plan, float]:
-    """The plan for the largest of a few shares of all rates that has one, and that share; where none has, the answer
-    for the whole demand, and 1. Each solve takes at most `time_limit_s`, those after the first half of it."""
+    """Plan for the largest share of the demand, out of a fixed list, that has a plan.
+
+    Returns the plan and the share (0 to 1) of all rates that it is for. If no share has a plan, returns the answer for
+    the whole demand and 1. The first solve takes at most `time_limit_s` seconds, each further one half of it.
+    """
     whole = plan = solve(problem, time_limit_s=time_limit_s)
     for share in _SHARES:
         if share < 1:

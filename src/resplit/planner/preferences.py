@@ -1,4 +1,4 @@
-"""Among plans that cost nearly the same: meet more service objectives, then move fewer bytes from today's placement."""
+"""Chooses among plans of nearly equal cost: first more met service objectives, then fewer moved bytes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from resplit.types import FloatArray
 __all__ = ["preferred"]
 
 TIE = 1e-9  # relative
-PRICED_MOVES = 200  # moves whose class latencies are looked at in one step
+EVALUATED_MOVES = 200  # per step of the hill climbing
 
-Rank = tuple[int, float, float]  # classes that miss, bytes moved (or the seconds by which they miss), objective
+Rank = tuple[int, float, float]  # classes that miss their objective, bytes moved (or seconds missed), objective
 
 
 def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Budget) -> Outcome:
-    """`outcome` with the most preferred placement within `tolerance` (relative) of its own: among those that the
-    solver met, today's, and what interval moves lead to from there."""
+    """`outcome` with the preferred placement among those whose cost is within `tolerance` (relative) of its own.
+
+    Candidates are the placements that the solver found, the current placement, and those that interval moves reach
+    from there.
+    """
     problem = instance.problem
     wanted = problem.current is not None or any(c.slo_s is not None for c in problem.classes)
     if outcome.nodes_of is None or not wanted or instance.cost(outcome.nodes_of) == float("inf"):
@@ -44,7 +47,7 @@ def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Bu
 
 
 def rank(instance: Instance, nodes_of: IntArray) -> Rank:
-    """What is preferred, least first."""
+    """The order of preference; the least is preferred."""
     placement = instance.placement(nodes_of)
     evaluation = evaluate(instance.problem, placement)
     missed = slo_shortfall_s(instance.problem, evaluation)
@@ -52,7 +55,7 @@ def rank(instance: Instance, nodes_of: IntArray) -> Rank:
 
 
 def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
-    """What leads to fewer classes that miss: less by which they do."""
+    """Like `rank`, with the seconds missed in place of the bytes moved."""
     evaluation = evaluate(instance.problem, instance.placement(nodes_of))
     missed = slo_shortfall_s(instance.problem, evaluation)
     return len(missed), sum(missed.values()), evaluation.objective
@@ -61,7 +64,7 @@ def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
 def _hill_climb(
     instance: Instance, nodes_of: IntArray, limit: float, budget: Budget, key: Callable[[Instance, IntArray], Rank]
 ) -> IntArray:
-    """The best `key` that improving interval moves lead to under the cost `limit`, until its middle part is 0."""
+    """Hill climbing by interval moves within the cost `limit`, until no move improves `key` or its middle part is 0."""
     moves = Descent(instance, 3 * limit or 1.0)
     best = key(instance, nodes_of)
     while best[1] > 0 and budget.spend():
@@ -79,16 +82,16 @@ def _hill_climb(
 def _promising(
     instance: Instance, moves: Descent, nodes_of: IntArray, slack: float, cheapest: bool
 ) -> list[tuple[int, int]]:
-    """Moves (index, node) that cost at most `slack`: the cheapest first, or those that bring most bytes back."""
+    """Moves (index, node) that cost at most `slack`; the cheapest first, or those that avoid most moved bytes."""
     delta = moves.deltas(nodes_of)
     order = np.where(delta <= slack, delta if cheapest else -_returned_bytes(instance, moves, nodes_of), np.inf)
-    best = np.argsort(order, axis=None, kind="stable")[:PRICED_MOVES]
+    best = np.argsort(order, axis=None, kind="stable")[:EVALUATED_MOVES]
     pairs = [divmod(int(index), delta.shape[1]) for index in best]
     return [(move, node) for move, node in pairs if order[move, node] < (np.inf if cheapest else 0)]
 
 
 def _returned_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
-    """Bytes that each move spares from moving (M, N)."""
+    """Bytes that no longer move from the current placement after each interval move (M, N)."""
     current = instance.problem.current
     if current is None:
         return np.zeros((1, 1))

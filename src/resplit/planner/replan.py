@@ -1,4 +1,7 @@
-"""Planning again and again for one set of blocks and nodes whose state drifts: the control loop's case."""
+"""Plans repeatedly for the same blocks and nodes while their state drifts.
+
+Only the planner's benchmark uses this today; the control loop solves each problem from scratch.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,17 @@ __all__ = ["Replanner"]
 
 
 class Replanner:
-    """Solves a problem once and its drifted states from there: from the last plan, and from the last prices, which
-    bound the new optimum as they are."""
+    """Solves a problem, then its drifted states from the last plan and the last prices.
+
+    The last prices give a proven bound on the new problem with a single pricing.
+    """
 
     def __init__(self, problem: Problem, time_limit_s: float = 10.0) -> None:
         self._dual: Dual | None = None
         self.plan = self.solve(problem, time_limit_s)
 
     def solve(self, problem: Problem, time_limit_s: float = 0.05, tolerance: float = 0.0) -> Plan:
-        """The plan for `problem`, from the last one. Blocks and nodes may differ; then little is carried over."""
+        """Plan `problem`, starting from the last plan. Little is reused if its blocks or nodes are not the same."""
         budget = Budget(time_limit_s)
         instance = Instance.of(problem)
         last = problem.current if self._dual is None else self.plan.placement or problem.current

@@ -1,1 +1,1 @@
-"""Planners that others have published, each written from its paper's description, for comparison."""
+"""Published planners for comparison, each implemented from the description in its paper."""

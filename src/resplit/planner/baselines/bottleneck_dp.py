@@ -1,7 +1,7 @@
-"""`bottleneck-dp`: the pipeline whose slowest stage is fastest, by dynamic programming (PipeEdge).
+"""The baseline `bottleneck-dp`: dynamic programming for the pipeline with the fastest slowest stage (PipeEdge).
 
-PipeEdge's states hold the set of nodes used; here each (boundary, node) keeps its `WIDTH` best sets, which is exact on
-few nodes and a beam on many. A node holds one stage.
+PipeEdge's states contain the set of used nodes. Here each (boundary, node) keeps its `WIDTH` best sets, which is exact
+for few nodes and a beam search for many. A node holds one stage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Label:
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Labels (boundary, last node) -> longest stage so far; a stage takes its compute or its transfer, if longer."""
+    """Label setting over (boundary, last node); a stage takes the longer of its compute and its transfer."""
     atoms = instance.shape[0]
     at: list[list[_Label]] = [[] for _ in range(atoms + 1)]
     at[0] = [_Label(0.0, frozenset(), ())]

@@ -1,4 +1,4 @@
-"""`greedy`: blocks in model order, each on the node that raises the objective least and has room."""
+"""The baseline `greedy`: places blocks in model order, each on the feasible node that raises the objective least."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """No step is taken back, so that it may end where no node has room for the next block."""
+    """Without backtracking, so it fails if no node has room for the next block."""
     atoms, nodes = instance.shape
     load, left = np.zeros(nodes), instance.memory_limit.copy()
     nodes_of = np.empty(atoms, dtype=np.intp)

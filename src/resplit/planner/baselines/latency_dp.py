@@ -1,6 +1,6 @@
-"""`latency-dp`: the path of least latency for one request alone, by dynamic programming (EdgeShard, algorithm 1).
+"""The baseline `latency-dp`: dynamic programming for the least latency of a single request (EdgeShard, algorithm 1).
 
-Queueing is not looked at. As in the paper, memory is that which is left along the one path that each state keeps.
+It ignores queueing. As in the paper, each state keeps one path, and the memory left is that along this path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """State (atom, node): least latency so far, memory left and path; one state is kept for each."""
+    """A state (atom, node) keeps its least latency, the memory left and its path."""
     atoms, nodes = instance.shape
     seconds = instance.alone_cost()  # (A, N)
     cost = instance.start.copy()

@@ -1,4 +1,4 @@
-"""`memory`: blocks in proportion to the nodes' memory, the largest node first (exo's ring partitioning)."""
+"""The baseline `memory`: blocks in proportion to memory, the largest node first (exo's ring partitioning)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """The split at shares of total memory; links, load and trust are not looked at."""
+    """Split at the shares of total memory; links, load and trust are ignored."""
     order = np.argsort(-instance.memory_limit, kind="stable")
     ends = instance.memory_limit[order].cumsum() / max(float(instance.memory_limit.sum()), 1e-300)
     atoms = instance.shape[0]

@@ -1,5 +1,7 @@
-"""`swarm`: each node in turn serves the run of blocks whose throughput is least, then requests take the fastest route
-(Petals). Nodes may overlap; what no route uses stays unused."""
+"""The baseline `swarm`: each node joins where throughput is least, then requests take the fastest route (Petals).
+
+The blocks of several nodes may overlap; blocks that the route does not use stay unused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Nodes join in listed order; the route is a shortest path over the blocks that each serves."""
+    """Nodes join in the order of the problem; the route is a shortest path over the blocks that they serve."""
     atoms, nodes = instance.shape
     served = np.zeros((atoms, nodes), dtype=bool)
     throughput = np.zeros(atoms)
@@ -31,7 +33,7 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> 
 
 
 def _weakest_span(instance: Instance, i: int, throughput: FloatArray) -> tuple[int, int] | None:
-    """The longest runs that node i has memory for, and of these the one whose weakest block is worst served."""
+    """Of the longest runs of blocks that fit on node i, the one that contains the block of least throughput."""
     atoms = instance.shape[0]
     spans = []
     for p in range(atoms):

@@ -1,4 +1,4 @@
-"""`uniform`: equal numbers of blocks on every node, in the order in which the nodes are listed."""
+"""The baseline `uniform`: equal numbers of blocks on all nodes, in the order of the problem."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """The even split; every limit is left to chance."""
+    """The even split; it ignores all limits."""
     atoms, nodes = instance.shape
     return Outcome(np.arange(atoms) * min(nodes, atoms) // atoms, -np.inf)

@@ -1,5 +1,7 @@
-"""`water-fill`: the fewest nodes that hold the model, each with blocks in proportion to its speed up to its memory
-(Parallax's layer allocation)."""
+"""The baseline `water-fill`: the fewest nodes that hold the model, with blocks in proportion to their speed.
+
+The memory of a node limits its blocks. This is Parallax's layer allocation.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Nodes by capacity in blocks until the model fits; levels by bisection; order by the nearest next node."""
+    """Take nodes by capacity until the model fits, find the water level by bisection, and order nodes by link cost."""
     atoms = instance.shape[0]
     finite = np.where(np.isfinite(instance.load), instance.load, 0)
     capacity = np.minimum(np.floor(instance.memory_limit / (float(instance.memory.mean()) or 1.0)), atoms)
@@ -31,7 +33,7 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> 
 
 
 def _levels(capacity: FloatArray, speed: FloatArray, atoms: int) -> IntArray:
-    """min(capacity, level x speed) rounded so that the sum is `atoms`."""
+    """The number of atoms per node, min(capacity, level x speed), rounded so that the sum is `atoms`."""
     low, high = 0.0, atoms / float(speed.min())
     for _ in range(60):
         level = (low + high) / 2

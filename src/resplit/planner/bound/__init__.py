@@ -1,1 +1,1 @@
-"""Proven lower bounds: prices, cheapest paths, and branching."""
+"""Proven lower bounds: column generation, pricing by shortest paths, and branch and bound."""

@@ -1,5 +1,7 @@
-"""Branch and bound over what mixtures of paths leave open: which nodes are used, where the chain's ends are, and from
-which node it goes to which. Each part of the placements has prices of its own (see `dual`).
+"""Branch and bound with a Lagrangian dual in each subproblem (branch and price).
+
+It branches on what the solution of the master leaves fractional: the nodes used, the nodes of the first and the last
+atom, and the links crossed.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from resplit.types import FloatArray
 
 __all__ = ["branch_and_bound", "by_end", "by_link", "by_node"]
 
-FEW_LABELS = 15_000  # of a pricing: up to that, remembering more costs little
-MAX_NODES = 64  # beyond, whether one of them is used matters so little that remembering more always comes first
-MIN_CLOSENESS = 0.05  # what hardly any or nearly all of a mixture does is not worth a division
+FEW_LABELS = 15_000  # of one pricing; below, larger neighbourhoods cost little
+MAX_NODES = 64  # beyond, branching on one node gains so little that neighbourhoods are always grown first
+MIN_CLOSENESS = 0.05  # below, a share is so near to 0 or 1 that branching on it gains nothing
 
 Parts = tuple[Dual, Dual]
 
@@ -45,8 +47,10 @@ def branch_and_bound(
 
 
 def _replacements(part: Dual) -> Sequence[Dual]:
-    """What is to be bounded instead of a part: itself with more in mind, where that costs little or nothing else is
-    left, or its two halves. Empty where nothing is left to do."""
+    """The subproblems to bound next in place of `part`; empty if nothing is left to do.
+
+    They are `part` with larger neighbourhoods if that is cheap or nothing else is left, else its two branches.
+    """
     cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MAX_NODES
     if (cheap or part.overflowed) and part.converged and part.grow_neighbourhoods():
         return [part]
@@ -56,14 +60,14 @@ def _replacements(part: Dual) -> Sequence[Dual]:
 
 
 def by_node(part: Dual, node: int) -> Parts:
-    """Placements that do not use a node, and that do."""
+    """Branches: the placements that do not use `node`, and those that do."""
     forbidden = np.zeros_like(part.forbidden)
     forbidden[:, node] = True
     return part.subproblem(forbidden), part.subproblem(required=SetCuts.entry(forbidden.shape[1], node))
 
 
 def by_end(part: Dual, atom: int, node: int) -> Parts:
-    """Placements that do not have an atom, the first or the last, on a node, and that do."""
+    """Branches: the placements without `atom` (the first or the last) on `node`, and those with it."""
     without, others = np.zeros_like(part.forbidden), np.zeros_like(part.forbidden)
     without[atom, node] = True
     others[atom] = ~without[atom]
@@ -71,7 +75,7 @@ def by_end(part: Dual, atom: int, node: int) -> Parts:
 
 
 def by_link(part: Dual, origin: int, node: int) -> Parts:
-    """Placements that never go from one node to another, and that do."""
+    """Branches: the placements that never cross the link from `origin` to `node`, and those that do."""
     forbidden_links = np.zeros_like(part.forbidden_links)
     forbidden_links[origin, node] = True
     return part.subproblem(forbidden_links=forbidden_links), part.subproblem(
@@ -80,13 +84,15 @@ def by_link(part: Dual, origin: int, node: int) -> Parts:
 
 
 def _split(part: Dual) -> Parts | None:
-    """By what the mixture does most nearly half of the time: by a node; by an end where it agrees on which nodes are
-    used, for that moves the bound less; by a link where it agrees on the ends too. None where it agrees on all."""
+    """Two branches on the share in the master's solution that is nearest to a half; None if all are near 0 or 1.
+
+    Nodes are tried first, then the ends of the chain, then links: in this order they raise the bound most.
+    """
     if not part.solution:
         return None
     atoms, nodes = part.instance.shape
     support = Support.of_solution(part.resources, part.solution)
-    ends = np.zeros((2, nodes))  # how often the first and the last atom are on each node
+    ends = np.zeros((2, nodes))  # the shares of the first and the last atom on each node
     for weight, nodes_of in part.solution:
         ends[[0, 1], nodes_of[[0, -1]]] += weight
     node, closeness = _nearest_to_half(support.starts + support.crossings.sum(axis=0))
@@ -100,7 +106,7 @@ def _split(part: Dual) -> Parts | None:
 
 
 def _nearest_to_half(share: FloatArray) -> tuple[int, float]:
-    """The place (in the flattened array) where a share is nearest to a half, and how near: 0.5 there, 0 at 0 and 1."""
+    """Flat index of the share nearest to a half, and its closeness: 0.5 at a half, 0 at 0 and 1."""
     closeness = (0.5 - abs(share - 0.5)).clip(min=0).ravel()
     at = int(closeness.argmax())
     return at, float(closeness[at])

@@ -1,6 +1,6 @@
-"""The convex relaxation of docs/problem.md in cvxpy, beside its mathematics: the oracle for the faster forms.
+"""The plain convex relaxation in cvxpy, next to its mathematics; tests compare the faster bounds with it.
 
-Good up to about 16 nodes x 40 blocks; the solvers do not use it.
+The solvers do not use it. It is practical up to about 16 nodes and 40 blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ __all__ = ["Relaxation", "relax_convex"]
 
 @dataclass(frozen=True)
 class Relaxation:
-    """`value` is the solver's primal value (within its tolerance: no bound); `placement` (A, N) the fractional
-    placement; `prices` the multipliers, from which `Dual.evaluate` makes a proven bound."""
+    """The solution of the relaxation.
+
+    `value` is the primal value, within the solver's tolerance, and so not a proven bound. `placement` (A, N) is
+    fractional. `prices` are the multipliers; `Dual.evaluate` makes a proven bound of them.
+    """
 
     value: float
     placement: FloatArray
@@ -29,7 +32,7 @@ class Relaxation:
 
 
 def relax_convex(instance: Instance) -> Relaxation | None:
-    """Solves the relaxation, None where it is infeasible:
+    """Solve the relaxation; None if it is infeasible:
 
         minimise    sum_b <T_b, z_b> + <start, x_0> + <end, x_A-1> + <fixed, x>
                     + a sum_i (1 - b_i) (1 / (1 - u_i) - 1 / (1 - b_i)) + beta m
@@ -39,7 +42,8 @@ def relax_convex(instance: Instance) -> Relaxation | None:
                     sum_a memory_a x_ai <= memory_i                (eq. 5)
                     m >= u_i,  x >= 0,  z >= 0
 
-    with a = alpha / L. `1 / (1 - u)` is `inv_pos`, convex; utilisation is a variable, so that the program stays DPP.
+    with a = alpha / L. `1 / (1 - u)` is the convex atom `inv_pos`. The utilization u is a variable of its own, as
+    disciplined parametrised programming (DPP) requires.
     """
     atoms, nodes = instance.shape
     x = cp.Variable((atoms, nodes), nonneg=True)
@@ -47,8 +51,8 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     m = cp.Variable()
     free = 1 - instance.background
     runs = np.isfinite(instance.load) & (instance.headroom >= 0)
-    carried = cp.sum(cp.multiply(np.where(runs, instance.load, 0), x), axis=0)
-    loaded = u >= instance.background + carried
+    load = cp.sum(cp.multiply(np.where(runs, instance.load, 0), x), axis=0)
+    loaded = u >= instance.background + load
     stored = (instance.memory / instance.memory.mean()) @ x <= instance.memory_limit / instance.memory.mean()
     peaked = m >= u
     constraints: list[Any] = [

@@ -1,7 +1,7 @@
-"""The Lagrangian bound: prices on what placements use of nodes, improved by column generation.
+"""The Lagrangian bound: dual prices on the use of nodes, improved by column generation.
 
-Every price vector gives a proven bound, whatever the tolerances of the linear program that suggested it: the cheapest
-path at these prices is found exactly, the nodes' terms have a closed form (docs/planner.md).
+Every price vector gives a proven bound, because the cheapest path is found exactly and the nodes' terms have a closed
+form (docs/planner.md). The tolerances of the linear program that suggests the prices do not matter.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ from resplit.types import FloatArray
 
 __all__ = ["Dual", "Prices"]
 
-ROUNDING = 1e-9  # relative; taken off every bound
+ROUNDING = 1e-9  # relative; subtracted from every bound
 CONVERGED = 1e-5  # relative distance between the master's value and the bound
-SOUGHT_GAP_SHARE = (
-    0.02  # of what is left to the target: closer than that, remembering more is worth more than better prices
-)
-# How far above the bound paths that remember are looked for, as a share of the way to the target.
+SOUGHT_GAP_SHARE = 0.02  # of the distance to the target; below, larger neighbourhoods gain more than better prices
+# How far above the bound the cutoff of ng-route pricing lies, as a share of the distance to the target.
 FIRST_REACH, MIN_REACH, MAX_REACH = 1 / 8, 1 / 100, 1 / 2
-REACH_WITHOUT_TARGET = 0.1  # relative to the bound; the way to go where no target is known
+REACH_WITHOUT_TARGET = 0.1  # relative to the bound; the distance if there is no target
 FEW_LABELS_SHARE = 1 / 10  # of the labels that one pricing may take
 LABELS_PER_STEP = 10_000
 MIN_CUT_GAIN, MAX_STALLS = 4e-3, 1
-MAX_INITIAL_COLUMNS = 300  # columns
-SHARE_FLOOR = 1e-9  # the share of an interval's own queueing cost stays positive, so that inf stays inf
+MAX_INITIAL_COLUMNS = 300  # of a new master
+SHARE_FLOOR = 1e-9  # keeps the share of the queueing cost positive, so that infinite costs stay infinite
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Multipliers, all >= 0: `share` (N,) in (0, 1] of an interval's own queueing cost, `load` (N,) per unit of load,
-    `resource` (K, N) per unit of a resource, `cut` (M,) of the set cuts, `balance` (N,) with a sum of at most beta."""
+    """Lagrangian multipliers, all >= 0.
+
+    - `share` (N,): of the queueing cost of each interval alone; in (0, 1].
+    - `load` (N,): per unit of load. `resource` (K, N): per unit of each resource.
+    - `cut` (M,): of the set cuts.
+    - `balance` (N,): of the rows of the peak; their sum is at most beta.
+    """
 
     share: FloatArray
     load: FloatArray
@@ -51,13 +54,13 @@ class Prices:
     balance: FloatArray
 
     def toward(self, other: Prices, step: float) -> Prices:
-        """The point at `step` (0..1) of the way to `other`."""
+        """The convex combination (1 - step) self + step other."""
         mine, theirs = vars(self), vars(other)
         return Prices(**{name: (1 - step) * mine[name] + step * theirs[name] for name in mine})
 
 
 class Dual:
-    """The best proven bound so far, the prices that give it and the columns found on the way."""
+    """The best proven bound so far, the prices that give it, and the state of column generation."""
 
     def __init__(self, instance: Instance, paths: IntervalPaths, resources: Resources) -> None:
         self.instance = instance
@@ -65,19 +68,19 @@ class Dual:
         self.resources = resources
         nodes = instance.shape[1]
         self.cuts = SetCuts.empty(nodes)
-        self.forbidden_links = np.zeros((nodes, nodes), dtype=bool)  # links that placements here do not cross
-        self.forbidden = np.zeros(instance.shape, dtype=bool)  # where they do not have an atom
+        self.forbidden_links = np.zeros((nodes, nodes), dtype=bool)  # links not used in this subproblem
+        self.forbidden = np.zeros(instance.shape, dtype=bool)  # pairs of atom and node not used in it
         self._known_cuts: set[bytes] = set()
         self.prices = Prices(
             np.ones(nodes), np.zeros(nodes), np.zeros_like(resources.limit), np.zeros(0), np.zeros(nodes)
         )
-        self.plain_prices = self.prices  # the best for `paths`, which remember nothing
+        self.plain_prices = self.prices  # the best for `paths`, which have no neighbourhoods
         self.bound = -np.inf
         self.converged = False
         self._master: RestrictedMaster | None = None
         self._initial_columns: list[IntArray] = []
         self._pricer: IntervalPaths | NgPaths = paths
-        self._states: dict[bool, NodeStates] = {}  # coarse or not; made once something is to be remembered
+        self._states: dict[bool, NodeStates] = {}  # coarse or not; made once neighbourhoods grow
         self._growth: NeighbourhoodGrowth | None = None
         self._reach = FIRST_REACH
         self._max_objective = _max_objective_of(instance)
@@ -85,7 +88,7 @@ class Dual:
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
     def warm_start(self, other: Dual) -> None:
-        """Begins from the cuts, prices and columns of another state of the same blocks and nodes."""
+        """Start from the cuts, prices and columns of another state of the same blocks and nodes."""
         if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
             return
         self.cuts = other.cuts.with_limits_of(self.resources)
@@ -95,10 +98,12 @@ class Dual:
         self.evaluate(other.plain_prices)
 
     def evaluate(self, prices: Prices, cutoff: float = np.inf, budget: Budget = UNLIMITED) -> tuple[float, IntArray]:
-        """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path that attains it; the
-        best is kept. Paths that remember are looked for below `cutoff` only: else (cutoff, ()), or (-inf, ()) where
-        that takes too many labels, or longer than `budget`. (inf, ()) where no path exists at all, at any prices, or
-        where the bound is above anything that a placement can cost."""
+        """The Lagrangian at `prices`, a lower bound on every placement's objective, and the path (A,) that attains it.
+
+        The best bound is kept. ng-route paths are sought below `cutoff` only: the result is (cutoff, ()) if there is
+        none, and (-inf, ()) if the search exceeds the label limit or `budget`. The result is (inf, ()) if no path
+        exists at any prices, or if the bound exceeds the cost of every possible placement.
+        """
         prices = self._projected(prices)
         constant_terms, costs = self.constant_terms(prices), self.path_costs(prices)
         if isinstance(self._pricer, NgPaths):
@@ -117,7 +122,7 @@ class Dual:
         return value, nodes_of
 
     def path_costs(self, prices: Prices) -> PathCosts:
-        """What a path pays at `prices`."""
+        """The costs of paths at `prices`."""
         finite = np.where(np.isfinite(self.instance.load), self.instance.load, 0)
         resource = prices.resource + self.cuts.atom_price(prices.cut, len(self.resources.use))
         on_link, at_start = self.cuts.entry_refund(prices.cut)
@@ -125,7 +130,7 @@ class Dual:
         return PathCosts(prices.share, finite * prices.load + self.resources.use.T @ resource, on_link, at_start)
 
     def constant_terms(self, prices: Prices) -> float:
-        """What the Lagrangian adds to the cost of the path: node terms, peak and limits, less their rounding."""
+        """The terms of the Lagrangian that do not depend on the path, less an allowance for rounding."""
         instance = self.instance
         spare = instance.balance_weight - prices.balance.sum()
         gains = (
@@ -139,11 +144,14 @@ class Dual:
         return float(gains - paid - ROUNDING * (abs(gains) + paid + refunded))
 
     def generate_columns(
-        self, columns: list[IntArray], budget: Budget, target: float, most: int = 1_000_000
+        self, columns: list[IntArray], budget: Budget, target: float, max_paths: int = 1_000_000
     ) -> list[IntArray]:
-        """Column generation with `columns` until the bound reaches `target`, `most` paths were priced, nothing improves
-        (then `converged` is set) or the budget is spent. Returns the paths that were priced; they may break limits."""
-        if budget.spent:  # a master of many columns takes long to set up
+        """Generate columns, starting with `columns`, and return the priced paths, which may violate limits.
+
+        It stops when the bound reaches `target`, after `max_paths` paths, at convergence (then `converged` is set), or
+        when the budget is spent.
+        """
+        if budget.spent:  # setting up a master with many columns takes long
             return []
         if self._master is None:
             if self._pricer is self.paths:
@@ -158,7 +166,7 @@ class Dual:
             self.converged &= not (self._allows(nodes_of) and master.add(nodes_of))
         found: list[IntArray] = []
         priced = 0
-        while self.bound < target and priced < most and not self.converged and self._spend(budget):
+        while self.bound < target and priced < max_paths and not self.converged and self._spend(budget):
             prices = Prices(*master.solve()) if len(master.columns) else self.prices
             value = master.value
             if value - self.bound <= max(CONVERGED * abs(value), self._gap_sought(target)):
@@ -174,11 +182,11 @@ class Dual:
     def _price(
         self, master: RestrictedMaster, prices: Prices, target: float, found: list[IntArray], budget: Budget
     ) -> bool:
-        """Prices one path; True where that brought a new column or a better bound."""
+        """Price one path. Returns True if that gave a new column or a better bound."""
         before, value, cutoff = self.bound, master.value, target
         if isinstance(self._pricer, NgPaths):
-            way = target - before if np.isfinite(target) else REACH_WITHOUT_TARGET * abs(before)
-            cutoff = min(target, value + CONVERGED * abs(value), before + self._reach * way)
+            distance = target - before if np.isfinite(target) else REACH_WITHOUT_TARGET * abs(before)
+            cutoff = min(target, value + CONVERGED * abs(value), before + self._reach * distance)
         _, nodes_of = self.evaluate(prices, cutoff, budget)
         improved = self.bound > before
         self._step = min(1.0, self._step * 1.2) if improved else max(0.2, self._step * 0.9)
@@ -190,14 +198,14 @@ class Dual:
         return bool(master.add(nodes_of)) or improved
 
     def _adapt_reach(self) -> None:
-        """Nothing was found within reach, or too much to see all of it."""
+        """Lower the cutoff if pricing exceeded the label limit; raise it if it took few labels and found no path."""
         if isinstance(self._pricer, NgPaths) and self._pricer.overflowed:
             self._reach /= 4
         elif isinstance(self._pricer, NgPaths) and self._pricer.labels < FEW_LABELS_SHARE * self._pricer.max_labels:
             self._reach = min(2 * self._reach, MAX_REACH)
 
     def _gap_sought(self, target: float) -> float:
-        """How near to its master's value the bound of paths that remember has to come."""
+        """The gap between the master's value and the bound below which column generation ends."""
         if not np.isfinite(target):
             return 0.0
         return SOUGHT_GAP_SHARE * (target - self.bound)
@@ -206,14 +214,16 @@ class Dual:
         return budget.spend(1 + (self._pricer.labels // LABELS_PER_STEP if isinstance(self._pricer, NgPaths) else 0))
 
     def _cuts_help(self, value: float) -> bool:
-        """False where the last rounds of set cuts have hardly raised the bound."""
+        """False if the last rounds of set cuts have hardly raised the bound."""
         self._stalls = self._stalls + 1 if self.bound - self._bound_before_cuts < MIN_CUT_GAIN * abs(value) else 0
         self._bound_before_cuts = self.bound
         return self._stalls <= MAX_STALLS
 
     def grow_neighbourhoods(self) -> bool:
-        """From now on paths remember more: the worst detours that the mixture takes, or fewer of them than last time
-        where that took too many labels. False where nothing new is left to remember."""
+        """Grow the ng-neighbourhoods so that they exclude cycles in the master's solution.
+
+        If the last growth needed too many labels, it is replaced by a smaller one. Returns False if no growth is left.
+        """
         if self._master is None:
             return False
         if self._growth is None:
@@ -242,7 +252,7 @@ class Dual:
         return NgPaths(self.paths, self._states[neighbourhoods.coarse], neighbourhoods, max_labels)
 
     def _reset_master(self) -> None:
-        """A new master for the next pricing, from the columns of this one."""
+        """Drop the master; the next one starts from its columns."""
         if self._master is not None:
             last = [nodes_of for _, nodes_of in self.solution]
             columns = {x.tobytes(): x for x in [*self._initial_columns, *self._master.columns, *last]}
@@ -251,17 +261,17 @@ class Dual:
 
     @property
     def labels(self) -> int:
-        """What the last pricing took, 0 while paths remember nothing."""
+        """Labels of the last pricing; 0 while there are no neighbourhoods."""
         return self._pricer.labels if isinstance(self._pricer, NgPaths) else 0
 
     @property
     def overflowed(self) -> bool:
-        """Whether paths remember more than can be priced."""
+        """Whether pricing exceeds the label limit at every useful cutoff."""
         return isinstance(self._pricer, NgPaths) and self._reach < MIN_REACH
 
     @property
     def solution(self) -> list[tuple[float, IntArray]]:
-        """The placements, with their weights, that the last prices were found for."""
+        """The solution of the restricted master: paths with their weights, which sum to 1."""
         return self._master.solution() if self._master is not None else []
 
     def subproblem(
@@ -286,13 +296,13 @@ class Dual:
         return part
 
     def _allows(self, nodes_of: IntArray) -> bool:
-        """Whether a placement has no atom and crosses no link that is out of bounds here."""
+        """Whether a placement belongs to this subproblem, required cuts aside."""
         forbidden = self.forbidden[np.arange(len(nodes_of)), nodes_of].any()
         return not (forbidden or self.forbidden_links[nodes_of[:-1], nodes_of[1:]].any())
 
     def _add_cuts(self, master: RestrictedMaster) -> bool:
-        """Adds the set cuts that the master's mixture breaks; False where it breaks none."""
-        if not self.solution:  # no column has any weight: all is taken up by elastic slacks
+        """Add set cuts that the master's solution violates. Returns False if there is none."""
+        if not self.solution:  # the elastic slacks cover all rows, and no column has a weight
             return False
         support = Support.of_solution(self.resources, self.solution)
         new = SetCuts.violated_use_cuts(self.resources, support, self._known_cuts)
@@ -308,7 +318,7 @@ class Dual:
         return True
 
     def _projected(self, prices: Prices) -> Prices:
-        """The nearest multipliers with the right signs and sums."""
+        """The nearest multipliers that satisfy the conditions on signs and sums."""
         balance = np.maximum(prices.balance, 0)
         return Prices(
             share=np.clip(prices.share, SHARE_FLOOR, 1),
@@ -320,7 +330,7 @@ class Dual:
 
 
 def _padded(prices: Prices, cuts: int) -> Prices:
-    """`prices` with 0 for so many new cuts."""
+    """`prices` with a price of 0 for each new cut."""
     return replace(prices, cut=np.concatenate((prices.cut, np.zeros(cuts))))
 
 
@@ -328,7 +338,7 @@ def _node_terms(instance: Instance, weight: FloatArray, price: FloatArray) -> Fl
     """min over 0 <= l <= headroom of weight x queue_cost(l) - price x l, in closed form (N,)."""
     free = 1 - instance.background
     top = np.clip(instance.headroom, 0, None)
-    with np.errstate(over="ignore"):  # a price next to 0 means: no load
+    with np.errstate(over="ignore"):  # a price near 0 gives an infinite ratio, and so no load
         ratio = np.divide(weight * instance.queue_weight * free, price, out=np.full_like(free, np.inf), where=price > 0)
     load = np.clip(free - np.sqrt(ratio), 0, top)
     terms: FloatArray = weight * instance.queue_cost(load) - price * load
@@ -336,7 +346,7 @@ def _node_terms(instance: Instance, weight: FloatArray, price: FloatArray) -> Fl
 
 
 def _max_objective_of(instance: Instance) -> float:
-    """A bound from above on the objective of every placement."""
+    """An upper bound on the objective of every placement."""
     finite = [np.where(np.isfinite(part), part, 0).max() for part in (instance.start, instance.end, *instance.hops)]
     queue = instance.queue_cost(np.clip(instance.headroom, 0, None)).sum()
     return float(queue + instance.fixed.max(axis=1).sum() + instance.shape[0] * sum(finite) + instance.balance_weight)

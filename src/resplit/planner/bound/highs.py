@@ -1,4 +1,4 @@
-"""A silent HiGHS. Knows no model."""
+"""Creates HiGHS solver instances that print nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["quiet_highs"]
 
 
 def quiet_highs(**options: bool | int | float | str) -> Any:
-    """A HiGHS instance with no output, one thread and these options. Raises ValueError for an option it refuses.
+    """A HiGHS instance without output, with one thread and with `options`. Raises ValueError for an invalid option.
 
-    `Any`, as highspy carries no types.
+    The result is `Any`, as highspy has no type annotations.
     """
     highs = _Highs()
     for name, value in {"output_flag": False, "threads": 1, **options}.items():

@@ -1,7 +1,7 @@
-"""Label setting: the cheapest path whose state is a boundary, a node and what it remembers of other nodes.
+"""Label setting for the pricing of ng-route paths.
 
-Compiled with numba, once, at the first import, and kept on disk. Knows neither prices' meaning nor what is worth
-remembering (see `ngpaths`).
+A label is a partial path with a boundary, a node, and the states of earlier nodes that the neighbourhoods keep. The
+code is compiled with numba at the first import on a machine and cached on disk. `ng_paths` prepares its arrays.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from resplit.types import FloatArray
 
 __all__ = ["MAX_SLOTS", "ChainArrays", "LabelPool", "PricingArrays", "cheapest_path"]
 
-MAX_SLOTS = 64  # nodes that can be remembered: bits of a mask
-CHUNK = 10_000  # labels extended between two looks at the clock, about 10 ms
-MAX_RIVALS = 2_000  # cheaper labels that one is compared with
+MAX_SLOTS = 64  # nodes whose state labels can hold; the bits of a mask
+CHUNK = 10_000  # labels extended between two readings of the clock, about 10 ms
+MAX_RIVALS = 2_000  # cheaper labels with which one label is compared
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 States = np.ndarray[Any, np.dtype[np.uint16]]
@@ -27,12 +27,19 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class ChainArrays(NamedTuple):
-    """What no price changes, with A atoms, N nodes, T slots (nodes that may be remembered) and L levels (what such a
-    node holds): `end` (A, N) the last boundary to which a step that begins at an atom may run; `load` (A + 1, N) and
-    `memory` (A + 1,) prefix sums; `least_load` (A + 2, N) and `least_memory` (A + 2,) of a single later atom; `free`,
-    `headroom`, `memory_limit` (N,); `slot` (N,) or -1; `state` (A + 1,) levels before each atom, additive, where
-    `unit_bytes` is 0, else a level is so many units of memory; `state_load` (T, L), `state_memory` (L,). Level L - 1
-    means: no room. `packed` (L,), `guard` and `bits` compare levels (see `NodeStates`)."""
+    """The arrays that do not depend on prices, with A atoms, N nodes, T slots and L node states.
+
+    A slot belongs to a node whose state labels may hold.
+
+    - `end` (A, N): the last boundary of a feasible interval that begins at an atom.
+    - `load` (A + 1, N), `memory` (A + 1,): prefix sums.
+    - `least_load` (A + 2, N), `least_memory` (A + 2,): of any single later atom.
+    - `free`, `headroom`, `memory_limit` (N,).
+    - `slot` (N,): the slot of each node, or -1.
+    - `state` (A + 1,): prefix sums of node states if `unit_bytes` is 0; otherwise a state counts units of memory.
+    - `state_load` (T, L), `state_memory` (L,): of each state. State L - 1 stands for a full node.
+    - `packed` (L,), `guard`, `bits`: for the comparison of states (see `NodeStates`).
+    """
 
     end: Indices
     load: FloatArray
@@ -55,9 +62,14 @@ class ChainArrays(NamedTuple):
 
 
 class PricingArrays(NamedTuple):
-    """What a path pays: `share` (N,) of its queueing, `atom` (A + 1, N) prefix sums, `start` and `finish` (N,), `hops`
-    (kinds, N, N). Labels that begin at (b, i) with `enter_below` (A + 1, N) or more, or leave with `leave_below` or
-    more, are dropped. `keep` (A + 1, N): slots remembered when node i is entered at b, a bit each."""
+    """The arrays that depend on prices.
+
+    - `share` (N,): of the queueing cost.
+    - `atom` (A + 1, N): prefix sums of the atoms' costs.
+    - `start`, `finish` (N,), `hops` (kinds, N, N): transfer costs.
+    - `enter_below`, `leave_below` (A + 1, N): labels of at least this cost are dropped when they enter or leave.
+    - `keep` (A + 1, N): a bit mask of the slots that are kept when node i is entered at boundary b.
+    """
 
     share: FloatArray
     atom: FloatArray
@@ -70,9 +82,13 @@ class PricingArrays(NamedTuple):
 
 
 class LabelPool(NamedTuple):
-    """Labels: `stage` is 2 b where one enters `node` at boundary b, 2 b + 1 where it leaves it there; `state` (labels,
-    T) what it remembers on the slots of `mask`, `key` a hash of that; `next_label` chains the labels of a place from
-    `head` (2 A + 2,). `table` is a hash table of labels, open addressing, its size a power of 2."""
+    """The labels of one pricing.
+
+    - `stage`: 2 b if the label enters `node` at boundary b, 2 b + 1 if it leaves the node there.
+    - `state` (labels, T): the node states on the slots in `mask`; `key` is a hash of them.
+    - `next_label`: links the labels of a stage, beginning at `head` (2 A + 2,).
+    - `table`: a hash table of labels with open addressing; its size is a power of 2.
+    """
 
     cost: FloatArray
     parent: Indices
@@ -87,7 +103,7 @@ class LabelPool(NamedTuple):
 
     @classmethod
     def of(cls, labels: int, slots: int, atoms: int) -> LabelPool:
-        """An empty pool for so many labels."""
+        """An empty pool for `labels` labels."""
         return cls(
             cost=np.empty(labels),
             parent=np.empty(labels, np.int64),
@@ -109,7 +125,7 @@ _HASH_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, MAX_SLOTS, dtype=np.
 
 @njit(inline="always")
 def _same(pool, label, source, mask, slot, state):  # type: ignore[no-untyped-def]
-    """True where `label` remembers on `mask` what `source` does, but `state` on `slot`."""
+    """Whether `label` has on `mask` the states of `source`, except for `state` on `slot`."""
     stage = 0
     while mask != 0:
         if mask & _ONE:
@@ -123,8 +139,10 @@ def _same(pool, label, source, mask, slot, state):  # type: ignore[no-untyped-de
 
 @njit(inline="always")
 def _add(pool, count, stage, node, cost, source, mask, key, slot, state):  # type: ignore[no-untyped-def]
-    """Adds a label that follows `source`, or makes the one of the same state cheaper. Returns the number of labels, -1
-    where the pool is full."""
+    """Add a label that extends `source`, or lower the cost of an equal label.
+
+    Returns the number of labels, or -1 if the pool is full.
+    """
     last = np.uint64(len(pool.table) - 1)
     at = (key + np.uint64(stage) * np.uint64(0x632BE59BD9B4E019) + np.uint64(node)) * _HASH_MULTIPLIER
     at = (at >> np.uint64(20)) & last
@@ -155,15 +173,15 @@ def _add(pool, count, stage, node, cost, source, mask, key, slot, state):  # typ
 
 @njit(inline="always")
 def _packed(chain, pool, labels):  # type: ignore[no-untyped-def]
-    """What labels remember (labels, words), as many slots in each word as it has room for."""
+    """The states of labels, packed into words of several slots (labels, words)."""
     each = 64 // chain.bits
     packed = np.zeros((len(labels), (pool.state.shape[1] + each - 1) // each), np.uint64)
     for at in range(len(labels)):
         mask, slot = pool.mask[labels[at]], 0
         while mask != 0:
             if mask & _ONE:
-                content = chain.packed[pool.state[labels[at], slot]]
-                packed[at, slot // each] |= content << np.uint64(slot % each * chain.bits)
+                state = chain.packed[pool.state[labels[at], slot]]
+                packed[at, slot // each] |= state << np.uint64(slot % each * chain.bits)
             mask >>= _ONE
             slot += 1
     return packed
@@ -171,7 +189,7 @@ def _packed(chain, pool, labels):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _dominated(packed, rivals, guard):  # type: ignore[no-untyped-def]
-    """True where one of the `rivals` (rivals, words) remembers no more of anything than `packed` (words,)."""
+    """Whether the states of one of `rivals` (rivals, words) hold no more of any kind than `packed` (words,)."""
     for rival in range(len(rivals)):
         word = 0
         while word < len(packed) and ((packed[word] | guard) - rivals[rival, word]) & guard == guard:
@@ -183,7 +201,7 @@ def _dominated(packed, rivals, guard):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _guards(chain):  # type: ignore[no-untyped-def]
-    """The guard of a level in every slot of a word."""
+    """A word with the guard of a state in each slot."""
     guard = np.uint64(0)
     for at in range(64 // chain.bits):
         guard |= chain.guard << np.uint64(at * chain.bits)
@@ -192,8 +210,11 @@ def _guards(chain):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _remove_dominated(chain, pool, stage):  # type: ignore[no-untyped-def]
-    """Leaves out of the chain of `stage` the labels that cannot lead to the cheapest path: a cheaper one on the same
-    node remembers no more of anything, so that whatever follows costs it no more."""
+    """Unlink the dominated labels of `stage`.
+
+    A label is dominated by a cheaper one on the same node whose states hold no more of any kind: each extension of the
+    cheaper label costs no more.
+    """
     size, label = 0, pool.head[stage]
     while label >= 0:
         size, label = size + 1, pool.next_label[label]
@@ -208,7 +229,7 @@ def _remove_dominated(chain, pool, stage):  # type: ignore[no-untyped-def]
     for at in np.argsort(pool.cost[labels], kind="mergesort"):
         label = labels[at]
         node = pool.node[label]
-        rivals = kept[begin[node] : min(end[node], begin[node] + MAX_RIVALS)]  # the cheapest that were kept
+        rivals = kept[begin[node] : min(end[node], begin[node] + MAX_RIVALS)]  # the cheapest kept so far
         if not _dominated(packed[at], rivals, guard):
             kept[end[node]] = packed[at]
             end[node] += 1
@@ -218,7 +239,7 @@ def _remove_dominated(chain, pool, stage):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _extend_to_nodes(chain, prices, pool, count, label, boundary):  # type: ignore[no-untyped-def]
-    """All ways on from a label that leaves its node at `boundary`; each forgets what its next node is too far from."""
+    """Extend a label that leaves its node at `boundary` to all other nodes, which keep only their neighbourhoods."""
     here, mask = pool.node[label], pool.mask[label]
     kind = chain.hop_of[boundary]
     for there in range(len(chain.free)):
@@ -245,7 +266,7 @@ def _extend_to_nodes(chain, prices, pool, count, label, boundary):  # type: igno
 
 @njit(inline="always")
 def _extend_on_node(chain, prices, pool, count, label, boundary):  # type: ignore[no-untyped-def]
-    """All steps of a label that enters its node at `boundary`; what the node is known to hold makes them dearer."""
+    """Extend a label by all intervals from `boundary` on its node; a known state of the node raises their cost."""
     node = pool.node[label]
     slot, full, held = chain.slot[node], np.int64(len(chain.state_memory) - 1), np.int64(0)
     if slot >= 0 and (pool.mask[label] >> np.uint64(slot)) & _ONE:
@@ -264,7 +285,7 @@ def _extend_on_node(chain, prices, pool, count, label, boundary):  # type: ignor
         cost = pool.cost[label] + queue + prices.atom[end, node] - prices.atom[boundary, node]
         if not cost < prices.leave_below[end, node]:
             continue
-        if end == atoms:  # nothing is left to remember for
+        if end == atoms:  # no later interval depends on states
             count = _add(pool, count, 2 * end + 1, node, cost, label, np.uint64(0), np.uint64(0), -1, 0)
         else:
             key, mask, state = pool.key[label], pool.mask[label], np.int64(0)
@@ -298,7 +319,7 @@ def _path(pool, label, atoms):  # type: ignore[no-untyped-def]
 
 
 def _example() -> tuple[ChainArrays, PricingArrays, LabelPool]:
-    """Arrays of the right types, from which the signatures are made."""
+    """Arrays whose types define the signatures of the compiled functions."""
     line, plane, cube = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1))
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     words = np.zeros((1, 1), np.uint64)
@@ -315,7 +336,7 @@ _PROGRESS, _COUNT = map(typeof, (np.zeros(3, np.int64), 0))
 
 @njit([_TYPES], cache=True, nogil=True)
 def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
-    """The labels that enter their node before the first atom; the number of labels, -1 where the pool is full."""
+    """Add the labels that enter a node before the first atom. Returns their number, or -1 if the pool is full."""
     count = 0
     for node in range(len(chain.free)):
         if count >= 0 and prices.start[node] < prices.enter_below[0, node]:
@@ -325,9 +346,11 @@ def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
 
 @njit([(*_TYPES, _PROGRESS, _COUNT)], cache=True, nogil=True)
 def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def]
-    """Extends at most so many labels, boundary by boundary, first those that leave there, then those that enter.
-    `progress` is the number of labels (-1 where the pool is full), the turn, which is 2 b or 2 b + 1, and the next
-    label of that turn or -1. False where none is left to extend."""
+    """Extend at most `most` labels, boundary by boundary: first those that leave there, then those that enter.
+
+    `progress` holds the number of labels (-1 if the pool is full), the turn (2 b or 2 b + 1), and the next label of
+    that turn or -1. Returns False if no label is left to extend.
+    """
     count, turn, label = progress
     for _ in range(most):
         while label < 0 and turn < 2 * len(chain.hop_of):
@@ -347,7 +370,7 @@ def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def
 
 @njit([_TYPES], cache=True, nogil=True)
 def _cheapest(chain, prices, pool):  # type: ignore[no-untyped-def]
-    """Cost and nodes (A,) of the cheapest of the labels at the end."""
+    """Cost and nodes (A,) of the cheapest complete path."""
     atoms = len(chain.hop_of)
     best, last = np.inf, -1
     label = pool.head[2 * atoms + 1]
@@ -362,8 +385,11 @@ def _cheapest(chain, prices, pool):  # type: ignore[no-untyped-def]
 def cheapest_path(
     chain: ChainArrays, prices: PricingArrays, pool: LabelPool, budget: Budget
 ) -> tuple[int, float, Indices]:
-    """(labels, cost, nodes (A,)) of the cheapest path below the tariff's cutoffs, inf where there is none; labels -1
-    where `pool`, which must be empty, or the time of `budget` was too little to tell."""
+    """The number of labels, the cost and the nodes (A,) of the cheapest path below the cutoffs in `prices`.
+
+    The cost is inf if there is no such path. The number of labels is -1 if `pool`, which must be empty, or the time of
+    `budget` did not suffice.
+    """
     progress = np.array([_start(chain, prices, pool), -1, -1])
     while _extend(chain, prices, pool, progress, CHUNK):
         if budget.left_s <= 0:

@@ -1,6 +1,6 @@
-"""The restricted master program: the cheapest mixture of known placements, as a small linear program in HiGHS.
+"""The restricted master problem: the cheapest convex combination of known placements, a linear program in HiGHS.
 
-It suggests prices; what they prove is for `dual` to say.
+Its dual solution suggests prices. `dual` turns prices into a proven bound.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from resplit.types import FloatArray
 __all__ = ["RestrictedMaster"]
 
 INF = highspy.kHighsInf
-ELASTIC_COST = 1e3  # per unit, in units of `scale`: columns that break limits may start the column generation
+ELASTIC_COST = 1e3  # per unit, in units of `scale`; lets column generation start from columns that violate limits
 NONE = np.empty(0, np.int32)
 
 
 class RestrictedMaster:
     """Columns: node costs c_i (in units of `scale`), loads l_i, the peak m; then placements and elastic slacks.
 
-    Rows: the mixture sums to 1; c_i >= its intervals' own costs; l_i >= its load; resources; m >= b_i + l_i; then
-    tangents c_i >= f_i(v) + f_i'(v)(l_i - v) and set cuts, as they are needed.
+    Rows: the weights of the placements sum to 1; c_i >= the queueing cost of the intervals alone; l_i >= the load;
+    resources; m >= b_i + l_i. Tangents c_i >= f_i(v) + f_i'(v)(l_i - v) and set cuts are added as needed.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RestrictedMaster:
         self._known: dict[bytes, int] = {}  # placement -> column
         self.columns: list[IntArray] = []
         self.value = float("inf")
-        self._cuts: list[tuple[SetCuts, int]] = []  # with the row of the first
+        self._cuts: list[tuple[SetCuts, int]] = []  # with the index of their first row
         self._highs = quiet_highs(presolve="off")
         self._add_node_columns()
         self._add_rows()
@@ -77,7 +77,7 @@ class RestrictedMaster:
         self._highs.addCol(ELASTIC_COST, 0.0, INF, 1, np.array([row], np.int32), np.array([1.0]))
 
     def _add_tangents(self, at: FloatArray, which: IntArray) -> None:
-        """Tangents at the loads `at` (N,) of the nodes `which`."""
+        """Add tangents at the loads `at` (N,) of the nodes `which`."""
         cost = self.instance.queue_cost(at) / self.scale
         free = 1 - self.instance.background
         slope = self.instance.queue_weight * free / (free - at) ** 2 / self.scale
@@ -85,13 +85,13 @@ class RestrictedMaster:
             self._row(float(cost[i] - slope[i] * at[i]), INF, [int(i), len(at) + int(i)], [1.0, -float(slope[i])])
 
     def add(self, nodes_of: IntArray) -> bool:
-        """Adds a placement as a column; False where it is known."""
+        """Add a placement (A,) as a column. Returns False if it is known or uses an infeasible interval."""
         key = nodes_of.tobytes()
         if key in self._known or not len(nodes_of):
             return False
         queue = self.paths.queue_paid(nodes_of)
         if not np.isfinite(queue).all():
-            return False  # an interval that no placement may use
+            return False
         support = Support.of(self.resources, nodes_of)
         entries = np.concatenate(([1.0], -queue / self.scale, -self.instance.loads(nodes_of), -support.used.ravel()))
         rows = np.flatnonzero(entries)
@@ -106,7 +106,7 @@ class RestrictedMaster:
         return True
 
     def add_cuts(self, cuts: SetCuts) -> None:
-        """Adds rows: minus the excess of the mixture over each cut is at least 0."""
+        """Add a row for each cut: the solution's excess over the cut is at most 0."""
         self._cuts.append((cuts, self._highs.getNumRow()))
         excess = np.array([cuts.excess(Support.of(self.resources, x)) for x in self.columns])  # (columns, M)
         places = [*self._known.values()]
@@ -115,8 +115,10 @@ class RestrictedMaster:
             self._elastic(self._highs.getNumRow() - 1)
 
     def solve(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Sets `value` and gives the duals in the order of `Prices`; tangents are added until the mixture's loads break
-        none. There must be a column."""
+        """Solve the master, set `value` and return the duals in the order of `Prices`.
+
+        Tangents are added until the solution's loads violate none. There must be a column.
+        """
         n = self.instance.shape[1]
         for _ in range(30):
             self._highs.run()
@@ -139,7 +141,7 @@ class RestrictedMaster:
         )
 
     def solution(self) -> list[tuple[float, IntArray]]:
-        """The placements in the mixture that was last solved for, with their weights."""
+        """The placements of the last solution, with their weights."""
         values = self._highs.getSolution().col_value
         columns = zip(self._known.values(), self.columns, strict=True)
         return [(values[k], nodes_of) for k, nodes_of in columns if k < len(values) and values[k] > 1e-9]

@@ -1,6 +1,6 @@
-"""Branch and bound over intervals: the mixed-integer program of docs/planner.md, in HiGHS.
+"""The mixed-integer program over intervals (docs/planner.md), solved by branch and bound in HiGHS.
 
-First the Lagrangian's prices strike out every interval and transfer that no placement below the cutoff can use.
+Reduced-cost fixing first removes every interval and transfer that no placement below the cutoff can use.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from resplit.types import FloatArray
 
 __all__ = ["CLOCK_DELAY_S", "Candidates", "candidates", "solve_mip"]
 
-STEPS_PER_NODE = 10  # of the work limit, for a node of the search tree
-CLOCK_DELAY_S = 8e-5  # for each candidate: HiGHS looks at the clock between steps, which take so long
-TOLERANCE = 1e-6  # relative; taken off HiGHS's bound, whose linear programs hold to 1e-7
+STEPS_PER_NODE = 10  # steps of the work limit for one node of the search tree
+CLOCK_DELAY_S = 8e-5  # per candidate; HiGHS reads the clock only between steps, which take about this long
+TOLERANCE = 1e-6  # relative; subtracted from HiGHS's bound, whose linear programs have a tolerance of 1e-7
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a placement that costs less than the cutoff may use: `intervals` rows (p, q, i), `hops` rows (b, i, k)."""
+    """What a placement below the cutoff may use: intervals, as rows (p, q, i), and hops, as rows (b, i, k)."""
 
     intervals: IntArray
     hops: IntArray
@@ -37,7 +37,7 @@ class Candidates:
 
 
 def candidates(dual: Dual, cutoff: float) -> Candidates:
-    """Reduced-cost fixing: by the bound of the cheapest path through each interval and each transfer."""
+    """Reduced-cost fixing: keep the intervals and hops whose cheapest path is below `cutoff`."""
     instance, prices = dual.instance, dual.plain_prices
     atoms = instance.shape[0]
     potentials = dual.paths.potentials(dual.path_costs(prices))
@@ -58,8 +58,11 @@ def candidates(dual: Dual, cutoff: float) -> Candidates:
 def solve_mip(
     dual: Dual, chosen: Candidates, cutoff: float, budget: Budget, incumbent: IntArray | None, relative_gap: float
 ) -> tuple[IntArray | None, float]:
-    """The best placement that HiGHS finds among `chosen`, and a bound on all placements: what was struck out costs at
-    least `cutoff`, which is thus the bound (inf where it is inf) once the rest is proven not to be cheaper."""
+    """The best placement (A,) that HiGHS finds among `chosen`, and a bound on all placements.
+
+    What was removed costs at least `cutoff`. So the bound is `cutoff`, which may be inf, once it is proven that the
+    rest costs no less.
+    """
     extra_tangents: list[FloatArray] = []
     while len(chosen.intervals):
         nodes_of, bound = _Model(dual, chosen, extra_tangents).solve(budget, incumbent, relative_gap)
@@ -70,12 +73,12 @@ def solve_mip(
         load = dual.instance.loads(nodes_of)
         if bound >= cost * (1 - 2 * relative_gap) or any(np.array_equal(load, at) for at in extra_tangents):
             return nodes_of, bound
-        extra_tangents.append(load)  # the node costs were too low here, as nodes hold several segments
+        extra_tangents.append(load)  # node costs were underestimated, as nodes hold several segments
     return None, cutoff
 
 
 class _Model:
-    """Columns: intervals y (binary), transfers z, node costs c (in units of `scale`), loads l, the peak m."""
+    """The program. Columns: intervals y (binary), hops z, node costs c (in units of `scale`), loads l, the peak m."""
 
     def __init__(self, dual: Dual, chosen: Candidates, extra_tangents: list[FloatArray]) -> None:
         self.dual = dual
@@ -83,7 +86,7 @@ class _Model:
         self.extra_tangents = extra_tangents
         self.instance: Instance = dual.instance
         self.atoms, self.nodes = self.instance.shape
-        self.scale = abs(dual.bound) or 1.0  # costs in this unit: HiGHS's tolerances are absolute
+        self.scale = abs(dual.bound) or 1.0  # the unit of costs, as HiGHS's tolerances are absolute
         self.p, self.q, self.i = chosen.intervals.T
         self.steps = len(chosen.intervals)
         self.width = self.steps + len(chosen.hops) + 2 * self.nodes + 1
@@ -108,12 +111,12 @@ class _Model:
         return cost
 
     def _rows(self) -> tuple[sparse.csr_array, FloatArray, FloatArray]:
-        """Matrix, lower and upper limits."""
+        """The matrix of all rows, and their lower and upper limits."""
         inst, n = self.instance, self.nodes
         b, i, k = self.chosen.hops.T
         steps, hops = np.arange(self.steps), self.steps + np.arange(len(self.chosen.hops))
         inner_end, inner_start = self.q < self.atoms, self.p > 0
-        leave = self._matrix(  # what ends at (b, i) is transferred from there
+        leave = self._matrix(  # flow conservation: an interval that ends at (b, i) is followed by a hop from there
             [(self.q * n + self.i)[inner_end], b * n + i], [steps[inner_end], hops], [1.0, -1.0], self.atoms * n
         )
         enter = self._matrix(
@@ -122,9 +125,9 @@ class _Model:
         one = self._matrix([np.zeros(int((~inner_start).sum()), dtype=np.intp)], [steps[~inner_start]], [1.0], 1)
         c, load = self.node_column + np.arange(n), self.node_column + n + np.arange(n)
         queue = np.array([self.dual.paths.queue[q][p, i] for p, q, i in self.chosen.intervals])
-        carried = inst.load_prefix[self.q, self.i] - inst.load_prefix[self.p, self.i]
+        added_load = inst.load_prefix[self.q, self.i] - inst.load_prefix[self.p, self.i]
         alone = self._matrix([self.i, np.arange(n)], [steps, c], [-queue / self.scale, 1.0], n)
-        total = self._matrix([self.i, np.arange(n)], [steps, load], [-carried, 1.0], n)
+        total = self._matrix([self.i, np.arange(n)], [steps, load], [-added_load, 1.0], n)
         use = np.hstack([np.zeros((len(self.dual.resources.use), 1)), self.dual.resources.use.cumsum(axis=1)])
         stored = [self._matrix([self.i], [steps], [u[self.q] - u[self.p]], n) for u in use]
         cut_rows = self._set_cuts(use)
@@ -150,7 +153,7 @@ class _Model:
         return matrix, lower, upper
 
     def _set_cuts(self, use: FloatArray) -> sparse.csr_array:
-        """Use of a set of nodes less its limit x entries, a row for each cut."""
+        """A row for each cut: use of a set of nodes less its limit times the entries."""
         cuts = self.dual.cuts
         _, i, k = self.chosen.hops.T
         matrix = np.zeros((len(cuts), self.width))

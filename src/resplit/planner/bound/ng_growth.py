@@ -1,4 +1,7 @@
-"""Which detours the paths shall remember next: a few at a time, fewer where labels become too many. Prices nothing."""
+"""Chooses how the ng-neighbourhoods grow (dynamic ng-route relaxation, Roberti & Mingozzi 2014).
+
+A few cycles are excluded at a time, and fewer if pricing needs too many labels.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from resplit.planner.bound.ng_paths import Cycle, Neighbourhoods
 
 __all__ = ["NeighbourhoodGrowth"]
 
-MIN_BATCH = 3  # detours at once, or a quarter of the nodes
-FIRST_LABELS, MAX_LABELS = 400_000, 1_600_000  # of one pricing: about 0.3 and 1 s
+MIN_BATCH = 3  # cycles excluded at once, if that is more than a quarter of the nodes
+FIRST_LABELS, MAX_LABELS = 400_000, 1_600_000  # of one pricing; these take about 0.3 and 1 s
 
 
 @dataclass
@@ -22,7 +25,7 @@ class NeighbourhoodGrowth:
     affordable: Neighbourhoods = field(init=False)
     _pending: list[Cycle] = field(default_factory=list)
     _batch: int = field(init=False)
-    _exact_tried: bool = False  # whether exact contents were tried
+    _exact_tried: bool = False  # whether exact node states were tried
     _too_expensive: set[tuple[int, tuple[int, ...]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -30,21 +33,23 @@ class NeighbourhoodGrowth:
         self._batch = self._usual_batch = max(MIN_BATCH, len(self.neighbourhoods.contains) // 4)
 
     def restarted(self) -> NeighbourhoodGrowth:
-        """The same, with what was too dear before to be tried again: for fewer placements."""
+        """A copy for a subproblem, which tries again what was too expensive before."""
         new = copy(self)
         new._pending, new._too_expensive = list(self._pending), set()
         return new
 
     def extend(self, cycles: list[Cycle], few_labels: bool) -> bool:
-        """Takes up the most harmful of the `cycles` that the last mixture took, more while the labels are `few_labels`;
-        False where none is left."""
+        """Exclude the cycles of the largest gain in the last solution, more of them if pricing took `few_labels`.
+
+        Returns False if no growth is left.
+        """
         self.affordable = self.neighbourhoods
         self._pending = [cycle for cycle in cycles if (cycle.node, cycle.between) not in self._too_expensive]
         self._batch = self._usual_batch if few_labels else min(self._batch, MIN_BATCH)
         return self._next()
 
     def reduce(self) -> bool:
-        """The labels were too many: takes up fewer of the same detours, or others; False where none is left."""
+        """After too many labels, exclude fewer of the same cycles, or others. Returns False if no growth is left."""
         if self._batch > 1 and len(self._pending) > 1:
             self._batch = max(1, min(self._batch, len(self._pending)) // 3)
         elif self._pending:
@@ -65,7 +70,7 @@ class NeighbourhoodGrowth:
         return self._raise_label_limit()
 
     def _raise_label_limit(self) -> bool:
-        """More labels, once nothing else is left to try with fewer."""
+        """Allow more labels once nothing is left to try within the present limit."""
         if not self._too_expensive or self.max_labels >= MAX_LABELS:
             return False
         self.max_labels = MAX_LABELS

@@ -1,8 +1,8 @@
-"""Cheapest paths that remember: on a return to a node, what the path left there earlier counts, wherever it was kept in
-mind all along the way between (ng-routes: Baldacci, Mingozzi & Roberti 2011).
+"""The ng-route relaxation (Baldacci, Mingozzi & Roberti 2011): pricing of paths that keep track of visited nodes.
 
-Without it a path may return to a node, exceed its memory in several visits and queue at each as if the others were not;
-prices hold that down on average only.
+When a path returns to a node, the atoms that it left there count, if every node in between has that node in its
+neighbourhood. Without this, a path could exceed a node's memory in several visits and queue at each visit as if the
+others did not exist.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from resplit.types import FloatArray
 __all__ = ["Cycle", "Neighbourhoods", "NgPaths", "find_cycles"]
 
 MIN_POOL_LABELS = 32_768
-GROWTH = 4  # of the pool over what the last pricing took
-OVERLOAD_GAIN = 0.01  # of a path that overfills a node, beside the bytes: loads cannot be priced beyond the ceiling
-MIN_GAIN = 1e-7  # harm below which a detour is not worth remembering
+GROWTH = 4  # size of the pool relative to the labels of the last pricing
+OVERLOAD_GAIN = 0.01  # of a cycle that overloads a node; the queueing cost is undefined above the ceiling
+MIN_GAIN = 1e-7  # cycles of less gain are ignored
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """A way from a node and back to it through the nodes `between`, which do not all remember it. `gain` is what the
-    mixture gains by that, as a share of the whole."""
+    """A return to `node` by way of the nodes `between`, whose neighbourhoods do not contain it.
+
+    `gain` is what the master's solution saves by treating the visits separately, as a share of its value.
+    """
 
     node: int
     between: tuple[int, ...]
@@ -43,19 +45,21 @@ class Cycle:
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """`contains` (N, N): what a path left on node j is kept in mind while it is on node i, whole contents or
-    memory alone (`coarse`)."""
+    """The ng-neighbourhoods: `contains[i, j]` (N, N) is whether labels on node i keep the state of node j.
+
+    With `coarse`, states count memory only.
+    """
 
     contains: NDArray[np.bool_]
     coarse: bool
 
     @classmethod
     def of(cls, nodes: int, coarse: bool = False) -> Neighbourhoods:
-        """Nothing is kept in mind."""
+        """Empty neighbourhoods."""
         return cls(np.zeros((nodes, nodes), dtype=bool), coarse)
 
     def extended(self, cycles: list[Cycle]) -> Neighbourhoods:
-        """This, and all of these detours in mind."""
+        """The least neighbourhoods that contain these and exclude `cycles`."""
         contains = self.contains.copy()
         for cycle in cycles:
             contains[[cycle.node, *cycle.between], cycle.node] = True
@@ -63,19 +67,21 @@ class Neighbourhoods:
 
     @cached_property
     def slot(self) -> IntArray:
-        """Where labels keep what is on each node (N,), -1 where nobody asks."""
+        """The slot of labels for the state of each node (N,); -1 if no neighbourhood contains the node."""
         wanted = self.contains.any(axis=0)
         return np.where(wanted, wanted.cumsum() - 1, -1)
 
     @property
     def fits_labels(self) -> bool:
-        """False where more nodes are to be remembered than labels have room for."""
+        """Whether labels have enough slots."""
         return int(self.contains.any(axis=0).sum()) <= MAX_SLOTS
 
 
 class NgPaths:
-    """`shortest` as in `IntervalPaths`, over the paths whose returns, as far as `memory` goes, find their node as they
-    left it: with the least load and memory of atoms of the kinds that it holds."""
+    """Pricing as in `IntervalPaths`, over ng-route paths.
+
+    A return within the neighbourhoods finds its node with the least load and memory that its state can mean.
+    """
 
     def __init__(
         self, paths: IntervalPaths, states: NodeStates, neighbourhoods: Neighbourhoods, max_labels: int
@@ -116,7 +122,7 @@ class NgPaths:
         )
 
     def _ends(self) -> NDArray[np.int64]:
-        """The last boundary to which a step from each atom may run on each node (A, N)."""
+        """The last boundary of a feasible interval from each atom on each node (A, N)."""
         atoms, nodes = self.instance.shape
         ends = np.zeros((atoms, nodes), np.int64)
         for q in range(1, atoms + 1):
@@ -124,8 +130,11 @@ class NgPaths:
         return ends
 
     def shortest(self, costs: PathCosts, cutoff: float = np.inf, budget: Budget = UNLIMITED) -> tuple[float, IntArray]:
-        """Cost and nodes (A,) of the cheapest path; (cutoff, ()) where none costs less than `cutoff`, and (-inf, ())
-        where too many labels, or too little time, leave that open."""
+        """Cost and nodes (A,) of the cheapest path.
+
+        The result is (cutoff, ()) if no path costs less than `cutoff`, and (-inf, ()) if the label limit or the time
+        of `budget` does not suffice.
+        """
         prices = self._pricing_arrays(costs, cutoff)
         size = min(max(MIN_POOL_LABELS, GROWTH * self.labels), self.max_labels)
         while True:
@@ -141,8 +150,11 @@ class NgPaths:
         return float(cost), nodes_of.astype(np.intp)
 
     def _pricing_arrays(self, costs: PathCosts, cutoff: float) -> PricingArrays:
-        """What a path pays, and where plain paths prove that nothing below `cutoff` goes through, or returns to a node
-        (which is then forgotten)."""
+        """The arrays of one pricing.
+
+        Bounds from plain paths drop labels that cannot stay below `cutoff`, and states of nodes to which no path below
+        `cutoff` can return.
+        """
         potentials = self._paths.potentials(costs)
         atoms, nodes = self.instance.shape
         returns = potentials.enter + potentials.after_enter < cutoff  # (A + 1, N)
@@ -163,7 +175,7 @@ class NgPaths:
         )
 
     def queue_paid(self, nodes_of: IntArray) -> FloatArray:
-        """Queueing cost by node (N,) that a path pays at full share; inf where it overfills a node it remembers."""
+        """Queueing cost of a path by node (N,) at a share of 1; inf if it exceeds the limits of a node."""
         inst = self.instance
         paid = np.zeros(inst.shape[1])
         for p, q, node, held in self._steps(nodes_of):
@@ -179,7 +191,7 @@ class NgPaths:
         return paid
 
     def _steps(self, nodes_of: IntArray) -> Iterator[tuple[int, int, int, int]]:
-        """The steps (p, q, node) of a path with the level that the node is remembered to hold."""
+        """The intervals (p, q, node) of a path, with the kept state of the node."""
         states, held = self._node_states, dict[int, int]()
         for p, q in pairwise(map(int, _ends(nodes_of))):
             node = int(nodes_of[p])
@@ -194,8 +206,10 @@ class NgPaths:
 def find_cycles(
     instance: Instance, solution: list[tuple[float, IntArray]], neighbourhoods: Neighbourhoods, value: float
 ) -> list[Cycle]:
-    """The detours that the weighted paths of `solution` take and do not remember, the most harmful for what they would
-    add to memory first."""
+    """The cycles in the weighted paths of `solution` that the neighbourhoods do not exclude.
+
+    They are ordered by their gain per node that has to be added. `value` is the value of the solution.
+    """
     gain: dict[tuple[int, tuple[int, ...]], float] = defaultdict(float)
     for weight, nodes_of in solution:
         ends = _ends(nodes_of)
@@ -216,7 +230,7 @@ def find_cycles(
 
 
 def _gain(instance: Instance, node: int, first: tuple[int, int], second: tuple[int, int], value: float) -> float:
-    """What two steps on a node, each paid apart, use beyond its limits or do not pay, as a share of the whole."""
+    """The excess over limits and the queueing cost that a path saves by counting two intervals on a node separately."""
     loads = [instance.load_prefix[q, node] - instance.load_prefix[p, node] for p, q in (first, second)]
     filled = sum(instance.memory_prefix[q] - instance.memory_prefix[p] for p, q in (first, second))
     over = max(0.0, float(filled - instance.memory_limit[node])) / max(float(instance.memory.sum()), 1e-300)
@@ -232,5 +246,5 @@ def _ends(nodes_of: IntArray) -> IntArray:
 
 
 def _less(cutoff: float, cost: FloatArray) -> FloatArray:
-    """cutoff - cost, and -inf where the cost is inf."""
+    """cutoff - cost; -inf if the cost is inf."""
     return np.where(np.isfinite(cost), cutoff - np.where(np.isfinite(cost), cost, 0), -np.inf)

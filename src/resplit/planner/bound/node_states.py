@@ -1,4 +1,4 @@
-"""What a node may hold, as levels: how many atoms of each kind. Says what each level weighs at least; knows no path."""
+"""The states of a node: how many atoms of each kind it holds, and the least load and memory that this means."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ __all__ = ["NodeStates"]
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 MAX_STATES = 20_000
-ALIKE = 1e-9  # relative difference in memory and load up to which atoms are of one kind
-SEVERAL = 3  # atoms of a kind
-ROUNDING_UP = 1e-9  # relative; so that just as many bytes as a level has are that level
-ROUNDING = 1e-12  # relative; taken off the levels' loads and memory, which are sums in another order
+ALIKE = 1e-9  # relative; atoms whose memory and loads differ by less are of one kind
+SEVERAL = 3  # least number of atoms of a kind whose memory can be the unit of coarse states
+ROUNDING_UP = 1e-9  # relative; so that exactly the bytes of a state are rounded to that state
+ROUNDING = 1e-12  # relative; subtracted from loads and memory, as their sums are in a different order elsewhere
 
 
 @dataclass(frozen=True)
 class NodeStates:
-    """With L levels of K kinds: `kind` (A,) of each atom; `held` (L, K) how many of each a level is; `before` (A + 1,)
-    the level of the atoms before each one (a level is a number in mixed radix, so that levels add up); `load` (L, N)
-    and `memory` (L,) the least that atoms of these kinds weigh, exact where the atoms of a kind are alike; `unit_bytes`
-    0, or what levels are counted in where they mean memory alone (see `coarse`); `packed` (L,) the numbers of a level
-    side by side in the lowest `bits` bits of a word, each below a free bit, which `guard` has set: a level has no more
-    of any kind than another where (other | guard) - level leaves all of `guard`.
+    """The states of nodes, with A atoms of K kinds and L states. A state is a number in mixed radix, so states add up.
+
+    - `kind` (A,): of each atom.
+    - `held` (L, K): the number of atoms of each kind.
+    - `before` (A + 1,): prefix sums of the atoms' states.
+    - `load` (L, N), `memory` (L,): the least that such atoms need; exact if the atoms of each kind are alike.
+    - `unit_bytes`: 0, or the unit in which states count memory only (see `coarse`).
+    - `packed` (L,): the numbers of a state side by side in the lowest `bits` bits of a word, each below a free bit that
+      is set in `guard`. State b holds no more of any kind than state a if (a | guard) - b leaves all bits of `guard`.
     """
 
     kind: IntArray
@@ -43,7 +46,7 @@ class NodeStates:
 
     @classmethod
     def of(cls, instance: Instance) -> NodeStates:
-        """The levels of an instance; kinds are merged, the most similar first, until there are few enough."""
+        """The states of `instance`. Kinds are merged, the most similar first, until there are few enough states."""
         kind = _kinds(instance)
         counts = np.bincount(kind)
         radix = np.concatenate(([1], (counts + 1).cumprod()))
@@ -51,7 +54,7 @@ class NodeStates:
         load = np.array(
             [np.where(np.isfinite(instance.load[m]), instance.load[m], np.inf).min(axis=0) for m in members]
         )
-        load[~np.isfinite(load)] = 0  # a kind that the node cannot run is never there
+        load[~np.isfinite(load)] = 0  # a kind that the node cannot run is never held
         memory = np.array([instance.memory[m].min() for m in members])
         held = np.arange(radix[-1])[:, None] // radix[:-1] % (counts + 1)  # (L, kinds)
         ends = np.array([int(count).bit_length() + 1 for count in counts]).cumsum()  # of each kind's bits
@@ -69,9 +72,11 @@ class NodeStates:
         )
 
     def coarse(self, instance: Instance) -> NodeStates:
-        """Levels of memory alone, in units of the lightest kind that there are several of: fewer, and each means the
-        load of the least busy content that weighs so much. The same as this where there is only one such kind, and
-        where kinds were merged, for then no level is as heavy as what it stands for."""
+        """Fewer states, which count memory only, in units of the smallest kind with several atoms.
+
+        The load of such a state is the least of all states of as much memory. The states stay as they are if only one
+        kind has several atoms, and if kinds were merged, as their memory is then underestimated.
+        """
         alone = self.held.sum(axis=1) == 1
         several = self.held.max(axis=0) >= SEVERAL
         unit_bytes = float(self.memory[alone & (self.held @ several == 1)].min(initial=np.inf))
@@ -94,14 +99,14 @@ class NodeStates:
         )
 
     def after(self, state: int, p: int, q: int, held_bytes: float) -> int:
-        """The level of a node that was at `state`, has taken atoms p..q-1 and holds `held_bytes` now."""
+        """The state after `state` and atoms p..q-1, on a node that then holds `held_bytes`."""
         if self.unit_bytes:
             return int(held_bytes / self.unit_bytes * (1 + ROUNDING_UP))
         return int(state + self.before[q] - self.before[p])
 
 
 def _kinds(instance: Instance) -> IntArray:
-    """The kind of each atom (A,): atoms alike in memory and in load on every node where both run."""
+    """The kind of each atom (A,). Atoms of a kind are alike in memory, and in load on each node where both run."""
     kind = np.full(instance.shape[0], -1)
     firsts: list[int] = []
     for atom in range(len(kind)):
@@ -121,7 +126,7 @@ def _alike(instance: Instance, atom: int, other: int) -> bool:
 
 
 def _merged(instance: Instance, kind: IntArray) -> IntArray:
-    """`kind` with the two neighbours in memory made one that are closest."""
+    """`kind` after merging the two kinds whose memory is most similar."""
     size = np.array([instance.memory[kind == k].mean() for k in range(kind.max() + 1)])
     order = np.argsort(size, kind="stable")
     at = int(np.diff(size[order]).argmin())

@@ -1,7 +1,7 @@
-"""Cheapest chains of intervals: a placement as a path whose steps are (atoms p..q-1 on node i), by dynamic programming.
+"""Pricing by dynamic programming: the cheapest path of intervals (atoms p..q-1 on node i).
 
-Every step pays its own queueing cost as if the node held nothing else, a price for what it uses, and the transfer to
-the next step. Knows no solver: the prices come from outside (see `dual`).
+An interval costs its queueing as if the node held nothing else, the price of what it uses, and the transfer to the
+next interval.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ __all__ = ["IntervalPaths", "PathCosts", "Potentials"]
 
 @dataclass(frozen=True)
 class PathCosts:
-    """What a path pays beside its transfers: `share` (N,), positive, of each interval's own queueing cost; `atom`
-    (A, N) per atom; less `link_refund` (N, N) per transfer and `start_refund` (N,) where it begins."""
+    """The costs of a path at given prices, besides its transfers.
+
+    `share` (N,), positive, is the share of each interval's queueing cost; `atom` (A, N) the price per atom.
+    `link_refund` (N, N) is subtracted per transfer, `start_refund` (N,) at the start of the path.
+    """
 
     share: FloatArray
     atom: FloatArray
@@ -32,10 +35,13 @@ class PathCosts:
 
 @dataclass(frozen=True)
 class Potentials:
-    """Least costs of the parts of a path, all (A + 1, N). `enter[p, i]`: of all before atom p, node i being next;
-    `leave[q, i]`: of all up to atom q - 1 on node i; `ahead[q, i]`: of all that follows a step which ends before atom q
-    on node i; `onward[p, i]`: of a step that begins at atom p on node i and all that follows; `prefix`: of the atoms
-    before each. `hops`: the transfer matrices, refunds taken off."""
+    """Least costs of partial paths, all (A + 1, N).
+
+    - `enter[p, i]`: from the start to the beginning of an interval at atom p on node i.
+    - `leave[q, i]`: from the start to the end of an interval before atom q on node i.
+    - `after_leave[q, i]`, `after_enter[p, i]`: from there to the end of the path.
+    - `prefix`: prefix sums of the atoms' costs. `hops`: the transfer matrices less refunds.
+    """
 
     enter: FloatArray
     leave: FloatArray
@@ -46,7 +52,7 @@ class Potentials:
 
 
 class IntervalPaths:
-    """All intervals of an instance with the constant part of their cost; infeasible ones cost inf."""
+    """All intervals of an instance with the part of their cost that does not depend on prices; inf if infeasible."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -55,7 +61,7 @@ class IntervalPaths:
         self.queue = [np.empty((0, nodes))] + [self._queue_costs(q) for q in range(1, atoms + 1)]
 
     def without(self, forbidden: NDArray[np.bool_]) -> IntervalPaths:
-        """Without the intervals that have an atom where it is `forbidden` (A, N) from."""
+        """The paths without intervals that contain a `forbidden` (A, N) pair of atom and node."""
         some = np.vstack((np.zeros(forbidden.shape[1]), forbidden.cumsum(axis=0)))  # (A + 1, N)
         paths = copy(self)
         paths.queue = [np.where(some[q] > some[:q], np.inf, queue) for q, queue in enumerate(self.queue)]
@@ -73,7 +79,7 @@ class IntervalPaths:
         return np.where(fits, inst.queue_cost(np.where(fits, load, 0)), np.inf)
 
     def queue_paid(self, nodes_of: IntArray) -> FloatArray:
-        """Queueing cost by node (N,) that a path pays at full share, each interval for itself."""
+        """Queueing cost of a path by node (N,), each interval counted alone, at a share of 1."""
         paid = np.zeros(self.instance.shape[1])
         ends = np.concatenate(([0], np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1, [len(nodes_of)]))
         for p, q in pairwise(ends):
@@ -81,7 +87,7 @@ class IntervalPaths:
         return paid
 
     def shortest(self, costs: PathCosts) -> tuple[float, IntArray]:
-        """Cost and nodes (A,) of the cheapest path; (inf, ()) where there is none."""
+        """Cost and nodes (A,) of the cheapest path; (inf, ()) if there is none. O(N A^2 + A N^2)."""
         forward = self._forward(costs)
         atoms = self.instance.shape[0]
         total = forward.leave[atoms] + self.instance.end
@@ -98,7 +104,7 @@ class IntervalPaths:
         return cost, nodes_of
 
     def potentials(self, costs: PathCosts) -> Potentials:
-        """Least costs from both ends, from which the cheapest path through any interval or transfer is read."""
+        """Least costs from both ends, which give the cheapest path through any interval or transfer."""
         inst = self.instance
         atoms, nodes = inst.shape
         forward = self._forward(costs)
@@ -142,7 +148,7 @@ class IntervalPaths:
 
 @dataclass(frozen=True)
 class _Forward:
-    """One sweep from the front: prefix sums of atom costs, least costs (see `Potentials`) and where they came from."""
+    """The forward pass: least costs (see `Potentials`) and their predecessors."""
 
     prefix: FloatArray
     enter: FloatArray

@@ -1,7 +1,4 @@
-"""What placements may use of nodes, and of sets of nodes that they enter: the linear rows of the relaxation.
-
-Knows neither prices nor solvers.
-"""
+"""The linear rows of the relaxation: what placements may use of a node, and of a set of nodes that they enter."""
 
 from __future__ import annotations
 
@@ -18,18 +15,21 @@ from resplit.types import FloatArray
 
 __all__ = ["Resources", "SetCuts", "Support"]
 
-MAX_STATE_ENTRIES = 4_000_000  # levels x kinds x nodes; more are not looked through
-MAX_NODES = 64  # beyond, prices for more rows take longer than they are worth
-MAX_KIND_SETS = 15  # sets of kinds that are counted, the smallest first
-MIN_ENTRY_DEFICIT = 1e-3  # entries that a mixture lacks
+MAX_STATE_ENTRIES = 4_000_000  # states x kinds x nodes; more are not enumerated
+MAX_NODES = 64  # beyond, the prices of more rows cost more time than they gain
+MAX_KIND_SETS = 15  # sets of kinds with a row of their own, the smallest first
+MIN_ENTRY_DEFICIT = 1e-3  # of the entries of a set in the master's solution
 SLACK = 1e-9  # relative
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What atoms use of nodes: `use` (K, A), `limit` (K, N). The first is memory in units of the mean atom; the others
-    are its integer roundings: with any unit d > 0, sum floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x.
-    `unit_bytes` (K,) are the units, nan where atoms are counted in another way."""
+    """What atoms use of nodes: `use` (K, A) of K resources, up to `limit` (K, N).
+
+    The first resource is memory in units of the mean atom. The others are its integer roundings: for each unit d > 0,
+    sum_a floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x. `unit_bytes` (K,) holds the units, NaN if a
+    resource counts atoms in another way.
+    """
 
     use: FloatArray
     limit: FloatArray
@@ -37,7 +37,7 @@ class Resources:
 
     @classmethod
     def of(cls, instance: Instance, most_units: int = 3) -> Resources:
-        """Memory, and its roundings by the commonest sizes of atoms."""
+        """Memory, and its roundings by the most common sizes of atoms."""
         unit = max(float(instance.memory.mean()), 1e-300)
         use, units = [instance.memory / unit], [unit]
         limit = [np.minimum(instance.memory_limit, instance.memory.sum()) / unit]
@@ -50,8 +50,11 @@ class Resources:
         return cls(np.array(use), np.array(limit), np.array(units))
 
     def tightened(self, instance: Instance, states: NodeStates) -> Resources:
-        """With the most that whole contents reach as limits, and more ways to count atoms: those of some kinds as one
-        each, and by halves of the commonest sizes. Nothing that a node can hold and run breaks them."""
+        """These resources with tighter limits, and more resources. No feasible node state violates them.
+
+        A limit becomes the most that any feasible node state uses. The further resources count the atoms of some kinds
+        as one each, and memory in halves of the most common sizes.
+        """
         kinds = states.held.shape[1]
         nodes = self.limit.shape[1]
         if states.held.size * nodes > MAX_STATE_ENTRIES or nodes > MAX_NODES:
@@ -64,7 +67,7 @@ class Resources:
         of_kind = np.array([use[:, states.kind == kind].max(axis=1) for kind in range(kinds)])  # (kinds, K)
         most = np.array([np.where(fits, each[:, None], 0).max(axis=0) for each in (states.held @ of_kind).T])
         most[: len(self.use)] = np.minimum(most[: len(self.use)], self.limit)
-        # Where none of it fits there is no interval with it, and where all of it fits nothing is to be limited.
+        # Rows that no state reaches, or that all atoms together satisfy, exclude nothing.
         matters = ((most > 0) & (most < use.sum(axis=1)[:, None])).any(axis=1)
         matters[: len(self.use)] = True
         units = np.concatenate((self.unit_bytes, np.full(len(use) - len(self.use), np.nan)))
@@ -72,7 +75,7 @@ class Resources:
 
 
 def _fitting(instance: Instance, states: NodeStates) -> NDArray[np.bool_]:
-    """Which levels each node can hold and run (L, N)."""
+    """Which states each node can hold and run (L, N)."""
     kinds = range(states.held.shape[1])
     runs = np.array([np.isfinite(instance.load[states.kind == kind]).any(axis=0) for kind in kinds])
     fits = (states.memory[:, None] <= instance.memory_limit) & (states.load <= instance.headroom)
@@ -81,8 +84,11 @@ def _fitting(instance: Instance, states: NodeStates) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Support:
-    """A mixture of placements, summed over boundaries: how often each link is crossed (N, N), how often a path begins
-    at each node (N,), how much of each resource each node gives (K, N)."""
+    """Weighted placements, summed over boundaries.
+
+    `crossings` (N, N) counts the uses of each link, `starts` (N,) the paths that start at each node, `used` (K, N) the
+    use of each resource.
+    """
 
     crossings: FloatArray
     starts: FloatArray
@@ -100,7 +106,7 @@ class Support:
 
     @classmethod
     def of_solution(cls, resources: Resources, solution: list[tuple[float, IntArray]]) -> Support:
-        """The support of weighted placements, of which there is one at least."""
+        """The support of weighted placements, of which there must be at least one."""
         parts = [(weight, cls.of(resources, nodes_of)) for weight, nodes_of in solution]
         return cls(
             np.sum([weight * part.crossings for weight, part in parts], axis=0),
@@ -110,19 +116,21 @@ class Support:
 
 
 def _too_small(resources: Resources, members: FloatArray) -> NDArray[np.bool_]:
-    """Which sets of nodes (M, N) have too little of some resource for the whole chain."""
+    """Which sets of nodes (M, N) have too little of a resource for the whole chain (M,)."""
     need = resources.use.sum(axis=1) * (1 - SLACK)
     return np.asarray((members @ resources.limit.T < need).any(axis=1))
 
 
 @dataclass(frozen=True)
 class SetCuts:
-    """For sets of nodes C and one resource each: use of the nodes in C <= limit of C x times that the path enters C.
+    """Cuts for M sets of nodes C: the use of a resource in C is at most the limit of C times the entries into C.
 
-    It holds for every placement (what never enters C uses nothing of it, what enters once or more uses at most the
-    limit), and forbids the relaxation to go back and forth inside a set that has too little for the whole chain.
-    `members` (M, N) 0 or 1, `resource` (M,) index, `limit` (M,). Where the resource is `ENTRY`, the use is 1 whatever
-    the path does: C must be entered, and where `origin` (M,) is not `ANYWHERE`, from that node.
+    Every placement satisfies them: one that never enters C uses nothing of it, and any other uses at most the limit.
+    They exclude relaxed paths that go back and forth inside a set that is too small for the whole chain.
+
+    - `members` (M, N): 0 or 1. `resource` (M,): its index. `limit` (M,).
+    - If the resource is `ENTRY`, the use is 1 for every path: C must be entered.
+    - If `origin` (M,) is not `ANYWHERE`, only entries from that node count.
     """
 
     members: FloatArray
@@ -139,24 +147,24 @@ class SetCuts:
 
     @classmethod
     def of(cls, members: FloatArray, resource: IntArray, limit: FloatArray) -> SetCuts:
-        """Cuts that do not ask where a set is entered from."""
+        """Cuts that count entries from any node."""
         return cls(members, resource, limit, np.full(len(limit), cls.ANYWHERE))
 
     @classmethod
     def entry(cls, nodes: int, node: int, origin: int = ANYWHERE) -> SetCuts:
-        """A node must be entered: not for every placement, but for those that do."""
+        """The condition that `node` is entered (from `origin`); a branch, which not all placements satisfy."""
         return cls(np.eye(nodes)[[node]], np.array([cls.ENTRY]), np.ones(1), np.array([origin]))
 
     @property
     def constant_use(self) -> FloatArray:
-        """What is used of C whatever a placement does (M,)."""
+        """The part of the use that is the same for all placements (M,)."""
         return np.asarray(self.resource == self.ENTRY, dtype=float)
 
     def __len__(self) -> int:
         return len(self.limit)
 
     def joined(self, other: SetCuts) -> SetCuts:
-        """These and the other's."""
+        """These cuts, then the other ones."""
         return SetCuts(
             np.vstack((self.members, other.members)),
             np.concatenate((self.resource, other.resource)),
@@ -165,8 +173,10 @@ class SetCuts:
         )
 
     def with_limits_of(self, resources: Resources) -> SetCuts:
-        """The same for other limits. A set that need not be entered any more becomes that of all nodes, which always
-        is: prices stay in their places."""
+        """The same cuts with other limits, in the same order.
+
+        A set that need no longer be entered is replaced by the set of all nodes, which every placement enters.
+        """
         entry = self.resource == self.ENTRY
         needless = entry & ~_too_small(resources, 1 - self.members)
         members = np.where(needless[:, None], 1, self.members)
@@ -174,7 +184,7 @@ class SetCuts:
         return SetCuts(members, self.resource, limit, self.origin)
 
     def excess(self, support: Support) -> FloatArray:
-        """Left side less right side at `support` (M,)."""
+        """Left side less right side of each cut at `support` (M,)."""
         used = np.where(self.resource == self.ENTRY, 1, (self.members * support.used[self.resource]).sum(axis=1))
         inner = ((self.members @ support.crossings) * self.members).sum(axis=1)
         entered = self.members @ (support.starts + support.crossings.sum(axis=0)) - inner
@@ -183,14 +193,14 @@ class SetCuts:
         return np.asarray(used - self.limit * entered)
 
     def atom_price(self, price: FloatArray, kinds: int) -> FloatArray:
-        """What the cuts at multipliers `price` (M,) ask per unit of each resource on each node (K, N)."""
+        """Price per unit of each resource on each node (K, N), at multipliers `price` (M,)."""
         total = np.zeros((kinds, self.members.shape[1]))
         uses = self.resource != self.ENTRY
         np.add.at(total, self.resource[uses], (price[:, None] * self.members)[uses])
         return total
 
     def entry_refund(self, price: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """What entering pays back: on a link (N, N), and where a path begins (N,)."""
+        """Refunds for entries: per link (N, N), and per node at the start of a path (N,)."""
         named = self.origin != self.ANYWHERE
         refund = np.where(named, 0, price * self.limit)
         starts = refund @ self.members
@@ -200,17 +210,22 @@ class SetCuts:
 
     @classmethod
     def violated_use_cuts(cls, resources: Resources, support: Support, known: set[bytes], most: int = 12) -> SetCuts:
-        """New cuts that `support` breaks, the worst first: sets grown greedily from every node."""
+        """New cuts that `support` violates, the most violated first; sets grow greedily from every node."""
         n = resources.limit.shape[1]
         arrivals = support.starts + support.crossings.sum(axis=0)
         between = support.crossings + support.crossings.T
         found: list[tuple[float, bytes, FloatArray, int]] = []
-        # Other ways to count hardly differ once summed over sets.
+        # The other resources hardly differ from these once they are summed over sets.
         for kind in (kind for kind, unit in enumerate(resources.unit_bytes) if np.isfinite(unit)):
             limit, used = resources.limit[kind], support.used[kind]
             need = resources.use[kind].sum()
             members, every = np.eye(n), np.arange(n)
-            entered, held, filled, beside = arrivals, limit, used, between  # of each set, `beside` between it and nodes
+            entered, held, filled, beside = (
+                arrivals,
+                limit,
+                used,
+                between,
+            )  # of each set; `beside`: crossings between it and each node
             for _ in range(min(n - 1, 24)):
                 new_entered = entered[:, None] + arrivals - beside
                 new_limit = np.minimum(held[:, None] + limit, need)
@@ -252,7 +267,7 @@ class SetCuts:
         need = resources.use.sum(axis=1) * (1 - SLACK)
         found: dict[bytes, tuple[float, FloatArray]] = {}
         for kind in range(len(need)):
-            inside, outside = 1 - np.eye(n), limit[kind].copy()  # C of each node that is outside first
+            inside, outside = 1 - np.eye(n), limit[kind].copy()  # one set C per node that starts outside it
             beside = between.sum(axis=0) - between
             entered = arrivals.sum() - support.crossings.sum() - arrivals + between.sum(axis=1)
             for _ in range(n - 1):

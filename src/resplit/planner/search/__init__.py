@@ -1,1 +1,1 @@
-"""Placements by local search: annealing and steepest descent."""
+"""Finds placements by local search: simulated annealing and steepest descent."""

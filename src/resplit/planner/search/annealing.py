@@ -1,6 +1,6 @@
-"""Simulated annealing: runs of random moves that cool down, each twice as long as the one before.
+"""Simulated annealing in runs, each twice as long as the one before.
 
-Knows nothing of bounds, nor how a move is made and priced (see `moves`).
+It sets temperatures and lengths; `moves` makes and evaluates the moves.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ from resplit.planner.search.moves import walk
 
 __all__ = ["Annealing"]
 
-CHUNK = 8_000  # moves between two looks at the budget, 2 to 5 ms
-MIN_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run, which grows with the root of atoms x nodes
-# Temperatures, of the best objective known: where the first run begins, where later ones do, where all end.
+CHUNK = 8_000  # moves between two readings of the budget, 2 to 5 ms
+MIN_CHUNKS, CHUNKS_PER_ROOT = 5, 0.6  # of the first run; its length grows with the square root of atoms x nodes
+# Temperatures as shares of the best known objective: the start of the first run, of later runs, and the end of all.
 HOT, WARM, COLD = 0.1, 0.03, 1e-3
-UNKNOWN = 5.0  # the best objective, of its scale, where no legal placement is known
+UNKNOWN = 5.0  # stands for the best objective, in units of `scale`, if no legal placement is known
 
 
 class Annealing:
-    """Runs over the placements of one instance; `scale` is a typical objective."""
+    """Annealing runs on one instance; `scale` is a typical objective."""
 
     def __init__(self, instance: Instance, scale: float, seed: int = 0) -> None:
         self._arrays = KernelArrays.of(instance)
         self._scale = abs(scale) or 1.0
-        # a mean atom too much, a third of a node too busy, or a missing link costs about as much as everything else
+        # One mean atom above a memory limit, a third of a node above a ceiling, and a missing link each cost `scale`.
         self._penalty = self._scale * np.array([1 / max(float(instance.memory.mean()), 1e-300), 3.0, 1.0])
         self._random = np.random.default_rng(seed).integers(1, 2**63, 1, dtype=np.uint64)
         self._hot = HOT
         self._chunks = max(MIN_CHUNKS, round(CHUNKS_PER_ROOT * instance.load.size**0.5))
 
     def run(self, start: IntArray, cost: float, budget: Budget) -> tuple[IntArray, IntArray | None]:
-        """Cools down from `start` (A,), which may break limits and have missing links; `cost` is the best objective
-        known, inf where none is. It is as long as the budget lets it be, at most twice the last run. Returns where it
-        ended, and the best legal placement that it met, None where it met none."""
+        """Anneal once from `start` (A,), which may violate limits and lack links.
+
+        `cost` is the best known objective, or inf. The run is twice as long as the last one, or shorter if the budget
+        ends. Returns the last placement (A,), and the best legal one (A,) or None.
+        """
         chunks, self._chunks = self._chunks, 2 * self._chunks
         here = start.astype(np.int64)
         best = here.copy()

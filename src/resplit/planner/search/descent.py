@@ -1,6 +1,6 @@
-"""Steepest descent over interval moves: atoms p..q-1 go to node k, all moves priced at once.
+"""Steepest descent over interval moves, which put atoms p..q-1 on node k. All moves are evaluated at once.
 
-Knows nothing of bounds. A start may break memory or load limits: a penalty on the excess leads it back.
+A start may violate memory and load limits. A penalty on the excess leads back to legal placements.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Descent"]
 
 
 class Descent:
-    """The neighbourhood of one instance. `penalty` is the price of breaking a limit, in units of the objective."""
+    """The interval moves of one instance. `penalty` is the price of violating a limit, in units of the objective."""
 
     def __init__(self, instance: Instance, penalty: float) -> None:
         self.instance = instance
@@ -36,8 +36,10 @@ class Descent:
             np.fill_diagonal(hop, 0)
 
     def descend(self, nodes_of: IntArray, budget: Budget) -> IntArray:
-        """The local optimum below `nodes_of` (A,), or as far as the budget leads. No atom may stand where it cannot
-        run; every other limit may be broken at the start."""
+        """Descend from `nodes_of` (A,) to a local optimum (A,), or until the budget is spent.
+
+        At the start, each atom must be on a node that can run it; other limits may be violated.
+        """
         while budget.spend():
             delta = self.deltas(nodes_of)  # (M, N)
             best = int(delta.argmin())
@@ -48,13 +50,13 @@ class Descent:
         return nodes_of
 
     def apply_move(self, nodes_of: IntArray, move: int, node: int) -> IntArray:
-        """`nodes_of` after move number `move` to `node`."""
+        """`nodes_of` (A,) after the move with index `move` to `node`."""
         changed = nodes_of.copy()
         changed[self._p[move] : self._q[move]] = node
         return changed
 
     def deltas(self, nodes_of: IntArray) -> FloatArray:
-        """Change of the penalised objective by each move (M, N)."""
+        """Change of the penalised objective by each of M moves to each node (M, N)."""
         inst = self.instance
         used = np.unique(nodes_of)
         mine = nodes_of[:, None] == used  # (A, U)
@@ -62,7 +64,7 @@ class Descent:
         own_memory = np.where(mine, inst.memory[:, None], 0)
         load = inst.loads(nodes_of)
         memory = np.bincount(nodes_of, inst.memory, inst.shape[1]).astype(float)
-        less_load = load[used] - self.interval_sums(own_load)  # (M, U): what stays
+        less_load = load[used] - self.interval_sums(own_load)  # (M, U), what remains on the node
         less_memory = memory[used] - self.interval_sums(own_memory)
         now = self._node_cost(load, memory, slice(None))  # (N,)
         gain = self._node_cost(less_load, less_memory, used) - now[used]  # (M, U), <= 0
@@ -81,12 +83,12 @@ class Descent:
         return delta
 
     def interval_sums(self, per_atom: FloatArray) -> FloatArray:
-        """Sums over atoms p..q-1 of each move, of columns (A, U) -> (M, U)."""
+        """Sums of `per_atom` (A, U) over the atoms p..q-1 of each move (M, U)."""
         prefix = np.vstack([np.zeros(per_atom.shape[1]), per_atom.cumsum(axis=0)])
         return np.asarray(prefix[self._q] - prefix[self._p])
 
     def _path_deltas(self, nodes_of: IntArray) -> FloatArray:
-        """Change of transfers and privacy by each move (M, N)."""
+        """Change of the transfer and privacy cost by each move (M, N)."""
         inst = self.instance
         atoms = len(nodes_of)
         hop_at = [self._hops[inst.hop_of[b]] for b in range(1, atoms)]
@@ -101,7 +103,7 @@ class Descent:
         return np.asarray(new - old[:, None])
 
     def _node_cost(self, load: FloatArray, memory: FloatArray, node: IntArray | slice) -> FloatArray:
-        """Queueing cost of nodes with these totals, with a penalty on what exceeds their limits (..., nodes)."""
+        """Queueing cost of nodes with these totals, with a penalty on the excess over their limits (..., nodes)."""
         inst = self.instance
         within = np.minimum(load, self._top[node])
         over_load = load - within

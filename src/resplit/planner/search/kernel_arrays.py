@@ -1,4 +1,4 @@
-"""The arrays of an instance as compiled code takes them."""
+"""The arrays of an instance in the form that the compiled moves take."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from resplit.types import FloatArray
 
 __all__ = ["KernelArrays"]
 
-NEAREST = 12  # nodes that are cheap to go to, by node
+NEAREST = 12  # nodes listed per node, those with the lowest cost to move to
 MIN_EXCESS_ATOMS, MIN_EXCESS_LOAD = (
     0.5,
     0.05,
-)  # what breaking a limit by ever so little is counted for, of a mean atom, of a node
+)  # the least excess counted for a violation: of a mean atom, of a node
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class KernelArrays(NamedTuple):
-    """Those of `Instance`, with `ends` (2, N): transfers to the first and from the last node, `hops` (kinds, N, N): 0
-    from a node to itself, `nearest` (N, K): the nodes that are cheapest to go to from each node, `peak`: the highest
-    background, `min_excess` (2,): by how much a limit of memory (bytes) and of load counts as broken at least."""
+    """The arrays of `Instance`, except for these:
+
+    - `ends` (2, N): transfer costs to the first and from the last node.
+    - `hops` (kinds, N, N): 0 from a node to itself.
+    - `nearest` (N, K): the nodes with the lowest cost to move to from each node.
+    - `peak`: the highest background.
+    - `min_excess` (2,): the least excess counted for a violation of a memory limit (bytes) and of a load limit.
+    """
 
     load: FloatArray
     fixed: FloatArray
@@ -42,7 +47,7 @@ class KernelArrays(NamedTuple):
 
     @classmethod
     def of(cls, instance: Instance) -> KernelArrays:
-        """The arrays of `instance`, contiguous."""
+        """The arrays of `instance`, contiguous in memory."""
         nodes = instance.shape[1]
         cost_to = instance.hops[0] + np.median(instance.alone_cost(), axis=0)
         nearest = np.argsort(cost_to, axis=1, kind="stable")[:, : max(1, min(NEAREST, nodes - 1))]

@@ -1,4 +1,4 @@
-"""Local search: annealing, and descents over interval moves from what it finds. Knows nothing of bounds."""
+"""Local search: annealing, followed by descents from the placements that it finds."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["LocalSearch"]
 
 
 class LocalSearch:
-    """Keeps the best legal placement that it has met; `scale` is a typical objective, for the penalties."""
+    """Keeps the best legal placement found; `scale` is a typical objective, which sets the penalties."""
 
     def __init__(self, instance: Instance, scale: float) -> None:
         self.instance = instance
         self.best: IntArray | None = None
         self.cost = float("inf")
         self.least_violating: IntArray | None = (
-            None  # of the placements that break limits, the one that breaks them least
+            None  # of the placements that violate limits, the one with the least excess
         )
         self._smallest_excess = float("inf")
-        self.local_optima: dict[bytes, tuple[float, IntArray]] = {}  # legal local optima by what they are
+        self.local_optima: dict[bytes, tuple[float, IntArray]] = {}  # legal placements by their bytes
         self._descent = Descent(instance, 3 * abs(scale) or 1.0)
         self._annealing = Annealing(instance, scale)
         self._descended_from: set[bytes] = set()
 
     def record(self, nodes_of: IntArray) -> None:
-        """Takes note of a placement if it is legal."""
+        """Record a placement (A,): as the best, as a legal one, or as the one that violates limits least."""
         cost = self.instance.cost(nodes_of)
         if cost < float("inf"):
             self.local_optima[nodes_of.tobytes()] = cost, nodes_of
@@ -37,14 +37,14 @@ class LocalSearch:
             self.best, self.cost = nodes_of, cost
 
     def descend(self, start: IntArray, budget: Budget) -> None:
-        """Descends from `start`; every atom must be where it can run, any other limit may be broken."""
+        """Descend from `start` (A,), at most once from each. Each atom must be on a node that can run it."""
         if start.tobytes() in self._descended_from:
             return
         self._descended_from.add(start.tobytes())
         self.record(self._descent.descend(start, budget))
 
     def anneal(self, start: IntArray, budget: Budget) -> None:
-        """Cools down from the best placement known, or from `start` where none is; each time for twice as long."""
+        """Anneal from the best placement known, or from `start` if there is none; each run is twice as long."""
         ended, found = self._annealing.run(start if self.best is None else self.best, self.cost, budget)
         self.record(ended)
         if found is not None:

@@ -1,7 +1,7 @@
-"""Random moves on a placement, accepted or not as in simulated annealing.
+"""Random moves on a placement, accepted or rejected as in simulated annealing.
 
-Compiled with numba, once, at the first import, and kept on disk; all in one file, as numba compiles anew where the file
-of a function has changed, not those of what it calls. Knows no schedule (see `anneal`) and no bounds.
+The code is compiled with numba at the first import on a machine and cached on disk. It must stay in one file: numba
+recompiles a function if its own file has changed, but not if the file of a function that it calls has.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from resplit.types import FloatArray
 
 __all__ = ["LIMIT_KINDS", "penalised_cost", "walk"]
 
-LIMIT_KINDS = 3  # of broken limits: memory over (bytes), load over, links and blocks that are missing (count)
-# What is known of a node while a walk is under way: what it holds, what that costs and whether it breaks a limit; and
-# whether the move just made has touched it.
+LIMIT_KINDS = 3  # memory above a limit (bytes), load above a ceiling, missing links and times (count)
+# The columns of `sums`, a row for each node: what the node holds, what that costs, whether it violates a limit, and
+# whether the last move changed it.
 LOAD, MEMORY, ATOMS, COST, BROKEN, TOUCHED = range(6)
 COLUMNS = 6
-MOVE_WEIGHTS = (2, 2, 1, 2, 1, 1, 1, 1, 1, 2)  # of the moves, in the order of `_random_neighbour`
-ROUNDING = 1e-12  # of sums that many moves have changed
+MOVE_WEIGHTS = (2, 2, 1, 2, 1, 1, 1, 1, 1, 2)  # frequency of each move, in the order of `_random_neighbour`
+ROUNDING = 1e-12  # error of sums after many moves
 ADAPT_EVERY = 256  # steps between two changes of the penalties
-HIGH_BROKEN_SHARE, LOW_BROKEN_SHARE = 0.75, 0.25  # share of the steps on placements that break a limit
+HIGH_BROKEN_SHARE, LOW_BROKEN_SHARE = 0.75, 0.25  # share of the steps on placements that violate a limit
 PENALTY_INCREASE, PENALTY_DECREASE = 1.1, 0.95
-MIN_PENALTY, MAX_PENALTY = 0.02, 50.0  # of what it was at first
+MIN_PENALTY, MAX_PENALTY = 0.02, 50.0  # relative to its first value
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 State = np.ndarray[Any, np.dtype[np.uint64]]
@@ -47,19 +47,19 @@ def _bits(random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _below(random, n):  # type: ignore[no-untyped-def]
-    """A random whole number from 0 to n - 1."""
+    """A random integer from 0 to n - 1."""
     return np.int64(((_bits(random) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
 @njit(cache=True, nogil=True)
 def _share(random):  # type: ignore[no-untyped-def]
-    """A random number from 0 to 1."""
+    """A random number in [0, 1)."""
     return np.float64(_bits(random) >> np.uint64(11)) * (1.0 / (1 << 53))
 
 
 @njit(cache=True, nogil=True)
 def _random_node(x, begin, end, nearest, random):  # type: ignore[no-untyped-def]
-    """A node for atoms begin..end-1: any at all, or as often one that is cheap to reach from the atom beside them."""
+    """A node for atoms begin..end-1: half of the time any node, else one of the nearest to an adjacent atom's node."""
     nodes, count = nearest.shape
     if (begin == 0 and end == len(x)) or _below(random, 2):
         return _below(random, nodes)
@@ -80,35 +80,35 @@ def _segment(x, atom):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _fill(y, begin, end, node):  # type: ignore[no-untyped-def]
-    """Atoms begin..end-1 on `node`; a plain loop, as slices compile ten times as slowly."""
+    """Put atoms begin..end-1 on `node`. A plain loop, as slices take ten times as long to compile."""
     for atom in range(begin, end):
         y[atom] = node
 
 
 @njit(cache=True, nogil=True)
 def _copy(y, at, x, begin, end):  # type: ignore[no-untyped-def]
-    """x[begin:end] to y[at:]."""
+    """Copy x[begin:end] to y[at:]."""
     for atom in range(begin, end):
         y[at + atom - begin] = x[atom]
 
 
 @njit(cache=True, nogil=True)
 def _reverse(y, x, begin, end):  # type: ignore[no-untyped-def]
-    """x[begin:end] to the same place in y, the other way round."""
+    """Copy x[begin:end] to the same place in y, in reverse order."""
     for atom in range(begin, end):
         y[begin + end - 1 - atom] = x[atom]
 
 
 @njit(cache=True, nogil=True)
 def _swap_parts(y, x, begin, middle, end):  # type: ignore[no-untyped-def]
-    """x[begin:middle] and x[middle:end] to y in the other order."""
+    """Copy x[begin:middle] and x[middle:end] to y, swapped."""
     _copy(y, begin, x, middle, end)
     _copy(y, begin + end - middle, x, begin, middle)
 
 
 @njit(cache=True, nogil=True)
 def _move_interval(x, y, nearest, random):  # type: ignore[no-untyped-def]
-    """Any interval, more often a short one, goes to another node."""
+    """Move an interval, more often a short one, to a random node."""
     begin = _below(random, len(x))
     end = begin + 1 + _below(random, 1 + _below(random, len(x) - begin))
     _fill(y, begin, end, _random_node(x, begin, end, nearest, random))
@@ -117,7 +117,7 @@ def _move_interval(x, y, nearest, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _move_segment(x, y, nearest, random):  # type: ignore[no-untyped-def]
-    """A whole segment goes to another node."""
+    """Move a segment to a random node."""
     begin, end = _segment(x, _below(random, len(x)))
     _fill(y, begin, end, _random_node(x, begin, end, nearest, random))
     return begin, end
@@ -125,7 +125,7 @@ def _move_segment(x, y, nearest, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _move_boundary(x, y, random):  # type: ignore[no-untyped-def]
-    """A boundary between two segments goes to and fro, mostly by one atom."""
+    """Shift a boundary between two segments, mostly by one atom."""
     begin, end = _segment(x, _below(random, len(x)))
     width = 1 if _below(random, 4) else 1 + _below(random, 4)
     if _below(random, 2):
@@ -138,8 +138,10 @@ def _move_boundary(x, y, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _shift_atoms(x, y, nearest, random):  # type: ignore[no-untyped-def]
-    """One node gives up an atom, or a few, another takes as many in, and every boundary between them shifts; now and
-    then their place goes to a node from outside."""
+    """One segment loses one or a few atoms, another gains as many, and all boundaries between them shift.
+
+    A quarter of the time, the gained atoms go to a random node instead.
+    """
     giver, taker = _below(random, len(x)), _below(random, len(x))
     width = 1 if _below(random, 4) else 1 + _below(random, 4)
     width = min(width, abs(taker - giver) + 1)
@@ -155,7 +157,7 @@ def _shift_atoms(x, y, nearest, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _swap_nodes(x, y, nodes, random):  # type: ignore[no-untyped-def]
-    """Two nodes change places everywhere."""
+    """Swap two nodes in the whole placement."""
     one = x[_below(random, len(x))]
     other = x[_below(random, len(x))] if _below(random, 2) else _below(random, nodes)
     begin, end = len(x), 0
@@ -168,7 +170,7 @@ def _swap_nodes(x, y, nodes, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _swap_atoms(x, y, random):  # type: ignore[no-untyped-def]
-    """Two atoms change places."""
+    """Swap the nodes of two atoms."""
     one, other = _below(random, len(x)), _below(random, len(x))
     y[one], y[other] = x[other], x[one]
     return min(one, other), max(one, other) + 1
@@ -176,7 +178,7 @@ def _swap_atoms(x, y, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _swap_segments(x, y, random):  # type: ignore[no-untyped-def]
-    """Two segments change places, each with its number of atoms."""
+    """Swap two segments, each with its number of atoms."""
     begin, middle = _segment(x, _below(random, len(x)))
     last, end = _segment(x, _below(random, len(x)))
     if last < begin:
@@ -190,7 +192,7 @@ def _swap_segments(x, y, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _reorder_segments(x, y, random):  # type: ignore[no-untyped-def]
-    """A run of segments turns round, or changes places with the run that follows."""
+    """Reverse consecutive segments, or swap them with the segments that follow."""
     begin = _segment(x, _below(random, len(x)))[0]
     middle = _segment(x, begin + _below(random, len(x) - begin))[1]
     if _below(random, 2):
@@ -205,8 +207,10 @@ def _reorder_segments(x, y, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
-    """A segment comes to stand beside one on a node that is cheap to reach: one of them moves, or what is between them
-    turns round, with one of the two."""
+    """Make a segment adjacent to one on a nearby node.
+
+    One of the two moves, or the segments between them are reversed together with one of the two.
+    """
     begin, end = _segment(x, _below(random, len(x)))
     node = nearest[x[begin], _below(random, nearest.shape[1])]
     at, left = _below(random, len(x)), len(x)
@@ -232,7 +236,7 @@ def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _dissolve_segment(x, y, random):  # type: ignore[no-untyped-def]
-    """The neighbours of a segment take it over."""
+    """Divide a segment between its neighbours."""
     begin, end = _segment(x, _below(random, len(x)))
     if begin == 0 and end == len(x):
         return 0, 0
@@ -248,7 +252,7 @@ def _dissolve_segment(x, y, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _random_neighbour(x, y, nearest, random):  # type: ignore[no-untyped-def]
-    """Makes `y`, which is as `x`, a random neighbour of `x`; the atoms begin..end-1 between which they may differ."""
+    """Turn `y`, a copy of `x`, into a random neighbour. Returns the range begin..end-1 in which they may differ."""
     kind = _MOVE_TABLE[_below(random, len(_MOVE_TABLE))]
     if kind == 0:
         return _move_interval(x, y, nearest, random)
@@ -273,14 +277,16 @@ def _random_neighbour(x, y, nearest, random):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _finite(cost):  # type: ignore[no-untyped-def]
-    """A cost, and 0; or 0 where it is inf, and 1."""
+    """(cost, 0) if `cost` is finite, else (0, 1)."""
     return (cost, 0.0) if cost < np.inf else (0.0, 1.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _node_cost(load, memory, memory_limit, headroom, free, unit_costs):  # type: ignore[no-untyped-def]
-    """What a node that holds something costs, with penalties for the limits that it breaks, and whether it breaks any.
-    Scalars alone: an array costs more to hand over than all that is done here."""
+    """The cost of a node that holds atoms, with penalties for violated limits, and whether it violates any.
+
+    All arguments are scalars, as passing an array costs more than this computation.
+    """
     queue_weight, per_byte, least_bytes, per_load, least_load = unit_costs
     cost, broken = 0.0, 0.0
     if memory > memory_limit * (1.0 + ROUNDING):
@@ -295,13 +301,13 @@ def _node_cost(load, memory, memory_limit, headroom, free, unit_costs):  # type:
 
 @njit(cache=True, nogil=True)
 def _unit_costs(arrays, penalty):  # type: ignore[no-untyped-def]
-    """What all nodes pay: for queueing, and for breaking limits, per unit and at least."""
+    """The queueing weight, and for memory and load the penalty per unit and the least excess counted."""
     return arrays.queue_weight, penalty[0], arrays.min_excess[0], penalty[1], arrays.min_excess[1]
 
 
 @njit(cache=True, nogil=True)
 def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
-    """The highest utilisation, of each node at most its ceiling."""
+    """The highest utilization, where that of each node is cut off at its ceiling."""
     peak = lowest
     for node in range(len(headroom)):
         peak = max(peak, background[node] + min(sums[node, LOAD], max(headroom[node], 0.0)))
@@ -310,7 +316,7 @@ def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type: ignore[no-untyped-def]
-    """`_peak` after a move, from what it was before; looks at the touched nodes alone where that is enough."""
+    """`_peak` after a move. Only the changed nodes are considered if that suffices."""
     new = 0.0
     for at in range(touched):
         node = np.int64(saved[at, TOUCHED])
@@ -322,8 +328,11 @@ def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore[no-untyped-def]
-    """Moves what nodes hold from `x` to `y`, which differ in atoms begin..end-1 only; by how much the cost (but for the
-    peak's) and the number of broken limits change, and how many nodes were touched, which `saved` remembers."""
+    """Update `sums` from `x` to `y`, which differ in atoms begin..end-1 only.
+
+    Returns the change of the cost (without the peak), the change of the number of violated limits, and the number of
+    changed nodes, whose old sums are in `saved`.
+    """
     ends, hops, hop_of = arrays.ends, arrays.hops, arrays.hop_of
     loads, fixed, memory = arrays.load, arrays.fixed, arrays.memory
     memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
@@ -369,7 +378,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
                 1.0 - background[node],
                 unit_costs,
             )
-        else:  # sums of many moves may leave a rest
+        else:  # removes the rounding errors of many moves
             sums[node, LOAD] = sums[node, MEMORY] = 0.0
         sums[node, COST], sums[node, BROKEN], sums[node, TOUCHED] = cost, breaks, 0.0
         change += cost - saved[at, COST]
@@ -379,7 +388,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
-    """Fills in what nodes hold in a placement; its cost with penalties, how many limits it breaks and its peak."""
+    """Fill `sums` for a placement. Returns its cost with penalties, the number of violated limits, and its peak."""
     memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
     cost, missing, unit_costs = 0.0, 0.0, _unit_costs(arrays, penalty)
     sums[:] = 0.0
@@ -421,7 +430,7 @@ def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
-    """Takes back the last move, which touched so many nodes."""
+    """Undo the last move, which changed `touched` nodes."""
     for at in range(touched):
         node = np.int64(saved[at, TOUCHED])
         for column in range(TOUCHED):
@@ -430,7 +439,7 @@ def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _adapt_penalties(penalty, first, share_broken):  # type: ignore[no-untyped-def]
-    """Makes breaking limits dearer where most steps do, cheaper where few do."""
+    """Raise the penalties if most steps violated limits, lower them if few did."""
     factor = (
         PENALTY_INCREASE
         if share_broken > HIGH_BROKEN_SHARE
@@ -443,7 +452,7 @@ def _adapt_penalties(penalty, first, share_broken):  # type: ignore[no-untyped-d
 
 
 def _example() -> tuple[KernelArrays, FloatArray, Indices, float, int, State]:
-    """Arrays of the right types, from which the signatures are made."""
+    """Arrays whose types define the signatures of the compiled functions."""
     line, plane, cube, whole = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1)), np.zeros(1, np.int64)
     wholes = np.zeros((1, 1), np.int64)
     arrays = KernelArrays(plane, plane, line, line, plane, cube, whole, line, line, wholes, 0.0, 0.0, 0.0, line)
@@ -455,17 +464,22 @@ _TABLES, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
 
 @njit([(_WHOLE, _TABLES, _LINE)], cache=True, nogil=True)
 def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
-    """Objective of a placement `x` (A,) with `penalty` (KINDS,) for broken limits, and how many of them it breaks.
-    Links and blocks that are missing cost nothing else, loads above a ceiling what they cost there."""
+    """The objective of a placement `x` (A,) with `penalty` (LIMIT_KINDS,), and the number of violated limits.
+
+    Missing links and times cost the penalty only. A load above its ceiling costs what the ceiling would.
+    """
     cost, broken, _ = _evaluate(x, arrays, penalty, np.zeros((len(arrays.headroom), COLUMNS)))
     return cost, broken
 
 
 @njit([(_WHOLE, _WHOLE, _NUMBER, _TABLES, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)], cache=True, nogil=True)
 def walk(x, best, best_cost, arrays, penalty, first_penalty, hot, cold, steps, random):  # type: ignore[no-untyped-def]
-    """`steps` random moves from `x`, which ends where the walk does, the temperature falling from `hot` to `cold`
-    (units of the objective). `penalty` adapts on the way. Returns the cost of the cheapest legal placement met below
-    `best_cost`, which is then in `best`, or `best_cost`."""
+    """Make `steps` random moves on `x` (A,), in place, while the temperature falls from `hot` to `cold`.
+
+    Temperatures are in units of the objective. `penalty` (LIMIT_KINDS,) adapts, within a range around `first_penalty`.
+    If legal placements cheaper than `best_cost` are found, the cheapest is written to `best` (A,) and its cost is
+    returned; otherwise `best_cost` is returned. `random` (1,) is the state of the random numbers.
+    """
     headroom, background, lowest = arrays.headroom, arrays.background, arrays.peak
     sums, saved, y = np.zeros((len(headroom), COLUMNS)), np.zeros((len(headroom), COLUMNS)), x.copy()
     temperature, cooling = hot, (cold / hot) ** (ADAPT_EVERY / steps)
@@ -490,7 +504,7 @@ def walk(x, best, best_cost, arrays, penalty, first_penalty, hot, cold, steps, r
             temperature *= cooling
             _adapt_penalties(penalty, first_penalty, broken_steps / ADAPT_EVERY)
             broken_steps = 0
-        if better or adapts:  # sums of many moves have gathered rounding errors
+        if better or adapts:  # removes the rounding errors of many moves
             cost, broken, peak = _evaluate(x, arrays, penalty, sums)
         if better and broken == 0.0 and cost < best_cost:
             best_cost = cost
