@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from resplit.cli import main
-from resplit.control.log import EpochLog, Step
+from resplit.control.log import EpochLog, EpochStep
 
 
 def die_at(when: str, number: int) -> None:
     """End this process as by `kill -9` before or after the append number `number` (from 1) to the epoch log."""
     append, done = EpochLog.append, 0
 
-    def mortal(self: EpochLog, epoch: int, step: Step, detail: Mapping[str, Any]) -> None:
+    def mortal(self: EpochLog, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
         nonlocal done
         done += 1
         if done == number and when == "before":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
-from resplit.control.log import EpochLog, Step
+from resplit.control.log import EpochLog, EpochStep
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest, Sampling
@@ -61,7 +61,7 @@ class MortalLog(EpochLog):
         super().__init__(path)
         self._fate = fate
 
-    def append(self, epoch: int, step: Step, detail: Mapping[str, Any]) -> None:
+    def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
         """As in the log."""
         self._fate.event(f"before {step}")
         super().append(epoch, step, detail)
