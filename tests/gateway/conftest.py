@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import uvicorn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from resplit.config import LimitsConfig
 from resplit.errors import CapacityError, NodeLostError, RequestError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.text import Text
+from tests.support.tokenizers import tiny_tokenizer
 
 MODEL = "tiny-random-llama"
 KEYS = {"key-interactive": "interactive", "key-batch": "batch"}
@@ -37,19 +37,8 @@ TEMPLATE = (
 @pytest.fixture(scope="session")
 def text() -> Text:
     """Byte-level BPE trained here, small enough that many characters take several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    wrapped.chat_template = TEMPLATE
-    return Text(wrapped)
+    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    return Text(tiny_tokenizer(CORPUS, 320, special, TEMPLATE))
 
 
 @dataclass

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.state import first_plan
+from tests.support.tokenizers import tiny_tokenizer
 
 MODEL = "tiny-llama"
 NODES = ("alpha", "beta", "gamma", "delta")
@@ -38,12 +38,7 @@ _TEXT = ["the quick brown fox jumps over the lazy dog", "pack my box with five d
 def make_model(parent: Path, **shape: int) -> Path:
     """A random six-layer Llama and its tokenizer, as a local folder in `parent`; `shape` changes its configuration."""
     folder = parent / MODEL
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(_TEXT, trainer)
+    tokenizer = tiny_tokenizer(_TEXT)
     torch.manual_seed(3)
     usual = {
         "hidden_size": 64,
@@ -53,9 +48,9 @@ def make_model(parent: Path, **shape: int) -> Path:
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
     }
-    config = LlamaConfig(vocab_size=len(tokenizer.get_vocab()), eos_token_id=0, bos_token_id=None, **(usual | shape))
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=0, bos_token_id=None, **(usual | shape))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
