@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 # Live re-splits and nodes that hang are left to tests/system.
 SHORT = {
     "kills": 0.07,

@@ -183,6 +183,7 @@ while True:
 
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 40])
+@pytest.mark.processes
 def test_a_killed_writer_loses_nothing_that_it_was_told_is_written(tmp_path: Path, seen: int) -> None:
     path = tmp_path / "log.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)

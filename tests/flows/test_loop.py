@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from flows.adapt import adapt
 from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
+
+pytestmark = pytest.mark.processes
 
 
 def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:

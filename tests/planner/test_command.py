@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.problems import EXAMPLES
+
+pytestmark = pytest.mark.processes
 
 FEASIBLE = EXAMPLES / "n004-smollm2-135m-c1-11.json"
 INFEASIBLE = EXAMPLES / "n005-llama3.2-1b-c1-tight-20.json"

@@ -26,6 +26,8 @@ from resplit.security.identity import CONTROLLER
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
+pytestmark = pytest.mark.processes
+
 NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "127.0.0.4"}
 NEW_TOKENS = 64
 CLUSTER = """

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.processes import run_resplit
 
+pytestmark = pytest.mark.processes
+
 CLUSTER = """\
 name: test
 source: alone

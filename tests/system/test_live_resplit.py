@@ -14,6 +14,8 @@ from resplit.cluster.local import Cluster
 from tests.support.cluster import random_placement
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
+pytestmark = pytest.mark.processes
+
 NEW_TOKENS = 48
 
 

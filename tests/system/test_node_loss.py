@@ -7,12 +7,15 @@ import os
 import signal
 
 import httpx
+import pytest
 import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from tests.support.processes import answering, poll_until
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
+
+pytestmark = pytest.mark.processes
 
 NEW_TOKENS = 64
 

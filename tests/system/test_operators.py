@@ -26,6 +26,8 @@ from tests.support.latest_problem import problem_of
 from tests.support.processes import poll_until, ready, run_resplit
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
+pytestmark = pytest.mark.processes
+
 NEW_TOKENS = 64
 PRIVATE = {0, 1, 7}
 FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")

@@ -14,6 +14,8 @@ from resplit.security.identity import CONTROLLER
 from tests.support.processes import poll_until, ready
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
+pytestmark = pytest.mark.processes
+
 NEW_TOKENS = 64
 
 

@@ -165,6 +165,7 @@ def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monk
     assert {path.name for path in (tmp_path / "mlflow").iterdir()} >= {"mlflow.db", "artifacts"}
 
 
+@pytest.mark.processes
 def test_processes_that_race_for_a_fresh_store_share_one_experiment(tmp_path: Path) -> None:
     uri = track.default_uri(tmp_path)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
