@@ -1,7 +1,7 @@
 """Any supported Hugging Face decoder as a chain of blocks: embed, layer.0 .. layer.n-1, head.
 
-The only module that knows architectures. It builds one block's computation without weights, says which tensors of the
-checkpoint belong to which block, and states each block's features. It knows nothing of nodes, files or sessions.
+The only module that depends on the architecture. It builds the computation of a block, says which tensors of the
+checkpoint belong to which block, and states the features of each block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Split = Literal["layer", "sublayer"]
 
 
 class KeyValueCache(Protocol):
-    """What an attention module asks of a cache: append new keys and values, get all of them back."""
+    """The cache interface of the attention modules: append new keys and values, and get all of them back."""
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
@@ -31,16 +31,17 @@ class KeyValueCache(Protocol):
 
 @dataclass(frozen=True)
 class PassContext:
-    """What the blocks of one pass share. `positions` is (1, tokens)."""
+    """What all blocks of one pass share: `positions` (1, tokens), the rotary embedding at these positions if the family
+    uses it, and the number of tokens cached before."""
 
     positions: torch.Tensor
     rotation: tuple[torch.Tensor, torch.Tensor] | None
-    context_tokens: int
+    cached_tokens: int
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Where an architecture keeps its parts; all of them are pre-norm residual decoders."""
+    """Names of the submodules of an architecture. All of them are pre-norm residual decoders."""
 
     base: str
     embed: str
@@ -82,8 +83,7 @@ class BlockSpec:
 class Chain:
     """The blocks of one model, without weights.
 
-    Modules stay on torch's meta device until `materialise` gives one its tensors: three blocks cost the memory of
-    three.
+    Modules stay on torch's meta device, which needs no memory, until `materialise` gives a block its tensors.
     """
 
     def __init__(self, config: PretrainedConfig, split: Split = "layer") -> None:
@@ -98,11 +98,11 @@ class Chain:
         self._family = family
         self._skeleton = skeleton
         base = getattr(skeleton, family.base)
-        # The rotary table is computed, not loaded: it must not stay on the meta device.
+        # The rotary table is computed, not loaded, so it cannot stay on the meta device.
         self.rotary = type(base.rotary_emb)(config=config) if family.rotary else None
 
     def tensor_names(self, index: int) -> dict[str, str]:
-        """Tensors of block `index`: name within the block -> name in the whole model's state."""
+        """Tensors of block `index`: name within the block -> name in the state of the whole model."""
         return {
             f"{part}.{name}": f"{prefix}.{name}"
             for part, prefix in self._parts(index).items()
@@ -110,7 +110,7 @@ class Chain:
         }
 
     def materialise(self, index: int, tensors: dict[str, torch.Tensor]) -> BlockModule:
-        """Block `index` with these weights; ModelError where names or shapes differ from the model's."""
+        """Block `index` with these weights; ModelError if names or shapes differ from the model's."""
         parts = nn.ModuleDict({part: self._new_part(prefix) for part, prefix in self._parts(index).items()})
         try:
             parts.load_state_dict(tensors, assign=True)
@@ -124,13 +124,13 @@ class Chain:
         return BlockModule(spec, parts.eval().requires_grad_(False), self.config.sliding_window if sliding else None)
 
     def prepare_pass(self, start: int, tokens: int, like: torch.Tensor) -> PassContext:
-        """What every block needs to compute `tokens` positions from `start`; `like` gives the dtype."""
+        """The context of a pass over `tokens` positions from `start`; `like` has the dtype of the hidden states."""
         positions = torch.arange(start, start + tokens).unsqueeze(0)  # (1, tokens)
         rotation = self.rotary(like, position_ids=positions) if self.rotary is not None else None
         return PassContext(positions, rotation, start)
 
     def _parts(self, index: int) -> dict[str, str]:
-        """The parts of a block: name within the block -> path in the model."""
+        """Submodules of a block: name within the block -> path in the model."""
         family, spec = self._family, self.specs[index]
         if spec.kind == "embed":
             parts = {"tokens": f"{family.base}.{family.embed}"}
@@ -143,7 +143,7 @@ class Chain:
         return {"layer": attention | mlp, "attention": attention, "mlp": mlp}[spec.kind]
 
     def _new_part(self, path: str) -> nn.Module:
-        """A fresh copy, on the meta device, of the part of the model at `path`."""
+        """A copy, on the meta device, of the submodule at `path`."""
         part: nn.Module = copy.deepcopy(self._skeleton.get_submodule(path))
         return part
 
@@ -159,42 +159,46 @@ class BlockModule:
 
     @property
     def has_cache(self) -> bool:
-        """Whether the block keeps keys and values."""
+        """Whether the block caches keys and values."""
         return self.spec.kind in ("layer", "attention")
 
-    def __call__(self, hidden: torch.Tensor, shared: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
-        """Token ids (1, tokens) for embed, hidden states (1, tokens, width) else; the head answers with the logits of
-        the last position, (1, vocabulary)."""
+    def __call__(self, hidden: torch.Tensor, context: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
+        """Compute the block. `hidden` is hidden states (1, tokens, width), or token ids (1, tokens) for embed.
+
+        Returns hidden states of the same shape, or, for the head, the logits of the last position (1, vocabulary).
+        """
         if self.spec.kind == "embed":
-            return self._embed(hidden, shared)
+            return self._embed(hidden, context)
         if self.spec.kind == "head":
             hidden = self._parts["projection"](self._parts["norm"](hidden[:, -1, :]))
         if self.spec.kind in ("layer", "attention"):
-            hidden = hidden + self._attend(self._parts["attention_norm"](hidden), shared, cache)
+            hidden = hidden + self._attend(self._parts["attention_norm"](hidden), context, cache)
         if self.spec.kind in ("layer", "mlp"):
             hidden = hidden + self._parts["mlp"](self._parts["mlp_norm"](hidden))
         return hidden
 
-    def _embed(self, token_ids: torch.Tensor, shared: PassContext) -> torch.Tensor:
+    def _embed(self, token_ids: torch.Tensor, context: PassContext) -> torch.Tensor:
         hidden: torch.Tensor = self._parts["tokens"](token_ids)
-        return hidden + self._parts["positions"](shared.positions) if "positions" in self._parts else hidden
+        return hidden + self._parts["positions"](context.positions) if "positions" in self._parts else hidden
 
-    def _attend(self, hidden: torch.Tensor, shared: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
-        rotation = {"position_embeddings": shared.rotation} if shared.rotation is not None else {}
-        mask = _mask(shared.context_tokens, hidden.shape[1], self._sliding_window)
+    def _attend(self, hidden: torch.Tensor, context: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
+        rotation = {"position_embeddings": context.rotation} if context.rotation is not None else {}
+        mask = _mask(context.cached_tokens, hidden.shape[1], self._sliding_window)
         output: torch.Tensor = self._parts["attention"](
             hidden_states=hidden,
             attention_mask=mask,
             past_key_values=cache,
-            position_ids=shared.positions,
+            position_ids=context.positions,
             **rotation,
         )[0]
         return output
 
 
 def _mask(context: int, tokens: int, window: int | None) -> torch.Tensor | None:
-    """The attention mask (1, 1, tokens, context + tokens), None where torch's own causal path gives the same: the very
-    path that `generate` takes, so that the bits agree."""
+    """The attention mask (1, 1, tokens, context + tokens), or None where torch's causal path has the same result.
+
+    `generate` takes that path too, so the results are equal bit for bit.
+    """
     fits = window is None or context + tokens <= window
     if fits and (context == 0 or tokens == 1):
         return None
@@ -217,8 +221,8 @@ def _specs(layers: int, split: Split) -> tuple[BlockSpec, ...]:
 def features(chain: Chain, dtype: torch.dtype, private_layers: int) -> tuple[BlockFeatures, ...]:
     """Features of every block, for weights and activations in `dtype`.
 
-    Private are embed, the first `private_layers` layers and head. Sensitivity falls from 1 at the token ids with the
-    square of the depth and is 1 at the head, which sees every output token.
+    Embed, the first `private_layers` layers and head are private. The sensitivity is (1 - depth)^2, with depth 0 at
+    embed and at head, which see the input and output tokens, and (k + 1) / (layers + 1) at layer k.
     """
     config = chain.config
     item = torch.empty((), dtype=dtype).element_size()

