@@ -1,1 +1,1 @@
-"""One node: its executor, its sessions' caches, its probe, and the service that others call."""
+"""A node: hosts blocks, runs passes, keeps caches, measures itself, and serves the other members."""

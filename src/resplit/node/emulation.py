@@ -1,7 +1,4 @@
-"""The hardware that a node plays: how long each pass must take, and how far off the truth was.
-
-Pads real compute to declared times. Knows no sockets; the executor's thread sleeps, and never spins.
-"""
+"""Emulated hardware: passes are padded to the declared times by sleeping, and the error of the padding is recorded."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from resplit.config import Emulation
 
 @dataclass(frozen=True)
 class Hardware:
-    """Declared times of one emulated node, in seconds, as they stand now.
+    """The current times of one emulated node, in seconds by kind of block.
 
-    A pass of n new tokens through a block takes `decode + n * prefill` if it is a prefill and `decode` if not: the
-    fixed cost of a pass is that of a decode step, as the placement problem has it. `slowdown` multiplies both; while
-    others use `background_utilization` of the node, all takes 1 / (1 - background_utilization) times as long.
+    A decode step takes `decode_s`, a prefill of n tokens `decode_s + n * prefill_s`: in the placement problem, too, the
+    fixed cost of a pass is that of a decode step. `slowdown` multiplies both. With background load everything takes
+    1 / (1 - background_utilization) times as long.
     """
 
     decode_s: dict[str, float]
@@ -29,7 +26,7 @@ class Hardware:
 
     @classmethod
     def declared(cls, emulation: Emulation) -> Hardware:
-        """As the cluster file declares it."""
+        """The hardware that the cluster file declares."""
         return cls(
             emulation.decode_per_token.model_dump(),
             emulation.prefill_per_token.model_dump(),
@@ -37,25 +34,28 @@ class Hardware:
         )
 
     def changed(self, slowdown: float | None, background_utilization: float | None) -> Hardware:
-        """The same node under other conditions; None leaves a condition as it is."""
+        """The same node with another slowdown or background load; None keeps the value."""
         slowdown = self.slowdown if slowdown is None else slowdown
         background = self.background_utilization if background_utilization is None else background_utilization
         return replace(self, slowdown=slowdown, background_utilization=background)
 
     def node_s(self, kind: str, tokens: int, decoding: bool) -> float:
-        """Node time of one pass through a block of this kind, background aside."""
-        # Attention and mlp are halves of a layer; who splits so finely declares times for layers.
+        """Seconds of one pass through a block of this kind, without background load."""
+        # Times are declared for layers; attention and mlp count as one half each.
         share, kind = (0.5, "layer") if kind in ("attention", "mlp") else (1.0, kind)
         fixed_s = self.decode_s[kind]
         return share * self.slowdown * (fixed_s if decoding else fixed_s + tokens * self.prefill_s[kind])
 
     def elapsed_s(self, kind: str, tokens: int, decoding: bool) -> float:
-        """Wall time of the same pass."""
+        """Seconds of the same pass on the clock, with background load."""
         return self.node_s(kind, tokens, decoding) / (1 - self.background_utilization)
 
 
 class Padding:
-    """Stretches one pass block by block to the declared time; deadlines add up, so errors do not."""
+    """Pads one pass, block by block, to the declared time.
+
+    Each block is due at the sum of the declared times so far, so that errors of single blocks do not add up.
+    """
 
     def __init__(self, hardware: Hardware, errors: deque[float]) -> None:
         self._hardware = hardware
@@ -64,18 +64,18 @@ class Padding:
         self._due_s = self._begun_s
 
     def after_block(self, kind: str, tokens: int, decoding: bool) -> None:
-        """Sleep until the block would have been done on the emulated hardware."""
+        """Sleep until the block would be done on the emulated hardware."""
         self._due_s += self._hardware.elapsed_s(kind, tokens, decoding)
         wait_s = self._due_s - time.perf_counter()
         if wait_s > 0:
             time.sleep(wait_s)
 
     def finish(self) -> None:
-        """Note how far the whole pass was off, relative to what was declared."""
+        """Record the relative error of the whole pass."""
         declared_s = self._due_s - self._begun_s
         self._errors.append((time.perf_counter() - self._begun_s) / declared_s - 1)
 
 
 def median_error(errors: deque[float]) -> float:
-    """Median absolute relative error of the passes, NaN before there was one."""
+    """Median absolute relative error of the passes, NaN without any."""
     return statistics.median(abs(error) for error in errors) if errors else float("nan")

@@ -1,7 +1,7 @@
-"""Whether this machine can truly do what a cluster file has its emulated nodes play.
+"""Checks before the start whether this machine can emulate the nodes of a cluster file.
 
-Padding makes a pass longer, never shorter, and all emulated nodes share this machine's cores: a file that declares
-faster hardware, or more work than the cores can do, would be played wrongly and nobody would see it.
+Padding can make a pass longer, not shorter, and all emulated nodes share the cores of this machine. If the file
+declares faster hardware, or more work than the cores can do, results would be wrong without any sign of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware
 
 _REPEATS = 8
-# A block alone finds its weights in the processor's cache; between others it does not.
+# Measured alone, a block finds its weights in the processor's cache; in a pass through many blocks it does not.
 _HEADROOM = 1.1
-# The gateway, the controller and whoever sends the requests need their share too.
+# The gateway, the controller and the load generator use the rest.
 _USABLE_SHARE = 0.8
-_SESSION = "feasible"
+_SESSION = "emulation check"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PassShape:
 
     @property
     def decoding(self) -> bool:
-        """Whether this is a decode step."""
+        """Whether this is a decode step, not a prefill."""
         return self.context > 0
 
     def __str__(self) -> str:
@@ -44,10 +44,11 @@ Work = dict[tuple[str, PassShape], float]
 
 
 def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
-    """Measure one block of each kind on this machine and compare; `cores` are all that this process may use by default.
+    """Measure one block of each kind on this machine, and compare with what the cluster file declares.
 
-    ConfigError where the declared time of an emulated node is too short for the true work, or where the demand that
-    the classes declare is more work than 80 % of the cores do. Without emulated nodes nothing is measured.
+    `cores` defaults to the number of cores that this process may use. ConfigError if an emulated node declares less
+    time than a block really needs, or if the declared demand needs more than 80 % of the cores. Without emulated nodes
+    nothing is measured.
     """
     if any(node.emulate for node in cluster.nodes):
         work_s = measure_work(cluster, model)
@@ -56,9 +57,9 @@ def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | Non
 
 
 def measure_work(cluster: ClusterConfig, model: StoredModel) -> Work:
-    """Core seconds of one block of each kind in each pass that the cluster's classes make.
+    """Core seconds of one block of each kind in each kind of pass of the cluster's request classes.
 
-    Time of the thread and not of the clock, and the best of several passes: what else runs here does not count.
+    Thread time, and the shortest of several passes, so that other load on this machine does not count.
     """
     engine = TorchEngine(model.spec)
     shapes = {shape for demand in cluster.classes for shape in _passes(demand)}
@@ -72,7 +73,7 @@ def measure_work(cluster: ClusterConfig, model: StoredModel) -> Work:
 
 
 def _passes(demand: ClassConfig) -> dict[PassShape, float]:
-    """The passes of one request of a class, and how many there are of each; decode steps at their mean context."""
+    """The passes of one request of a class and their numbers; decode steps count at their mean context."""
     prompt, steps = round(demand.prompt_tokens), demand.new_tokens - 1
     return {PassShape(prompt, 0): 1.0, PassShape(1, prompt + round(steps / 2)): steps}
 
@@ -102,7 +103,7 @@ def _ensure_time(cluster: ClusterConfig, work_s: Work) -> None:
                 raise ConfigError(
                     f"{cluster.name}: nodes.{node.name}.emulate",
                     f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "
-                    f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
+                    f"machine needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
                 )
 
 
@@ -116,6 +117,6 @@ def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: Work, core
     if needed > _USABLE_SHARE * cores:
         raise ConfigError(
             f"{cluster.name}: classes",
-            f"the declared demand is the true work of {needed:.2g} cores, and the emulated nodes share "
-            f"{_USABLE_SHARE * cores:.2g} of this machine's {cores}; lower rate_rps, or take a smaller model",
+            f"the declared demand needs {needed:.2g} cores, and the emulated nodes share "
+            f"{_USABLE_SHARE * cores:.2g} of this machine's {cores}; lower rate_rps or use a smaller model",
         )

@@ -1,1 +1,1 @@
-"""Who the members of a cluster are, and how their commands are signed and checked."""
+"""Certificates of the members of a cluster, and signed commands."""
