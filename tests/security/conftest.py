@@ -1,4 +1,4 @@
-"""Two authorities: ours, with the controller and two nodes, and somebody else's with the same names."""
+"""Two authorities, each with a controller and two nodes of the same names."""
 
 from __future__ import annotations
 

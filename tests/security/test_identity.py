@@ -1,3 +1,5 @@
+"""Certificates and keys: who can connect to whom, and what `resplit keys` writes."""
+
 from __future__ import annotations
 
 import asyncio
@@ -28,7 +30,7 @@ from resplit.shards.sealing import new_key, open_shard, seal, unwrap_key, wrap_k
 
 @asynccontextmanager
 async def echo_server(member: Member, callers: list[str]) -> AsyncIterator[int]:
-    """A TLS listener that notes each caller's name and sends back one line; gives its port."""
+    """A TLS server that records each caller's name and returns one line; yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         callers.append(peer_name(writer.get_extra_info("ssl_object")))
@@ -42,7 +44,7 @@ async def echo_server(member: Member, callers: list[str]) -> AsyncIterator[int]:
 
 
 async def say(port: int, context: ssl.SSLContext, to: str) -> bytes:
-    """One line there and back; a refusal shows as an ssl.SSLError or a closed connection."""
+    """Send one line and read it back; a refused client gets an ssl.SSLError or a closed connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=to)
     try:
         writer.write(b"hello\n")
@@ -58,7 +60,7 @@ async def say(port: int, context: ssl.SSLContext, to: str) -> bytes:
 REFUSED = (ssl.SSLError, ConnectionError)
 
 
-async def test_two_members_meet_on_loopback_and_know_each_other_by_name(ours: Path) -> None:
+async def test_members_connect_on_loopback_and_learn_each_others_name(ours: Path) -> None:
     callers: list[str] = []
     async with echo_server(Member.load(ours / "node-a"), callers) as port:
         assert await say(port, Member.load(ours / "node-b").client_context(), "node-a") == b"hello\n"
@@ -100,13 +102,13 @@ async def test_a_certificate_of_another_authority_is_refused_on_both_sides(ours:
     async with echo_server(Member.load(ours / "node-a"), callers) as port:
         with pytest.raises(ssl.SSLCertVerificationError):
             await say(port, stranger, "node-a")
-        stranger.load_verify_locations(ours / "node-a" / "ca.pem")  # now only the server can object
+        stranger.load_verify_locations(ours / "node-a" / "ca.pem")  # now only the server can refuse
         with pytest.raises(REFUSED):
             await say(port, stranger, "node-a")
     assert callers == []
 
 
-async def test_a_member_cannot_pass_for_another(ours: Path) -> None:
+async def test_a_member_cannot_pose_as_another(ours: Path) -> None:
     callers: list[str] = []
     async with echo_server(Member.load(ours / "node-a"), callers) as port:
         with pytest.raises(ssl.SSLCertVerificationError, match="node-b"):
@@ -127,7 +129,7 @@ class Greeter:
         return {"/test.Greeter/Greet": Handler(self.greet, Cardinality.UNARY_UNARY, StringValue, StringValue)}
 
 
-async def test_grpclib_speaks_over_these_contexts(ours: Path) -> None:
+async def test_grpclib_works_with_these_contexts(ours: Path) -> None:
     server = Server([Greeter()])
     await server.start("127.0.0.1", 0, ssl=Member.load(ours / "node-a").server_context())
     port = server._server.sockets[0].getsockname()[1]
@@ -144,7 +146,7 @@ async def test_grpclib_speaks_over_these_contexts(ours: Path) -> None:
         await server.wait_closed()
 
 
-async def test_a_capture_on_the_wire_shows_tls_only(ours: Path) -> None:
+async def test_captured_traffic_shows_tls_only(ours: Path) -> None:
     captured = bytearray()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,14 +175,14 @@ def test_a_peer_without_a_certificate_has_no_name() -> None:
     assert refusal.value.reason == "unauthenticated"
 
 
-def test_private_files_are_readable_by_their_owner_only(ours: Path) -> None:
+def test_only_their_owner_can_read_key_files(ours: Path) -> None:
     files = [path for path in ours.rglob("*") if path.is_file()]
     assert len(files) > 15
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert {stat.S_IMODE(path.stat().st_mode) for path in ours.iterdir()} == {0o700}
 
 
-def test_a_folder_holds_what_its_member_needs_and_nothing_more(ours: Path) -> None:
+def test_a_folder_contains_only_what_its_member_needs(ours: Path) -> None:
     common = {"ca.pem", "cert.pem", "key.pem", "commands.jwks"}
     wrap_keys = {"wrap-node-a.pub", "wrap-node-b.pub"}
     assert {path.name for path in (ours / "node-a").iterdir()} == common | {"wrap.key"}
@@ -198,7 +200,7 @@ def test_an_authority_and_a_member_are_never_overwritten(ours: Path) -> None:
     assert _contents(ours) == before
 
 
-def test_a_node_that_comes_later_is_known_to_the_controller(tmp_path: Path) -> None:
+def test_the_controller_gets_the_wrap_key_of_a_node_added_later(tmp_path: Path) -> None:
     keys_command(tmp_path, ["node-a"])
     keys_command(tmp_path, ["node-a", "node-b"])
     assert b"PUBLIC KEY" in Member.load(tmp_path / "controller").public_wrap_key("node-b")
@@ -207,7 +209,7 @@ def test_a_node_that_comes_later_is_known_to_the_controller(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", "authority", "Node", "a.b", "../up", "-a", "a" * 64])
-def test_a_name_that_cannot_be_checked_is_refused(ours: Path, name: str) -> None:
+def test_a_name_that_is_not_a_dns_label_is_refused(ours: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a member"):
         issue(ours, name, [])
 
@@ -236,7 +238,7 @@ def test_a_host_that_is_neither_address_nor_name_is_refused(tmp_path: Path) -> N
     assert not (tmp_path / "node-a").exists()
 
 
-def test_the_commands_of_a_cluster_file_make_its_members(tmp_path: Path) -> None:
+def test_keys_are_made_for_all_members_of_a_cluster_file(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(
         "name: two\nsource: n1\nkv_tokens: 64\ntrusted: [n1]\n"
         "nodes: [{name: n1, memory: 1 GiB}, {name: n2, memory: 1 GiB}]\n"
@@ -264,10 +266,10 @@ async def test_rotation_renews_certificates_and_keeps_hosts_and_wrap_keys(tmp_pa
     hosts = names.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [str(host.value) for host in hosts] == ["node-a", "10.0.0.7", "nas.home"]
     async with echo_server(Member.load(tmp_path / "node-a"), []) as port:
-        assert await say(port, old, "node-a") == b"hello\n"  # not yet given its new folder
+        assert await say(port, old, "node-a") == b"hello\n"  # node-b still has its old folder
 
 
-def test_a_nodes_credentials_open_its_own_blocks_and_no_others(ours: Path, tmp_path: Path) -> None:
+def test_a_node_can_open_its_own_blocks_only(ours: Path, tmp_path: Path) -> None:
     registry, keyring = Registry(str(tmp_path / "shards")), Keyring(tmp_path / "keyring.json")
     controller, nodes = Member.load(ours / "controller"), [Member.load(ours / name) for name in ("node-a", "node-b")]
     for host in nodes:
@@ -284,7 +286,7 @@ def test_a_nodes_credentials_open_its_own_blocks_and_no_others(ours: Path, tmp_p
                     unwrap_key(wrapped, node.wrap_key, node=node.name, shard=entry.shard)
 
 
-def test_an_old_signing_key_is_honoured_until_its_date(tmp_path: Path) -> None:
+def test_an_old_signing_key_is_accepted_until_it_expires(tmp_path: Path) -> None:
     keys_command(tmp_path, ["node-a"])
     old_signer = CommandSigner(Member.load(tmp_path / "controller"))
     old_node = CommandVerifier(Member.load(tmp_path / "node-a"))
@@ -300,6 +302,8 @@ def test_an_old_signing_key_is_honoured_until_its_date(tmp_path: Path) -> None:
     assert retires_s == pytest.approx(time.time() + HONOUR_OLD_S, abs=60)
     with pytest.raises(CommandRefusedError, match="authority"):
         verify(old_node, new_signer)
+    old_signer._clock = lambda: retires_s
+    assert verify(CommandVerifier(node, lambda: retires_s), old_signer) == "ping"
     old_signer._clock = new_signer._clock = lambda: retires_s + 2.0
     later = CommandVerifier(node, lambda: retires_s + 2.0)
     assert verify(later, new_signer) == "ping"
@@ -329,7 +333,7 @@ def test_a_full_disk_leaves_the_keys_as_they_were(
     assert _contents(tmp_path) == before
 
 
-def test_a_member_with_a_missing_or_broken_file_says_which(tmp_path: Path) -> None:
+def test_an_error_names_the_missing_or_broken_file_of_a_member(tmp_path: Path) -> None:
     keys_command(tmp_path, ["node-a"])
     with pytest.raises(ConfigError, match=r"nowhere/cert\.pem"):
         Member.load(tmp_path / "nowhere")

@@ -1,3 +1,5 @@
+"""Signed commands: which ones a member obeys, and the reason of each refusal."""
+
 from __future__ import annotations
 
 import base64
@@ -14,11 +16,18 @@ from joserfc.jwk import OctKey, OKPKey
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.security import signing
 from resplit.security.identity import Member
-from resplit.security.signing import MAX_LIFETIME_S, MAX_TOKEN_CHARS, REASONS, CommandSigner, CommandVerifier
+from resplit.security.signing import (
+    CLOCK_SKEW_S,
+    MAX_LIFETIME_S,
+    MAX_TOKEN_CHARS,
+    REASONS,
+    CommandSigner,
+    CommandVerifier,
+)
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -69,7 +78,9 @@ def _encoded(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
-def test_a_command_arrives_as_it_was_signed(signer: CommandSigner, verifier: CommandVerifier, clock: Clock) -> None:
+def test_a_verified_command_is_the_one_that_was_signed(
+    signer: CommandSigner, verifier: CommandVerifier, clock: Clock
+) -> None:
     command = verifier.verify(prepare(signer), kind="prepare", current_epoch=6)
     assert (command.kind, command.epoch, command.body) == ("prepare", 7, {"blocks": ["layer.0"]})
     assert (command.issuer, command.audience) == ("controller", "node-a")
@@ -119,10 +130,10 @@ def test_no_character_of_a_command_can_be_changed(ours: Path, where: float, lett
     assert sum(verifier.refusals.values()) == 2
 
 
-def test_a_command_has_one_spelling(signer: CommandSigner, verifier: CommandVerifier) -> None:
+def test_a_command_has_only_one_encoding(signer: CommandSigner, verifier: CommandVerifier) -> None:
     token = prepare(signer)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    same_signature = token[:-1] + letters[letters.index(token[-1]) + 1]  # only bits that no byte holds are different
+    same_signature = token[:-1] + letters[letters.index(token[-1]) + 1]  # differs in unused bits only
     assert _decoded(same_signature.split(".")[2]) == _decoded(token.split(".")[2])
     assert_refused(verifier, same_signature, "malformed")
     assert_refused(verifier, token + "==", "malformed")
@@ -135,7 +146,7 @@ def test_a_replayed_command_is_refused(signer: CommandSigner, verifier: CommandV
     assert_refused(verifier, token, "replayed")
 
 
-def test_a_command_is_not_obeyed_again_by_a_restarted_member(ours: Path, signer: CommandSigner, clock: Clock) -> None:
+def test_a_restarted_member_refuses_earlier_commands(ours: Path, signer: CommandSigner, clock: Clock) -> None:
     token = prepare(signer)
     clock.now += 20
     assert_refused(CommandVerifier(Member.load(ours / "node-a"), clock), token, "replayed")
@@ -149,7 +160,7 @@ def test_an_expired_command_is_refused(signer: CommandSigner, verifier: CommandV
     assert_refused(verifier, token, "expired")
 
 
-def test_a_command_that_would_live_too_long_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+def test_a_command_with_a_long_lifetime_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
     with pytest.raises(ValueError, match="no verifier"):
         prepare(signer, lifetime_s=MAX_LIFETIME_S + 1)
     assert_refused(verifier, resign(signer, prepare(signer), exp=2e9), "expired")
@@ -160,6 +171,44 @@ def test_a_command_from_the_future_is_refused(signer: CommandSigner, verifier: C
     token = prepare(signer)
     clock.now -= 60
     assert_refused(verifier, token, "early")
+
+
+def test_times_are_accepted_up_to_their_limits(ours: Path, signer: CommandSigner, clock: Clock) -> None:
+    start_s = clock.now
+    verifier = CommandVerifier(Member.load(ours / "node-a"), clock)
+
+    def signed_at(offset_s: float, lifetime_s: float = 30) -> str:
+        clock.now = start_s + offset_s
+        return prepare(signer, lifetime_s=lifetime_s)
+
+    def verify_at(offset_s: float, token: str) -> None:
+        clock.now = start_s + offset_s
+        verifier.verify(token, kind="prepare", current_epoch=0)
+
+    def refuse_at(offset_s: float, token: str, reason: str) -> None:
+        clock.now = start_s + offset_s
+        assert_refused(verifier, token, reason)
+
+    verify_at(0, signed_at(CLOCK_SKEW_S))
+    refuse_at(0, signed_at(CLOCK_SKEW_S + 0.5), "early")
+    verify_at(0, signed_at(-CLOCK_SKEW_S))
+    refuse_at(0, signed_at(-CLOCK_SKEW_S - 0.5), "replayed")
+    verify_at(30, signed_at(0, 30))
+    refuse_at(30.5, signed_at(0, 30), "expired")
+    verify_at(0, signed_at(0, MAX_LIFETIME_S))
+    refuse_at(0, resign(signer, signed_at(0), exp=start_s + MAX_LIFETIME_S + 0.5), "expired")
+    for lifetime_s in (0, -1, MAX_LIFETIME_S + 0.5):
+        with pytest.raises(ValueError, match="no verifier"):
+            signed_at(0, lifetime_s)
+
+
+def test_a_command_cannot_be_replayed_at_the_very_end_of_its_lifetime(
+    signer: CommandSigner, verifier: CommandVerifier, clock: Clock
+) -> None:
+    token = prepare(signer, lifetime_s=30)
+    verifier.verify(token, kind="prepare", current_epoch=0)
+    clock.now += 30
+    assert_refused(verifier, token, "replayed")
 
 
 def test_a_misaddressed_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
@@ -182,7 +231,7 @@ def test_a_command_of_another_kind_is_refused(signer: CommandSigner, verifier: C
     assert_refused(verifier, prepare(signer), "kind", kind="commit")
 
 
-def test_a_command_of_an_overtaken_epoch_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
+def test_a_command_for_a_replaced_epoch_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
     assert_refused(verifier, prepare(signer, epoch=4), "stale", epoch=5)
     verifier.verify(prepare(signer, epoch=8), kind="prepare", current_epoch=5)
     assert_refused(verifier, prepare(signer, epoch=7), "stale", epoch=5)
@@ -192,12 +241,59 @@ def test_a_command_of_an_overtaken_epoch_is_refused(signer: CommandSigner, verif
     assert_refused(verifier, signer.sign("commit", {}, audience="node-a", epoch=7), "stale", kind="commit", epoch=5)
 
 
-def test_a_refused_command_overtakes_nothing(signer: CommandSigner, verifier: CommandVerifier) -> None:
+@pytest.mark.parametrize(
+    ("kind", "epoch", "current", "earlier", "is_obeyed"),
+    [
+        ("prepare", 5, 5, [], True),
+        ("prepare", 4, 5, [], False),
+        ("prepare", 6, 5, [("prepare", 6)], True),
+        ("prepare", 5, 5, [("prepare", 6)], False),
+        ("prepare", 6, 5, [("commit", 6)], True),
+        ("prepare", 5, 5, [("commit", 6)], False),
+        ("prepare", 6, 5, [("prepare", 9), ("commit", 9)], False),
+        ("clear", 6, 5, [("prepare", 6)], True),
+        ("clear", 5, 5, [("prepare", 6)], False),
+        ("clear", 5, 5, [("commit", 6)], False),
+        ("commit", 5, 5, [], True),
+        ("commit", 4, 5, [], False),
+        ("commit", 6, 5, [("commit", 6)], True),
+        ("commit", 6, 5, [("prepare", 7)], True),
+        ("commit", 6, 5, [("commit", 7)], False),
+        ("abort", 5, 5, [], True),
+        ("abort", 4, 5, [], False),
+        ("abort", 6, 5, [("commit", 6)], True),
+        ("abort", 6, 5, [("prepare", 7)], True),
+        ("abort", 6, 5, [("commit", 7)], False),
+        ("release", 1, 5, [("commit", 7)], True),
+        ("commit", 6, 5, [("abort", 8), ("release", 8), ("clear", 8)], True),
+    ],
+)
+def test_a_command_is_stale_only_below_the_committed_epoch_and_those_that_replaced_its_own(
+    signer: CommandSigner,
+    verifier: CommandVerifier,
+    kind: str,
+    epoch: int,
+    current: int,
+    earlier: list[tuple[str, int]],
+    is_obeyed: bool,
+) -> None:
+    def sign(kind: str, epoch: int) -> str:
+        return signer.sign(kind, {}, audience="node-a", epoch=epoch)
+
+    for earlier_kind, earlier_epoch in earlier:
+        verifier.verify(sign(earlier_kind, earlier_epoch), kind=earlier_kind, current_epoch=current)
+    if is_obeyed:
+        assert verifier.verify(sign(kind, epoch), kind=kind, current_epoch=current).epoch == epoch
+    else:
+        assert_refused(verifier, sign(kind, epoch), "stale", kind, current)
+
+
+def test_a_refused_command_replaces_no_epoch(signer: CommandSigner, verifier: CommandVerifier) -> None:
     assert_refused(verifier, prepare(signer, epoch=900, audience="node-b"), "misaddressed")
     assert verifier.verify(prepare(signer, epoch=7), kind="prepare", current_epoch=5).epoch == 7
 
 
-def test_an_earlier_epoch_is_finished_after_a_later_one_was_begun(
+def test_an_earlier_epoch_can_be_committed_after_a_later_one_was_prepared(
     signer: CommandSigner, verifier: CommandVerifier
 ) -> None:
     verifier.verify(prepare(signer, epoch=9), kind="prepare", current_epoch=7)
@@ -205,14 +301,14 @@ def test_an_earlier_epoch_is_finished_after_a_later_one_was_begun(
     assert verifier.verify(commit, kind="commit", current_epoch=7).epoch == 8
 
 
-def test_a_command_that_changes_no_epoch_is_never_stale(signer: CommandSigner, verifier: CommandVerifier) -> None:
+def test_a_release_is_never_stale(signer: CommandSigner, verifier: CommandVerifier) -> None:
     verifier.verify(prepare(signer, epoch=9), kind="prepare", current_epoch=7)
     release = signer.sign("release", {}, audience="node-a", epoch=6)
     assert verifier.verify(release, kind="release", current_epoch=9).epoch == 6
 
 
 @pytest.mark.parametrize("claims", [{"epoch": "x"}, {"body": 3}, {"iat": None}, {"exp": [1]}])
-def test_signed_claims_that_are_no_command_are_refused(
+def test_signed_claims_of_another_form_are_refused(
     signer: CommandSigner, verifier: CommandVerifier, claims: dict[str, object]
 ) -> None:
     assert_refused(verifier, resign(signer, prepare(signer), **claims), "malformed")
@@ -220,14 +316,14 @@ def test_signed_claims_that_are_no_command_are_refused(
 
 @settings(max_examples=200, deadline=None)
 @given(garbage=st.text() | st.from_regex(r"[\w-]{0,40}(\.[\w-]{0,40}){0,4}") | st.binary().map(_encoded))
-def test_garbage_is_refused_and_nothing_else_happens(ours: Path, garbage: str) -> None:
+def test_garbage_is_refused(ours: Path, garbage: str) -> None:
     verifier = CommandVerifier(Member.load(ours / "node-a"))
     with pytest.raises(CommandRefusedError):
         verifier.verify(garbage, kind="prepare", current_epoch=0)
 
 
 def with_header(header: bytes) -> str:
-    """Well-formed from the outside: any header, an empty object, a signature's length."""
+    """A token with this header, an empty payload and a signature of the right length."""
     return f"{_encoded(header)}.e30.{'A' * 86}"
 
 
@@ -273,7 +369,7 @@ def test_the_largest_command_that_can_be_signed_is_obeyed(signer: CommandSigner,
         signer.sign("prepare", {"x": "x" * MAX_TOKEN_CHARS}, audience="node-a", epoch=1)
 
 
-def test_what_is_remembered_is_bounded_and_forgotten_when_it_expires(
+def test_remembered_commands_are_limited_and_forgotten_when_they_expire(
     signer: CommandSigner, verifier: CommandVerifier, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signing, "_MAX_REMEMBERED", 3)

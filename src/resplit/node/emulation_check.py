@@ -103,7 +103,7 @@ def _ensure_time(cluster: ClusterConfig, work_s: Work) -> None:
                 raise ConfigError(
                     f"{cluster.name}: nodes.{node.name}.emulate",
                     f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "
-                    f"machine needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
+                    f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
                 )
 
 

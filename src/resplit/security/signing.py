@@ -143,7 +143,7 @@ class CommandVerifier:
             self.refusals[refusal.reason] += 1
             _log.warning("command refused", member=self._name, kind=kind, reason=refusal.reason, detail=str(refusal))
             raise
-        self._highest_epoch[kind] = max(self._highest_epoch[kind], command.epoch)
+        self._highest_epoch[kind] = command.epoch  # a prepare or a commit for a lower epoch was refused
         return command
 
     def _payload(self, token: str, now: float) -> bytes:

@@ -1,0 +1,96 @@
+"""Memory accounting: what fits, what is refused, and which KV replicas are freed to make room."""
+
+from __future__ import annotations
+
+import pytest
+
+from resplit.errors import CapacityError
+from resplit.model.engine import Activation, TorchEngine
+from resplit.model.source import StoredModel
+from resplit.node.memory import Memory, reserved_bytes
+
+KV_TOKENS = 64
+CAPACITY = 16
+
+
+@pytest.fixture
+def engine(stored_model: StoredModel) -> TorchEngine:
+    """Holds one layer, block 2."""
+    engine = TorchEngine(stored_model.spec)
+    engine.load(2, stored_model.tensors("layer.1"))
+    return engine
+
+
+def layer_bytes(engine: TorchEngine) -> float:
+    return engine.features[2].weight_bytes
+
+
+def cache_bytes(engine: TorchEngine) -> float:
+    return CAPACITY * engine.features[2].kv_bytes_per_token
+
+
+def store_cache(engine: TorchEngine, session: str, block: int) -> None:
+    """Four positions of a cache of one layer: (2, heads, positions, width)."""
+    engine.import_cache(session, block, 0, CAPACITY, Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4)))
+
+
+def test_reserved_bytes_are_weights_and_full_caches(engine: TorchEngine) -> None:
+    layer = engine.features[2]
+    assert reserved_bytes(engine, (), KV_TOKENS) == 0
+    assert reserved_bytes(engine, (2, 3), KV_TOKENS) == 2 * (layer.weight_bytes + KV_TOKENS * layer.kv_bytes_per_token)
+    assert reserved_bytes(engine, (0,), KV_TOKENS) == engine.features[0].weight_bytes
+
+
+def test_a_block_fits_to_the_last_byte(engine: TorchEngine) -> None:
+    Memory(engine, 2 * layer_bytes(engine), 0).ensure_block(3)
+    with pytest.raises(CapacityError, match=r"block layer\.2 needs"):
+        Memory(engine, 2 * layer_bytes(engine) - 1, 0).ensure_block(3)
+
+
+def test_a_cache_of_a_hosted_block_fits_to_the_last_byte_and_is_counted_once(engine: TorchEngine) -> None:
+    exact = layer_bytes(engine) + cache_bytes(engine)
+    Memory(engine, exact, KV_TOKENS).ensure_cache("s", 2, CAPACITY)
+    with pytest.raises(CapacityError, match="the cache of session s needs"):
+        Memory(engine, exact - 1, KV_TOKENS).ensure_cache("s", 2, CAPACITY)
+    store_cache(engine, "s", 2)
+    Memory(engine, exact, KV_TOKENS).ensure_caches("s", 2, 2, CAPACITY)
+
+
+def test_a_replica_uses_only_what_is_neither_reserved_nor_replicated(engine: TorchEngine) -> None:
+    exact = reserved_bytes(engine, (2,), KV_TOKENS) + 2 * cache_bytes(engine)
+    memory = Memory(engine, exact, KV_TOKENS)
+    for block in (3, 4):
+        memory.ensure_cache("s", block, CAPACITY)
+        store_cache(engine, "s", block)
+    memory.ensure_cache("s", 4, CAPACITY)  # exists already
+    with pytest.raises(CapacityError, match="no room for a replica of the cache of session s"):
+        memory.ensure_cache("s", 5, CAPACITY)
+    assert memory.replicas() == [("s", 3, cache_bytes(engine)), ("s", 4, cache_bytes(engine))]
+
+
+def test_a_cache_of_an_expected_block_is_no_replica(engine: TorchEngine) -> None:
+    memory = Memory(engine, layer_bytes(engine) + cache_bytes(engine), KV_TOKENS)
+    with pytest.raises(CapacityError, match="replica"):
+        memory.ensure_cache("s", 3, CAPACITY)
+    memory.expected = frozenset({3})
+    memory.ensure_cache("s", 3, CAPACITY)
+    store_cache(engine, "s", 3)
+    assert memory.replicas() == []
+
+
+def test_only_as_many_replicas_as_necessary_are_freed_oldest_first(engine: TorchEngine) -> None:
+    for block in (3, 4, 5):
+        store_cache(engine, "old", block)
+    memory = Memory(engine, layer_bytes(engine) + 3 * cache_bytes(engine), 0)
+    memory.ensure_caches("new", 2, 2, CAPACITY)
+    assert [block for _, block, _ in memory.replicas()] == [4, 5]
+    store_cache(engine, "new", 2)
+    memory.ensure_caches("newer", 2, 2, 2 * CAPACITY)
+    assert memory.replicas() == []
+
+
+def test_replicas_stay_when_there_is_room(engine: TorchEngine) -> None:
+    store_cache(engine, "old", 3)
+    memory = Memory(engine, layer_bytes(engine) + 2 * cache_bytes(engine), 0)
+    memory.ensure_caches("new", 2, 2, CAPACITY)
+    assert len(memory.replicas()) == 1
