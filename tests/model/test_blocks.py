@@ -1,4 +1,4 @@
-"""Every supported family, however it is split, gives the tokens of the unsplit model."""
+"""Models of every supported family, split into blocks, compute the same as the unsplit model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from transformers import BloomConfig
+from transformers import BloomConfig, LlamaConfig
 
 from resplit.errors import ModelError
 from resplit.model.blocks import Chain, features
@@ -75,12 +75,53 @@ def test_features_count_every_parameter_once(unsplit_model: torch.nn.Module) -> 
     assert counted == sum(p.numel() for p in unsplit_model.parameters()) + (embedding if tied else 0)
 
 
+@pytest.mark.parametrize("split", ["layer", "sublayer"])
+def test_features_are_those_of_the_architecture(split: str) -> None:
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
+    by_name = {block.name: block for block in features(Chain(config, split), torch.bfloat16, 1)}
+    attention, mlp = 32 * 32 + 2 * 32 * 16 + 32 * 32, 3 * 32 * 48  # q, k and v, o; gate, up, down
+
+    embed = by_name["embed"]
+    assert (embed.parameters, embed.flops_per_token, embed.weight_bytes) == (97 * 32, 0, 2 * 97 * 32)
+    assert (embed.activation_bytes_per_token, embed.kv_bytes_per_token, embed.sensitivity) == (64, 0, 1)
+
+    head = by_name["head"]
+    assert (head.parameters, head.flops_per_token, head.flops_per_context_token) == (32 + 97 * 32, 2 * 97 * 32, 0)
+    assert (head.activation_bytes_per_token, head.kv_bytes_per_token, head.sensitivity) == (4, 0, 1)
+
+    if split == "layer":
+        parts = [(by_name["layer.1"], attention + mlp + 2 * 32, attention + mlp, True)]
+    else:
+        parts = [
+            (by_name["layer.1.attention"], attention + 32, attention, True),
+            (by_name["layer.1.mlp"], mlp + 32, mlp, False),
+        ]
+    for block, parameters, products, attends in parts:
+        assert (block.parameters, block.weight_bytes, block.flops_per_token) == (
+            parameters,
+            2 * parameters,
+            2 * products,
+        )
+        # 4 heads of width 8 attend to the keys and values of 2.
+        assert block.flops_per_context_token == (4 * 4 * 8 if attends else 0)
+        assert block.kv_bytes_per_token == (2 * 2 * 8 * 2 if attends else 0)
+        assert (block.activation_bytes_per_token, block.sensitivity) == (64, pytest.approx(0.25))
+
+
 def test_the_first_layers_and_both_ends_are_private(unsplit_model: torch.nn.Module) -> None:
     private = [block.name for block in features(Chain(unsplit_model.config), torch.float32, 2) if block.private]
     assert private == ["embed", "layer.0", "layer.1", "head"]
 
 
-def test_cache_bytes_are_what_a_cache_really_holds(unsplit_model: torch.nn.Module) -> None:
+def test_cache_bytes_are_those_of_the_allocated_caches(unsplit_model: torch.nn.Module) -> None:
     engine = engine_with(unsplit_model)
     weights = engine.held_bytes
     engine.run("s", 0, len(engine.kinds) - 1, 0, 32, token_ids([1, 2, 3]))
@@ -89,7 +130,7 @@ def test_cache_bytes_are_what_a_cache_really_holds(unsplit_model: torch.nn.Modul
     assert engine.held_bytes - weights == declared == held
 
 
-def test_an_unsupported_architecture_is_refused_by_name() -> None:
+def test_an_unsupported_architecture_is_refused_and_named() -> None:
     with pytest.raises(ModelError, match=r"bloom.*supported: llama"):
         Chain(BloomConfig())
 

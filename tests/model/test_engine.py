@@ -1,4 +1,4 @@
-"""The torch engine: caches move and are cut back without a changed bit; bad steps are refused."""
+"""The torch engine: moved and truncated caches give the same bits; impossible steps are refused."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def test_a_step_beyond_what_is_cached_is_refused(unsplit_model: torch.nn.Module)
         last_logits(engine, "s", 9, [3])
 
 
-def test_a_part_of_a_cache_that_leaves_a_hole_is_refused(unsplit_model: torch.nn.Module) -> None:
+def test_a_part_of_a_cache_that_would_leave_a_gap_is_refused(unsplit_model: torch.nn.Module) -> None:
     engine = engine_with(unsplit_model)
     last_logits(engine, "s", 0, TOKENS)
     with pytest.raises(DataError, match="begins at 4"):
         engine.import_cache("other", 1, 4, 32, engine.export_cache("s", 1, 4, 8))
 
 
-def test_a_part_of_a_cache_that_comes_late_takes_nothing_back(unsplit_model: torch.nn.Module) -> None:
+def test_a_late_part_of_a_cache_is_ignored(unsplit_model: torch.nn.Module) -> None:
     engine = engine_with(unsplit_model)
     last_logits(engine, "s", 0, TOKENS)
     engine.import_cache("s", 1, 2, 32, engine.export_cache("s", 1, 2, 5))
     assert engine.lengths("s")[1] == len(TOKENS)
 
 
-def test_a_session_cannot_outgrow_its_reservation(unsplit_model: torch.nn.Module) -> None:
+def test_a_session_cannot_exceed_its_capacity(unsplit_model: torch.nn.Module) -> None:
     engine = engine_with(unsplit_model)
     with pytest.raises(CapacityError, match="room for 4"):
         engine.run("s", 0, 1, 0, 4, token_ids(TOKENS))
@@ -88,7 +88,7 @@ def test_draws_depend_on_seed_and_position_alone(unsplit_model: torch.nn.Module)
     data=st.binary(max_size=300),
     first=st.integers(0, 6),
 )
-def test_a_malformed_activation_is_refused_or_computed_never_a_crash(unsplit_model, dtype, shape, data, first) -> None:
+def test_any_activation_is_computed_or_refused(unsplit_model, dtype, shape, data, first) -> None:
     engine = engine_with(unsplit_model)
     try:
         engine.run("s", first, first, 0, 64, Activation(dtype, shape, data))

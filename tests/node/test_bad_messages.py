@@ -1,4 +1,4 @@
-"""Messages that no honest member sends: each is answered in words, holds no memory, and harms nobody else."""
+"""Malformed and forbidden messages: each is answered with a reason, takes no memory and affects no other session."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def step(**changed: object) -> Step:
 
 
 async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
-    """What the gateway hears of a step."""
+    """Send a step; what the gateway gets back."""
     answers: list[Token] = []
     nodes.router.on_token = answers.append
     nodes.peer("plain").send(bad)
@@ -88,7 +88,7 @@ async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
         "unknown segment",
     ],
 )
-async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
+async def test_an_impossible_step_is_answered_with_an_error_and_takes_no_memory(
     nodes: InProcessCluster, changed: dict[str, object], kind: str, says: str
 ) -> None:
     before = await nodes.state("plain")
@@ -112,7 +112,7 @@ async def test_a_step_that_cannot_be_is_answered_and_holds_nothing(
     ],
     ids=["unknown block", "private block", "a hole", "too small", "another shape", "negative shape"],
 )
-async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
+async def test_an_impossible_part_of_a_cache_is_refused_and_takes_no_memory(
     nodes: InProcessCluster, changed: dict[str, object], says: str
 ) -> None:
     before = await nodes.state("plain")
@@ -122,7 +122,7 @@ async def test_a_part_of_a_cache_that_cannot_be_is_refused_and_holds_nothing(
     assert (after["sessions"], after["held_bytes"]) == (before["sessions"], before["held_bytes"])
 
 
-async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
+async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
     nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message_limits, "MAX_MESSAGE_BYTES", 100_000)
@@ -132,13 +132,13 @@ async def test_a_message_longer_than_any_may_be_is_refused_before_it_is_read(
     assert (await nodes.state("plain"))["sessions"] == 1
 
 
-async def test_a_session_with_an_endless_name_is_refused(nodes: InProcessCluster) -> None:
+async def test_a_session_with_a_very_long_name_is_refused(nodes: InProcessCluster) -> None:
     with pytest.raises(GRPCError) as refusal:
         await nodes.peer("plain")._stub.Cache([part("x" * 10_000)])
     assert refusal.value.status is Status.INVALID_ARGUMENT
 
 
-async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(
+async def test_bytes_that_are_not_a_message_end_only_their_own_call(
     nodes: InProcessCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
@@ -150,12 +150,12 @@ async def test_bytes_that_are_no_message_end_a_call_and_nothing_else(
         await attacker.raw("plain", body, tls=True)
         await attacker.raw("plain", body, tls=False)
     assert (await nodes.state("plain"))["sessions"] == 1
-    assert "Application error" not in caplog.text, "no defect of the node's"
+    assert "Application error" not in caplog.text, "the node must not fail because of them"
 
 
 @pytest.fixture(scope="module")
 def engine(stored_model: StoredModel) -> TorchEngine:
-    """The first and the last blocks: all that takes token ids, hidden states and draws."""
+    """An engine with embed, one layer and head: token ids, hidden states and logits as inputs."""
     engine = TorchEngine(stored_model.spec)
     for block in (0, 1, 7):
         engine.load(block, stored_model.tensors(engine.chain.specs[block].name))
@@ -164,7 +164,7 @@ def engine(stored_model: StoredModel) -> TorchEngine:
 
 @settings(max_examples=300, deadline=None)
 @given(tensor=tensors(), block=st.sampled_from([0, 1, 7]), start=st.sampled_from([0, 1, 2**32 - 1]))
-def test_no_tensor_breaks_an_engine_and_none_that_is_refused_is_held(
+def test_any_tensor_is_computed_or_refused_and_a_refused_one_takes_no_memory(
     engine: TorchEngine, tensor: Tensor, block: int, start: int
 ) -> None:
     held = engine.held_bytes
@@ -191,7 +191,7 @@ def test_no_tensor_breaks_an_engine_and_none_that_is_refused_is_held(
         (1.0, Sampling(temperature=1e-45)),
     ],
 )
-def test_what_cannot_be_drawn_from_is_an_error_and_no_token(
+def test_sampling_without_valid_probabilities_is_an_error(
     engine: TorchEngine, value: float, sampling: Sampling
 ) -> None:
     logits = Activation("float32", (1, 4), struct.pack("<4f", value, 3.0, 2.0, 1.0))
@@ -199,20 +199,20 @@ def test_what_cannot_be_drawn_from_is_an_error_and_no_token(
         engine.sample(logits, sampling, 0)
 
 
-async def test_a_flipped_bit_in_a_shard_is_caught_by_a_running_node_and_counted(nodes: InProcessCluster) -> None:
+async def test_a_running_node_detects_and_counts_a_flipped_bit_in_a_shard(nodes: InProcessCluster) -> None:
     later = ["trusted", "trusted", "trusted", "plain", "plain", *["trusted"] * 3]
-    order = nodes.prepare_body("plain", later, 2)
-    shard = nodes.folder / "registry" / order["shards"]["4"]["name"]
+    body = nodes.prepare_body("plain", later, 2)
+    shard = nodes.folder / "registry" / body["shards"]["4"]["name"]
     sealed = bytearray(shard.read_bytes())
     sealed[len(sealed) // 2] ^= 1
     shard.write_bytes(sealed)
     with pytest.raises(ShardError, match="corrupt"):
-        await nodes.command("plain", "prepare", order, 2)
+        await nodes.command("plain", "prepare", body, 2)
     state = await nodes.state("plain")
     assert (state["blocks"], state["refusals"]) == ([2, 3], {"shard": 1})
 
 
-async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InProcessCluster) -> None:
+async def test_refusals_are_counted_by_reason_in_the_state_of_the_node(nodes: InProcessCluster) -> None:
     private = nodes.prepare_body("plain", ["plain", *MIDDLE[1:]], 2)
     private["shards"] = {}
     for kind, body, epoch, reason in [
@@ -226,7 +226,7 @@ async def test_every_kind_of_refusal_is_counted_where_it_can_be_seen(nodes: InPr
     assert (await nodes.state("plain"))["refusals"] == {"privacy": 1, "unprepared": 1, "kind": 1}
 
 
-async def test_a_member_that_is_not_the_controller_may_not_ask_for_what_only_it_may(nodes: InProcessCluster) -> None:
+async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessCluster) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     stub = attacker._stub("plain")
     with pytest.raises(GRPCError) as refusal:

@@ -1,4 +1,4 @@
-"""Profiling a block goes on whatever else the node does meanwhile."""
+"""Capacity profiling of one block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def executor(stored_model: StoredModel) -> Executor:
     return Executor(engine, math.inf, SLOW)
 
 
-async def test_the_median_decode_step_is_the_answer_even_while_the_probe_takes_the_timings_away(
+async def test_the_median_decode_time_is_returned_even_if_the_probe_takes_the_timings_meanwhile(
     executor: Executor,
 ) -> None:
     profiling = asyncio.create_task(time_block(executor, 2))

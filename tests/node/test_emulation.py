@@ -1,4 +1,4 @@
-"""A padded node takes the time that was declared, says how far off it was, and changes as it is told."""
+"""Emulated hardware: passes take the declared time, and the error is recorded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def decode_times_s(executor: Executor, first: int, last: int, passes: int)
 
 
 async def assert_median(times_s: Callable[[], Awaitable[list[float]]], declared_s: float) -> None:
-    """The median is within 5 % of what was declared, in the first of six rounds that others here left alone."""
+    """The median is within 5 % of the declared time in one of six rounds: other load may disturb the rest."""
     for _ in range(6):
         median_s = statistics.median(await times_s())
         if abs(median_s / declared_s - 1) < 0.05:
@@ -79,20 +79,22 @@ async def test_a_prefill_takes_the_declared_time(executor: Executor) -> None:
     await assert_median(prefills, 2e-3 + LAYERS_S + 12e-3 + 8 * (0.1e-3 + 6 * 0.5e-3))
 
 
-async def test_slowdown_and_background_stretch_the_declared_time(executor: Executor) -> None:
+async def test_slowdown_and_background_load_lengthen_a_pass(executor: Executor) -> None:
     executor.hardware = HARDWARE.changed(slowdown=2.0, background_utilization=0.5)
     await assert_median(lambda: decode_times_s(executor, 1, 3, 5), 4 * 24e-3)
     executor.hardware = executor.hardware.changed(slowdown=1.0, background_utilization=0.0)
     await assert_median(lambda: decode_times_s(executor, 1, 6, 10), LAYERS_S)
 
 
-async def test_a_pass_is_never_faster_than_declared_and_the_error_says_how_much_slower(executor: Executor) -> None:
+async def test_a_pass_is_never_shorter_than_declared_and_the_error_says_how_much_longer(executor: Executor) -> None:
     times = await decode_times_s(executor, 4, 7, 12)
     assert min(times) >= 36e-3
-    assert 0 < median_error(executor.errors) <= statistics.median(times) / 36e-3 - 1
+    _prefill, *decodes = executor.errors
+    for error, time_s in zip(decodes, times, strict=True):  # the time includes the way to the executor's thread
+        assert 0 < error <= time_s / 36e-3 - 1
 
 
-async def test_its_timings_and_its_own_use_leave_out_what_others_use(executor: Executor) -> None:
+async def test_timings_and_busy_time_exclude_background_load(executor: Executor) -> None:
     executor.hardware = HARDWARE.changed(None, background_utilization=0.5)
     begun_s = time.perf_counter()
     await decode_times_s(executor, 2, 2, 10)
@@ -104,7 +106,7 @@ async def test_its_timings_and_its_own_use_leave_out_what_others_use(executor: E
     assert 8e-3 <= statistics.median(t.seconds for t in decodes) < 16e-3
 
 
-async def test_a_node_that_plays_nothing_computes_as_fast_as_it_can(executor: Executor) -> None:
+async def test_real_hardware_is_not_padded(executor: Executor) -> None:
     executor.hardware = None
     times = await decode_times_s(executor, 0, 7, 10)
     assert statistics.median(times) < LAYERS_S
@@ -112,14 +114,14 @@ async def test_a_node_that_plays_nothing_computes_as_fast_as_it_can(executor: Ex
     assert math.isnan(median_error(executor.errors))
 
 
-def test_a_pass_costs_its_fixed_part_and_each_prefill_token_more() -> None:
+def test_a_pass_costs_a_fixed_time_and_a_time_for_each_prefill_token() -> None:
     assert HARDWARE.node_s("layer", 1, decoding=True) == 8e-3
     assert HARDWARE.node_s("layer", 16, decoding=False) == pytest.approx(8e-3 + 16 * 0.5e-3)
     halves = [HARDWARE.node_s(half, 16, decoding=False) for half in ("attention", "mlp")]
     assert sum(halves) == pytest.approx(HARDWARE.node_s("layer", 16, decoding=False))
 
 
-def test_others_stretch_the_wall_time_and_not_the_nodes_own() -> None:
+def test_background_load_lengthens_the_elapsed_time_but_not_the_node_time() -> None:
     busy = HARDWARE.changed(None, background_utilization=0.75)
     assert busy.node_s("layer", 1, decoding=True) == HARDWARE.node_s("layer", 1, decoding=True)
     assert busy.elapsed_s("layer", 1, decoding=True) == pytest.approx(4 * 8e-3)
@@ -135,5 +137,5 @@ def test_hardware_is_what_the_cluster_file_declares() -> None:
     assert declared == HARDWARE.changed(None, 0.25)
 
 
-def test_the_error_is_the_median_of_how_far_off_passes_were() -> None:
+def test_the_error_is_the_median_of_the_absolute_errors_of_passes() -> None:
     assert median_error(deque([0.01, -0.03, 0.02])) == 0.02

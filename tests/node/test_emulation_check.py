@@ -1,4 +1,4 @@
-"""A cluster file that asks for more than this machine can truly do is refused."""
+"""Emulated clusters that this machine is too slow for are refused."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def cluster(rate_rps: float = 0.5, decode: dict[str, str] = SLOW, emulated: bool
     )
 
 
-def test_what_this_machine_can_do_is_accepted(stored_model: StoredModel) -> None:
+def test_a_cluster_within_the_limits_of_this_machine_is_accepted(stored_model: StoredModel) -> None:
     check_emulation(cluster(), stored_model)
 
 
-def test_a_declared_time_below_the_true_one_is_refused_by_node_kind_and_times(stored_model: StoredModel) -> None:
+def test_a_declared_time_below_the_measured_one_is_refused_with_node_kind_and_times(stored_model: StoredModel) -> None:
     with pytest.raises(ConfigError) as refusal:
         check_emulation(cluster(decode=SLOW | {"head": "0.1 us"}), stored_model)
     message = str(refusal.value)
@@ -55,5 +55,5 @@ def test_more_work_than_the_cores_can_do_is_refused(stored_model: StoredModel) -
     check_emulation(cluster(rate_rps=3 / request_s), stored_model, cores=16)
 
 
-def test_real_hardware_is_what_it_is(stored_model: StoredModel) -> None:
+def test_real_hardware_is_not_checked(stored_model: StoredModel) -> None:
     check_emulation(cluster(rate_rps=1e9, emulated=False), stored_model, cores=1)

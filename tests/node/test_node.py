@@ -1,4 +1,4 @@
-"""One node over its real socket: what it holds, what it refuses, and what it gives back."""
+"""One node over its real socket: the life of an epoch, memory limits, trust, refusals and profiling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def held(nodes: InProcessCluster, node: str = "plain") -> tuple[list[int],
     return state["blocks"], state["epochs"], state["prepared"]
 
 
-async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_is_loaded(
+async def test_an_epoch_is_prepared_committed_and_released_and_only_missing_blocks_are_loaded(
     nodes: InProcessCluster,
 ) -> None:
     assert await prepare(nodes, MIDDLE, 1) == {"loaded": [2, 3]}
@@ -46,7 +46,7 @@ async def test_an_epoch_is_prepared_committed_and_released_and_only_what_lacks_i
     assert await held(nodes) == ([3, 4], [2], [])
 
 
-async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcessCluster) -> None:
+async def test_an_aborted_epoch_leaves_the_earlier_one_unchanged(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
     await commit(nodes, 1)
     await prepare(nodes, LATER, 2)
@@ -56,7 +56,7 @@ async def test_an_aborted_epoch_leaves_what_was_there_before(nodes: InProcessClu
         await commit(nodes, 2)
 
 
-async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch_is_released(
+async def test_a_release_frees_earlier_epochs_that_were_never_committed(
     nodes: InProcessCluster,
 ) -> None:
     await prepare(nodes, LATER, 1)
@@ -66,14 +66,14 @@ async def test_what_was_prepared_and_never_committed_is_freed_when_a_later_epoch
     assert await held(nodes) == ([2, 3], [2], [])
 
 
-async def test_an_aborted_epoch_cannot_be_prepared_by_an_order_that_comes_late(nodes: InProcessCluster) -> None:
+async def test_an_aborted_epoch_cannot_be_prepared_by_a_late_command(nodes: InProcessCluster) -> None:
     await nodes.command("plain", "abort", {"epoch": 1}, 1)
     with pytest.raises(CommandRefusedError, match="stale"):
         await prepare(nodes, MIDDLE, 1)
     assert await held(nodes) == ([], [], [])
 
 
-async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcessCluster) -> None:
+async def test_an_epoch_cannot_be_committed_before_it_is_prepared(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="epoch 1 was not prepared here"):
         await commit(nodes, 1)
     assert await held(nodes) == ([], [], [])
@@ -82,20 +82,20 @@ async def test_an_epoch_that_was_not_prepared_is_not_committed(nodes: InProcessC
 async def test_a_private_block_is_refused_by_a_node_that_is_not_trusted(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match=r"privacy.*plain is not trusted.*\[0\]"):
         await prepare(nodes, PRIVATE_ON_PLAIN, 1)
-    order = nodes.prepare_body("plain", PRIVATE_ON_PLAIN, 1)
-    profile = {"blocks": [0], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+    body = nodes.prepare_body("plain", PRIVATE_ON_PLAIN, 1)
+    profile = {"blocks": [0], "model": body["model"], "private": body["private"], "shards": body["shards"]}
     with pytest.raises(CommandRefusedError, match="privacy"):
         await nodes.command("plain", "profile", profile)
     assert await held(nodes) == ([], [], [])
 
 
-async def test_a_shard_that_is_not_for_this_node_or_is_corrupt_leaves_nothing_half_loaded(
+async def test_after_a_wrong_or_corrupt_shard_no_new_block_stays_loaded(
     nodes: InProcessCluster,
 ) -> None:
-    order = nodes.prepare_body("plain", MIDDLE, 1)
-    order["shards"]["3"] = nodes.prepare_body("trusted", ["trusted"] * 8, 1)["shards"]["3"]
+    body = nodes.prepare_body("plain", MIDDLE, 1)
+    body["shards"]["3"] = nodes.prepare_body("trusted", ["trusted"] * 8, 1)["shards"]["3"]
     with pytest.raises(ShardError, match="plain"):
-        await nodes.command("plain", "prepare", order, 1)
+        await nodes.command("plain", "prepare", body, 1)
     assert await held(nodes) == ([], [], [])
     shard = nodes.folder / "registry" / nodes.prepare_body("plain", MIDDLE, 2)["shards"]["3"]["name"]
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
@@ -113,7 +113,7 @@ async def small(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
         yield running
 
 
-async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: InProcessCluster) -> None:
+async def test_blocks_and_their_caches_must_fit_in_memory(small: InProcessCluster) -> None:
     with pytest.raises(CapacityError, match="MiB more than plain has"):
         await prepare(small, MIDDLE, 1)
     assert await held(small) == ([], [], [])
@@ -125,7 +125,7 @@ async def test_blocks_and_their_caches_must_fit_under_the_memory_ceiling(small: 
     assert 0 < state["held_bytes"] <= state["memory_bytes"]
 
 
-async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(small: InProcessCluster) -> None:
+async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     await commit(small, 1)
     before = (await small.state("plain"))["held_bytes"]
@@ -148,7 +148,7 @@ async def test_a_session_whose_cache_does_not_fit_is_refused_and_holds_nothing(s
     assert (state["held_bytes"], state["sessions"]) == (before, 0)
 
 
-async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(small: InProcessCluster) -> None:
+async def test_a_transferred_cache_must_fit_in_memory(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     with pytest.raises(CapacityError, match="plain: the cache of session greedy"):
         await small.peer("plain").cache(cache_parts("greedy", 2, capacity=10_000))
@@ -159,7 +159,7 @@ async def test_a_cache_that_is_pushed_must_fit_under_the_memory_ceiling_too(smal
     assert state["held_bytes"] <= state["memory_bytes"]
 
 
-async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(nodes: InProcessCluster) -> None:
+async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
     await commit(nodes, 1)
     answers = []
@@ -180,20 +180,20 @@ async def test_a_session_that_was_closed_does_not_come_back_with_a_late_message(
     assert (await nodes.state("plain"))["sessions"] == 0
 
 
-async def test_a_profile_that_fails_leaves_nothing_behind(stored_model: StoredModel, tmp_path: Path) -> None:
+async def test_a_failed_profile_leaves_no_block_and_no_cache(stored_model: StoredModel, tmp_path: Path) -> None:
     room = f"{layer_bytes(stored_model, 1):.0f} B"  # the block fits, what is timed on it does not
     async with in_process(two_node_config(room), stored_model, tmp_path) as nodes:
-        order = nodes.prepare_body("plain", MIDDLE, 1)
-        profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+        body = nodes.prepare_body("plain", MIDDLE, 1)
+        profile = {"blocks": [2], "model": body["model"], "private": body["private"], "shards": body["shards"]}
         with pytest.raises(CapacityError, match="cache of session profile"):
             await nodes.command("plain", "profile", profile)
         state = await nodes.state("plain")
         assert (state["blocks"], state["sessions"], state["held_bytes"]) == ([], 0, 0)
 
 
-async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcessCluster) -> None:
-    order = nodes.prepare_body("plain", MIDDLE, 1)
-    profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+async def test_a_profile_times_blocks_and_drops_them(nodes: InProcessCluster) -> None:
+    body = nodes.prepare_body("plain", MIDDLE, 1)
+    profile = {"blocks": [2], "model": body["model"], "private": body["private"], "shards": body["shards"]}
     await nodes.command("plain", "profile", profile)
     rows = await nodes.rows("plain", "blocks")
     assert {(row["block"], row["kind"]) for row in rows} == {("layer.1", "layer")}
@@ -203,15 +203,15 @@ async def test_a_profile_times_each_block_and_keeps_none(nodes: InProcessCluster
     assert await held(nodes) == ([], [], [])
 
 
-async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_off_it_is(
+async def test_an_emulated_node_reports_its_emulated_hardware_and_the_error(
     stored_model: StoredModel, tmp_path: Path
 ) -> None:
     times = {"embed": "1 ms", "layer": "2 ms", "head": "3 ms"}
     prefill = dict.fromkeys(times, "0 ms")
     emulate = {"decode_per_token": times, "prefill_per_token": prefill, "background_utilization": 0.25}
     async with in_process(two_node_config(emulate=emulate), stored_model, tmp_path) as nodes:
-        order = nodes.prepare_body("plain", MIDDLE, 1)
-        profile = {"blocks": [2], "model": order["model"], "private": order["private"], "shards": order["shards"]}
+        body = nodes.prepare_body("plain", MIDDLE, 1)
+        profile = {"blocks": [2], "model": body["model"], "private": body["private"], "shards": body["shards"]}
         await nodes.command("plain", "profile", profile)
         state = await nodes.state("plain")
         assert state["emulated"]
@@ -229,10 +229,12 @@ async def test_an_emulated_node_reports_the_hardware_that_it_plays_and_how_far_o
         await nodes.command("plain", "profile", profile)
         assert (await nodes.rows("plain", "nodes"))[-1]["reference_s"] == pytest.approx(0.006)
         assert (await nodes.rows("plain", "blocks"))[-1]["seconds"] >= 0.0059
-        assert min(row["seconds"] for row in await nodes.rows("plain", "links")) >= 0.02  # half of there and back
+        assert (
+            min(row["seconds"] for row in await nodes.rows("plain", "links")) >= 0.02
+        )  # one way: half of the round trip
 
 
-async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nodes: InProcessCluster) -> None:
+async def test_invalid_commands_are_refused_and_counted_by_reason(nodes: InProcessCluster) -> None:
     peer = nodes.peer("plain")
     release = nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1)
     await peer.command("release", release)
@@ -252,12 +254,12 @@ async def test_commands_that_are_not_the_controllers_are_refused_and_counted(nod
     assert counted == {"replayed": 1, "misaddressed": 1, "kind": 1, "altered": 1, "malformed": 1}
 
 
-async def test_a_command_that_no_node_knows_is_refused(nodes: InProcessCluster) -> None:
+async def test_an_unknown_command_is_refused(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="'explode' is not a command for nodes"):
         await nodes.command("plain", "explode", {})
 
 
-async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcessCluster) -> None:
+async def test_a_command_for_an_earlier_epoch_than_the_committed_one_is_refused(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 5)
     await commit(nodes, 5)
     with pytest.raises(CommandRefusedError, match="stale"):
@@ -265,7 +267,7 @@ async def test_a_command_overtaken_by_a_later_epoch_is_refused(nodes: InProcessC
     assert await held(nodes) == ([2, 3], [5], [])
 
 
-async def test_members_of_another_authority_are_not_let_in(
+async def test_members_of_another_authority_cannot_connect(
     nodes: InProcessCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from resplit.security.authority import keys_command
@@ -282,19 +284,19 @@ async def test_members_of_another_authority_are_not_let_in(
 
 async def test_another_model_is_refused_until_the_node_restarts(nodes: InProcessCluster) -> None:
     await prepare(nodes, MIDDLE, 1)
-    order = nodes.prepare_body("plain", LATER, 2)
-    order["model"]["dtype"] = "bfloat16"
+    body = nodes.prepare_body("plain", LATER, 2)
+    body["model"]["dtype"] = "bfloat16"
     with pytest.raises(CommandRefusedError, match="already runs another model"):
-        await nodes.command("plain", "prepare", order, 2)
+        await nodes.command("plain", "prepare", body, 2)
     assert await held(nodes) == ([2, 3], [], [1])
 
 
-async def test_real_hardware_plays_no_other(nodes: InProcessCluster) -> None:
+async def test_real_hardware_cannot_emulate_other_hardware(nodes: InProcessCluster) -> None:
     with pytest.raises(CommandRefusedError, match="plain is real hardware"):
         await nodes.command("plain", "emulate", {"slowdown": 2.0})
 
 
-async def test_a_step_for_an_epoch_that_is_not_served_here_is_answered_as_stale(nodes: InProcessCluster) -> None:
+async def test_a_step_for_an_unknown_epoch_is_answered_as_stale(nodes: InProcessCluster) -> None:
     answers = []
     nodes.router.on_token = answers.append
     nodes.peer("plain").send(

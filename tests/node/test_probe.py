@@ -1,4 +1,4 @@
-"""Telemetry tells of every kind of pass, and of a busy second no more than of a quiet one."""
+"""Block timings in telemetry: some of every kind, never many."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-def test_of_each_kind_and_phase_some_timings_are_told_and_never_many(rows: list[dict[str, str]]) -> None:
+def test_some_timings_of_each_kind_and_phase_are_reported_and_never_many(rows: list[dict[str, str]]) -> None:
     numbered = [row | {"number": number} for number, row in enumerate(rows)]
-    told = some_of_each(numbered)
-    many, few = (Counter((row["kind"], row["phase"]) for row in each) for each in (numbered, told))
+    reported = some_of_each(numbered)
+    many, few = (Counter((row["kind"], row["phase"]) for row in each) for each in (numbered, reported))
     assert set(few) == set(many)
     assert all(number >= min(4, many[key]) and number <= 8 for key, number in few.items())
-    assert all(row in numbered for row in told)
+    assert all(row in numbered for row in reported)

@@ -31,12 +31,12 @@ def two_node_config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
 
 
 async def prepare(nodes: InProcessCluster, placement: list[str], epoch: int, **more: Any) -> dict[str, Any]:
-    """Have `plain` load what a placement wants there."""
+    """Prepare an epoch on `plain`."""
     return await nodes.command("plain", "prepare", nodes.prepare_body("plain", placement, epoch, **more), epoch)
 
 
 async def commit(nodes: InProcessCluster, epoch: int) -> dict[str, Any]:
-    """Have `plain` serve an epoch that it has prepared."""
+    """Commit a prepared epoch on `plain`."""
     return await nodes.command("plain", "commit", {"epoch": epoch}, epoch)
 
 
