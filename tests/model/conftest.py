@@ -29,8 +29,8 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def unsplit_model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    """One tiny unsplit model: its tokens are the expected ones."""
+def family_model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    """One tiny unsplit model of each family: its tokens are the expected ones."""
     torch.set_num_threads(1)
     torch.manual_seed(7)
     return AutoModelForCausalLM.from_config(CONFIGS[request.param]()).eval()

@@ -54,25 +54,25 @@ def generate(engines: list[TorchEngine], placement: list[int], prompt: list[int]
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
-def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(unsplit_model: torch.nn.Module, split: str) -> None:
+def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(family_model: torch.nn.Module, split: str) -> None:
     rng = random.Random(split)
     for _ in range(20):
         nodes = rng.randint(1, 5)
-        blocks = len(engine_with(unsplit_model, [], split).kinds)
+        blocks = len(engine_with(family_model, [], split).kinds)
         placement = random_placement(blocks, nodes, rng)
         engines = [
-            engine_with(unsplit_model, [b for b, at in enumerate(placement) if at == n], split) for n in range(nodes)
+            engine_with(family_model, [b for b, at in enumerate(placement) if at == n], split) for n in range(nodes)
         ]
         prompt = [rng.randrange(97) for _ in range(rng.randint(1, 20))]
-        assert generate(engines, placement, prompt) == reference(unsplit_model, prompt)
+        assert generate(engines, placement, prompt) == reference(family_model, prompt)
 
 
-def test_features_count_every_parameter_once(unsplit_model: torch.nn.Module) -> None:
-    chain = Chain(unsplit_model.config)
+def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> None:
+    chain = Chain(family_model.config)
     counted = sum(block.parameters for block in features(chain, torch.float32, 1))
-    tied = unsplit_model.config.tie_word_embeddings
-    embedding = unsplit_model.get_input_embeddings().weight.numel()
-    assert counted == sum(p.numel() for p in unsplit_model.parameters()) + (embedding if tied else 0)
+    tied = family_model.config.tie_word_embeddings
+    embedding = family_model.get_input_embeddings().weight.numel()
+    assert counted == sum(p.numel() for p in family_model.parameters()) + (embedding if tied else 0)
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
@@ -116,13 +116,13 @@ def test_features_are_those_of_the_architecture(split: str) -> None:
         assert (block.activation_bytes_per_token, block.sensitivity) == (64, pytest.approx(0.25))
 
 
-def test_the_first_layers_and_both_ends_are_private(unsplit_model: torch.nn.Module) -> None:
-    private = [block.name for block in features(Chain(unsplit_model.config), torch.float32, 2) if block.private]
+def test_the_first_layers_and_both_ends_are_private(family_model: torch.nn.Module) -> None:
+    private = [block.name for block in features(Chain(family_model.config), torch.float32, 2) if block.private]
     assert private == ["embed", "layer.0", "layer.1", "head"]
 
 
-def test_cache_bytes_are_those_of_the_allocated_caches(unsplit_model: torch.nn.Module) -> None:
-    engine = engine_with(unsplit_model)
+def test_cache_bytes_are_those_of_the_allocated_caches(family_model: torch.nn.Module) -> None:
+    engine = engine_with(family_model)
     weights = engine.held_bytes
     engine.run("s", 0, len(engine.kinds) - 1, 0, 32, token_ids([1, 2, 3]))
     declared = sum(block.kv_bytes_per_token for block in engine.features) * 32
@@ -135,8 +135,8 @@ def test_an_unsupported_architecture_is_refused_and_named() -> None:
         Chain(BloomConfig())
 
 
-def test_tensors_of_another_block_are_refused(unsplit_model: torch.nn.Module) -> None:
-    engine = engine_with(unsplit_model, [])
-    head = engine_with(unsplit_model, [len(engine.kinds) - 1])._blocks[len(engine.kinds) - 1]
+def test_tensors_of_another_block_are_refused(family_model: torch.nn.Module) -> None:
+    engine = engine_with(family_model, [])
+    head = engine_with(family_model, [len(engine.kinds) - 1])._blocks[len(engine.kinds) - 1]
     with pytest.raises(ModelError, match=r"layer\.0"):
         engine.chain.materialise(1, dict(head._parts.state_dict()))

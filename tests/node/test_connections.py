@@ -53,5 +53,5 @@ async def test_a_node_without_an_address_cannot_be_reached(connections: Connecti
 async def test_a_node_added_later_gets_the_link_it_came_with(connections: Connections) -> None:
     connections.connect({"late": HERE}, {"late": Shape(0.5, 1e6)})
     assert connections.links["late"].shape == Shape(0.5, 1e6)
-    connections.reshape({"late": {"latency_s": 0.25, "bandwidth_bytes_per_s": 2e6}})
+    connections.set_links({"late": Shape(0.25, 2e6)})
     assert connections.peer("late").link.shape == Shape(0.25, 2e6)
