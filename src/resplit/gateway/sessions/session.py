@@ -65,19 +65,19 @@ class Session:
     request: GenerationRequest
     due_s: float
     context: SessionContext
-    reservation: Reservation  # from admission until `end`; the cache on every node stays within its tokens
-    route: Route  # of the next pass; it changes between passes only
+    reservation: Reservation  # held until `end`; no node caches more tokens of the session than it reserves
+    route: Route  # of the next pass; it changes only between passes
 
     # Rises with each loss. Nodes refuse steps and caches of older attempts, and `receive` drops their tokens.
     attempt: int = 0
-    # The passes done in this attempt, in order: the prompt, then one token each. Before a loss and after the recovery
-    # every block's node has the cache of all of them.
+    # The passes done in this attempt, in order: the prompt, then one token each. Unless a loss is about to be noticed,
+    # the nodes of `route` have the caches of exactly these passes.
     steps: list[tuple[int, ...]] = field(default_factory=list)
     # Answers to passes of this attempt. At most one pass is under way; a loss is put in as the answer to it.
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
     precopying: asyncio.Task[PreCopy] | None = None
-    # All nodes that may have a cache of it, replicas aside. Only grows: at the end each of them is notified.
+    # All nodes that may have caches of the session, replicas aside. It only grows; at the end each is notified.
     nodes: set[str] = field(default_factory=set)
 
     # The epochs that it used, oldest first; `route.epoch` is the last.
