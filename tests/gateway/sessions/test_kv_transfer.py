@@ -1,13 +1,19 @@
-"""What of a session's caches can be restored, and who keeps copies: over all ways in which they may lie about."""
+"""Which caches are transferred, for a move and after a loss, whatever nodes hold."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import accumulate
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resplit.gateway.sessions.kv_transfer import plan_restore
+from resplit.errors import NodeLostError
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
+from resplit.types import BlockFeatures
+from resplit.wire.node_pb2 import TransferReply, TransferRequest
+from resplit.wire.routes import Route
 
 NODES = ("alpha", "beta", "gamma", "delta")
 BLOCKS = 6
@@ -19,7 +25,7 @@ helds = st.dictionaries(st.sampled_from(NODES), lengths)
 
 
 @given(helds, placements, st.lists(st.integers(1, 12), max_size=12))
-def test_what_is_restored_is_whole_passes_as_many_as_every_block_has(
+def test_as_many_whole_passes_are_restored_as_every_block_has_somewhere(
     held: dict[str, dict[int, int]], placement: list[str], steps: list[int]
 ) -> None:
     plan = plan_restore(held, placement, CACHED, steps)
@@ -29,20 +35,70 @@ def test_what_is_restored_is_whole_passes_as_many_as_every_block_has(
 
 
 @given(helds, placements, st.lists(st.integers(1, 12), max_size=12))
-def test_once_all_caches_have_gone_their_ways_each_host_has_what_is_restored(
+def test_after_all_transfers_each_host_has_the_restored_positions(
     held: dict[str, dict[int, int]], placement: list[str], steps: list[int]
 ) -> None:
     plan = plan_restore(held, placement, CACHED, steps)
     there = {block: held.get(placement[block], {}).get(block, 0) for block in CACHED}
     for transfer in plan.transfers:
-        assert transfer.first == there[transfer.block]  # no hole, and nothing twice
+        assert transfer.first == there[transfer.block]  # no gap, and no position twice
         assert held[transfer.source][transfer.block] >= transfer.last
         assert transfer.target == placement[transfer.block] != transfer.source
         there[transfer.block] = transfer.last
     assert all(length >= plan.positions for length in there.values())
 
 
-def test_nothing_goes_anywhere_where_every_host_has_kept_its_caches() -> None:
+def test_nothing_is_transferred_if_every_host_has_its_caches() -> None:
     held = {"alpha": {1: 9, 2: 9}, "beta": {3: 9, 4: 9}}
     plan = plan_restore(held, ["alpha"] * 3 + ["beta"] * 3, CACHED, [7, 1, 1])
     assert (plan.steps, plan.positions, plan.transfers) == (3, 9, ())
+
+
+def test_a_move_transfers_every_cache_whose_node_changes() -> None:
+    caches = (0, 10, 10, 10, 10, 0)
+    chain = [BlockFeatures(f"b{i}", "layer", 1, 1, 1, 500, kv, 1, False, 0) for i, kv in enumerate(caches)]
+    old = Route(1, ("alpha", "alpha", "alpha", "beta", "beta", "alpha"), {})
+    new = Route(2, ("beta", "alpha", "gamma", "beta", "alpha", "beta"), {})
+    assert plan_move(old, new, chain, 3, 8) == (
+        CacheTransfer(2, "alpha", "gamma", 3, 8),
+        CacheTransfer(4, "beta", "alpha", 3, 8),
+    )
+
+
+@dataclass
+class RecordingPeer:
+    """A peer that answers every request for a transfer with `reply`."""
+
+    reply: TransferReply
+    requests: list[TransferRequest] = field(default_factory=list)
+
+    async def transfer_cache(self, request: TransferRequest) -> TransferReply:
+        self.requests.append(request)
+        return self.reply
+
+
+TRANSFERS = [
+    CacheTransfer(1, "alpha", "gamma", 0, 8),
+    CacheTransfer(2, "alpha", "beta", 0, 8),
+    CacheTransfer(3, "alpha", "beta", 4, 8),
+    CacheTransfer(4, "beta", "gamma", 0, 8),
+]
+
+
+async def test_each_source_gets_one_request_for_each_range_of_positions() -> None:
+    peers = {"alpha": RecordingPeer(TransferReply(bytes=100)), "beta": RecordingPeer(TransferReply(bytes=30))}
+    sent_bytes = await transfer_caches(peers, "s", 2, TRANSFERS, BLOCKS, background=True)
+    assert sent_bytes == 230
+    assert [(r.first, r.last, list(r.target)) for r in peers["alpha"].requests] == [
+        (0, 8, ["", "gamma", "beta", "", "", ""]),
+        (4, 8, ["", "", "", "beta", "", ""]),
+    ]
+    assert [list(r.target) for r in peers["beta"].requests] == [["", "", "", "", "gamma", ""]]
+    requests = [request for peer in peers.values() for request in peer.requests]
+    assert {(r.session, r.attempt, r.background) for r in requests} == {("s", 2, True)}
+
+
+async def test_a_transfer_that_fails_is_a_loss_with_its_reason() -> None:
+    peers = {"alpha": RecordingPeer(TransferReply()), "beta": RecordingPeer(TransferReply(error="gamma has no room"))}
+    with pytest.raises(NodeLostError, match="session s: gamma has no room"):
+        await transfer_caches(peers, "s", 2, TRANSFERS, BLOCKS)
