@@ -1,4 +1,4 @@
-"""A real engine (a tiny random Llama, its cache, one token after another) and the app in front of it under uvicorn."""
+"""A real engine, which runs a tiny random Llama with a cache, and the app in front of it under uvicorn."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def text() -> Text:
-    """Byte-level BPE trained here, small enough that many characters take several tokens."""
+    """A byte-level BPE with so few tokens that many characters take several."""
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     return Text(tiny_tokenizer(CORPUS, 320, special, TEMPLATE))
 
 
 @dataclass
 class TinyEngine:
-    """Generates with a transformers model, one step after the other, for as many requests as there is room."""
+    """Generates with a transformers model, for up to `room` requests at once."""
 
     model: LlamaForCausalLM
     context_tokens: int = 128
     classes: tuple[str, ...] = ("interactive", "batch")
     default_class: str = "interactive"
     room: int = 8
-    lost_after: int | None = None  # the nodes are lost when this many tokens are out
-    broken_after: int | None = None  # a defect shows when this many tokens are out
+    lost_after: int | None = None  # the nodes are lost after this many tokens
+    broken_after: int | None = None  # a defect raises after this many tokens
     step_s: float = 0.0
     unready: str | None = None
     live: int = 0
@@ -66,7 +66,7 @@ class TinyEngine:
         if self.live >= self.room:
             raise CapacityError(f"all {self.room} sessions are taken", retry_after_s=1.5)
         if request.prompt_ids[:3] == (5, 5, 5):
-            raise RequestError("the engine does not take this prompt")
+            raise RequestError("the engine refuses this prompt")
         self.live += 1
         self.idle.clear()
         try:
@@ -124,7 +124,7 @@ def model(text: Text) -> LlamaForCausalLM:
 
 @contextmanager
 def serving(app: object) -> Iterator[str]:
-    """The app under uvicorn on a free loopback port, in a thread; gives the URL."""
+    """Run the app under uvicorn on a free loopback port, in a thread; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -141,7 +141,7 @@ Serve = Callable[..., tuple[str, TinyEngine]]
 
 @pytest.fixture(scope="module")
 def serve(model: LlamaForCausalLM, text: Text) -> Iterator[Serve]:
-    """Starts an app: `serve(require_key=False, limits={}, **engine fields)` gives its URL and its engine."""
+    """Starts an app: `serve(require_key=False, limits={}, **engine fields)` returns its URL and its engine."""
     stops = []
 
     def start(
@@ -159,5 +159,5 @@ def serve(model: LlamaForCausalLM, text: Text) -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def server(serve: Serve) -> tuple[str, TinyEngine]:
-    """One app with an engine that has room for everybody."""
+    """One app whose engine has room for every request of these tests."""
     return serve()

@@ -157,7 +157,7 @@ def test_errors_before_the_first_token_are_a_status_in_a_stream_too(serve) -> No
 
 def test_what_the_engine_refuses_is_a_bad_request(server) -> None:
     answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK | {"prompt": [5, 5, 5]})
-    assert "does not take this prompt" in _refused(answer, 400)["message"]
+    assert "refuses this prompt" in _refused(answer, 400)["message"]
 
 
 @pytest.mark.parametrize(("failure", "told"), [("lost_after", "trusted node"), ("broken_after", "failed")])

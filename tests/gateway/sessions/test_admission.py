@@ -1,4 +1,4 @@
-"""First come, first served, and never more than there is room for, whoever gives up and when."""
+"""Admission is first come, first served within its limits, whichever requests are cancelled and when."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ NEVER_S = float("inf")
 
 @dataclass
 class Crowd:
-    """Callers of one admission, and who is inside, in the order in which they got in."""
+    """Callers of one admission: which ones run, in the order of their admission, which wait, and which are refused."""
 
     admission: Admission = field(default_factory=lambda: Admission(SESSIONS, TOKENS, QUEUE))
-    inside: dict[int, Reservation] = field(default_factory=dict)
+    running: dict[int, Reservation] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
     asking: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
 
     def ask(self, name: int, tokens: int) -> None:
-        self.asking[name] = asyncio.create_task(self._enter(name, tokens))
+        self.asking[name] = asyncio.create_task(self._reserve(name, tokens))
         self.asking[name].add_done_callback(lambda task: self.asking.pop(name))
 
-    async def _enter(self, name: int, tokens: int) -> None:
+    async def _reserve(self, name: int, tokens: int) -> None:
         try:
             reservation = await self.admission.reserve(tokens - 1, 1, NEVER_S)
         except CapacityError:
             self.refused.add(name)
         else:
-            self.inside[name] = reservation
+            self.running[name] = reservation
             self.order.append(name)
-            assert len(self.inside) <= SESSIONS
-            assert sum(reservation.tokens for reservation in self.inside.values()) <= TOKENS
+            assert len(self.running) <= SESSIONS
+            assert sum(reservation.tokens for reservation in self.running.values()) <= TOKENS
 
     def leave_first(self) -> None:
-        if self.inside:
-            name = next(iter(self.inside))
-            self.admission.release(self.inside.pop(name))
+        if self.running:
+            name = next(iter(self.running))
+            self.admission.release(self.running.pop(name))
 
-    def give_up(self, which: int) -> None:
+    def cancel(self, which: int) -> None:
         if self.asking:
             list(self.asking.values())[which % len(self.asking)].cancel()
 
@@ -59,14 +59,14 @@ async def settle() -> None:
 ACTS = st.one_of(
     st.tuples(st.just("ask"), st.integers(1, TOKENS)),
     st.tuples(st.just("leave"), st.just(0)),
-    st.tuples(st.just("give up"), st.integers(0, 20)),
+    st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("settle"), st.just(0)),
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(acts=st.lists(ACTS, max_size=40))
-def test_room_is_never_exceeded_nobody_overtakes_and_all_of_it_comes_back(acts: list[tuple[str, int]]) -> None:
+def test_limits_hold_no_request_overtakes_another_and_all_room_is_freed(acts: list[tuple[str, int]]) -> None:
     asyncio.run(_play(acts))
 
 
@@ -76,36 +76,36 @@ async def _play(acts: list[tuple[str, int]]) -> None:
         if act == "ask":
             crowd.ask(number, size)
         elif act == "leave":
-            await settle()  # who asks and is let in at once returns before one whose turn has just come
+            await settle()  # a request that is admitted at once returns before one that was just granted
             crowd.leave_first()
-        elif act == "give up":
+        elif act == "cancel":
             await settle()
-            crowd.give_up(size)
+            crowd.cancel(size)
         else:
             await settle()
             assert crowd.admission.waiting == len(crowd.asking) <= QUEUE
     await settle()
-    while crowd.inside:
+    while crowd.running:
         crowd.leave_first()
         await settle()
     assert not crowd.asking
     assert crowd.order == sorted(crowd.order)
-    await asyncio.wait_for(crowd.admission.reserve(TOKENS - 1, 1, NEVER_S), 1)  # all of the room is free again
+    await asyncio.wait_for(crowd.admission.reserve(TOKENS - 1, 1, NEVER_S), 1)  # all room is free again
 
 
-async def test_when_the_first_in_line_gives_up_the_next_goes_on_at_once() -> None:
+async def test_when_the_first_in_the_queue_is_cancelled_the_next_is_admitted_at_once() -> None:
     crowd = Crowd()
     crowd.ask(1, 60)
     crowd.ask(2, 90)
     crowd.ask(3, 40)
     await settle()
     assert crowd.order == [1]
-    crowd.give_up(0)
+    crowd.cancel(0)
     await settle()
     assert crowd.order == [1, 3]
 
 
-async def test_one_that_gives_up_as_its_turn_comes_takes_no_room() -> None:
+async def test_a_request_that_is_cancelled_as_it_is_granted_takes_no_room() -> None:
     admission = Admission(1, 10, 2)
     inside = await admission.reserve(9, 1, NEVER_S)
     waiting = asyncio.create_task(admission.reserve(9, 1, NEVER_S))
@@ -118,7 +118,7 @@ async def test_one_that_gives_up_as_its_turn_comes_takes_no_room() -> None:
     assert admission.waiting == 0
 
 
-async def test_a_full_line_is_said_at_once_and_a_turn_that_never_comes_at_the_deadline() -> None:
+async def test_a_full_queue_refuses_at_once_and_a_wait_without_end_fails_at_the_deadline() -> None:
     admission = Admission(1, 10, 1)
     inside = await admission.reserve(1, 1, NEVER_S)
     waiting = asyncio.create_task(admission.reserve(1, 1, asyncio.get_running_loop().time() + 0.05))
@@ -132,7 +132,7 @@ async def test_a_full_line_is_said_at_once_and_a_turn_that_never_comes_at_the_de
     await admission.reserve(9, 1, NEVER_S)
 
 
-async def test_without_a_line_who_fits_comes_in_and_who_does_not_is_sent_away() -> None:
+async def test_without_a_queue_a_request_that_fits_is_admitted_and_others_are_refused() -> None:
     admission = Admission(2, 10, 0)
     await admission.reserve(5, 1, NEVER_S)
     with pytest.raises(CapacityError, match="6 of 10 cached tokens are reserved"):
@@ -145,7 +145,7 @@ def deadline_in(slo_s: float) -> Deadline:
 
 
 async def busy(sessions: int = 1, queue: int = 4) -> tuple[Admission, Reservation]:
-    """Somebody inside for 10 more of 20 tokens; a prompt of 10 took 0.2 s, each token 0.1 s."""
+    """One request runs, with 10 of 20 tokens to go; its prompt of 10 took 0.2 s, each token 0.1 s."""
     admission = Admission(sessions, 1000, queue)
     inside = await admission.reserve(10, 20, NEVER_S)
     for made in range(10):
@@ -153,14 +153,13 @@ async def busy(sessions: int = 1, queue: int = 4) -> tuple[Admission, Reservatio
     return admission, inside
 
 
-async def test_what_would_come_too_late_is_refused_at_once_and_told_when_to_come_back() -> None:
+async def test_a_request_that_would_be_late_is_refused_at_once_with_a_time_to_retry() -> None:
     admission, inside = await busy()
     with pytest.raises(
         CapacityError, match=r"1\.2 s in the queue and then 0\.6 s, but only 1\.5 s are left of the 1\.5 s"
     ) as refusal:
-        await admission.reserve(
-            10, 5, NEVER_S, deadline_in(1.5)
-        )  # 1 s in line, a quarter for caution; 0.2 s and 4 times 0.1 s
+        # 1.25 times a wait of 1 s, then 0.2 s and 4 times 0.1 s.
+        await admission.reserve(10, 5, NEVER_S, deadline_in(1.5))
     assert refusal.value.retry_after_s == pytest.approx(1.0, abs=0.01)
     waiting = asyncio.create_task(admission.reserve(10, 5, NEVER_S, deadline_in(2.0)))
     await settle()
@@ -169,7 +168,7 @@ async def test_what_would_come_too_late_is_refused_at_once_and_told_when_to_come
     await waiting
 
 
-async def test_who_waits_until_it_is_too_late_is_refused_then() -> None:
+async def test_a_queued_request_is_refused_once_it_would_be_late() -> None:
     admission, inside = await busy()
     waiting = asyncio.create_task(admission.reserve(10, 5, NEVER_S, deadline_in(2.0)))
     await settle()
@@ -177,12 +176,12 @@ async def test_who_waits_until_it_is_too_late_is_refused_then() -> None:
     begun_s = asyncio.get_running_loop().time()
     with pytest.raises(CapacityError, match=r"0\.0 s in the queue and then 0\.6 s"):
         await asyncio.wait_for(waiting, 5)
-    assert 1.0 < asyncio.get_running_loop().time() - begun_s < 3.5  # 2.0 s less 0.6 s of service and a tenth
+    assert 1.0 < asyncio.get_running_loop().time() - begun_s < 3.5  # 2.0 s less 0.6 s of service and a tenth of that
     assert admission.waiting == 0
     admission.release(inside)
 
 
-async def test_whoever_asked_for_no_promise_waits_however_late_it_gets() -> None:
+async def test_a_request_without_a_deadline_waits_however_late_it_gets() -> None:
     admission, inside = await busy()
     waiting = asyncio.create_task(admission.reserve(500, 400, NEVER_S))
     await settle()
@@ -191,13 +190,13 @@ async def test_whoever_asked_for_no_promise_waits_however_late_it_gets() -> None
     await waiting
 
 
-async def test_whoever_is_alone_is_served_however_slow_it_was_lately() -> None:
+async def test_a_request_that_runs_alone_is_admitted_however_slow_the_recent_pace() -> None:
     admission, inside = await busy()
     admission.release(inside)
     await asyncio.wait_for(admission.reserve(10, 20, NEVER_S, deadline_in(0.01)), 1)
 
 
-async def test_while_nothing_is_known_nobody_is_refused_for_being_late() -> None:
+async def test_no_request_is_refused_as_late_while_no_pace_is_known() -> None:
     admission = Admission(1, 1000, 4)
     inside = await admission.reserve(10, 20, NEVER_S)
     waiting = asyncio.create_task(admission.reserve(10, 20, NEVER_S, deadline_in(0.01)))
@@ -207,13 +206,13 @@ async def test_while_nothing_is_known_nobody_is_refused_for_being_late() -> None
     await waiting
 
 
-async def test_a_full_line_tells_when_it_will_have_been_served() -> None:
+async def test_a_full_queue_says_when_it_will_be_served() -> None:
     admission, _ = await busy(queue=2)
     waiting = [asyncio.create_task(admission.reserve(10, 20, NEVER_S)) for _ in range(2)]
     await settle()
     with pytest.raises(CapacityError, match="2 requests wait already") as refusal:
         await admission.reserve(10, 20, NEVER_S)
-    # 1 s for the one inside, then 0.2 s and 19 times 0.1 s for each in line.
+    # 1 s for the one that runs, then 0.2 s and 19 times 0.1 s for each in the queue.
     assert refusal.value.retry_after_s == pytest.approx(1.0 + 2 * 2.1, abs=0.01)
     for each in waiting:
         each.cancel()

@@ -1,4 +1,4 @@
-"""Four times what two sessions can carry: who is let in is served rightly and in time, the others are told at once."""
+"""Four times the load that two sessions can serve: admitted requests are in time, the others are refused at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ A, B = "alpha", "beta"
 PROMPT = (5, 17, 40, 200, 31, 8, 99)
 NEW_TOKENS = 6
 SLO_S = 1.5
-TIMES = {"embed": "1 ms", "layer": "4 ms", "head": "4 ms"}  # so a token takes 30 ms, and a request about 0.2 s
+TIMES = {"embed": "1 ms", "layer": "4 ms", "head": "4 ms"}  # a token takes 30 ms, a request about 0.2 s
 EMULATE = {"decode_per_token": TIMES, "prefill_per_token": dict.fromkeys(TIMES, "0.2 ms")}
 
 
@@ -44,8 +44,10 @@ def config() -> ClusterConfig:
     )
 
 
-async def ask(nodes: InProcessCluster, request_class: str, leaves_after: int, expected: list[int]) -> tuple[str, float]:
-    """What became of a request, and how long it took; a client may hang up after some tokens."""
+async def send(
+    nodes: InProcessCluster, request_class: str, leaves_after: int, expected: list[int]
+) -> tuple[str, float]:
+    """The outcome of a request, and how long it took. The client leaves after `leaves_after` tokens (0: never)."""
     clock = asyncio.get_running_loop().time
     begun_s, tokens = clock(), []
     stream = nodes.sessions.generate(GenerationRequest(PROMPT, NEW_TOKENS, Sampling(), request_class, frozenset()))
@@ -62,7 +64,7 @@ async def ask(nodes: InProcessCluster, request_class: str, leaves_after: int, ex
     return f"served {request_class}", clock() - begun_s
 
 
-async def test_under_four_times_the_load_the_admitted_are_in_time_and_the_others_know_at_once(
+async def test_under_four_times_the_load_admitted_requests_are_in_time_and_others_are_refused_at_once(
     stored_model: StoredModel, tmp_path: Path, unsplit_model: torch.nn.Module
 ) -> None:
     expected, rng = reference(unsplit_model, list(PROMPT), NEW_TOKENS), random.Random(4)
@@ -70,13 +72,13 @@ async def test_under_four_times_the_load_the_admitted_are_in_time_and_the_others
         controller = nodes.controller()
         await controller.introduce()
         await deploy(controller, [A, A, A, B, B, B, B, A])
-        alone = [await ask(nodes, "prompt", 0, expected) for _ in range(3)]
+        alone = [await send(nodes, "prompt", 0, expected) for _ in range(3)]
         idle = len(asyncio.all_tasks())
         arrivals = []
-        for _ in range(100):  # 40 a second, for two sessions that each serve fewer than 5
+        for _ in range(100):  # 40 a second, while each of two sessions serves fewer than 5
             request_class = "patient" if rng.random() < 0.1 else "prompt"
             leaves_after = rng.randrange(1, NEW_TOKENS) if rng.random() < 0.1 else 0
-            arrivals.append(asyncio.create_task(ask(nodes, request_class, leaves_after, expected)))
+            arrivals.append(asyncio.create_task(send(nodes, request_class, leaves_after, expected)))
             await asyncio.sleep(rng.expovariate(40))
         outcomes = await asyncio.gather(*arrivals)
         counted = Counter(what for what, _ in outcomes)
@@ -85,15 +87,15 @@ async def test_under_four_times_the_load_the_admitted_are_in_time_and_the_others
         assert counted["served patient"] >= 1
         in_time = [took_s for what, took_s in outcomes if what == "served prompt"]
         assert max(in_time) < 3 * SLO_S
-        told_s = sorted(took_s for what, took_s in outcomes if what in ("late", "full"))
-        assert told_s[len(told_s) * 3 // 4] < 0.5
+        refused_s = sorted(took_s for what, took_s in outcomes if what in ("late", "full"))
+        assert refused_s[len(refused_s) * 3 // 4] < 0.5
         assert nodes.sessions.state() == {"sessions": 0, "waiting": 0, "ready": "yes"}
 
-        async def all_is_over() -> bool:
+        async def idle_again() -> bool:
             held = [(await nodes.state(name))["sessions"] for name in (A, B)]
             return held == [0, 0] and len(asyncio.all_tasks()) <= idle + 2
 
-        await until(all_is_over)
-        again = [await ask(nodes, "prompt", 0, expected) for _ in range(3)]
+        await until(idle_again)
+        again = [await send(nodes, "prompt", 0, expected) for _ in range(3)]
         assert min(took_s for _, took_s in again) < 3 * max(took_s for _, took_s in alone)
         await controller.stop()

@@ -1,4 +1,4 @@
-"""What waits for lost nodes to be replaced hears at once that they will not be."""
+"""Requests wait while lost nodes are replaced, and fail at once when no replacement is possible."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ async def first_token(sessions: Sessions) -> int:
     raise AssertionError("no token")
 
 
-async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(
+async def test_a_waiting_request_fails_at_once_when_no_placement_is_possible(
     stored_model: StoredModel, tmp_path: Path
 ) -> None:
     async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await deploy(controller, SPREAD)
-        nodes.sessions.on_lost = lambda node: None  # nobody plans anew: the request waits
+        nodes.sessions.on_lost = lambda node: None  # no new plan is made, so the request waits
         await nodes.stop(C)
 
         async def noticed() -> bool:
@@ -46,7 +46,7 @@ async def test_a_request_that_waits_is_told_at_once_that_there_is_no_hope(
         await controller.stop()
 
 
-async def test_a_node_that_nothing_can_replace_may_be_silent_for_a_moment(
+async def test_a_connection_that_breaks_for_a_moment_does_not_fail_a_request(
     stored_model: StoredModel, tmp_path: Path
 ) -> None:
     async with in_process(three_node_config(), stored_model, tmp_path) as nodes:

@@ -1,4 +1,4 @@
-"""A gate that is held: what is inside ends, nothing else begins."""
+"""While a gate is paused, passes under way end and no others begin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resplit.errors import CapacityError
 from resplit.gateway.sessions.pause_gate import PauseGate
 
 
-async def test_who_holds_it_waits_for_those_inside_and_keeps_out_the_others() -> None:
+async def test_a_pause_waits_for_the_pass_under_way_and_delays_the_next_one() -> None:
     gate, leave, order = PauseGate(), asyncio.Event(), list[str]()
 
     async def first() -> None:
@@ -22,20 +22,20 @@ async def test_who_holds_it_waits_for_those_inside_and_keeps_out_the_others() ->
         async with gate.passing():
             order.append("second")
 
-    async def hold() -> None:
+    async def pause() -> None:
         async with gate.paused(5):
-            order.append("held")
+            order.append("paused")
             await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as tasks:
-        for each in (first, hold, second):
+        for each in (first, pause, second):
             tasks.create_task(each())
             await asyncio.sleep(0)
         leave.set()
-    assert order == ["first ends", "held", "second"]
+    assert order == ["first ends", "paused", "second"]
 
 
-async def test_it_opens_when_the_last_of_several_lets_go() -> None:
+async def test_the_gate_opens_when_the_last_of_several_pauses_ends() -> None:
     gate = PauseGate()
     async with gate.paused(1):
         async with gate.paused(1):
@@ -47,7 +47,7 @@ async def test_it_opens_when_the_last_of_several_lets_go() -> None:
         pass
 
 
-async def test_a_pass_that_does_not_end_is_not_waited_for_and_keeps_nobody_out() -> None:
+async def test_a_pause_gives_up_on_a_pass_that_does_not_end_and_lets_others_through() -> None:
     gate = PauseGate()
     async with gate.passing():
         with pytest.raises(CapacityError, match="1 passes have not ended within"):

@@ -1,4 +1,4 @@
-"""Sessions go on after a loss, with right tokens: from copies of their caches, from what survived, from the start."""
+"""After a loss sessions continue with the same tokens: from replicas, from caches that survived, or from the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NEW_TOKENS = 60
 
 
 def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB") -> ClusterConfig:
-    """Alpha and beta are trusted; delta hosts nothing at first."""
+    """Alpha and beta are trusted; delta hosts no block at first."""
     return three_node_config(
         nodes=[{"name": name, "memory": memory} for name in names],
         links={"default": {"latency": "2 ms", "bandwidth": "1 Gbit/s"}},
@@ -48,7 +48,7 @@ async def nodes(
 
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    """The test is the one that plans."""
+    """A controller that does not plan: the tests deploy each placement themselves."""
     controller = nodes.controller()
     await controller.introduce()
     await deploy(controller, SPREAD)
@@ -57,8 +57,8 @@ async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     await controller.stop()
 
 
-async def in_the_midst(nodes: InProcessCluster, streams: int, do: Callable[[], Awaitable[None]]) -> list[list[int]]:
-    """Tokens of so many streams; in the middle of them something is done."""
+async def in_the_middle(nodes: InProcessCluster, streams: int, act: Callable[[], Awaitable[None]]) -> list[list[int]]:
+    """The tokens of so many streams, in the middle of which `act` is called."""
     running = [asyncio.create_task(generate(nodes.sessions, generation_request(NEW_TOKENS))) for _ in range(streams)]
 
     async def half_done() -> bool:
@@ -66,7 +66,7 @@ async def in_the_midst(nodes: InProcessCluster, streams: int, do: Callable[[], A
         return len(sessions) == streams and all(session.position > NEW_TOKENS // 2 for session in sessions)
 
     await until(half_done, 30)
-    await do()
+    await act()
     return await asyncio.gather(*running)
 
 
@@ -74,35 +74,35 @@ def moves(nodes: InProcessCluster) -> list[dict[str, Any]]:
     return [move for record in nodes.sessions.records(0) for move in record["moves"] if move["replayed"]]
 
 
-async def test_after_a_loss_only_what_no_copy_has_yet_is_repeated(
+async def test_after_a_loss_only_positions_without_a_replica_are_replayed(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         await nodes.stop(C)
         await deploy(controller, WITHOUT_C)
 
-    answers = await in_the_midst(nodes, 8, lose)
+    answers = await in_the_middle(nodes, 8, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
     records = nodes.sessions.records(0)
     assert len(moves(nodes)) == 8
     for record in records:
-        (how,) = [move["recovery"] for move in record["moves"] if move["replayed"]]
-        assert how["replayed_positions"] <= 4 + 2 * record["copy_lag"]
-        assert how["restored_positions"] > 0
+        (recovery,) = [move["recovery"] for move in record["moves"] if move["replayed"]]
+        assert recovery["replayed_positions"] <= 4 + 2 * record["copy_lag"]
+        assert recovery["restored_positions"] > 0
         assert record["copied_bytes"] > 0
     seen = nodes.sessions.recoveries(2)
     assert seen["sessions"] == 8
-    assert seen["cache_bytes"] == 0  # who kept the copies is the new host
+    assert seen["cache_bytes"] == 0  # the new host is the node that has the replicas
     await assert_nothing_left(nodes, (A, B, D))
 
 
-async def test_a_connection_that_drops_costs_nothing_that_was_computed(
+async def test_after_a_broken_connection_no_pass_is_replayed(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def break_connections() -> None:
         nodes.break_connections(C)
 
-    answers = await in_the_midst(nodes, 3, break_connections)
+    answers = await in_the_middle(nodes, 3, break_connections)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert moves(nodes)
     assert all(move["recovery"]["replayed_positions"] == 0 for move in moves(nodes))
@@ -110,37 +110,37 @@ async def test_a_connection_that_drops_costs_nothing_that_was_computed(
     await assert_nothing_left(nodes, NODES)
 
 
-async def test_where_host_and_stand_by_are_lost_at_once_all_is_repeated(
+async def test_after_the_loss_of_host_and_stand_by_node_every_pass_is_replayed(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         copies = {name: (await nodes.state(name))["copies"] for name in (A, B, D)}
-        (keeper,) = [name for name, blocks in copies.items() if {4, 5} & set(blocks)]
-        assert keeper == D  # it has most room
+        (stand_by,) = [name for name, blocks in copies.items() if {4, 5} & set(blocks)]
+        assert stand_by == D  # it has most room
         await asyncio.gather(nodes.stop(C), nodes.stop(D))
         await deploy(controller, [A, A, B, B, A, B, B, A])
 
-    answers = await in_the_midst(nodes, 3, lose)
+    answers = await in_the_middle(nodes, 3, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
     await assert_nothing_left(nodes, (A, B))
 
 
-async def test_a_survivor_hands_on_the_caches_of_blocks_that_move_as_well(
+async def test_surviving_nodes_transfer_the_caches_of_blocks_that_move(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
         await nodes.stop(C)
         await deploy(controller, [B, B, A, A, D, A, A, B])
 
-    answers = await in_the_midst(nodes, 3, lose)
+    answers = await in_the_middle(nodes, 3, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert all(move["recovery"]["restored_positions"] > NEW_TOKENS // 4 for move in moves(nodes))
     assert all(move["cache_bytes"] > 0 for move in moves(nodes))
 
 
 @pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)
-async def test_without_copies_all_is_repeated_and_nobody_keeps_any(
+async def test_without_replication_every_pass_is_replayed_and_no_node_has_a_replica(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
@@ -148,74 +148,74 @@ async def test_without_copies_all_is_repeated_and_nobody_keeps_any(
         await nodes.stop(C)
         await deploy(controller, WITHOUT_C)
 
-    answers = await in_the_midst(nodes, 2, lose)
+    answers = await in_the_middle(nodes, 2, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 2
     assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
     assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
 
 
-async def test_copies_of_private_blocks_are_on_trusted_nodes_only_and_every_layer_has_one(
+async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_only(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
-    kept: dict[str, set[int]] = {name: set() for name in NODES}
+    replicas: dict[str, set[int]] = {name: set() for name in NODES}
 
     async def look() -> None:
         for name in NODES:
             state = await nodes.state(name)
-            kept[name] |= set(state["copies"])
+            replicas[name] |= set(state["copies"])
             assert state["held_bytes"] <= state["memory_bytes"]
 
-    await in_the_midst(nodes, 2, look)
-    assert set().union(*kept.values()) == set(LAYERS)
+    await in_the_middle(nodes, 2, look)
+    assert set().union(*replicas.values()) == set(LAYERS)
     private = set(nodes.private) & set(LAYERS)
     assert private
-    assert not private & (kept[C] | kept[D])
-    assert private <= kept[A] | kept[B]
+    assert not private & (replicas[C] | replicas[D])
+    assert private <= replicas[A] | replicas[B]
 
 
-async def test_a_drained_node_keeps_no_copies(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_drained_node_gets_no_replicas(nodes: InProcessCluster, controller: Controller) -> None:
     nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
 
     async def look() -> None:
         assert (await nodes.state(D))["copies"] == []
         assert (await nodes.state(B))["copies"]
 
-    await in_the_midst(nodes, 1, look)
+    await in_the_middle(nodes, 1, look)
 
 
-async def test_a_stand_by_that_is_lost_is_replaced(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_lost_stand_by_node_is_replaced(nodes: InProcessCluster, controller: Controller) -> None:
     async def lose() -> None:
         await nodes.stop(D)
 
         async def replaced() -> bool:
-            kept = [set((await nodes.state(name))["copies"]) for name in (A, B, C)]
-            return set().union(*kept) == set(LAYERS)
+            replicas = [set((await nodes.state(name))["copies"]) for name in (A, B, C)]
+            return set().union(*replicas) == set(LAYERS)
 
         await until(replaced)
 
-    await in_the_midst(nodes, 2, lose)
+    await in_the_middle(nodes, 2, lose)
     assert moves(nodes) == []
 
 
 @pytest.mark.parametrize("nodes", [{"names": (A, B, C), "memory": "1000 KiB"}], indirect=True)
-async def test_where_nobody_has_room_no_copy_is_kept_and_no_request_refused(
+async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
     nodes: InProcessCluster, unsplit_model: torch.nn.Module
 ) -> None:
     controller = nodes.controller()
     await controller.introduce()
-    await deploy(controller, [A, A, B, B, C, C, A, A])  # two layers each, and reserved caches: not one more fits
+    await deploy(controller, [A, A, B, B, C, C, A, A])  # two layers each with their reserved caches: no replica fits
 
     async def look() -> None:
         states = [await nodes.state(name) for name in (A, B, C)]
         assert [state["copies"] for state in states] == [[], [], []]
 
-    answers = await in_the_midst(nodes, 8, look)
+    answers = await in_the_middle(nodes, 8, look)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
     assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
     await controller.stop()
 
 
-async def test_what_is_of_an_older_attempt_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_step_of_an_older_attempt_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
     answers: list[Token] = []
     nodes.router.on_token = answers.append
 

@@ -1,4 +1,4 @@
-"""Sessions over real nodes on one event loop: right tokens, whoever computes them, and nothing left when they end."""
+"""Sessions over real nodes on one event loop: their tokens are right, and nothing is left when they end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
 
 
 async def assert_nothing_is_left(nodes: InProcessCluster) -> None:
-    """No session at the gateway and, once what was on its way has come through, no cache on any node."""
+    """The gateway has no session and, once all messages have arrived, no node has a cache."""
     assert nodes.sessions.state()["sessions"] == 0
     assert nodes.sessions.state()["waiting"] == 0
     await generate(nodes.sessions, generation_request(1))
@@ -58,7 +58,7 @@ async def assert_nothing_is_left(nodes: InProcessCluster) -> None:
         return not any([(await nodes.state(name))["sessions"] for name in (A, B, C)])
 
     await until(free)
-    # All of the room has come back, too: a session that needs it whole gets in at once.
+    # All reservations are free again: a session that needs all tokens is admitted at once.
     await generate(nodes.sessions, generation_request(1, (7,) * (KV_TOKENS - 1), deadline_s=5.0))
 
 
@@ -74,7 +74,7 @@ async def test_tokens_are_those_of_the_unsplit_model(
 async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
     stored_model: StoredModel, tmp_path: Path
 ) -> None:
-    slow = {"default": {"latency": "10 ms", "bandwidth": "1 Gbit/s"}}  # slower than what a probe may be mistaken by
+    slow = {"default": {"latency": "10 ms", "bandwidth": "1 Gbit/s"}}  # more than the error of a probe
     async with in_process(three_node_config(links=slow), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.introduce()
@@ -99,7 +99,7 @@ async def passive_peers(nodes: InProcessCluster, name: str) -> list[str]:
     return [row["peer"] for row in await nodes.rows(name, "links") if row["source"] == "passive"]
 
 
-async def test_a_seed_draws_the_same_tokens_wherever_the_blocks_are(
+async def test_a_seed_gives_the_same_tokens_under_every_placement(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     def drawn(seed: int) -> GenerationRequest:
@@ -141,9 +141,9 @@ async def test_a_deadline_ends_a_session_and_frees_it(nodes: InProcessCluster, c
     await assert_nothing_is_left(nodes)
 
 
-async def test_a_deadline_counts_while_waiting_in_line(nodes: InProcessCluster, controller: Controller) -> None:
-    hog = nodes.sessions.generate(generation_request(KV_TOKENS - len(PROMPT)))
-    await anext(hog)
+async def test_a_deadline_counts_while_a_request_is_queued(nodes: InProcessCluster, controller: Controller) -> None:
+    first = nodes.sessions.generate(generation_request(KV_TOKENS - len(PROMPT)))
+    await anext(first)
     with pytest.raises(TimeoutError):
         await generate(nodes.sessions, generation_request(5, deadline_s=0.05))
     waiting = [asyncio.create_task(generate(nodes.sessions, generation_request(5))) for _ in range(4)]
@@ -151,14 +151,14 @@ async def test_a_deadline_counts_while_waiting_in_line(nodes: InProcessCluster, 
     assert nodes.sessions.state()["waiting"] == 4
     with pytest.raises(CapacityError, match="4 requests wait already"):
         await generate(nodes.sessions, generation_request(5))
-    await hog.aclose()
+    await first.aclose()
     answers = await asyncio.gather(*waiting)
     assert all(answer == answers[0] for answer in answers)
     assert [record["status"] for record in nodes.sessions.records(0)][:2] == [504, 429]
     await assert_nothing_is_left(nodes)
 
 
-async def test_whoever_hangs_up_at_any_moment_leaves_nothing_behind(
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     rng = random.Random(3)
@@ -173,7 +173,7 @@ async def test_whoever_hangs_up_at_any_moment_leaves_nothing_behind(
     await assert_nothing_is_left(nodes)
 
 
-async def test_what_all_sessions_hold_stays_within_what_was_reserved(
+async def test_the_caches_of_all_sessions_stay_within_their_reservations(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     weights = {name: (await nodes.state(name))["held_bytes"] for name in (A, B, C)}
@@ -208,15 +208,13 @@ async def test_generation_ends_with_a_stop_token(nodes: InProcessCluster, contro
     assert [token.finish for token in tokens] == [None] * every.index(stop) + ["stop"]
 
 
-async def test_before_a_placement_is_deployed_nothing_is_served(nodes: InProcessCluster) -> None:
+async def test_no_request_is_served_before_a_placement_is_deployed(nodes: InProcessCluster) -> None:
     assert nodes.sessions.ready() == "no placement is deployed yet"
     with pytest.raises(NodeLostError, match="no placement"):
         await generate(nodes.sessions, generation_request())
 
 
-async def test_demand_is_what_was_declared_until_something_is_seen(
-    nodes: InProcessCluster, controller: Controller
-) -> None:
+async def test_demand_blends_the_declared_with_the_observed(nodes: InProcessCluster, controller: Controller) -> None:
     (declared,) = nodes.sessions.demand(10.0)
     assert (declared["name"], declared["source"], declared["prompt_tokens"], declared["new_tokens"]) == (
         "chat",
@@ -227,16 +225,16 @@ async def test_demand_is_what_was_declared_until_something_is_seen(
     for _ in range(10):
         await generate(nodes.sessions, generation_request(2, (3,) * 20))
     (seen,) = nodes.sessions.demand(10.0)
-    # Ten requests seen weigh as much as ten seconds at one a second declared.
+    # Ten observed requests count as much as ten seconds at the declared one a second.
     assert seen["prompt_tokens"] == pytest.approx((20 + 8) / 2)
     assert seen["new_tokens"] == pytest.approx((2 + 8) / 2)
     assert seen["rate_rps"] == pytest.approx(20 / 20)
 
 
-async def test_a_lost_nodes_sessions_are_replayed_on_the_next_placement_token_for_token(
+async def test_after_a_loss_sessions_continue_on_the_next_placement_with_the_same_tokens(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
-    nodes.sessions.on_lost = lambda node: None  # the test is the one that plans
+    nodes.sessions.on_lost = lambda node: None  # the test plans instead of the controller
     generated = []
     async for token in nodes.sessions.generate(generation_request(30)):
         generated.append(token.token_id)
@@ -249,7 +247,7 @@ async def test_a_lost_nodes_sessions_are_replayed_on_the_next_placement_token_fo
     assert (record["status"], record["epochs"]) == (200, (1, 2))
 
 
-async def test_where_no_placement_is_left_requests_fail_with_the_reason_until_the_node_is_back(
+async def test_without_a_placement_requests_fail_with_the_reason_until_the_node_returns(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     before = await generate(nodes.sessions, generation_request())
@@ -278,7 +276,7 @@ async def exhaust(stream: AsyncIterator[object]) -> None:
         pass
 
 
-async def test_a_deadline_counts_while_a_lost_node_is_waited_for(
+async def test_a_deadline_counts_while_a_request_waits_for_a_lost_node(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     nodes.sessions.on_lost = lambda node: None

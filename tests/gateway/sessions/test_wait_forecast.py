@@ -1,4 +1,4 @@
-"""The forecast is what a line served in order would do, and follows the pace of late."""
+"""The forecast equals the wait in a queue that is served in order, and follows the recent pace."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ WORK = st.builds(Work, st.integers(0, 20).map(float), st.integers(1, TOKENS))
 
 @st.composite
 def crowds(draw: st.DrawFn) -> tuple[list[Work], list[Work]]:
-    """Some that run, within the room, and some in line."""
-    inside: list[Work] = []
+    """Requests that run, within the limits, and requests in the queue."""
+    running: list[Work] = []
     for work in draw(st.lists(WORK, max_size=SESSIONS)):
-        if sum(each.tokens for each in inside) + work.tokens <= TOKENS:
-            inside.append(work)
-    return inside, draw(st.lists(WORK, min_size=1, max_size=8))
+        if sum(each.tokens for each in running) + work.tokens <= TOKENS:
+            running.append(work)
+    return running, draw(st.lists(WORK, min_size=1, max_size=8))
 
 
-def second_by_second(inside: list[Work], line: list[Work]) -> int:
-    """The oracle: let every second pass, and see who has left and who has had a turn by then."""
-    ends = [(int(work.seconds), work.tokens) for work in inside]
-    waiting = list(line)
+def second_by_second(running: list[Work], queue: list[Work]) -> int:
+    """The oracle: simulate every second, and note when the last request of the queue is served."""
+    ends = [(int(work.seconds), work.tokens) for work in running]
+    waiting = list(queue)
     for now_s in range(1000):
         while True:
             ends = [end for end in ends if end[0] > now_s]
@@ -35,24 +35,24 @@ def second_by_second(inside: list[Work], line: list[Work]) -> int:
             ends.append((now_s + int(work.seconds), work.tokens))
             if not waiting:
                 return now_s
-    raise AssertionError("nobody's turn takes so long")
+    raise AssertionError("no wait is so long")
 
 
 @given(crowd=crowds())
-def test_the_wait_is_that_of_a_line_served_in_order(crowd: tuple[list[Work], list[Work]]) -> None:
-    inside, line = crowd
-    running = [work for work in inside if work.seconds > 0]
-    line = [Work(max(1.0, work.seconds), work.tokens) for work in line]
-    assert wait_s(running, line, SESSIONS, TOKENS) == second_by_second(running, line)
+def test_the_wait_is_that_of_a_queue_served_in_order(crowd: tuple[list[Work], list[Work]]) -> None:
+    running, queue = crowd
+    running = [work for work in running if work.seconds > 0]
+    queue = [Work(max(1.0, work.seconds), work.tokens) for work in queue]
+    assert wait_s(running, queue, SESSIONS, TOKENS) == second_by_second(running, queue)
 
 
 @given(crowd=crowds(), more=WORK)
-def test_nobody_is_served_sooner_behind_a_longer_line(crowd: tuple[list[Work], list[Work]], more: Work) -> None:
-    inside, line = crowd
-    assert wait_s(inside, [*line, more], SESSIONS, TOKENS) >= wait_s(inside, line, SESSIONS, TOKENS)
+def test_no_request_is_served_sooner_after_a_longer_queue(crowd: tuple[list[Work], list[Work]], more: Work) -> None:
+    running, queue = crowd
+    assert wait_s(running, [*queue, more], SESSIONS, TOKENS) >= wait_s(running, queue, SESSIONS, TOKENS)
 
 
-def test_where_there_is_room_nobody_waits() -> None:
+def test_no_request_waits_while_there_is_room() -> None:
     assert wait_s([], [Work(9.0, TOKENS)], SESSIONS, TOKENS) == 0
     assert wait_s([Work(9.0, 50)], [Work(9.0, 50)], SESSIONS, TOKENS) == 0
     assert wait_s([Work(9.0, 50)], [Work(9.0, 51)], SESSIONS, TOKENS) == 9
@@ -82,7 +82,7 @@ def test_requests_are_expected_to_end_as_early_as_others_did() -> None:
     assert pace.service_s(0, prompt_tokens=10, new_tokens=40, made=30) == pytest.approx(0.2), "one more at least"
 
 
-def test_what_was_seen_long_ago_says_nothing_and_before_anything_was_seen_nothing_is_said() -> None:
+def test_old_times_do_not_count_and_without_recent_ones_there_is_no_forecast() -> None:
     assert Pace().service_s(0, 10, 10) is None
     assert Pace().service_s(0, 10, 10, made=3) is None
     pace = seen(0.5, 0.1, 0.1, window_s=2.0)
@@ -95,13 +95,15 @@ def test_what_was_seen_long_ago_says_nothing_and_before_anything_was_seen_nothin
     noted=st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 10)), min_size=1, max_size=60),
     made=st.integers(1, 9),
 )
-def test_the_pace_lies_between_the_fastest_and_the_slowest_of_late(noted: list[tuple[float, float]], made: int) -> None:
+def test_the_pace_lies_between_the_fastest_and_the_slowest_recent_times(
+    noted: list[tuple[float, float]], made: int
+) -> None:
     pace, now_s, times = Pace(10.0), 0.0, []
     for pause_s, took_s in noted:
         now_s += pause_s
         pace.next_token(now_s, took_s)
         times.append((now_s, took_s))
-    lately = [took_s for at_s, took_s in times if at_s >= now_s - 10.0]
+    recent = [took_s for at_s, took_s in times if at_s >= now_s - 10.0]
     predicted = pace.service_s(now_s, 1, 10, made=made)
     assert predicted is not None
-    assert (10 - made) * min(lately) * 0.999 <= predicted <= (10 - made) * max(lately) * 1.001
+    assert (10 - made) * min(recent) * 0.999 <= predicted <= (10 - made) * max(recent) * 1.001
