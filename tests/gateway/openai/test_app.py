@@ -1,4 +1,4 @@
-"""The unmodified `openai` client against the app: completions and chat, whole and streamed."""
+"""The unmodified `openai` client with the app: completions and chats, whole and streamed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from resplit.gateway.openai.text import Text
 
-HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 PROMPT = "the quick brown fox"
 
 
@@ -22,7 +22,7 @@ def client(server) -> openai.OpenAI:
 
 
 def _greedy(model, prompt: tuple[int, ...], new_tokens: int, **settings) -> list[int]:
-    """What `generate` makes of the prompt, the end of text included."""
+    """The tokens that `generate` adds to the prompt, the end of text included."""
     ids = torch.tensor([prompt])
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, **settings
@@ -30,7 +30,7 @@ def _greedy(model, prompt: tuple[int, ...], new_tokens: int, **settings) -> list
     return out[0, len(prompt) :].tolist()
 
 
-def test_a_completion_is_the_text_of_the_models_own_greedy_tokens(client, model, text: Text) -> None:
+def test_a_completion_is_the_text_of_the_tokens_that_transformers_generates(client, model, text: Text) -> None:
     expected = _greedy(model, text.encode(PROMPT), 24)
     answer = client.completions.create(model="tiny-random-llama", prompt=PROMPT, max_tokens=24, temperature=0)
     assert answer.choices[0].text == text.decode(expected)
@@ -39,7 +39,7 @@ def test_a_completion_is_the_text_of_the_models_own_greedy_tokens(client, model,
     assert (answer.object, answer.model) == ("text_completion", "tiny-random-llama")
 
 
-def test_token_ids_can_be_given_and_had_back(client, model, text: Text) -> None:
+def test_a_prompt_may_be_token_ids_and_the_answer_may_contain_them(client, model, text: Text) -> None:
     prompt = text.encode(PROMPT)
     answer = client.completions.create(
         model="tiny-random-llama",
@@ -61,7 +61,7 @@ def test_the_end_of_text_ends_the_answer_unless_it_is_ignored(client, model, tex
     assert answer.usage.completion_tokens == len(expected)
 
 
-def test_a_stream_joins_to_the_whole_answer(client) -> None:
+def test_the_chunks_of_a_stream_join_to_the_whole_answer(client) -> None:
     ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 30}
     whole = client.completions.create(**ask)
     chunks = list(client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
@@ -72,7 +72,7 @@ def test_a_stream_joins_to_the_whole_answer(client) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_every_token_has_its_chunk_where_ids_are_wanted(client) -> None:
+def test_every_token_has_its_own_chunk_if_token_ids_are_requested(client) -> None:
     ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 12}
     extensions = {"return_token_ids": True, "ignore_eos": True}
     chunks = list(client.completions.create(**ask, stream=True, extra_body=extensions))
@@ -88,7 +88,7 @@ def test_a_chat_is_the_completion_of_its_rendered_template(client, model, text: 
     assert answer.usage.prompt_tokens == len(prompt)
 
 
-def test_an_answer_can_be_handed_back_and_parts_are_joined(client, server) -> None:
+def test_a_client_may_send_an_answer_back_and_parts_are_joined(client, server) -> None:
     first = client.chat.completions.create(
         model="tiny-random-llama", messages=[{"role": "user", "content": "a"}], max_tokens=3
     )
@@ -113,7 +113,7 @@ async def test_chats_stream_to_asynchronous_clients(server) -> None:
     assert all(chunk.usage is None for chunk in chunks)
 
 
-def test_a_chat_without_a_limit_may_fill_the_context(client, server) -> None:
+def test_a_chat_without_max_tokens_may_fill_the_context(client, server) -> None:
     client.chat.completions.create(model="tiny-random-llama", messages=[{"role": "user", "content": "a"}])
     request = server[1].seen[-1]
     assert len(request.prompt_ids) + request.max_new_tokens == server[1].context_tokens
@@ -130,10 +130,10 @@ def test_a_stop_string_ends_the_answer_and_is_never_shown(client, server) -> Non
     chunks = list(client.completions.create(**ask, stop=stop, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert server[1].idle.wait(5)  # the engine does not go on
+    assert server[1].idle.wait(5)  # the engine stops as well
 
 
-async def test_streams_that_run_together_do_not_touch_one_another(server) -> None:
+async def test_concurrent_streams_do_not_affect_one_another(server) -> None:
     prompts = [f"the {word} 日本 🙂" for word in ("quick", "brown", "fox", "lazy", "dog", "bear")]
     async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
 
@@ -149,7 +149,7 @@ async def test_streams_that_run_together_do_not_touch_one_another(server) -> Non
     assert len(set(alone)) == len(prompts)
 
 
-def test_sampling_repeats_with_its_seed_and_only_then(client, server) -> None:
+def test_sampling_is_repeatable_with_a_seed_only(client, server) -> None:
     ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 16, "temperature": 1.0}
     one, same, other = (client.completions.create(**ask, seed=seed).choices[0].text for seed in (-3, -3, 4))
     assert one == same != other
@@ -159,12 +159,12 @@ def test_sampling_repeats_with_its_seed_and_only_then(client, server) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"temperature": 1e-300}, {"temperature": 1, "top_p": 0}])
-def test_what_leaves_no_choice_is_greedy(client, server, settings: dict[str, float]) -> None:
+def test_settings_that_leave_no_choice_are_greedy(client, server, settings: dict[str, float]) -> None:
     client.completions.create(model="tiny-random-llama", prompt="a", max_tokens=1, **settings)
     assert server[1].seen[-1].sampling.temperature == 0
 
 
-def test_parameters_without_influence_are_ignored(client) -> None:
+def test_parameters_that_do_not_change_the_answer_are_accepted(client) -> None:
     client.chat.completions.create(
         model="tiny-random-llama",
         messages=[{"role": "user", "content": "a", "name": "ada"}],
@@ -180,12 +180,12 @@ def test_parameters_without_influence_are_ignored(client) -> None:
     )
 
 
-def test_models_lists_the_one_that_is_served(client) -> None:
+def test_the_served_model_is_listed(client) -> None:
     assert [model.id for model in client.models.list()] == ["tiny-random-llama"]
     assert client.models.retrieve("tiny-random-llama").owned_by == "resplit"
 
 
-def test_a_stream_is_made_of_server_sent_events(server) -> None:
+def test_a_stream_consists_of_server_sent_events(server) -> None:
     body = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 3, "stream": True}
     answer = HTTP.post(f"{server[0]}/v1/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -202,8 +202,8 @@ def test_the_class_comes_from_the_key_then_the_header_then_the_default(server) -
 
     assert seen("key-batch") == "batch"
     assert seen("key-batch", **{"X-Resplit-Class": "interactive"}) == "batch"
-    assert seen("unheard of", **{"X-Resplit-Class": "batch"}) == "batch"
-    assert seen("unheard of") == "interactive"
+    assert seen("unknown", **{"X-Resplit-Class": "batch"}) == "batch"
+    assert seen("unknown") == "interactive"
 
 
 def test_a_deadline_can_be_shortened_but_not_lengthened(server) -> None:

@@ -1,4 +1,4 @@
-"""What the app refuses and how: statuses, OpenAI's error shape, the client's exception classes, clients that leave."""
+"""Refused requests and failed ones: statuses, OpenAI's error objects, the client's exceptions, clients that leave."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
 
-HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
 ASK = {"model": MODEL, "prompt": "the fox", "max_tokens": 4}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}
@@ -118,11 +118,11 @@ def test_a_bad_conversation_is_refused(server, change: dict[str, object]) -> Non
         (json.dumps(ASK).encode(), ""),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(server, content: bytes, kind: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(server, content: bytes, kind: str) -> None:
     _refused(HTTP.post(f"{server[0]}/v1/completions", content=content, headers={"Content-Type": kind}), 400)
 
 
-def test_the_clients_exceptions_tell_the_errors_apart(serve) -> None:
+def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
     url, engine = serve(require_key=True)
     client = _client(url, "key-batch")
     with pytest.raises(openai.BadRequestError) as bad:
@@ -133,9 +133,9 @@ def test_the_clients_exceptions_tell_the_errors_apart(serve) -> None:
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4/x")
-    with pytest.raises(openai.AuthenticationError) as stranger:
+    with pytest.raises(openai.AuthenticationError) as unknown_key:
         _client(url, "key-unknown").models.list()
-    assert stranger.value.code == "invalid_api_key"
+    assert unknown_key.value.code == "invalid_api_key"
     engine.room = 0
     with pytest.raises(openai.RateLimitError) as busy:
         client.completions.create(**ASK)
@@ -146,7 +146,7 @@ def test_the_clients_exceptions_tell_the_errors_apart(serve) -> None:
     assert lost.value.status_code == 503
 
 
-def test_errors_before_the_first_token_are_a_status_in_a_stream_too(serve) -> None:
+def test_an_error_before_the_first_token_of_a_stream_is_a_status(serve) -> None:
     url, engine = serve(room=0)
     with pytest.raises(openai.RateLimitError):
         _client(url).completions.create(**ASK, stream=True)
@@ -155,32 +155,32 @@ def test_errors_before_the_first_token_are_a_status_in_a_stream_too(serve) -> No
     assert "secret" not in _refused(answer, 500)["message"]
 
 
-def test_what_the_engine_refuses_is_a_bad_request(server) -> None:
+def test_a_request_that_the_engine_refuses_is_a_bad_request(server) -> None:
     answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK | {"prompt": [5, 5, 5]})
     assert "refuses this prompt" in _refused(answer, 400)["message"]
 
 
-@pytest.mark.parametrize(("failure", "told"), [("lost_after", "trusted node"), ("broken_after", "failed")])
-def test_an_error_in_a_stream_is_its_last_event(serve, failure: str, told: str) -> None:
+@pytest.mark.parametrize(("failure", "message"), [("lost_after", "trusted node"), ("broken_after", "failed")])
+def test_an_error_in_a_stream_is_its_last_event(serve, failure: str, message: str) -> None:
     url, engine = serve(**{failure: 2})
     ask = ASK | {"stream": True, "ignore_eos": True, "return_token_ids": True}
     *chunks, last, nothing = HTTP.post(f"{url}/v1/completions", json=ask).text.split("\n\n")
     assert (len(chunks), nothing) == (2, "")
     error = json.loads(last.removeprefix("data: "))["error"]
-    assert told in error["message"]
+    assert message in error["message"]
     assert "secret" not in error["message"]
-    with pytest.raises(openai.APIError, match=told):
+    with pytest.raises(openai.APIError, match=message):
         list(_client(url).completions.create(**ASK, stream=True, extra_body={"ignore_eos": True}))
     assert engine.idle.wait(5)
 
 
-def test_a_defect_is_a_500_that_tells_nothing(serve) -> None:
+def test_a_defect_is_a_500_without_details(serve) -> None:
     url, _ = serve(broken_after=1)
     answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"ignore_eos": True})
     assert "secret" not in _refused(answer, 500)["message"]
 
 
-def test_more_than_the_context_is_refused(server) -> None:
+def test_a_request_longer_than_the_context_is_refused(server) -> None:
     url, engine = server
     fits = ASK | {"prompt": [7] * 100, "max_tokens": 28}
     assert HTTP.post(f"{url}/v1/completions", json=fits).status_code == 200
@@ -202,7 +202,7 @@ def test_a_large_body_is_refused_whether_its_length_is_announced_or_not(server) 
     assert HTTP.post(url, content=iter([json.dumps(ASK).encode()]), headers=kind).status_code == 200
 
 
-def test_what_is_mounted_beside_the_api_keeps_its_own_rules(model, text, server) -> None:
+def test_an_application_mounted_beside_the_api_has_its_own_limits(model, text, server) -> None:
     async def size(request: Request) -> Response:
         return Response(str(len(await request.body())))
 
@@ -213,7 +213,7 @@ def test_what_is_mounted_beside_the_api_keeps_its_own_rules(model, text, server)
         _refused(client.post("/v1/completions", content=b"x" * 5000), 413)
 
 
-def test_a_body_that_never_ends_is_given_up(serve) -> None:
+def test_a_body_that_never_ends_is_refused_at_the_deadline(serve) -> None:
     url, _ = serve(limits={"deadline": "200 ms"})
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
@@ -234,12 +234,12 @@ def test_the_deadline_is_a_504_and_frees_the_engine(serve) -> None:
 
 
 @pytest.mark.parametrize("header", ["nan", "inf", "-1", "0", "soon"])
-def test_a_senseless_deadline_is_refused(server, header: str) -> None:
+def test_a_deadline_that_is_not_a_positive_number_is_refused(server, header: str) -> None:
     _refused(HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Deadline-S": header}), 400)
 
 
 def test_an_unknown_class_is_refused(server) -> None:
-    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Class": "nobles"})
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Class": "premium"})
     assert _refused(answer, 400)["param"] == "X-Resplit-Class"
 
 
@@ -254,7 +254,7 @@ def test_a_client_that_leaves_cancels_its_generation(serve, stream: bool) -> Non
     assert _sample(url, "resplit_sessions_live", "interactive") == 0
 
 
-def test_a_key_is_needed_for_everything_but_operation(serve) -> None:
+def test_a_key_is_required_for_all_paths_except_health_and_metrics(serve) -> None:
     url, _ = serve(require_key=True)
     for path in ("/v1/models", f"/v1/models/{MODEL}"):
         _refused(HTTP.get(url + path), 401)
@@ -268,12 +268,12 @@ def test_a_key_is_needed_for_everything_but_operation(serve) -> None:
     assert [HTTP.get(url + path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
 
 
-def test_unknown_paths_and_methods_have_the_same_shape(server) -> None:
+def test_unknown_paths_and_methods_get_the_same_error_objects(server) -> None:
     _refused(HTTP.get(f"{server[0]}/v1/nothing"), 404)
     _refused(HTTP.get(f"{server[0]}/v1/completions"), 405)
 
 
-def test_readiness_gives_its_reason_while_liveness_holds(serve) -> None:
+def test_readyz_gives_the_reason_while_healthz_stays_ok(serve) -> None:
     url, engine = serve(unready="no node can hold the head")
     assert HTTP.get(f"{url}/healthz").status_code == 200
     answer = HTTP.get(f"{url}/readyz")
@@ -306,7 +306,7 @@ def test_metrics_count_requests_and_tokens_by_class_and_status(serve) -> None:
     assert _sample(url, "resplit_queue_depth", "") == 0
 
 
-def test_live_sessions_and_waiting_requests_are_seen_while_they_last(serve) -> None:
+def test_metrics_show_running_and_waiting_requests(serve) -> None:
     url, engine = serve(step_s=0.2)
     ask = ASK | {"max_tokens": 50, "stream": True, "ignore_eos": True}
     with HTTP.stream("POST", f"{url}/v1/completions", json=ask) as answer:
@@ -317,12 +317,12 @@ def test_live_sessions_and_waiting_requests_are_seen_while_they_last(serve) -> N
     assert engine.idle.wait(5)
 
 
-def test_a_key_for_an_unknown_class_is_a_wrong_configuration(model, text, server) -> None:
-    with pytest.raises(ConfigError, match="nobles"):
-        create_app(server[1], text, MODEL, LimitsConfig(), {"key": "nobles"}, True)
+def test_a_key_with_an_unknown_class_is_a_configuration_error(model, text, server) -> None:
+    with pytest.raises(ConfigError, match="premium"):
+        create_app(server[1], text, MODEL, LimitsConfig(), {"key": "premium"}, True)
 
 
-async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_ends_if_its_client_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resplit.gateway.openai.middleware._GRACE_S", 0.05)
     closed = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Requests made up from the app's own OpenAPI description, and bodies made up from nothing: none may be a 5xx."""
+"""Random requests that follow the app's OpenAPI description, and random bodies: none may cause a 5xx."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-HTTP = httpx.Client(verify=False)  # no certificates to load: the server is on loopback
+HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
 QUICK = settings(max_examples=50, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
@@ -26,13 +26,17 @@ PARAMETERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "seed"
 @pytest.mark.parametrize(
     ("method", "path", "reached"),
     [
-        ("POST", "/v1/completions", {400}),  # few of the described ones are served: they ask for what there is not
+        (
+            "POST",
+            "/v1/completions",
+            {400},
+        ),  # few described requests are served: most use parameters that are not implemented
         ("POST", "/v1/chat/completions", {400}),
         ("GET", "/v1/models", {200}),
         ("GET", "/v1/models/{name}", {404}),
     ],
 )
-def test_no_described_request_is_a_server_error(server, method: str, path: str, reached: set[int]) -> None:
+def test_no_described_request_causes_a_server_error(server, method: str, path: str, reached: set[int]) -> None:
     operation = schemathesis.openapi.from_url(f"{server[0]}/openapi.json")[path][method]
     right, wrong = (operation.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode)
     statuses: Counter[int] = Counter()
@@ -41,8 +45,8 @@ def test_no_described_request_is_a_server_error(server, method: str, path: str, 
     @given(case=right | wrong)
     def run(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and "model" in case.body:
-            case.body["model"] = MODEL  # what is made up would end at a 404
-        case.headers.pop("x-resplit-class", None)  # and this at a 400
+            case.body["model"] = MODEL  # a random name would be a 404
+        case.headers.pop("x-resplit-class", None)  # a random class would be a 400
         status = case.call().status_code
         statuses[status] += 1
         assert status < 500 or (status == 504 and "x-resplit-deadline-s" in case.headers)
@@ -56,7 +60,7 @@ def test_no_described_request_is_a_server_error(server, method: str, path: str, 
     path=st.sampled_from(["completions", "chat/completions"]),
     body=st.binary() | JSON.map(lambda v: json.dumps(v).encode()),
 )
-def test_no_body_is_a_server_error(server, path: str, body: bytes) -> None:
+def test_no_body_causes_a_server_error(server, path: str, body: bytes) -> None:
     answer = HTTP.post(f"{server[0]}/v1/{path}", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
 
@@ -66,7 +70,7 @@ def test_no_body_is_a_server_error(server, path: str, body: bytes) -> None:
     path=st.sampled_from(["completions", "chat/completions"]),
     body=st.dictionaries(st.sampled_from(PARAMETERS), JSON, max_size=3),
 )
-def test_no_value_of_a_parameter_is_a_server_error(server, path: str, body: dict[str, object]) -> None:
+def test_no_parameter_value_causes_a_server_error(server, path: str, body: dict[str, object]) -> None:
     right = {"model": MODEL, "max_tokens": 2} | ({"prompt": "a"} if path == "completions" else {"messages": HELLO})
     content = json.dumps(right | body)
     answer = HTTP.post(f"{server[0]}/v1/{path}", content=content, headers={"Content-Type": "application/json"})
