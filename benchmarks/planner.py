@@ -1,6 +1,7 @@
-"""The planner's benchmark: every solver on the same generated problems; writes the table and the plot in docs/.
+"""The planner's benchmark: all solvers on the same generated problems. It writes the table and the plot in docs/.
 
-`python benchmarks/planner.py [--only PREFIX]`. One core; times are solve times, reading excluded.
+Run it with `python -m benchmarks.planner [--only PREFIX]`. A solve uses one core. Times are solve times, without the
+time to generate a problem.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `objective` and `bound` are None where there is none; `load` is the machine's, all that runs on it."""
+    """One run. `objective` and `bound` are None if there is none. `load` is the load of the whole machine."""
 
     instance: str
     nodes: int
     blocks: int
-    tight: float | None
+    memory_ratio: float | None
     run: str
     status: str
     objective: float | None
@@ -52,7 +53,7 @@ class Row:
 
 
 def short_limit_s(nodes: int) -> float:
-    """The limit within which a plan should be near the optimum."""
+    """The time limit within which a plan should be near the optimum."""
     return 1.0 if nodes <= 32 else 5.0 if nodes <= 128 else 30.0
 
 
@@ -62,13 +63,13 @@ def row(spec: Spec, problem: Problem, run: str, plan: Plan) -> Row:
         assert not evaluation.violations, (spec.name, run, evaluation.violations)
         assert abs(evaluation.objective - plan.objective) <= 1e-6 * plan.objective
     return Row(
-        spec.name, spec.nodes, len(problem.blocks), spec.tight, run, plan.status, plan.objective, plan.lower_bound,
-        plan.solve_s, os.getloadavg()[0],
+        spec.name, spec.nodes, len(problem.blocks), spec.memory_ratio, run, plan.status, plan.objective,
+        plan.lower_bound, plan.solve_s, os.getloadavg()[0],
     )  # fmt: skip
 
 
 def plain_descent(problem: Problem, time_limit_s: float) -> float | None:
-    """Objective of steepest descent over interval moves alone, from random starts until the time is over."""
+    """Objective of steepest descent over interval moves alone, with random restarts until the time limit."""
     instance = Instance.of(problem)
     budget = Budget(time_limit_s)
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
@@ -95,7 +96,7 @@ def measure(spec: Spec) -> list[Row]:
         rows.append(row(spec, problem, "relax 10 s", solve(problem, time_limit_s=10.0)))
     if 64 <= spec.nodes <= 128 and rows[0].status != "infeasible":
         rows.append(
-            Row(spec.name, spec.nodes, len(problem.blocks), spec.tight, "descent 20 s", "-",
+            Row(spec.name, spec.nodes, len(problem.blocks), spec.memory_ratio, "descent 20 s", "-",
                 plain_descent(problem, 20.0), None, 20.0, os.getloadavg()[0])
         )  # fmt: skip
     rows += [row(spec, problem, name, solve(problem, solver=name, time_limit_s=10.0)) for name in BASELINES]
@@ -105,11 +106,10 @@ def measure(spec: Spec) -> list[Row]:
 
 
 def measure_replanning() -> list[tuple[float, float]]:
-    """Wall and processor seconds to re-plan at 16 nodes x 34 blocks from yesterday's plan, the state drifted; one warm
-    planner per problem."""
+    """Wall and processor seconds to re-plan drifted states of 16 nodes and 34 blocks, from the last plan."""
     seconds = []
-    for seed, tight in ((1, None), (2, None), (3, 1.5), (4, 1.8)):
-        raw = generate(Spec(seed, 16, "llama2-7b", 1 + seed % 3, tight))
+    for seed, memory_ratio in ((1, None), (2, None), (3, 1.5), (4, 1.8)):
+        raw = generate(Spec(seed, 16, "llama2-7b", 1 + seed % 3, memory_ratio))
         replanner = Replanner(problem_from_json(raw), time_limit_s=5.0)
         for drift in range(10):
             problem = problem_from_json(drifted(raw, drift))
@@ -121,7 +121,7 @@ def measure_replanning() -> list[tuple[float, float]]:
 
 
 def best_of(rows: list[Row]) -> dict[str, float]:
-    """Least objective known of each instance."""
+    """The least objective found for each instance."""
     best: dict[str, float] = {}
     for r in rows:
         if r.objective is not None:
@@ -133,9 +133,9 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
     best, bound = best_of(rows), bounds_of(rows)
     lines = [
         "# Planner benchmark", "",
-        "Written by `python -m benchmarks.planner` on problems of `benchmarks/planner_instances.py`. *Ratio*:",
-        "objective over the best that any run found. *Gap*: certified, (best - bound) / best, in 10 s (30 s at 512",
-        "nodes).", "",
+        "Written by `python -m benchmarks.planner`; `benchmarks/planner_instances.py` generates the problems.", "",
+        "- *Ratio*: the objective divided by the best objective that any run found.",
+        "- *Gap*: the certified gap, (best - bound) / best, after 10 s (30 s at 512 nodes).", "",
         "| instance | blocks | status | best | short limit | ratio in it | gap | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -162,12 +162,12 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
     lines += ["", "## Certified gap by size", "", "| nodes | memory | median gap | worst gap | at most 1e-4 |",
               "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for nodes in sorted({r.nodes for r in rows}):
-        for tight in (False, True):
-            names = {r.instance for r in rows if r.nodes == nodes and bool(r.tight) == tight}
+        for memory_ratio in (False, True):
+            names = {r.instance for r in rows if r.nodes == nodes and bool(r.memory_ratio) == memory_ratio}
             gaps = [max(0.0, 1 - bound[n] / best[n]) for n in names if n in best and n in bound]
             if gaps:
                 lines.append(
-                    f"| {nodes} | {'scarce' if tight else 'ample'} | {np.median(gaps):.2%} | {max(gaps):.2%} | "
+                    f"| {nodes} | {'scarce' if memory_ratio else 'ample'} | {np.median(gaps):.2%} | {max(gaps):.2%} | "
                     f"{sum(g <= 1e-4 for g in gaps)} of {len(gaps)} |"
                 )
     if replanning:
@@ -178,14 +178,16 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
                 f"{np.quantile(seconds, 0.9):.0f} ms, worst {seconds.max():.0f} ms"
             )
     load = [r.load for r in rows]
-    lines += ["", "## The machine", "", f"{os.cpu_count()} cores; load (1 minute) while this ran: median "
-              f"{np.median(load):.1f}, at most {max(load):.1f}. A solve uses one core: where the load is above the "
-              "number of cores, it gets less of its time limit."]  # fmt: skip
+    lines += ["", "## The machine", "",
+              f"{os.cpu_count()} cores. The load (1 minute) during the runs was {np.median(load):.1f} in the median "
+              f"and at most {max(load):.1f}.",
+              "A solve uses one core. It gets less processor time if the load exceeds the number of cores.",
+              ]  # fmt: skip
     path.write_text("\n".join(lines) + "\n")
 
 
 def against_descent(rows: list[Row]) -> list[str]:
-    """The planner in its short limit beside 20 s of plain descent with restarts, problem by problem."""
+    """The planner in its short limit next to 20 s of plain descent with restarts, for each problem."""
     lines = ["", "## Against 20 s of plain interval-move descent with restarts", "",
              "| instance | relax | in s | descent | in s | relax / descent |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
@@ -201,7 +203,7 @@ def against_descent(rows: list[Row]) -> list[str]:
 
 
 def bounds_of(rows: list[Row]) -> dict[str, float]:
-    """Highest proven bound of each instance."""
+    """The highest proven bound of each instance."""
     bound: dict[str, float] = {}
     for r in rows:
         if r.bound is not None:
@@ -217,7 +219,7 @@ def by_run(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Objective ratio against solve time, one point per run."""
+    """Plot the ratio to the best objective against the solve time, one point per run."""
     best = best_of(rows)
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for run, mine in by_run(rows).items():

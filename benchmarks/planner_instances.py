@@ -1,7 +1,7 @@
-"""Generated placement problems: real models on mixed edge hardware, fixed by their specification and seed.
+"""Generates placement problems: real models on mixed edge hardware, fixed by a specification with a seed.
 
-Drawn like the examples in tests/data/problems; says nothing of how they are solved. `python
-benchmarks/planner_instances.py FOLDER` writes the suite as problem files.
+They are drawn like the examples in tests/data/problems. `python -m benchmarks.planner_instances FOLDER` writes the
+suite as problem files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-# name: (layers, hidden, weights of a layer, of embedding or head in bytes, cache bytes per token and layer)
+# name: (layers, hidden size, bytes of a layer, bytes of embedding or head, KV cache bytes per token and layer)
 MODELS = {
     "smollm2-135m": (30, 576, 7.08e6, 5.66e7, 768),
     "llama3.2-1b": (16, 2048, 1.216e8, 5.25e8, 2048),
@@ -23,7 +23,7 @@ MODELS = {
     "llama2-13b": (40, 5120, 6.344e8, 3.28e8, 20480),
     "llama3-70b": (80, 8192, 1.712e9, 2.1e9, 4096),
 }
-# kind: (Tflop/s, GB/s, memory in GB, how often), each scaled by 0.7..1.1 or so
+# kind: (Tflop/s, GB/s, memory in GB, frequency); speeds are scaled by a random factor per node
 DEVICES = {
     "rpi5": (0.028, 13, 7, 1),
     "orin-nano": (1.3, 62, 6, 2),
@@ -41,43 +41,43 @@ WANS = ((6e-3, 12.5e6), (12e-3, 12.5e6), (12e-3, 40e6), (20e-3, 2.5e6))
 
 @dataclass(frozen=True)
 class Spec:
-    """One generated problem. `tight` is total memory over need (None: ample)."""
+    """One generated problem. `memory_ratio` is the total memory over the memory needed; None if memory is ample."""
 
     seed: int
     nodes: int
     model: str
     classes: int = 1
-    tight: float | None = None
+    memory_ratio: float | None = None
     nulls: bool = False
     sub: bool = False
     cuts: int | None = None
 
     @property
     def name(self) -> str:
-        marks = [f"tight{self.tight}"] if self.tight else []
+        marks = [f"tight{self.memory_ratio}"] if self.memory_ratio else []
         marks += [word for word, there in (("nulls", self.nulls), ("sub", self.sub), ("cuts", self.cuts)) if there]
         return "-".join([f"n{self.nodes:03d}", self.model, f"c{self.classes}", *marks, str(self.seed)])
 
 
 def suite() -> list[Spec]:
-    """The published benchmark: two fifths tight, with one, two or more classes, links and times missing."""
+    """The published benchmark: two fifths have scarce memory, and some lack links and times."""
     specs = []
     models = ["llama3.2-1b", "llama3.2-3b", "llama2-7b", "llama2-13b", "smollm2-135m"]
     for size_index, nodes in enumerate((8, 12, 16, 24, 32)):
         for k in range(10):
             seed = 1000 * (size_index + 1) + k
-            tight = (None, 1.05, None, 1.2, None, 1.6, None, 1.4, None, 1.8)[k]
-            model = models[k % 5] if tight is None else ("llama2-7b", "llama2-13b", "llama2-7b")[k % 3]
+            memory_ratio = (None, 1.05, None, 1.2, None, 1.6, None, 1.4, None, 1.8)[k]
+            model = models[k % 5] if memory_ratio is None else ("llama2-7b", "llama2-13b", "llama2-7b")[k % 3]
             specs.append(
-                Spec(seed, nodes, model, 1 + k % 4, tight, nulls=k in (3, 4, 7), sub=k in (6, 9) and nodes <= 12,
+                Spec(seed, nodes, model, 1 + k % 4, memory_ratio, nulls=k in (3, 4, 7), sub=k in (6, 9) and nodes <= 12,
                      cuts=6 if k == 8 else None)
             )  # fmt: skip
-    for k, tight in enumerate((None, 1.3, None, 1.6)):
-        specs.append(Spec(6000 + k, 64, "llama3-70b", 1 + k % 3, tight, nulls=k == 1))
-        # more nodes than blocks: a node must have room for a block, so that scarce means that none holds many
-        scarce = None if tight is None else 8.0
-        specs.append(Spec(7000 + k, 128, "llama2-7b", 1 + k % 3, scarce, nulls=k == 3))
-    specs += [Spec(8000, 512, "llama3-70b", 2), Spec(8001, 512, "llama3-70b", 2, tight=16.0)]
+    for k, memory_ratio in enumerate((None, 1.3, None, 1.6)):
+        specs.append(Spec(6000 + k, 64, "llama3-70b", 1 + k % 3, memory_ratio, nulls=k == 1))
+        # more nodes than blocks: each node needs memory for a block, so memory is scarce if no node holds many
+        large_ratio = None if memory_ratio is None else 8.0
+        specs.append(Spec(7000 + k, 128, "llama2-7b", 1 + k % 3, large_ratio, nulls=k == 3))
+    specs += [Spec(8000, 512, "llama3-70b", 2), Spec(8001, 512, "llama3-70b", 2, memory_ratio=16.0)]
     return specs
 
 
@@ -127,7 +127,7 @@ def generate(spec: Spec) -> dict[str, Any]:
 
 
 def drifted(problem: dict[str, Any], seed: int, size: float = 0.15) -> dict[str, Any]:
-    """The same problem a while later: background load, rates, times and links moved by about `size`."""
+    """The same problem after a drift: background load, rates, times and links change by about `size` (relative)."""
     rng = np.random.default_rng(seed)
     new = json.loads(json.dumps(problem))
     for node in new["nodes"]:
@@ -171,9 +171,9 @@ def _kinds(spec: Spec, rng: np.random.Generator) -> list[str]:
 
 def _nodes(spec: Spec, kinds: list[str], need: float, rng: np.random.Generator) -> list[dict[str, Any]]:
     memory = np.array([DEVICES[kind][2] * 1e9 for kind in kinds]) * rng.uniform(0.5, 1, spec.nodes)
-    if spec.tight:
+    if spec.memory_ratio:
         memory = rng.uniform(0.5, 1.6, spec.nodes)
-        memory *= spec.tight * need / memory.sum()
+        memory *= spec.memory_ratio * need / memory.sum()
     trusted = rng.random(spec.nodes) < 0.6
     trusted[rng.choice(spec.nodes, max(1, spec.nodes // 4), False)] = True
     return [
@@ -187,7 +187,7 @@ def _nodes(spec: Spec, kinds: list[str], need: float, rng: np.random.Generator) 
 
 
 def _times(blocks: list[dict[str, Any]], kinds: list[str], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds per token (J, N): prefill is bound by compute, decode by memory bandwidth; the embedding is a lookup."""
+    """Seconds per token (J, N). Prefill is bound by compute, decode by memory bandwidth; the embedding is a lookup."""
     weights = np.array([block["weight_bytes"] for block in blocks])
     flops = np.array([DEVICES[kind][0] * 1e12 for kind in kinds]) * rng.uniform(0.7, 1.25, len(kinds))
     bandwidth = np.array([DEVICES[kind][1] * 1e9 for kind in kinds]) * rng.uniform(0.7, 1.2, len(kinds))
@@ -200,13 +200,13 @@ def _scale_rates(
     classes: list[dict[str, Any]], prefill: np.ndarray, decode: np.ndarray, nodes: list[dict[str, Any]], spec: Spec,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Rates such that the whole model would load a good node (ample) or the mean node (tight) to a drawn share."""
+    """Scale the rates so that the whole model loads a good node (ample memory) or the mean node to a random share."""
     load = sum(
         c["rate_rps"] * (c["prompt_tokens"] * prefill.sum(axis=0) + c["new_tokens"] * decode.sum(axis=0))
         for c in classes
     )
     free = np.array([1 - node["background_utilization"] for node in nodes])
-    if spec.tight:
+    if spec.memory_ratio:
         share = np.array([node["memory_bytes"] for node in nodes])
         factor = rng.uniform(0.3, 0.85) / np.quantile(load * share / share.sum() / free, 0.9)
     else:
@@ -216,7 +216,7 @@ def _scale_rates(
 
 
 def _links(spec: Spec, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Sites with their own local network, joined by wide-area links whose latency grows with distance."""
+    """Latency and bandwidth (N, N) of sites with local networks and wide-area links over random distances."""
     sites = max(2, spec.nodes // 4)
     site = rng.integers(sites, size=spec.nodes)
     lan = [LANS[int(k)] for k in rng.integers(len(LANS), size=sites)]
