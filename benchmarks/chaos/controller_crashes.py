@@ -68,7 +68,7 @@ async def change_and_die(tried: Trial, fatal: int) -> bool:
     tried.fate.events, tried.fate.fatal = [], fatal
     try:
         await tried.deploy(SECOND if live.placement == FIRST else FIRST)
-        await tried.controller.only_live()
+        await tried.controller.deployment.settle()
     except KilledError:
         return True
     tried.fate.fatal = None
@@ -80,7 +80,7 @@ async def restart_and_die(tried: Trial, fatal: int) -> bool:
     tried.fate.events, tried.fate.fatal = [], fatal
     try:
         await tried.resume()
-        await tried.controller.only_live()
+        await tried.controller.deployment.settle()
     except (KilledError, BaseExceptionGroup):
         return True
     tried.fate.fatal = None

@@ -150,8 +150,7 @@ class Trial:
     async def resume(self) -> None:
         """What a controller does when it starts."""
         await self.nodes.router.wait_for(set(PLACES), 10)
-        await self.controller.introduce()
-        await self.controller.resume()
+        await self.controller.start()
 
     async def deliver_late(self) -> None:
         """Let the commands that were held back arrive now, the last first."""

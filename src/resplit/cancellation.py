@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
-__all__ = ["cancel_and_wait"]
+import structlog
 
+__all__ = ["BackgroundTasks", "cancel_and_wait"]
+
+_log = structlog.get_logger(__name__)
 _CANCEL_AGAIN_S = 0.2
 
 
@@ -25,3 +28,25 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
         for task in done:
             if not task.cancelled():
                 task.exception()  # so that nobody calls it unheard
+
+
+class BackgroundTasks:
+    """Tasks that run beside their owner until they end or the owner stops them. A failure is logged."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Cancel all tasks and wait for their end."""
+        await cancel_and_wait(self._tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("a background task failed", exc_info=error)

@@ -25,6 +25,6 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     controller = nodes.controller()
-    await controller.introduce()
+    await controller.membership.introduce()
     yield controller
     await controller.stop()

@@ -37,9 +37,9 @@ async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_release
     assert await served(nodes) == before
     assert steps(controller, 1) == ["proposed", "prepared", "committed", "released"]
     assert steps(controller, 2) == ["proposed", "prepared", "committed"]
-    assert [epoch.placement for epoch in controller.epochs] == [tuple(FIRST), tuple(SECOND)]
+    assert [epoch.placement for epoch in controller.deployment.history] == [tuple(FIRST), tuple(SECOND)]
     # Only what was not there yet was fetched: one layer for each of two nodes.
-    assert controller.epochs[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
+    assert controller.deployment.history[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
 
 
 async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcessCluster, controller: Controller) -> None:
@@ -115,7 +115,7 @@ async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_
 ) -> None:
     await deploy(controller, FIRST)
     tokens = await served(nodes, LONG)
-    controller.set_problem(problem_of(nodes.config, nodes.features, FIRST))
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     shard = nodes.folder / "registry" / nodes.keyring["layer.1"].shard
     sealed = shard.read_bytes()
     shard.write_bytes(bytes([sealed[0] ^ 1]) + sealed[1:])
@@ -142,7 +142,7 @@ async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
 async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room(
     nodes: InProcessCluster, controller: Controller, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    controller.set_problem(problem_of(nodes.config, nodes.features, SECOND))
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, SECOND))
     await deploy(controller, SECOND)
     stream = asyncio.create_task(served(nodes, LONG))
     await until(lambda: started(nodes, 1))
@@ -180,13 +180,13 @@ async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcessClust
         *(controller.deploy(Proposal(tuple(each), "initial", 0)) for each in (FIRST, SECOND)), return_exceptions=True
     )
     assert [type(each) for each in both].count(ProposalRefusedError) == 1
-    assert len(controller.epochs) == 1
+    assert len(controller.deployment.history) == 1
 
 
 async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
-    await controller.profile()
+    await controller.membership.profile()
     kinds = {name: {row["kind"] for row in await nodes.rows(name, "blocks")} for name in (A, B, C)}
     assert kinds == {A: {"embed", "layer", "head"}, B: {"embed", "layer", "head"}, C: {"layer"}}
     pairs = {(row["node"], row["peer"]) for name in (A, B, C) for row in await nodes.rows(name, "links")}

@@ -19,7 +19,7 @@ from tests.support.three_nodes import A, B, C
 @pytest.fixture
 async def operator(nodes: InProcessCluster, controller: Controller) -> Operator:
     """Of a cluster that serves, and whose controller knows enough to plan."""
-    controller.set_problem(problem_of(nodes.config, nodes.features, FIRST))
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     operator = operator_of(nodes, controller)
     await deploy(controller, FIRST)
     return operator
@@ -66,7 +66,7 @@ async def test_commands_are_kept_for_the_next_controller(
     await operator.drain(C)
     after = operator_of(nodes, controller)
     assert after.desired == operator.desired
-    assert (controller.cluster.trusted, controller.rules.drained) == ((A,), {C})
+    assert (controller.view.cluster.trusted, controller.view.rules.drained) == ((A,), {C})
 
 
 async def test_a_registry_that_fails_leaves_a_node_in_use(

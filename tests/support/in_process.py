@@ -127,7 +127,7 @@ class InProcessCluster:
             self.sessions,
             self.folder / "latest_problem.json",
         )
-        self.sessions.on_settled = controller.settled
+        self.sessions.on_settled = controller.deployment.sessions_left
         self.sessions.on_lost = controller.node_lost
         self.router.on_found = controller.node_found
         return controller

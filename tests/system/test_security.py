@@ -83,9 +83,9 @@ async def cluster(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[In
 @pytest.fixture
 async def controller(cluster: InProcessCluster) -> AsyncIterator[Controller]:
     controller = cluster.controller()
-    await controller.introduce()
+    await controller.membership.introduce()
     await deploy(controller, SPREAD)
-    controller.set_problem(problem_of(cluster.config, cluster.features, SPREAD))
+    controller.planner.set_problem(problem_of(cluster.config, cluster.features, SPREAD))
     yield controller
     await controller.stop()
 

@@ -90,7 +90,7 @@ async def serve(
     latest_problem = paths.state / "latest_problem.json"
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
     operator = Operator(controller, router, content, paths.desired_state_file)
-    sessions.on_settled = controller.settled
+    sessions.on_settled = controller.deployment.sessions_left
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     monitor = Monitor(router.peers, router.drop)
@@ -100,8 +100,7 @@ async def serve(
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     try:
         await _until_nodes_answer(router, set(cluster.node_names), first=log.last_committed() is None)
-        await controller.introduce()
-        await controller.resume()
+        await controller.start()
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
             polling = tasks.create_task(monitor.run(), name="monitor")

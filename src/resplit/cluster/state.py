@@ -12,7 +12,7 @@ import structlog
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
-from resplit.control.recovery import without
+from resplit.control.planning import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.errors import InfeasibleError
 from resplit.planner.partial_demand import solve_partial_demand

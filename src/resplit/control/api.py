@@ -84,7 +84,7 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
 
 def _looking(controller: Controller, monitor: Monitor) -> APIRouter:
     """What is, and what was."""
-    router, gateway = APIRouter(), controller.gateway
+    router, gateway = APIRouter(), controller.view.gateway
 
     @router.get("/status")
     async def status() -> dict[str, Any]:
@@ -94,13 +94,13 @@ def _looking(controller: Controller, monitor: Monitor) -> APIRouter:
     async def model() -> dict[str, Any]:
         live = controller.live
         return {
-            "name": controller.model.name,
-            "note": controller.model.note,
-            "features": [asdict(block) for block in controller.features],
+            "name": controller.view.model.name,
+            "note": controller.view.model.note,
+            "features": [asdict(block) for block in controller.view.rules.features],
             "epoch": live.epoch if live else 0,
             "placement": list(live.placement) if live else None,
-            "lost": controller.silent,
-            "drained": sorted(controller.rules.drained),
+            "lost": controller.view.unreachable,
+            "drained": sorted(controller.view.rules.drained),
         }
 
     @router.get("/telemetry")
@@ -117,7 +117,7 @@ def _looking(controller: Controller, monitor: Monitor) -> APIRouter:
 
     @router.get("/epochs")
     async def epochs() -> list[dict[str, Any]]:
-        return [asdict(epoch) for epoch in controller.epochs]
+        return [asdict(epoch) for epoch in controller.deployment.history]
 
     @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
@@ -139,14 +139,14 @@ def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
 
     @router.post("/problem")
     async def set_problem(problem: dict[str, Any]) -> dict[str, Any]:
-        controller.set_problem(problem_from_json(problem))
+        controller.planner.set_problem(problem_from_json(problem))
         return {}
 
     @router.post("/profile")
     async def profile() -> dict[str, Any]:
-        await controller.introduce()
-        await controller.profile()
-        for name in controller.answering:
+        await controller.membership.introduce()
+        await controller.membership.profile()
+        for name in controller.view.reachable:
             await monitor.poll(name)
         return {}
 
@@ -193,18 +193,18 @@ def _emulating(controller: Controller) -> APIRouter:
 
     @router.post("/emulation/node")
     async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:
-        await controller.emulate(body.node, Emulate(body.slowdown, body.background_utilization))
+        await controller.membership.emulate(body.node, Emulate(body.slowdown, body.background_utilization))
         return {}
 
     @router.post("/emulation/link")
     async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
         one, other = body.between
         shape = Shape(body.latency_s, body.bandwidth_bytes_per_s)
-        await controller.emulate(one, Emulate(links={other: shape}))
-        await controller.emulate(other, Emulate(links={one: shape}))
-        if controller.cluster.source in body.between:
-            far = other if one == controller.cluster.source else one
-            controller.gateway.set_link(far, shape)
+        await controller.membership.emulate(one, Emulate(links={other: shape}))
+        await controller.membership.emulate(other, Emulate(links={one: shape}))
+        if controller.view.cluster.source in body.between:
+            far = other if one == controller.view.cluster.source else one
+            controller.view.gateway.set_link(far, shape)
         return {}
 
     return router
@@ -226,23 +226,23 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
 
 def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
     live = controller.live
-    newest = controller.epochs[-1] if controller.epochs else None
-    answering = controller.gateway.connected_nodes()
+    newest = controller.deployment.history[-1] if controller.deployment.history else None
+    answering = controller.view.gateway.connected_nodes()
     nodes = []
-    for name, address in controller.addresses.items():
+    for name, address in controller.view.addresses.items():
         told = {
             "node": name,
             "address": str(address),
             "answers": name in answering,
-            "trusted": name in controller.cluster.trusted,
-            "drained": name in controller.rules.drained,
+            "trusted": name in controller.view.cluster.trusted,
+            "drained": name in controller.view.rules.drained,
         }
         nodes.append(monitor.states.get(name, {}) | told)
     return {
-        "cluster": controller.cluster.name,
-        "model": controller.model.name,
-        "note": controller.model.note,
-        "blocks": [block.name for block in controller.features],
+        "cluster": controller.view.cluster.name,
+        "model": controller.view.model.name,
+        "note": controller.view.model.note,
+        "blocks": [block.name for block in controller.view.rules.features],
         "epoch": live.epoch if live else 0,
         "placement": list(live.placement) if live else None,
         "action": newest.action if newest else None,

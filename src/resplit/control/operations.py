@@ -1,6 +1,6 @@
-"""What operators change on a running cluster: nodes drained, joined, trusted or not, and the cluster file as a whole.
+"""Operations: what operators change on a running cluster (drain, join, trust, the cluster file) without lost requests.
 
-Each is another desired that the cluster is led to without the loss of a request; how epochs change is the controller's.
+Each change makes a new desired state. The cluster is led to it: first the rules, then a plan, then an epoch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import structlog
 
 from resplit.control.controller import Controller
 from resplit.control.desired_state import DesiredState, changes, load_desired_state, save_desired_state
-from resplit.epochs import Proposal
-from resplit.errors import ConfigError, ProposalRefusedError, ResplitError
+from resplit.errors import ConfigError, DataError, InfeasibleError, ProposalRefusedError, ResplitError
 from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)
-_TRIES = 3  # a plan is outdated by any other re-split
-_SETTLED_WITHIN_S = 30.0
-_ANSWERS_WITHIN_S = 10.0
+_RELOCATE_TRIES = 3  # another epoch may outdate a plan
+_SETTLE_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 10.0
 
 
 class Network(Protocol):
@@ -37,46 +36,53 @@ class Network(Protocol):
         ...
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
-        """Until these nodes answer; NodeLostError names those that do not."""
+        """Wait until these nodes answer; NodeLostError names those that do not in time."""
         ...
 
 
 class Operator:
-    """Leads one running cluster from desired to desired, one after the other; `content` is the cluster file's."""
+    """Leads one cluster from one desired state to the next. `content` is what the cluster file at the start says.
+
+    Every operation returns what it changed, in words, one sentence each.
+    """
 
     def __init__(self, controller: Controller, network: Network, content: Mapping[str, Any], file: Path) -> None:
-        self._controller = controller
+        self._view = controller.view
+        self._planner = controller.planner
+        self._deployment = controller.deployment
+        self._recovery = controller.recovery
+        self._membership = controller.membership
+        self._member = controller.member
         self._network = network
         self._started_with = content
         self._file = file
         self._changing = asyncio.Lock()
         self.desired = load_desired_state(file, content)
-        controller.adopt(self.desired.cluster, self.desired.drained, addresses_of(self.desired))
+        self._view.adopt(self.desired.cluster, self.desired.drained, addresses_of(self.desired))
 
     async def drain(self, node: str) -> list[str]:
-        """Move everything off a node and use it no more; what changed, in words.
+        """Move everything off a node and use it no more.
 
-        ProposalRefusedError where the others cannot hold the model; then everything is as it was.
+        ProposalRefusedError if the other nodes cannot hold the model; then nothing is changed.
         """
         return await self._change(lambda desired: desired.with_drained(node))
 
     async def join(self, node: str) -> list[str]:
-        """Let a node serve again; it is given blocks at once where a plan for the newest problem gives it some."""
+        """Let a drained node serve again. It gets blocks at once if a plan for the latest problem places some on it."""
         said = await self._change(lambda desired: desired.with_joined(node))
-        controller = self._controller
-        if (live := controller.live) and node not in live.placement:
-            plan = await controller.plan(live.placement, live.epoch, "join")
-            if isinstance(plan, Proposal) and node in plan.placement:
-                with contextlib.suppress(ProposalRefusedError):
-                    await controller.deploy(plan)
+        if (live := self._deployment.live) and node not in live.placement:
+            with contextlib.suppress(InfeasibleError, DataError, ProposalRefusedError):
+                proposal = await self._planner.plan(live.placement, live.epoch, "join")
+                if node in proposal.placement:
+                    await self._deployment.deploy(proposal)
         return said
 
     async def trust(self, node: str, on: bool) -> list[str]:
-        """Trust a node or do so no more. Then nothing private is on it at the end, whatever that costs."""
+        """Trust a node, or no longer. In the second case it holds no private block at the end, even if service ends."""
         return await self._change(lambda desired: desired.with_trust(node, on))
 
     async def apply(self, content: Mapping[str, Any]) -> list[str]:
-        """Follow a changed cluster file. ConfigError names what a running cluster cannot change."""
+        """Follow a changed cluster file. ConfigError names a key that cannot change on a running cluster."""
         return await self._change(lambda desired: desired.with_file(content))
 
     async def _change(self, make: Callable[[DesiredState], DesiredState]) -> list[str]:
@@ -86,118 +92,108 @@ class Operator:
             if not said:
                 return []
             self._check(old, new)
-            said += await (self._obey(new) if _takes_trust(old, new) else self._follow(new))
+            said += await (self._enforce(new) if _narrows_trust(old, new) else self._follow(new))
             said += await self._greet(old, new)
             _log.info("the cluster is changed", what="; ".join(said))
             return said
 
     def _check(self, old: DesiredState, new: DesiredState) -> None:
-        """What would leave the cluster with less than it needs is refused before anything is done."""
+        """Refuse a change that the cluster cannot follow, before anything is done."""
         addresses_of(new)
         for name in set(new.cluster.node_names) - set(old.cluster.node_names):
-            self._controller.member.public_wrap_key(name)
+            self._member.public_wrap_key(name)  # ConfigError if the node has no keys
         before, after = (set(desired.cluster.trusted) - desired.drained for desired in (old, new))
-        if before and not after and not _takes_trust(old, new):
+        if before and not after and not _narrows_trust(old, new):
             raise ProposalRefusedError(
                 f"{', '.join(sorted(before))} is the last trusted node: private blocks have nowhere else to go; "
                 "trust another first (`resplit trust NODE on`)"
             )
 
     async def _follow(self, new: DesiredState) -> list[str]:
-        """Move off the nodes that are to be left, beside the service; nothing is changed where that fails.
-
-        What is still to come, in words.
-        """
-        controller, old = self._controller, self.desired
+        """Move off the nodes that are to be left while requests are served. If that fails, nothing is changed."""
+        old = self.desired
         before, after = addresses_of(old), addresses_of(new)
         moved = {name for name in after if name in before and before[name] != after[name]}
-        # Nodes that are left, and those that move elsewhere, are still told what they need to hand over.
-        controller.adopt(new.cluster, new.drained | moved, after | before)
+        # Nodes that leave, and those whose address changes, stay in the view: they still have caches to transfer.
+        self._view.adopt(new.cluster, new.drained | moved, after | before)
         try:
-            await self._tell_trust()
+            await self._membership.send_trust()
             await self._relocate("drain")
             self._keep(new)
         except BaseException:
-            controller.adopt(old.cluster, old.drained, before)
-            await self._tell_trust()
+            self._view.adopt(old.cluster, old.drained, before)
+            await self._membership.send_trust()
             raise
-        still = await self._settle()
+        pending = await self._settle()
         self._connect(new)
-        await controller.resume()
-        await controller.recover()
-        return still
+        await self._recovery.resume()
+        await self._recovery.recover()
+        return pending
 
-    async def _obey(self, new: DesiredState) -> list[str]:
-        """Let nothing private be where it may not be any more: first of all that, then service; what is to come."""
-        controller = self._controller
+    async def _enforce(self, new: DesiredState) -> list[str]:
+        """Let no node hold private blocks that it may not hold any more. This comes first, and service second."""
         self._keep(new)
-        controller.adopt(new.cluster, new.drained, addresses_of(new) | controller.addresses)
+        self._view.adopt(new.cluster, new.drained, addresses_of(new) | self._view.addresses)
         try:
-            async with controller.gateway.paused():
-                await self._relocate("obey", held=True)
+            async with self._view.gateway.paused():
+                await self._relocate("obey", paused=True)
         except ResplitError as error:
-            _log.warning("private blocks are dropped before they are elsewhere", error=str(error))
-            controller.broke(str(error))
+            _log.warning("private blocks are dropped before other nodes hold them", error=str(error))
+            self._deployment.broken = str(error)
         finally:
-            await self._tell_trust()
-        await controller.recover()
-        still = await self._settle()
-        untold = sorted(set(controller.silent) & set(new.cluster.node_names) - set(new.cluster.trusted))
+            await self._membership.send_trust()
+        await self._recovery.recover()
+        pending = await self._settle()
+        untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
+        unreachable = sorted(set(self._view.unreachable) & untrusted)
         self._connect(new)
-        return still + [
-            f"{name} does not answer; it is told to drop what is private as soon as it does" for name in untold
-        ]
+        pending += [f"{name} does not answer; it drops its private blocks as soon as it does" for name in unreachable]
+        return pending
 
     def _connect(self, new: DesiredState) -> None:
-        """Have connections to the nodes that belong to the cluster, and to no others."""
+        """Connect to the nodes that belong to the cluster now, and end all other connections."""
         after = addresses_of(new)
-        self._network.forget(set(self._controller.addresses) - set(after))
-        self._controller.adopt(new.cluster, new.drained, after)
+        self._network.forget(set(self._view.addresses) - set(after))
+        self._view.adopt(new.cluster, new.drained, after)
         self._network.connect(after)
 
-    async def _relocate(self, action: str, held: bool = False) -> None:
-        """Deploy a plan of the controller's own where what is live breaks a rule; ProposalRefusedError if none goes."""
-        controller = self._controller
-        for left in reversed(range(_TRIES)):
-            live = controller.live
-            if live is None or not controller.rules.violation(live.placement):
+    async def _relocate(self, action: str, paused: bool = False) -> None:
+        """If the live placement violates a rule, deploy one that does not; ProposalRefusedError if none can be."""
+        for left in reversed(range(_RELOCATE_TRIES)):
+            live = self._deployment.live
+            if live is None or not self._view.rules.violation(live.placement):
                 return
-            plan = await controller.plan(live.placement, live.epoch, action)
-            if isinstance(plan, str):
-                raise ProposalRefusedError(plan)
             try:
-                await controller.deploy(plan, held)
+                proposal = await self._planner.plan(live.placement, live.epoch, action)
+            except (InfeasibleError, DataError) as error:
+                raise ProposalRefusedError(str(error)) from None
+            try:
+                await self._deployment.deploy(proposal, paused)
             except ProposalRefusedError:
-                if not left or controller.live is live:
+                if not left or self._deployment.live is live:
                     raise
 
     async def _settle(self) -> list[str]:
-        """Until all sessions have left earlier placements and their nodes have freed them; in words if they do not."""
+        """Wait until all sessions have left earlier placements; if they do not in time, say so."""
         try:
-            async with asyncio.timeout(_SETTLED_WITHIN_S):
-                await self._controller.only_live()
+            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+                await self._deployment.settle()
         except TimeoutError:
-            return [f"streams have not left earlier placements within {_SETTLED_WITHIN_S:.0f} s; see `resplit status`"]
+            return [f"streams have not left earlier placements within {_SETTLE_TIMEOUT_S:.0f} s; see `resplit status`"]
         return []
 
-    async def _tell_trust(self) -> None:
-        controller = self._controller
-        epoch = controller.live.epoch if controller.live else 0
-        trust = {name: controller.commands.trust(name, controller.rules) for name in controller.answering}
-        await controller.commands.notify(trust, epoch)
-
     async def _greet(self, old: DesiredState, new: DesiredState) -> list[str]:
-        """Have nodes that are new introduced and timed, so that plans can use them; who does not answer, in words."""
+        """Introduce and time the nodes that are new, so that plans can use them; say which do not answer."""
         added = set(new.cluster.node_names) - set(old.cluster.node_names)
         if not added:
             return []
         with contextlib.suppress(ResplitError):
-            await self._network.wait_for(added, _ANSWERS_WITHIN_S)
-        await self._controller.introduce()
+            await self._network.wait_for(added, _ANSWER_TIMEOUT_S)
+        await self._membership.introduce()
         with contextlib.suppress(ResplitError):
-            await self._controller.profile(added)
-        silent = sorted(added & set(self._controller.silent))
-        return [f"{name} does not answer yet; profile once it does (`python -m flows.profile`)" for name in silent]
+            await self._membership.profile(added)
+        unreachable = sorted(added & set(self._view.unreachable))
+        return [f"{name} does not answer yet; profile once it does (`python -m flows.profile`)" for name in unreachable]
 
     def _keep(self, new: DesiredState) -> None:
         save_desired_state(new, self._started_with, self._file)
@@ -213,8 +209,8 @@ def addresses_of(desired: DesiredState) -> dict[str, Address]:
     return {node.name: Address.parse(node.address) for node in desired.cluster.nodes if node.address}
 
 
-def _takes_trust(old: DesiredState, new: DesiredState) -> bool:
-    """Whether something private may not be any more where it might be."""
+def _narrows_trust(old: DesiredState, new: DesiredState) -> bool:
+    """Whether a private block may not be on a node any more where it might be before."""
     stay = set(new.cluster.node_names)
-    less = set(old.cluster.trusted) & stay - set(new.cluster.trusted)
-    return bool(less) or new.cluster.private_layers > old.cluster.private_layers
+    untrusted = set(old.cluster.trusted) & stay - set(new.cluster.trusted)
+    return bool(untrusted) or new.cluster.private_layers > old.cluster.private_layers

@@ -1,63 +1,147 @@
-"""Plans for the nodes that can still be used, from the latest problem that the controller was given.
-
-The latest problem is kept in a file, so that a controller that restarts can plan at once.
-"""
+"""Recovery: where the live epoch cannot serve, plan for the nodes that are left, deploy, and try again until it can."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from pathlib import Path
+import asyncio
+import contextlib
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import structlog
 
-from resplit.files import write_atomically
-from resplit.planner.partial_demand import solve_partial_demand
-from resplit.problem import problem_to_json, read_problem
-from resplit.types import Block, Plan, Problem
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
+from resplit.control.log import EpochLog
+from resplit.control.planning import ControllerPlanner
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
+from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRefusedError
 
 _log = structlog.get_logger(__name__)
-_TIME_LIMIT_S = 0.5  # requests wait for it; the flow improves on the plan later
+_RESUME_TRIES = 3  # another loss may outdate a plan
+# A refused recovery (another loss, a full disk, a registry outage) is tried again at this interval. After the second
+# delay, requests fail with the reason instead of waiting.
+_RETRY_INTERVAL_S = 0.25
+_UNAVAILABLE_AFTER_S = 5.0
+_RETURN_TIMEOUT_S = 2.0  # a node that was only busy, or whose link dropped, answers again within this time
 
 
-def load_problem(path: Path) -> Problem | None:
-    """The problem that `save_problem` kept; None before the first. ProblemFormatError where it is something else."""
-    return read_problem(path) if path.exists() else None
+@dataclass(frozen=True)
+class RecoveryOutcome:
+    """The epoch that a recovery deployed, and the seconds that planning and preparing took."""
+
+    deployed: int
+    plan_s: float
+    prepare_s: float
 
 
-def save_problem(problem: Problem, path: Path) -> None:
-    """Keep a problem, in one step: a crash leaves the one before."""
-    write_atomically(path, json.dumps(problem_to_json(problem)))
+@dataclass(frozen=True)
+class RecoveryDecision:
+    """The entry of the decision log for one recovery. `at_s` is in seconds since 1970."""
+
+    at_s: float
+    reason: str
+    outcome: RecoveryOutcome
+    action: str = RECOVER
 
 
-def without(problem: Problem, unused: Collection[str]) -> Problem:
-    """The problem in which the nodes `unused` run nothing: they stay with all their times null.
+class Recovery:
+    """Keeps one cluster served. Only one recovery runs at a time."""
 
-    Their links stay too: the gateway may stand beside a lost or drained node, and goes on.
-    """
-    gone = np.array([node.name in unused for node in problem.nodes])  # (nodes,)
-    return replace(
-        problem,
-        prefill_s_per_token=np.where(gone, np.nan, problem.prefill_s_per_token),
-        decode_s_per_token=np.where(gone, np.nan, problem.decode_s_per_token),
-    )
+    def __init__(self, view: ClusterView, deployment: Deployment, planner: ControllerPlanner, log: EpochLog) -> None:
+        self._view = view
+        self._gateway = view.gateway
+        self._deployment = deployment
+        self._planner = planner
+        self._log = log
+        self._recovering = asyncio.Lock()
+        self._returned = asyncio.Event()  # set and replaced whenever a node answers again
 
+    def node_returned(self) -> None:
+        """A node answers, for the first time or again."""
+        self._returned.set()
+        self._returned = asyncio.Event()
 
-def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Block]) -> Problem:
-    """The problem with these nodes trusted and these blocks in the place of its own, whatever it was posed with."""
-    nodes = tuple(replace(node, trusted=node.name in trusted) for node in problem.nodes)
-    return replace(problem, nodes=nodes, blocks=tuple(blocks))
+    async def recover(self) -> None:
+        """Deploy plans for the nodes that are left until the live epoch can serve, or no plan is possible."""
+        async with self._recovering:
+            refused_since_s: float | None = None
+            while reason := self._outage_reason():
+                unreachable, started_s = self._view.unreachable, time.monotonic()
+                try:
+                    live = await self._deployment.deploy(await self._plan())
+                except (InfeasibleError, DataError) as error:
+                    if await self._a_node_returns(unreachable):
+                        continue
+                    _log.error("no service", reason=str(error))
+                    self._gateway.set_unavailable(str(error))
+                    return
+                except (ProposalRefusedError, CapacityError) as error:
+                    _log.warning("recovery was refused", error=str(error))
+                    refused_since_s = refused_since_s or started_s
+                    if time.monotonic() - refused_since_s > _UNAVAILABLE_AFTER_S:
+                        self._gateway.set_unavailable(str(error))
+                    await asyncio.sleep(_RETRY_INTERVAL_S)  # no event says that, for example, the registry is back
+                    continue
+                self._log_decision(f"lost {', '.join(unreachable)}" if unreachable else reason, started_s, live)
+            self._gateway.set_available()
 
+    async def resume(self) -> None:
+        """After a restart: deploy the last committed placement again, or a plan without the nodes that do not answer.
 
-def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> Plan:
-    """The best plan in which the nodes `unused` run nothing, for a cluster that has `current` placed.
+        If neither is possible, requests fail with the reason until another node answers. Does nothing if an epoch is
+        live already, or if none ever was.
+        """
+        async with self._recovering:
+            last = self._log.last_committed()
+            if last is None or self._deployment.live is not None:
+                return
+            _, committed = last
+            try:
+                await self._deploy_again(committed)
+            except (ProposalRefusedError, CapacityError, InfeasibleError, DataError) as error:
+                _log.error("the last placement cannot be resumed", reason=str(error))
+                self._gateway.set_unavailable(str(error))
 
-    Where those that are left cannot carry the whole demand, it is for the part that they can: the gateway refuses the
-    rest.
-    """
-    plan, share = solve_partial_demand(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
-    if share < 1:
-        _log.warning("the nodes that are left carry a part of the demand", share=share)
-    return plan
+    async def _deploy_again(self, committed: dict[str, Any]) -> None:
+        placement = tuple(committed["placement"])
+        for left in reversed(range(_RESUME_TRIES)):
+            proposal = Proposal(placement, "resume", 0, committed.get("predicted_latency_s"))
+            if self._view.lost_from(placement) or self._view.rules.violation(placement):
+                proposal = await self._planner.plan(placement, 0)
+            try:
+                await self._deployment.deploy(proposal)
+            except (ProposalRefusedError, CapacityError):
+                if not left:
+                    raise
+            else:
+                return
+
+    def _outage_reason(self) -> str | None:
+        """Why the live epoch cannot serve; None if it can, or if there is none."""
+        live = self._deployment.live
+        if live is None:
+            return None
+        if lost := self._view.lost_from(live.placement):
+            return f"{', '.join(lost)} lost"
+        return self._deployment.broken or self._view.rules.privacy_violation(live.placement)
+
+    async def _plan(self) -> Proposal:
+        live = self._deployment.live
+        assert live is not None
+        return await self._planner.plan(live.placement, live.epoch)
+
+    async def _a_node_returns(self, unreachable: list[str]) -> bool:
+        """Whether one of these nodes answers again already, or any node does soon. Requests wait meanwhile."""
+        if set(unreachable) - set(self._view.unreachable):
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RETURN_TIMEOUT_S):
+                return await self._returned.wait()
+        return False
+
+    def _log_decision(self, reason: str, started_s: float, live: LiveEpoch) -> None:
+        plan_s = time.monotonic() - started_s - live.prepare_s
+        decision = RecoveryDecision(time.time(), reason, RecoveryOutcome(live.epoch, plan_s, live.prepare_s))
+        with contextlib.suppress(CapacityError):  # a full disk: the recovery counts more than its entry
+            self._log.append_decision(asdict(decision))

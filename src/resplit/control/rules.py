@@ -13,7 +13,7 @@ from resplit.types import BlockFeatures
 
 @dataclass(frozen=True)
 class PlacementRules:
-    """The rules that hold now: the cluster as it is to be, the model's blocks under it, and who is to hold none."""
+    """The current rules. Nodes that are `drained` may run no block."""
 
     cluster: ClusterConfig
     features: tuple[BlockFeatures, ...]
@@ -30,7 +30,7 @@ class PlacementRules:
         return frozenset(index for index, block in enumerate(self.features) if block.private)
 
     def violation(self, placement: Sequence[str]) -> str | None:
-        """Which rule a placement breaks, in words; None if it keeps all."""
+        """The rule that a placement violates, in words; None if it keeps all rules."""
         if len(placement) != len(self.features):
             return f"{len(placement)} blocks placed, the model has {len(self.features)}"
         for block, node in zip(self.features, placement, strict=True):
@@ -41,7 +41,7 @@ class PlacementRules:
         return self.privacy_violation(placement)
 
     def privacy_violation(self, placement: Sequence[str]) -> str | None:
-        """Which private block a placement has on a node that is not trusted, in words; None if none."""
+        """The private block that a placement puts on a node that is not trusted, in words; None if there is none."""
         exposed = exposed_blocks(placement, self.features, self.cluster.trusted)
         if not exposed:
             return None

@@ -70,7 +70,7 @@ async def test_under_four_times_the_load_admitted_requests_are_in_time_and_other
     expected, rng = reference(unsplit_model, list(PROMPT), NEW_TOKENS), random.Random(4)
     async with in_process(config(), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
-        await controller.introduce()
+        await controller.membership.introduce()
         await deploy(controller, [A, A, A, B, B, B, B, A])
         alone = [await send(nodes, "prompt", 0, expected) for _ in range(3)]
         idle = len(asyncio.all_tasks())

@@ -50,7 +50,7 @@ async def nodes(
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     """A controller that does not plan: the tests deploy each placement themselves."""
     controller = nodes.controller()
-    await controller.introduce()
+    await controller.membership.introduce()
     await deploy(controller, SPREAD)
     nodes.sessions.on_lost = lambda node: None
     yield controller
@@ -202,7 +202,7 @@ async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
     nodes: InProcessCluster, unsplit_model: torch.nn.Module
 ) -> None:
     controller = nodes.controller()
-    await controller.introduce()
+    await controller.membership.introduce()
     await deploy(controller, [A, A, B, B, C, C, A, A])  # two layers each with their reserved caches: no replica fits
 
     async def look() -> None:

@@ -42,7 +42,7 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     controller = nodes.controller()
-    await controller.introduce()
+    await controller.membership.introduce()
     await deploy(controller, SPREAD)
     yield controller
     await controller.stop()
@@ -77,7 +77,7 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
     slow = {"default": {"latency": "10 ms", "bandwidth": "1 Gbit/s"}}  # more than the error of a probe
     async with in_process(three_node_config(links=slow), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
-        await controller.introduce()
+        await controller.membership.introduce()
         await deploy(controller, SPREAD)
         sent: Counter[str] = Counter()
         for peer in nodes.router.peers.values():

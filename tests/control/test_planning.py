@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
-from resplit.control.recovery import load_problem, plan_without, save_problem, under_rules, without
+from resplit.control.planning import load_problem, plan_without, save_problem, under_rules, without
 from resplit.model.source import StoredModel
 from resplit.types import Problem
 from tests.support.latest_problem import problem_of

@@ -1,0 +1,86 @@
+"""Membership: introduce nodes to one another, bring returned nodes up to date, and have nodes measure themselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+
+import structlog
+
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
+from resplit.control.node_commands import NodeCommands
+from resplit.control.recovery import Recovery
+from resplit.epochs import RECOVER, Proposal
+from resplit.errors import ConfigError, ProposalRefusedError, ResplitError
+from resplit.wire.commands import Connect, Emulate
+from resplit.wire.peers import Peer
+
+_log = structlog.get_logger(__name__)
+
+
+class Membership:
+    """The nodes of one cluster, as members that the controller talks to."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        commands: NodeCommands,
+        deployment: Deployment,
+        recovery: Recovery,
+        peers: Mapping[str, Peer],
+    ) -> None:
+        self._view = view
+        self._commands = commands
+        self._deployment = deployment
+        self._recovery = recovery
+        self._peers = peers
+        self.introduced = False  # nodes that answer later are welcomed one by one
+
+    async def introduce(self) -> None:
+        """Connect every node that answers to the others; each measures its links. Aborts an unfinished epoch first."""
+        await self._deployment.abort_unfinished()
+        self.introduced = True
+        await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)
+
+    async def welcome(self, name: str) -> None:
+        """Connect a node that answers again; deploy the live placement again if the node should serve it but cannot."""
+        try:
+            await self._commands.require(self._connects([name]), self._deployment.live_number)
+            served = await self._deployment.resync(name, self._peers[name])
+        except ResplitError as error:
+            _log.warning("a node came back and was lost again", node=name, error=str(error))
+            return
+        await self._recovery.resume()
+        live = self._deployment.live
+        if live and name in live.placement and live.epoch not in served:
+            with contextlib.suppress(ProposalRefusedError):
+                await self._deployment.deploy(Proposal(live.placement, RECOVER, live.epoch))
+        await self._recovery.recover()
+
+    async def profile(self, nodes: Collection[str] | None = None) -> None:
+        """Have nodes (by default all) time one block of each kind that they may hold. Drained nodes are left out."""
+        wanted = set(self._view.addresses if nodes is None else nodes) - self._view.rules.drained
+        commands = {
+            name: self._commands.profile(name, self._view.rules) for name in self._view.reachable if name in wanted
+        }
+        await self._commands.require(commands, self._deployment.live_number)
+
+    async def send_trust(self) -> None:
+        """Send every node whether it is trusted. A node that is not drops its private blocks."""
+        commands = {name: self._commands.trust(name, self._view.rules) for name in self._view.reachable}
+        await self._commands.notify(commands, self._deployment.live_number)
+
+    async def emulate(self, node: str, change: Emulate) -> None:
+        """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
+        for name in (node, *change.links):
+            if name not in self._view.addresses:
+                raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self._view.addresses)}")
+        if node in change.links:
+            raise ConfigError(repr(node), "a link is between two nodes")
+        await self._commands.require({node: change}, self._deployment.live_number)
+
+    def _connects(self, nodes: Sequence[str]) -> dict[str, Connect]:
+        view = self._view
+        sessions = view.gateway.session_names()
+        return {name: self._commands.connect(name, view.addresses, view.rules, sessions) for name in nodes}

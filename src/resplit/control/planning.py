@@ -1,0 +1,101 @@
+"""Plans that the controller makes itself, for the nodes that may be used and answer.
+
+It plans from the latest problem that a flow gave it. That problem is kept in a file, so that a controller that restarts
+can plan at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from resplit.control.cluster_view import ClusterView
+from resplit.epochs import RECOVER, Proposal
+from resplit.errors import DataError, InfeasibleError
+from resplit.files import write_atomically
+from resplit.planner.partial_demand import solve_partial_demand
+from resplit.problem import problem_to_json, read_problem
+from resplit.types import Block, Plan, Problem
+
+_log = structlog.get_logger(__name__)
+_TIME_LIMIT_S = 0.5  # requests wait for the plan; a flow improves on it later
+
+
+def load_problem(path: Path) -> Problem | None:
+    """The problem that `save_problem` kept; None if it kept none. ProblemFormatError if the file is damaged."""
+    return read_problem(path) if path.exists() else None
+
+
+def save_problem(problem: Problem, path: Path) -> None:
+    """Keep a problem in a file; a crash leaves the previous one."""
+    write_atomically(path, json.dumps(problem_to_json(problem)))
+
+
+def without(problem: Problem, unused: Collection[str]) -> Problem:
+    """The problem in which the nodes `unused` run no block: they stay, with all their times null.
+
+    Their links stay too, because the gateway may be on a lost or drained node.
+    """
+    gone = np.array([node.name in unused for node in problem.nodes])  # (nodes,)
+    return replace(
+        problem,
+        prefill_s_per_token=np.where(gone, np.nan, problem.prefill_s_per_token),
+        decode_s_per_token=np.where(gone, np.nan, problem.decode_s_per_token),
+    )
+
+
+def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Block]) -> Problem:
+    """The problem under the current rules: these nodes are trusted, and these blocks replace the problem's own."""
+    nodes = tuple(replace(node, trusted=node.name in trusted) for node in problem.nodes)
+    return replace(problem, nodes=nodes, blocks=tuple(blocks))
+
+
+def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> Plan:
+    """The best plan in which the nodes `unused` run no block, for a cluster where `current` is placed now.
+
+    If the other nodes cannot serve the whole demand, the plan is for the part that they can serve. The gateway refuses
+    the rest.
+    """
+    plan, share = solve_partial_demand(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
+    if share < 1:
+        _log.warning("the nodes that are left serve a part of the demand", share=share)
+    return plan
+
+
+class ControllerPlanner:
+    """Plans that the controller makes itself, from the latest problem that it was given."""
+
+    def __init__(self, view: ClusterView, problem_file: Path) -> None:
+        self._view = view
+        self._file = problem_file
+        self._latest_problem = load_problem(problem_file)
+
+    def set_problem(self, problem: Problem) -> None:
+        """Take a problem as the latest one, and keep it for the next start."""
+        self._latest_problem = problem
+        save_problem(problem, self._file)
+
+    async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+        """A proposal for the nodes that may be used and answer, where `current` is placed now.
+
+        DataError if there is no problem of this model yet, InfeasibleError if no placement keeps the rules.
+        """
+        view, unreachable, problem = self._view, self._view.unreachable, self._latest_problem
+        if problem is None or len(problem.blocks) != len(view.rules.features):
+            lost = f"{', '.join(unreachable)} lost, and " if unreachable else ""
+            raise DataError(f"{lost}no problem of this model to plan with yet")
+        blocks = [feature.block() for feature in view.rules.features]
+        problem = under_rules(problem, view.cluster.trusted, blocks)
+        removed = {node.name for node in problem.nodes} - set(view.cluster.node_names)
+        unused = removed | set(unreachable) | view.rules.drained
+        plan = await asyncio.to_thread(plan_without, problem, unused, current)
+        if plan.placement is None or plan.terms is None:
+            without = f"without {', '.join(sorted(unused))} " if unused else ""
+            raise InfeasibleError(f"{without}there is no placement: {plan.reason}")
+        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound)
