@@ -130,12 +130,13 @@ class KvReplication:
         """Extend the replicas on one node. A node that refuses is not chosen again before the route changes."""
         peers, blocks = self._context.router.peers, len(self._context.features)
         try:
-            self.sent_bytes += await transfer_caches(peers, self._session, attempt, transfers, blocks, background=True)
+            sent_bytes = await transfer_caches(peers, self._session, attempt, transfers, blocks, background=True)
         except ResplitError as error:
             _log.info("replica refused", session=self._session, node=node, error=str(error))
             self._refusing.add(node)
             for transfer in transfers:
                 self._replicas.pop(transfer.block, None)
             return
+        self.sent_bytes += sent_bytes  # not `+= await`, which would lose what the other nodes add meanwhile
         for transfer in transfers:
             self._replicas[transfer.block] = KvReplica(node, transfer.last)
