@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 import pytest
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
 from resplit.types import BlockFeatures
-from resplit.wire.node_pb2 import TransferReply, TransferRequest
+from resplit.wire.node_pb2 import TransferReply
 from resplit.wire.routes import Route
+from tests.support.recording_peer import RecordingPeer
 
 NODES = ("alpha", "beta", "gamma", "delta")
 BLOCKS = 6
@@ -63,18 +63,6 @@ def test_a_move_transfers_every_cache_whose_node_changes() -> None:
         CacheTransfer(2, "alpha", "gamma", 3, 8),
         CacheTransfer(4, "beta", "alpha", 3, 8),
     )
-
-
-@dataclass
-class RecordingPeer:
-    """A peer that answers every request for a transfer with `reply`."""
-
-    reply: TransferReply
-    requests: list[TransferRequest] = field(default_factory=list)
-
-    async def transfer_cache(self, request: TransferRequest) -> TransferReply:
-        self.requests.append(request)
-        return self.reply
 
 
 TRANSFERS = [
