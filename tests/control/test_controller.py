@@ -1,4 +1,4 @@
-"""The controller over real nodes: a placement goes live everywhere or nowhere, and everything is in the log."""
+"""The controller over real nodes: a placement goes live on all nodes or on none, and the log has every step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_release
     assert controller.deployment.history[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
 
 
-async def test_a_proposal_that_breaks_a_rule_is_not_even_begun(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_proposal_that_violates_a_rule_is_refused_before_it_is_logged(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
     await deploy(controller, FIRST)
     before = await placed(nodes)
     for placement, based_on, why in [
@@ -65,7 +67,7 @@ async def assert_old_epoch_serves(nodes: InProcessCluster, controller: Controlle
     assert await served(nodes) == tokens
 
 
-async def test_a_corrupt_shard_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
+async def test_a_corrupt_shard_aborts_the_epoch_on_all_nodes_and_the_old_one_keeps_serving(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
@@ -81,7 +83,7 @@ async def test_a_corrupt_shard_aborts_the_epoch_everywhere_and_the_old_one_serve
     assert await served(nodes) == tokens
 
 
-async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_serves_on(
+async def test_a_node_without_room_aborts_the_epoch_on_all_nodes_and_the_old_one_keeps_serving(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
@@ -91,7 +93,7 @@ async def test_a_node_without_room_aborts_the_epoch_everywhere_and_the_old_one_s
     await assert_old_epoch_serves(nodes, controller, tokens)
 
 
-async def test_a_placement_without_room_beside_the_old_one_is_staged_and_no_token_changes(
+async def test_a_placement_that_does_not_fit_beside_the_old_one_is_staged_and_no_token_changes(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
@@ -127,9 +129,13 @@ async def test_a_staged_move_that_fails_midway_is_recovered_and_its_streams_are_
     assert await stream == tokens
     assert controller.live is not None
     assert controller.live.epoch > 2
+    _, decision = controller.log.decisions()[-1]
+    assert (decision["action"], decision["outcome"]["deployed"]) == (RECOVER, controller.live.epoch)
+    assert decision["reason"].startswith("a staged move failed")
+    assert set(decision["outcome"]) == {"deployed", "plan_s", "prepare_s"}
 
 
-async def test_what_comes_instead_of_a_dead_epoch_need_not_fit_beside_it(
+async def test_a_recovery_need_not_fit_beside_the_epoch_that_it_replaces(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     await deploy(controller, FIRST)
@@ -183,7 +189,7 @@ async def test_two_proposals_at_once_are_not_both_deployed(nodes: InProcessClust
     assert len(controller.deployment.history) == 1
 
 
-async def test_a_profile_times_what_each_node_may_hold_and_the_links_between_all(
+async def test_a_profile_times_the_blocks_that_each_node_may_hold_and_all_links(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
     await controller.membership.profile()
@@ -211,7 +217,7 @@ async def test_the_control_api_needs_its_token(api: httpx.AsyncClient) -> None:
     assert (await api.post("/proposals", json={}, headers={"Authorization": ""})).status_code == 401
 
 
-async def test_the_control_api_says_what_is_wrong(api: httpx.AsyncClient) -> None:
+async def test_the_control_api_answers_errors_with_the_reason(api: httpx.AsyncClient) -> None:
     refused = await api.post("/proposals", json={"placement": ["nobody"] * 8, "action": "initial", "based_on": 0})
     assert refused.status_code == 409
     assert "no node is called 'nobody'" in refused.json()["error"]["message"]
@@ -225,11 +231,11 @@ async def test_the_control_api_says_what_is_wrong(api: httpx.AsyncClient) -> Non
 @pytest.mark.parametrize(
     "query", ["records?skip=-1", "decisions?since=1e99", "demand?window_s=-10", "demand?window_s=nan"]
 )
-async def test_a_number_that_cannot_be_is_refused(api: httpx.AsyncClient, query: str) -> None:
+async def test_an_impossible_number_is_refused(api: httpx.AsyncClient, query: str) -> None:
     assert (await api.get(f"/{query}")).status_code == 422
 
 
-async def test_what_is_not_in_the_cluster_cannot_be_emulated(api: httpx.AsyncClient) -> None:
+async def test_a_node_outside_the_cluster_cannot_be_emulated(api: httpx.AsyncClient) -> None:
     shape = {"latency_s": 0.1, "bandwidth_bytes_per_s": 1e6}
     for path, body in [
         ("/emulation/node", {"node": "attic", "slowdown": 2}),
@@ -241,7 +247,7 @@ async def test_what_is_not_in_the_cluster_cannot_be_emulated(api: httpx.AsyncCli
         assert answer.status_code == 409, (body, answer.text)
 
 
-async def test_a_deployed_placement_is_seen_through_the_api(api: httpx.AsyncClient) -> None:
+async def test_the_api_shows_a_deployed_placement(api: httpx.AsyncClient) -> None:
     deployed = await api.post("/proposals", json={"placement": FIRST, "action": "initial", "based_on": 0})
     assert deployed.json()["epoch"] == 1
     status = (await api.get("/status")).json()

@@ -1,4 +1,4 @@
-"""What the cluster is to be: commands and files, one after the other, and what survives a restart."""
+"""The desired state: commands and files applied one after the other, and what survives a restart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_nodes(*nodes: dict[str, Any]) -> dict[str, Any]:
     return {**FILE, "nodes": list(nodes)}
 
 
-def test_commands_add_up_and_say_what_they_change() -> None:
+def test_commands_add_up_and_their_changes_are_listed() -> None:
     first = DesiredState(FILE)
     then = first.with_drained("gamma").with_trust("beta", False).with_trust("gamma", True)
     assert then.cluster.trusted == ("alpha", "gamma")
@@ -35,7 +35,7 @@ def test_commands_add_up_and_say_what_they_change() -> None:
     assert changes(first, first.with_drained("gamma").with_joined("gamma")) == []
 
 
-def test_a_file_gives_back_nothing_that_a_command_took() -> None:
+def test_a_file_does_not_undo_a_drain_or_removed_trust() -> None:
     now = DesiredState(FILE).with_drained("gamma").with_trust("beta", False)
     after = now.with_file(with_nodes(*FILE["nodes"], DELTA))
     assert after.cluster.trusted == ("alpha",)
@@ -43,17 +43,17 @@ def test_a_file_gives_back_nothing_that_a_command_took() -> None:
     assert changes(now, after) == ["delta is added"]
 
 
-def test_a_file_takes_back_trust_that_a_command_gave() -> None:
+def test_a_file_ends_trust_given_by_command() -> None:
     now = DesiredState(FILE).with_trust("gamma", True)
     assert now.with_file(FILE).cluster.trusted == ("alpha", "beta")
 
 
-def test_a_node_without_an_address_keeps_its_own() -> None:
+def test_a_node_without_an_address_in_the_file_keeps_its_current_one() -> None:
     bare = [{key: value for key, value in node.items() if key != "address"} for node in FILE["nodes"]]
     assert changes(DesiredState(FILE), DesiredState(FILE).with_file(with_nodes(*bare))) == []
 
 
-def test_what_was_commanded_of_a_removed_node_is_forgotten() -> None:
+def test_commands_about_a_removed_node_are_forgotten() -> None:
     now = DesiredState(FILE).with_drained("gamma").with_trust("gamma", True)
     gone = now.with_file(with_nodes(*FILE["nodes"][:2]))
     back = gone.with_file(FILE)
@@ -72,20 +72,20 @@ def test_what_was_commanded_of_a_removed_node_is_forgotten() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_running_cluster_cannot_change_is_refused_by_its_key(key: str, content: dict[str, Any]) -> None:
+def test_a_key_that_cannot_change_on_a_running_cluster_is_refused_by_name(key: str, content: dict[str, Any]) -> None:
     now = DesiredState(FILE)
     with pytest.raises(ConfigError, match=f"^{key}: cannot change on a running cluster; restart"):
         changes(now, now.with_file(content))
 
 
-def test_what_it_can_change_is_said() -> None:
+def test_changes_that_a_running_cluster_can_follow_are_listed() -> None:
     now = DesiredState(FILE)
     nodes = [{**FILE["nodes"][0], "memory": "5 MiB"}, {**FILE["nodes"][1], "max_utilization": 0.5}]
     classes = [{**FILE["classes"][0], "slo": "3 s"}]
     content = {**with_nodes(*nodes), "classes": classes, "private_layers": 2, "weights": {"latency": 2}}
     assert changes(now, now.with_file(content)) == [
         "gamma is removed",
-        "alpha: memory or emulate differ, which it obeys when it is restarted with the file",
+        "alpha: memory or emulate changed; restart the node with the file to apply it",
         "beta: max_utilization is 0.5",
         "private_layers is 2",
         "classes are changed",
@@ -93,14 +93,14 @@ def test_what_it_can_change_is_said() -> None:
     ]
 
 
-def test_an_unknown_node_and_a_content_that_is_no_cluster_are_refused() -> None:
+def test_an_unknown_node_and_an_invalid_cluster_file_are_refused() -> None:
     with pytest.raises(ConfigError, match="'attic': not in this cluster; it has alpha, beta, gamma"):
         DesiredState(FILE).with_drained("attic")
     with pytest.raises(ConfigError, match="cluster file: kv_token: Extra inputs"):
         DesiredState(FILE).with_file({**FILE, "kv_token": 3})
 
 
-def test_a_restart_with_the_same_file_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_restart_with_the_same_file_keeps_the_desired_state(tmp_path: Path) -> None:
     path = tmp_path / "desired_state.json"
     assert load_desired_state(path, FILE) == DesiredState(FILE)
     applied = (
@@ -111,7 +111,7 @@ def test_a_restart_with_the_same_file_goes_on_where_it_was(tmp_path: Path) -> No
     assert load_desired_state(path, applied.content) == applied
 
 
-def test_a_restart_with_another_file_follows_it_but_gives_back_nothing_that_a_command_took(tmp_path: Path) -> None:
+def test_a_restart_with_another_file_applies_it_but_does_not_undo_removed_trust(tmp_path: Path) -> None:
     path = tmp_path / "desired_state.json"
     save_desired_state(DesiredState(FILE).with_trust("beta", False).with_trust("gamma", True), FILE, path)
     restarted = load_desired_state(path, {**FILE, "dtype": "bfloat16"})
@@ -119,7 +119,7 @@ def test_a_restart_with_another_file_follows_it_but_gives_back_nothing_that_a_co
     assert restarted.cluster.trusted == ("alpha",)
 
 
-def test_a_file_of_commands_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_desired_state_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "desired_state.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"desired_state\.json: cannot be read"):
         load_desired_state(tmp_path / "desired_state.json", FILE)

@@ -26,7 +26,7 @@ LETTER = {"proposed": "P", "prepared": "R", "committed": "C", "aborted": "A", "r
 
 
 def is_legal(history: list[tuple[int, EpochStep]]) -> bool:
-    """The rules as an observer would state them of a whole history; the code states them of one step."""
+    """The rules stated for a whole history. The code states them for one step, so the two can be compared."""
     return all(_last_step_is_legal(history[: end + 1]) for end in range(len(history)))
 
 
@@ -45,7 +45,7 @@ def _last_step_is_legal(history: list[tuple[int, EpochStep]]) -> bool:
 
 
 def replay(history: list[tuple[int, EpochStep]]) -> Epochs | None:
-    """What the code makes of a history; None if it refuses a step of it."""
+    """The state after a history; None if the code refuses one of its steps."""
     epochs = Epochs()
     try:
         for number, step in history:
@@ -55,7 +55,7 @@ def replay(history: list[tuple[int, EpochStep]]) -> Epochs | None:
     return epochs
 
 
-def test_every_short_history_is_judged_as_the_rules_say() -> None:
+def test_exactly_the_legal_histories_are_accepted() -> None:
     legal: list[list[tuple[int, EpochStep]]] = [[]]
     judged = 0
     for _ in range(7):
@@ -68,7 +68,7 @@ def test_every_short_history_is_judged_as_the_rules_say() -> None:
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Any steps in any order, with crashes, restarts and a second writer in between."""
+    """Any steps in any order, with crashes, restarts and a second writer between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(in_the_middle_of_a_step=st.booleans())
     def crash(self, in_the_middle_of_a_step: bool) -> None:
-        """Only what is in the files at this moment is left, as after a kill."""
+        """Continue from a copy of the files at this moment, as after a kill."""
         if in_the_middle_of_a_step:
             self.log._database.execute("begin immediate")
             self.log._database.execute("insert into steps (epoch, step, detail) values (99, 'proposed', '{}')")
@@ -184,7 +184,7 @@ while True:
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 40])
 @pytest.mark.processes
-def test_a_killed_writer_loses_nothing_that_it_was_told_is_written(tmp_path: Path, seen: int) -> None:
+def test_a_killed_writer_loses_no_step_that_append_returned_from(tmp_path: Path, seen: int) -> None:
     path = tmp_path / "log.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
@@ -205,7 +205,7 @@ def log(tmp_path: Path) -> EpochLog:
     return EpochLog(tmp_path / "state" / "log.db")
 
 
-def test_the_last_committed_epoch_comes_with_what_was_said_of_it(log: EpochLog) -> None:
+def test_the_last_committed_epoch_comes_with_its_details(log: EpochLog) -> None:
     assert log.last_committed() is None
     log.append(1, "proposed", {"placement": ["a"]})
     log.append(1, "prepared", {})
@@ -215,7 +215,7 @@ def test_the_last_committed_epoch_comes_with_what_was_said_of_it(log: EpochLog) 
     assert log.steps(1)[0].detail == {"placement": ["a"]}
 
 
-def test_decisions_are_read_from_where_one_left_off(log: EpochLog) -> None:
+def test_decisions_can_be_read_after_a_given_number(log: EpochLog) -> None:
     for choice in ("keep", "re-split", "keep"):
         log.append_decision({"choice": choice})
     (first, _), *rest = log.decisions()
@@ -224,12 +224,12 @@ def test_decisions_are_read_from_where_one_left_off(log: EpochLog) -> None:
     assert log.decisions(since_id=rest[-1][0]) == []
 
 
-def test_every_write_reaches_the_disk_before_it_counts(log: EpochLog) -> None:
+def test_every_write_is_synchronous(log: EpochLog) -> None:
     settings_ = [log._database.execute(f"pragma {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
     assert settings_ == ["wal", 2]  # 2: full
 
 
-def test_many_threads_may_append(log: EpochLog) -> None:
+def test_several_threads_may_append(log: EpochLog) -> None:
     threads = [threading.Thread(target=lambda: [log.append_decision({"n": n}) for n in range(20)]) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -238,7 +238,7 @@ def test_many_threads_may_append(log: EpochLog) -> None:
     assert len(log.decisions()) == 80
 
 
-def test_a_full_disk_refuses_a_step_whole(
+def test_a_step_that_a_full_disk_refuses_changes_nothing(
     log: EpochLog, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     log.append(1, "proposed", {})
@@ -248,7 +248,7 @@ def test_a_full_disk_refuses_a_step_whole(
     log.append(1, "prepared", {})
 
 
-def test_a_log_that_another_process_holds_says_so(log: EpochLog, tmp_path: Path) -> None:
+def test_a_log_locked_by_another_process_is_a_capacity_error(log: EpochLog, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "state" / "log.db", isolation_level=None)
     other.execute("begin immediate")
     log._database.execute("pragma busy_timeout = 10")
@@ -258,13 +258,13 @@ def test_a_log_that_another_process_holds_says_so(log: EpochLog, tmp_path: Path)
     log.append(1, "proposed", {})
 
 
-def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.db").write_bytes(b"this is no database " * 100)
     with pytest.raises(ConfigError, match=r"log\.db"):
         EpochLog(tmp_path / "log.db")
 
 
-def test_a_detail_that_is_no_json_changes_nothing(log: EpochLog) -> None:
+def test_details_that_are_not_json_change_nothing(log: EpochLog) -> None:
     with pytest.raises(ValueError, match="JSON"):
         log.append(1, "proposed", {"latency_s": float("nan")})
     assert log.steps(1) == []

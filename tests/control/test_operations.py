@@ -18,14 +18,14 @@ from tests.support.three_nodes import A, B, C
 
 @pytest.fixture
 async def operator(nodes: InProcessCluster, controller: Controller) -> Operator:
-    """Of a cluster that serves, and whose controller knows enough to plan."""
+    """The operator of a cluster that serves, whose controller has a problem to plan with."""
     controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
     operator = operator_of(nodes, controller)
     await deploy(controller, FIRST)
     return operator
 
 
-async def test_what_is_drained_is_moved_and_what_cannot_be_is_refused_and_changes_nothing(
+async def test_a_drained_node_is_emptied_and_a_drain_that_is_impossible_changes_nothing(
     nodes: InProcessCluster, operator: Operator
 ) -> None:
     tokens = await served(nodes, LONG)
@@ -43,7 +43,7 @@ async def test_what_is_drained_is_moved_and_what_cannot_be_is_refused_and_change
     assert await served(nodes, LONG) == tokens
 
 
-async def test_where_nobody_may_hold_what_is_private_a_stream_ends_with_the_reason(
+async def test_without_a_trusted_node_private_blocks_are_dropped_and_a_stream_ends_with_the_reason(
     nodes: InProcessCluster, operator: Operator
 ) -> None:
     tokens = await served(nodes, LONG)
@@ -59,7 +59,7 @@ async def test_where_nobody_may_hold_what_is_private_a_stream_ends_with_the_reas
     assert await served(nodes, LONG) == tokens
 
 
-async def test_commands_are_kept_for_the_next_controller(
+async def test_the_next_controller_starts_with_the_desired_state(
     nodes: InProcessCluster, operator: Operator, controller: Controller
 ) -> None:
     await operator.trust(B, False)
@@ -69,7 +69,7 @@ async def test_commands_are_kept_for_the_next_controller(
     assert (controller.view.cluster.trusted, controller.view.rules.drained) == ((A,), {C})
 
 
-async def test_a_registry_that_fails_leaves_a_node_in_use(
+async def test_a_drain_that_the_registry_makes_fail_leaves_the_node_in_use(
     nodes: InProcessCluster, operator: Operator, tmp_path: Path
 ) -> None:
     tokens = await served(nodes, LONG)

@@ -1,53 +1,53 @@
-"""Plans of the controller's own, made under the rules that hold now."""
+"""Plans that the controller makes itself, under the current rules."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
-from resplit.control.planning import load_problem, plan_without, save_problem, under_rules, without
+from resplit.control.cluster_view import ClusterView
+from resplit.control.planning import ControllerPlanner, load_problem, plan_without, save_problem, under_rules, without
+from resplit.epochs import RECOVER
+from resplit.errors import DataError, InfeasibleError
 from resplit.model.source import StoredModel
 from resplit.types import Problem
+from resplit.wire.peers import Address
 from tests.support.latest_problem import problem_of
+from tests.support.three_nodes import A, B, C, three_node_config
 
-A, B, C = "alpha", "beta", "gamma"
 TODAY = (A, A, B, B, C, C, B, A)
 
 
 @pytest.fixture
-def problem(stored_model: StoredModel) -> Problem:
-    cluster = ClusterConfig.model_validate(
-        {
-            "name": "test",
-            "source": A,
-            "trusted": [A, B],
-            "nodes": [{"name": name, "memory": "8 MiB"} for name in (A, B, C)],
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-            "kv_tokens": 64,
-        }
-    )
+def cluster() -> ClusterConfig:
+    return three_node_config(kv_tokens=64, limits={})
+
+
+@pytest.fixture
+def problem(cluster: ClusterConfig, stored_model: StoredModel) -> Problem:
     return problem_of(cluster, stored_model.features(1), TODAY)
 
 
-def test_a_node_that_may_not_be_used_gets_nothing_and_keeps_its_links(problem: Problem) -> None:
+def test_a_node_that_may_not_be_used_gets_no_block_and_keeps_its_links(problem: Problem) -> None:
     for unused in (A, B, C):
         assert unused not in (plan_without(problem, [unused], TODAY).placement or ())
-    beside = without(problem, [A])
-    assert np.isnan(beside.decode_s_per_token[:, 0]).all()
-    assert np.array_equal(beside.link_latency_s, problem.link_latency_s, equal_nan=True)
+    reduced = without(problem, [A])
+    assert np.isnan(reduced.decode_s_per_token[:, 0]).all()
+    assert np.array_equal(reduced.link_latency_s, problem.link_latency_s, equal_nan=True)
 
 
-def test_a_plan_keeps_the_rules_of_now_and_not_those_of_the_latest_problem(problem: Problem) -> None:
+def test_a_plan_keeps_the_current_rules_and_not_those_of_the_latest_problem(problem: Problem) -> None:
     strict = under_rules(problem, [B], problem.blocks)
     placement = plan_without(strict, [], TODAY).placement
     assert placement is not None
     assert {placement[block] for block in (0, 1, 7)} == {B}
-    nobody = plan_without(under_rules(problem, [], problem.blocks), [], TODAY)
-    assert nobody.placement is None
-    assert nobody.reason
+    untrusted = plan_without(under_rules(problem, [], problem.blocks), [], TODAY)
+    assert untrusted.placement is None
+    assert untrusted.reason
 
 
 def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path) -> None:
@@ -55,8 +55,46 @@ def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path)
     save_problem(problem, tmp_path / "latest_problem.json")
     kept = load_problem(tmp_path / "latest_problem.json")
     assert kept is not None
-    assert (kept.blocks, kept.nodes, kept.current) == (
-        problem.blocks,
-        problem.nodes,
-        problem.current,
-    )
+    assert (kept.blocks, kept.nodes, kept.current) == (problem.blocks, problem.nodes, problem.current)
+
+
+class ConnectedNodes:
+    """The part of a gateway that a plan needs: which nodes answer."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = set(names)
+
+    def connected_nodes(self) -> set[str]:
+        return self._names
+
+
+def planner_of(cluster: ClusterConfig, model: StoredModel, folder: Path, *connected: str) -> ControllerPlanner:
+    gateway: Any = ConnectedNodes(*connected)
+    addresses = {name: Address("127.0.0.1", 1) for name in cluster.node_names}
+    return ControllerPlanner(ClusterView(cluster, model, addresses, gateway), folder / "latest_problem.json")
+
+
+async def test_a_plan_uses_the_nodes_that_answer(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B)
+    planner.set_problem(problem)
+    proposal = await planner.plan(TODAY, based_on=3)
+    assert set(proposal.placement) <= {A, B}
+    assert (proposal.action, proposal.based_on) == (RECOVER, 3)
+
+
+async def test_without_a_problem_there_is_no_plan_and_the_lost_nodes_are_named(
+    cluster: ClusterConfig, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"^gamma lost, and there is no problem to plan with yet$"):
+        await planner_of(cluster, stored_model, tmp_path, A, B).plan(TODAY, based_on=0)
+
+
+async def test_without_a_trusted_node_there_is_no_plan_and_the_reason_is_given(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, C)
+    planner.set_problem(problem)
+    with pytest.raises(InfeasibleError, match=r"^without alpha, beta there is no placement: "):
+        await planner.plan(TODAY, based_on=0)

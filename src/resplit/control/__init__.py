@@ -1,1 +1,1 @@
-"""The control plane: keys, signed commands and the durable log of epochs."""
+"""The control plane: it deploys placements as epochs, recovers from losses, and follows what operators want."""

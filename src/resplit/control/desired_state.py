@@ -1,6 +1,6 @@
-"""What the cluster is to be: the cluster file, and what operators changed since by command. Kept in a file.
+"""The desired state of a cluster: its cluster file, and what operators changed since then by command.
 
-Values only. Knows which changes a running cluster can follow; follows none.
+`changes` says how two states differ, and refuses what a running cluster cannot follow. `operations` applies them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from resplit.config import ClusterConfig, NodeConfig, parse_cluster
 from resplit.errors import ConfigError
 from resplit.files import write_atomically
 
-# What every member has built upon, and what no node is told of while it runs.
+# Nodes and gateway read these keys only when they start.
 _FIXED = ("name", "source", "dtype", "split", "kv_tokens", "limits")
 _RESTART = "cannot change on a running cluster; restart `resplit serve` and the nodes with the changed file"
 
 
 @dataclass(frozen=True)
 class DesiredState:
-    """`content` of the cluster file as YAML gave it, nodes that run no block, and trust given or taken by command."""
+    """The `content` of the cluster file as parsed from YAML, the nodes that are drained, and trust set by command."""
 
     content: Mapping[str, Any]
     drained: frozenset[str] = frozenset()
@@ -31,33 +31,33 @@ class DesiredState:
 
     @cached_property
     def cluster(self) -> ClusterConfig:
-        """The cluster as it is to be; ConfigError where the content is none."""
+        """The cluster under this state; ConfigError if the content is not a valid cluster file."""
         file = parse_cluster(self.content, "cluster file")
         trusted = tuple(name for name in file.node_names if self.trust.get(name, name in file.trusted))
         return file.model_copy(update={"trusted": trusted})
 
     @property
     def effective(self) -> dict[str, Any]:
-        """The content of a cluster file that says all of this, but for who is drained."""
+        """The content of a cluster file with the same meaning, except for drained nodes."""
         return {**self.content, "trusted": list(self.cluster.trusted)}
 
     def with_drained(self, node: str) -> DesiredState:
-        """With a node that is to run no block; ConfigError for an unknown one."""
+        """With a node that may run no block; ConfigError for an unknown node."""
         return replace(self, drained=self.drained | {self._known(node)})
 
     def with_joined(self, node: str) -> DesiredState:
-        """With a node that may run blocks again; ConfigError for an unknown one."""
+        """With a node that may run blocks again; ConfigError for an unknown node."""
         return replace(self, drained=self.drained - {self._known(node)})
 
     def with_trust(self, node: str, on: bool) -> DesiredState:
-        """With a node trusted or not, whatever the file says; ConfigError for an unknown one."""
+        """With a node trusted or not, whatever the file says; ConfigError for an unknown node."""
         return replace(self, trust={**self.trust, self._known(node): on})
 
     def with_file(self, content: Mapping[str, Any]) -> DesiredState:
-        """With another cluster file, in which a node without an address keeps its own.
+        """With another cluster file. A node without an address in it keeps its current one.
 
-        What a command took away (drain, trust off), only a command gives back; what it gave (trust on), the file
-        decides anew. ConfigError where the content is no cluster.
+        Drains and trust removed by command stay. Trust given by command ends: the file decides.
+        ConfigError if the content is not a valid cluster file.
         """
         known = {node.name: node.address for node in self.cluster.nodes if node.address}
         parse_cluster(content, "cluster file")
@@ -77,7 +77,7 @@ class DesiredState:
 
 
 def changes(old: DesiredState, new: DesiredState) -> list[str]:
-    """What differs, in words. ConfigError names a key that a running cluster cannot change."""
+    """How two states differ, in words. ConfigError names a key that cannot change on a running cluster."""
     before, after = old.cluster, new.cluster
     for key in _FIXED:
         if getattr(before, key) != getattr(after, key):
@@ -99,7 +99,7 @@ def changes(old: DesiredState, new: DesiredState) -> list[str]:
 
 
 def _refuse_other_links(before: ClusterConfig, after: ClusterConfig) -> None:
-    """Nodes that stay keep their emulated links; what nodes play is changed through the control API."""
+    """Refuse changed emulated links between nodes that stay. The control API changes those."""
     both = [name for name in after.node_names if name in before.node_names]
     pairs = [(one, other) for one in both for other in both if one < other]
     if other := next((pair for pair in pairs if before.link(*pair) != after.link(*pair)), None):
@@ -113,7 +113,7 @@ def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
     if before.max_utilization != after.max_utilization:
         said.append(f"{after.name}: max_utilization is {after.max_utilization}")
     if (before.memory, before.emulate) != (after.memory, after.emulate):
-        said.append(f"{after.name}: memory or emulate differ, which it obeys when it is restarted with the file")
+        said.append(f"{after.name}: memory or emulate changed; restart the node with the file to apply it")
     return said
 
 
@@ -126,9 +126,9 @@ def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
 
 
 def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
-    """What was kept at `path`, for a controller that starts with a cluster file of this content.
+    """The state kept at `path`, for a controller that starts with a cluster file of this content.
 
-    Where the file is another one than it was, that counts as applied (`DesiredState.with_file`).
+    A cluster file that differs from the one kept is applied (`DesiredState.with_file`).
     """
     if not path.exists():
         return DesiredState(content)
@@ -137,12 +137,12 @@ def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
         desired = DesiredState(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
         started_with = kept["started_with"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(path), f"cannot be read ({error}); what operators changed by command is in it") from None
+        raise ConfigError(str(path), f"cannot be read ({error}); it holds what operators changed by command") from None
     return desired if content in (desired.content, started_with) else desired.with_file(content)
 
 
 def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], path: Path) -> None:
-    """Keep it, in one step: a crash leaves what was. ConfigError where it cannot be written."""
+    """Keep a state in a file; a crash leaves the previous one. ConfigError if the file cannot be written."""
     kept = {
         "content": desired.content,
         "drained": sorted(desired.drained),

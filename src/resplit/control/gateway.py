@@ -1,4 +1,4 @@
-"""What the controller asks of the gateway, which it does not know."""
+"""The gateway as the controller sees it. The controller does not import the gateway; this interface stands between."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from resplit.wire.routes import Route
 
 
 class Gateway(Protocol):
-    """The gateway as the controller sees it."""
+    """What the controller needs from a gateway."""
 
     def activate(self, route: Route) -> None:
-        """Make a committed epoch the live one; running sessions follow at a token boundary."""
+        """Make a committed epoch the live one. Running sessions move to it at a token boundary."""
         ...
 
     def paused(self) -> AbstractAsyncContextManager[None]:
-        """Within it no pass runs: sessions wait at a token boundary. CapacityError where passes do not end in time."""
+        """A context in which no pass runs; sessions wait at a token boundary. CapacityError if one does not end."""
         ...
 
     async def move_all(self, route: Route) -> None:
-        """While held: move every session to `route`, its caches too; where they cannot be had, it is replayed there."""
+        """While passes are paused: move every session and its caches to `route`. Without caches it is replayed."""
         ...
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
-        """Serve under a changed cluster file; `drained` nodes are to hold nothing new."""
+        """Serve under a changed cluster file. `drained` nodes must get no new caches."""
         ...
 
     def oldest_epoch(self) -> int:
-        """The oldest epoch that a session still uses."""
+        """The oldest epoch that any session still uses."""
         ...
 
     def session_names(self) -> list[str]:
-        """Names of the sessions that run."""
+        """The names of the running sessions."""
         ...
 
     def connected_nodes(self) -> set[str]:
-        """The nodes whose connections stand."""
+        """The nodes that the gateway has a working connection to."""
         ...
 
     def set_unavailable(self, reason: str) -> None:
@@ -68,5 +68,5 @@ class Gateway(Protocol):
         ...
 
     def set_link(self, other: str, shape: Shape) -> None:
-        """Change the emulated link from the source node to another."""
+        """Change the emulated link from the source node to another node."""
         ...

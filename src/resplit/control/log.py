@@ -1,6 +1,6 @@
-"""What the controller did and decided, on disk before it acts: the steps of each epoch, and the decisions.
+"""The durable log of the controller: the steps of each epoch, written before they are acted on, and its decisions.
 
-Knows in which order steps may come and how to keep them; knows nothing of nodes or placements.
+`after` is the state machine of epochs as a pure function; `EpochLog` keeps its steps in SQLite.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUSY_S = 5.0
 
 
 class Entry(NamedTuple):
-    """One step of an epoch, and what was said of it."""
+    """One step of an epoch, with its details (JSON)."""
 
     step: EpochStep
     detail: dict[str, Any]
@@ -36,10 +36,11 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Epochs:
-    """Where all epochs stand: one value, changed by `after` alone.
+    """The state of all epochs; only `after` makes a new one.
 
-    `live` is the committed epoch that serves. `pending` was proposed or prepared and has no outcome yet; there is
-    at most one. `superseded` were live before and are not released yet. `highest` is the highest number in use.
+    `live` is the committed epoch that serves. `pending` is the one epoch, if any, that is proposed or prepared and
+    neither committed nor aborted. `superseded` epochs were live before and are not released yet. `highest` is the
+    highest number of any epoch.
     """
 
     live: int | None = None
@@ -50,20 +51,20 @@ class Epochs:
 
 
 def after(epochs: Epochs, epoch: int, step: EpochStep) -> Epochs:
-    """Where epochs stand once `step` of `epoch` has happened; ProposalRefusedError if it may not happen now.
+    """The state of all epochs after `step` of `epoch`; ProposalRefusedError if the step may not happen now.
 
     proposed -> prepared -> committed -> (a later one is committed) -> released
     proposed or prepared -> aborted
     """
     if step == "proposed":
         if epochs.pending is not None:
-            raise _refused(epoch, step, f"epoch {epochs.pending} is {epochs.pending_step}: commit or abort it first")
+            raise _refused(epoch, step, f"epoch {epochs.pending} is {epochs.pending_step}: commit or abort that first")
         if epoch <= epochs.highest:
-            raise _refused(epoch, step, f"numbers rise, and {epochs.highest} is used")
+            raise _refused(epoch, step, f"its number must be above {epochs.highest}")
         return replace(epochs, pending=epoch, pending_step=step, highest=epoch)
     if step == "released":
         if epoch not in epochs.superseded:
-            raise _refused(epoch, step, "only an epoch that was live, and is no longer, is released, and once")
+            raise _refused(epoch, step, "only an epoch that was live and was superseded can be released, and only once")
         return replace(epochs, superseded=epochs.superseded - {epoch})
     if epoch != epochs.pending:
         raise _refused(epoch, step, f"the pending epoch is {epochs.pending}")
@@ -80,9 +81,9 @@ def after(epochs: Epochs, epoch: int, step: EpochStep) -> Epochs:
 
 
 class EpochLog:
-    """The durable log in one SQLite file. What `append` returned from survives a crash; what it did not, may not.
+    """The log in one SQLite file. A step survives a crash once `append` has returned.
 
-    May be used from several threads; a second process that writes is seen, and held to the same rules.
+    Several threads may use it. If a second process writes to the file, its steps are read, and obey the same rules.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,15 +99,15 @@ class EpochLog:
             self._database.executescript(_SCHEMA)
             self._catch_up()
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(str(path), f"is not an epoch log that can be used ({error})") from None
+            raise ConfigError(str(path), f"cannot be used as an epoch log ({error})") from None
 
     def close(self) -> None:
-        """Close the file; nothing is lost without it."""
+        """Close the file. Nothing is lost if this is not called."""
         self._database.close()
 
     @property
     def epochs(self) -> Epochs:
-        """Where all epochs stand now."""
+        """The state of all epochs now."""
         with self._lock:
             self._catch_up()
             return self._epochs
@@ -114,8 +115,8 @@ class EpochLog:
     def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
         """Write one step before it is acted on; `detail` is JSON.
 
-        ProposalRefusedError if the step may not come now (`after`), CapacityError if it cannot be written; then
-        nothing was.
+        ProposalRefusedError if the step may not happen now (`after`), CapacityError if it cannot be written. In both
+        cases the log is unchanged.
         """
         content = json.dumps(dict(detail), allow_nan=False)
         with self._transaction():
@@ -129,21 +130,21 @@ class EpochLog:
         return [Entry(step, json.loads(detail)) for step, detail in rows]
 
     def last_committed(self) -> tuple[int, dict[str, Any]] | None:
-        """The live epoch and what was said when it was committed; None before the first."""
+        """The epoch that was committed last, with the details of that step; None before the first."""
         rows = self._rows("select epoch, detail from steps where step = 'committed' order by id desc limit 1")
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def unfinished(self) -> list[int]:
-        """Epochs that were proposed or prepared and neither committed nor aborted: one at most."""
+        """The epoch that is proposed or prepared and neither committed nor aborted, if any: a list of at most one."""
         pending = self.epochs.pending
         return [] if pending is None else [pending]
 
     def unreleased(self) -> list[int]:
-        """Epochs that were live once and are still to be released, the oldest first."""
+        """Epochs that were live before and are not released yet, the oldest first."""
         return sorted(self.epochs.superseded)
 
     def next_epoch(self) -> int:
-        """A number that no epoch had, from 1."""
+        """The number for a new epoch; the first is 1."""
         return self.epochs.highest + 1
 
     def append_decision(self, decision: Mapping[str, Any]) -> None:
@@ -153,12 +154,12 @@ class EpochLog:
             self._database.execute("insert into decisions (body) values (?)", (content,))
 
     def decisions(self, since_id: int = 0) -> list[tuple[int, dict[str, Any]]]:
-        """The decisions after the one numbered `since_id`, with their numbers, in order."""
+        """The decisions numbered above `since_id`, with their numbers, in order."""
         rows = self._rows("select id, body from decisions where id > ? order by id", since_id)
         return [(number, json.loads(body)) for number, body in rows]
 
     def _catch_up(self) -> None:
-        """Read the steps written since the last look, by this process or by another."""
+        """Apply the steps that were written since the last call, by this process or another one."""
         query = "select id, epoch, step from steps where id > ? order by id"
         for number, epoch, step in self._database.execute(query, (self._read_up_to,)):
             self._epochs = after(self._epochs, epoch, step)

@@ -89,7 +89,7 @@ class ControllerPlanner:
         view, unreachable, problem = self._view, self._view.unreachable, self._latest_problem
         if problem is None or len(problem.blocks) != len(view.rules.features):
             lost = f"{', '.join(unreachable)} lost, and " if unreachable else ""
-            raise DataError(f"{lost}no problem of this model to plan with yet")
+            raise DataError(f"{lost}there is no problem to plan with yet")
         blocks = [feature.block() for feature in view.rules.features]
         problem = under_rules(problem, view.cluster.trusted, blocks)
         removed = {node.name for node in problem.nodes} - set(view.cluster.node_names)

@@ -254,7 +254,7 @@ async def test_without_a_placement_requests_fail_with_the_reason_until_the_node_
     stream = nodes.sessions.generate(generation_request(200))
     await anext(stream)
     await nodes.stop(C)
-    with pytest.raises(NodeLostError, match=f"{C} lost, and nothing known yet"):
+    with pytest.raises(NodeLostError, match=f"{C} lost, and there is no problem to plan with yet"):
         await exhaust(stream)
     assert nodes.sessions.records(0)[-1]["status"] == 503
 
