@@ -1,6 +1,6 @@
-"""How long a stream stands still when the node with most blocks is killed, by the length of its history.
+"""How long a stream pauses when the node with most blocks is killed, by the length of the stream's history.
 
-Runs on the emulated home cluster, with copies of caches and without. Prints a table; docs/recovery.md keeps one.
+Runs on the emulated home cluster, with replicas of caches and without. Prints a table like the one in docs/recovery.md.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]
 AFTER_TOKENS = 6  # generated after the recovery
 COLUMNS = (
     "copy every", "history", "longest gap, s", "noticed", "plan", "load", "restore", "replay", "restored", "replayed",
-    "MB carried", "s per token", "KB copied per token",
+    "MB transferred", "s per token", "KB copied per token",
 )  # fmt: skip
 
 
 async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
-    """One request; the moment of each token (monotonic clock) is added to `times_s`."""
+    """Stream one request. Appends the moment of each token (monotonic clock) to `times_s`."""
     body = {"model": MODEL, "prompt": PROMPT, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
     body |= {"return_token_ids": True}
     async with (
@@ -52,7 +52,7 @@ async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
 
 
 async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
-    """Kill the node that hosts most blocks once a stream has so long a history; what the stream saw."""
+    """Kill the node that hosts most blocks once a stream has `history` positions. Returns one row of the table."""
     victim = Counter(client.model()["placement"]).most_common(1)[0][0]
     times_s: list[float] = []
     streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
@@ -79,14 +79,14 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
         "replay": how["replay_s"],
         "restored": how["restored_positions"],
         "replayed": how["replayed_positions"],
-        "MB carried": move["cache_bytes"] / 1e6,
+        "MB transferred": move["cache_bytes"] / 1e6,
         "s per token": statistics.median(before),
         "KB copied per token": record["copied_bytes"] / (record["prompt_tokens"] + record["new_tokens"]) / 1e3,
     }
 
 
 def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[dict[str, Any]]:
-    """One row for each history, on a cluster started for them."""
+    """One row for each history, on a cluster started for this purpose."""
     content = yaml.safe_load(cluster_file.read_text())
     content["limits"] |= {"copy_every": copy_every, "deadline": "600 s"}
     with tempfile.TemporaryDirectory() as folder:

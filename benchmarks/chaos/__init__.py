@@ -1,7 +1,7 @@
-"""Experiments that break a cluster on purpose, and what they must find: every token right, no request lost.
+"""Experiments that break a cluster on purpose. In each, no request may be lost and no token may change.
 
-An experiment is a module of this package with `async def run(scale: float, folder: Path) -> list[Finding]`. `scale` 1
-is the full length; tests run the same functions at a small one. What it writes goes into `folder`, which is its own.
+An experiment is a module of this package with `async def run(scale: float, folder: Path) -> list[Finding]`. At
+`scale` 1 it runs at full length; the tests run some at a small scale. It writes into `folder` only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ EXPERIMENTS = (
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment called `name`; its module is imported now, for some need what others do not."""
+    """The experiment called `name`. Its module is imported only now, since some need heavy packages."""
     run: Experiment = importlib.import_module(f"benchmarks.chaos.{name}").run
     return run

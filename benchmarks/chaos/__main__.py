@@ -19,7 +19,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the clusters' processes too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C's handling ends the clusters' processes too
     report = Report(arguments.scale, time.strftime("%Y-%m-%d %H:%M"))
     for name in arguments.only or EXPERIMENTS:
         print(f"{name} ...", flush=True)
@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _findings(name: str, scale: float, reports: Path) -> list[Finding]:
-    """What an experiment found; one that breaks is a finding too, and the others still run."""
+    """Run one experiment. An exception becomes a finding, so that the other experiments still run."""
     folder = reports / "chaos" / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,13 +1,14 @@
-"""The controller dies at every single step of an epoch change, and again at every step of its restart.
+"""The controller crashes at every step of an epoch change, and again at every step of its restart.
 
-However it ends: one epoch on all nodes, the one that the log says, right tokens, nothing left over.
+Afterwards all nodes must serve the one epoch that the log names, return correct tokens and hold nothing else.
+Nodes, gateway and controller share this process.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, KilledError, Trial, trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, CrashedError, Trial, running_trial
 from benchmarks.chaos.findings import Finding
 from resplit.model.source import obtain
 from tests.support.cluster import load_unsplit, make_model, reference
@@ -18,73 +19,73 @@ SECOND = (B, B, C, A, A, C, C, B)
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """Every step once; then every pair of a step and one of the restart that follows. `scale` below 1 takes a part."""
+    """Crash at every step, then at every pair of a step and a step of the restart. `scale` below 1 skips some."""
     stored = make_model(folder)
     expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
-    async with trial(obtain(str(stored), folder / "models"), expected, folder) as tried:
-        once = await every_step(tried, stride=max(1, round(0.3 / scale)))
-        pairs = await every_pair(tried, stride=max(1, round(2 / scale)))
+    async with running_trial(obtain(str(stored), folder / "models"), expected, folder) as trial:
+        once = await every_step(trial, stride=max(1, round(0.3 / scale)))
+        pairs = await every_pair(trial, stride=max(1, round(2 / scale)))
     return [
-        _finding("deaths of the controller, one at every step of a change", once),
-        _finding("deaths at a step of a change, and another one while it restarts", pairs),
+        _finding("crashes of the controller, one at every step of a change", once),
+        _finding("crashes at a step of a change, each with a second one during the restart", pairs),
     ]
 
 
-async def every_step(tried: Trial, stride: int) -> dict[str, list[str]]:
-    """Let it die at each step of a deployment, or at every `stride`th; what was wrong after each."""
+async def every_step(trial: Trial, stride: int) -> dict[str, list[str]]:
+    """Crash at every `stride`-th step of a deployment. Returns the violations found after each crash."""
     wrong: dict[str, list[str]] = {}
     number = 0
-    while await change_and_die(tried, number):
-        name = f"{number} {tried.fate.events[-1]}"
-        await tried.crash()
-        await tried.resume()
-        wrong[name] = await tried.check()
+    while await change_and_crash(trial, number):
+        name = f"{number} {trial.crash_point.events[-1]}"
+        await trial.crash()
+        await trial.resume()
+        wrong[name] = await trial.check()
         number += stride
-    wrong["none"] = await tried.check()
+    wrong["none"] = await trial.check()
     return wrong
 
 
-async def every_pair(tried: Trial, stride: int) -> dict[str, list[str]]:
-    """Let it die at every `stride`th step of a deployment, and while it restarts at every `stride`th step of that."""
+async def every_pair(trial: Trial, stride: int) -> dict[str, list[str]]:
+    """Crash at every `stride`-th step of a deployment, then at every `stride`-th step of the restart."""
     wrong: dict[str, list[str]] = {}
     first, second = 0, 0
-    while await change_and_die(tried, first):
-        name = f"{first} {tried.fate.events[-1]}"
-        await tried.crash()
-        again = await restart_and_die(tried, second)
-        name += f", then {tried.fate.events[-1]}"
+    while await change_and_crash(trial, first):
+        name = f"{first} {trial.crash_point.events[-1]}"
+        await trial.crash()
+        again = await restart_and_crash(trial, second)
+        name += f", then {trial.crash_point.events[-1]}"
         if again:
-            await tried.crash()
-            await tried.resume()
-        wrong[name] = await tried.check()
+            await trial.crash()
+            await trial.resume()
+        wrong[name] = await trial.check()
         first, second = (first, second + stride) if again else (first + stride, first % stride)
     return wrong
 
 
-async def change_and_die(tried: Trial, fatal: int) -> bool:
-    """Deploy the other placement and wait for rest; whether the controller died at its event number `fatal`."""
-    live = tried.controller.live
+async def change_and_crash(trial: Trial, crash_at: int) -> bool:
+    """Deploy the other placement and wait until it settles. Returns whether the controller crashed at `crash_at`."""
+    live = trial.controller.live
     assert live is not None
-    tried.fate.events, tried.fate.fatal = [], fatal
+    trial.crash_point.events, trial.crash_point.crash_at = [], crash_at
     try:
-        await tried.deploy(SECOND if live.placement == FIRST else FIRST)
-        await tried.controller.deployment.settle()
-    except KilledError:
+        await trial.deploy(SECOND if live.placement == FIRST else FIRST)
+        await trial.controller.deployment.settle()
+    except CrashedError:
         return True
-    tried.fate.fatal = None
-    return tried.fate.dead
+    trial.crash_point.crash_at = None
+    return trial.crash_point.crashed
 
 
-async def restart_and_die(tried: Trial, fatal: int) -> bool:
-    """Resume what was live; whether the controller died at its event number `fatal`."""
-    tried.fate.events, tried.fate.fatal = [], fatal
+async def restart_and_crash(trial: Trial, crash_at: int) -> bool:
+    """Resume the live epoch. Returns whether the controller crashed at event `crash_at`."""
+    trial.crash_point.events, trial.crash_point.crash_at = [], crash_at
     try:
-        await tried.resume()
-        await tried.controller.deployment.settle()
-    except (KilledError, BaseExceptionGroup):
+        await trial.resume()
+        await trial.controller.deployment.settle()
+    except (CrashedError, BaseExceptionGroup):
         return True
-    tried.fate.fatal = None
-    return tried.fate.dead
+    trial.crash_point.crash_at = None
+    return trial.crash_point.crashed
 
 
 def _finding(what: str, wrong: dict[str, list[str]]) -> Finding:

@@ -1,6 +1,6 @@
-"""The process of gateway and controller is killed before and after every write to its log, and started again.
+"""The process of gateway and controller is killed before and after every write to its epoch log, and restarted.
 
-Each time all nodes end in the one epoch that the log says, and the answers are right.
+After every restart all nodes must serve the one epoch that the log names, and answers must be correct.
 """
 
 from __future__ import annotations
@@ -18,69 +18,77 @@ from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 from tests.support.cluster import load_unsplit, make_model, started
 from tests.support.processes import poll_until, ready, settled, start_controller
-from tests.support.streams import ask, expected_tokens
+from tests.support.streams import expected_tokens, request_completion
 
 NEW_TOKENS = 24
-# A restart writes proposed, prepared, committed and released of what it resumes, then a change writes the same of its
-# own; one more, which is never written.
+# A restart writes proposed, prepared, committed and released of the epoch that it resumes. A change writes the
+# same four steps. The ninth write never happens.
 WRITES = 9
 A, B, C, D = "alpha", "beta", "gamma", "delta"
 PLACEMENTS = ([A, A, B, C, C, D, D, A], [B, B, C, D, A, A, C, B])
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """18 deaths: before and after each of 9 writes; a short run takes some of them."""
+    """18 kills: before and after each of 9 writes. A short run takes some of them."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)[0]
-    deaths = [(when, number) for number in range(1, WRITES + 1) for when in ("before", "after")]
-    deaths = deaths[:: max(1, round(1 / scale))]
-    died, wrong, epochs, back_s = 0, [], [], []
+    kills = [(when, number) for number in range(1, WRITES + 1) for when in ("before", "after")]
+    kills = kills[:: max(1, round(1 / scale))]
+    killed, wrong, epochs, back_s = 0, [], [], []
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
-        for index, (when, number) in enumerate(deaths):
-            died += await change_until_death(cluster, client, when, number, PLACEMENTS[index % 2])
+        for index, (when, number) in enumerate(kills):
+            killed += await change_until_killed(cluster, client, when, number, PLACEMENTS[index % 2])
             back_s.append(await restart(cluster, client))
             epochs.append(client.model()["epoch"])
             try:
                 await poll_until(lambda: settled(client) and one_epoch(client), 20)
             except TimeoutError:
                 wrong.append(f"{when} write {number}: {client.status()['nodes']}")
-            if ask(cluster, NEW_TOKENS).json()["choices"][0]["token_ids"] != expected:
+            if request_completion(cluster, NEW_TOKENS).json()["choices"][0]["token_ids"] != expected:
                 wrong.append(f"{when} write {number}: other tokens")
     rising = all(later > earlier for earlier, later in itertools.pairwise(epochs))
     return [
         Finding(
             "controller_kills",
-            "restarts after a death at a write",
-            f"{len(deaths)}, of which {died} died",
-            met=died > 0,
+            "restarts, each after a kill at a log write",
+            f"{len(kills)}, of which {killed} were killed",
+            met=killed > 0,
         ),
-        Finding("controller_kills", "of them wrong", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        Finding(
+            "controller_kills",
+            "restarts that ended in a wrong state",
+            f"{len(wrong)} {wrong[:1] or ''}",
+            "0",
+            met=not wrong,
+        ),
         Finding("controller_kills", "epoch numbers only grow", "yes" if rising else str(epochs), "yes", met=rising),
-        Finding("controller_kills", "start of the process to service", spread(back_s, "s")),
+        Finding(
+            "controller_kills", "time from the start of the process until requests are served", spread(back_s, "s")
+        ),
     ]
 
 
-async def change_until_death(
+async def change_until_killed(
     cluster: Cluster, client: ControlClient, when: str, number: int, placement: Sequence[str]
 ) -> bool:
-    """Start a controller that dies at a write, and change the placement if it lives so long; whether it died."""
+    """Start a controller that kills itself at a write, then change the placement. Returns whether it was killed."""
     process = cluster.processes[CONTROLLER]
     process.kill()
     process.wait()
     plain = list(process.args)
     start_controller(cluster, [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number), *plain[3:]])
-    mortal = cluster.processes[CONTROLLER]
-    await poll_until(lambda: mortal.poll() is not None or ready(client), 60)
+    controller = cluster.processes[CONTROLLER]
+    await poll_until(lambda: controller.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):
         live = client.model()
         client.propose({"placement": list(placement), "action": "re-split", "based_on": live["epoch"]})
     with contextlib.suppress(TimeoutError):
-        await poll_until(lambda: mortal.poll() is not None, 2)
-    return mortal.poll() is not None
+        await poll_until(lambda: controller.poll() is not None, 2)
+    return controller.poll() is not None
 
 
 async def restart(cluster: Cluster, client: ControlClient) -> float:
-    """Start the controller as it is; how long until it serves."""
+    """Start the usual controller. Returns the seconds until it serves."""
     process = cluster.processes[CONTROLLER]
     if process.poll() is None:
         process.kill()
@@ -90,6 +98,6 @@ async def restart(cluster: Cluster, client: ControlClient) -> float:
 
 
 def one_epoch(client: ControlClient) -> bool:
-    """Whether every node serves the live epoch and no other."""
+    """Whether every node serves the live epoch only."""
     status = client.status()
     return all(node.get("epochs") == [status["epoch"]] for node in status["nodes"])

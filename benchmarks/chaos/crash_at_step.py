@@ -1,4 +1,4 @@
-"""`python -m benchmarks.chaos.crash_at_step before|after NUMBER serve ...`: `resplit`, killed at a step of its log."""
+"""`python -m benchmarks.chaos.crash_at_step before|after NUMBER serve ...`: runs `resplit` until a step of its log."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from resplit.cli import main
 from resplit.control.log import EpochLog, EpochStep
 
 
-def die_at(when: str, number: int) -> None:
-    """End this process as by `kill -9` before or after the append number `number` (from 1) to the epoch log."""
-    append, done = EpochLog.append, 0
+def kill_at(when: str, number: int) -> None:
+    """Kill this process (SIGKILL) before or after append number `number`, counted from 1, to the epoch log."""
+    append, appended = EpochLog.append, 0
 
-    def mortal(self: EpochLog, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
-        nonlocal done
-        done += 1
-        if done == number and when == "before":
+    def controller(self: EpochLog, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
+        nonlocal appended
+        appended += 1
+        if appended == number and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         append(self, epoch, step, detail)
-        if done == number and when == "after":
+        if appended == number and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    EpochLog.append = mortal  # type: ignore[method-assign]
+    EpochLog.append = controller  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    die_at(sys.argv[1], int(sys.argv[2]))
+    kill_at(sys.argv[1], int(sys.argv[2]))
     del sys.argv[1:3]
     main()

@@ -1,6 +1,6 @@
-"""A controller that dies at a chosen moment, and a wire from it that loses, repeats and delays commands.
+"""A controller that crashes at a chosen event, and connections that lose, repeat and delay its commands.
 
-The nodes are real; a dead controller is one whose log and connections do nothing any more.
+The nodes are real. A crashed controller stays in memory, but its log and connections do nothing any more.
 """
 
 from __future__ import annotations
@@ -22,90 +22,90 @@ from resplit.wire.peers import Peer
 from tests.support.cluster import TRUSTED
 from tests.support.in_process import InProcessCluster, until
 
-PLACES = ("alpha", "beta", "gamma")
+NODES = ("alpha", "beta", "gamma")
 PROMPT = (5, 17, 40, 200, 31, 8, 99)
 NEW_TOKENS = 6
 _KV_TOKENS = 256
 _CONSISTENT_WITHIN_S = 15.0
 
-# lost: it never comes; unanswered: it comes, its answer does not; late: it comes when everything is over, or again and
-# again; twice: it comes two times; slow: it comes after the others. Where an answer fails, the connection breaks.
+# lost: the command never arrives; unanswered: it arrives, its answer is lost; late: it arrives at the end; twice: it
+# arrives two times; slow: it arrives after the others. Where there is no answer, the connection breaks.
 Fault = Literal["lost", "unanswered", "late", "twice", "slow"]
 
 
-class KilledError(BaseException):
-    """The controller's process ended here."""
+class CrashedError(BaseException):
+    """The controller crashed here. Not an `Exception`, so that no handler in the controller catches it."""
 
 
-class Fate:
-    """Counts what a controller does; it dies at event number `fatal`, if that is set, and does nothing after it."""
+class CrashPoint:
+    """Counts the events of a controller, and raises CrashedError from event number `crash_at` on, if that is set."""
 
     def __init__(self) -> None:
-        self.fatal: int | None = None
+        self.crash_at: int | None = None
         self.events: list[str] = []
-        self.dead = False
+        self.crashed = False
 
     def event(self, what: str) -> None:
-        """Something is about to be done, or was just done."""
-        if not self.dead:
+        """Record what is about to be done, or was just done; CrashedError if the controller ends here."""
+        if not self.crashed:
             self.events.append(what)
-            self.dead = len(self.events) - 1 == self.fatal
-        if self.dead:
-            raise KilledError(what)
+            self.crashed = len(self.events) - 1 == self.crash_at
+        if self.crashed:
+            raise CrashedError(what)
 
 
-class MortalLog(EpochLog):
-    """The durable log of a controller that may die before or after each step."""
+class CrashingLog(EpochLog):
+    """The durable log of a controller that may crash before or after each step."""
 
-    def __init__(self, path: Path, fate: Fate) -> None:
+    def __init__(self, path: Path, crash_point: CrashPoint) -> None:
         super().__init__(path)
-        self._fate = fate
+        self._crash_point = crash_point
 
     def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
-        """As in the log."""
-        self._fate.event(f"before {step}")
+        """Append, with a chance to crash before and after."""
+        self._crash_point.event(f"before {step}")
         super().append(epoch, step, detail)
-        self._fate.event(f"after {step}")
+        self._crash_point.event(f"after {step}")
 
 
 class FaultyPeer:
-    """A node as a mortal controller reaches it over a bad wire."""
+    """The connection of a controller to one node, with the faults of a trial."""
 
-    def __init__(self, peer: Peer, trial: Trial) -> None:
+    def __init__(self, peer: Peer, running_trial: Trial) -> None:
         self._peer = peer
-        self._trial = trial
+        self._trial = running_trial
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
     async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Send a command, or what the wire makes of it."""
-        trial, name = self._trial, self._peer.name
-        fate = trial.fate
-        fate.event(f"before {kind} to {name}")
-        fault = trial.faults.pop((kind, name), None)
+        """Send a command, subject to the fault that the trial holds for it."""
+        running_trial, name = self._trial, self._peer.name
+        crash_point = running_trial.crash_point
+        crash_point.event(f"before {kind} to {name}")
+        fault = running_trial.faults.pop((kind, name), None)
         if fault == "slow":
             await asyncio.sleep(0.1)
         if fault == "late":
-            trial.late.append((name, kind, signed))
+            running_trial.held_back.append((name, kind, signed))
         if fault not in ("lost", "late"):
             answer = await self._peer.command(kind, signed, timeout_s)
         if fault == "twice":
             with contextlib.suppress(ResplitError):
                 await self._peer.command(kind, signed, timeout_s)
-                trial.violations.append(f"{name} obeyed one {kind} two times")
+                running_trial.violations.append(f"{name} accepted one {kind} twice")
         if fault in ("lost", "late", "unanswered"):
-            trial.nodes.break_connections(name)
+            running_trial.nodes.break_connections(name)
             raise NodeLostError(f"{name}: {kind} {fault}")
-        fate.event(f"after {kind} to {name}")
+        crash_point.event(f"after {kind} to {name}")
         return answer
 
 
 class FaultyPeers(Mapping[str, Peer]):
-    """All nodes, so reached."""
+    """Faulty connections to all nodes."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
+    def __init__(self, running_trial: Trial) -> None:
+        self._trial = running_trial
 
     def __getitem__(self, name: str) -> Peer:
         peer: Any = FaultyPeer(self._trial.nodes.router.peers[name], self._trial)
@@ -119,72 +119,72 @@ class FaultyPeers(Mapping[str, Peer]):
 
 
 class Trial:
-    """Three nodes and a controller to be tried; `expected` are the unsplit model's tokens for PROMPT."""
+    """Three nodes and a controller under test. `expected` are the unsplit model's tokens for PROMPT."""
 
     def __init__(self, nodes: InProcessCluster, expected: list[int]) -> None:
         self.nodes = nodes
         self.expected = expected
         self.faults: dict[tuple[str, str], Fault] = {}
-        self.late: list[tuple[str, str, str]] = []
+        self.held_back: list[tuple[str, str, str]] = []
         self.violations: list[str] = []
-        self.highest = 0
-        self.fate = Fate()
-        self._take_office()
+        self.highest_epoch = 0
+        self.crash_point = CrashPoint()
+        self._new_controller()
 
     async def deploy(self, placement: tuple[str, ...]) -> LiveEpoch:
-        """Have a placement deployed, whatever is live."""
+        """Deploy a placement, planned against the live epoch."""
         live = self.controller.live
         return await self.controller.deploy(Proposal(placement, "re-split", live.epoch if live else 0))
 
     async def crash(self) -> None:
-        """End the controller and the gateway as a kill would, and start them again."""
-        self.fate.fatal, self.fate.dead = None, True
+        """End controller and gateway as a kill would, and start new ones."""
+        self.crash_point.crash_at, self.crash_point.crashed = None, True
         await self.controller.stop()
         await self.nodes.router.disconnect()
         self.controller.log.close()
-        self.fate = Fate()
+        self.crash_point = CrashPoint()
         self.nodes.start_gateway()
-        self._take_office()
+        self._new_controller()
         self.nodes.router.connect(self.nodes.addresses)
 
     async def resume(self) -> None:
-        """What a controller does when it starts."""
-        await self.nodes.router.wait_for(set(PLACES), 10)
+        """Do what a controller does when it starts."""
+        await self.nodes.router.wait_for(set(NODES), 10)
         await self.controller.start()
 
-    async def deliver_late(self) -> None:
-        """Let the commands that were held back arrive now, the last first."""
-        while self.late:
-            name, kind, signed = self.late.pop()
+    async def deliver_held_back(self) -> None:
+        """Deliver the commands that were held back, the last first."""
+        while self.held_back:
+            name, kind, signed = self.held_back.pop()
             with contextlib.suppress(ResplitError):
                 await self.nodes.peer(name).command(kind, signed)
 
     async def check(self) -> list[str]:
-        """What is wrong once all has come to rest: nothing, if the promises of an epoch change hold."""
+        """Wait until the cluster is settled. Returns the violated guarantees of an epoch change, none if all hold."""
         try:
-            await until(self._at_rest, _CONSISTENT_WITHIN_S)
+            await until(self._is_settled, _CONSISTENT_WITHIN_S)
         except TimeoutError:
-            self.violations.append(f"no rest: {await self._where_it_stands()}")
+            self.violations.append(f"not settled: {await self._where_it_stands()}")
         else:
             await self._check_service()
         live = self.controller.live
-        if live and live.epoch < self.highest:
-            self.violations.append(f"epoch {live.epoch} after {self.highest}")
-        self.highest = live.epoch if live else self.highest
+        if live and live.epoch < self.highest_epoch:
+            self.violations.append(f"epoch {live.epoch} after {self.highest_epoch}")
+        self.highest_epoch = live.epoch if live else self.highest_epoch
         found, self.violations = self.violations, []
         return found
 
     async def tokens(self) -> list[int]:
-        """What the cluster answers to PROMPT."""
+        """The tokens that the cluster returns for PROMPT."""
         wanted = GenerationRequest(PROMPT, NEW_TOKENS, Sampling(), "chat", frozenset(), None)
         return [token.token_id async for token in self.nodes.sessions.generate(wanted)]
 
-    def _take_office(self) -> None:
-        log = MortalLog(self.nodes.folder / "epochs.db", self.fate)
+    def _new_controller(self) -> None:
+        log = CrashingLog(self.nodes.folder / "epochs.db", self.crash_point)
         self.controller: Controller = self.nodes.controller(log, FaultyPeers(self))
 
-    async def _at_rest(self) -> bool:
-        """One epoch on all nodes, the controller's, which the log says was committed; nothing held beside it."""
+    async def _is_settled(self) -> bool:
+        """Whether all nodes hold exactly the controller's live epoch, and the log says that it was committed."""
         live, log = self.controller.live, self.controller.log
         if live is None or log.epochs.live != live.epoch or log.unfinished() or self.nodes.sessions.ready():
             return False
@@ -200,9 +200,9 @@ class Trial:
 
     async def _states(self) -> dict[str, dict[str, Any]]:
         try:
-            return {name: await self.nodes.state(name) for name in PLACES}
-        except NodeLostError:  # its connection was just severed
-            return {name: {"epochs": [], "prepared": [], "blocks": [], "sessions": 0} for name in PLACES}
+            return {name: await self.nodes.state(name) for name in NODES}
+        except NodeLostError:  # its connection was just broken
+            return {name: {"epochs": [], "prepared": [], "blocks": [], "sessions": 0} for name in NODES}
 
     def _check_privacy(self, states: dict[str, dict[str, Any]]) -> None:
         for name, state in states.items():
@@ -226,14 +226,14 @@ class Trial:
 
 
 @contextlib.asynccontextmanager
-async def trial(model: StoredModel, expected: list[int], folder: Path) -> AsyncIterator[Trial]:
-    """Three real nodes on this event loop with a first placement deployed, and a controller that can be tried."""
+async def running_trial(model: StoredModel, expected: list[int], folder: Path) -> AsyncIterator[Trial]:
+    """Three real nodes on this event loop, and a controller under test that has deployed a first placement."""
     config = ClusterConfig.model_validate(
         {
             "name": "test",
             "source": "alpha",
             "trusted": TRUSTED,
-            "nodes": [{"name": name, "memory": "8 MiB"} for name in PLACES],
+            "nodes": [{"name": name, "memory": "8 MiB"} for name in NODES],
             "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
             "limits": {"context_tokens": _KV_TOKENS, "sessions": 8, "queue": 4, "deadline": "20 s"},
             "kv_tokens": _KV_TOKENS,
@@ -241,11 +241,11 @@ async def trial(model: StoredModel, expected: list[int], folder: Path) -> AsyncI
     )
     nodes = InProcessCluster(config, model, folder)
     try:
-        await asyncio.gather(*(nodes.start(name) for name in PLACES))
-        tried = Trial(nodes, expected)
-        await tried.resume()
-        await tried.deploy(("alpha", "alpha", "beta", "beta", "gamma", "gamma", "beta", "alpha"))
-        yield tried
-        await tried.controller.stop()
+        await asyncio.gather(*(nodes.start(name) for name in NODES))
+        trial = Trial(nodes, expected)
+        await trial.resume()
+        await trial.deploy(("alpha", "alpha", "beta", "beta", "gamma", "gamma", "beta", "alpha"))
+        yield trial
+        await trial.controller.stop()
     finally:
         await nodes.stop_all()

@@ -1,4 +1,4 @@
-"""Two nodes are killed at once, one trusted node left: the streams go on as after the loss of one."""
+"""Two nodes are killed at once; one trusted node remains. Streams continue as after the loss of one node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 10
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """10 losses of two nodes, the pairs in random order."""
+    """10 losses of a random pair of nodes."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, times = random.Random(12), Times()

@@ -1,4 +1,4 @@
-"""What experiments found, as values and as the table in reports/. Knows nothing of clusters."""
+"""The findings of experiments, as values and as the table in reports/chaos.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.streams import Streams
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was measured. `met` tells whether it is as `aim` says; None where there was only to measure."""
+    """One measurement. `met` says whether it reaches `aim`, and is None where there is no aim."""
 
     experiment: str
     what: str
@@ -29,7 +29,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings of a run. `load` is the machine's load average after each experiment, by name."""
+    """All findings of one run. `load` is the machine's load average after each experiment, by name."""
 
     scale: float
     begun: str
@@ -38,13 +38,13 @@ class Report:
     load: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, findings: list[Finding], took_s: float) -> None:
-        """Take what an experiment found, and how long it ran."""
+        """Add the findings of one experiment, and how long it ran."""
         self.findings += findings
         self.took_s[name] = round(took_s, 1)
         self.load[name] = round(psutil.getloadavg()[0], 2)
 
     def write(self, folder: Path) -> None:
-        """chaos.md for people, chaos.json for programs."""
+        """Write chaos.md for people and chaos.json for programs."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "chaos.json").write_text(json.dumps(asdict(self) | {"machine": machine()}, indent=1) + "\n")
         (folder / "chaos.md").write_text(self._table())
@@ -71,7 +71,7 @@ def stream_findings(experiment: str, streams: Streams) -> list[Finding]:
 
 
 def machine() -> dict[str, str]:
-    """What this ran on."""
+    """Versions and hardware of this machine."""
     packages = ("torch", "transformers", "grpclib")
     return {
         "python": platform.python_version(),
@@ -82,7 +82,7 @@ def machine() -> dict[str, str]:
 
 
 def spread(seconds: Sequence[float], unit: str = "ms") -> str:
-    """Median, 95th percentile and maximum, for people."""
+    """Median, 95th percentile and maximum as text; `seconds` are converted to `unit`."""
     if not seconds:
         return "none"
     factor = {"ms": 1e3, "s": 1.0}[unit]
@@ -93,5 +93,5 @@ def spread(seconds: Sequence[float], unit: str = "ms") -> str:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The `share` quantile; NaN of nothing."""
+    """The `share` quantile, or NaN if there are no values."""
     return float(np.quantile(values, share)) if len(values) else math.nan

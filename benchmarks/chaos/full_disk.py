@@ -1,5 +1,7 @@
-"""The controller's disk is full: a change is refused with the reason, the old placement serves on, nothing half-written
-is taken for whole, and all goes on once there is room.
+"""The controller's disk is full, in one process.
+
+A change must be refused with the reason while the old placement serves on. No partial file may be read as complete, and
+changes must succeed once there is room.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.chaos.controller_crashes import FIRST, SECOND
-from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, running_trial
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ResplitError
 from resplit.model.source import obtain
@@ -23,30 +25,30 @@ from tests.support.cluster import load_unsplit, make_model, reference
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """With no byte to be written: the epoch log, keyring and registry; `scale` changes nothing."""
+    """Write to the epoch log, then to keyring and registry, while no byte can be written. `scale` has no effect."""
     stored = make_model(folder)
     expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     model = obtain(str(stored), folder / "models")
     said: dict[str, str] = {}
     wrong: list[str] = []
-    async with trial(model, expected, folder) as tried:
-        await tried.check()
-        live = tried.controller.live
+    async with running_trial(model, expected, folder) as trial:
+        await trial.check()
+        live = trial.controller.live
         with full_disk():
             try:
-                await tried.deploy(SECOND)
+                await trial.deploy(SECOND)
             except ResplitError as error:
                 said["epoch log"] = str(error)
-        if tried.controller.live != live:
-            wrong.append("what is live has changed")
-        wrong += await tried.check()
-        await tried.deploy(SECOND)
-        wrong += await tried.check()
-        await tried.crash()
-        await tried.resume()
-        wrong += await tried.check()
-        await tried.deploy(FIRST)
-        wrong += await tried.check()
+        if trial.controller.live != live:
+            wrong.append("the live epoch changed")
+        wrong += await trial.check()
+        await trial.deploy(SECOND)
+        wrong += await trial.check()
+        await trial.crash()
+        await trial.resume()
+        wrong += await trial.check()
+        await trial.deploy(FIRST)
+        wrong += await trial.check()
     keys = folder / "other.json"
     with full_disk():
         try:
@@ -58,8 +60,8 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     package(model, Registry(str(folder / "other")), Keyring(keys))
     return [
         Finding("full_disk", "writes refused with a reason", f"{len(said)} of 2", "2", met=len(said) == 2),
-        Finding("full_disk", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        *(Finding("full_disk", f"what is said, {what}", message) for what, message in said.items()),
+        Finding("full_disk", "violations before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        *(Finding("full_disk", f"the message, {what}", message) for what, message in said.items()),
     ]
 
 

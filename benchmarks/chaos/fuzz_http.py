@@ -1,4 +1,4 @@
-"""HTTP requests that no honest client sends, to gateway and controller, while honest streams run beside them."""
+"""Invalid HTTP requests to gateway and controller, while valid streams run beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.fuzz_wire import LIGHT
-from benchmarks.chaos.resources import watching
+from benchmarks.chaos.resources import sampling
 from resplit.cluster.client import ControlClient
 from tests.support.cluster import MODEL, load_unsplit, make_model, started
 from tests.support.fuzzing import send_for
@@ -27,7 +27,7 @@ from tests.support.streams import PROMPTS, expected_tokens, streaming
 LASTS_S = 600.0
 NEW_TOKENS = 96
 _ANSWER_WITHIN_S = 20.0
-_NOT_THESE = ("/control/profile",)  # keeps all nodes busy for seconds, and is the operator's own to call
+_NOT_THESE = ("/control/profile",)  # keeps all nodes busy for seconds, and only operators may call it
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -57,7 +57,7 @@ _RAW = st.binary(max_size=300) | st.sampled_from(
 
 @dataclass
 class Caller:
-    """Calls one gateway and counts what comes back."""
+    """Calls one gateway and counts the outcomes."""
 
     url: str
     token: str
@@ -65,15 +65,15 @@ class Caller:
     broken: Counter[str] = field(default_factory=Counter)
 
     def described(self, case: schemathesis.Case) -> None:
-        """A request made after the service's own description of itself, or against it."""
+        """A request generated from the service's OpenAPI schema, valid or not."""
         if isinstance(case.body, dict) and "model" in case.body:
-            case.body["model"] = MODEL  # what is made up would end at a 404
-        case.headers.pop("x-resplit-class", None)  # and this at a 400
+            case.body["model"] = MODEL  # a random name would always give 404
+        case.headers.pop("x-resplit-class", None)  # a random class would always give 400
         late = "x-resplit-deadline-s" in case.headers
         self._count(f"{case.method} {case.path}", lambda: case.call(timeout=_ANSWER_WITHIN_S), late)
 
     def odd(self, path: str, body: bytes, headers: dict[str, str]) -> None:
-        """Any body with any headers."""
+        """A request with any body and any headers."""
         late = "X-Resplit-Deadline-S" in headers
         wanted = {"Content-Type": "application/json"} | headers
         wanted.pop("Content-Length", None)
@@ -97,7 +97,7 @@ class Caller:
         except requests.Timeout:
             self.broken[f"{what}: no answer within {_ANSWER_WITHIN_S:g} s"] += 1
             return
-        except (requests.RequestException, ValueError, UnicodeError) as error:  # what cannot even be sent
+        except (requests.RequestException, ValueError, UnicodeError) as error:  # the client library refuses to send it
             self.outcomes[f"{what}: {type(error).__name__}"] += 1
             return
         self.outcomes[f"{what}: {status}"] += 1
@@ -106,7 +106,7 @@ class Caller:
 
 
 def calls(caller: Caller) -> st.SearchStrategy[Callable[[], None]]:
-    """Everything that is sent, ready to go."""
+    """A strategy for calls that are ready to be made."""
     described = []
     for root, headers in ((caller.url, {}), (f"{caller.url}/control", {"Authorization": f"Bearer {caller.token}"})):
         schema = schemathesis.openapi.from_url(f"{root}/openapi.json", headers=headers)
@@ -124,7 +124,7 @@ def calls(caller: Caller) -> st.SearchStrategy[Callable[[], None]]:
         st.builds(lambda path, body, more: lambda: caller.odd(path, body, more), paths, bodies, _HEADERS),
         _RAW.map(lambda content: lambda: caller.raw(content)),
     )
-    # As many of each kind: in a plain `one_of` the many operations would leave little of the others.
+    # Equal shares of each kind. In a plain `one_of`, the many operations would crowd out the others.
     return st.sampled_from(kinds).flatmap(lambda kind: kind)
 
 
@@ -133,13 +133,13 @@ def _dumped(value: object) -> bytes:
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """Ten minutes of it, beside four streams."""
+    """Send such requests for ten minutes, beside four streams."""
     model = make_model(folder)
     prompts = PROMPTS[:4]
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS, prompts)
     with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         caller = Caller(cluster.url, cluster.token)
-        async with watching(cluster) as watch, streaming(cluster, expected, prompts) as streams:
+        async with sampling(cluster) as usage, streaming(cluster, expected, prompts) as streams:
             lasts_s = max(5.0, LASTS_S * scale)
             sent = await asyncio.to_thread(lambda: send_for(lasts_s, calls(caller), lambda call: call()))
         await poll_until(lambda: client.status()["sessions"] == 0, 20)
@@ -151,5 +151,5 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         Finding("fuzz_http", "requests sent", f"{sent}, {len(caller.outcomes)} outcomes", "> 0", met=sent > 0),
         Finding("fuzz_http", "processes that ended", ", ".join(dead) or "none", "none", met=not dead),
         Finding("fuzz_http", "hangs and server errors", broken, "none", met=not caller.broken),
-        *watch.findings("fuzz_http"),
+        *usage.findings("fuzz_http"),
     ]

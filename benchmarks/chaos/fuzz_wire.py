@@ -1,7 +1,4 @@
-"""Messages that no honest member sends, on every call of real nodes, while honest streams run beside them.
-
-The sender is a member like any other: it holds certificates. What needs none (garbage on the port) is sent as well.
-"""
+"""Invalid messages on every call of four nodes, while valid streams run beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.chaos.findings import Finding, stream_findings
-from benchmarks.chaos.resources import watching
+from benchmarks.chaos.resources import sampling
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.wire.peers import Address
@@ -21,23 +18,23 @@ from tests.support.streams import PROMPTS, expected_tokens, streaming
 from tests.support.wire_fuzzing import Attacker, attack
 
 LASTS_S = 600.0
-# What is declared is planned for, also where this machine is slow at the moment.
+# So little demand that a plan exists even when this machine is slow.
 LIGHT = CLUSTER.replace("rate_rps: 0.5", "rate_rps: 0.02")
 NEW_TOKENS = 96
 _RAISED = re.compile(r"[a-zA-Z_.]+(Error|Exception|Exit)\b")
-# How the libraries under us tell of bytes that are no message: the call ends, nothing else does.
+# Exceptions that libraries raise for bytes that are no message. They end the call and nothing else.
 _NO_MESSAGE = ("google.protobuf.message.DecodeError", "NotImplementedError: Compression", "ssl.SSLError")
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """Ten minutes of it, against four nodes that serve four streams."""
+    """Attack four nodes for ten minutes while they serve four streams."""
     model = make_model(folder)
     prompts = PROMPTS[:4]
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS, prompts)
     with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         addresses = {node.name: Address.parse(node.address or "") for node in cluster.config.nodes}
         attacker = Attacker(addresses, cluster.state / "keys" / "delta")
-        async with watching(cluster) as watch, streaming(cluster, expected, prompts) as streams:
+        async with sampling(cluster) as usage, streaming(cluster, expected, prompts) as streams:
             sent = await asyncio.to_thread(attack, attacker, max(5.0, LASTS_S * scale))
         await poll_until(lambda: not any(node["sessions"] for node in client.status()["nodes"]), 20)
         dead, refusals = cluster.dead(), client.status()["nodes"]
@@ -46,19 +43,23 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     counted = sum((Counter(node["refusals"]) for node in refusals), Counter[str]())
     return [
         *stream_findings("fuzz_wire", streams),
-        Finding("fuzz_wire", "things sent", f"{sent}, {len(attacker.outcomes)} outcomes", "> 0", met=sent > 0),
+        Finding("fuzz_wire", "messages sent", f"{sent}, {len(attacker.outcomes)} outcomes", "> 0", met=sent > 0),
         Finding("fuzz_wire", "processes that ended", ", ".join(dead) or "none", "none", met=not dead),
         Finding(
-            "fuzz_wire", "hangs and defects told to the caller", _few(attacker.broken), "none", not attacker.broken
+            "fuzz_wire",
+            "hangs and internal errors returned to the caller",
+            _few(attacker.broken),
+            "none",
+            not attacker.broken,
         ),
-        Finding("fuzz_wire", "defects in the nodes' logs", _few(Counter(defects)), "none", met=not defects),
-        Finding("fuzz_wire", "commands refused, as the nodes count them", _few(counted), "> 0", met=bool(counted)),
-        *watch.findings("fuzz_wire"),
+        Finding("fuzz_wire", "uncaught exceptions in the nodes' logs", _few(Counter(defects)), "none", met=not defects),
+        Finding("fuzz_wire", "refused commands that the nodes counted", _few(counted), "> 0", met=bool(counted)),
+        *usage.findings("fuzz_wire"),
     ]
 
 
 def _defects(cluster: Cluster, node: str) -> list[str]:
-    """The last line of every traceback in a node's log; but what is no message at all may be called so."""
+    """The last line of every traceback in a node's log, except those that bytes without a message cause."""
     lines = (cluster.state / "log" / f"{node}.log").read_text(errors="replace").splitlines()
     ends = [line for line in lines if _RAISED.match(line)]
     return [line[:100] for line in ends if not line.startswith(_NO_MESSAGE)]

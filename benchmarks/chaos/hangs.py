@@ -1,4 +1,4 @@
-"""A node is stopped for some seconds (SIGSTOP) and wakes up: it is missed in time, and does no harm."""
+"""A node is stopped for seconds (SIGSTOP) and resumed. Its loss is noticed in time; its return does no harm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import answering, lost, pause, poll_until, resume, 
 from tests.support.streams import expected_tokens, streaming
 
 ROUNDS = 12
-_SHORT_S = 0.3  # nobody should be lost for that
+_SHORT_S = 0.3  # too short for a node to be declared lost
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
@@ -42,18 +42,24 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         *stream_findings("hangs", streams),
         Finding(
             "hangs",
-            "stop to being listed as lost",
+            "time from the stop until the node is listed as lost",
             spread(noticed_s),
             f"max < {DETECTED_WITHIN_S:g} s",
             met=quantile(noticed_s, 1.0) < DETECTED_WITHIN_S,
         ),
-        Finding("hangs", f"nodes lost for a stop of {_SHORT_S:g} s", str(lost_for_short), "0", met=lost_for_short == 0),
+        Finding(
+            "hangs",
+            f"nodes listed as lost after a stop of {_SHORT_S:g} s",
+            str(lost_for_short),
+            "0",
+            met=lost_for_short == 0,
+        ),
         Finding("hangs", "sessions and blocks left over on any node at the end", "none", "none", met=True),
     ]
 
 
 async def long_stop(cluster: Cluster, client: ControlClient, victim: str, seconds: float) -> float:
-    """Stop a node for so long; the time until it was listed as lost."""
+    """Stop a node for `seconds`. Returns the seconds until it was listed as lost."""
     pause(cluster, victim)
     try:
         noticed_s = await poll_until(lambda: lost(client, victim))
@@ -64,7 +70,7 @@ async def long_stop(cluster: Cluster, client: ControlClient, victim: str, second
 
 
 async def short_stop(cluster: Cluster, client: ControlClient, victim: str) -> bool:
-    """Stop a node for a moment; whether it was taken for lost."""
+    """Stop a node for a moment. Returns whether it was listed as lost."""
     pause(cluster, victim)
     await asyncio.sleep(_SHORT_S)
     resume(cluster, victim)

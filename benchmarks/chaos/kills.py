@@ -1,6 +1,6 @@
-"""A random node is killed at a random moment, again and again, and used again once it was started again.
+"""A random node is killed at a random moment, restarted and used again, many times.
 
-How long it takes to notice, and until every stream has tokens again, split as far as the control API tells.
+Measures how long detection, planning, loading and replay take, and when every stream has tokens again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESUMED_WITHIN_S = 5.0
 
 @dataclass
 class Times:
-    """Seconds of each loss: until it was listed as lost, of planning, of preparing, until every stream had tokens."""
+    """Seconds of each loss: detection, planning, preparing, and from the kill until every stream has tokens."""
 
     detect_s: list[float] = field(default_factory=list)
     plan_s: list[float] = field(default_factory=list)
@@ -49,12 +49,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await one_kill(cluster, client, streams, [rng.choice(NODES)], times)
         moves = [move for record in client.records() for move in record["moves"]]
     replays_s = [move["pause_s"] for move in moves if move["replayed"]]
-    used_again = Finding("kills", "kills, each of a node that served (those that had come back too)", str(kills))
+    used_again = Finding("kills", "kills of nodes that served", str(kills))
     return [*stream_findings("kills", streams), used_again, *time_findings("kills", times, replays_s)]
 
 
 async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:
-    """Kill nodes at once, wait until every stream has tokens again, start them again and wait until they answer."""
+    """Kill nodes at once, wait until every stream has tokens, restart the nodes and wait until they answer."""
     before = max((decision["id"] for decision in client.decisions()), default=0)
     killed_s = min([kill(cluster, victim) for victim in victims])
     await poll_until(lambda: lost(client, *victims))
@@ -71,7 +71,7 @@ async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, vi
 
 
 def use_all(client: ControlClient, rng: random.Random) -> None:
-    """Deploy a placement that uses every node, so that each of them is missed."""
+    """Deploy a placement that uses every node, so that the loss of any node matters."""
     while True:
         live = client.model()
         placement = random_placement(len(live["features"]), rng)
@@ -79,26 +79,26 @@ def use_all(client: ControlClient, rng: random.Random) -> None:
             try:
                 client.propose({"placement": placement, "action": "re-split", "based_on": live["epoch"]})
                 return
-            except ProposalRefusedError:  # a node that was just welcomed changed the epoch
+            except ProposalRefusedError:  # a node that just returned has changed the epoch
                 time.sleep(0.1)
 
 
 def time_findings(experiment: str, times: Times, replays_s: list[float]) -> list[Finding]:
-    """The table's lines on how long losses took."""
+    """The findings on how long losses took."""
     return [
         Finding(
             experiment,
-            "kill to being listed as lost",
+            "time from the kill until the node is listed as lost",
             spread(times.detect_s),
             f"max < {DETECTED_WITHIN_S:g} s",
             met=quantile(times.detect_s, 1.0) < DETECTED_WITHIN_S,
         ),
-        Finding(experiment, "planning without the lost node", spread(times.plan_s)),
-        Finding(experiment, "preparing and committing (load)", spread(times.load_s)),
-        Finding(experiment, "replay of a session, waiting for the plan included", spread(replays_s)),
+        Finding(experiment, "time to plan without the lost node", spread(times.plan_s)),
+        Finding(experiment, "time to prepare and commit (load)", spread(times.load_s)),
+        Finding(experiment, "pause of a replayed session, the wait for the plan included", spread(replays_s)),
         Finding(
             experiment,
-            "kill to tokens in every stream again",
+            "time from the kill until every stream has tokens again",
             spread(times.resumed_s),
             f"max < {RESUMED_WITHIN_S:g} s",
             met=quantile(times.resumed_s, 1.0) < RESUMED_WITHIN_S,

@@ -1,4 +1,4 @@
-"""A node's links drop for two seconds, broken or silent: the streams go on, and the node is used again."""
+"""A node's links drop for two seconds, broken or silent. Streams go on, and the node is used again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CUT_S = 2.0
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """10 cuts of random nodes; every second one breaks the connections, the others only stop what goes through."""
+    """10 cuts of random nodes. Every second one breaks the connections; the others only stall the traffic."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, rounds = random.Random(14), max(2, round(ROUNDS * scale))
@@ -43,13 +43,13 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         proxy.close()
     return [
         *stream_findings("link_cuts", streams),
-        Finding("link_cuts", f"links of one node cut for {CUT_S:g} s, and the node used again", str(rounds)),
+        Finding("link_cuts", f"cuts of one node's links for {CUT_S:g} s, after which it is used again", str(rounds)),
         Finding("link_cuts", "sessions and blocks left over on any node at the end", "none", "none", met=True),
     ]
 
 
 async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
-    """Have all reach every node through a relay: the controller is started again with the relays' addresses."""
+    """Put a proxy before every node, and restart the controller with the proxies' addresses."""
     file = cluster.state / "relayed.yaml"
     content = yaml.safe_load((cluster.state / "cluster.yaml").read_text())
     proxies = {}
@@ -67,7 +67,7 @@ async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
 
 
 async def cut(proxy: TcpProxy, broken: bool) -> None:
-    """Cut a cable for two seconds."""
+    """Cut a node's links for two seconds."""
     if broken:
         proxy.close()
         await asyncio.sleep(CUT_S)

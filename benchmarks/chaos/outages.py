@@ -1,5 +1,6 @@
-"""What the processes stand on is gone for a while, under eight streams: the registry, or room on the disk, once with a
-node killed meanwhile. Changes are refused with the reason, streams go on, and so do changes afterwards.
+"""The registry is unreachable, or the disk is full, for a while under eight streams; once a node is killed meanwhile.
+
+Changes must be refused with the reason, streams must go on, and changes must succeed afterwards.
 """
 
 from __future__ import annotations
@@ -26,40 +27,40 @@ _LASTS_S = 2.0
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """4 times each: no registry, a full disk, a full disk and a node killed."""
+    """4 times each: no registry, a full disk, and a full disk with a node killed."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     rng, rounds = random.Random(17), max(1, round(ROUNDS * scale))
-    said: dict[str, list[str]] = {"registry": [], "disk": []}
+    refusals: dict[str, list[str]] = {"registry": [], "disk": []}
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         async with streaming(cluster, expected) as streams:
             for _ in range(rounds):
-                for name, gone in (("registry", no_registry), ("disk", full_disks)):
+                for name, outage in (("registry", no_registry), ("disk", full_disks)):
                     await asyncio.to_thread(use_all, client, rng)
-                    with gone(cluster):
-                        said[name].append(await asyncio.to_thread(refusal, client, rng))
+                    with outage(cluster):
+                        refusals[name].append(await asyncio.to_thread(refusal, client, rng))
                         await asyncio.sleep(_LASTS_S)
                 await asyncio.to_thread(use_all, client, rng)
                 await lose_with_full_disks(cluster, client, rng.choice(NODES))
                 await asyncio.to_thread(use_all, client, rng)
         await poll_until(lambda: settled(client))
         dead = cluster.dead()
-    told = {"registry": "registry", "disk": "cannot be written"}
-    named = {name: sum(told[name] in message for message in messages) for name, messages in said.items()}
+    words = {"registry": "registry", "disk": "cannot be written"}
+    named = {name: sum(words[name] in message for message in messages) for name, messages in refusals.items()}
     return [
         *stream_findings("outages", streams),
         *(
             Finding("outages", f"changes refused with the reason, {name}", f"{n} of {rounds}", str(rounds), n == rounds)
             for name, n in named.items()
         ),
-        Finding("outages", "nodes killed while the disk was full, replaced once there was room", str(rounds)),
+        Finding("outages", "nodes killed while the disk is full, and replaced once there is room", str(rounds)),
         Finding("outages", "processes that ended by themselves", ", ".join(dead) or "none", "none", met=not dead),
-        *(Finding("outages", f"the reason, as it is told, {name}", messages[0]) for name, messages in said.items()),
+        *(Finding("outages", f"the reason given, {name}", messages[0]) for name, messages in refusals.items()),
     ]
 
 
 def refusal(client: ControlClient, rng: random.Random) -> str:
-    """Propose a random placement; why it is refused, empty where it is not."""
+    """Propose a random placement. Returns the reason of the refusal, or an empty string."""
     live = client.model()
     placement = random_placement(len(live["features"]), rng)
     while placement == live["placement"]:
@@ -72,7 +73,7 @@ def refusal(client: ControlClient, rng: random.Random) -> str:
 
 
 async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: str) -> None:
-    """Kill a node while no file can grow; the epoch without it needs the log, so it is live only later."""
+    """Kill a node while no file can grow. The epoch without it must be logged, so it goes live only afterwards."""
     with full_disks(cluster):
         kill(cluster, victim)
         await poll_until(lambda: lost(client, victim))
@@ -84,7 +85,7 @@ async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: 
 
 @contextlib.contextmanager
 def no_registry(cluster: Cluster) -> Iterator[None]:
-    """The folder with the shards is renamed."""
+    """The registry's folder has another name."""
     shards, away = cluster.state / "registry", cluster.state / "away"
     shards.rename(away)
     try:

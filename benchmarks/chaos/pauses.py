@@ -1,8 +1,8 @@
-"""How long a stream stands still when the placement changes, against the size of its cache and the speed of the links.
+"""How long a stream pauses when the placement changes, by the size of its cache and the speed of the links.
 
-A stream's pause is its longest gap between tokens in the time of the change, from the proposal until every session has
-left the old epoch, minus its longest gap in as long a time just before it. The same difference between two times
-without a change is the control: what of it is noise. Nodes take declared times, so that they leave cores free.
+A change lasts from the proposal until every session has left the old epoch. A stream's pause is its longest gap between
+tokens during the change, minus its longest gap in an equally long window just before. The same difference between two
+windows without a change is the control; it shows the noise. Nodes are emulated, so that they leave cores free.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Links:
 
     @property
     def round_trip_s(self) -> float:
-        """There and back, of something small."""
+        """The round trip of a small message."""
         return 2e-3 * self.latency_ms
 
 
-LOOPBACK = Links("loopback, unshaped", 0, 1e6)  # a message is never waited for
+LOOPBACK = Links("loopback, unshaped", 0, 1e6)  # no delay is added
 NEAR = Links("300 Mbit/s, 2 ms", 2, 300)
 FAR = Links("60 Mbit/s, 22 ms", 22, 60)
 SETTINGS = [
@@ -66,10 +66,10 @@ SETTINGS = [
 
 @dataclass
 class Pauses:
-    """What was measured with one speed of links and one length of history, for each stream and switch.
+    """Measurements at one link speed and one length of history, for each stream and switch.
 
-    `control_s` is the pause where nothing changes, `gateway_s` how long the gateway itself says that the second copy
-    took.
+    `control_s` is the pause without a change. `gateway_s` is the duration of the second copy,
+    as the gateway measured it.
     """
 
     links: str
@@ -83,7 +83,7 @@ class Pauses:
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """10 switches in each setting; a short run takes only the loopback."""
+    """10 switches in each setting. A short run covers only the loopback."""
     found: list[Pauses] = []
     findings: list[Finding] = []
     settings = SETTINGS if scale >= 0.2 else SETTINGS[:2]
@@ -113,7 +113,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
 
 
 async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switches: int) -> None:
-    """Switch to and fro; before each switch are two quiet times, each as long as the switch before it took."""
+    """Switch back and forth. Before each switch come two quiet windows, each as long as the switch before."""
     window_s = SHORTEST_WINDOW_S
     for number in range(1, switches + 1):
         await asyncio.sleep(2.4 * window_s)
@@ -130,19 +130,19 @@ async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switc
 
 
 def propose(client: ControlClient, number: int) -> int:
-    """Deploy one of the two placements; its epoch."""
+    """Deploy one of the two placements. Returns its epoch."""
     epoch = client.model()["epoch"]
     proposal = {"placement": PLACEMENTS[number % 2], "action": "re-split", "based_on": epoch}
     return int(client.propose(proposal)["epoch"])
 
 
 def only(client: ControlClient, epoch: int) -> bool:
-    """Whether all nodes serve this epoch and no other any more."""
+    """Whether all nodes serve this epoch only."""
     return all(node.get("epochs") == [epoch] for node in client.status()["nodes"])
 
 
 def cluster_file(links: Links) -> str:
-    """Four nodes with room for all; a block takes a few milliseconds."""
+    """A cluster file with four nodes, each with room for the whole model; a block takes a few milliseconds."""
     decode = "{embed: 1 ms, layer: 4 ms, head: 3 ms}"
     prefill = "{embed: 0.02 ms, layer: 0.1 ms, head: 0.1 ms}"
     emulate = f"emulate: {{decode_per_token: {decode}, prefill_per_token: {prefill}}}"
@@ -163,7 +163,7 @@ kv_tokens: 16384
 
 
 def plot(found: list[Pauses], path: Path) -> None:
-    """The 95th percentile and the median of the pauses against the cache that a stream has."""
+    """Plot the 95th percentile and the median of the pauses against the cache size of a stream."""
     figure, axes = plt.subplots(figsize=(6, 3.5))
     for name in dict.fromkeys(each.links for each in found):
         those = [each for each in found if each.links == name]
@@ -193,9 +193,15 @@ def _findings(one: Pauses, links: Links) -> list[Finding]:
         ),
         Finding("pauses", f"the same without a switch (control), {where}", spread(one.control_s)),
         Finding("pauses", f"longest gap of a stream without a switch, {where}", spread(one.quiet_s)),
-        Finding("pauses", f"the gateway's own figure of the pause, {where}", spread(one.gateway_s)),
-        Finding("pauses", f"a switch, until the last session left the old epoch, {where}", spread(one.took_s, "s")),
+        Finding("pauses", f"the pause that the gateway measured, {where}", spread(one.gateway_s)),
         Finding(
-            "pauses", f"cache moved for a stream, {where}", f"p50 {quantile(one.moved_bytes, 0.5) / 2**20:.2f} MiB"
+            "pauses",
+            f"duration of a switch, until the last session left the old epoch, {where}",
+            spread(one.took_s, "s"),
+        ),
+        Finding(
+            "pauses",
+            f"cache transferred for a stream, {where}",
+            f"p50 {quantile(one.moved_bytes, 0.5) / 2**20:.2f} MiB",
         ),
     ]

@@ -1,5 +1,6 @@
-"""The registry is out of reach during a change: it is refused with the reason, the old placement serves on, and the
-same change succeeds once the registry is back.
+"""The registry is unreachable during a change, in one process.
+
+The change must be refused with the reason while the old placement serves on. It must succeed once the registry is back.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.chaos.controller_crashes import FIRST, SECOND
-from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, running_trial
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ProposalRefusedError
 from resplit.model.source import obtain
@@ -17,26 +18,26 @@ ROUNDS = 5
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """5 times: the folder is renamed, a change proposed, the folder renamed back, the change proposed again."""
+    """5 times: rename the folder, propose a change, rename the folder back, propose the change again."""
     stored = make_model(folder)
     expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     rounds = max(1, round(ROUNDS * scale))
     shards, away = folder / "registry", folder / "away"
     reasons, wrong = [], []
-    async with trial(obtain(str(stored), folder / "models"), expected, folder) as tried:
+    async with running_trial(obtain(str(stored), folder / "models"), expected, folder) as trial:
         for number in range(rounds):
-            live = tried.controller.live
+            live = trial.controller.live
             shards.rename(away)
             try:
-                await tried.deploy((SECOND, FIRST)[number % 2])
+                await trial.deploy((SECOND, FIRST)[number % 2])
             except ProposalRefusedError as error:
                 reasons.append(str(error))
-            if tried.controller.live != live:
-                wrong.append("what is live has changed")
-            wrong += await tried.check()
+            if trial.controller.live != live:
+                wrong.append("the live epoch changed")
+            wrong += await trial.check()
             away.rename(shards)
-            await tried.deploy((SECOND, FIRST)[number % 2])
-            wrong += await tried.check()
+            await trial.deploy((SECOND, FIRST)[number % 2])
+            wrong += await trial.check()
     named = sum("registry" in reason for reason in reasons)
     return [
         Finding(
@@ -46,6 +47,6 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             str(rounds),
             met=named == rounds,
         ),
-        Finding("registry_outage", "wrong before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        Finding("registry_outage", "the reason, as it is told", reasons[0] if reasons else "none"),
+        Finding("registry_outage", "violations before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
+        Finding("registry_outage", "the reason given", reasons[0] if reasons else "none"),
     ]

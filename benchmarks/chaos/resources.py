@@ -1,4 +1,4 @@
-"""Memory and file handles of a cluster's processes while something is done to it, and what is left of it after."""
+"""Memory and file handles of a cluster's processes during an experiment, to find leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.chaos.findings import Finding
 from resplit.cluster.local import Cluster
 
 _EVERY_S = 1.0
-_MORE_MIB = 32  # an allocator keeps some of what a peak needed
+_MORE_MIB = 32  # an allocator keeps part of a peak
 _MORE_HANDLES = 8  # connections that are about to close
 
 
@@ -30,13 +30,13 @@ class Sample:
 
 
 @dataclass
-class Watch:
+class ResourceUsage:
     """Samples of each process by name."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
-    def look(self, cluster: Cluster) -> None:
-        """Take a sample of every process that lives."""
+    def sample(self, cluster: Cluster) -> None:
+        """Sample every process that runs."""
         for name, process in cluster.processes.items():
             with contextlib.suppress(psutil.Error):
                 seen = psutil.Process(process.pid)
@@ -44,7 +44,7 @@ class Watch:
                 self.samples.setdefault(name, []).append(sample)
 
     def findings(self, experiment: str) -> list[Finding]:
-        """The growth of each: the last seconds against the time after the first fifth, when all is warm."""
+        """Growth per process: the end of the experiment against its beginning, without the first fifth as warm-up."""
         rss = {name: _growth([s.rss_bytes / 2**20 for s in samples]) for name, samples in self.samples.items()}
         handles = {name: _growth([float(s.handles) for s in samples]) for name, samples in self.samples.items()}
         most = {name: max(s.rss_bytes for s in samples) / 2**20 for name, samples in self.samples.items()}
@@ -68,22 +68,22 @@ class Watch:
 
 
 @contextlib.asynccontextmanager
-async def watching(cluster: Cluster) -> AsyncIterator[Watch]:
-    """Look once a second until the end of the block."""
-    watch = Watch()
+async def sampling(cluster: Cluster) -> AsyncIterator[ResourceUsage]:
+    """Sample once a second until the end of the block."""
+    usage = ResourceUsage()
 
-    async def keep_looking() -> None:
+    async def keep_sampling() -> None:
         while True:
-            watch.look(cluster)
+            usage.sample(cluster)
             await asyncio.sleep(_EVERY_S)
 
-    task = asyncio.create_task(keep_looking())
+    task = asyncio.create_task(keep_sampling())
     try:
-        yield watch
+        yield usage
     finally:
         task.cancel()
         await asyncio.wait({task})
-        watch.look(cluster)
+        usage.sample(cluster)
 
 
 def _growth(values: list[float]) -> float:

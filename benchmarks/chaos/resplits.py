@@ -1,4 +1,4 @@
-"""Random placements one after another under eight streams: no stream fails, begins anew or gets a wrong token."""
+"""Random placements, one after another, under eight streams. No stream fails, restarts or gets a wrong token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEW_TOKENS = 128
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """50 placements, redistributions (same cuts, other nodes) and re-splits in turn."""
+    """50 placements: re-splits and redistributions (same cuts, other nodes) in turn."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
     wanted = max(3, round(PLACEMENTS * scale))
@@ -27,18 +27,22 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         moves = [move for record in client.records() for move in record["moves"]]
     return [
         *stream_findings("resplits", streams),
-        Finding("resplits", "placements deployed under the streams", str(len(took_s)), str(wanted), met=True),
-        Finding("resplits", "time of a change, from proposal to commit", spread(took_s)),
+        Finding("resplits", "placements deployed while streams run", str(len(took_s)), str(wanted), met=True),
+        Finding("resplits", "time from a proposal to its commit", spread(took_s)),
         Finding("resplits", "sessions moved", str(len(moves)), "> 0", met=bool(moves)),
         Finding(
-            "resplits", "sessions that began anew", str(sum(m["replayed"] for m in moves)), "0", met=not _anew(moves)
+            "resplits",
+            "sessions replayed from the start",
+            str(sum(m["replayed"] for m in moves)),
+            "0",
+            met=not _any_replayed(moves),
         ),
-        Finding("resplits", "caches moved", f"{sum(m['cache_bytes'] for m in moves) / 2**20:.1f} MiB"),
+        Finding("resplits", "cache bytes transferred", f"{sum(m['cache_bytes'] for m in moves) / 2**20:.1f} MiB"),
     ]
 
 
 def deploy_one_after_another(client: ControlClient, count: int, rng: random.Random) -> list[float]:
-    """Deploy random placements, every second one with the cuts of the one before; the seconds that each took."""
+    """Deploy random placements, every second one with the previous cuts. Returns the seconds that each took."""
     took_s = []
     for number in range(count):
         live = client.model()
@@ -51,7 +55,7 @@ def deploy_one_after_another(client: ControlClient, count: int, rng: random.Rand
 
 
 def redistributed(placement: list[str], rng: random.Random) -> list[str]:
-    """The same segments on other nodes; a segment with a private block stays on trusted ones."""
+    """The same segments on other nodes. A segment with a private block stays on trusted nodes."""
     result: list[str] = []
     for segment in segments_of(tuple(placement)):
         private = segment.first < 2 or segment.last == len(placement) - 1
@@ -60,5 +64,5 @@ def redistributed(placement: list[str], rng: random.Random) -> list[str]:
     return result
 
 
-def _anew(moves: list[dict[str, object]]) -> bool:
+def _any_replayed(moves: list[dict[str, object]]) -> bool:
     return any(move["replayed"] for move in moves)

@@ -1,5 +1,7 @@
-"""Too few nodes are left: requests get 503 with the reason within seconds, private blocks go nowhere else, and service
-comes back by itself with a node.
+"""Too few nodes remain to serve.
+
+Requests must get 503 with the reason within seconds. Private blocks must stay off untrusted nodes, and service must
+resume by itself once a node returns.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from tests.support.cluster import CLUSTER, NODES, TRUSTED, load_unsplit, make_model, started
 from tests.support.processes import kill, poll_until, ready
-from tests.support.streams import ask, expected_tokens
+from tests.support.streams import expected_tokens, request_completion
 
 ROUNDS = 3
 NEW_TOKENS = 24
 REFUSED_WITHIN_S = 5.0
-# Two layers with their caches fit on a node: three nodes hold the model, two do not.
+# A node has room for two layers with their caches, so three nodes hold the model and two do not.
 SMALL = CLUSTER.replace("4 MiB", "1.5 MiB")
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
-    """By turns the survivors lack memory, and both trusted nodes are gone."""
+    """In turn, the survivors lack memory, and both trusted nodes are lost."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)[0]
     refused_s: list[float] = []
@@ -40,7 +42,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             for victim in victims:
                 start_process(cluster, victim)
             back_s.append(await poll_until(lambda: ready(client), 60))
-            right += ask(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
+            right += request_completion(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
             violations += len(misplaced(client))
             await poll_until(lambda: not client.model()["lost"], 60)
     rounds = len(reasons)
@@ -48,7 +50,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     return [
         Finding(
             "too_few_nodes",
-            "kill of two nodes to 503 with the reason",
+            "time from the kill of two nodes to 503 with the reason",
             spread(refused_s, "s"),
             f"max < {REFUSED_WITHIN_S:g} s",
             met=quantile(refused_s, 1.0) < REFUSED_WITHIN_S,
@@ -56,8 +58,10 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         Finding(
             "too_few_nodes", "answers that name the reason", f"{named} of {rounds}", str(rounds), met=named == rounds
         ),
-        Finding("too_few_nodes", "start of the nodes to service again, by itself", spread(back_s, "s")),
-        Finding("too_few_nodes", "right answers after that", f"{right} of {rounds}", str(rounds), met=right == rounds),
+        Finding("too_few_nodes", "time from the start of the nodes until requests are served", spread(back_s, "s")),
+        Finding(
+            "too_few_nodes", "correct answers afterwards", f"{right} of {rounds}", str(rounds), met=right == rounds
+        ),
         Finding(
             "too_few_nodes", "private blocks on nodes that are not trusted", str(violations), "0", met=violations == 0
         ),
@@ -65,12 +69,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
 
 
 async def refusal(cluster: Cluster) -> str:
-    """Ask until the answer is 503; its message."""
+    """Send requests until one gets 503. Returns its message."""
     message = ""
 
     def refused() -> bool:
         nonlocal message
-        answer = ask(cluster, NEW_TOKENS)
+        answer = request_completion(cluster, NEW_TOKENS)
         if answer.status_code == 503:
             message = answer.json()["error"]["message"]
         return bool(message)
@@ -80,7 +84,7 @@ async def refusal(cluster: Cluster) -> str:
 
 
 def misplaced(client: ControlClient) -> list[tuple[str, int]]:
-    """Private blocks that a node holds which is not trusted."""
+    """Every private block on a node that is not trusted."""
     status = client.status()
     private = {index for index, name in enumerate(status["blocks"]) if name in ("embed", "layer.0", "head")}
     held = {node["node"]: set(node.get("blocks", [])) for node in status["nodes"] if node["node"] in NODES}

@@ -233,4 +233,4 @@ async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessClust
         await stub.Close(CloseRequest(sessions=["honest"]))
     assert refusal.value.status is Status.PERMISSION_DENIED
     assert (await nodes.state("plain"))["sessions"] == 1
-    await attacker.hang_up()
+    await attacker.disconnect()

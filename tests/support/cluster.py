@@ -1,4 +1,7 @@
-"""A tiny real model and a cluster of real node processes on this machine: what experiments and system tests run on."""
+"""A tiny real model, and a cluster of node processes on this machine that serves it.
+
+For a cluster inside the test's own process, see `in_process`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.support.tokenizers import tiny_tokenizer
 MODEL = "tiny-llama"
 NODES = ("alpha", "beta", "gamma", "delta")
 TRUSTED = NODES[:2]
-# Whatever else uses this machine is no reason not to place blocks: times do not matter here.
+# Other load on this machine must not keep blocks from being placed, so nodes may be used almost fully.
 CLUSTER = """
 name: test
 source: alpha
@@ -36,7 +39,7 @@ _TEXT = ["the quick brown fox jumps over the lazy dog", "pack my box with five d
 
 
 def make_model(parent: Path, **shape: int) -> Path:
-    """A random six-layer Llama and its tokenizer, as a local folder in `parent`; `shape` changes its configuration."""
+    """Save a random six-layer Llama and its tokenizer in a folder of `parent`; `shape` changes its configuration."""
     folder = parent / MODEL
     tokenizer = tiny_tokenizer(_TEXT)
     torch.manual_seed(3)
@@ -55,13 +58,13 @@ def make_model(parent: Path, **shape: int) -> Path:
 
 
 def load_unsplit(folder: Path) -> torch.nn.Module:
-    """The unsplit model, the oracle."""
+    """The saved model in one piece, in fp32 on one thread."""
     torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def reference(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> list[int]:
-    """Greedy tokens of the unsplit model; generation does not end early."""
+    """Greedy tokens of the unsplit model. Generation does not stop at an end token."""
     ids = torch.tensor([prompt])
     output = model.generate(
         ids,
@@ -76,7 +79,7 @@ def reference(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> lis
 
 @contextlib.contextmanager
 def started(folder: Path, model: Path, text: str = CLUSTER, plan: bool = True) -> Iterator[Cluster]:
-    """Node processes, gateway and controller as the cluster file `text` says, with a first plan deployed if `plan`."""
+    """Start node processes, gateway and controller of the cluster file `text`; deploy a first plan if `plan`."""
     (folder / "test.yaml").write_text(text)
     with running(folder / "test.yaml", folder / "state", str(model)) as cluster:
         if plan:
@@ -85,6 +88,6 @@ def started(folder: Path, model: Path, text: str = CLUSTER, plan: bool = True) -
 
 
 def random_placement(blocks: int, rng: random.Random) -> list[str]:
-    """Private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
+    """Place private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
     middle = [rng.choice(NODES) for _ in range(blocks - 3)]
     return [rng.choice(TRUSTED), rng.choice(TRUSTED), *middle, rng.choice(TRUSTED)]

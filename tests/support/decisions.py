@@ -1,4 +1,4 @@
-"""A small cluster in two shapes: a fixed one that is easy to reason about, and random ones."""
+"""Small placement problems for the tests of `decide`: a fixed one that is easy to follow, and random ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resplit.types import Block, Node, Problem, RequestClass, Weights
 
 BLOCKS = 8
 MB = 1e6
-# The planner's steps instead of its seconds, so that the same problem gives the same answer.
+# A limit in steps instead of seconds, so that a problem always gets the same plan.
 SETTINGS = Settings(work_limit=300, registry_bytes_per_s=1e9)
 FAST, SLOW, FAR = "fast", "slow", "far"
 
@@ -21,7 +21,7 @@ def problem(
     decode_s: tuple[float, float, float] = (1e-3, 2e-3, 4e-3),
     rate_rps: float = 0.5,
 ) -> Problem:
-    """Eight blocks on three nodes (the first two trusted); block 0 is private; memory for at most six on each."""
+    """Eight blocks on three nodes, each with memory for six. Two nodes are trusted, and block 0 is private."""
     return Problem(
         blocks=tuple(Block(f"block-{j}", 20 * MB, 1e3, 4096.0, j == 0, 0.5) for j in range(BLOCKS)),
         nodes=tuple(Node(name, 6 * 21 * MB, 0.1, 0.95, name != FAR) for name in (FAST, SLOW, FAR)),
@@ -42,7 +42,7 @@ def halves(first: str, second: str, cut: int = 4) -> tuple[str, ...]:
 
 
 def random_problem(seed: int) -> Problem:
-    """Random times, links, memory, trust and load; today's placement is random too, and may be illegal."""
+    """Random times, links, memory, trust and load. The current placement is random too, and may be illegal."""
     rng = np.random.default_rng(seed)
     nodes = 4
     runs = rng.random((BLOCKS, nodes)) > 0.05
@@ -70,7 +70,7 @@ def random_problem(seed: int) -> Problem:
 
 
 def noisy(problem: Problem, share: float, rng: np.random.Generator) -> Problem:
-    """The same cluster as a fit would see it: every time off by `share` (one standard deviation), state off too."""
+    """The same cluster with errors as a fit makes them: `share` is the standard deviation of every time, relative."""
 
     def off(matrix: np.ndarray) -> np.ndarray:
         return matrix * np.exp(share * rng.standard_normal(matrix.shape))

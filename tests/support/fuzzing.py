@@ -1,4 +1,4 @@
-"""Sends made-up things, one after another, for a while: hypothesis makes them up, time says when it is enough."""
+"""Send values that hypothesis generates, one after another, for a given time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TypeVar
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
 class _TimeIsUpError(Exception):
     pass
 
 
-def send_for(lasts_s: float, things: st.SearchStrategy[Thing], send: Callable[[Thing], object]) -> int:
-    """How many were sent; each run makes up others. What `send` raises is raised with the thing that it was for."""
+def send_for(lasts_s: float, values: st.SearchStrategy[Value], send: Callable[[Value], object]) -> int:
+    """Send random values for `lasts_s` seconds; returns how many. An exception of `send` is raised with its value."""
     until_s, sent = time.monotonic() + lasts_s, 0
 
     @settings(
@@ -28,12 +28,12 @@ def send_for(lasts_s: float, things: st.SearchStrategy[Thing], send: Callable[[T
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(thing=things)
-    def send_one(thing: Thing) -> None:
+    @given(value=values)
+    def send_one(value: Value) -> None:
         nonlocal sent
         if time.monotonic() > until_s:
             raise _TimeIsUpError
-        send(thing)
+        send(value)
         sent += 1
 
     with contextlib.suppress(_TimeIsUpError):

@@ -1,4 +1,7 @@
-"""Real nodes on the test's own event loop: TLS sockets, keys and sealed shards, commands signed by the controller."""
+"""A cluster on the test's own event loop: real nodes with TLS sockets, keys, sealed shards and signed commands.
+
+Faster than node processes, and open to inspection. For a cluster of processes, see `cluster`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from tests.support.tcp_proxy import TcpProxy
 
 
 class InProcessCluster:
-    """A cluster whose nodes, gateway and controller share one event loop; everything between them is real."""
+    """Nodes, gateway and controller on one event loop. Each node is reached through a TCP proxy."""
 
     def __init__(self, config: ClusterConfig, model: StoredModel, folder: Path) -> None:
         self.config, self.model, self.folder = config, model, folder
@@ -50,12 +53,12 @@ class InProcessCluster:
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
 
     def start_gateway(self) -> None:
-        """A gateway that knows nothing yet: the first one, or after a crash the next."""
+        """Start a gateway without sessions: the first one, or the next one after a crash."""
         self.router = Router(self.config, self.member)
         self.sessions = Sessions(self.config, self.router, self.features)
 
     async def start(self, name: str) -> None:
-        """Start one node and wait until its tokens can be heard."""
+        """Start one node and wait until the gateway receives its tokens."""
         stop = asyncio.Event()
         serving = serve_node(
             name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self._inside[name], stop
@@ -66,7 +69,7 @@ class InProcessCluster:
         await self.router.wait_for({name}, 10)
 
     async def stop(self, name: str) -> None:
-        """End one node: its connections break, its caches are gone."""
+        """End one node. Its connections break and its caches are lost."""
         self.proxies[name].close()
         stop, task = self._running.pop(name)
         stop.set()
@@ -78,7 +81,7 @@ class InProcessCluster:
             await self.stop(name)
 
     def break_connections(self, name: str) -> None:
-        """Break every connection to a node; new ones can be made at once."""
+        """Break every connection to a node. New ones can be made at once."""
         self.proxies[name].break_connections()
 
     def peer(self, name: str) -> Peer:
@@ -92,7 +95,7 @@ class InProcessCluster:
         return await self.peer(node).command(kind, self.signer.sign(kind, body, audience=node, epoch=epoch))
 
     async def state(self, node: str) -> dict[str, Any]:
-        """What the node says of itself now."""
+        """The node's state as it reports it now."""
         return (await self.peer(node).report(0))[0]["state"]
 
     async def rows(self, node: str, table: str) -> list[dict[str, Any]]:
@@ -115,7 +118,7 @@ class InProcessCluster:
         return WrappedShard(entry.shard, wrapped)
 
     def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
-        """A controller of this cluster that hears of lost and found nodes, by default with its log in the folder."""
+        """A controller that is notified of lost and returned nodes. By default its log is in the folder."""
         controller = Controller(
             self.config,
             self.model,
@@ -134,14 +137,14 @@ class InProcessCluster:
 
 
 async def deploy(controller: Controller, placement: Sequence[str]) -> None:
-    """Make a placement live, planned against what is."""
+    """Deploy a placement, planned against the live epoch."""
     live = controller.live.epoch if controller.live else 0
     await controller.deploy(Proposal(tuple(placement), "re-split", live))
 
 
 @contextlib.asynccontextmanager
 async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) -> AsyncIterator[InProcessCluster]:
-    """All nodes of `config`, running."""
+    """Run all nodes of `config`."""
     cluster = InProcessCluster(config, model, folder)
     try:
         await asyncio.gather(*(cluster.start(name) for name in config.node_names))
@@ -151,7 +154,7 @@ async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) ->
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
-    """Ask until it holds; TimeoutError where it never does."""
+    """Await a condition again and again until it holds; TimeoutError if it does not hold in time."""
     async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - the state is another member's: there is no event to wait for
+        while not await condition():  # noqa: ASYNC110 - the state is another node's; there is no event to wait for
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Tiny problems for the planner's tests, and the optimum of each by trying every placement."""
+"""Tiny problems for the planner's tests, and the optimum of each by enumeration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLANNABLE = [path for path in sorted(EXAMPLES.glob("*.json")) if path not in BAT
 
 
 def tiny_problem(seed: int, blocks: int = 5, nodes: int = 3, **changes: object) -> Problem:
-    """A random problem that is small enough to try every placement; some have no legal one."""
+    """A random problem, small enough to enumerate its placements. Some have no legal one."""
     rng = np.random.default_rng(seed)
     times = rng.uniform(0.2e-3, 4e-3, (blocks, nodes))
     runs = rng.random((blocks, nodes)) > 0.08
@@ -66,7 +66,7 @@ def seeds() -> st.SearchStrategy[int]:
 
 
 def best_by_enumeration(problem: Problem) -> tuple[float, tuple[str, ...] | None]:
-    """Objective and placement of the optimum; (inf, None) where no placement is legal."""
+    """Objective and placement of the optimum, or (inf, None) if no placement is legal."""
     best: tuple[float, tuple[str, ...] | None] = (float("inf"), None)
     for placement in itertools.product([node.name for node in problem.nodes], repeat=len(problem.blocks)):
         evaluation = evaluate(problem, placement)

@@ -1,7 +1,7 @@
-"""A made-up run for tests: a small queue simulation that fills every table of a `RunRecord`. Nothing here was measured.
+"""Synthetic runs: a small queue simulation that fills every table of a `RunRecord`. Nothing here was measured.
 
-Requests hop, token by token, over FIFO nodes and fixed link delays; a node slows down, a link degrades and the load
-rises on a schedule. `static` keeps its placement, `resplit` changes it a few seconds after each change.
+Requests pass, token by token, through FIFO nodes and fixed link delays. On a schedule, a node slows down, a link
+degrades and the load rises. `static` keeps its placement; `resplit` changes it a few seconds after each change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ACTIONS = ("initial", "re-split", "redistribute", "re-split")
 
 @dataclass
 class _World:
-    """Times of the run's schedule as functions of the moment."""
+    """Times of layers and links, and the load, at a moment of the schedule."""
 
     duration_s: float
     disturbed: bool
@@ -68,7 +68,7 @@ class _Run:
         return PLACEMENTS[int(np.searchsorted(self.commits_s, at_s, side="right")) - 1]
 
     def hop(self, at_s: float, node: str, layers: int, tokens: int) -> float:
-        """When `tokens` tokens leave `layers` layers of `node`; prefill costs a quarter per token."""
+        """The moment when `tokens` tokens leave `layers` layers of `node`. Prefill costs a quarter per token."""
         at_s += self.world.link_s("hub", node, at_s) if node != "hub" else 0.0
         start_s = max(at_s, self.free_s[node])
         end_s = start_s + layers * self.world.layer_s(node, start_s) * max(1.0, tokens / 4)
@@ -80,7 +80,7 @@ class _Run:
 def synthetic_run(
     policy: str = "resplit", seed: int = 0, duration_s: float = 150.0, disturbed: bool = True
 ) -> RunRecord:
-    """A run of `policy` (static or resplit) on the made-up home cluster."""
+    """A run of `policy` (static or resplit) on a synthetic home cluster."""
     world = _World(duration_s, disturbed)
     adaptive = policy == "resplit" and disturbed
     commits_s = [0.0, *(share * duration_s + 4.0 for share in (0.25, 0.5, 0.72))] if adaptive else [0.0]
@@ -208,7 +208,7 @@ def _epochs(commits_s: list[float]) -> list[dict[str, object]]:
 
 
 def _decisions(commits_s: list[float]) -> list[dict[str, object]]:
-    """One every five seconds, as `Decision.to_json` writes them: a move before each commit, keep elsewhere."""
+    """One every five seconds, as `Decision.to_json` writes them: a move before each commit, otherwise keep."""
     return [
         _decision(5.0 * tick, [e for e, at_s in enumerate(commits_s) if e and 0 <= at_s - 5.0 * tick < 5.0])
         for tick in range(1, 29)

@@ -1,4 +1,4 @@
-"""Requests that stream, several at once and one after another, each compared with the unsplit model's tokens."""
+"""Streamed requests, several at once and one after another, compared with the unsplit model's tokens."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _WITHIN_S = 120.0
 
 
 class StreamFailedError(Exception):
-    """A request that was not served to its end."""
+    """A request was not served to its end."""
 
 
 async def stream(
     client: httpx.AsyncClient, prompt: list[int], new_tokens: int, times_s: list[float] | None = None
 ) -> list[int]:
-    """The tokens of one request, the moment of each (monotonic clock) added to `times_s`; StreamFailedError."""
+    """The tokens of one request; appends the moment of each (monotonic clock) to `times_s`. StreamFailedError."""
     body = {
         "model": MODEL,
         "prompt": prompt,
@@ -55,7 +55,7 @@ async def stream(
 
 @dataclass
 class Streams:
-    """What became of the streams of one run. Each prompt has a lane, its requests follow one another in it.
+    """The outcomes of all streams of one run. Each prompt has a lane, in which one request follows another.
 
     `lanes` holds, for each lane and each of its requests, the moments of its tokens (monotonic clock).
     """
@@ -66,18 +66,18 @@ class Streams:
     failed: list[str] = field(default_factory=list)
 
     def first_after(self, moment_s: float) -> list[float]:
-        """The moment of each lane's first token after this one; shorter than `lanes` while some had none."""
+        """The moment of each lane's first token after `moment_s`, without the lanes that had none."""
         later = [[t for request in lane[-3:] for t in request if t > moment_s] for lane in self.lanes]
         return [times[0] for times in later if times]
 
     def all_since(self, moment_s: float) -> bool:
-        """Whether every lane had a token after this moment."""
+        """Whether every lane had a token after `moment_s`."""
         return len(self.first_after(moment_s)) == len(self.lanes)
 
     def gaps_around(self, moment_s: float, window_s: float) -> list[tuple[float, float]]:
-        """The longest gap in so long a time before a moment, and after it, of each stream that runs through both.
+        """The longest gaps in the windows before and after `moment_s`, for each stream that runs through both.
 
-        A gap that spans the moment belongs to the time after it.
+        A gap that spans the moment belongs to the second window.
         """
         first_s, last_s = moment_s - window_s, moment_s + window_s
         through = [r for lane in self.lanes for r in lane if r and r[0] <= first_s and r[-1] >= last_s]
@@ -85,7 +85,7 @@ class Streams:
 
 
 def _longest_gap_s(times_s: list[float], first_s: float, last_s: float) -> float:
-    """The longest gap that ends within this time; 0 where no token came in it."""
+    """The longest gap that ends within the window, or 0 if no token came in it."""
     begin, end = bisect.bisect_right(times_s, first_s), bisect.bisect_right(times_s, last_s)
     return max((times_s[i] - times_s[i - 1] for i in range(begin, end)), default=0.0)
 
@@ -97,12 +97,12 @@ async def all_answers(cluster: Cluster, new_tokens: int) -> list[list[int]]:
 
 
 def expected_tokens(model: torch.nn.Module, new_tokens: int, prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
-    """What each prompt must be answered with."""
+    """The tokens of the unsplit model for each prompt."""
     return [reference(model, prompt, new_tokens) for prompt in prompts]
 
 
-def ask(cluster: Cluster, new_tokens: int) -> httpx.Response:
-    """One request with the first prompt, alone and not streamed."""
+def request_completion(cluster: Cluster, new_tokens: int) -> httpx.Response:
+    """One request with the first prompt, not streamed."""
     body = {
         "model": MODEL,
         "prompt": PROMPTS[0],
@@ -117,9 +117,9 @@ def ask(cluster: Cluster, new_tokens: int) -> httpx.Response:
 async def streaming(
     cluster: Cluster, expected: list[list[int]], prompts: list[list[int]] = PROMPTS
 ) -> AsyncIterator[Streams]:
-    """Keep one stream for each prompt running, one after another, until the end of the block and to their own end.
+    """Keep one stream per prompt running until the end of the `with` block, then let the last ones finish.
 
-    The block begins once every stream had a token.
+    The block begins once every stream has had a token.
     """
     seen, stop = Streams([[] for _ in prompts]), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A relay for the connections to a node, that can be pulled out, severed or made to stand still."""
+"""A TCP proxy before a node that can break, refuse or stall its connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resplit.wire.peers import Address
 
 
 class TcpProxy:
-    """Relays what comes to `outside` to `inside`. Pulled out, all connections break, as when a process is killed."""
+    """Relays connections from the address `outside` to the address `inside`."""
 
     def __init__(self, outside: Address, inside: Address) -> None:
         self._outside, self._inside = outside, inside
@@ -18,26 +18,26 @@ class TcpProxy:
         self._flowing.set()
 
     async def open(self) -> None:
-        """Let connections be made."""
+        """Accept connections."""
         self._server = await asyncio.start_server(self._relay, self._outside.host, self._outside.port)
 
     def close(self) -> None:
-        """Break all connections and let none be made."""
+        """Break all connections and accept no more, as when a process is killed."""
         self._server.close()
         self.break_connections()
 
     def break_connections(self) -> None:
-        """Break all connections; new ones can be made at once."""
+        """Break all connections. New ones can be made at once."""
         for end in self._ends:
             end.transport.abort()
         self._ends.clear()
 
     def stall(self) -> None:
-        """Let nothing through, though the connections stand: as a radio link that is out of reach."""
+        """Hold all data while the connections stay open, as when a radio link is out of reach."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Let through again, and first what had to wait."""
+        """Relay again, the held data first."""
         self._flowing.set()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,6 +1,6 @@
-"""Messages that no honest member sends, on every call of real nodes, while honest streams run beside them.
+"""Invalid messages for every call of a node, and an attacker that sends them.
 
-The sender is a member like any other: it holds certificates. What needs none (garbage on the port) is sent as well.
+The attacker is a member of the cluster: it holds certificates. It also sends bytes on the port that need none.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _DTYPES = st.sampled_from(["float32", "int64", "float16", "bfloat16", "float64",
 
 
 @st.composite
-def honest_tensors(draw: st.DrawFn) -> Tensor:
-    """Shape, dtype and length as they should be: token ids, hidden states or a cache; the values are anything."""
+def valid_tensors(draw: st.DrawFn) -> Tensor:
+    """Tensors of valid shape, dtype and length: token ids, hidden states or a cache. The values are arbitrary."""
     tokens = draw(st.integers(1, 8))
     if draw(st.booleans()):
         ids = draw(st.lists(st.sampled_from([0, 1, 250, 299, 10**6, -1, 2**63 - 1]), min_size=tokens, max_size=tokens))
@@ -63,16 +63,16 @@ def honest_tensors(draw: st.DrawFn) -> Tensor:
 
 
 def tensors() -> st.SearchStrategy[Tensor]:
-    """Honest ones, some with a part changed, and some that are made up."""
+    """Valid tensors, valid ones with a part changed, and random ones."""
     changed = st.builds(
         _changed,
-        honest_tensors(),
+        valid_tensors(),
         st.none() | _DTYPES,
         st.none() | st.lists(_DIMENSIONS, max_size=5),
         st.integers(0, 9),
     )
-    made_up = st.builds(Tensor, dtype=_DTYPES, shape=st.lists(_DIMENSIONS, max_size=70), data=st.binary(max_size=64))
-    return honest_tensors() | changed | made_up
+    random = st.builds(Tensor, dtype=_DTYPES, shape=st.lists(_DIMENSIONS, max_size=70), data=st.binary(max_size=64))
+    return valid_tensors() | changed | random
 
 
 def _changed(tensor: Tensor, dtype: str | None, shape: list[int] | None, cut: int) -> Tensor:
@@ -136,35 +136,35 @@ FRAMES = st.binary(max_size=60) | st.builds(
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Something to send, and what it is called where outcomes are counted."""
+class Payload:
+    """Something to send, and its name in the counts of outcomes."""
 
     name: str
     send: Callable[[Attacker, str], Awaitable[str]]
 
 
-def _calls(name: str, messages: st.SearchStrategy[Message]) -> st.SearchStrategy[Thing]:
+def _calls(name: str, messages: st.SearchStrategy[Message]) -> st.SearchStrategy[Payload]:
     members = st.sampled_from(["", CONTROLLER])
-    return st.builds(lambda m, who: Thing(name, lambda a, node: a.call(node, name, m, who)), messages, members)
+    return st.builds(lambda m, who: Payload(name, lambda a, node: a.call(node, name, m, who)), messages, members)
 
 
-THINGS: st.SearchStrategy[Thing] = st.one_of(
-    st.lists(STEPS, min_size=1, max_size=4).map(lambda some: Thing("Steps", lambda a, node: a.steps(node, some))),
-    st.lists(PARTS, min_size=1, max_size=4).map(lambda some: Thing("Cache", lambda a, node: a.parts(node, some))),
+PAYLOADS: st.SearchStrategy[Payload] = st.one_of(
+    st.lists(STEPS, min_size=1, max_size=4).map(lambda some: Payload("Steps", lambda a, node: a.steps(node, some))),
+    st.lists(PARTS, min_size=1, max_size=4).map(lambda some: Payload("Cache", lambda a, node: a.parts(node, some))),
     *(_calls(name, messages) for name, messages in CALLS.items()),
     st.builds(
-        lambda path, body: Thing(f"bytes as {path}", lambda a, node: a.frame(node, path, body)),
+        lambda path, body: Payload(f"bytes as {path}", lambda a, node: a.frame(node, path, body)),
         st.sampled_from(_PATHS),
         FRAMES,
     ),
-    GARBAGE.map(lambda body: Thing("bytes in TLS", lambda a, node: a.raw(node, body, tls=True))),
-    GARBAGE.map(lambda body: Thing("bytes on the port", lambda a, node: a.raw(node, body, tls=False))),
+    GARBAGE.map(lambda body: Payload("bytes in TLS", lambda a, node: a.raw(node, body, tls=True))),
+    GARBAGE.map(lambda body: Payload("bytes on the port", lambda a, node: a.raw(node, body, tls=False))),
 )
 
 
 @dataclass
 class Attacker:
-    """Sends what it is given to nodes, as the member whose keys are in `keys`, and counts what becomes of it."""
+    """Sends payloads to nodes as the member whose keys are in `keys`, and counts the outcomes."""
 
     addresses: dict[str, Address]
     keys: Path
@@ -177,7 +177,7 @@ class Attacker:
         self._channels: dict[tuple[str, str], Channel] = {}
 
     async def deliver(self, what: str, sending: Awaitable[str]) -> None:
-        """Wait for what becomes of one thing that is sent; an answer that does not come in time is a hang."""
+        """Send one payload and count its outcome. No answer in time counts as a hang."""
         try:
             async with asyncio.timeout(_ANSWER_WITHIN_S):
                 outcome = await sending
@@ -192,7 +192,7 @@ class Attacker:
             self.broken[f"{what}: {outcome}"] += 1
 
     async def steps(self, node: str, steps: list[Step]) -> str:
-        """Steps on one stream; an acknowledgement for each must come back."""
+        """Send steps on one stream, and wait for the acknowledgement of each."""
         async with self._stub(node).Steps.open() as stream:
             await stream.send_request()
             for step in steps:
@@ -204,18 +204,18 @@ class Attacker:
         return "acknowledged"
 
     async def parts(self, node: str, parts: list[CachePart]) -> str:
-        """Parts of caches on one stream."""
+        """Send parts of caches on one stream."""
         reply = await self._stub(node).Cache(parts)
         await self._close(node, [part.session for part in parts])
         return "refused" if reply.error else "taken"
 
     async def call(self, node: str, name: str, message: Message, member: str) -> str:
-        """One call with one answer."""
+        """Make one call with one answer."""
         reply = await getattr(self._stub(node, member), name)(message)
         return "refused" if getattr(reply, "error", "") else "answered"
 
     async def frame(self, node: str, path: str, body: bytes, waits_s: float = 0.1) -> str:
-        """Any bytes as the body of a call, in well-formed HTTP/2 and TLS."""
+        """Send any bytes as the body of a call, in well-formed HTTP/2 and TLS."""
         connection = H2Connection(H2Configuration(header_encoding="ascii"))
         connection.initiate_connection()
         headers = [(":method", "POST"), (":scheme", "https"), (":path", f"/resplit.wire.Node/{path}")]
@@ -225,7 +225,7 @@ class Attacker:
         return await self.raw(node, connection.data_to_send(), True, waits_s)
 
     async def raw(self, node: str, content: bytes, tls: bool, waits_s: float = 0.1) -> str:
-        """Any bytes on the port: inside TLS after a right handshake, or instead of it."""
+        """Send any bytes on the port: inside TLS after a valid handshake, or instead of the handshake."""
         address, context = self.addresses[node], self._me.client_context() if tls else None
         reader, writer = await asyncio.open_connection(
             address.host, address.port, ssl=context, server_hostname=node if tls else None
@@ -241,13 +241,13 @@ class Attacker:
             writer.transport.abort()
         return "closed"
 
-    async def hang_up(self) -> None:
+    async def disconnect(self) -> None:
         """Close every connection."""
         for channel in self._channels.values():
             channel.close()
 
     async def _close(self, node: str, sessions: list[str]) -> None:
-        """As the gateway does when a session ends: what was made up holds no memory for longer than that."""
+        """Close sessions as the gateway does when they end, so that the attack's sessions free their memory."""
         await self._stub(node, CONTROLLER).Close(CloseRequest(sessions=sessions))
 
     def _stub(self, node: str, member: str = "") -> NodeStub:
@@ -263,14 +263,14 @@ class Attacker:
 
 
 def attack(attacker: Attacker, lasts_s: float) -> int:
-    """Send one made-up thing after another for so long; how many. Runs its own event loop: call it in a thread."""
-    aimed = st.tuples(THINGS, st.sampled_from(sorted(attacker.addresses)))
+    """Send random payloads for `lasts_s` seconds; returns how many. Runs its own event loop, so call it in a thread."""
+    aimed = st.tuples(PAYLOADS, st.sampled_from(sorted(attacker.addresses)))
     with asyncio.Runner() as runner:
 
-        def send(aim: tuple[Thing, str]) -> None:
-            thing, node = aim
-            runner.run(attacker.deliver(thing.name, thing.send(attacker, node)))
+        def send(aim: tuple[Payload, str]) -> None:
+            payload, node = aim
+            runner.run(attacker.deliver(payload.name, payload.send(attacker, node)))
 
         sent = send_for(lasts_s, aimed, send)
-        runner.run(attacker.hang_up())
+        runner.run(attacker.disconnect())
     return sent
