@@ -16,8 +16,9 @@ from resplit.control.controller import Controller
 from resplit.control.log import EpochLog, EpochStep
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import NodeLostError, ResplitError
-from resplit.gateway.engine import GenerationRequest, Sampling
+from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
+from resplit.types import Sampling
 from resplit.wire.peers import Peer
 from tests.support.cluster import TRUSTED
 from tests.support.in_process import InProcessCluster, until
