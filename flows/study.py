@@ -23,6 +23,7 @@ from resplit.cluster.state import live_of
 from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel
+from resplit.files import write_atomically
 from resplit.records import RunRecord
 from resplit.types import Plan
 from tasks.deploy import deploy_plan
@@ -88,7 +89,7 @@ def _serve(
 ) -> RunRecord:
     """One run, with the cluster as declared and the control loop as fresh as at the first."""
     (cluster.state / "history.json").unlink(missing_ok=True)
-    (cluster.state / "cost.json").write_text(cost.to_json(), encoding="utf-8")
+    write_atomically(cluster.state / "cost.json", cost.to_json())
     arrivals = workload(cluster.config, scenario, params.seed, load_words(params.prompts))
     first_record, decisions = len(client.records()), client.decisions()
     epoch = deploy_plan(client, first, client.model()["epoch"])

@@ -17,6 +17,7 @@ from resplit.cluster.state import Live, plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision, History, Measured, Settings, decide
+from resplit.files import write_atomically
 from resplit.problem import problem_to_json
 from resplit.telemetry import Telemetry
 from resplit.types import Plan, Problem
@@ -79,7 +80,7 @@ def load_history(path: Path) -> History:
 
 def save_history(history: History, path: Path) -> None:
     """Keep the history of moves for the next tick."""
-    path.write_text(json.dumps(_HISTORY.dump_python(history)), encoding="utf-8")
+    write_atomically(path, json.dumps(_HISTORY.dump_python(history)))
 
 
 def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:

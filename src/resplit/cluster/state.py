@@ -15,6 +15,7 @@ from resplit.config import ClusterConfig
 from resplit.control.planning import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.errors import InfeasibleError
+from resplit.files import write_atomically
 from resplit.planner.partial_demand import solve_partial_demand
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_of
@@ -77,7 +78,7 @@ def first_plan(cluster: Cluster) -> str:
         live = live_of(client)
         cost = fit_cost_model(telemetry, live.features)
         # Where the control loop looks for the model that it goes on from.
-        (cluster.state / "cost.json").write_text(cost.to_json(), encoding="utf-8")
+        write_atomically(cluster.state / "cost.json", cost.to_json())
         plan = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
         client.propose(proposal_of(plan, "initial", live.epoch))
     assert plan.placement is not None
