@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -367,6 +368,27 @@ def test_the_largest_command_that_can_be_signed_is_obeyed(signer: CommandSigner,
     assert len(verifier.verify(token, kind="prepare", current_epoch=0).body["x"]) == 700_000
     with pytest.raises(ValueError, match="no verifier"):
         signer.sign("prepare", {"x": "x" * MAX_TOKEN_CHARS}, audience="node-a", epoch=1)
+
+
+def test_a_command_may_be_exactly_as_long_as_the_limit(
+    ours: Path, signer: CommandSigner, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, longer = len(prepare(signer)), prepare(signer, epoch=10_000)
+    monkeypatch.setattr(signing, "MAX_TOKEN_CHARS", long)
+    verifier = CommandVerifier(Member.load(ours / "node-a"), clock)
+    assert verifier.verify(prepare(signer), kind="prepare", current_epoch=0).epoch == 7
+    assert_refused(verifier, longer, "malformed")
+    with pytest.raises(ValueError, match="no verifier"):
+        prepare(signer, epoch=10_000)
+
+
+def test_an_expired_key_of_the_controller_is_refused(ours: Path, signer: CommandSigner, clock: Clock) -> None:
+    member = Member.load(ours / "node-a")
+    key = {**member.command_keys[0], "exp": clock.now}
+    verifier = CommandVerifier(replace(member, command_keys=(key,)), clock)
+    verifier.verify(prepare(signer), kind="prepare", current_epoch=0)
+    clock.now += 0.5
+    assert_refused(verifier, prepare(signer), "authority")
 
 
 def test_remembered_commands_are_limited_and_forgotten_when_they_expire(
