@@ -53,7 +53,7 @@ async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
 
 async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
     """Kill the node that hosts most blocks once a stream has `history` positions. Returns one row of the table."""
-    victim = Counter(client.model()["placement"]).most_common(1)[0][0]
+    victim = Counter(client.model().placement).most_common(1)[0][0]
     times_s: list[float] = []
     streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
     await poll_until(lambda: len(times_s) + len(PROMPT) >= history or streaming.done(), timeout_s=600.0)
@@ -64,24 +64,25 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
     around = [gap for gap, end in zip(gaps_s, times_s[1:], strict=True) if end > killed_s]
     before = [gap for gap, end in zip(gaps_s, times_s[1:], strict=True) if end <= killed_s]
     record = client.records()[-1]
-    (move,) = [move for move in record["moves"] if move["recovery"]]
-    outcome = [d for d in client.decisions() if d["action"] == "recover"][-1]["outcome"]
+    (move,) = [move for move in record.moves if move.recovery]
+    outcome = [entry.body for entry in client.decisions() if entry.body["action"] == "recover"][-1]["outcome"]
     start_process(cluster, victim)
     await poll_until(lambda: answering(client, victim), timeout_s=120.0)
-    how = move["recovery"]
+    how = move.recovery
+    assert how is not None
     return {
         "history": history,
         "longest gap, s": max(around),
-        "noticed": how["noticed_s"],
+        "noticed": how.noticed_s,
         "plan": outcome["plan_s"],
         "load": outcome["prepare_s"],
-        "restore": how["restore_s"],
-        "replay": how["replay_s"],
-        "restored": how["restored_positions"],
-        "replayed": how["replayed_positions"],
-        "MB transferred": move["cache_bytes"] / 1e6,
+        "restore": how.restore_s,
+        "replay": how.replay_s,
+        "restored": how.restored_positions,
+        "replayed": how.replayed_positions,
+        "MB transferred": move.cache_bytes / 1e6,
         "s per token": statistics.median(before),
-        "KB copied per token": record["copied_bytes"] / (record["prompt_tokens"] + record["new_tokens"]) / 1e3,
+        "KB copied per token": record.copied_bytes / (record.prompt_tokens + record.new_tokens) / 1e3,
     }
 
 

@@ -11,7 +11,6 @@ from prefect import flow
 from flows import STATE
 from flows.command import run_command
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import live_of
 from resplit.cost import CostModel
 from tasks.fit import fit
 from tasks.observe import profile as time_blocks
@@ -23,7 +22,7 @@ def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[Va
     """The telemetry of a fresh profile, and the cost model that was fitted to it and kept in the state folder."""
     with ControlClient.from_state(url, state) as client:
         telemetry, nodes = time_blocks(client), client.cluster().node_names
-        live = live_of(client)
+        live = client.model()
         need, quarantine = Need(reports=1, messages=1), state / "quarantine"
         valid = validate(telemetry, nodes, live.features, time.time(), quarantine, live.unused, need)
     return valid, fit(valid.telemetry, live.features, state / "cost.json")

@@ -19,7 +19,6 @@ from flows.params import Params, load_params
 from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
-from resplit.cluster.state import live_of
 from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel
@@ -47,7 +46,7 @@ def study(params: Params | None = None, state: Path = STATE, reports: Path = REP
     package(model, state)
     with running(params.cluster, state, params.model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         valid, cost = profile(cluster.url, state)
-        live = live_of(client)
+        live = client.model()
         first = plan(problem(client, cluster.config, cost, valid.telemetry, live, 1.0))
         records = serve_policies(cluster, client, params, scenario, cost, first)
     extras = Extras(
@@ -92,10 +91,10 @@ def _serve(
     write_atomically(cluster.state / "cost.json", cost.to_json())
     arrivals = workload(cluster.config, scenario, params.seed, load_words(params.prompts))
     first_record, decisions = len(client.records()), client.decisions()
-    epoch = deploy_plan(client, first, client.model()["epoch"])
+    epoch = deploy_plan(client, first, client.model().epoch)
     _log.info("run begins", policy=policy, scenario=scenario.name, requests=len(arrivals), epoch=epoch)
     begun_s = time.time()
-    serving = serve_workload.submit(cluster.url, cluster.token, client.model()["name"], arrivals, scenario)
+    serving = serve_workload.submit(cluster.url, cluster.token, client.model().name, arrivals, scenario)
     try:
         if policy == "resplit":
             loop = params.adapt
@@ -103,7 +102,7 @@ def _serve(
         sent = serving.result()
     finally:
         reset(client, cluster.config, scenario)
-    last_decision = decisions[-1]["id"] if decisions else 0
+    last_decision = decisions[-1].id if decisions else 0
     return measure(client, cluster.config, scenario, policy, params.seed, sent, first_record, last_decision)
 
 

@@ -8,13 +8,14 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import proposal_of
 from resplit.decide import Decision
+from resplit.epochs import Proposal
 from resplit.types import Plan
 
 
 @task(name="deploy plan", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def deploy_plan(client: ControlClient, plan: Plan, based_on: int) -> int:
     """Deploy a first plan; the epoch that is live then."""
-    return int(client.propose(proposal_of(plan, "initial", based_on))["epoch"])
+    return client.propose(proposal_of(plan, "initial", based_on)).epoch
 
 
 # No retry: a proposal that was refused is outdated, and the next tick makes a fresh one.
@@ -22,14 +23,5 @@ def deploy_plan(client: ControlClient, plan: Plan, based_on: int) -> int:
 def deploy_decision(client: ControlClient, decision: Decision, based_on: int) -> int:
     """Deploy what was decided; the epoch that is live then."""
     chosen = decision.chosen
-    return int(
-        client.propose(
-            {
-                "placement": list(decision.placement),
-                "action": decision.action,
-                "based_on": based_on,
-                "predicted_latency_s": chosen.latency_s,
-                "lower_bound": chosen.lower_bound,
-            }
-        )["epoch"]
-    )
+    proposal = Proposal(decision.placement, decision.action, based_on, chosen.latency_s, chosen.lower_bound)
+    return client.propose(proposal).epoch

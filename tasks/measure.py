@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
 from resplit.config import ClusterConfig, ScenarioConfig
+from resplit.epochs import LiveEpoch
 from resplit.records import RunRecord, table
+from resplit.session_records import SessionRecord
+from resplit.status import DecisionEntry
 from tasks.workload import ScheduledRequest, Sent, send
 
 
@@ -36,7 +40,7 @@ def measure(
     """The record of the run that `sent` was; the logs' entries before it are passed over."""
     records = client.records(first_record)
     status = client.status()
-    errors = [node["emulation_error"] for node in status["nodes"] if node.get("emulation_error") is not None]
+    errors = [node.emulation_error for node in status.nodes if node.emulation_error is not None]
     return RunRecord(
         policy=policy,
         scenario=scenario.name,
@@ -44,30 +48,30 @@ def measure(
         duration_s=scenario.duration,
         requests=table("requests", _requests(cluster, records, sent)),
         tokens=table("tokens", _tokens(records, sent.start_s)),
-        use=table("use", _use(client.telemetry(sent.start_s)["nodes"], sent.start_s)),
+        use=table("use", _use(client.telemetry(sent.start_s).nodes, sent.start_s)),
         events=table("events", _events(scenario, client.epochs(), sent.start_s)),
         epochs=table("epochs", _epochs(client.epochs(), records, sent.start_s)),
-        decisions=[_shifted(decision, sent.start_s) for decision in client.decisions(first_decision)],
-        blocks=tuple(status["blocks"]),
-        emulated_nodes=tuple(node["node"] for node in status["nodes"] if node.get("emulated")),
+        decisions=[_shifted(entry, sent.start_s) for entry in client.decisions(first_decision)],
+        blocks=status.blocks,
+        emulated_nodes=tuple(node.node for node in status.nodes if node.emulated),
         emulation_error=max(errors, default=math.nan),
     )
 
 
-def _requests(cluster: ClusterConfig, records: list[dict[str, Any]], sent: Sent) -> list[dict[str, Any]]:
+def _requests(cluster: ClusterConfig, records: list[SessionRecord], sent: Sent) -> list[dict[str, Any]]:
     slo_s = {c.name: math.nan if c.slo is None else c.slo for c in cluster.classes}
     rows = [
         {
-            "request_class": record["request_class"],
-            "arrival_s": record["arrival_s"] - sent.start_s,
-            "first_token_s": _moment(record["first_token_s"], sent.start_s),
-            "end_s": _moment(record["end_s"], sent.start_s),
-            "prompt_tokens": record["prompt_tokens"],
-            "new_tokens": record["new_tokens"],
-            "status": record["status"],
-            "slo_s": slo_s[record["request_class"]],
-            "private_ok": record["private_ok"],
-            "epochs": len(record["epochs"]),
+            "request_class": record.request_class,
+            "arrival_s": record.arrival_s - sent.start_s,
+            "first_token_s": record.first_token_s - sent.start_s,
+            "end_s": record.end_s - sent.start_s,
+            "prompt_tokens": record.prompt_tokens,
+            "new_tokens": record.new_tokens,
+            "status": record.status,
+            "slo_s": slo_s[record.request_class],
+            "private_ok": record.private_ok,
+            "epochs": len(record.epochs),
         }
         for record in records
     ]
@@ -89,66 +93,62 @@ def _broken(arrival: ScheduledRequest, slo_s: float) -> dict[str, Any]:
     }
 
 
-def _tokens(records: list[dict[str, Any]], start_s: float) -> list[dict[str, Any]]:
+def _tokens(records: list[SessionRecord], start_s: float) -> list[dict[str, Any]]:
     return [
         {"time_s": time_s - start_s, "request": index}
         for index, record in enumerate(records)
-        for time_s in record["token_times_s"]
+        for time_s in record.token_times_s
     ]
 
 
-def _use(rows: list[dict[str, Any]], start_s: float) -> list[dict[str, Any]]:
+def _use(nodes: pd.DataFrame, start_s: float) -> list[dict[str, Any]]:
     return [
         {
-            "time_s": row["time_s"] - start_s,
-            "node": row["node"],
-            "utilization": row["cpu_utilization"],
-            "own_utilization": row["own_utilization"],
+            "time_s": row.time_s - start_s,
+            "node": row.node,
+            "utilization": row.cpu_utilization,
+            "own_utilization": row.own_utilization,
         }
-        for row in rows
+        for row in nodes.itertuples()
     ]
 
 
-def _events(scenario: ScenarioConfig, epochs: list[dict[str, Any]], start_s: float) -> list[dict[str, Any]]:
+def _events(scenario: ScenarioConfig, epochs: list[LiveEpoch], start_s: float) -> list[dict[str, Any]]:
     labels = {(change.at, change.label) for change in (*scenario.nodes, *scenario.links, *scenario.load)}
     changes = [{"time_s": at_s, "kind": "change", "label": label} for at_s, label in sorted(labels)]
     moves = [
-        {"time_s": epoch["committed_s"] - start_s, "kind": "reconfiguration", "label": epoch["action"]}
+        {"time_s": epoch.committed_s - start_s, "kind": "reconfiguration", "label": epoch.action}
         for epoch in epochs
-        if epoch["committed_s"] >= start_s
+        if epoch.committed_s >= start_s
     ]
     return changes + moves
 
 
-def _epochs(epochs: list[dict[str, Any]], records: list[dict[str, Any]], start_s: float) -> list[dict[str, Any]]:
+def _epochs(epochs: list[LiveEpoch], records: list[SessionRecord], start_s: float) -> list[dict[str, Any]]:
     """The epoch that was live at the start, as initial, and those that followed."""
-    before = [epoch for epoch in epochs if epoch["committed_s"] <= start_s][-1:]
+    before = [epoch for epoch in epochs if epoch.committed_s <= start_s][-1:]
     rows = []
-    for epoch in before + [epoch for epoch in epochs if epoch["committed_s"] > start_s]:
-        moves = [move for record in records for move in record["moves"] if move["epoch"] == epoch["epoch"]]
-        initial = epoch["committed_s"] <= start_s
-        moved = epoch["loaded_bytes"] + sum(move["cache_bytes"] for move in moves)
+    for epoch in before + [epoch for epoch in epochs if epoch.committed_s > start_s]:
+        moves = [move for record in records for move in record.moves if move.epoch == epoch.epoch]
+        initial = epoch.committed_s <= start_s
+        moved = epoch.loaded_bytes + sum(move.cache_bytes for move in moves)
         rows.append(
             {
-                "epoch": epoch["epoch"],
-                "time_s": 0.0 if initial else epoch["committed_s"] - start_s,
-                "action": "initial" if initial else epoch["action"],
-                "placement": ",".join(epoch["placement"]),
-                "predicted_latency_s": _number(epoch["predicted_latency_s"]),
-                "lower_bound": _number(epoch["lower_bound"]),
+                "epoch": epoch.epoch,
+                "time_s": 0.0 if initial else epoch.committed_s - start_s,
+                "action": "initial" if initial else epoch.action,
+                "placement": ",".join(epoch.placement),
+                "predicted_latency_s": _number(epoch.predicted_latency_s),
+                "lower_bound": _number(epoch.lower_bound),
                 "moved_bytes": 0.0 if initial else moved,
-                "pause_s": max((move["pause_s"] for move in moves), default=0.0),
+                "pause_s": max((move.pause_s for move in moves), default=0.0),
             }
         )
     return rows
 
 
-def _shifted(decision: dict[str, Any], start_s: float) -> dict[str, Any]:
-    return decision | {"at_s": decision["at_s"] - start_s}
-
-
-def _moment(time_s: float | None, start_s: float) -> float:
-    return math.nan if time_s is None else time_s - start_s
+def _shifted(entry: DecisionEntry, start_s: float) -> dict[str, Any]:
+    return entry.body | {"id": entry.id, "at_s": entry.body["at_s"] - start_s}
 
 
 def _number(value: float | None) -> float:

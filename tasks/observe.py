@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import Live, live_of
+from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
 
 
@@ -14,10 +14,10 @@ from resplit.telemetry import Telemetry
 def profile(client: ControlClient) -> Telemetry:
     """Have every node time its blocks and links, and take all telemetry there is."""
     client.profile()
-    return Telemetry.from_rows(client.telemetry(0.0))
+    return client.telemetry(0.0)
 
 
 @task(name="observe", retries=1, retry_delay_seconds=0.5, cache_policy=NO_CACHE)
-def observe(client: ControlClient, since_s: float) -> tuple[Telemetry, Live]:
+def observe(client: ControlClient, since_s: float) -> tuple[Telemetry, ModelStatus]:
     """Telemetry not older than `since_s` (seconds since 1970), and what is live."""
-    return Telemetry.from_rows(client.telemetry(since_s)), live_of(client)
+    return client.telemetry(since_s), client.model()

@@ -13,12 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import TypeAdapter
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import Live, plan_or_fail, problem_now
+from resplit.cluster.state import plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision, History, Measured, Settings, decide
+from resplit.epochs import LiveEpoch
 from resplit.files import write_atomically
 from resplit.problem import problem_to_json
+from resplit.session_records import SessionRecord
+from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
 from resplit.types import Plan, Problem
 
@@ -27,7 +30,12 @@ _HISTORY = TypeAdapter(History)
 
 @task(name="problem", retries=1, retry_delay_seconds=0.5, cache_policy=NO_CACHE)
 def problem(
-    client: ControlClient, cluster: ClusterConfig, cost: CostModel, telemetry: Telemetry, live: Live, window_s: float
+    client: ControlClient,
+    cluster: ClusterConfig,
+    cost: CostModel,
+    telemetry: Telemetry,
+    live: ModelStatus,
+    window_s: float,
 ) -> Problem:
     """The placement problem as it stands, for the demand of the last `window_s` seconds."""
     return problem_now(client, cluster, cost, telemetry, live, window_s)
@@ -49,28 +57,28 @@ def choose(
     )
 
 
-def measured_since(records: list[dict[str, Any]], slo_s: dict[str, float | None], since_s: float) -> Measured | None:
+def measured_since(records: list[SessionRecord], slo_s: dict[str, float | None], since_s: float) -> Measured | None:
     """What requests that arrived since `since_s` and ended took, and which classes miss their objective on average."""
-    ended = [r for r in records if r["arrival_s"] >= since_s and r["status"] == 200]
+    ended = [r for r in records if r.arrival_s >= since_s and r.status == 200]
     if not ended:
         return None
-    latency_s = {id(r): r["end_s"] - r["arrival_s"] for r in ended}
+    latency_s = {id(r): r.end_s - r.arrival_s for r in ended}
     missed = sorted(
         name
         for name, limit_s in slo_s.items()
         if limit_s is not None
-        and (mine := [latency_s[id(r)] for r in ended if r["request_class"] == name])
+        and (mine := [latency_s[id(r)] for r in ended if r.request_class == name])
         and sum(mine) / len(mine) > limit_s
     )
     spread_s = float(np.std(list(latency_s.values()))) / math.sqrt(len(ended))
     return Measured(sum(latency_s.values()) / len(ended), len(ended), tuple(missed), spread_s)
 
 
-def registry_speed(epochs: list[dict[str, Any]]) -> float | None:
+def registry_speed(epochs: list[LiveEpoch]) -> float | None:
     """Bytes of weights per second that nodes fetched and loaded in the epochs so far; None before they loaded any."""
-    loading = [epoch for epoch in epochs if epoch["loaded_bytes"] > 0]
-    seconds = sum(epoch["prepare_s"] for epoch in loading)
-    return sum(epoch["loaded_bytes"] for epoch in loading) / seconds if seconds > 0 else None
+    loading = [epoch for epoch in epochs if epoch.loaded_bytes > 0]
+    seconds = sum(epoch.prepare_s for epoch in loading)
+    return sum(epoch.loaded_bytes for epoch in loading) / seconds if seconds > 0 else None
 
 
 def load_history(path: Path) -> History:

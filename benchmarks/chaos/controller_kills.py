@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding, spread
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
+from resplit.epochs import Proposal
 from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 from tests.support.cluster import load_unsplit, make_model, started
@@ -39,11 +40,11 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         for index, (when, number) in enumerate(kills):
             killed += await change_until_killed(cluster, client, when, number, PLACEMENTS[index % 2])
             back_s.append(await restart(cluster, client))
-            epochs.append(client.model()["epoch"])
+            epochs.append(client.model().epoch)
             try:
                 await poll_until(lambda: settled(client) and one_epoch(client), 20)
             except TimeoutError:
-                wrong.append(f"{when} write {number}: {client.status()['nodes']}")
+                wrong.append(f"{when} write {number}: {client.status().nodes}")
             if request_completion(cluster, NEW_TOKENS).json()["choices"][0]["token_ids"] != expected:
                 wrong.append(f"{when} write {number}: other tokens")
     rising = all(later > earlier for earlier, later in itertools.pairwise(epochs))
@@ -81,7 +82,7 @@ async def change_until_killed(
     await poll_until(lambda: controller.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):
         live = client.model()
-        client.propose({"placement": list(placement), "action": "re-split", "based_on": live["epoch"]})
+        client.propose(Proposal(tuple(placement), "re-split", live.epoch))
     with contextlib.suppress(TimeoutError):
         await poll_until(lambda: controller.poll() is not None, 2)
     return controller.poll() is not None
@@ -100,4 +101,4 @@ async def restart(cluster: Cluster, client: ControlClient) -> float:
 def one_epoch(client: ControlClient) -> bool:
     """Whether every node serves the live epoch only."""
     status = client.status()
-    return all(node.get("epochs") == [status["epoch"]] for node in status["nodes"])
+    return all(node.epochs == (status.epoch,) for node in status.nodes)

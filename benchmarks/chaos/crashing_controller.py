@@ -214,7 +214,7 @@ class Trial:
         tokens = await self.tokens()
         if tokens != self.expected:
             self.violations.append(f"tokens {tokens}, not {self.expected}")
-        epochs = self.nodes.sessions.records(0)[-1]["epochs"]
+        epochs = self.nodes.sessions.records(0)[-1].epochs
         log = self.controller.log
         if any("committed" not in [entry.step for entry in log.steps(epoch)] for epoch in epochs):
             self.violations.append(f"served by epochs {epochs}, not all of them committed")

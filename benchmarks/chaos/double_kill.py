@@ -28,6 +28,6 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await asyncio.to_thread(use_all, client, rng)
                 await asyncio.sleep(rng.uniform(0.1, 1.5))
                 await one_kill(cluster, client, streams, rng.choice(pairs), times)
-        moves = [move for record in client.records() for move in record["moves"]]
-    replays_s = [move["pause_s"] for move in moves if move["replayed"]]
+        moves = [move for record in client.records() for move in record.moves]
+    replays_s = [move.pause_s for move in moves if move.replayed]
     return [*stream_findings("double_kill", streams), *time_findings("double_kill", times, replays_s)]

@@ -142,7 +142,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         async with sampling(cluster) as usage, streaming(cluster, expected, prompts) as streams:
             lasts_s = max(5.0, LASTS_S * scale)
             sent = await asyncio.to_thread(lambda: send_for(lasts_s, calls(caller), lambda call: call()))
-        await poll_until(lambda: client.status()["sessions"] == 0, 20)
+        await poll_until(lambda: client.status().sessions == 0, 20)
         dead = cluster.dead()
     (folder / "outcomes.txt").write_text("\n".join(f"{n:7} {what}" for what, n in caller.outcomes.most_common()))
     broken = "; ".join(f"{n} x {what}" for what, n in caller.broken.most_common(4)) or "none"

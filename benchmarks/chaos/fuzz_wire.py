@@ -36,11 +36,11 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         attacker = Attacker(addresses, cluster.state / "keys" / "delta")
         async with sampling(cluster) as usage, streaming(cluster, expected, prompts) as streams:
             sent = await asyncio.to_thread(attack, attacker, max(5.0, LASTS_S * scale))
-        await poll_until(lambda: not any(node["sessions"] for node in client.status()["nodes"]), 20)
-        dead, refusals = cluster.dead(), client.status()["nodes"]
+        await poll_until(lambda: not any(node.sessions for node in client.status().nodes), 20)
+        dead, refusals = cluster.dead(), client.status().nodes
         defects = [line for name in addresses for line in _defects(cluster, name)]
     (folder / "outcomes.txt").write_text("\n".join(f"{n:7} {what}" for what, n in attacker.outcomes.most_common()))
-    counted = sum((Counter(node["refusals"]) for node in refusals), Counter[str]())
+    counted = sum((Counter(node.refusals) for node in refusals), Counter[str]())
     return [
         *stream_findings("fuzz_wire", streams),
         Finding("fuzz_wire", "messages sent", f"{sent}, {len(attacker.outcomes)} outcomes", "> 0", met=sent > 0),

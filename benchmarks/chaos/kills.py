@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
+from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
 from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
 from tests.support.processes import answering, kill, lost, poll_until
@@ -47,24 +48,24 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await asyncio.to_thread(use_all, client, rng)
                 await asyncio.sleep(rng.uniform(0.1, 1.5))
                 await one_kill(cluster, client, streams, [rng.choice(NODES)], times)
-        moves = [move for record in client.records() for move in record["moves"]]
-    replays_s = [move["pause_s"] for move in moves if move["replayed"]]
+        moves = [move for record in client.records() for move in record.moves]
+    replays_s = [move.pause_s for move in moves if move.replayed]
     used_again = Finding("kills", "kills of nodes that served", str(kills))
     return [*stream_findings("kills", streams), used_again, *time_findings("kills", times, replays_s)]
 
 
 async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:
     """Kill nodes at once, wait until every stream has tokens, restart the nodes and wait until they answer."""
-    before = max((decision["id"] for decision in client.decisions()), default=0)
+    before = max((entry.id for entry in client.decisions()), default=0)
     killed_s = min([kill(cluster, victim) for victim in victims])
     await poll_until(lambda: lost(client, *victims))
     times.detect_s.append(time.monotonic() - killed_s)
     await poll_until(lambda: streams.all_since(killed_s + times.detect_s[-1]))
     times.resumed_s.append(max(streams.first_after(killed_s + times.detect_s[-1])) - killed_s)
-    for decision in client.decisions(before):
-        if decision["action"] == "recover":
-            times.plan_s.append(decision["outcome"]["plan_s"])
-            times.load_s.append(decision["outcome"]["prepare_s"])
+    for entry in client.decisions(before):
+        if entry.body["action"] == "recover":
+            times.plan_s.append(entry.body["outcome"]["plan_s"])
+            times.load_s.append(entry.body["outcome"]["prepare_s"])
     for victim in victims:
         start_process(cluster, victim)
     await poll_until(lambda: answering(client, *victims))
@@ -74,10 +75,10 @@ def use_all(client: ControlClient, rng: random.Random) -> None:
     """Deploy a placement that uses every node, so that the loss of any node matters."""
     while True:
         live = client.model()
-        placement = random_placement(len(live["features"]), rng)
+        placement = random_placement(len(live.features), rng)
         if set(placement) == set(NODES):
             try:
-                client.propose({"placement": placement, "action": "re-split", "based_on": live["epoch"]})
+                client.propose(Proposal(placement, "re-split", live.epoch))
                 return
             except ProposalRefusedError:  # a node that just returned has changed the epoch
                 time.sleep(0.1)

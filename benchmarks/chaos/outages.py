@@ -17,6 +17,7 @@ from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
+from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
 from tests.support.cluster import NODES, load_unsplit, make_model, random_placement, started
 from tests.support.processes import answering, kill, lost, poll_until, settled
@@ -62,11 +63,11 @@ async def run(scale: float, folder: Path) -> list[Finding]:
 def refusal(client: ControlClient, rng: random.Random) -> str:
     """Propose a random placement. Returns the reason of the refusal, or an empty string."""
     live = client.model()
-    placement = random_placement(len(live["features"]), rng)
-    while placement == live["placement"]:
-        placement = random_placement(len(live["features"]), rng)
+    placement = random_placement(len(live.features), rng)
+    while placement == live.placement:
+        placement = random_placement(len(live.features), rng)
     try:
-        client.propose({"placement": placement, "action": "re-split", "based_on": live["epoch"]})
+        client.propose(Proposal(placement, "re-split", live.epoch))
     except ProposalRefusedError as error:
         return str(error)
     return ""
@@ -78,7 +79,7 @@ async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: 
         kill(cluster, victim)
         await poll_until(lambda: lost(client, victim))
         await asyncio.sleep(_LASTS_S)
-    await poll_until(lambda: victim not in client.model()["placement"])
+    await poll_until(lambda: victim not in client.model().placement)
     start_process(cluster, victim)
     await poll_until(lambda: answering(client, victim))
 

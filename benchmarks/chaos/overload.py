@@ -158,9 +158,9 @@ class ClusterPeaks:
         with ControlClient(cluster.url, cluster.token) as client:
             while True:
                 status = await asyncio.to_thread(client.status)
-                self.sessions = max(self.sessions, status["sessions"])
-                self.waiting = max(self.waiting, status["waiting"])
-                held = [node["held_bytes"] / node["memory_bytes"] for node in status["nodes"]]
+                self.sessions = max(self.sessions, status.sessions)
+                self.waiting = max(self.waiting, status.waiting)
+                held = [node.held_bytes / node.memory_bytes for node in status.nodes]
                 self.memory = max([self.memory, *held])
                 exposed = (await http.get("/metrics")).text
                 self.tasks.append(float(exposed.partition("\nresplit_tasks ")[2].partition("\n")[0]))
@@ -196,7 +196,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             drained_s = await draining - ended_s
             sampling_task.cancel()
             outcomes = client.outcomes
-        await poll_until(lambda: not any(node["sessions"] for node in control.status()["nodes"]), 10)
+        await poll_until(lambda: not any(node.sessions for node in control.status().nodes), 10)
         state_after = control.status()
     tokens_ps = sum(outcome.tokens for outcome in outcomes) / (ended_s + drained_s - begun_s)
     (folder / "outcomes.json").write_text(json.dumps([vars(outcome) for outcome in outcomes]))
@@ -322,8 +322,8 @@ def _peak_findings(peaks: ClusterPeaks, state_after: dict[str, object]) -> list[
         Finding(
             "overload",
             "sessions, and queued requests, at the end",
-            f"{state_after['sessions']} and {state_after['waiting']}",
+            f"{state_after.sessions} and {state_after.waiting}",
             "0 and 0",
-            met=(state_after["sessions"], state_after["waiting"]) == (0, 0),
+            met=(state_after.sessions, state_after.waiting) == (0, 0),
         ),
     ]

@@ -17,6 +17,7 @@ import matplotlib as mpl
 
 from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
 from resplit.cluster.client import ControlClient
+from resplit.epochs import Proposal
 from tests.support.cluster import NODES, load_unsplit, make_model, started
 from tests.support.processes import poll_until
 from tests.support.streams import Streams, expected_tokens, streaming
@@ -102,9 +103,9 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             propose(client, 0)
             async with streaming(cluster, expected, prompts) as streams:
                 await measure(client, streams, one, max(2, round(SWITCHES * scale)))
-            moves = [move for record in client.records() for move in record["moves"]]
-        one.gateway_s = [move["pause_s"] for move in moves]
-        one.moved_bytes = [move["cache_bytes"] for move in moves]
+            moves = [move for record in client.records() for move in record.moves]
+        one.gateway_s = [move.pause_s for move in moves]
+        one.moved_bytes = [move.cache_bytes for move in moves]
         found.append(one)
         findings += [*stream_findings("pauses", streams), *_findings(one, links)]
         (folder / "pauses.json").write_text(json.dumps([asdict(each) for each in found]) + "\n")
@@ -131,14 +132,13 @@ async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switc
 
 def propose(client: ControlClient, number: int) -> int:
     """Deploy one of the two placements. Returns its epoch."""
-    epoch = client.model()["epoch"]
-    proposal = {"placement": PLACEMENTS[number % 2], "action": "re-split", "based_on": epoch}
-    return int(client.propose(proposal)["epoch"])
+    epoch = client.model().epoch
+    return client.propose(Proposal(tuple(PLACEMENTS[number % 2]), "re-split", epoch)).epoch
 
 
 def only(client: ControlClient, epoch: int) -> bool:
     """Whether all nodes serve this epoch only."""
-    return all(node.get("epochs") == [epoch] for node in client.status()["nodes"])
+    return all(node.epochs == (epoch,) for node in client.status().nodes)
 
 
 def cluster_file(links: Links) -> str:

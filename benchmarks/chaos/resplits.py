@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.chaos.findings import Finding, spread, stream_findings
 from resplit.cluster.client import ControlClient
+from resplit.epochs import Proposal
+from resplit.session_records import SessionMove
 from resplit.types import segments_of
 from tests.support.cluster import load_unsplit, make_model, random_placement, started
 from tests.support.streams import expected_tokens, streaming
@@ -24,7 +27,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
         async with streaming(cluster, expected) as streams:
             took_s = await asyncio.to_thread(deploy_one_after_another, client, wanted, random.Random(5))
-        moves = [move for record in client.records() for move in record["moves"]]
+        moves = [move for record in client.records() for move in record.moves]
     return [
         *stream_findings("resplits", streams),
         Finding("resplits", "placements deployed while streams run", str(len(took_s)), str(wanted), met=True),
@@ -33,11 +36,11 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         Finding(
             "resplits",
             "sessions replayed from the start",
-            str(sum(m["replayed"] for m in moves)),
+            str(sum(m.replayed for m in moves)),
             "0",
             met=not _any_replayed(moves),
         ),
-        Finding("resplits", "cache bytes transferred", f"{sum(m['cache_bytes'] for m in moves) / 2**20:.1f} MiB"),
+        Finding("resplits", "cache bytes transferred", f"{sum(m.cache_bytes for m in moves) / 2**20:.1f} MiB"),
     ]
 
 
@@ -46,23 +49,23 @@ def deploy_one_after_another(client: ControlClient, count: int, rng: random.Rand
     took_s = []
     for number in range(count):
         live = client.model()
-        blocks = len(live["features"])
-        placement = redistributed(live["placement"], rng) if number % 2 else random_placement(blocks, rng)
+        blocks = len(live.features)
+        placement = redistributed(live.placement, rng) if number % 2 else random_placement(blocks, rng)
         action = "redistribute" if number % 2 else "re-split"
-        deployed = client.propose({"placement": placement, "action": action, "based_on": live["epoch"]})
-        took_s.append(deployed["prepare_s"])
+        deployed = client.propose(Proposal(placement, action, live.epoch))
+        took_s.append(deployed.prepare_s)
     return took_s
 
 
-def redistributed(placement: list[str], rng: random.Random) -> list[str]:
+def redistributed(placement: Sequence[str], rng: random.Random) -> tuple[str, ...]:
     """The same segments on other nodes. A segment with a private block stays on trusted nodes."""
     result: list[str] = []
     for segment in segments_of(tuple(placement)):
         private = segment.first < 2 or segment.last == len(placement) - 1
         node = rng.choice(("alpha", "beta") if private else ("alpha", "beta", "gamma", "delta"))
         result += [node] * (segment.last - segment.first + 1)
-    return result
+    return tuple(result)
 
 
-def _any_replayed(moves: list[dict[str, object]]) -> bool:
-    return any(move["replayed"] for move in moves)
+def _any_replayed(moves: list[SessionMove]) -> bool:
+    return any(move.replayed for move in moves)

@@ -33,7 +33,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     right, violations = 0, 0
     with started(folder, model, SMALL) as cluster, ControlClient(cluster.url, cluster.token) as client:
         for victims in [("gamma", "delta"), TRUSTED] * max(1, round(ROUNDS * scale)):
-            used = sorted(set(client.model()["placement"]) & set(victims))
+            used = sorted(set(client.model().placement) & set(victims))
             assert used, "a victim that serves"
             killed_s = min([kill(cluster, victim) for victim in victims])
             reasons.append(await refusal(cluster))
@@ -44,7 +44,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             back_s.append(await poll_until(lambda: ready(client), 60))
             right += request_completion(cluster, NEW_TOKENS).json()["choices"][0].get("token_ids") == expected
             violations += len(misplaced(client))
-            await poll_until(lambda: not client.model()["lost"], 60)
+            await poll_until(lambda: not client.model().lost, 60)
     rounds = len(reasons)
     named = sum("no placement" in reason for reason in reasons)
     return [
@@ -86,6 +86,6 @@ async def refusal(cluster: Cluster) -> str:
 def misplaced(client: ControlClient) -> list[tuple[str, int]]:
     """Every private block on a node that is not trusted."""
     status = client.status()
-    private = {index for index, name in enumerate(status["blocks"]) if name in ("embed", "layer.0", "head")}
-    held = {node["node"]: set(node.get("blocks", [])) for node in status["nodes"] if node["node"] in NODES}
+    private = {index for index, name in enumerate(status.blocks) if name in ("embed", "layer.0", "head")}
+    held = {node.node: set(node.blocks) for node in status.nodes if node.node in NODES}
     return [(name, block) for name, blocks in held.items() if name not in TRUSTED for block in blocks & private]

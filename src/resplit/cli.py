@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -121,7 +122,7 @@ def status(
 
     with ControlClient.from_state(url, state) as client:
         found = client.status()
-    typer.echo(json.dumps(found, indent=1) if as_json else describe_status(found))
+    typer.echo(json.dumps(asdict(found), indent=1) if as_json else describe_status(found))
 
 
 @app.command()

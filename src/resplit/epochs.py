@@ -6,6 +6,7 @@ An epoch is a numbered deployed placement. The controller writes epochs; flows p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 RECOVER = "recover"  # the action of an epoch that follows a loss, when the one before could not serve any more
 
@@ -13,6 +14,8 @@ RECOVER = "recover"  # the action of an epoch that follows a loss, when the one 
 @dataclass(frozen=True)
 class Proposal:
     """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # where one is parsed
 
     placement: tuple[str, ...]
     action: str

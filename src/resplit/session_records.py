@@ -6,6 +6,16 @@ The gateway writes these records; the control API, the run record and the decisi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+
+def _nan_for_null(value: object) -> object:
+    return float("nan") if value is None else value
+
+
+Moment = Annotated[float, BeforeValidator(_nan_for_null)]  # JSON has null where a moment never came
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,8 @@ class SessionRecord:
 
     request_class: str
     arrival_s: float
-    first_token_s: float
-    end_s: float
+    first_token_s: Moment
+    end_s: Moment
     prompt_tokens: int
     new_tokens: int
     status: int

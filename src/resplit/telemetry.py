@@ -1,54 +1,28 @@
 """Telemetry as three plain tables (nodes, links, block timings) and their Parquet form.
 
-States the columns and their units once. Knows nothing of how they are collected, judged or fitted.
+`resplit.telemetry_rows` states the columns and their units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
 
 from resplit.errors import DataError
+from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow
 
-# One row for each report of a node. `cpu_utilization` is the whole machine's share in 0..1 and
-# `own_utilization` resplit's part of it; `memory_held_bytes` is what resplit's weights and caches hold, and
-# `memory_free_bytes` what they could still take. `reference_s` is the node's time for one decode step of the public
-# reference layer: a one-number speed that lets the fit speak of a node that it has no block timings of.
-NODE_COLUMNS = {
-    "time_s": "float64",
-    "node": "str",
-    "cpu_utilization": "float64",
-    "own_utilization": "float64",
-    "memory_free_bytes": "float64",
-    "memory_held_bytes": "float64",
-    "gpu_utilization": "float64",  # NaN without a GPU
-    "reference_s": "float64",
-    "emulated": "bool",
-}
-# One row for each message timed from `node` to `peer`: its time on the way, one way, software included.
-LINK_COLUMNS = {
-    "time_s": "float64",
-    "node": "str",
-    "peer": "str",
-    "payload_bytes": "float64",
-    "seconds": "float64",
-    "source": "str",  # "active": a probe; "passive": an activation on its way
-    "emulated": "bool",
-}
-# One row for each block and pass: `tokens` new tokens computed on top of `context_tokens` cached ones.
-BLOCK_COLUMNS = {
-    "time_s": "float64",
-    "node": "str",
-    "block": "str",
-    "kind": "str",  # embed, layer, attention, mlp or head
-    "phase": "str",  # prefill or decode
-    "tokens": "int64",
-    "context_tokens": "int64",
-    "seconds": "float64",
-    "emulated": "bool",
-}
+_DTYPES = {float: "float64", int: "int64", str: "str", bool: "bool"}
+
+
+def _columns(row: type) -> dict[str, str]:
+    return {name: _DTYPES[kind] for name, kind in get_type_hints(row).items()}
+
+
+NODE_COLUMNS, LINK_COLUMNS, BLOCK_COLUMNS = _columns(NodeRow), _columns(LinkRow), _columns(BlockRow)
 TABLES = {"nodes": NODE_COLUMNS, "links": LINK_COLUMNS, "blocks": BLOCK_COLUMNS}
 
 
@@ -72,7 +46,7 @@ class Telemetry:
         return cls(**{name: _read(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()})
 
     @classmethod
-    def from_rows(cls, rows: dict[str, list[dict[str, object]]]) -> Telemetry:
+    def from_rows(cls, rows: Mapping[str, Sequence[Mapping[str, object]]]) -> Telemetry:
         """Tables of the right types from lists of row dictionaries, one list per table (may be absent)."""
         return cls(**{name: frame(rows.get(name, []), columns) for name, columns in TABLES.items()})
 
@@ -93,7 +67,7 @@ class Telemetry:
         return Telemetry(**{name: table[table["time_s"] >= time_s] for name, table in vars(self).items()})
 
 
-def frame(rows: list[dict[str, object]], columns: dict[str, str]) -> pd.DataFrame:
+def frame(rows: Sequence[Mapping[str, object]], columns: dict[str, str]) -> pd.DataFrame:
     """A table with exactly `columns`, typed; DataError if a row lacks one."""
     table = pd.DataFrame(rows, columns=list(columns))
     missing = sorted({name for row in rows for name in columns if name not in row})

@@ -105,10 +105,10 @@ async def test_a_placement_that_does_not_fit_beside_the_old_one_is_staged_and_no
     assert live.staged
     assert (await nodes.state(C))["blocks"] == [2, 3]
     assert await asyncio.gather(*streams) == [tokens] * 3
-    moves = [move for record in nodes.sessions.records(1) for move in record["moves"]]
+    moves = [move for record in nodes.sessions.records(1) for move in record.moves]
     assert len(moves) == 3
-    assert not any(move["replayed"] for move in moves)
-    assert all(move["cache_bytes"] > 0 for move in moves)
+    assert not any(move.replayed for move in moves)
+    assert all(move.cache_bytes > 0 for move in moves)
     assert await placed(nodes) == {A: ([0, 1, 7], [2], []), B: ([4, 5, 6], [2], []), C: ([2, 3], [2], [])}
 
 

@@ -20,9 +20,9 @@ def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
     assert valid.failed == 0
     moves = adapt(cluster.url, cluster.state, window_s=30.0)
     with ControlClient(cluster.url, cluster.token) as client:
-        decisions, epoch = client.decisions(), client.model()["epoch"]
+        decisions, epoch = client.decisions(), client.model().epoch
     assert len(decisions) == 1
-    actions = {alternative["action"] for alternative in decisions[0]["alternatives"]}
+    actions = {alternative["action"] for alternative in decisions[0].body["alternatives"]}
     assert actions == {"keep", "redistribute", "re-split"}
     assert epoch == 1 + moves
 
@@ -35,6 +35,6 @@ def test_the_loop_goes_on_when_a_node_is_lost(cluster: Cluster) -> None:
         adapt(cluster.url, cluster.state, window_s=30.0)
         newest = client.decisions()[-1]
         assert len(client.decisions()) > before
-        assert "delta" not in client.model()["placement"]
-    seen = {node["name"]: node["usable"] for node in newest["nodes"]}
+        assert "delta" not in client.model().placement
+    seen = {node["name"]: node["usable"] for node in newest.body["nodes"]}
     assert seen == {"alpha": True, "beta": True, "gamma": True, "delta": False}

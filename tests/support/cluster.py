@@ -87,7 +87,7 @@ def started(folder: Path, model: Path, text: str = CLUSTER, plan: bool = True) -
         yield cluster
 
 
-def random_placement(blocks: int, rng: random.Random) -> list[str]:
+def random_placement(blocks: int, rng: random.Random) -> tuple[str, ...]:
     """Place private blocks (both ends and the first layer) on trusted nodes, the others anywhere."""
     middle = [rng.choice(NODES) for _ in range(blocks - 3)]
-    return [rng.choice(TRUSTED), rng.choice(TRUSTED), *middle, rng.choice(TRUSTED)]
+    return (rng.choice(TRUSTED), rng.choice(TRUSTED), *middle, rng.choice(TRUSTED))

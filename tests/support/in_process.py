@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +98,11 @@ class InProcessCluster:
 
     async def state(self, node: str) -> dict[str, Any]:
         """The node's state as it reports it now."""
-        return (await self.peer(node).report(0))[0]["state"]
+        return json.loads(json.dumps(asdict((await self.peer(node).report(0))[0].state)))
 
     async def rows(self, node: str, table: str) -> list[dict[str, Any]]:
         """A node's telemetry."""
-        return (await self.peer(node).report(0))[0]["rows"][table]
+        return [asdict(row) for row in getattr((await self.peer(node).report(0))[0].rows, table)]
 
     def prepare_body(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
         """The body of a prepare command."""

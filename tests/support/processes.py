@@ -63,7 +63,7 @@ def start_controller(cluster: Cluster, command: Sequence[Any]) -> None:
 def ready(client: ControlClient) -> bool:
     """Whether the cluster serves requests now."""
     try:
-        return bool(client.status()["ready"] == "yes")
+        return bool(client.status().ready == "yes")
     except ResplitError:
         return False
 
@@ -71,7 +71,7 @@ def ready(client: ControlClient) -> bool:
 def answering(client: ControlClient, *names: str) -> bool:
     """Whether all these nodes answer the controller."""
     try:
-        seen = {node["node"] for node in client.status()["nodes"] if node["answers"] and node.get("pid")}
+        seen = {node.node for node in client.status().nodes if node.answers and node.pid}
     except ResplitError:
         return False
     return set(names) <= seen
@@ -79,21 +79,19 @@ def answering(client: ControlClient, *names: str) -> bool:
 
 def lost(client: ControlClient, *names: str) -> bool:
     """Whether the gateway lists all these nodes as lost."""
-    return set(names) <= set(client.model()["lost"])
+    return set(names) <= set(client.model().lost)
 
 
 def settled(client: ControlClient) -> bool:
     """Whether every node that answers holds exactly the live epoch's blocks, and no session."""
     status = client.status()
-    wanted = {name: [] for name in (node["node"] for node in status["nodes"])}
-    for index, name in enumerate(status["placement"] or []):
+    wanted: dict[str, list[int]] = {node.node: [] for node in status.nodes}
+    for index, name in enumerate(status.placement or []):
         wanted[name].append(index)
-    return status["sessions"] == 0 and all(
-        node.get("sessions") == 0
-        and node.get("prepared") == []
-        and sorted(node.get("blocks", [])) == wanted[node["node"]]
-        for node in status["nodes"]
-        if node["answers"]
+    return status.sessions == 0 and all(
+        node.sessions == 0 and node.prepared == () and sorted(node.blocks) == wanted[node.node]
+        for node in status.nodes
+        if node.answers
     )
 
 

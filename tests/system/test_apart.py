@@ -22,6 +22,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports
 from resplit.cluster.state import first_plan
 from resplit.config import load_cluster
+from resplit.epochs import Proposal
 from resplit.security.identity import CONTROLLER
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
@@ -134,13 +135,13 @@ async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_
 
         async def with_streams_running(work: Callable[[], None]) -> None:
             serving = asyncio.create_task(all_answers(cluster, NEW_TOKENS))
-            await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
+            await poll_until(lambda: client.status().sessions == len(PROMPTS))
             await asyncio.to_thread(work)
             assert await serving == expected
 
         def resplit() -> None:
-            spread = ["alpha", "beta", "gamma", "beta", "gamma", "gamma", "alpha", "beta"]
-            client.propose({"placement": spread, "action": "re-split", "based_on": client.model()["epoch"]})
+            spread = ("alpha", "beta", "gamma", "beta", "gamma", "gamma", "alpha", "beta")
+            client.propose(Proposal(spread, "re-split", client.model().epoch))
 
         def kill() -> None:
             machines.processes["gamma"].send_signal(signal.SIGKILL)
@@ -148,9 +149,9 @@ async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_
         assert await all_answers(cluster, NEW_TOKENS) == expected
         await with_streams_running(resplit)
         await with_streams_running(kill)
-        assert "gamma" not in client.model()["placement"]
-        assert [decision["action"] for decision in client.decisions()] == ["recover"]
-        statuses = {record["status"] for record in client.records()}
+        assert "gamma" not in client.model().placement
+        assert [decision.body["action"] for decision in client.decisions()] == ["recover"]
+        statuses = {record.status for record in client.records()}
     assert statuses == {200}
     for name in NODES:  # nothing came to lie there but what was given, and what it logged
         assert {path.name for path in (machines.folder / name).iterdir()} == {"cluster.yaml", "keys", "log"}

@@ -11,6 +11,7 @@ import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
+from resplit.epochs import Proposal
 from tests.support.cluster import random_placement
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
@@ -23,10 +24,10 @@ async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -
     """Deploy random placements one after the other until told to stop, and at least so many."""
     rng, done = random.Random(5), 0
     with ControlClient(cluster.url, cluster.token) as client:
-        blocks = len(client.model()["features"])
+        blocks = len(client.model().features)
         while not until.is_set() or done < least:
             live = await asyncio.to_thread(client.model)
-            proposal = {"placement": random_placement(blocks, rng), "action": "re-split", "based_on": live["epoch"]}
+            proposal = Proposal(random_placement(blocks, rng), "re-split", live.epoch)
             await asyncio.to_thread(client.propose, proposal)
             done += 1
     return done
@@ -45,10 +46,10 @@ async def test_streams_survive_one_resplit_after_another(cluster: Cluster, unspl
     assert answers == expected * 2
     assert resplits >= 10
     with ControlClient(cluster.url, cluster.token) as client:
-        moves = sum(len(record["moves"]) for record in client.records())
+        moves = sum(len(record.moves) for record in client.records())
         state = client.status()
     assert moves > 0
-    assert state["sessions"] == 0
+    assert state.sessions == 0
 
 
 async def test_a_full_house_says_429_and_when_to_come_back(cluster: Cluster) -> None:
@@ -64,13 +65,13 @@ async def test_a_full_house_says_429_and_when_to_come_back(cluster: Cluster) -> 
 async def test_a_forbidden_or_outdated_placement_is_refused_and_changes_nothing(cluster: Cluster) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         before = client.model()
-        good = before["placement"]
+        good = before.placement
         for placement, based_on, why in [
-            (["gamma", *good[1:]], before["epoch"], "embed is private and gamma is not trusted"),
-            (["nobody", *good[1:]], before["epoch"], "no node is called 'nobody'"),
-            (good[:-1], before["epoch"], "7 blocks placed"),
-            (good, before["epoch"] - 1, "plan again"),
+            (("gamma", *good[1:]), before.epoch, "embed is private and gamma is not trusted"),
+            (("nobody", *good[1:]), before.epoch, "no node is called 'nobody'"),
+            (good[:-1], before.epoch, "7 blocks placed"),
+            (good, before.epoch - 1, "plan again"),
         ]:
             with pytest.raises(Exception, match=why):
-                client.propose({"placement": placement, "action": "re-split", "based_on": based_on})
-        assert client.model()["epoch"] == before["epoch"]
+                client.propose(Proposal(placement, "re-split", based_on))
+        assert client.model().epoch == before.epoch

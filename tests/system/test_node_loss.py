@@ -12,6 +12,7 @@ import torch
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
+from resplit.epochs import Proposal
 from tests.support.processes import answering, poll_until
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
@@ -25,7 +26,7 @@ async def streams_with_a_kill(cluster: Cluster, victim: str) -> list[list[int]]:
 
     async def kill() -> None:
         with ControlClient(cluster.url, cluster.token) as client:
-            await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
+            await poll_until(lambda: client.status().sessions == len(PROMPTS))
         await asyncio.sleep(0.5)  # somewhere in the middle of the streams
         cluster.processes[victim].send_signal(signal.SIGKILL)
 
@@ -40,41 +41,39 @@ async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
     with ControlClient(cluster.url, cluster.token) as client:
         for victim in ("gamma", "beta"):
             before = client.model()
-            spread = _using(before["placement"], victim)
-            client.propose({"placement": spread, "action": "re-split", "based_on": before["epoch"]})
+            spread = _using(before.placement, victim)
+            client.propose(Proposal(spread, "re-split", before.epoch))
             assert await streams_with_a_kill(cluster, victim) == expected
-            assert victim not in client.model()["placement"]
+            assert victim not in client.model().placement
             start_process(cluster, victim)
             await poll_until(lambda victim=victim: answering(client, victim))
-        recoveries = [d for d in client.decisions() if d["action"] == "recover"]
-        lost = [
-            (record, move["recovery"]) for record in client.records() for move in record["moves"] if move["replayed"]
-        ]
+        recoveries = [entry.body for entry in client.decisions() if entry.body["action"] == "recover"]
+        lost = [(record, move.recovery) for record in client.records() for move in record.moves if move.replayed]
         every = cluster.config.limits.copy_every
     assert len(recoveries) >= 2  # on a busy machine a node may be taken for one that hangs
-    assert any(how["restored_positions"] > 0 for _, how in lost)
+    assert any(how.restored_positions > 0 for _, how in lost)
     assert sum(decision["outcome"]["sessions"].get("sessions", 0) for decision in recoveries) == len(lost)
     for record, how in lost:  # no more than is between two copies, and what went on while they were made
-        never_copied = record["prompt_tokens"] if how["restored_positions"] == 0 else 0
-        assert how["replayed_positions"] <= never_copied + every + 2 * record["copy_lag"]
+        never_copied = record.prompt_tokens if how.restored_positions == 0 else 0
+        assert how.replayed_positions <= never_copied + every + 2 * record.copy_lag
 
 
 def test_without_enough_nodes_requests_get_503_and_service_comes_back(cluster: Cluster) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         for victim in ("alpha", "beta"):  # the only trusted ones: private blocks may go nowhere else
             os.kill(cluster.processes[victim].pid, signal.SIGKILL)
-        asyncio.run(poll_until(lambda: "no placement" in client.status()["ready"]))
+        asyncio.run(poll_until(lambda: "no placement" in client.status().ready))
         body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 2}
         refused = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
         assert refused.status_code == 503
         assert "without alpha, beta" in refused.json()["error"]["message"]
         start_process(cluster, "alpha")
-        asyncio.run(poll_until(lambda: client.status()["ready"] == "yes"))
+        asyncio.run(poll_until(lambda: client.status().ready == "yes"))
         assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
         trusted = {"alpha", "beta"}
-        assert {client.model()["placement"][block] for block in (0, 1, -1)} <= trusted
+        assert {client.model().placement[block] for block in (0, 1, -1)} <= trusted
 
 
-def _using(placement: list[str], victim: str) -> list[str]:
+def _using(placement: tuple[str, ...], victim: str) -> tuple[str, ...]:
     """The placement with a middle block on `victim`."""
-    return [*placement[:3], victim, *placement[4:]]
+    return (*placement[:3], victim, *placement[4:])

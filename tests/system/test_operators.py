@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,10 +16,11 @@ import yaml
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports, start_process
+from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
-from resplit.types import BlockFeatures
+from resplit.status import NodeStatus
 from tests.support.cluster import CLUSTER, started
 from tests.support.latest_problem import problem_of
 from tests.support.processes import poll_until, ready, run_resplit
@@ -39,8 +39,7 @@ def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     tight = re.sub("(gamma|delta), memory: 4 MiB", r"\1, memory: 1.5 MiB", CLUSTER)  # room for two layers
     with started(tmp_path_factory.mktemp("cluster"), model_folder, tight, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
-            features = [BlockFeatures(**block) for block in client.model()["features"]]
-            client.set_problem(problem_of(running.config, features, FIRST))
+            client.set_problem(problem_of(running.config, client.model().features, FIRST))
             place(client, *FIRST)
         yield running
 
@@ -53,20 +52,20 @@ def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
 def place(client: ControlClient, *placement: str) -> None:
     """Deploy a placement once all its nodes answer: on a busy machine one may be taken for lost for a moment."""
     until_s = time.monotonic() + 30
-    while set(placement) & set(client.model()["lost"]) and time.monotonic() < until_s:
+    while set(placement) & set(client.model().lost) and time.monotonic() < until_s:
         time.sleep(0.1)
-    client.propose({"placement": list(placement), "action": "re-split", "based_on": client.model()["epoch"]})
+    client.propose(Proposal(placement, "re-split", client.model().epoch))
 
 
-def node_of(client: ControlClient, name: str) -> dict[str, Any]:
-    return next(node for node in client.status()["nodes"] if node["node"] == name)
+def node_of(client: ControlClient, name: str) -> NodeStatus:
+    return next(node for node in client.status().nodes if node.node == name)
 
 
 async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[], object]) -> list[list[int]]:
     """The answers of eight streams, in the midst of which `act` is called."""
 
     async def midway() -> None:
-        await poll_until(lambda: client.status()["sessions"] == len(PROMPTS))
+        await poll_until(lambda: client.status().sessions == len(PROMPTS))
         await asyncio.to_thread(act)
 
     answers, _ = await asyncio.gather(all_answers(cluster, NEW_TOKENS), midway())
@@ -93,11 +92,11 @@ async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it
         client.drain("delta")
         restart_controller(cluster, "gamma")
         await poll_until(lambda: ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
-        assert set(client.model()["placement"]) <= {"alpha", "beta"}
+        assert set(client.model().placement) <= {"alpha", "beta"}
         assert await all_answers(cluster, NEW_TOKENS) == expected
         assert client.join("delta") == ["delta is used again"]
         start_process(cluster, "gamma")
-        await poll_until(lambda: "gamma" not in client.model()["lost"])
+        await poll_until(lambda: "gamma" not in client.model().lost)
 
 
 async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Cluster, expected: list[list[int]]) -> None:
@@ -107,8 +106,8 @@ async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Clust
 
         def drain() -> None:
             said.extend(client.drain("gamma"))
-            assert "gamma" not in client.model()["placement"]
-            assert node_states(client, "gamma")["blocks"] == []
+            assert "gamma" not in client.model().placement
+            assert node_states(client, "gamma").blocks == ()
 
         assert await under_streams(cluster, client, drain) == expected
         assert said == ["gamma is drained"]
@@ -143,10 +142,10 @@ async def test_a_resplit_without_room_beside_the_old_one_is_staged_and_no_token_
 
         begun = len(client.epochs())
         assert await under_streams(cluster, client, to_and_fro) == expected
-        assert [epoch["staged"] for epoch in client.epochs()[begun:]] == [True, True]
-        moved = [move for record in client.records()[-len(PROMPTS) :] for move in record["moves"]]
+        assert [epoch.staged for epoch in client.epochs()[begun:]] == [True, True]
+        moved = [move for record in client.records()[-len(PROMPTS) :] for move in record.moves]
         assert len(moved) == 2 * len(PROMPTS)
-        assert not any(move["replayed"] for move in moved)
+        assert not any(move.replayed for move in moved)
 
 
 async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on(
@@ -154,21 +153,21 @@ async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on
 ) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         place(client, "beta", "beta", "beta", "gamma", "gamma", "delta", "alpha", "beta")
-        epoch = client.model()["epoch"]
+        epoch = client.model().epoch
 
         def distrust() -> None:
             assert client.trust("beta", False) == ["beta is not trusted any more"]
-            assert not PRIVATE & set(node_states(client, "beta")["blocks"])
-            placement = client.model()["placement"]
+            assert not PRIVATE & set(node_states(client, "beta").blocks)
+            placement = client.model().placement
             assert {placement[block] for block in PRIVATE} == {"alpha"}
 
         assert await under_streams(cluster, client, distrust) == expected
-        moved = [move for record in client.records() for move in record["moves"] if move["epoch"] > epoch]
+        moved = [move for record in client.records() for move in record.moves if move.epoch > epoch]
         assert len(moved) == len(PROMPTS)
-        assert not any(move["replayed"] for move in moved)
-        assert all(record["private_ok"] for record in client.records())
+        assert not any(move.replayed for move in moved)
+        assert all(record.private_ok for record in client.records())
         with pytest.raises(ProposalRefusedError, match="beta is not trusted"):
-            place(client, "beta", *client.model()["placement"][1:])
+            place(client, "beta", *client.model().placement[1:])
         with pytest.raises(ProposalRefusedError, match="alpha is the last trusted node"):
             client.drain("alpha")
         assert client.trust("beta", True) == ["beta is trusted"]
@@ -179,12 +178,12 @@ def test_without_a_trusted_node_requests_get_503_and_nothing_private_is_anywhere
         client.trust("beta", False)
         client.trust("alpha", False)
         for name in ("alpha", "beta", "gamma", "delta"):
-            assert not PRIVATE & set(node_states(client, name)["blocks"])
+            assert not PRIVATE & set(node_states(client, name).blocks)
         refused = completion(cluster)
         assert refused.status_code == 503
         assert "no placement" in refused.json()["error"]["message"]
         client.trust("alpha", True)
-        assert client.status()["ready"] == "yes"
+        assert client.status().ready == "yes"
         assert completion(cluster).status_code == 200
         client.trust("beta", True)
 
@@ -203,7 +202,7 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         start_process(cluster, "epsilon")
         place(client, *FIRST)
         assert client.apply(changed) == ["epsilon is added"]
-        await poll_until(lambda: "epsilon" not in client.model()["lost"])
+        await poll_until(lambda: "epsilon" not in client.model().lost)
         without = {**changed, "nodes": [node for node in changed["nodes"] if node["name"] != "gamma"]}
 
         def move_house() -> None:
@@ -211,8 +210,8 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
             assert client.apply(without) == ["gamma is removed"]
 
         assert await under_streams(cluster, client, move_house) == expected
-        assert "gamma" not in client.model()["placement"]
-        assert [node["node"] for node in client.status()["nodes"]] == ["alpha", "beta", "delta", "epsilon"]
+        assert "gamma" not in client.model().placement
+        assert [node.node for node in client.status().nodes] == ["alpha", "beta", "delta", "epsilon"]
         with pytest.raises(ProposalRefusedError, match="dtype: cannot change on a running cluster; restart"):
             client.apply({**without, "dtype": "bfloat16"})
         with pytest.raises(ProposalRefusedError, match="'gamma': not in this cluster"):
@@ -220,7 +219,7 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         assert await all_answers(cluster, NEW_TOKENS) == expected
 
 
-def node_states(client: ControlClient, name: str) -> dict[str, Any]:
+def node_states(client: ControlClient, name: str) -> NodeStatus:
     """What a node says of itself, newer than this call."""
     asked_s = time.monotonic()
     while time.monotonic() < asked_s + 1.2:  # it is polled every second

@@ -218,7 +218,7 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
         await until(serves, 20)
     done.set()
     assert sum(await asyncio.gather(*streams)) > 0
-    assert {record["status"] for record in cluster.sessions.records(0)} == {200}
+    assert {record.status for record in cluster.sessions.records(0)} == {200}
     renewed = Member.load(cluster.folder / "keys" / CONTROLLER)
     for name in (A, B, C):
         assert (cluster.folder / "keys" / name / "cert.pem").read_bytes() != before[name]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from resplit.config import ScenarioConfig, load_cluster
+from resplit.epochs import LiveEpoch
 from resplit.metrics import summarise
+from resplit.session_records import SessionMove, SessionRecord
+from resplit.status import ClusterStatus, DecisionEntry, NodeStatus
+from resplit.telemetry import NODE_COLUMNS, Telemetry
 from tasks.measure import measure
 from tasks.workload import ScheduledRequest, Sent
 
@@ -15,42 +20,52 @@ START_S = 1000.0
 
 
 class Said:
-    """What a controller answered once, to be read again: the shapes are those of the control API."""
+    """A control client that answers the same at every call."""
 
-    def records(self, skip: int) -> list[dict[str, object]]:
-        served = {
-            "request_class": "chat",
-            "arrival_s": START_S + 1,
-            "first_token_s": START_S + 2,
-            "end_s": START_S + 4,
-            "prompt_tokens": 9,
-            "new_tokens": 3,
-            "status": 200,
-            "epochs": [7, 8],
-            "moves": [{"epoch": 8, "pause_s": 0.25, "cache_bytes": 1000, "replayed": False}],
-            "private_ok": True,
-            "token_times_s": [START_S + 2, START_S + 3, START_S + 4],
-        }
-        refused = served | {"status": 429, "first_token_s": None, "end_s": None, "token_times_s": [], "moves": []}
+    def records(self, skip: int) -> list[SessionRecord]:
+        served = SessionRecord(
+            request_class="chat",
+            arrival_s=START_S + 1,
+            first_token_s=START_S + 2,
+            end_s=START_S + 4,
+            prompt_tokens=9,
+            new_tokens=3,
+            status=200,
+            epochs=(7, 8),
+            moves=(SessionMove(epoch=8, pause_s=0.25, cache_bytes=1000),),
+            private_ok=True,
+            token_times_s=(START_S + 2, START_S + 3, START_S + 4),
+        )
+        refused = replace(served, status=429, first_token_s=math.nan, end_s=math.nan, token_times_s=(), moves=())
         return [served, refused, served][skip:]
 
-    def status(self) -> dict[str, object]:
-        return {"blocks": ["embed", "head"], "nodes": [{"node": "hub", "emulated": True, "emulation_error": 0.01}]}
+    def status(self) -> ClusterStatus:
+        hub = NodeStatus(
+            "hub", 1, emulated=True, emulation_error=0.01, address="127.0.0.1:1", answers=True, drained=False
+        )
+        return ClusterStatus("home", "tiny", "", ("embed", "head"), 8, None, None, None, (hub,), 0, 0, "yes")
 
-    def telemetry(self, since_s: float) -> dict[str, list[dict[str, object]]]:
-        row = {"time_s": since_s + 5, "node": "hub", "cpu_utilization": 0.4, "own_utilization": 0.3}
-        return {"nodes": [row]}
+    def telemetry(self, since_s: float) -> Telemetry:
+        node = dict.fromkeys(NODE_COLUMNS, 0.0) | {
+            "time_s": since_s + 5,
+            "node": "hub",
+            "cpu_utilization": 0.4,
+            "own_utilization": 0.3,
+        }
+        return Telemetry.from_rows({"nodes": [node]})
 
-    def epochs(self) -> list[dict[str, object]]:
-        common = {"placement": ["hub", "hub"], "predicted_latency_s": 2.0, "lower_bound": None, "prepare_s": 1.0}
+    def epochs(self) -> list[LiveEpoch]:
+        def epoch(number: int, committed_s: float, action: str, loaded_bytes: float) -> LiveEpoch:
+            return LiveEpoch(number, committed_s, action, ("hub", "hub"), 2.0, None, loaded_bytes, 1.0)
+
         return [
-            common | {"epoch": 6, "committed_s": START_S - 60, "action": "initial", "loaded_bytes": 5.0},
-            common | {"epoch": 7, "committed_s": START_S - 1, "action": "initial", "loaded_bytes": 5.0},
-            common | {"epoch": 8, "committed_s": START_S + 3, "action": "re-split", "loaded_bytes": 500.0},
+            epoch(6, START_S - 60, "initial", 5.0),
+            epoch(7, START_S - 1, "initial", 5.0),
+            epoch(8, START_S + 3, "re-split", 500.0),
         ]
 
-    def decisions(self, since: int) -> list[dict[str, object]]:
-        return [{"id": since + 1, "at_s": START_S + 2.5, "action": "re-split"}]
+    def decisions(self, since: int) -> list[DecisionEntry]:
+        return [DecisionEntry(since + 1, {"at_s": START_S + 2.5, "action": "re-split"})]
 
 
 def test_a_record_speaks_of_its_own_run_alone() -> None:
@@ -64,7 +79,7 @@ def test_a_record_speaks_of_its_own_run_alone() -> None:
     assert list(record.epochs.action) == ["initial", "re-split"]
     assert record.epochs.moved_bytes.tolist() == [0.0, 1500.0]
     assert record.epochs.pause_s.tolist() == [0.0, 0.25]
-    assert record.decisions[0]["at_s"] == 2.5
+    assert record.decisions == [{"id": 5, "at_s": 2.5, "action": "re-split"}]
     assert record.use.time_s.tolist() == [5.0]
     metrics = summarise(record)
     assert (metrics.offered, metrics.completed, metrics.reconfigurations) == (3, 1, 1)

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from resplit.decide import History, PastMove, Settings
+from resplit.epochs import LiveEpoch
+from resplit.session_records import SessionRecord
 from tasks.plan import load_history, measured_since, registry_speed, save_history
 
 
-def record(arrival_s: float, latency_s: float, request_class: str = "chat", status: int = 200) -> dict[str, object]:
-    return {
-        "arrival_s": arrival_s,
-        "end_s": arrival_s + latency_s if status == 200 else None,
-        "status": status,
-        "request_class": request_class,
-    }
+def record(arrival_s: float, latency_s: float, request_class: str = "chat", status: int = 200) -> SessionRecord:
+    end_s = arrival_s + latency_s if status == 200 else math.nan
+    return SessionRecord(request_class, arrival_s, math.nan, end_s, 8, 8, status, (1,), (), True, ())
+
+
+def epoch(loaded_bytes: float, prepare_s: float) -> LiveEpoch:
+    return LiveEpoch(1, 0.0, "re-split", ("a", "b"), None, None, loaded_bytes, prepare_s)
 
 
 def test_measured_counts_what_arrived_since_and_ended() -> None:
@@ -40,8 +42,8 @@ def test_nothing_measured_is_none() -> None:
 
 
 def test_the_registry_speed_is_what_loading_took() -> None:
-    epochs = [{"loaded_bytes": 100.0, "prepare_s": 2.0}, {"loaded_bytes": 0.0, "prepare_s": 9.0}]
-    assert registry_speed([*epochs, {"loaded_bytes": 300.0, "prepare_s": 2.0}]) == 100.0
+    epochs = [epoch(loaded_bytes=100.0, prepare_s=2.0), epoch(loaded_bytes=0.0, prepare_s=9.0)]
+    assert registry_speed([*epochs, epoch(loaded_bytes=300.0, prepare_s=2.0)]) == 100.0
     assert registry_speed([epochs[1]]) is None
 
 

@@ -164,12 +164,12 @@ async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcessCluster) ->
 async def test_reports_give_only_what_is_new(nodes: InProcessCluster) -> None:
     addresses = {name: str(address) for name, address in nodes.addresses.items()}
     await nodes.command("far", "connect", nodes.connect_body(addresses))
-    body, last = await nodes.peer("far").report(0)
-    assert {(row["node"], row["peer"], row["source"]) for row in body["rows"]["links"]} == {("far", "near", "active")}
-    assert last >= len(body["rows"]["links"]) > 0
+    report, last = await nodes.peer("far").report(0)
+    assert {(row.node, row.peer, row.source) for row in report.rows.links} == {("far", "near", "active")}
+    assert last >= len(report.rows.links) > 0
 
     async def nothing_more() -> bool:
-        return not (await nodes.peer("far").report(last))[0]["rows"]["links"]
+        return not (await nodes.peer("far").report(last))[0].rows.links
 
     await until(nothing_more)
 

@@ -1,17 +1,34 @@
-"""A client of the control API: what flows and the command line use to observe a cluster and to propose."""
+"""A client of the control API: flows and the command line observe a cluster with it, and propose placements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from resplit.config import ClusterConfig, parse_cluster
-from resplit.errors import NodeLostError, ProposalRefusedError, ResplitError
+from resplit.epochs import LiveEpoch, Proposal
+from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.problem import problem_to_json
-from resplit.types import Problem
+from resplit.session_records import SessionRecord
+from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus
+from resplit.types import Problem, RequestClass
+
+if TYPE_CHECKING:
+    from resplit.telemetry import Telemetry
+
+_Answer = TypeVar("_Answer")
+_STATUS = TypeAdapter(ClusterStatus)
+_MODEL = TypeAdapter(ModelStatus)
+_DEMAND = TypeAdapter(list[RequestClass])
+_RECORDS = TypeAdapter(list[SessionRecord])
+_EPOCH = TypeAdapter(LiveEpoch)
+_EPOCHS = TypeAdapter(list[LiveEpoch])
+_DECISIONS = TypeAdapter(list[dict[str, Any]])
+_CHANGES = TypeAdapter(dict[str, list[str]])
 
 
 class ControlClient:
@@ -39,126 +56,128 @@ class ControlClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ClusterStatus:
         """What is live: epoch, placement, nodes, sessions."""
-        answer: dict[str, Any] = self._get("/status")
-        return answer
+        return self._get("/status", _STATUS)
 
-    def model(self) -> dict[str, Any]:
-        """The model's name, its block features, and the live epoch and placement."""
-        answer: dict[str, Any] = self._get("/model")
-        return answer
+    def model(self) -> ModelStatus:
+        """The model's name and block features, the live epoch and placement, and the nodes that are not in use."""
+        return self._get("/model", _MODEL)
 
     def cluster(self) -> ClusterConfig:
-        """The cluster as it is to be now: its file, and what was changed since by command."""
-        return parse_cluster(self._get("/cluster"), f"the cluster of {self._url}")
+        """The cluster in its desired state: its file, and what operators changed by command since."""
+        return parse_cluster(self._send("GET", "/cluster").json(), f"the cluster of {self._url}")
 
     def apply(self, content: Mapping[str, Any]) -> list[str]:
-        """Have the cluster follow a changed cluster file; what changes, in words."""
-        return self._changes("PUT", "/cluster", dict(content))
+        """Have the cluster follow a changed cluster file; the changes in words."""
+        return self._operate("PUT", "/cluster", dict(content))
 
     def drain(self, node: str) -> list[str]:
-        """Have everything moved off a node, and use it no more; what changes, in words."""
-        return self._changes("POST", f"/nodes/{node}/drain", {})
+        """Move everything off a node and stop using it; the changes in words."""
+        return self._operate("POST", f"/nodes/{node}/drain", {})
 
     def join(self, node: str) -> list[str]:
-        """Let a drained node serve again; what changes, in words."""
-        return self._changes("POST", f"/nodes/{node}/join", {})
+        """Use a drained node again; the changes in words."""
+        return self._operate("POST", f"/nodes/{node}/join", {})
 
     def trust(self, node: str, on: bool) -> list[str]:
-        """Let private blocks be on a node, or not; what changes, in words."""
-        return self._changes("POST", f"/nodes/{node}/trust", {"on": on})
+        """Allow private blocks on a node, or forbid them; the changes in words."""
+        return self._operate("POST", f"/nodes/{node}/trust", {"on": on})
 
-    def telemetry(self, since_s: float) -> dict[str, list[dict[str, Any]]]:
-        """Telemetry rows by table, not older than `since_s` (seconds since 1970)."""
-        answer: dict[str, list[dict[str, Any]]] = self._get("/telemetry", since_s=since_s)
-        return answer
+    def telemetry(self, since_s: float) -> Telemetry:
+        """Telemetry not older than `since_s` (seconds since 1970)."""
+        from resplit.telemetry import Telemetry  # pandas takes long to import, and most commands do without it
 
-    def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """The fields of `RequestClass` for each class, as seen lately."""
-        answer: list[dict[str, Any]] = self._get("/demand", window_s=window_s)
-        return answer
+        return Telemetry.from_rows(self._send("GET", "/telemetry", params={"since_s": since_s}).json())
 
-    def records(self, skip: int = 0) -> list[dict[str, Any]]:
-        """What became of every request that ended."""
-        answer: list[dict[str, Any]] = self._get("/records", skip=skip)
-        return answer
+    def demand(self, window_s: float) -> list[RequestClass]:
+        """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
+        return self._get("/demand", _DEMAND, window_s=window_s)
 
-    def epochs(self) -> list[dict[str, Any]]:
-        """Every placement that was live."""
-        answer: list[dict[str, Any]] = self._get("/epochs")
-        return answer
+    def records(self, skip: int = 0) -> list[SessionRecord]:
+        """The records of all requests that ended, without the first `skip`."""
+        return self._get("/records", _RECORDS, skip=skip)
 
-    def decisions(self, since: int = 0) -> list[dict[str, Any]]:
-        """The decision log after entry `since`."""
-        answer: list[dict[str, Any]] = self._get("/decisions", since=since)
-        return answer
+    def epochs(self) -> list[LiveEpoch]:
+        """Every placement that was live since the controller started, in order."""
+        return self._get("/epochs", _EPOCHS)
 
-    def log_decision(self, decision: dict[str, Any]) -> None:
+    def decisions(self, since: int = 0) -> list[DecisionEntry]:
+        """The entries of the decision log after entry `since`."""
+        return [DecisionEntry(entry.pop("id"), entry) for entry in self._get("/decisions", _DECISIONS, since=since)]
+
+    def log_decision(self, decision: Mapping[str, Any]) -> None:
         """Append to the decision log."""
-        self._post("/decisions", decision)
+        self._send("POST", "/decisions", json=dict(decision))
 
     def profile(self) -> None:
-        """Have every node time blocks and links."""
-        self._post("/profile", {})
+        """Have every node time its blocks and links."""
+        self._send("POST", "/profile", json={})
 
     def set_problem(self, problem: Problem) -> None:
-        """Give the controller the newest problem of the cluster, to plan with where it must on its own."""
-        self._post("/problem", problem_to_json(problem))
+        """Give the controller the latest problem, with which it plans on its own after a loss."""
+        self._send("POST", "/problem", json=problem_to_json(problem))
 
-    def propose(self, proposal: dict[str, Any]) -> dict[str, Any]:
-        """Have a placement deployed; ProposalRefusedError where the controller does not."""
-        answer: dict[str, Any] = self._post("/proposals", proposal)
-        return answer
+    def propose(self, proposal: Proposal) -> LiveEpoch:
+        """Have a placement deployed; ProposalRefusedError where the controller refuses it."""
+        body = TypeAdapter(Proposal).dump_python(proposal, mode="json")
+        return self._parsed(_EPOCH, self._send("POST", "/proposals", json=body))
 
-    def emulate_node(self, change: dict[str, Any]) -> None:
-        """Change what an emulated node plays."""
-        self._post("/emulation/node", change)
+    def emulate_node(self, change: Mapping[str, Any]) -> None:
+        """Change the hardware that an emulated node plays."""
+        self._send("POST", "/emulation/node", json=dict(change))
 
-    def emulate_link(self, change: dict[str, Any]) -> None:
-        """Change what an emulated link plays."""
-        self._post("/emulation/link", change)
+    def emulate_link(self, change: Mapping[str, Any]) -> None:
+        """Change an emulated link, in both directions."""
+        self._send("POST", "/emulation/link", json=dict(change))
 
-    def _changes(self, method: str, path: str, body: dict[str, Any]) -> list[str]:
-        changes: list[str] = self._answer(method, path, json=body)["changes"]
-        return changes
+    def _operate(self, method: str, path: str, body: dict[str, Any]) -> list[str]:
+        return self._parsed(_CHANGES, self._send(method, path, json=body))["changes"]
 
-    def _get(self, path: str, **query: float) -> Any:
-        return self._answer("GET", path, params=query)
+    def _get(self, path: str, adapter: TypeAdapter[_Answer], **query: float) -> _Answer:
+        return self._parsed(adapter, self._send("GET", path, params=query))
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._answer("POST", path, json=body)
-
-    def _answer(self, method: str, path: str, **how: Any) -> Any:
+    def _parsed(self, adapter: TypeAdapter[_Answer], response: httpx.Response) -> _Answer:
         try:
-            response = self._http.request(method, path, **how)
+            return adapter.validate_json(response.content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"the controller at {self._url} answered {response.url.path} with {place}: {first['msg']}; "
+                "is it of the same version?"
+            ) from None
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
             raise NodeLostError(f"the controller at {self._url} does not answer ({error})") from error
         if response.status_code == 409:
             raise ProposalRefusedError(response.json()["error"]["message"])
         if response.is_error:
             raise ResplitError(f"the controller refused {method} {path}: {response.status_code} {response.text[:500]}")
-        return response.json()
+        return response
 
 
-def describe_status(status: dict[str, Any]) -> str:
-    """A status as people read it."""
+def describe_status(status: ClusterStatus) -> str:
+    """A status as text for people."""
     lines = [
-        f"cluster {status['cluster']}, model {status['model']}, epoch {status['epoch']} ({status['action']}), "
-        f"{status['sessions']} sessions, {status['waiting']} waiting, ready: {status['ready']}"
+        f"cluster {status.cluster}, model {status.model}, epoch {status.epoch} ({status.action}), "
+        f"{status.sessions} sessions, {status.waiting} waiting, ready: {status.ready}"
     ]
-    for node in status["nodes"]:
-        held = _held(status["blocks"], node.get("blocks", []))
-        marks = [mark for mark in ("trusted", "drained", "emulated") if node.get(mark)]
-        answers = "" if node["answers"] else "  DOES NOT ANSWER"
-        lines.append(
-            f"  {node['node']:10} pid {node.get('pid')}  {node['address']}  {held}  {' '.join(marks)}{answers}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_describe_node(node, status.blocks) for node in status.nodes)])
 
 
-def _held(names: list[str], blocks: list[int]) -> str:
-    """The runs of blocks that a node holds, as `first..last` each."""
+def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
+    marks = {"trusted": node.trusted, "drained": node.drained, "emulated": node.emulated}
+    shown = " ".join(mark for mark, on in marks.items() if on)
+    answers = "" if node.answers else "  DOES NOT ANSWER"
+    return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}"
+
+
+def _runs(names: tuple[str, ...], blocks: tuple[int, ...]) -> str:
+    """The runs of consecutive blocks that a node holds, as `first..last` each."""
     starts = [block for block in blocks if block - 1 not in blocks]
     ends = [block for block in blocks if block + 1 not in blocks]
     return ", ".join(f"{names[a]}..{names[b]}" for a, b in zip(starts, ends, strict=True)) or "no blocks"

@@ -1,11 +1,9 @@
-"""From a cluster that runs to one that serves: profile, fit, plan, deploy; and the problem as it stands at any time.
+"""The placement problem for a running cluster, and its first plan: profile, fit, plan, deploy.
 
-Uses the same cost and planner code as the flows, without them: a first plan needs no pipeline.
+Uses the same cost and planner code as the flows. A first plan needs no workflow engine.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import structlog
 
@@ -14,37 +12,15 @@ from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
 from resplit.control.planning import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
+from resplit.epochs import Proposal
 from resplit.errors import InfeasibleError
 from resplit.files import write_atomically
 from resplit.planner.partial_demand import solve_partial_demand
+from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
-from resplit.types import BlockFeatures, Plan, Problem, RequestClass, segments_of
+from resplit.types import BlockFeatures, Plan, Problem, segments_of
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Live:
-    """What the controller runs now, the nodes that do not answer, and those that are to run nothing."""
-
-    epoch: int
-    placement: tuple[str, ...] | None
-    features: tuple[BlockFeatures, ...]
-    lost: tuple[str, ...]
-    drained: tuple[str, ...] = ()
-
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """The nodes that no plan can use."""
-        return (*self.lost, *self.drained)
-
-
-def live_of(client: ControlClient) -> Live:
-    """The model's blocks, and the placement that is live."""
-    model = client.model()
-    features = tuple(BlockFeatures(**block) for block in model["features"])
-    placement = tuple(model["placement"]) if model["placement"] else None
-    return Live(model["epoch"], placement, features, tuple(model["lost"]), tuple(model["drained"]))
 
 
 def problem_now(
@@ -52,32 +28,36 @@ def problem_now(
     cluster: ClusterConfig,
     cost: CostModel,
     telemetry: Telemetry,
-    live: Live,
+    live: ModelStatus,
     window_s: float,
 ) -> Problem:
     """The placement problem for the cluster's present state and the demand of the last `window_s` seconds.
 
-    The controller is given it as well, but for who is drained: that may end before the next one.
+    The controller gets it too, but with the drained nodes: they may join again before the next problem.
     """
-    classes = [RequestClass(**seen) for seen in client.demand(window_s)]
     problem = problem_from(
-        cost, live.features, cluster, node_states(telemetry.nodes), classes, live.placement, live.lost
+        cost,
+        live.features,
+        cluster,
+        node_states(telemetry.nodes),
+        client.demand(window_s),
+        live.placement,
+        live.lost,
     )
     client.set_problem(problem)
     return without(problem, live.drained)
 
 
 def first_plan(cluster: Cluster) -> str:
-    """Profile a fresh cluster, plan for the declared demand and deploy; a short description of the placement.
+    """Profile a fresh cluster, plan for the declared demand and deploy; the placement in one line.
 
     InfeasibleError, with the planner's reason, where the model fits nowhere.
     """
     with ControlClient(cluster.url, cluster.token) as client:
         client.profile()
-        telemetry = Telemetry.from_rows(client.telemetry(0.0))
-        live = live_of(client)
+        telemetry, live = client.telemetry(0.0), client.model()
         cost = fit_cost_model(telemetry, live.features)
-        # Where the control loop looks for the model that it goes on from.
+        # The control loop reads this file and continues from it.
         write_atomically(cluster.state / "cost.json", cost.to_json())
         plan = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
         client.propose(proposal_of(plan, "initial", live.epoch))
@@ -86,28 +66,30 @@ def first_plan(cluster: Cluster) -> str:
 
 
 def plan_or_fail(problem: Problem) -> Plan:
-    """A plan, for the part of the demand that can be carried; InfeasibleError with the reason where there is none."""
+    """A plan for as much of the demand as can be served; InfeasibleError with the reason where there is none."""
     plan, share = solve_partial_demand(problem)
     if plan.placement is None:
         raise InfeasibleError(f"no placement: {plan.reason}")
     if share < 1:
-        _log.warning("the cluster carries a part of the declared demand; expect refusals (429) beyond it", share=share)
+        _log.warning(
+            "the cluster can serve only a part of the declared demand; requests beyond it get 429", share=share
+        )
     return plan
 
 
-def proposal_of(plan: Plan, action: str, based_on: int) -> dict[str, object]:
-    """A plan as the controller takes it."""
-    return {
-        "placement": list(plan.placement or ()),
-        "action": action,
-        "based_on": based_on,
-        "predicted_latency_s": plan.terms.latency_s if plan.terms else None,
-        "lower_bound": plan.lower_bound,
-    }
+def proposal_of(plan: Plan, action: str, based_on: int) -> Proposal:
+    """A plan as a proposal to the controller."""
+    return Proposal(
+        placement=plan.placement or (),
+        action=action,
+        based_on=based_on,
+        predicted_latency_s=plan.terms.latency_s if plan.terms else None,
+        lower_bound=plan.lower_bound,
+    )
 
 
 def describe(placement: tuple[str, ...], features: tuple[BlockFeatures, ...]) -> str:
-    """A placement in one line: which blocks where."""
+    """A placement in one line: which blocks are on which node."""
     return " -> ".join(
         f"{segment.node}[{features[segment.first].name}..{features[segment.last].name}]"
         for segment in segments_of(placement)

@@ -6,20 +6,25 @@ Translates between JSON and the controller; decides nothing.
 from __future__ import annotations
 
 import hmac
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from resplit.control.cluster_view import ClusterView
 from resplit.control.controller import Controller
 from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
-from resplit.epochs import RECOVER, Proposal
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
 from resplit.problem import problem_from_json
+from resplit.session_records import SessionRecord
+from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
+from resplit.telemetry_rows import TelemetryRows
+from resplit.types import RequestClass
 from resplit.wire.commands import Emulate
 from resplit.wire.links import Shape
 
@@ -29,16 +34,6 @@ _Number = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class ProposalBody(_Strict):
-    """A placement to deploy, one node name per block, planned against the epoch `based_on`."""
-
-    placement: list[str]
-    action: str
-    based_on: Annotated[int, Field(ge=0)]
-    predicted_latency_s: float | None = None
-    lower_bound: float | None = None
 
 
 class TrustBody(_Strict):
@@ -72,7 +67,7 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
 
     api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
     for router in (
-        _looking(controller, monitor),
+        _reading(controller, monitor),
         _deciding(controller, monitor),
         _operating(operator),
         _emulating(controller),
@@ -82,48 +77,46 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
     return api
 
 
-def _looking(controller: Controller, monitor: Monitor) -> APIRouter:
-    """What is, and what was."""
-    router, gateway = APIRouter(), controller.view.gateway
+def _reading(controller: Controller, monitor: Monitor) -> APIRouter:
+    """The cluster's present state, and its history."""
+    router, view = APIRouter(), controller.view
 
     @router.get("/status")
-    async def status() -> dict[str, Any]:
-        return _status(controller, monitor) | gateway.state()
+    async def status() -> ClusterStatus:
+        return _cluster_status(controller, monitor)
 
     @router.get("/model")
-    async def model() -> dict[str, Any]:
+    async def model() -> ModelStatus:
         live = controller.live
-        return {
-            "name": controller.view.model.name,
-            "note": controller.view.model.note,
-            "features": [asdict(block) for block in controller.view.rules.features],
-            "epoch": live.epoch if live else 0,
-            "placement": list(live.placement) if live else None,
-            "lost": controller.view.unreachable,
-            "drained": sorted(controller.view.rules.drained),
-        }
+        return ModelStatus(
+            name=view.model.name,
+            note=view.model.note,
+            features=view.rules.features,
+            epoch=live.epoch if live else 0,
+            placement=live.placement if live else None,
+            lost=tuple(view.unreachable),
+            drained=tuple(sorted(view.rules.drained)),
+        )
 
     @router.get("/telemetry")
-    async def telemetry(since_s: _Number = 0.0) -> dict[str, Any]:
+    async def telemetry(since_s: _Number = 0.0) -> TelemetryRows:
         return monitor.rows(since_s)
 
     @router.get("/demand")
-    async def seen_demand(window_s: _Number = 30.0) -> list[dict[str, Any]]:
-        return gateway.demand(window_s)
+    async def demand(window_s: _Number = 30.0) -> list[RequestClass]:
+        return view.gateway.demand(window_s)
 
     @router.get("/records")
-    async def records(skip: _Index = 0) -> list[dict[str, Any]]:
-        return gateway.records(skip)
+    async def records(skip: _Index = 0) -> list[SessionRecord]:
+        return view.gateway.records(skip)
 
     @router.get("/epochs")
-    async def epochs() -> list[dict[str, Any]]:
-        return [asdict(epoch) for epoch in controller.deployment.history]
+    async def epochs() -> list[LiveEpoch]:
+        return controller.deployment.history
 
     @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
-        return [
-            _with_sessions(decision, gateway) | {"id": number} for number, decision in controller.log.decisions(since)
-        ]
+        return [_with_sessions(body, view.gateway) | {"id": number} for number, body in controller.log.decisions(since)]
 
     return router
 
@@ -151,11 +144,8 @@ def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
         return {}
 
     @router.post("/proposals")
-    async def propose(body: ProposalBody) -> dict[str, Any]:
-        proposal = Proposal(
-            tuple(body.placement), body.action, body.based_on, body.predicted_latency_s, body.lower_bound
-        )
-        return asdict(await controller.deploy(proposal))
+    async def propose(proposal: Proposal) -> LiveEpoch:
+        return await controller.deploy(proposal)
 
     return router
 
@@ -224,28 +214,29 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
     return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome.get("deployed"))}}
 
 
-def _status(controller: Controller, monitor: Monitor) -> dict[str, Any]:
-    live = controller.live
+def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
+    live, view = controller.live, controller.view
     newest = controller.deployment.history[-1] if controller.deployment.history else None
-    answering = controller.view.gateway.connected_nodes()
-    nodes = []
-    for name, address in controller.view.addresses.items():
-        told = {
-            "node": name,
-            "address": str(address),
-            "answers": name in answering,
-            "trusted": name in controller.view.cluster.trusted,
-            "drained": name in controller.view.rules.drained,
-        }
-        nodes.append(monitor.states.get(name, {}) | told)
-    return {
-        "cluster": controller.view.cluster.name,
-        "model": controller.view.model.name,
-        "note": controller.view.model.note,
-        "blocks": [block.name for block in controller.view.rules.features],
-        "epoch": live.epoch if live else 0,
-        "placement": list(live.placement) if live else None,
-        "action": newest.action if newest else None,
-        "predicted_latency_s": newest.predicted_latency_s if newest else None,
-        "nodes": nodes,
-    }
+    answering = view.gateway.connected_nodes()
+    return ClusterStatus(
+        cluster=view.cluster.name,
+        model=view.model.name,
+        note=view.model.note,
+        blocks=tuple(block.name for block in view.rules.features),
+        epoch=live.epoch if live else 0,
+        placement=live.placement if live else None,
+        action=newest.action if newest else None,
+        predicted_latency_s=newest.predicted_latency_s if newest else None,
+        nodes=tuple(_node_status(view, monitor, name, name in answering) for name in view.addresses),
+        **vars(view.gateway.status()),
+    )
+
+
+def _node_status(view: ClusterView, monitor: Monitor, name: str, answers: bool) -> NodeStatus:
+    state = replace(monitor.states.get(name, ReportedState(name, pid=None)), trusted=name in view.cluster.trusted)
+    return NodeStatus(
+        **vars(state),
+        address=str(view.addresses[name]),
+        answers=answers,
+        drained=name in view.rules.drained,
+    )

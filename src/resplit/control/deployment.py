@@ -213,17 +213,16 @@ class Deployment:
                     if epoch < oldest:
                         self._log.append(epoch, "released", {})
 
-    async def resync(self, name: str, peer: Peer) -> list[int]:
+    async def resync(self, name: str, peer: Peer) -> tuple[int, ...]:
         """Send a node again the commit, abort or release that it may have missed. The epochs that it serves then."""
         async with self._changing:
             report, _ = await peer.report(0)
-            for epoch in report["state"]["prepared"]:
+            for epoch in report.state.prepared:
                 outcome = Commit(epoch) if epoch == self.live_number else Abort(epoch)
                 await self._commands.notify({name: outcome}, epoch)
             await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
         report, _ = await peer.report(0)
-        served: list[int] = report["state"]["epochs"]
-        return served
+        return report.state.epochs
 
     async def _notify_all(self, command: Commit | Abort | Release, epoch: int) -> None:
         await self._commands.notify(dict.fromkeys(self._view.reachable, command), epoch)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from resplit.config import ClusterConfig
-from resplit.types import BlockFeatures
+from resplit.session_records import SessionRecord
+from resplit.status import GatewayStatus
+from resplit.types import BlockFeatures, RequestClass
 from resplit.wire.links import Shape
 from resplit.wire.routes import Route
 
@@ -51,20 +53,20 @@ class Gateway(Protocol):
         """Let requests wait for a placement again."""
         ...
 
-    def state(self) -> dict[str, Any]:
+    def status(self) -> GatewayStatus:
         """Sessions that run and wait, and whether requests can be served."""
         ...
 
-    def records(self, skip: int) -> list[dict[str, Any]]:
-        """What became of every request, without the first `skip`."""
+    def records(self, skip: int) -> list[SessionRecord]:
+        """The records of all requests that ended, without the first `skip`."""
         ...
 
     def recoveries(self, epoch: int | None) -> dict[str, float]:
         """How sessions went on in `epoch` after a loss; empty where none had to."""
         ...
 
-    def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """The fields of `RequestClass` for each class, as seen over the last `window_s` seconds."""
+    def demand(self, window_s: float) -> list[RequestClass]:
+        """The demand of each class, as seen over the last `window_s` seconds."""
         ...
 
     def set_link(self, other: str, shape: Shape) -> None:

@@ -1,7 +1,4 @@
-"""Polls every node for its state and telemetry and keeps the last minutes of both; watches for nodes that hang.
-
-Judges no numbers and changes nothing.
-"""
+"""Polls every node for its state and telemetry, keeps the last minutes of both, and watches for nodes that hang."""
 
 from __future__ import annotations
 
@@ -9,34 +6,40 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+
+import structlog
 
 from resplit.control.heartbeat import Heartbeats
-from resplit.errors import NodeLostError
+from resplit.errors import DataError, NodeLostError
+from resplit.status import NodeReport, ReportedState
+from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Peer
 
+_log = structlog.get_logger(__name__)
 PERIOD_S = 1.0
 KEEP_S = 600.0
 _ANSWER_WITHIN_S = 5.0
 
 
 class Monitor:
-    """Telemetry rows of all nodes (`TABLES` of resplit.telemetry) in order of arrival, and each node's newest state."""
+    """Telemetry rows of all nodes in order of arrival, and the newest state of each node."""
 
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None] = lambda node: None) -> None:
         self._peers = peers
         self._heartbeats = Heartbeats(peers, on_hang)
-        self._last: dict[str, int] = {}
-        self._rows: dict[str, deque[dict[str, Any]]] = {"nodes": deque(), "links": deque(), "blocks": deque()}
-        self.states: dict[str, dict[str, Any]] = {}
+        self._last_row: dict[str, int] = {}
+        self._nodes: deque[NodeRow] = deque()
+        self._links: deque[LinkRow] = deque()
+        self._blocks: deque[BlockRow] = deque()
+        self.states: dict[str, ReportedState] = {}
         self._over = False
 
     def heard(self, name: str) -> None:
-        """Note a sign of life of a node, whatever it was."""
+        """Note a sign of life of a node."""
         self._heartbeats.heard(name)
 
     async def run(self) -> None:
-        """Poll every node, each at its own pace, those that come later too, and watch for silence, until cancelled."""
+        """Poll every node at its own pace, including nodes that join later, and watch for hangs, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._heartbeats.run(), name="heartbeats")
             watched = set[str]()
@@ -48,33 +51,46 @@ class Monitor:
                     self._forget(time.time() - KEEP_S)
                     await asyncio.sleep(PERIOD_S)
             finally:
-                self._over = True  # for one whose cancellation is lost in a call (see `resplit.cancellation`)
+                self._over = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
+
+    async def poll(self, name: str) -> None:
+        """Ask one node for a report now. Its last state stays if it does not answer, or not with a report."""
+        try:
+            report, last_row = await self._report(name)
+        except NodeLostError:
+            return
+        except DataError as error:
+            _log.warning("a node's report is ignored", node=name, error=str(error))
+            return
+        self.heard(name)
+        self._last_row[name] = last_row
+        self.states[name] = report.state
+        self._nodes.extend(report.rows.nodes)
+        self._links.extend(report.rows.links)
+        self._blocks.extend(report.rows.blocks)
+
+    def rows(self, since_s: float) -> TelemetryRows:
+        """Rows not older than `since_s` (seconds since 1970), by table."""
+        return TelemetryRows(
+            nodes=tuple(row for row in self._nodes if row.time_s >= since_s),
+            links=tuple(row for row in self._links if row.time_s >= since_s),
+            blocks=tuple(row for row in self._blocks if row.time_s >= since_s),
+        )
 
     async def _watch(self, name: str) -> None:
         while name in self._peers and not self._over:
             await self.poll(name)
             await asyncio.sleep(PERIOD_S)
 
-    async def poll(self, name: str) -> None:
-        """Ask one node now; of one that does not answer, what it said last stays."""
-        peer = self._peers[name]
-        try:
-            body, last = await peer.report(self._last.get(name, 0), _ANSWER_WITHIN_S)
-            if body["state"]["pid"] != self.states.get(name, body["state"])["pid"]:  # restarted: it counts anew
-                body, last = await peer.report(0, _ANSWER_WITHIN_S)
-        except NodeLostError:
-            return
-        self.heard(name)
-        self._last[name] = last
-        self.states[name] = body["state"]
-        for table, rows in body["rows"].items():
-            self._rows[table].extend(rows)
-
-    def rows(self, since_s: float) -> dict[str, list[dict[str, Any]]]:
-        """Rows not older than `since_s` (seconds since 1970), by table."""
-        return {table: [row for row in rows if row["time_s"] >= since_s] for table, rows in self._rows.items()}
+    async def _report(self, name: str) -> tuple[NodeReport, int]:
+        """The node's report with the rows that are new; with all rows if it restarted, as it then counts from 0."""
+        peer, known = self._peers[name], self.states.get(name)
+        report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S)
+        if known and known.pid != report.state.pid:
+            return await peer.report(0, _ANSWER_WITHIN_S)
+        return report, last_row
 
     def _forget(self, before_s: float) -> None:
-        for rows in self._rows.values():
-            while rows and rows[0]["time_s"] < before_s:
+        for rows in (self._nodes, self._links, self._blocks):
+            while rows and rows[0].time_s < before_s:
                 rows.popleft()

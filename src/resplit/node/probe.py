@@ -20,6 +20,8 @@ from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
+from resplit.status import ReportedState
+from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Crossing, Peer
 
 PERIOD_S = 1.0
@@ -35,7 +37,7 @@ class Probe:
         self._name = name
         self._hosting = hosting
         self._connections = connections
-        self._rows: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=20_000)
+        self._rows: deque[tuple[int, NodeRow | LinkRow | BlockRow]] = deque(maxlen=20_000)
         self._number = 0
         self._half_trip_s: dict[str, float] = {}
         self._reference_s = math.nan
@@ -45,12 +47,14 @@ class Probe:
         self._process.cpu_percent()
         self._busy_s, self._sampled_s = 0.0, time.monotonic()
 
-    def rows_after(self, number: int) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    def rows_after(self, number: int) -> tuple[TelemetryRows, int]:
         """The rows numbered above `number`, by table, and the number of the last row."""
-        rows: dict[str, list[dict[str, Any]]] = {"nodes": [], "links": [], "blocks": []}
-        for numbered, table, row in self._rows:
-            if numbered > number:
-                rows[table].append(row)
+        new = [row for numbered, row in self._rows if numbered > number]
+        rows = TelemetryRows(
+            nodes=tuple(row for row in new if isinstance(row, NodeRow)),
+            links=tuple(row for row in new if isinstance(row, LinkRow)),
+            blocks=tuple(row for row in new if isinstance(row, BlockRow)),
+        )
         return rows, self._number
 
     def crossed(self, crossing: Crossing) -> None:
@@ -98,11 +102,11 @@ class Probe:
             "gpu_utilization": _gpu_utilization(),
             "reference_s": self._current_reference_s(),
         }
-        self._add("nodes", row)
+        self._add(NodeRow, row)
         if executor:
             timings = [executor.timings.popleft() for _ in range(len(executor.timings))]
             for row in some_of_each([_block_row(executor.engine.chain.specs, timing) for timing in timings]):
-                self._add("blocks", row)
+                self._add(BlockRow, row)
 
     def _use(self) -> tuple[float, float]:
         """Utilization by background load and by resplit itself since the last sample."""
@@ -120,26 +124,26 @@ class Probe:
             executor.background_utilization = background
         return background, own
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ReportedState:
         """What the node holds and does now."""
         hosting, executor = self._hosting, self._hosting.executor
         engine = executor.engine if executor else None
         replicas = executor.memory.replicas() if executor else []
-        return {
-            "node": self._name,
-            "pid": self._process.pid,
-            "trusted": hosting.trusted,
-            "emulated": hosting.hardware is not None,
-            "emulation_error": median_error(executor.errors) if executor and hosting.hardware else None,
-            "memory_bytes": hosting.memory_bytes,
-            "held_bytes": engine.held_bytes if engine else 0.0,
-            "blocks": list(engine.blocks) if engine else [],
-            "sessions": len(engine.sessions()) if engine else 0,
-            "copies": sorted({block for _, block, _ in replicas}),
-            "copy_bytes": sum(size for _, _, size in replicas),
-            "epochs": sorted(hosting.routes),
-            "prepared": sorted(hosting.prepared),
-        }
+        return ReportedState(
+            node=self._name,
+            pid=self._process.pid,
+            trusted=hosting.trusted,
+            emulated=hosting.hardware is not None,
+            emulation_error=median_error(executor.errors) if executor and hosting.hardware else None,
+            memory_bytes=hosting.memory_bytes,
+            held_bytes=engine.held_bytes if engine else 0.0,
+            blocks=tuple(engine.blocks) if engine else (),
+            sessions=len(engine.sessions()) if engine else 0,
+            copies=tuple(sorted({block for _, block, _ in replicas})),
+            copy_bytes=sum(size for _, _, size in replicas),
+            epochs=tuple(sorted(hosting.routes)),
+            prepared=tuple(sorted(hosting.prepared)),
+        )
 
     async def _echo(self, peer: Peer) -> None:
         small, large = _ECHO_BYTES
@@ -149,16 +153,16 @@ class Probe:
         self._link_row(peer.name, large, max(half_s, await peer.echo_s(large) - half_s), "active")
 
     def _link_row(self, peer: str, payload_bytes: int, seconds: float, source: str) -> None:
-        self._add("links", {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})
+        self._add(LinkRow, {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})
 
     def _current_reference_s(self) -> float:
         hardware = self._hosting.hardware
         return hardware.node_s("layer", 1, decoding=True) if hardware else self._reference_s
 
-    def _add(self, table: str, row: dict[str, Any]) -> None:
+    def _add(self, kind: type[NodeRow | LinkRow | BlockRow], row: dict[str, Any]) -> None:
         self._number += 1
-        common = {"time_s": time.time(), "node": self._name, "emulated": self._hosting.hardware is not None}
-        self._rows.append((self._number, table, common | row))
+        emulated = self._hosting.hardware is not None
+        self._rows.append((self._number, kind(time_s=time.time(), node=self._name, emulated=emulated, **row)))
 
 
 def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

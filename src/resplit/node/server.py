@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
+from resplit.status import NodeReport
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.message_limits import limited, receive_one
@@ -114,8 +116,8 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         _only_the_controller(stream)
         request = await receive_one(stream)
         rows, last = self._agent.probe.rows_after(request.after)
-        body = {"state": self._agent.probe.state() | {"refusals": dict(self._refusals)}, "rows": rows}
-        await stream.send_message(ReportReply(body=json.dumps(body), last=last))
+        report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows)
+        await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))
 
     async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
         """Answer at once, over the emulated link back to the caller."""

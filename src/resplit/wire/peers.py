@@ -18,10 +18,12 @@ import structlog
 from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from pydantic import TypeAdapter, ValidationError
 
 from resplit.cancellation import cancel_and_wait
-from resplit.errors import CapacityError, ConfigError, NodeLostError, error_from_wire
+from resplit.errors import CapacityError, ConfigError, DataError, NodeLostError, error_from_wire
 from resplit.model.engine import Activation
+from resplit.status import NodeReport
 from resplit.wire.links import Link, Sender, until
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
@@ -42,6 +44,7 @@ from resplit.wire.node_pb2 import (
 
 _log = structlog.get_logger(__name__)
 CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
+_REPORT = TypeAdapter(NodeReport)
 # Tensors above this are no use on one HTTP/2 stream: they would hold up the others.
 CHUNK_BYTES = 256 * 1024
 # What may hold up a step: some 13 ms at 40 Mbit/s.
@@ -122,13 +125,21 @@ class Peer:
             return body
         raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
 
-    async def report(self, after: int, timeout_s: float = 5.0) -> tuple[dict[str, Any], int]:
-        """The member's state and its telemetry rows numbered above `after`."""
+    async def report(self, after: int, timeout_s: float = 5.0) -> tuple[NodeReport, int]:
+        """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
+
+        NodeLostError where it does not answer; DataError where its answer is not a report.
+        """
         try:
             reply = await self._stub.Report(ReportRequest(after=after), timeout=timeout_s)
         except CONNECTION_ERRORS as error:
             raise self._lost(error) from error
-        return json.loads(reply.body), reply.last
+        try:
+            return _REPORT.validate_json(reply.body), reply.last
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "its answer"
+            raise DataError(f"{self.name}: the report cannot be read: {place}: {first['msg']}") from None
 
     async def echo_s(self, payload_bytes: int, timeout_s: float = 10.0) -> float:
         """Round trip of a message of this size and an empty answer, in seconds."""

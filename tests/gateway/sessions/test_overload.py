@@ -13,6 +13,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import CapacityError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
+from resplit.status import GatewayStatus
 from resplit.types import Sampling
 from tests.support.cluster import reference
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
@@ -89,7 +90,7 @@ async def test_under_four_times_the_load_admitted_requests_are_in_time_and_other
         assert max(in_time) < 3 * SLO_S
         refused_s = sorted(took_s for what, took_s in outcomes if what in ("late", "full"))
         assert refused_s[len(refused_s) * 3 // 4] < 0.5
-        assert nodes.sessions.state() == {"sessions": 0, "waiting": 0, "ready": "yes"}
+        assert nodes.sessions.status() == GatewayStatus(sessions=0, waiting=0, ready="yes")
 
         async def idle_again() -> bool:
             held = [(await nodes.state(name))["sessions"] for name in (A, B)]

@@ -71,7 +71,7 @@ async def in_the_middle(nodes: InProcessCluster, streams: int, act: Callable[[],
 
 
 def moves(nodes: InProcessCluster) -> list[dict[str, Any]]:
-    return [move for record in nodes.sessions.records(0) for move in record["moves"] if move["replayed"]]
+    return [move for record in nodes.sessions.records(0) for move in record.moves if move.replayed]
 
 
 async def test_after_a_loss_only_positions_without_a_replica_are_replayed(
@@ -86,10 +86,10 @@ async def test_after_a_loss_only_positions_without_a_replica_are_replayed(
     records = nodes.sessions.records(0)
     assert len(moves(nodes)) == 8
     for record in records:
-        (recovery,) = [move["recovery"] for move in record["moves"] if move["replayed"]]
-        assert recovery["replayed_positions"] <= 4 + 2 * record["copy_lag"]
-        assert recovery["restored_positions"] > 0
-        assert record["copied_bytes"] > 0
+        (recovery,) = [move.recovery for move in record.moves if move.replayed]
+        assert recovery.replayed_positions <= 4 + 2 * record.copy_lag
+        assert recovery.restored_positions > 0
+        assert record.copied_bytes > 0
     seen = nodes.sessions.recoveries(2)
     assert seen["sessions"] == 8
     assert seen["cache_bytes"] == 0  # the new host is the node that has the replicas
@@ -105,8 +105,8 @@ async def test_after_a_broken_connection_no_pass_is_replayed(
     answers = await in_the_middle(nodes, 3, break_connections)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert moves(nodes)
-    assert all(move["recovery"]["replayed_positions"] == 0 for move in moves(nodes))
-    assert {epoch for record in nodes.sessions.records(0) for epoch in record["epochs"]} == {1}
+    assert all(move.recovery.replayed_positions == 0 for move in moves(nodes))
+    assert {epoch for record in nodes.sessions.records(0) for epoch in record.epochs} == {1}
     await assert_nothing_left(nodes, NODES)
 
 
@@ -122,7 +122,7 @@ async def test_after_the_loss_of_host_and_stand_by_node_every_pass_is_replayed(
 
     answers = await in_the_middle(nodes, 3, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
-    assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
+    assert {move.recovery.restored_positions for move in moves(nodes)} == {0}
     await assert_nothing_left(nodes, (A, B))
 
 
@@ -135,8 +135,8 @@ async def test_surviving_nodes_transfer_the_caches_of_blocks_that_move(
 
     answers = await in_the_middle(nodes, 3, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
-    assert all(move["recovery"]["restored_positions"] > NEW_TOKENS // 4 for move in moves(nodes))
-    assert all(move["cache_bytes"] > 0 for move in moves(nodes))
+    assert all(move.recovery.restored_positions > NEW_TOKENS // 4 for move in moves(nodes))
+    assert all(move.cache_bytes > 0 for move in moves(nodes))
 
 
 @pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)
@@ -150,8 +150,8 @@ async def test_without_replication_every_pass_is_replayed_and_no_node_has_a_repl
 
     answers = await in_the_middle(nodes, 2, lose)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 2
-    assert {move["recovery"]["restored_positions"] for move in moves(nodes)} == {0}
-    assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
+    assert {move.recovery.restored_positions for move in moves(nodes)} == {0}
+    assert {record.copied_bytes for record in nodes.sessions.records(0)} == {0}
 
 
 async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_only(
@@ -211,7 +211,7 @@ async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
 
     answers = await in_the_middle(nodes, 8, look)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
-    assert {record["copied_bytes"] for record in nodes.sessions.records(0)} == {0}
+    assert {record.copied_bytes for record in nodes.sessions.records(0)} == {0}
     await controller.stop()
 
 
@@ -239,7 +239,7 @@ async def test_a_step_of_an_older_attempt_is_refused(nodes: InProcessCluster, co
 
 
 async def assert_nothing_left(nodes: InProcessCluster, names: tuple[str, ...]) -> None:
-    assert nodes.sessions.state()["sessions"] == 0
+    assert nodes.sessions.status().sessions == 0
 
     async def free() -> bool:
         states = [await nodes.state(name) for name in names]

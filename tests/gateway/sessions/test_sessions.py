@@ -50,8 +50,8 @@ async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
 
 async def assert_nothing_is_left(nodes: InProcessCluster) -> None:
     """The gateway has no session and, once all messages have arrived, no node has a cache."""
-    assert nodes.sessions.state()["sessions"] == 0
-    assert nodes.sessions.state()["waiting"] == 0
+    assert nodes.sessions.status().sessions == 0
+    assert nodes.sessions.status().waiting == 0
     await generate(nodes.sessions, generation_request(1))
 
     async def free() -> bool:
@@ -123,7 +123,7 @@ async def test_a_session_follows_the_live_epoch_and_the_old_one_is_freed(
         if token.index in (4, 20):
             await deploy(controller, TURNED if token.index == 4 else TOGETHER)
     assert generated == reference(unsplit_model, list(PROMPT), 40)
-    assert nodes.sessions.records(0)[-1]["epochs"] == (1, 2, 3)
+    assert nodes.sessions.records(0)[-1].epochs == (1, 2, 3)
 
     async def only_the_last() -> bool:
         return [(await nodes.state(name))["blocks"] for name in (A, B, C)] == [list(range(8)), [], []]
@@ -136,8 +136,8 @@ async def test_a_deadline_ends_a_session_and_frees_it(nodes: InProcessCluster, c
     with pytest.raises(TimeoutError):
         await generate(nodes.sessions, generation_request(240, deadline_s=0.1))
     (record,) = nodes.sessions.records(0)
-    assert record["status"] == 504
-    assert record["new_tokens"] < 240
+    assert record.status == 504
+    assert record.new_tokens < 240
     await assert_nothing_is_left(nodes)
 
 
@@ -148,13 +148,13 @@ async def test_a_deadline_counts_while_a_request_is_queued(nodes: InProcessClust
         await generate(nodes.sessions, generation_request(5, deadline_s=0.05))
     waiting = [asyncio.create_task(generate(nodes.sessions, generation_request(5))) for _ in range(4)]
     await asyncio.sleep(0)
-    assert nodes.sessions.state()["waiting"] == 4
+    assert nodes.sessions.status().waiting == 4
     with pytest.raises(CapacityError, match="4 requests wait already"):
         await generate(nodes.sessions, generation_request(5))
     await first.aclose()
     answers = await asyncio.gather(*waiting)
     assert all(answer == answers[0] for answer in answers)
-    assert [record["status"] for record in nodes.sessions.records(0)][:2] == [504, 429]
+    assert [record.status for record in nodes.sessions.records(0)][:2] == [504, 429]
     await assert_nothing_is_left(nodes)
 
 
@@ -244,7 +244,7 @@ async def test_after_a_loss_sessions_continue_on_the_next_placement_with_the_sam
     await replacing
     assert generated == reference(unsplit_model, list(PROMPT), 30)
     (record,) = nodes.sessions.records(0)
-    assert (record["status"], record["epochs"]) == (200, (1, 2))
+    assert (record.status, record.epochs) == (200, (1, 2))
 
 
 async def test_without_a_placement_requests_fail_with_the_reason_until_the_node_returns(
@@ -256,7 +256,7 @@ async def test_without_a_placement_requests_fail_with_the_reason_until_the_node_
     await nodes.stop(C)
     with pytest.raises(NodeLostError, match=f"{C} lost, and there is no problem to plan with yet"):
         await exhaust(stream)
-    assert nodes.sessions.records(0)[-1]["status"] == 503
+    assert nodes.sessions.records(0)[-1].status == 503
 
     async def free() -> bool:
         return not any([(await nodes.state(name))["sessions"] for name in (A, B)])
@@ -288,4 +288,4 @@ async def test_a_deadline_counts_while_a_request_waits_for_a_lost_node(
     await until(noticed)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(generate(nodes.sessions, generation_request(deadline_s=0.1)), 5)
-    assert nodes.sessions.records(0)[-1]["status"] == 504
+    assert nodes.sessions.records(0)[-1].status == 504

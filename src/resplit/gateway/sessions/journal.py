@@ -6,10 +6,10 @@ import itertools
 import time
 from collections import deque
 from dataclasses import asdict
-from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
+from resplit.types import RequestClass
 
 # The declared demand counts as much as so many seconds of observation: a short quiet period proves little.
 _PRIOR_S = 10.0
@@ -53,13 +53,12 @@ class Journal:
         total = {key: sum(one[key] for one in each) for key in each[0] if key.endswith("_positions")}
         return {"sessions": len(each)} | longest | total | {"cache_bytes": sum(move.cache_bytes for move in moves)}
 
-    def records(self, skip: int) -> list[dict[str, Any]]:
+    def records(self, skip: int) -> list[SessionRecord]:
         """The records of all requests that ended, without the first `skip`."""
-        return [asdict(record) for record in itertools.islice(self._records, skip, None)]
+        return list(itertools.islice(self._records, skip, None))
 
-    def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """The fields of `RequestClass` of each class: arrivals of the last `window_s` seconds, blended with the demand
-        that the cluster file declares."""
+    def demand(self, window_s: float) -> list[RequestClass]:
+        """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
         since_s = time.time() - window_s
         recent = [arrival for arrival in self._arrivals if arrival.time_s >= since_s]
         return [
@@ -67,16 +66,16 @@ class Journal:
             for c in self._cluster.classes
         ]
 
-    def _blended(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> dict[str, Any]:
+    def _blended(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> RequestClass:
         prior = declared.rate_rps * _PRIOR_S
         weight = len(arrivals) + prior
         prompt = sum(arrival.prompt_tokens for arrival in arrivals) + prior * declared.prompt_tokens
         new = sum(arrival.new_tokens for arrival in arrivals) + prior * declared.new_tokens
-        return {
-            "name": declared.name,
-            "source": self._cluster.source,
-            "rate_rps": weight / (window_s + _PRIOR_S),
-            "prompt_tokens": prompt / weight,
-            "new_tokens": new / weight,
-            "slo_s": declared.slo,
-        }
+        return RequestClass(
+            name=declared.name,
+            source=self._cluster.source,
+            rate_rps=weight / (window_s + _PRIOR_S),
+            prompt_tokens=prompt / weight,
+            new_tokens=new / weight,
+            slo_s=declared.slo,
+        )

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError, http_status
@@ -19,7 +18,8 @@ from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Session
 from resplit.session_records import RequestArrival, SessionRecord
-from resplit.types import BlockFeatures
+from resplit.status import GatewayStatus
+from resplit.types import BlockFeatures, RequestClass
 from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Token
 from resplit.wire.routes import Route
@@ -90,13 +90,9 @@ class Sessions:
                 self._end(session)
             self._context.journal.ended(_record(arrival, session, times, status))
 
-    def state(self) -> dict[str, Any]:
+    def status(self) -> GatewayStatus:
         """Sessions that run, requests that wait, and whether requests can be served."""
-        return {
-            "sessions": len(self._live),
-            "waiting": self._context.admission.waiting,
-            "ready": self.ready() or "yes",
-        }
+        return GatewayStatus(len(self._live), self._context.admission.waiting, self.ready() or "yes")
 
     def activate(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
@@ -143,16 +139,16 @@ class Sessions:
         """Change the emulated link from the source node to another."""
         self._context.router.set_link(other, shape)
 
-    def records(self, skip: int) -> list[dict[str, Any]]:
-        """The outcome of every request that ended, without the first `skip`."""
+    def records(self, skip: int) -> list[SessionRecord]:
+        """The records of all requests that ended, without the first `skip`."""
         return self._context.journal.records(skip)
 
     def recoveries(self, epoch: int | None) -> dict[str, float]:
         """How sessions recovered into `epoch` after a loss; empty if none did."""
         return self._context.journal.recoveries(epoch)
 
-    def demand(self, window_s: float) -> list[dict[str, Any]]:
-        """The fields of `RequestClass` for each class, as observed over the last `window_s` seconds."""
+    def demand(self, window_s: float) -> list[RequestClass]:
+        """The demand of each class, as observed over the last `window_s` seconds."""
         return self._context.journal.demand(window_s)
 
     def _new_name(self) -> str:

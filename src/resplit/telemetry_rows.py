@@ -1,0 +1,67 @@
+"""The rows of the telemetry tables: what a node measures of itself, of its links and of its blocks.
+
+A node writes rows, the monitor checks them, `resplit.telemetry` makes tables of them. This is the only place where
+columns and units are stated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One report of a node.
+
+    `cpu_utilization` is the share of the whole machine in 0..1, `own_utilization` the part of it that resplit uses.
+    `memory_held_bytes` is held by resplit's weights and caches, `memory_free_bytes` is left for more of them.
+    `reference_s` is the node's time for one decode step of the public reference layer. With it, the fit can predict a
+    node that has no block timings yet.
+    """
+
+    time_s: float  # seconds since 1970
+    node: str
+    cpu_utilization: float
+    own_utilization: float
+    memory_free_bytes: float
+    memory_held_bytes: float
+    gpu_utilization: float  # NaN without a GPU
+    reference_s: float
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One message from `node` to `peer`: `seconds` on its way, one direction, software included."""
+
+    time_s: float
+    node: str
+    peer: str
+    payload_bytes: float
+    seconds: float
+    source: str  # "active": a probe; "passive": an activation
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """One pass through one block: `tokens` new tokens after `context_tokens` cached ones."""
+
+    time_s: float
+    node: str
+    block: str
+    kind: str  # embed, layer, attention, mlp or head
+    phase: str  # prefill or decode
+    tokens: int
+    context_tokens: int
+    seconds: float
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryRows:
+    """Rows by table, in order of arrival."""
+
+    nodes: tuple[NodeRow, ...] = ()
+    links: tuple[LinkRow, ...] = ()
+    blocks: tuple[BlockRow, ...] = ()
