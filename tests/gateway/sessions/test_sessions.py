@@ -216,7 +216,7 @@ async def test_no_request_is_served_before_a_placement_is_deployed(nodes: InProc
 
 async def test_demand_blends_the_declared_with_the_observed(nodes: InProcessCluster, controller: Controller) -> None:
     (declared,) = nodes.sessions.demand(10.0)
-    assert (declared["name"], declared["source"], declared["prompt_tokens"], declared["new_tokens"]) == (
+    assert (declared.name, declared.source, declared.prompt_tokens, declared.new_tokens) == (
         "chat",
         A,
         8,
@@ -226,9 +226,9 @@ async def test_demand_blends_the_declared_with_the_observed(nodes: InProcessClus
         await generate(nodes.sessions, generation_request(2, (3,) * 20))
     (seen,) = nodes.sessions.demand(10.0)
     # Ten observed requests count as much as ten seconds at the declared one a second.
-    assert seen["prompt_tokens"] == pytest.approx((20 + 8) / 2)
-    assert seen["new_tokens"] == pytest.approx((2 + 8) / 2)
-    assert seen["rate_rps"] == pytest.approx(20 / 20)
+    assert seen.prompt_tokens == pytest.approx((20 + 8) / 2)
+    assert seen.new_tokens == pytest.approx((2 + 8) / 2)
+    assert seen.rate_rps == pytest.approx(20 / 20)
 
 
 async def test_after_a_loss_sessions_continue_on_the_next_placement_with_the_same_tokens(
