@@ -113,13 +113,13 @@ async def test_no_copy_begins_during_a_move_or_another_copy() -> None:
     replicas.advance(ROUTE, 0, 4, may_begin=False)
     await settle()
     assert ranges(beta) == []
-    beta.answering.clear()
+    beta.transferring.clear()
     for position in (5, 9, 14):
         replicas.advance(ROUTE, 0, position, may_begin=True)
         await settle()
     assert ranges(beta) == [(0, 5)]
     assert replicas.max_lag == 14 - 5
-    beta.answering.set()
+    beta.transferring.set()
     await settle()
     replicas.advance(ROUTE, 0, 15, may_begin=True)
     await settle()

@@ -1,0 +1,217 @@
+"""One session's moves and recoveries step by step, with peers that only record what the session sends."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from resplit.errors import CapacityError, DataError
+from resplit.gateway.engine import GeneratedToken
+from resplit.gateway.sessions.manager import Sessions
+from resplit.gateway.sessions.router import Router
+from resplit.session_records import SessionRecord
+from resplit.types import BlockFeatures
+from resplit.wire.node_pb2 import Token, TransferReply
+from resplit.wire.routes import Route
+from tests.support.recording_peer import RecordingPeer
+from tests.support.three_nodes import A, B, C, generation_request, three_node_config
+
+FEATURES = [BlockFeatures(f"layer.{i}", "layer", 1, 1, 1, 500, 10, 1, i == 0, 0) for i in range(3)]
+FIRST = Route(1, (A, B, B), {})
+SECOND = Route(2, (A, C, B), {})  # block 1 moves from B to C
+PROMPT = (1,) * 10
+
+
+class Gateway:
+    """Sessions over recording peers. Epoch 1 is live, and no replicas are made."""
+
+    def __init__(self) -> None:
+        config = three_node_config(limits={"context_tokens": 64, "copy_every": 0})
+        self.router = Router(config, cast(Any, SimpleNamespace(name="gateway")))
+        self.sessions = Sessions(config, self.router, FEATURES)
+        self.peers = {name: RecordingPeer(on_token=self.router.on_token) for name in (A, B, C)}
+        self.router.peers.update(cast(Any, self.peers))
+        self.router.listening.update(self.peers)
+        self.router.activate(FIRST)
+        self.settled: list[int] = []
+        self.sessions.on_settled = self.settled.append
+
+    def start(self, new_tokens: int = 40) -> Any:
+        return self.sessions.generate(generation_request(new_tokens, PROMPT))
+
+    def transfers(self) -> list[tuple[int, int, bool]]:
+        """First and last position of every transfer from B, and whether it was in the background."""
+        return [(request.first, request.last, request.background) for request in self.peers[B].requests]
+
+    def record(self) -> SessionRecord:
+        return self.sessions._context.journal._records[-1]
+
+
+async def decode(stream: Any, count: int) -> list[GeneratedToken]:
+    return [await anext(stream) for _ in range(count)]
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_passes_continue_on_the_old_route_until_the_caches_are_copied() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    gateway.router.activate(SECOND)
+    gateway.peers[B].transferring.clear()
+    await decode(stream, 2)
+    assert [step.epoch for step in gateway.peers[A].steps] == [1, 1, 1]
+    assert gateway.sessions.oldest_epoch() == 1
+    gateway.peers[B].transferring.set()
+    await settle()
+    await decode(stream, 1)
+    # Ten positions in the background while two passes ran, then these two during the pause.
+    assert gateway.transfers() == [(0, 10, True), (10, 12, False)]
+    assert [list(request.target) for request in gateway.peers[B].requests] == [["", C, ""]] * 2
+    assert gateway.peers[A].steps[-1].epoch == 2
+    assert gateway.settled == [2]
+    await stream.aclose()
+    assert gateway.record().epochs == (1, 2)
+    assert [(move.epoch, move.cache_bytes, move.replayed) for move in gateway.record().moves] == [(2, 200, False)]
+
+
+async def test_a_further_round_is_copied_in_the_background_while_rounds_become_shorter() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    gateway.router.activate(SECOND)
+    for passes in (3, 3):  # the second round is as long as the first was: no third one
+        gateway.peers[B].transferring.clear()
+        await decode(stream, passes)
+        gateway.peers[B].transferring.set()
+        await settle()
+    await decode(stream, 1)
+    assert gateway.transfers() == [(0, 10, True), (10, 13, True), (13, 16, False)]
+    assert gateway.peers[A].steps[-1].epoch == 2
+    await stream.aclose()
+
+
+async def test_a_session_begins_on_the_route_that_is_live_at_its_first_pass() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    async with gateway.sessions.paused():
+        first = asyncio.create_task(anext(stream))
+        await settle()
+        gateway.router.activate(SECOND)
+    await first
+    assert [step.epoch for step in gateway.peers[A].steps] == [2]
+    assert gateway.transfers() == []
+    await stream.aclose()
+
+
+async def test_while_passes_are_paused_a_session_moves_at_once() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 3)
+    async with gateway.sessions.paused():
+        await gateway.sessions.move_all(SECOND)
+        assert gateway.transfers() == [(0, 12, False)]
+    gateway.router.activate(SECOND)
+    await decode(stream, 1)
+    assert gateway.peers[A].steps[-1].epoch == 2
+    await stream.aclose()
+
+
+async def test_a_session_whose_caches_cannot_move_is_replayed_on_the_new_route() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    tokens = await decode(stream, 3)
+    gateway.peers[B].reply = TransferReply(error="no room")
+    async with gateway.sessions.paused():
+        await gateway.sessions.move_all(SECOND)
+        gateway.router.activate(SECOND)
+    tokens += await decode(stream, 1)
+    # One pass fails. Then the passes have the shapes of the first time: the prompt, and one token each.
+    assert [(step.epoch, step.attempt, step.start) for step in gateway.peers[A].steps] == [
+        *[(1, 0, 0), (1, 0, 10), (1, 0, 11)],
+        (2, 0, 12),
+        *[(2, 1, 0), (2, 1, 10), (2, 1, 11), (2, 1, 12)],
+    ]
+    assert [token.index for token in tokens] == [0, 1, 2, 3]
+    await stream.aclose()
+    (move,) = gateway.record().moves
+    assert move.recovery is not None
+    assert (move.replayed, move.recovery.restored_positions, move.recovery.replayed_positions) == (True, 0, 12)
+
+
+async def test_after_a_loss_whole_passes_are_restored_and_only_the_others_replayed() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 4)
+    gateway.peers[A].held, gateway.peers[B].held = {0: 13}, {1: 13, 2: 11}
+    gateway.router.on_lost(B)
+    await decode(stream, 1)
+    assert [(step.attempt, step.start) for step in gateway.peers[A].steps[4:]] == [
+        (0, 13),
+        *[(1, 11), (1, 12), (1, 13)],
+    ]
+    assert gateway.transfers() == []
+    await stream.aclose()
+
+
+async def test_when_caches_cannot_be_restored_three_times_every_pass_is_replayed() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 3)
+    gateway.router.activate(SECOND)
+    gateway.peers[A].held, gateway.peers[B].held = {0: 12}, {1: 12, 2: 12}
+    gateway.peers[B].reply = TransferReply(error="no room")
+    await decode(stream, 1)  # begins to copy, which fails
+    await settle()
+    await decode(stream, 1)
+    assert gateway.peers[A].attempts == [1, 2, 3]
+    assert [(step.attempt, step.start) for step in gateway.peers[A].steps[3:]] == [
+        (0, 12),
+        *[(4, 0), (4, 10), (4, 11), (4, 12), (4, 13)],
+    ]
+    await stream.aclose()
+
+
+async def test_an_answer_to_an_older_attempt_is_not_taken_for_that_of_the_current_pass() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 2)
+    gateway.router.on_lost(B)
+    await decode(stream, 1)
+    (name,) = gateway.sessions.session_names()
+    gateway.router.on_token(Token(session=name, attempt=0, epoch=1, token_id=99))
+    (token,) = await decode(stream, 1)
+    assert token.token_id == 12
+    await stream.aclose()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("capacity", CapacityError), ("data", DataError)])
+async def test_an_error_other_than_a_loss_ends_the_session(kind: str, error: type[Exception]) -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    (name,) = gateway.sessions.session_names()
+    gateway.router.on_token(Token(session=name, attempt=0, epoch=1, error="no", error_kind=kind))
+    with pytest.raises(error, match="no"):
+        await anext(stream)
+    assert gateway.sessions.session_names() == []
+
+
+async def test_at_the_end_every_node_that_may_have_caches_closes_them() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    gateway.router.activate(SECOND)
+    gateway.peers[B].transferring.clear()
+    await decode(stream, 1)
+    (name,) = gateway.sessions.session_names()
+    await stream.aclose()  # in the middle of the move
+    await settle()
+    assert [gateway.peers[node].closed for node in (A, B, C)] == [[name]] * 3
+    assert gateway.settled == [2]
