@@ -22,7 +22,7 @@ def raw() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
-def test_what_is_written_is_what_was_read(path: Path) -> None:
+def test_writing_a_problem_gives_what_was_read(path: Path) -> None:
     written = problem_to_json(read_problem(path))
 
     assert json.loads(json.dumps(written, allow_nan=False)) == problem_to_json(problem_from_json(written))
@@ -31,7 +31,7 @@ def test_what_is_written_is_what_was_read(path: Path) -> None:
         assert written[key] == read[key]
 
 
-def test_an_unknown_key_is_warned_of_once(raw: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_key_gives_one_warning(raw: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     raw["colour"] = "red"
 
     problem_from_json(raw)
@@ -150,7 +150,7 @@ def test_the_schema_accepts_what_is_written(path: Path) -> None:
     jsonschema.validate(problem_to_json(read_problem(path)), SCHEMA)
 
 
-def test_null_must_stand_in_both_matrices_or_in_neither(raw: dict[str, Any]) -> None:
+def test_null_must_be_in_both_matrices_or_in_neither(raw: dict[str, Any]) -> None:
     changed = copy.deepcopy(raw)
     changed["prefill_s_per_token"][5][0] = None
 
@@ -170,7 +170,7 @@ def test_the_diagonal_of_the_links_is_ignored(raw: dict[str, Any]) -> None:
     [b"", b"not json", b"[1, 2]", b"null", b"\xff\xfe\x00", b'{"version": NaN}', b"[" * 100_000, b'{"a": 1, "a": 2}',
      b'{"version": ' + b"9" * 5000 + b"}"],
 )  # fmt: skip
-def test_what_is_no_problem_is_an_error_that_says_so(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_holds_no_problem_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "problem.json"
     path.write_bytes(content)
 
@@ -178,7 +178,7 @@ def test_what_is_no_problem_is_an_error_that_says_so(tmp_path: Path, content: by
         read_problem(path)
 
 
-def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_huge_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(2 * MAX_FILE_BYTES)

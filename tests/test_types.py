@@ -1,4 +1,4 @@
-"""Values of the placement problem."""
+"""The values of the placement problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLACEMENTS = st.lists(st.sampled_from("abc"), max_size=12).map(tuple)
 
 
 @given(PLACEMENTS)
-def test_segments_cover_a_placement_once_and_are_as_long_as_can_be(placement: tuple[str, ...]) -> None:
+def test_segments_are_maximal_and_cover_a_placement_once(placement: tuple[str, ...]) -> None:
     segments = segments_of(placement)
     covered = [(b, segment.node) for segment in segments for b in range(segment.first, segment.last + 1)]
     assert covered == list(enumerate(placement))
@@ -24,7 +24,7 @@ def test_a_node_may_hold_several_segments() -> None:
     assert segments_of(("a", "b", "b", "a")) == (Segment(0, 0, "a"), Segment(1, 2, "b"), Segment(3, 3, "a"))
 
 
-def test_a_block_is_its_features_without_what_only_the_fit_needs() -> None:
+def test_a_block_keeps_the_features_that_the_planner_uses() -> None:
     features = BlockFeatures("layer.0", "layer", 10, 20.0, 2.0, 40.0, 8.0, 16.0, True, 0.5)
     block = features.block()
     assert (block.name, block.weight_bytes, block.kv_bytes_per_token) == ("layer.0", 40.0, 8.0)

@@ -14,7 +14,7 @@ BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 @pytest.mark.parametrize("name", BASELINES)
 @given(seed=seeds())
 @settings(max_examples=15, deadline=None)
-def test_a_baseline_plans_legally_or_says_what_breaks(name: str, seed: int) -> None:
+def test_a_baseline_returns_a_legal_plan_or_a_reason(name: str, seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     optimum, _ = best_by_enumeration(problem)
 
@@ -39,7 +39,7 @@ def test_a_baseline_answers_on_a_real_problem(name: str) -> None:
     assert plan.placement is not None or plan.reason
 
 
-def test_greedy_and_latency_dp_find_plans_where_memory_is_ample() -> None:
+def test_greedy_and_latency_dp_find_plans_if_memory_is_ample() -> None:
     problem = read_problem(EXAMPLES / "n004-smollm2-135m-c1-11.json")
 
     for name in ("greedy", "latency-dp"):

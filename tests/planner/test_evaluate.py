@@ -19,7 +19,7 @@ PROVEN = [path for path in PLANNABLE if json.loads(path.read_text())["known"]["p
 
 
 @pytest.mark.parametrize("path", PROVEN, ids=lambda path: path.stem)
-def test_the_known_optimum_costs_what_is_known_of_it(path: Path) -> None:
+def test_a_known_optimum_has_its_known_objective(path: Path) -> None:
     known = json.loads(path.read_text())["known"]
 
     evaluation = evaluate(read_problem(path), known["placement"])
@@ -29,7 +29,7 @@ def test_the_known_optimum_costs_what_is_known_of_it(path: Path) -> None:
 
 
 def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
-    """docs/problem.md, written out in loops."""
+    """The objective of docs/problem.md, computed in plain loops."""
     node_of = [problem.node_index(name) for name in placement]
     rate = sum(c.rate_rps for c in problem.classes)
     latency = 0.0
@@ -83,7 +83,7 @@ def test_every_number_follows_the_formulas(seed: int) -> None:
     assert instance.cost(instance.nodes_of(placement)) == pytest.approx(evaluation.objective, rel=1e-9)
 
 
-def test_each_broken_constraint_is_named() -> None:
+def test_the_text_of_a_violation_names_the_constraint() -> None:
     problem = read_problem(next(EXAMPLES.glob("n008*nulls*")))
     problem = replace(problem, allowed_cuts=frozenset({3}))
     names = [node.name for node in problem.nodes]
@@ -149,14 +149,14 @@ def two_blocks(**node: object) -> Problem:
     )
 
 
-def test_a_full_node_makes_the_latency_infinite() -> None:
+def test_a_full_node_makes_the_objective_infinite() -> None:
     problem = tiny_problem(3)
     rushed = replace(problem, classes=tuple(replace(c, rate_rps=1e6) for c in problem.classes))
 
     assert math.isinf(evaluate(rushed, ["node-0"] * 5).objective)
 
 
-def test_moved_bytes_count_weights_and_caches_of_blocks_that_leave() -> None:
+def test_moved_bytes_count_weights_and_caches_of_moved_blocks() -> None:
     problem = replace(tiny_problem(3), current=("node-0", "node-0", "gone", "node-1", "node-1"))
     blocks = problem.blocks
 
@@ -165,7 +165,7 @@ def test_moved_bytes_count_weights_and_caches_of_blocks_that_leave() -> None:
     assert moved == pytest.approx(sum(b.weight_bytes + 1000 * b.kv_bytes_per_token for b in blocks[1:3]))
 
 
-def test_a_missed_objective_is_told_in_seconds() -> None:
+def test_the_shortfall_of_a_missed_objective_is_in_seconds() -> None:
     problem = tiny_problem(3)
     problem = replace(problem, classes=tuple(replace(c, slo_s=1e-6) for c in problem.classes))
     evaluation = evaluate(problem, ["node-0"] * 5)

@@ -8,7 +8,7 @@ from resplit.problem import read_problem
 from tests.support.problems import EXAMPLES
 
 
-def test_the_page_shows_chain_latency_and_what_more_would_buy() -> None:
+def test_the_page_shows_the_chain_the_latency_and_the_gains_of_more_resources() -> None:
     problem = read_problem(EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json")
 
     page = explain(problem, solve(problem, time_limit_s=1.0), time_limit_s=2.0)
@@ -30,7 +30,7 @@ def test_an_infeasible_problem_is_explained_by_its_reason() -> None:
     assert "memory short by 157338829 bytes" in page
 
 
-def test_where_nothing_binds_there_is_nothing_to_buy() -> None:
+def test_without_a_binding_limit_no_gain_is_shown() -> None:
     problem = read_problem(EXAMPLES / "n004-smollm2-135m-c1-11.json")
     problem = replace(problem, nodes=tuple(replace(node, trusted=True) for node in problem.nodes))
 

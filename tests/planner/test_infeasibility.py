@@ -12,7 +12,7 @@ from tests.support.problems import best_by_enumeration, seeds, tiny_problem
 
 @given(seeds())
 @settings(max_examples=60, deadline=None)
-def test_no_reason_is_given_where_a_placement_exists(seed: int) -> None:
+def test_a_feasible_problem_has_no_reason(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     random = np.random.default_rng(seed)
     need = sum(block.weight_bytes + block.kv_bytes_per_token * problem.kv_tokens for block in problem.blocks)
@@ -24,7 +24,7 @@ def test_no_reason_is_given_where_a_placement_exists(seed: int) -> None:
         assert best_by_enumeration(problem)[1] is None
 
 
-def test_blocks_that_fit_in_parts_only_are_short_by_what_packing_needs() -> None:
+def test_blocks_that_fit_only_when_divided_lack_memory() -> None:
     problem = tiny_problem(12, blocks=4)
     sizes, rooms = [3e9, 3e9, 2e9, 2e9], [5.5e9, 4.5e9, 1e9]
     problem = replace(

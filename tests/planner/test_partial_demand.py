@@ -1,4 +1,4 @@
-"""Where the demand is more than the nodes can carry, the plan is for the part that they can."""
+"""Plans for the part of the demand that the nodes can serve."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def problem() -> Problem:
     return next(posed for posed in map(tiny_problem, range(100)) if solve(posed).placement is not None)
 
 
-def test_a_demand_that_can_be_carried_is_planned_whole(problem: Problem) -> None:
+def test_a_demand_that_the_nodes_can_serve_is_planned_whole(problem: Problem) -> None:
     plan, share = solve_partial_demand(problem)
     assert (plan.placement, share) == (solve(problem).placement, 1.0)
 
 
-def test_too_much_demand_is_planned_in_part_and_the_next_larger_part_has_no_plan(problem: Problem) -> None:
+def test_too_much_demand_is_planned_in_part_and_twice_that_part_has_no_plan(problem: Problem) -> None:
     asked = with_rates(problem, 20)
     assert solve(asked).placement is None
     plan, share = solve_partial_demand(asked)
@@ -37,7 +37,7 @@ def test_too_much_demand_is_planned_in_part_and_the_next_larger_part_has_no_plan
     assert solve(with_rates(asked, min(1.0, 2 * share))).placement is None
 
 
-def test_what_lacks_memory_at_any_rate_has_no_plan_and_the_reason_of_the_whole(problem: Problem) -> None:
+def test_a_problem_that_lacks_memory_has_no_plan_at_any_rate(problem: Problem) -> None:
     starved = replace(problem, nodes=tuple(replace(node, memory_bytes=1.0) for node in problem.nodes))
     plan, share = solve_partial_demand(starved)
     assert plan.placement is None

@@ -18,7 +18,7 @@ def drifted_example() -> tuple[Problem, tuple[str, ...]]:
     return replace(problem, classes=busier, current=plan.placement), plan.placement
 
 
-def test_within_tolerance_today_s_placement_stays() -> None:
+def test_the_current_placement_stays_within_tolerance() -> None:
     problem, current = drifted_example()
 
     strict = solve(problem, time_limit_s=2.0)
@@ -31,7 +31,7 @@ def test_within_tolerance_today_s_placement_stays() -> None:
     assert tolerant.moved_bytes == 0
 
 
-def test_fewer_bytes_move_where_tolerance_allows_less_than_staying() -> None:
+def test_fewer_bytes_move_within_tolerance() -> None:
     problem, current = drifted_example()
     best = solve(replace(problem, current=None), time_limit_s=2.0)
     assert best.placement is not None
@@ -55,7 +55,7 @@ def test_a_plan_that_meets_the_objectives_is_preferred() -> None:
     best = solve(problem, time_limit_s=2.0)
     assert best.placement is not None
     latency = evaluate(problem, best.placement).class_latency_s
-    tight = replace(
+    demanding = replace(
         problem,
         classes=tuple(
             replace(c, slo_s=float(t) * share)
@@ -63,14 +63,14 @@ def test_a_plan_that_meets_the_objectives_is_preferred() -> None:
         ),
     )
 
-    strict = solve(tight, time_limit_s=2.0)
-    tolerant = solve(tight, time_limit_s=2.0, tolerance=0.1)
+    strict = solve(demanding, time_limit_s=2.0)
+    tolerant = solve(demanding, time_limit_s=2.0, tolerance=0.1)
 
     assert list(strict.slo_shortfall_s) == ["class-0"]
     assert tolerant.slo_shortfall_s == {}
 
 
-def test_an_objective_that_cannot_be_met_is_told_by_how_much() -> None:
+def test_the_shortfall_of_an_unreachable_objective_is_reported() -> None:
     problem = read_problem(EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json")
 
     plan = solve(problem, time_limit_s=1.0, tolerance=0.02)

@@ -26,7 +26,7 @@ def drifted(problem: Problem, seed: int) -> Problem:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_drifted_state_is_planned_as_well_as_from_nothing(seed: int) -> None:
+def test_a_drifted_state_is_planned_as_well_as_from_scratch(seed: int) -> None:
     problem = read_problem(EXAMPLES / "n012-llama3.2-3b-c2-15.json")
     replanner = Replanner(problem, time_limit_s=2.0)
     state = drifted(problem, seed)
@@ -67,7 +67,7 @@ def test_a_node_that_is_gone_does_not_stop_the_replanner() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_yesterdays_set_cuts_are_kept_where_its_prices_prove_little(seed: int) -> None:
+def test_the_last_set_cuts_are_kept_if_the_last_prices_prove_little(seed: int) -> None:
     problem = read_problem(EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json")
     replanner = Replanner(problem, time_limit_s=0.5)
     state = replace(

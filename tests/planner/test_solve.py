@@ -59,7 +59,7 @@ def test_exact_finds_the_optimum_of_enumeration(seed: int) -> None:
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_bound_optimum_and_objective_stand_in_order(seed: int) -> None:
+def test_the_bound_is_below_the_optimum_and_the_objective_is_not(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     optimum, placement = best_by_enumeration(problem)
 
@@ -76,7 +76,7 @@ def test_bound_optimum_and_objective_stand_in_order(seed: int) -> None:
 
 @given(seeds())
 @settings(max_examples=15, deadline=None)
-def test_more_memory_never_hurts_the_optimum(seed: int) -> None:
+def test_more_memory_never_raises_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed)
     richer = replace(problem, nodes=tuple(replace(n, memory_bytes=n.memory_bytes * 1.3) for n in problem.nodes))
 
@@ -179,7 +179,7 @@ def test_the_same_work_limit_gives_the_same_answer() -> None:
         ({"memory": 0.215}, "memory: counted in whole parts of 1010000000 bytes"),
     ],
 )
-def test_an_infeasible_problem_is_told_why(changes: dict[str, float], reason: str) -> None:
+def test_an_infeasible_problem_has_a_reason(changes: dict[str, float], reason: str) -> None:
     plan = solve(infeasible(**changes))
 
     assert plan.status == "infeasible"
@@ -212,6 +212,6 @@ def infeasible(
     )
 
 
-def test_a_solver_that_does_not_exist_is_an_error() -> None:
+def test_an_unknown_solver_is_an_error() -> None:
     with pytest.raises(ConfigError, match="'best' is none of relax"):
         solve(tiny_problem(1), solver="best")

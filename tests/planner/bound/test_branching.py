@@ -25,7 +25,7 @@ def converged(dual: Dual) -> None:
 
 
 def best_where(problem: Problem, holds: Callable[[np.ndarray], bool]) -> tuple[float, float]:
-    """The optimum over placements for which something does not hold, and for which it does, by trying every one."""
+    """The optimum of the placements for which `holds` is false, and of those for which it is true, by enumeration."""
     instance, best = Instance.of(problem), [float("inf"), float("inf")]
     for placement in itertools.product(range(len(problem.nodes)), repeat=len(problem.blocks)):
         nodes_of = np.array(placement)
@@ -41,14 +41,12 @@ def goes(nodes_of: np.ndarray, origin: int, node: int) -> bool:
 
 @given(seeds(), st.sampled_from(["node", "end", "link"]), st.integers(0, 2), st.integers(1, 2), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_each_part_is_bounded_by_the_best_of_its_own(
-    seed: int, how: str, node: int, step: int, remembers: bool
-) -> None:
+def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: int, step: int, grows: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance, other = Instance.of(problem), (node + step) % 3
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance).tightened(instance, NodeStates.of(instance)))
     converged(dual)
-    if remembers and dual.bound < float("inf") and dual.grow_neighbourhoods():
+    if grows and dual.bound < float("inf") and dual.grow_neighbourhoods():
         converged(dual)
     if dual.bound == float("inf"):
         return
@@ -69,7 +67,7 @@ def test_each_part_is_bounded_by_the_best_of_its_own(
 
 @given(seeds())
 @settings(max_examples=30, deadline=None)
-def test_dividing_proves_no_more_than_the_optimum(seed: int) -> None:
+def test_branch_and_bound_proves_no_more_than_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=6)
     optimum, placement = best_by_enumeration(problem)
     instance = Instance.of(problem)
@@ -85,7 +83,7 @@ def test_dividing_proves_no_more_than_the_optimum(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [165, 250, 276])
-def test_dividing_closes_gaps_that_prices_leave_open(seed: int) -> None:
+def test_branch_and_bound_closes_gaps_that_prices_leave(seed: int) -> None:
     problem = tiny_problem(seed, blocks=6)
     optimum, _ = best_by_enumeration(problem)
     instance = Instance.of(problem)

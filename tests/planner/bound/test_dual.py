@@ -44,7 +44,7 @@ def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: 
 
 
 @pytest.mark.parametrize("name", ["n006-llama3.2-1b-c2-12", "n008-llama2-7b-c1-13", "n012-llama3.2-3b-c2-15"])
-def test_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
+def test_the_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
     instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
     unit = instance.memory.mean()
     memory = Resources(instance.memory[None] / unit, instance.memory_limit[None] / unit, np.array([unit]))
@@ -57,7 +57,7 @@ def test_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["n006-llama3.2-3b-c1-tight-18", "n008-llama2-7b-c1-13", "n008-llama2-7b-c3-14"])
-def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
+def test_column_generation_gives_a_higher_bound_than_the_convex_relaxation(name: str) -> None:
     instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
     relaxation = relax_convex(instance)
@@ -70,7 +70,7 @@ def test_column_generation_beats_the_convex_relaxation(name: str) -> None:
 
 @given(seeds(), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_no_placement_breaks_the_limits_of_whole_contents(seed: int, alike: bool) -> None:
+def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     if alike:  # blocks of one kind, but for the first
         block = problem.blocks[1]
@@ -92,7 +92,7 @@ def test_no_placement_breaks_the_limits_of_whole_contents(seed: int, alike: bool
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
+def test_every_legal_placement_satisfies_every_set_cut(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
     resources = Resources.of(instance)
@@ -109,7 +109,7 @@ def test_every_legal_placement_keeps_every_set_cut(seed: int) -> None:
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_every_legal_placement_enters_what_the_other_nodes_cannot_do_without(seed: int) -> None:
+def test_every_legal_placement_satisfies_the_entry_cuts(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
     resources = Resources.of(instance).tightened(instance, NodeStates.of(instance))
@@ -127,7 +127,7 @@ def test_every_legal_placement_enters_what_the_other_nodes_cannot_do_without(see
 
 @given(seeds())
 @settings(max_examples=30, deadline=None)
-def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
+def test_growing_neighbourhoods_raise_the_bound_but_not_above_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)
     optimum, placement = best_by_enumeration(problem)
@@ -146,7 +146,7 @@ def test_remembering_never_lifts_the_bound_above_the_optimum(seed: int) -> None:
     assert bounds[-1] <= optimum * (1 + 1e-9)
 
 
-def test_no_master_is_set_up_once_the_time_is_over() -> None:
+def test_no_master_is_set_up_after_the_time_limit() -> None:
     instance = Instance.of(tiny_problem(2, blocks=5))
     dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
 

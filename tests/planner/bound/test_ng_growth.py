@@ -12,7 +12,7 @@ def covered(neighbourhoods: Neighbourhoods) -> list[bool]:
     return [bool(neighbourhoods.contains[list(cycle.between), cycle.node].all()) for cycle in CYCLES]
 
 
-def test_the_most_harmful_detours_are_remembered_first() -> None:
+def test_the_cycles_of_most_gain_are_excluded_first() -> None:
     growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
 
     assert growth.extend(CYCLES, few_labels=True)
@@ -20,7 +20,7 @@ def test_the_most_harmful_detours_are_remembered_first() -> None:
     assert covered(growth.neighbourhoods) == [True, True, True, False]
 
 
-def test_too_many_labels_lead_to_fewer_detours_then_to_others_and_at_last_to_more_labels() -> None:
+def test_too_many_labels_lead_to_fewer_cycles_then_to_others_and_finally_to_more_labels() -> None:
     growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
     growth.extend(CYCLES, few_labels=True)
     seen = []
@@ -32,7 +32,7 @@ def test_too_many_labels_lead_to_fewer_detours_then_to_others_and_at_last_to_mor
     assert growth.max_labels == MAX_LABELS
 
 
-def test_what_was_affordable_stays_in_mind() -> None:
+def test_affordable_neighbourhoods_are_kept() -> None:
     growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
     growth.extend(CYCLES[:1], few_labels=True)
     growth.extend(CYCLES[1:], few_labels=False)
@@ -42,7 +42,7 @@ def test_what_was_affordable_stays_in_mind() -> None:
     assert covered(growth.neighbourhoods)[0]
 
 
-def test_whole_contents_count_once_nothing_else_is_left_to_remember() -> None:
+def test_exact_states_are_used_once_no_cycle_is_left() -> None:
     growth = NeighbourhoodGrowth(Neighbourhoods.of(4, coarse=True))
 
     assert growth.neighbourhoods.coarse

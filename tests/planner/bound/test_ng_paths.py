@@ -12,11 +12,12 @@ from resplit.planner.bound import labels as labels_module
 from resplit.planner.bound import node_states as states_module
 from resplit.planner.bound.ng_paths import Cycle, Neighbourhoods, NgPaths, find_cycles
 from resplit.planner.bound.node_states import NodeStates
-from resplit.planner.bound.paths import IntervalPaths, PathCosts
+from resplit.planner.bound.paths import IntervalPaths
 from resplit.planner.budget import Budget
 from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
 from resplit.types import Problem
+from tests.support.paths import path_price, random_costs
 from tests.support.problems import seeds, tiny_problem
 
 PLENTY = 100_000
@@ -24,7 +25,7 @@ EVERYTHING = np.ones((3, 3), dtype=bool)
 
 
 def layered_problem(seed: int, blocks: int = 6) -> Problem:
-    """As `tiny_problem`, with blocks of two sizes, so that nodes come to hold the same in several ways."""
+    """As `tiny_problem`, with blocks of two kinds, so that different sets of blocks lead to the same state."""
     problem = tiny_problem(seed, blocks)
     of_kind = np.random.default_rng(seed).integers(0, 2, blocks)
     return replace(
@@ -41,39 +42,27 @@ def ng_paths(instance: Instance, contains: np.ndarray, max_labels: int = PLENTY,
     return NgPaths(IntervalPaths(instance), states, Neighbourhoods(contains, coarse), max_labels)
 
 
-def random_costs(seed: int, atoms: int) -> PathCosts:
-    rng = np.random.default_rng(seed)
-    return PathCosts(rng.uniform(0.1, 1, 3), rng.random((atoms, 3)), rng.random((3, 3)) / 9, rng.random(3))
-
-
-def price(paths: NgPaths, costs: PathCosts, x: np.ndarray) -> float:
-    ends = np.flatnonzero(np.diff(x)) + 1
-    refund = costs.start_refund[x[0]] + sum(costs.link_refund[x[p - 1], x[p]] for p in ends)
-    paid = costs.share @ paths.queue_paid(x) + costs.atom[np.arange(len(x)), x].sum()
-    return float(paid + paths.instance.path_cost(x) - refund)
-
-
 @given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_the_cheapest_path_that_remembers_is_that_of_enumeration(
-    seed: int, bits: int, draw: type, coarse: bool
-) -> None:
+def test_the_cheapest_ng_route_path_is_that_of_enumeration(seed: int, bits: int, draw: type, coarse: bool) -> None:
     contains = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
     paths, costs = ng_paths(instance, contains, coarse=coarse), random_costs(seed, 6)
 
     cost, nodes_of = paths.shortest(costs)
 
-    assert cost == pytest.approx(min(price(paths, costs, np.array(x)) for x in itertools.product(range(3), repeat=6)))
+    assert cost == pytest.approx(
+        min(path_price(paths, costs, np.array(x)) for x in itertools.product(range(3), repeat=6))
+    )
     if np.isfinite(cost):
-        assert price(paths, costs, nodes_of) == pytest.approx(cost)
+        assert path_price(paths, costs, nodes_of) == pytest.approx(cost)
         assert paths.shortest(costs, cost + 1e-6)[0] == pytest.approx(cost)
         assert paths.shortest(costs, cost - 1e-6) == (cost - 1e-6, pytest.approx([]))
 
 
 @given(seeds())
 @settings(max_examples=60, deadline=None)
-def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) -> None:
+def test_with_complete_neighbourhoods_a_path_costs_what_its_placement_costs(seed: int) -> None:
     problem = layered_problem(seed, 5)
     instance = Instance.of(problem)
     paths = ng_paths(instance, EVERYTHING)
@@ -90,7 +79,7 @@ def test_a_path_that_remembers_everything_pays_what_its_nodes_cost(seed: int) ->
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_remembering_memory_alone_only_makes_paths_cheaper(seed: int) -> None:
+def test_coarse_states_only_make_paths_cheaper(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     exact, coarse = ng_paths(instance, EVERYTHING), ng_paths(instance, EVERYTHING, coarse=True)
 
@@ -115,7 +104,7 @@ def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_levels_weigh_no_more_than_the_atoms_they_stand_for(seed: int) -> None:
+def test_a_state_needs_no_more_than_the_atoms_it_stands_for(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     states = NodeStates.of(instance)
     coarse, of_atom = states.coarse(instance), np.diff(states.before)
@@ -125,12 +114,12 @@ def test_levels_weigh_no_more_than_the_atoms_they_stand_for(seed: int) -> None:
         state = of_atom[held].sum()
         load = np.where(np.isfinite(instance.load[held]), instance.load[held], np.inf).sum(axis=0)
         held_bytes = float(instance.memory[held].sum())
-        for each, known in ((states, state), (coarse, coarse.after(state, 0, 0, held_bytes))):
-            assert each.memory[known] <= held_bytes
-            assert (each.load[known] <= load).all()
+        for kind, number in ((states, state), (coarse, coarse.after(state, 0, 0, held_bytes))):
+            assert kind.memory[number] <= held_bytes
+            assert (kind.load[number] <= load).all()
 
 
-def test_too_many_labels_leave_the_question_open() -> None:
+def test_pricing_with_too_many_labels_proves_nothing() -> None:
     instance = Instance.of(layered_problem(1))
 
     cost, nodes_of = ng_paths(instance, EVERYTHING, max_labels=5).shortest(random_costs(1, 6))
@@ -139,7 +128,7 @@ def test_too_many_labels_leave_the_question_open() -> None:
     assert not len(nodes_of)
 
 
-def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
+def test_pricing_beyond_its_budget_proves_nothing() -> None:
     instance = Instance.of(layered_problem(1, 20))
     paths, costs = ng_paths(instance, EVERYTHING), random_costs(1, 20)
     with pytest.MonkeyPatch.context() as patched:
@@ -150,7 +139,7 @@ def test_a_pricing_that_outlasts_its_budget_leaves_the_question_open() -> None:
     assert paths.shortest(costs)[0] > -np.inf
 
 
-def test_a_detour_is_found_until_it_is_remembered() -> None:
+def test_a_cycle_is_found_until_it_is_excluded() -> None:
     instance = Instance.of(layered_problem(1))
     solution = [(1.0, np.array([0, 0, 1, 2, 0, 0]))]
 

@@ -14,7 +14,7 @@ from tests.support.problems import best_by_enumeration, seeds, tiny_problem
 
 
 def annealed(instance: Instance, steps: int, seed: int = 0) -> float:
-    """The best objective after so many steps from everything on node 0."""
+    """The best objective after `steps` budget steps, starting with all atoms on node 0."""
     annealing, budget = Annealing(instance, 1.0, seed), Budget(0.0, steps)
     best, here = float("inf"), np.zeros(instance.shape[0], np.intp)
     while not budget.spent:
@@ -34,13 +34,13 @@ def test_annealing_finds_the_optimum_of_enumeration(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_annealing_finds_a_plan_where_memory_is_nearly_all_needed(seed: int) -> None:
+def test_annealing_finds_a_plan_if_nearly_all_memory_is_needed(seed: int) -> None:
     problem = tiny_problem(seed, blocks=14, nodes=6)
     random = np.random.default_rng(seed)
     hidden = np.sort(random.integers(0, 6, 14))
     memory = 1.03 * np.bincount(hidden, block_bytes(problem), 6)
     everywhere = np.full((14, 6), 1e-4)
-    tight = replace(
+    scarce = replace(
         problem,
         nodes=tuple(
             replace(n, memory_bytes=float(m), trusted=True) for n, m in zip(problem.nodes, memory, strict=True)
@@ -51,7 +51,7 @@ def test_annealing_finds_a_plan_where_memory_is_nearly_all_needed(seed: int) -> 
         link_bandwidth_bytes_per_s=np.full((6, 6), 1e8),
     )
 
-    assert annealed(Instance.of(tight), steps=150) < float("inf")
+    assert annealed(Instance.of(scarce), steps=150) < float("inf")
 
 
 def test_the_same_steps_and_seed_give_the_same_plan() -> None:
@@ -60,7 +60,7 @@ def test_the_same_steps_and_seed_give_the_same_plan() -> None:
     assert annealed(instance, steps=6, seed=3) == annealed(instance, steps=6, seed=3)
 
 
-def test_a_run_ends_with_its_budget_however_long_it_was_meant_to_be() -> None:
+def test_a_run_ends_when_its_budget_is_spent() -> None:
     instance = Instance.of(tiny_problem(7, blocks=20, nodes=8))
     annealing = Annealing(instance, 1.0)
     budget = Budget(0.05)

@@ -18,7 +18,7 @@ FREE = np.zeros(LIMIT_KINDS)
 
 @given(seeds())
 @settings(max_examples=25, deadline=None)
-def test_a_placement_costs_its_objective_and_breaks_nothing_exactly_where_it_is_legal(seed: int) -> None:
+def test_a_placement_costs_its_objective_if_it_is_legal_and_violates_a_limit_if_not(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=4))
     arrays = KernelArrays.of(instance)
     atoms, nodes = instance.shape
@@ -33,7 +33,7 @@ def test_a_placement_costs_its_objective_and_breaks_nothing_exactly_where_it_is_
 
 
 @pytest.mark.parametrize("short_bytes", [1e3, 1e6])
-def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_bytes: float) -> None:
+def test_a_small_violation_counts_as_half_an_atom_more(short_bytes: float) -> None:
     problem = tiny_problem(5, blocks=4)
     needed = block_bytes(problem).sum()
     nodes = tuple(replace(n, memory_bytes=needed - short_bytes, trusted=True) for n in problem.nodes)
@@ -49,7 +49,7 @@ def test_a_limit_broken_by_little_counts_as_broken_by_half_an_atom_more(short_by
 
 @given(seeds())
 @settings(max_examples=25, deadline=None)
-def test_a_walk_reports_the_cost_of_the_legal_placement_that_it_keeps(seed: int) -> None:
+def test_a_walk_returns_the_cost_of_its_best_legal_placement(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=6, nodes=4))
     here = np.random.default_rng(seed).integers(0, 4, 6)
     best, penalty = np.zeros(6, np.int64), np.ones(LIMIT_KINDS)
@@ -62,7 +62,7 @@ def test_a_walk_reports_the_cost_of_the_legal_placement_that_it_keeps(seed: int)
         assert instance.cost(best.astype(np.intp)) == pytest.approx(cost, rel=1e-12)
 
 
-def test_a_problem_of_one_block_and_one_node_can_be_walked() -> None:
+def test_a_walk_works_with_one_block_and_one_node() -> None:
     instance = Instance.of(tiny_problem(3, blocks=1, nodes=1))
     here = np.zeros(1, np.int64)
 

@@ -22,7 +22,7 @@ FEW_LABELS = 15_000  # of one pricing; below, larger neighbourhoods cost little
 MAX_NODES = 64  # beyond, branching on one node gains so little that neighbourhoods are always grown first
 MIN_CLOSENESS = 0.05  # below, a share is so near to 0 or 1 that branching on it gains nothing
 
-Parts = tuple[Dual, Dual]
+Branches = tuple[Dual, Dual]
 
 
 def branch_and_bound(
@@ -59,14 +59,14 @@ def _replacements(part: Dual) -> Sequence[Dual]:
     return [part] if part.converged and part.grow_neighbourhoods() else []
 
 
-def by_node(part: Dual, node: int) -> Parts:
+def by_node(part: Dual, node: int) -> Branches:
     """Branches: the placements that do not use `node`, and those that do."""
     forbidden = np.zeros_like(part.forbidden)
     forbidden[:, node] = True
     return part.subproblem(forbidden), part.subproblem(required=SetCuts.entry(forbidden.shape[1], node))
 
 
-def by_end(part: Dual, atom: int, node: int) -> Parts:
+def by_end(part: Dual, atom: int, node: int) -> Branches:
     """Branches: the placements without `atom` (the first or the last) on `node`, and those with it."""
     without, others = np.zeros_like(part.forbidden), np.zeros_like(part.forbidden)
     without[atom, node] = True
@@ -74,7 +74,7 @@ def by_end(part: Dual, atom: int, node: int) -> Parts:
     return part.subproblem(without), part.subproblem(others)
 
 
-def by_link(part: Dual, origin: int, node: int) -> Parts:
+def by_link(part: Dual, origin: int, node: int) -> Branches:
     """Branches: the placements that never cross the link from `origin` to `node`, and those that do."""
     forbidden_links = np.zeros_like(part.forbidden_links)
     forbidden_links[origin, node] = True
@@ -83,7 +83,7 @@ def by_link(part: Dual, origin: int, node: int) -> Parts:
     )
 
 
-def _split(part: Dual) -> Parts | None:
+def _split(part: Dual) -> Branches | None:
     """Two branches on the share in the master's solution that is nearest to a half; None if all are near 0 or 1.
 
     Nodes are tried first, then the ends of the chain, then links: in this order they raise the bound most.

@@ -201,6 +201,7 @@ class _Model:
         return lp
 
     def solve(self, budget: Budget, incumbent: IntArray | None, relative_gap: float) -> tuple[IntArray | None, float]:
+        """The best placement found (A,), or None, and the proven bound; (None, inf) if the program is infeasible."""
         highs = quiet_highs(mip_rel_gap=relative_gap, mip_abs_gap=0.0)
         if budget.steps_left is None:
             highs.setOptionValue("time_limit", max(budget.left_s - CLOCK_DELAY_S * len(self.chosen), 0.0))

@@ -143,6 +143,7 @@ class SetCuts:
 
     @classmethod
     def empty(cls, nodes: int) -> SetCuts:
+        """No cuts."""
         return cls.of(np.zeros((0, nodes)), np.zeros(0, dtype=np.intp), np.zeros(0))
 
     @classmethod

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from resplit.planner.bound.dual import Dual
+from resplit.planner.bound.mip import candidates, solve_mip
+from resplit.planner.bound.paths import IntervalPaths
+from resplit.planner.bound.resources import Resources
+from resplit.planner.budget import Budget
+from resplit.planner.instance import Instance
+from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+
+
+def converged(instance: Instance) -> Dual:
+    dual = Dual(instance, IntervalPaths(instance), Resources.of(instance))
+    dual.generate_columns([], Budget(1e9, 300), float("inf"))
+    return dual
+
+
+@given(seeds())
+@settings(max_examples=30, deadline=None)
+def test_reduced_cost_fixing_keeps_every_interval_of_the_optimum(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=5)
+    instance = Instance.of(problem)
+    optimum, placement = best_by_enumeration(problem)
+    if placement is None:
+        return
+    nodes_of = instance.nodes_of(placement)
+    ends = [0, *(np.flatnonzero(np.diff(nodes_of)) + 1), len(nodes_of)]
+
+    kept = candidates(converged(instance), optimum * (1 + 1e-6))
+
+    intervals = {tuple(row) for row in kept.intervals.tolist()}
+    assert {(p, q, int(nodes_of[p])) for p, q in itertools.pairwise(ends)} <= intervals
+
+
+@given(seeds())
+@settings(max_examples=20, deadline=None)
+def test_the_program_without_a_cutoff_finds_and_proves_the_optimum(seed: int) -> None:
+    problem = tiny_problem(seed, blocks=5)
+    instance = Instance.of(problem)
+    optimum, placement = best_by_enumeration(problem)
+    dual = converged(instance)
+    if dual.bound == float("inf"):
+        return
+
+    nodes_of, bound = solve_mip(dual, candidates(dual, float("inf")), float("inf"), Budget(20.0), None, 1e-6)
+
+    if placement is None:
+        assert (nodes_of, bound) == (None, float("inf"))
+    else:
+        assert nodes_of is not None
+        assert instance.cost(nodes_of) == pytest.approx(optimum, rel=1e-5)
+        assert bound == pytest.approx(optimum, rel=1e-5)
+        assert bound <= optimum * (1 + 1e-9)
+
+
+def test_the_bound_is_the_cutoff_if_no_candidate_is_left() -> None:
+    dual = converged(Instance.of(tiny_problem(3, blocks=5)))
+    cutoff = dual.bound * 0.9
+
+    assert solve_mip(dual, candidates(dual, cutoff), cutoff, Budget(20.0), None, 1e-6) == (None, cutoff)
