@@ -22,10 +22,10 @@ def test_demand_counts_recent_arrivals_of_each_class_apart() -> None:
         journal.arrived(RequestArrival(name, now_s - ago_s, 20, 10))
     chat, batch = journal.demand(20.0)
     # The declared demand counts as ten seconds of observation: ten requests of chat, five of batch.
-    assert chat["rate_rps"] == pytest.approx((2 + 10) / 30)
-    assert chat["prompt_tokens"] == pytest.approx((2 * 20 + 10 * 8) / 12)
-    assert chat["new_tokens"] == pytest.approx((2 * 10 + 10 * 4) / 12)
-    assert batch["rate_rps"] == pytest.approx((1 + 5) / 30)
+    assert chat.rate_rps == pytest.approx((2 + 10) / 30)
+    assert chat.prompt_tokens == pytest.approx((2 * 20 + 10 * 8) / 12)
+    assert chat.new_tokens == pytest.approx((2 * 10 + 10 * 4) / 12)
+    assert batch.rate_rps == pytest.approx((1 + 5) / 30)
 
 
 def recovered(epoch: int, waited_s: float, restored: int, cache_bytes: int) -> SessionMove:

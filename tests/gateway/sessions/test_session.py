@@ -47,7 +47,7 @@ class Gateway:
         return [(request.first, request.last, request.background) for request in self.peers[B].requests]
 
     def record(self) -> SessionRecord:
-        return self.sessions._context.journal._records[-1]
+        return self.sessions.records(0)[-1]
 
 
 async def decode(stream: Any, count: int) -> list[GeneratedToken]:
