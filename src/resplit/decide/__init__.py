@@ -3,7 +3,7 @@
 Pure functions of values; knows the planner, and nothing of clocks, clusters or deployment.
 """
 
-from resplit.decide.decision import Decision, decide
+from resplit.decide.orchestrator import Decision, decide
 from resplit.decide.price import Alternative
 from resplit.decide.state import History, Measured, PastMove, Settings
 
