@@ -1,9 +1,13 @@
-"""The control loop: observe, validate, fit, decide and, where it pays, propose. One tick, or many in one run."""
+"""Adapt: the control loop (Algorithm 1 of the paper). One tick, or many in one flow run."""
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before Prefect is imported
+    from flows.environment import prepare
+
+    prepare()
+
 import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +19,7 @@ from flows import STATE
 from flows.command import run_command
 from flows.params import load_params
 from resplit.cluster.client import ControlClient
-from resplit.decide import Settings
+from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
 from resplit.errors import DataError, ProposalRefusedError
 from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
@@ -24,10 +28,8 @@ from tasks.observe import observe
 from tasks.plan import (
     choose,
     load_history,
-    measured_since,
     plan,
     problem,
-    registry_speed,
     save_configuration,
     save_history,
 )
@@ -46,10 +48,10 @@ def adapt(
     settings: Settings | None = None,
     since_s: float = 0.0,
 ) -> int:
-    """Tick once, now, or after every `period_s` for `loop_for_s` seconds; how many moves were deployed.
+    """Run one control tick now, or one every `period_s` for `loop_for_s` seconds; returns the number of moves.
 
-    A tick uses the telemetry of the last `window_s` seconds, none from before `since_s` (seconds since 1970). Where
-    that says too little, today's placement stays.
+    A tick uses the telemetry of the last `window_s` seconds, and none from before `since_s` (seconds since 1970). If
+    that telemetry is not sufficient, the current placement is kept.
     """
     begun_s, moves = time.monotonic(), 0
     due_s = begun_s + (period_s if loop_for_s else 0.0)
@@ -63,57 +65,60 @@ def adapt(
 
 
 def _tick(client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float) -> bool:
-    """One decision; whether it moved anything."""
+    """Algorithm 1 of the paper: observe, validate, fit, decide, propose. Returns whether a move was deployed."""
     cluster, now_s, history = client.cluster(), time.time(), load_history(state / "history.json")
     telemetry, live = observe(client, max(since_s, now_s - window_s))
     try:
-        need = Need(reports=1)
-        quarantine = state / "quarantine"
-        valid = validate(telemetry, cluster.node_names, live.features, now_s, quarantine, live.unused, need)
-        # The errors of the profile stand: a few seconds of service hold too little to judge by.
+        valid = validate(
+            telemetry, cluster.node_names, live.features, now_s, state / "quarantine", live.unused, Need(reports=1)
+        )
+        # The held-out errors of the profile are kept: a few seconds of service are too little to estimate them.
         cost = fit(valid.telemetry, live.features, state / "cost.json", judge=False)
     except DataError as error:
-        _log.warning("keeping, for want of data", error=str(error))
-        client.log_decision({"action": "keep", "reason": str(error), "at_s": now_s})
+        _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
+        client.log_decision(Decision(now_s, "keep", str(error)).to_json())
         return False
     posed = problem(client, cluster, cost, valid.telemetry, live, 2 * window_s)
     if live.placement is None:
         return _place_first(client, posed)
     moved_s = history.last.at_s if history.last else 0.0
-    slo_s = {c.name: c.slo for c in cluster.classes}
+    slo_s = {declared.name: declared.slo for declared in cluster.classes}
     measured = measured_since(client.records(), slo_s, max(since_s, moved_s, now_s - 2 * window_s))
-    settings = replace(settings, registry_bytes_per_s=registry_speed(client.epochs()))
+    settings = replace(settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
     decision = choose(posed, cost, measured, history, settings, now_s)
-    said = json.loads(decision.to_json())
-    outcome: dict[str, object] = {"deployed": None}
+    outcome = DecisionOutcome()
     if decision.action != "keep":
-        try:
-            epoch = deploy_decision(client, decision, live.epoch)
-        except ProposalRefusedError as error:
-            outcome = {"deployed": None, "refused": str(error)}
-        else:
-            outcome = {"deployed": epoch}
-            save_history(history.moved(decision.move(time.time()), settings), state / "history.json")
-            save_configuration(state / "configurations" / str(epoch), posed, said, valid.telemetry)
-    client.log_decision(said | {"outcome": outcome})
+        outcome = _deploy(client, decision, live.epoch)
+    if outcome.deployed is not None:
+        save_history(history.moved(decision.move(time.time()), settings), state / "history.json")
+        configuration = state / "configurations" / str(outcome.deployed)
+        save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
+    client.log_decision(replace(decision, outcome=outcome).to_json())
     _log.info("decided", action=decision.action, reason=decision.reason)
-    return outcome["deployed"] is not None
+    return outcome.deployed is not None
+
+
+def _deploy(client: ControlClient, decision: Decision, based_on: int) -> DecisionOutcome:
+    try:
+        return DecisionOutcome(deployed=deploy_decision(client, decision, based_on))
+    except ProposalRefusedError as error:
+        return DecisionOutcome(refused=str(error))
 
 
 def _place_first(client: ControlClient, posed: Problem) -> bool:
-    """Deploy a plan where nothing is placed, as after the start of a controller: there is nothing to decide about."""
+    """Deploy a plan where nothing is placed, as after a start of the controller."""
     epoch = deploy_plan(client, plan(posed), 0)
-    outcome = {"deployed": epoch}
-    client.log_decision({"action": "initial", "reason": "nothing is placed", "at_s": time.time(), "outcome": outcome})
+    decision = Decision(time.time(), "initial", "nothing is placed", outcome=DecisionOutcome(deployed=epoch))
+    client.log_decision(decision.to_json())
     return True
 
 
 def main() -> None:
-    """`python -m flows.adapt`: one tick, or with --loop ticks until interrupted, by `params.yaml`."""
+    """`python -m flows.adapt`: one tick, or ticks until interrupted with --loop, by `params.yaml`."""
     parser = argparse.ArgumentParser(description=adapt.__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)")
     parser.add_argument("--state", type=Path, default=STATE, help="the cluster's state folder (default: %(default)s)")
-    parser.add_argument("--loop", action="store_true", help="go on until Ctrl-C instead of one tick")
+    parser.add_argument("--loop", action="store_true", help="run ticks until Ctrl-C instead of one")
     given = parser.parse_args()
 
     def loop() -> None:

@@ -1,4 +1,4 @@
-"""How a flow is run from the command line: logs to stderr, errors as one line, Ctrl-C and SIGTERM stop everything."""
+"""Runs a flow from the command line: logs go to stderr, errors become one line, Ctrl-C and SIGTERM stop it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resplit.logs import log_to_stderr
 
 
 def run_command(work: Callable[[], object]) -> None:
-    """Call `work`; leave with status 1 and one line where resplit says no, with 130 where it was interrupted."""
+    """Call `work`. Exit with status 1 and one line after a `ResplitError`, and with 130 after an interruption."""
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -15,7 +15,7 @@ PARAMS = Path("params.yaml")
 
 
 class AdaptParams(BaseModel):
-    """The control loop: how often it looks, at how much, and how eager it is to move."""
+    """The control loop: its period, its window of telemetry, and the settings of its decisions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,14 +27,14 @@ class AdaptParams(BaseModel):
     threshold: float
 
     def settings(self) -> Settings:
-        """What the decision takes of these."""
+        """The settings of the decisions."""
         return Settings(
             horizon_s=self.horizon_s, cooldown_s=self.cooldown_s, trial_s=self.trial_s, threshold=self.threshold
         )
 
 
 class Params(BaseModel):
-    """A study."""
+    """The parameters of a study."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +47,7 @@ class Params(BaseModel):
 
 
 def load_params(path: Path = PARAMS) -> Params:
-    """Read `params.yaml`; the environment's MODEL takes the place of the model. ConfigError names key and rule."""
+    """Read `params.yaml`; the environment variable MODEL overrides `model`. ConfigError names the key and the rule."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if os.environ.get("MODEL"):

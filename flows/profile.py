@@ -1,6 +1,11 @@
-"""Profile a running cluster: time blocks and links, validate what came, fit the cost model and keep it."""
+"""Profile a running cluster: time its blocks and links, validate the telemetry, fit the cost model and keep it."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before Prefect is imported
+    from flows.environment import prepare
+
+    prepare()
 
 import argparse
 import time
@@ -19,7 +24,7 @@ from tasks.validate import Need, ValidTelemetry, validate
 
 @flow(name="profile", validate_parameters=False)
 def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[ValidTelemetry, CostModel]:
-    """The telemetry of a fresh profile, and the cost model that was fitted to it and kept in the state folder."""
+    """Returns the telemetry of a new profile and the cost model fitted to it, which is kept in the state folder."""
     with ControlClient.from_state(url, state) as client:
         telemetry, nodes = time_blocks(client), client.cluster().node_names
         live = client.model()

@@ -1,9 +1,14 @@
 """The stages of `dvc.yaml`, one at a time: `python -m flows.stages model|profile|fit|plan|study|report`.
 
-Each reads what the stage before it wrote below `data/generated` and uses the same tasks as the study.
+Each stage reads the files that the previous one wrote below `data/generated`, and uses the same tasks as the study.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before Prefect is imported
+    from flows.environment import prepare
+
+    prepare()
 
 import json
 import sys
@@ -21,7 +26,7 @@ from flows.study import REPORTS, inputs, publish, serve_policies
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import running
 from resplit.cluster.state import plan_or_fail
-from resplit.cost import fit_cost_model, node_states, problem_from
+from resplit.cost import block_timings, fit_cost_model, node_states, prediction_error, problem_from
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord
 from resplit.telemetry import Telemetry
@@ -29,15 +34,16 @@ from resplit.types import BlockFeatures, RequestClass
 from tasks.fit import last_good_model
 from tasks.observe import profile as time_blocks
 from tasks.package import obtain_model, package
-from tasks.report import Extras, block_timings, prediction_error
-from tasks.validate import Need, render_html, validate_telemetry
+from tasks.report import Extras
+from tasks.validate import Need, validate_telemetry
+from tasks.validation_page import render_html
 
 GENERATED = Path("data/generated")
 _log = structlog.get_logger(__name__)
 
 
 def model(params: Params) -> None:
-    """Obtain the model and seal its blocks; writes their features."""
+    """Obtain the model and seal its blocks; writes the features of the blocks."""
     cluster, _ = inputs(params)
     stored = obtain_model.fn(params.model, STATE, cluster)
     package.fn(stored, STATE)
@@ -53,7 +59,7 @@ def profile(params: Params) -> None:
 
 
 def fit(params: Params) -> None:
-    """Validate the telemetry and fit the cost model; writes it, its errors, and what the validation found."""
+    """Validate the telemetry and fit the cost model; writes the model, its errors and the result of the validation."""
     cluster, _ = inputs(params)
     telemetry, features = Telemetry.load(GENERATED / "telemetry"), _features()
     now_s = float(telemetry.nodes.time_s.max())
@@ -66,7 +72,7 @@ def fit(params: Params) -> None:
 
 
 def plan(params: Params) -> None:
-    """Plan for the declared demand; writes problem and plan."""
+    """Plan for the declared demand; writes the problem and the plan."""
     cluster, _ = inputs(params)
     telemetry, cost = Telemetry.load(GENERATED / "telemetry"), last_good_model(GENERATED / "cost.json")
     classes = [
@@ -78,7 +84,7 @@ def plan(params: Params) -> None:
 
 
 def study(params: Params) -> None:
-    """Serve the workload under each policy; writes one record for each run."""
+    """Serve the workload under each policy; writes the record of each run."""
     _, scenario = inputs(params)
     cost = last_good_model(GENERATED / "cost.json")
     first = plan_or_fail(problem_from_json(json.loads((GENERATED / "problem.json").read_text(encoding="utf-8"))))

@@ -1,6 +1,11 @@
-"""The study: one workload under the static plan and under the adaptive one, measured, tracked and reported."""
+"""Study: one workload under the static plan and under the adaptive one, measured, tracked and reported."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before Prefect is imported
+    from flows.environment import prepare
+
+    prepare()
 
 import os
 import shutil
@@ -21,17 +26,19 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
 from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
-from resplit.cost import CostModel
+from resplit.cost import CostModel, block_timings, prediction_error
 from resplit.files import write_atomically
 from resplit.records import RunRecord
 from resplit.types import Plan
+from resplit.workload import schedule_requests
 from tasks.deploy import deploy_plan
 from tasks.measure import measure, serve_workload
+from tasks.mlflow_store import default_uri, how_to_open
 from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
-from tasks.report import Extras, block_timings, prediction_error, report
-from tasks.track import close_study, default_uri, how_to_open, open_study, publish_comparison, track_run
-from tasks.workload import load_words, reset, workload
+from tasks.report import Extras, report
+from tasks.track import close_study, open_study, publish_comparison, track_run
+from tasks.workload import load_words, reset
 
 REPORTS = Path("reports")
 _log = structlog.get_logger(__name__)
@@ -39,7 +46,7 @@ _log = structlog.get_logger(__name__)
 
 @flow(name="study", validate_parameters=False)
 def study(params: Params | None = None, state: Path = STATE, reports: Path = REPORTS) -> str:
-    """Run the whole loop and both policies by `params` (default: `params.yaml`); the comparison as text."""
+    """Run the whole loop and all policies by `params` (default: `params.yaml`); returns the comparison as text."""
     params = params or load_params()
     cluster_config, scenario = inputs(params)
     model = obtain_model(params.model, state, cluster_config)
@@ -60,7 +67,7 @@ def study(params: Params | None = None, state: Path = STATE, reports: Path = REP
 
 
 def inputs(params: Params) -> tuple[ClusterConfig, ScenarioConfig]:
-    """The cluster and the scenario, checked against each other; ConfigError names what does not fit."""
+    """Read the cluster and the scenario and check them against each other. ConfigError names the mismatch."""
     cluster, scenario = load_cluster(params.cluster), load_scenario(params.scenario)
     scenario.check_against(cluster, str(params.scenario))
     return cluster, scenario
@@ -69,11 +76,11 @@ def inputs(params: Params) -> tuple[ClusterConfig, ScenarioConfig]:
 def serve_policies(
     cluster: Cluster, client: ControlClient, params: Params, scenario: ScenarioConfig, cost: CostModel, first: Plan
 ) -> list[RunRecord]:
-    """The workload three times, from the same plan: undisturbed, static and adaptive. To be called within a flow."""
-    os.nice(10)  # the machines that the nodes play would not share their cores with the control loop
+    """Serve the workload three times from the same plan: undisturbed, static and adaptive. Must be called in a flow."""
+    os.nice(10)  # the emulated machines would not share their cores with the control loop
     shutil.rmtree(cluster.state / "configurations", ignore_errors=True)
-    calm = scenario.model_copy(update={"name": "undisturbed", "nodes": (), "links": (), "load": ()})
-    runs = (("static", calm), ("static", scenario), ("resplit", scenario))
+    undisturbed = scenario.model_copy(update={"name": "undisturbed", "nodes": (), "links": (), "load": ()})
+    runs = (("static", undisturbed), ("static", scenario), ("resplit", scenario))
     return [_serve(cluster, client, params, each, policy, cost, first) for policy, each in runs]
 
 
@@ -86,15 +93,15 @@ def _serve(
     cost: CostModel,
     first: Plan,
 ) -> RunRecord:
-    """One run, with the cluster as declared and the control loop as fresh as at the first."""
+    """One run, from a cluster as declared and a control loop without history."""
     (cluster.state / "history.json").unlink(missing_ok=True)
     write_atomically(cluster.state / "cost.json", cost.to_json())
-    arrivals = workload(cluster.config, scenario, params.seed, load_words(params.prompts))
+    requests = schedule_requests(cluster.config, scenario, params.seed, load_words(params.prompts))
     first_record, decisions = len(client.records()), client.decisions()
     epoch = deploy_plan(client, first, client.model().epoch)
-    _log.info("run begins", policy=policy, scenario=scenario.name, requests=len(arrivals), epoch=epoch)
+    _log.info("run begins", policy=policy, scenario=scenario.name, requests=len(requests), epoch=epoch)
     begun_s = time.time()
-    serving = serve_workload.submit(cluster.url, cluster.token, client.model().name, arrivals, scenario)
+    serving = serve_workload.submit(cluster.url, cluster.token, client.model().name, requests, scenario)
     try:
         if policy == "resplit":
             loop = params.adapt
@@ -109,7 +116,7 @@ def _serve(
 def publish(
     records: Sequence[RunRecord], params: Params, cluster: ClusterConfig, state: Path, reports: Path, extras: Extras
 ) -> str:
-    """Write the report, track every run in MLflow, and return the comparison as text."""
+    """Write the report, record every run in MLflow, and return the comparison as text."""
     rows = compare(summaries(list(records)))
     page = report(records, reports, extras)
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}
@@ -128,13 +135,13 @@ def publish(
 def main() -> None:
     """`python -m flows.study`: the study of `params.yaml`."""
 
-    def tell() -> None:
+    def run() -> None:
         begun_s, params = time.monotonic(), load_params()
-        inputs(params)  # what is wrong with the files is said before anything starts
+        inputs(params)  # an error in the files is reported before anything starts
         sys.stdout.write(f"{study(params)}\n")
         _log.info("study done", seconds=round(time.monotonic() - begun_s))
 
-    run_command(tell)
+    run_command(run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Take a picture of the MLflow page that compares the policies of the latest study: the one in the README.
+"""Take a screenshot of the MLflow page that compares the policies of the latest study, for the README.
 
-Not a part of the pipeline: it needs Chromium and `pip install playwright`, in any environment. Usage:
+It needs Chromium and `pip install playwright`, in any environment. Usage:
     python scripts/mlflow_screenshot.py .resplit/mlflow/mlflow.db docs/images/mlflow.png
 """
 
@@ -41,12 +41,12 @@ def main() -> None:
 
 @contextmanager
 def serving(store: Path, address: str, port: int) -> Iterator[None]:
-    """The MLflow server, up inside the block and gone after it."""
+    """The MLflow server, which runs until the block ends."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     artifacts = ["--no-serve-artifacts", "--default-artifact-root", (store.parent / "artifacts").as_uri()]
     command = [str(MLFLOW), "server", "--backend-store-uri", f"sqlite:///{store}", *artifacts, *where]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # A session of its own: the server's workers end with it.
+    # In a process group of its own, so that the workers of the server can be stopped with it.
     process = subprocess.Popen(command, env=os.environ | quiet, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
         wait_for(address + "/health", seconds=60)
@@ -69,7 +69,7 @@ def wait_for(url: str, seconds: float) -> None:
 
 
 def photograph(url: str, picture: Path, chromium: str) -> None:
-    """Open `url`, wait in real time until its charts are drawn, and save what the window shows."""
+    """Open `url`, wait until its charts are drawn, and save a screenshot of the window."""
     from playwright.sync_api import sync_playwright
 
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def photograph(url: str, picture: Path, chromium: str) -> None:
         page.wait_for_selector(".js-plotly-plot", timeout=60_000)
         if close := page.query_selector("[data-component-id='mlflow.assistant.chat_panel.close']"):
             close.click()
-        # Each chart draws when it comes into view, and again when the panel's room is given to it.
+        # Each chart is drawn when it comes into view, and again after the panel is closed.
         page.wait_for_timeout(5_000)
         page.screenshot(path=str(picture))
         browser.close()

@@ -1,1 +1,1 @@
-"""The tasks: each touches the world once, around plain logic. Flows order them; `resplit` does not know them."""
+"""The tasks: each reads from or writes to the outside once, around a pure function. Flows call them in order."""

@@ -1,6 +1,7 @@
-"""The saved MLflow views that put static beside adaptive. MLflow documents none of this: it was read from 3.17's pages.
+"""The saved MLflow views that compare static with adaptive.
 
-A view is JSON in an experiment tag; the page `/#/experiments/<id>/runs?viewStateShareKey=<key>` opens it.
+A view is JSON in a tag of the experiment; the page `/#/experiments/<id>/runs?viewStateShareKey=<key>` opens it. MLflow
+does not document this format: it is that of the pages of MLflow 3.17.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Collection
 
 TAG_PREFIX = "mlflow.sharedViewState."
 POLICIES, CONFIGURATIONS = "policies", "configurations"
-# The page shows these names themselves above the charts; they carry their units.
+# The page shows these names above the charts, so they include their units.
 OVER_TIME = ("over_time/latency_s", "over_time/qos_met", "over_time/utilization")
 AT_A_GLANCE = ("latency_mean_s", "latency_p95_s", "qos_met")
 MORE = ("first_token_mean_s", "downtime_incidents", "utilization")
@@ -18,9 +19,9 @@ PREDICTED = ("predicted_latency_s", "measured_latency_s", "pause_s")
 
 
 def saved_views(study_run_id: str, metrics: Collection[str], saved_ms: int) -> dict[str, str]:
-    """The experiment tags of both views of a study: its policies, and the configurations that were live.
+    """The experiment tags with both views of a study: its policies, and the configurations that were live.
 
-    `metrics` are all metric names that its runs carry: MLflow adds a chart of its own for each that no card names.
+    `metrics` are the names of all metrics of its runs: MLflow adds a chart for each that has no card.
     """
     policies = _state(study_run_id, "policy", AT_A_GLANCE, MORE, metrics)
     live = _state(study_run_id, "configuration", PREDICTED, (), metrics)
@@ -52,7 +53,7 @@ def _state(
     )
     return {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{study_run_id}' and params.kind = '{kind}'",
-        # In the order of creation, the default, children would hide under their parent.
+        # In order of creation, which is the default, the page folds children under their parent.
         "orderByKey": "tags.`mlflow.runName`",
         "orderByAsc": True,
         "startTime": "ALL",

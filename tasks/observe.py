@@ -1,4 +1,4 @@
-"""Observe: the cluster's telemetry and live state, from the controller."""
+"""Observe: read telemetry and the live state from the controller."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
+from resplit.decide import Decision
 from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
 
 
 @task(name="profile", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def profile(client: ControlClient) -> Telemetry:
-    """Have every node time its blocks and links, and take all telemetry there is."""
+    """Have every node time its blocks and links; returns all telemetry."""
     client.profile()
     return client.telemetry(0.0)
 
 
 @task(name="observe", retries=1, retry_delay_seconds=0.5, cache_policy=NO_CACHE)
 def observe(client: ControlClient, since_s: float) -> tuple[Telemetry, ModelStatus]:
-    """Telemetry not older than `since_s` (seconds since 1970), and what is live."""
+    """Telemetry from `since_s` on (seconds since 1970), and the live state."""
     return client.telemetry(since_s), client.model()
+
+
+def read_decisions(client: ControlClient, since: int = 0) -> tuple[Decision, ...]:
+    """The decisions after entry `since` of the decision log."""
+    return tuple(Decision.from_json(entry.body | {"id": entry.id}) for entry in client.decisions(since))

@@ -1,4 +1,4 @@
-"""Package: the model as per-block shards, sealed into the registry of a state folder."""
+"""Package: seal the model's blocks as shards in the registry of a state folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from resplit.shards.registry import Registry
 
 @task(name="obtain model", retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
 def obtain_model(model: str, state: Path, cluster: ClusterConfig) -> StoredModel:
-    """The model as per-block files; fetched and converted only the first time."""
+    """The model as one file for each block, fetched and converted the first time only."""
     return obtain(model, state / "models", cluster.dtype, cluster.split)
 
 
 @task(name="package", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def package(model: StoredModel, state: Path) -> int:
-    """Seal what is not in the registry yet; how many shards were written."""
+    """Seal the blocks that are not in the registry yet; returns the number of shards written."""
     return seal_blocks(model, Registry(str(state / "registry")), Keyring(state / "keyring.json"))

@@ -1,4 +1,4 @@
-"""What a run leaves behind comes back as it was."""
+"""A run record survives being saved and loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from resplit.decide import Decision
 from resplit.errors import DataError
 from resplit.records import TABLES, RunRecord, table
 
@@ -30,9 +31,9 @@ def record(**more: object) -> RunRecord:
     return RunRecord(policy="static", scenario="quiet", seed=3, duration_s=9.0, **tables | more)
 
 
-def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+def test_a_loaded_record_equals_the_saved_one(tmp_path: Path) -> None:
     saved = record(
-        decisions=[{"action": "keep", "gain": 0.5}],
+        decisions=(Decision(1.0, "keep", "no gain", threshold=0.05),),
         blocks=("embed", "head"),
         emulated_nodes=("hub",),
         emulation_error=0.01,

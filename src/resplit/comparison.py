@@ -100,6 +100,20 @@ def summaries(records: list[RunRecord]) -> dict[str, RunMetrics]:
     return {label: summarise(record) for label, record in ranked}
 
 
+def scenario_changes(runs: Mapping[str, RunRecord]) -> list[tuple[float, str]]:
+    """The changes of the scenario as (seconds since the start, label), in order.
+
+    Runs of one scenario share their changes, and each run makes them at slightly different times: the earliest counts.
+    """
+    earliest: dict[tuple[str, int], float] = {}
+    for record in runs.values():
+        made = record.events[record.events.kind == "change"].sort_values("time_s")
+        for label, time_s, repeat in zip(made.label, made.time_s, made.groupby("label").cumcount(), strict=True):
+            key = (str(label), int(repeat))
+            earliest[key] = min(earliest.get(key, math.inf), float(time_s))
+    return sorted((time_s, label) for (label, _), time_s in earliest.items())
+
+
 def compare(runs: Mapping[str, RunMetrics]) -> list[Row]:
     """One row for each of `MEASURES`, in order, with the value of every run."""
     return [

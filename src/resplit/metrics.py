@@ -43,6 +43,26 @@ class RunMetrics:
     pause_max_s: float
 
 
+@dataclass(frozen=True)
+class MeasuredEpoch:
+    """One epoch of a run: what was predicted for it, and what was measured over its `requests` (NaN without any)."""
+
+    epoch: int
+    action: str
+    placement: tuple[str, ...]
+    time_s: float
+    until_s: float
+    predicted_latency_s: float
+    measured_latency_s: float
+    lower_bound: float
+    moved_bytes: float
+    pause_s: float
+    requests: float
+
+
+_EPOCH_NUMBERS = [name for name, kind in MeasuredEpoch.__annotations__.items() if kind == "float"]
+
+
 def summarise(record: RunRecord) -> RunMetrics:
     """Compute all metrics of one run. The order of the rows in its tables does not matter."""
     requests = record.requests
@@ -171,6 +191,19 @@ def epoch_latency(record: RunRecord) -> pd.DataFrame:
         requests=latency_s.size().reindex(epochs.index, fill_value=0),
         measured_latency_s=latency_s.mean().reindex(epochs.index),
     )
+
+
+def measured_epochs(record: RunRecord) -> list[MeasuredEpoch]:
+    """The rows of `epoch_latency` as values."""
+    return [
+        MeasuredEpoch(
+            epoch=int(row["epoch"]),
+            action=str(row["action"]),
+            placement=tuple(str(row["placement"]).split(",")),
+            **{name: float(row[name]) for name in _EPOCH_NUMBERS},
+        )
+        for row in epoch_latency(record).to_dict("records")
+    ]
 
 
 def _steps_s(record: RunRecord, step_s: float) -> FloatArray:

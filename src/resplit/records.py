@@ -1,21 +1,22 @@
-"""What a run leaves behind: requests, tokens, node use, events and decisions, as plain tables.
+"""The record of a run: requests, tokens, node use, events and epochs as tables, and the decisions.
 
-States columns and units once; `measure` computes with them, tasks store them.
+The columns and their units are defined here; `metrics` computes with them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from resplit.decide import Decision
 from resplit.telemetry import frame
 
-# All `_s` columns that name a moment count from the start of the run.
-# One row for each request offered. `status` is the HTTP status (0: the connection failed); moments that never came are
-# NaN. `private_ok` is whether all its private blocks ran on trusted nodes; `epochs` how many epochs served it.
+# Columns `..._s` that hold a point in time count seconds from the start of the run.
+# One row for each request offered. `status` is the HTTP status, or 0 if the connection failed. Times of events that did
+# not happen are NaN. `private_ok`: all its private blocks ran on trusted nodes. `epochs`: how many epochs served it.
 REQUEST_COLUMNS = {
     "request_class": "str",
     "arrival_s": "float64",
@@ -24,17 +25,17 @@ REQUEST_COLUMNS = {
     "prompt_tokens": "int64",
     "new_tokens": "int64",
     "status": "int64",
-    "slo_s": "float64",  # NaN without an objective
+    "slo_s": "float64",  # NaN without a service objective
     "private_ok": "bool",
     "epochs": "int64",
 }
 # One row for each token that left the gateway.
 TOKEN_COLUMNS = {"time_s": "float64", "request": "int64"}
-# One row for each node and sampling period: its total utilisation (eq. u_i) and resplit's own part.
+# One row for each node and sampling period: its utilisation u_i, and the part of it that is resplit's.
 USE_COLUMNS = {"time_s": "float64", "node": "str", "utilization": "float64", "own_utilization": "float64"}
-# One row for each thing that happened: kind is "change" (the scenario) or "reconfiguration" (an epoch committed).
+# One row for each event: kind is "change" (by the scenario) or "reconfiguration" (an epoch was committed).
 EVENT_COLUMNS = {"time_s": "float64", "kind": "str", "label": "str"}
-# One row for each placement that was live: `placement` names the nodes of all blocks in order, comma-separated.
+# One row for each epoch that was live. `placement` names the node of each block, in order, separated by commas.
 EPOCH_COLUMNS = {
     "epoch": "int64",
     "time_s": "float64",
@@ -56,7 +57,7 @@ TABLES = {
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """Everything measured in one run of one policy; `decisions` is the decision log as JSON objects."""
+    """Everything that was measured in one run of one policy. `decisions` is the decision log of the run."""
 
     policy: str
     scenario: str
@@ -67,28 +68,30 @@ class RunRecord:
     use: pd.DataFrame
     events: pd.DataFrame
     epochs: pd.DataFrame
-    decisions: list[dict[str, object]] = field(default_factory=list)
+    decisions: tuple[Decision, ...] = ()
     blocks: tuple[str, ...] = ()
     emulated_nodes: tuple[str, ...] = ()
     emulation_error: float = float("nan")  # median of |padded / declared - 1| over the segments that ran
 
     def save(self, folder: Path) -> None:
-        """Write one Parquet file per table and `run.json` into `folder`."""
+        """Write one Parquet file for each table, and `run.json`, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
             getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False)
         plain = {key: value for key, value in vars(self).items() if key not in TABLES}
-        (folder / "run.json").write_text(json.dumps(plain, indent=1, default=list), encoding="utf-8")
+        plain["decisions"] = [decision.to_json() for decision in self.decisions]
+        (folder / "run.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
         """Read what `save` wrote."""
         plain = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        plain["decisions"] = tuple(Decision.from_json(entry) for entry in plain["decisions"])
         plain["blocks"] = tuple(plain["blocks"])
         plain["emulated_nodes"] = tuple(plain["emulated_nodes"])
         return cls(**plain | {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES})
 
 
 def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
-    """The table called `name` from row dictionaries; DataError if a row lacks a column."""
+    """The table called `name`, from one dictionary for each row; DataError if a row lacks a column."""
     return frame(rows, TABLES[name])

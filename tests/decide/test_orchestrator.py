@@ -1,8 +1,7 @@
-"""Keep, redistribute, re-split, roll back."""
+"""The adaptive orchestrator: keep, redistribute, re-split, roll back."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +9,16 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from resplit.decide import Decision, History, Measured, PastMove, Settings, decide
+from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
+from resplit.decide.orchestrator import _best_net_gain, _Hysteresis, _leave_broken, _missed_objective
+from resplit.decide.price import CurrentPlacement
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
 
 NOTHING_YET = History()
-TODAY = halves(FAST, SLOW, 6)  # the best there is: all that the fast node can hold on it
+BEST = halves(FAST, SLOW, 6)  # the fast node holds as many blocks as it can
 
 
 def _decide(
@@ -35,35 +36,35 @@ def _latency_s(cluster: Problem, placement: tuple[str, ...]) -> float:
     return evaluate(cluster, placement).terms.latency_s
 
 
-def _moved(action: str = "re-split", before: tuple[str, ...] = TODAY, before_s: float | None = 1.0) -> PastMove:
+def _moved(action: str = "re-split", before: tuple[str, ...] = BEST, before_s: float | None = 1.0) -> PastMove:
     return PastMove(990.0, action, before, halves(FAST, SLOW, 4), before_s, _latency_s(problem(before), before))
 
 
 def test_the_best_placement_is_kept() -> None:
-    decision = _decide(problem(TODAY))
+    decision = _decide(problem(BEST))
     assert decision.action == "keep"
-    assert decision.placement == TODAY
+    assert decision.placement == BEST
     assert [option.action for option in decision.alternatives] == ["keep", "redistribute", "re-split"]
 
 
-def test_a_shifted_cut_is_a_re_split_and_worth_its_move() -> None:
+def test_a_better_cut_is_a_re_split() -> None:
     decision = _decide(problem(halves(FAST, SLOW, 2)))
     assert decision.action == "re-split"
-    assert decision.placement == TODAY
+    assert decision.placement == BEST
     assert decision.chosen.net_gain > 0
     assert decision.chosen.weight_bytes == 4 * 20e6
 
 
-def test_nodes_changed_under_the_same_cuts_are_a_redistribution() -> None:
+def test_better_nodes_under_the_same_cuts_are_a_redistribution() -> None:
     cluster = problem(halves(SLOW, FAR, 6))
     roomy = tuple(replace(node, memory_bytes=8 * 21e6) if node.name == SLOW else node for node in cluster.nodes)
     decision = _decide(replace(cluster, nodes=roomy))  # with room for old and new blocks at once
     redistribution = decision.alternatives[1]
-    assert redistribution.placement == TODAY
+    assert redistribution.placement == BEST
     assert decision.action == "redistribute"  # as good as the best re-split, and the smaller change
 
 
-def test_a_gain_that_the_transfer_eats_up_is_not_taken() -> None:
+def test_a_move_whose_transfer_takes_the_whole_horizon_is_not_made() -> None:
     slowly = replace(SETTINGS, registry_bytes_per_s=80e6 / 121.0)  # four blocks take more than the horizon
     decision = _decide(problem(halves(FAST, SLOW, 2)), options=slowly)
     assert decision.action == "keep"
@@ -81,9 +82,9 @@ def test_uncertainty_of_the_cost_model_widens_the_threshold() -> None:
     assert "threshold" in unsure.reason
 
 
-def test_within_the_cooldown_no_move_is_made_for_its_own_sake() -> None:
+def test_no_optional_move_is_made_within_the_cooldown() -> None:
     cluster = problem(halves(FAST, SLOW, 2))
-    history = History(PastMove(990.0, "re-split", TODAY, halves(FAST, SLOW, 2), None, 1.0))
+    history = History(PastMove(990.0, "re-split", BEST, halves(FAST, SLOW, 2), None, 1.0))
     assert _decide(cluster, 1000.0, history=history).action == "keep"
     assert "10 s ago" in _decide(cluster, 1000.0, history=history).reason
     assert _decide(cluster, 990.0 + SETTINGS.cooldown_s, history=history).action == "re-split"
@@ -102,18 +103,18 @@ def _lost(cluster: Problem, node: str) -> Problem:
 
 
 URGENT = {
-    "a lost node": _lost(problem(TODAY), SLOW),
-    "a node that is gone": problem((*TODAY[:-1], "gone")),
+    "a lost node": _lost(problem(BEST), SLOW),
+    "a node that is gone": problem((*BEST[:-1], "gone")),
     "a broken privacy rule": problem(halves(FAR, FAST)),
     "an overloaded node": problem(halves(SLOW, FAST, 6), rate_rps=2.5, decode_s=(1e-3, 2e-3 * 1.5, 4e-3)),
 }
 
 
 @pytest.mark.parametrize("case", URGENT)
-def test_what_cannot_go_on_is_left_at_once_whatever_the_cooldown_and_the_bars_say(case: str) -> None:
+def test_a_broken_placement_is_left_at_once_despite_cooldown_threshold_and_bars(case: str) -> None:
     cluster = URGENT[case]
     assert cluster.current is not None
-    history = History(PastMove(999.0, "re-split", TODAY, cluster.current, None, 1.0))
+    history = History(PastMove(999.0, "re-split", BEST, cluster.current, None, 1.0))
     decision = _decide(cluster, history=history, uncertainty=0.9)
     assert decision.action != "keep"
     assert decision.urgent
@@ -123,66 +124,66 @@ def test_what_cannot_go_on_is_left_at_once_whatever_the_cooldown_and_the_bars_sa
     assert _decide(cluster, history=again).placement == decision.placement
 
 
-def test_an_escape_is_not_on_trial() -> None:
+def test_leaving_a_broken_placement_is_not_on_trial() -> None:
     decision = _decide(URGENT["a lost node"], measured=Measured(1.0, 50))
     assert decision.move(1000.0).latency_before_s is None
 
 
-def test_where_nothing_else_is_possible_today_is_kept_and_the_reason_says_why() -> None:
-    only_far = _lost(_lost(problem(TODAY), SLOW), FAST)
+def test_a_broken_placement_without_an_alternative_is_kept_and_the_reason_says_why() -> None:
+    only_far = _lost(_lost(problem(BEST), SLOW), FAST)
     decision = _decide(only_far)
     assert decision.action == "keep"
-    assert "cannot go on" in decision.reason
-    assert "nothing else can be done" in decision.reason
-    json.loads(decision.to_json())
+    assert "cannot serve" in decision.reason
+    assert "there is no alternative" in decision.reason
+    decision.to_json()
 
 
-def test_a_limit_that_is_exceeded_is_left_without_gain_but_not_within_the_cooldown() -> None:
-    cluster = problem(TODAY)
-    tight = replace(cluster, nodes=(replace(cluster.nodes[0], memory_bytes=4.5 * 21e6), *cluster.nodes[1:]))
-    decision = _decide(tight)
+def test_an_exceeded_limit_justifies_a_move_without_gain_but_not_within_the_cooldown() -> None:
+    cluster = problem(BEST)
+    short = replace(cluster, nodes=(replace(cluster.nodes[0], memory_bytes=4.5 * 21e6), *cluster.nodes[1:]))
+    decision = _decide(short)
     assert decision.action == "re-split"
     assert decision.chosen.gain_per_request < 0
     assert "memory of fast" in decision.reason
-    history = History(PastMove(999.0, "re-split", halves(SLOW, FAST), TODAY, None, 1.0))
-    assert _decide(tight, history=history).action == "keep"
+    history = History(PastMove(999.0, "re-split", halves(SLOW, FAST), BEST, None, 1.0))
+    assert _decide(short, history=history).action == "keep"
 
 
 def _with_slo(cluster: Problem, slo_s: float) -> Problem:
     return replace(cluster, classes=(replace(cluster.classes[0], slo_s=slo_s),))
 
 
-def test_a_missed_objective_sets_the_cooldown_aside_where_it_can_be_met() -> None:
+def test_a_missed_objective_waives_the_cooldown_if_an_alternative_can_meet_it() -> None:
     current = halves(FAST, SLOW, 2)
-    history = History(PastMove(999.0, "re-split", TODAY, current, None, 1.0))
-    slo_s = 1.05 * _latency_s(problem(TODAY), TODAY)
+    history = History(PastMove(999.0, "re-split", BEST, current, None, 1.0))
+    slo_s = 1.05 * _latency_s(problem(BEST), BEST)
     assert _decide(problem(current), history=history).action == "keep"
     decision = _decide(_with_slo(problem(current), slo_s), history=history)
     assert decision.action == "re-split"
     assert "objective" in decision.urgent
-    out_of_reach = _with_slo(problem(TODAY), 0.01 * slo_s)
+    out_of_reach = _with_slo(problem(BEST), 0.01 * slo_s)
     assert _decide(out_of_reach, history=history).urgent == ""
 
 
-def test_a_move_that_made_things_worse_is_undone_and_not_tried_again_for_a_while() -> None:
+def test_a_move_that_made_latency_worse_is_rolled_back_and_barred() -> None:
     worse = problem(halves(FAST, SLOW, 4))
     history = History(_moved())
     decision = _decide(worse, history=history, measured=Measured(1.5, 20))
     assert decision.action == "rollback"
-    assert decision.placement == TODAY
+    assert decision.placement == BEST
     after = history.moved(decision.move(1000.0), SETTINGS)
     assert after.bars(halves(FAST, SLOW, 4), 1000.0 + SETTINGS.bar_s - 1)
     assert not after.bars(halves(FAST, SLOW, 4), 1000.0 + SETTINGS.bar_s)
-    assert not after.bars(TODAY, 1001.0)
+    assert not after.bars(BEST, 1001.0)
 
 
-def test_a_barred_placement_is_not_chosen_however_much_it_promises() -> None:
+def test_a_barred_placement_is_not_chosen_whatever_its_gain() -> None:
     current = halves(FAST, SLOW, 2)
-    history = History().moved(PastMove(500.0, "rollback", TODAY, current, None, 1.0), SETTINGS)
+    history = History().moved(PastMove(500.0, "rollback", BEST, current, None, 1.0), SETTINGS)
     decision = _decide(problem(current), history=history)
-    assert decision.placement not in (TODAY,)
+    assert decision.placement not in (BEST,)
     free = _decide(problem(current), now_s=500.0 + SETTINGS.bar_s, history=history)
-    assert free.placement == TODAY
+    assert free.placement == BEST
 
 
 @pytest.mark.parametrize(
@@ -212,40 +213,40 @@ def test_a_barred_placement_is_not_chosen_however_much_it_promises() -> None:
         "control",
     ],
 )
-def test_a_rollback_needs_a_trial_that_failed(
+def test_only_a_failed_trial_causes_a_rollback(
     history: History, measured: Measured | None, now_s: float, request: pytest.FixtureRequest
 ) -> None:
     action = _decide(problem(halves(FAST, SLOW, 4)), now_s, history=history, measured=measured).action
     assert (action == "rollback") == ("control" in request.node.name)
 
 
-def test_a_placement_that_is_not_the_outcome_of_the_last_move_is_not_undone_for_it() -> None:
-    elsewhere = replace(_moved(), after=halves(FAST, SLOW, 3))  # the controller has moved since, on its own
+def test_a_placement_that_does_not_come_from_the_last_move_is_not_rolled_back() -> None:
+    elsewhere = replace(_moved(), after=halves(FAST, SLOW, 3))  # the controller moved it since
     decision = _decide(problem(halves(FAST, SLOW, 4)), history=History(elsewhere), measured=Measured(1.5, 20))
     assert decision.action != "rollback"
 
 
-def test_a_plan_that_breaks_a_rule_is_not_taken_whoever_made_it() -> None:
-    def careless(cluster: Problem, **_: object) -> Plan:
-        return Plan("optimal", "careless", 0.0, placement=halves(FAR, FAST))
+def test_a_plan_that_violates_a_constraint_is_not_taken_whatever_the_solver_says() -> None:
+    def faulty(cluster: Problem, **_: object) -> Plan:
+        return Plan("optimal", "faulty", 0.0, placement=halves(FAR, FAST))
 
     cluster = problem(halves(SLOW, FAR, 6))
-    decision = decide(cluster, now_s=0.0, settings=SETTINGS, history=NOTHING_YET, solve=careless)
+    decision = decide(cluster, now_s=0.0, settings=SETTINGS, history=NOTHING_YET, solve=faulty)
     assert decision.action == "keep"
     assert "trust" in (decision.alternatives[2].reason or "")
 
 
-def test_a_surge_that_would_have_slowed_the_old_placement_as_much_undoes_nothing() -> None:
+def test_a_surge_that_would_have_slowed_the_old_placement_as_much_causes_no_rollback() -> None:
     surged = problem(halves(FAST, SLOW, 4), rate_rps=1.9)
-    ratio = _latency_s(replace(surged, current=TODAY), TODAY) / _latency_s(problem(TODAY), TODAY)
+    ratio = _latency_s(replace(surged, current=BEST), BEST) / _latency_s(problem(BEST), BEST)
     assert ratio > 1.3
     decision = _decide(surged, history=History(_moved()), measured=Measured(1.05 * ratio, 20))
     assert decision.action != "rollback"
 
 
-def test_a_decision_says_what_it_saw_as_json() -> None:
+def test_a_decision_holds_the_state_that_it_saw() -> None:
     decision = _decide(URGENT["a lost node"], measured=Measured(1.5, 20, ("chat",)))
-    plain = json.loads(decision.to_json())
+    plain = decision.to_json()
     assert plain["action"] == decision.action
     assert plain["chosen"]["placement"] == list(decision.placement)
     assert plain["alternatives"][0]["horizon_cost"] is None
@@ -255,14 +256,14 @@ def test_a_decision_says_what_it_saw_as_json() -> None:
     assert plain["reason"]
 
 
-def test_without_a_current_placement_there_is_nothing_to_decide() -> None:
-    with pytest.raises(DataError, match="nothing is placed"):
-        _decide(replace(problem(TODAY), current=None))
+def test_without_a_current_placement_there_is_no_decision() -> None:
+    with pytest.raises(DataError, match="no current placement"):
+        _decide(replace(problem(BEST), current=None))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
-def test_keep_where_nothing_gains_and_never_an_illegal_placement(seed: int) -> None:
+def test_without_a_gain_the_placement_is_kept_and_no_illegal_one_is_ever_chosen(seed: int) -> None:
     cluster = random_problem(seed)
     decision = _decide(cluster)
     keep, *others = decision.alternatives
@@ -283,7 +284,7 @@ def test_the_same_state_gives_the_same_decision(seed: int) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_what_was_moved_to_is_kept_in_the_next_tick(seed: int) -> None:
+def test_a_new_placement_is_kept_in_the_next_tick(seed: int) -> None:
     cluster = random_problem(seed)
     first = _decide(cluster)
     assume(first.action != "keep")
@@ -292,7 +293,7 @@ def test_what_was_moved_to_is_kept_in_the_next_tick(seed: int) -> None:
 
 
 def _moves_of_a_run(options: Settings, uncertainty: float, seed: int) -> list[int]:
-    """The ticks at which a cluster of three nearly equal nodes is moved, seen through noise that means nothing."""
+    """The ticks at which a stationary cluster of three nearly equal nodes is moved, if its state is seen with noise."""
     rng = np.random.default_rng(seed)
     truth = problem(halves(SLOW, FAST, 5), decode_s=(1e-3, 1.03e-3, 1.06e-3))
     history, moves = History(), []
@@ -310,12 +311,119 @@ def _moves_of_a_run(options: Settings, uncertainty: float, seed: int) -> list[in
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_noisy_but_stationary_state_settles_and_stays(seed: int) -> None:
+def test_a_stationary_state_with_noise_causes_no_lasting_moves(seed: int) -> None:
     moves = _moves_of_a_run(SETTINGS, 0.05, seed)
     assert len(moves) <= 2
     assert all(tick < 20 for tick in moves)
 
 
-def test_without_a_threshold_and_a_cooldown_the_same_noise_makes_it_flap() -> None:
-    nervous = replace(SETTINGS, threshold=0.0, uncertainty_weight=0.0, cooldown_s=0.0)
-    assert len(_moves_of_a_run(nervous, 0.05, 0)) > 5
+def test_without_threshold_and_cooldown_the_same_noise_causes_flapping() -> None:
+    eager = replace(SETTINGS, threshold=0.0, uncertainty_weight=0.0, cooldown_s=0.0)
+    assert len(_moves_of_a_run(eager, 0.05, 0)) > 5
+
+
+KEEP = Alternative("keep", BEST, objective=10.0, latency_s=10.0, shortfall_s=2.0)
+CURRENT = CurrentPlacement(KEEP, broken="", exceeded="", cached_tokens=0.0)
+OTHER = Alternative("re-split", halves(FAST, SLOW, 2), gain_per_request=1.0, net_gain=5.0, shortfall_s=1.0)
+
+
+def _hysteresis(history: History = NOTHING_YET, now_s: float = 1000.0, threshold: float = 0.05) -> _Hysteresis:
+    return _Hysteresis(SETTINGS, history, now_s, threshold)
+
+
+@pytest.mark.parametrize(("gain", "objects"), [(0.5, True), (0.51, False)])
+def test_the_gain_per_request_must_exceed_the_threshold(gain: float, objects: bool) -> None:
+    option = replace(OTHER, gain_per_request=gain)
+    assert ("threshold" in _hysteresis().objection(option, CURRENT, waive_cooldown=False)) == objects
+    exceeded = replace(CURRENT, exceeded="memory of fast")
+    assert _hysteresis().objection(option, exceeded, waive_cooldown=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("since_s", "waived", "objects"),
+    [(0.0, False, True), (29.9, False, True), (30.0, False, False), (0.0, True, False)],
+)
+def test_the_cooldown_counts_from_the_last_move_unless_it_is_waived(
+    since_s: float, waived: bool, objects: bool
+) -> None:
+    hysteresis = _hysteresis(History(replace(_moved(), at_s=1000.0 - since_s)))
+    assert ("last move" in hysteresis.objection(OTHER, CURRENT, waive_cooldown=waived)) == objects
+
+
+def test_waiving_the_cooldown_waives_neither_the_threshold_nor_a_bar() -> None:
+    assert OTHER.placement is not None
+    barred = History().moved(PastMove(900.0, "rollback", OTHER.placement, BEST, None, 1.0), SETTINGS)
+    assert "rolled back" in _hysteresis(barred).objection(OTHER, CURRENT, waive_cooldown=True)
+    assert "threshold" in _hysteresis(threshold=0.2).objection(OTHER, CURRENT, waive_cooldown=True)
+
+
+MISSED = Measured(10.0, 20, ("chat",))
+MET = Measured(10.0, 20)
+
+
+@pytest.mark.parametrize(
+    ("shortfall_s", "other_s", "measured", "urgent"),
+    [
+        (2.0, 1.0, None, "a service objective is missed"),
+        (2.0, 1.0, MET, "a service objective is missed"),
+        (2.0, 1.0, MISSED, "a service objective is missed (chat)"),
+        (2.0, 2.0, MISSED, ""),
+        (2.0, 3.0, MISSED, ""),
+        (0.5, 0.0, None, ""),
+        (0.5, 0.0, MET, ""),
+        (0.51, 0.0, MET, "a service objective is missed"),
+        (0.5, 0.0, MISSED, "a service objective is missed (chat)"),
+        (0.0, 0.0, MISSED, ""),
+    ],
+)
+def test_the_cooldown_is_waived_if_an_objective_is_missed_and_a_plan_misses_it_by_less(
+    shortfall_s: float, other_s: float, measured: Measured | None, urgent: str
+) -> None:
+    current = replace(CURRENT, keep=replace(KEEP, shortfall_s=shortfall_s))
+    plans = [Alternative("redistribute", None), replace(OTHER, shortfall_s=other_s)]
+    assert _missed_objective(current, plans, measured, threshold=0.05) == urgent
+
+
+def test_a_plan_without_a_placement_does_not_waive_the_cooldown() -> None:
+    assert _missed_objective(CURRENT, [replace(OTHER, placement=None, shortfall_s=0.0)], MISSED, 0.05) == ""
+
+
+def test_one_plan_of_two_that_misses_an_objective_by_less_waives_the_cooldown() -> None:
+    plans = [replace(OTHER, shortfall_s=9.0), OTHER]
+    assert _missed_objective(CURRENT, plans, MISSED, 0.05)
+
+
+def test_the_highest_net_gain_wins_and_a_tie_goes_to_the_redistribution() -> None:
+    redistribute = replace(OTHER, action="redistribute")
+    assert _best_net_gain(CURRENT, [redistribute, OTHER], None, _hysteresis()).chosen is redistribute
+    better = replace(OTHER, net_gain=5.1)
+    assert _best_net_gain(CURRENT, [redistribute, better], None, _hysteresis()).chosen is better
+
+
+def test_a_plan_with_an_objection_gives_way_to_the_next_best() -> None:
+    assert OTHER.placement is not None
+    barred = History().moved(PastMove(900.0, "rollback", OTHER.placement, BEST, None, 1.0), SETTINGS)
+    second = replace(OTHER, action="redistribute", placement=halves(SLOW, FAST, 4), net_gain=1.0)
+    assert _best_net_gain(CURRENT, [second, OTHER], None, _hysteresis(barred)).chosen is second
+
+
+def test_if_all_plans_meet_an_objection_the_reason_is_that_of_the_best() -> None:
+    plans = [replace(OTHER, net_gain=1.0, latency_s=1.0), replace(OTHER, latency_s=2.0)]
+    choice = _best_net_gain(CURRENT, plans, None, _hysteresis(threshold=0.2))
+    assert choice.chosen is KEEP
+    assert choice.reason.startswith("re-split promises 2.000 s")
+    assert "within the threshold of 20.0%" in choice.reason
+
+
+@pytest.mark.parametrize(("net_gain", "action"), [(0.0, "keep"), (0.1, "re-split")])
+def test_a_move_must_gain_more_than_it_costs(net_gain: float, action: str) -> None:
+    choice = _best_net_gain(CURRENT, [replace(OTHER, net_gain=net_gain)], None, _hysteresis())
+    assert choice.chosen.action == action
+
+
+def test_a_broken_placement_is_left_for_the_least_cost_over_the_horizon() -> None:
+    broken = replace(CURRENT, broken="lost")
+    cheaper, costlier = replace(OTHER, horizon_cost=3.0), replace(OTHER, action="redistribute", horizon_cost=4.0)
+    impossible = replace(OTHER, placement=None, horizon_cost=1.0)
+    choice = _leave_broken(broken, [costlier, impossible, cheaper])
+    assert (choice.chosen, choice.urgent) == (cheaper, "lost")

@@ -1,15 +1,15 @@
-"""The memory of decisions."""
+"""The history of moves and the bars on placements."""
 
 from __future__ import annotations
 
 from resplit.decide import History, PastMove, Settings
-from resplit.decide.state import alike
+from resplit.decide.state import similar
 
 OLD, NEW = ("a",) * 20, ("a",) * 10 + ("b",) * 10
 OPTIONS = Settings(bar_s=100.0)
 
 
-def test_only_what_was_rolled_back_is_barred_and_not_for_ever() -> None:
+def test_only_a_placement_that_was_rolled_back_is_barred_and_only_for_a_time() -> None:
     move = PastMove(5.0, "re-split", OLD, NEW, 1.0, 1.1)
     assert not History().moved(move, OPTIONS).bars(NEW, 6.0)
     undone = History().moved(PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1), OPTIONS)
@@ -19,6 +19,6 @@ def test_only_what_was_rolled_back_is_barred_and_not_for_ever() -> None:
     assert undone.moved(PastMove(200.0, "re-split", OLD, NEW, 1.0, 1.1), OPTIONS).barred == ()
 
 
-def test_a_cut_shifted_by_a_block_or_two_of_twenty_is_the_same_idea() -> None:
-    assert alike(NEW, ("a",) * 12 + ("b",) * 8)
-    assert not alike(NEW, ("a",) * 13 + ("b",) * 7)
+def test_placements_that_differ_in_at_most_a_tenth_of_the_blocks_are_similar() -> None:
+    assert similar(NEW, ("a",) * 12 + ("b",) * 8)
+    assert not similar(NEW, ("a",) * 13 + ("b",) * 7)

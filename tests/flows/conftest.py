@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import flows  # noqa: F401 - sets the environment before prefect is imported
+from flows.environment import prepare
+
+prepare()  # before prefect is imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""The flows on a real cluster: profile it, decide about it, and go on deciding when a node is lost."""
+"""The flows on a real cluster: profile it, decide about it, and go on deciding after the loss of a node."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flows.adapt import adapt
 from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
+from tasks.observe import read_decisions
 
 pytestmark = pytest.mark.processes
 
@@ -20,21 +21,21 @@ def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
     assert valid.failed == 0
     moves = adapt(cluster.url, cluster.state, window_s=30.0)
     with ControlClient(cluster.url, cluster.token) as client:
-        decisions, epoch = client.decisions(), client.model().epoch
+        decisions, epoch = read_decisions(client), client.model().epoch
     assert len(decisions) == 1
-    actions = {alternative["action"] for alternative in decisions[0].body["alternatives"]}
+    actions = {alternative.action for alternative in decisions[0].alternatives}
     assert actions == {"keep", "redistribute", "re-split"}
     assert epoch == 1 + moves
 
 
-def test_the_loop_goes_on_when_a_node_is_lost(cluster: Cluster) -> None:
+def test_the_loop_goes_on_after_the_loss_of_a_node(cluster: Cluster) -> None:
     cluster.processes["delta"].send_signal(signal.SIGKILL)
     cluster.processes["delta"].wait()
     with ControlClient(cluster.url, cluster.token) as client:
         before = len(client.decisions())
         adapt(cluster.url, cluster.state, window_s=30.0)
-        newest = client.decisions()[-1]
+        newest = read_decisions(client)[-1]
         assert len(client.decisions()) > before
         assert "delta" not in client.model().placement
-    seen = {node["name"]: node["usable"] for node in newest.body["nodes"]}
+    seen = {node.name: node.usable for node in newest.nodes}
     assert seen == {"alpha": True, "beta": True, "gamma": True, "delta": False}

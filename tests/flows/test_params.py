@@ -1,4 +1,4 @@
-"""`params.yaml` is the one place for parameters, and says so where it is wrong."""
+"""`params.yaml` is parsed strictly, and errors name the key."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from resplit.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_projects_parameters_parse_and_name_files_that_exist() -> None:
+def test_the_parameters_of_the_project_name_existing_files() -> None:
     params = load_params(ROOT / "params.yaml")
     assert all((ROOT / path).exists() for path in (params.cluster, params.scenario, params.prompts))
 
 
-def test_the_environment_may_name_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_override_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL", "/some/model")
     assert load_params(ROOT / "params.yaml").model == "/some/model"
 
 
 @pytest.mark.parametrize(("old", "new"), [("seed: 7", "seed: many"), ("seed: 7", "sed: 7"), ("adapt:", "adapt: 1 #")])
-def test_a_wrong_parameter_is_named(tmp_path: Path, old: str, new: str) -> None:
+def test_an_error_in_the_parameters_names_the_file(tmp_path: Path, old: str, new: str) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"params\.yaml"):

@@ -1,4 +1,4 @@
-"""Small placement problems for the tests of `decide`: a fixed one that is easy to follow, and random ones."""
+"""Small placement problems for tests of decisions: a fixed one, and random ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resplit.types import Block, Node, Problem, RequestClass, Weights
 
 BLOCKS = 8
 MB = 1e6
-# A limit in steps instead of seconds, so that a problem always gets the same plan.
+# A limit in solver steps instead of time, so that a problem always has the same answer.
 SETTINGS = Settings(work_limit=300, registry_bytes_per_s=1e9)
 FAST, SLOW, FAR = "fast", "slow", "far"
 
@@ -21,7 +21,7 @@ def problem(
     decode_s: tuple[float, float, float] = (1e-3, 2e-3, 4e-3),
     rate_rps: float = 0.5,
 ) -> Problem:
-    """Eight blocks on three nodes, each with memory for six. Two nodes are trusted, and block 0 is private."""
+    """Eight blocks on three nodes (the first two trusted); block 0 is private; memory for at most six on each."""
     return Problem(
         blocks=tuple(Block(f"block-{j}", 20 * MB, 1e3, 4096.0, j == 0, 0.5) for j in range(BLOCKS)),
         nodes=tuple(Node(name, 6 * 21 * MB, 0.1, 0.95, name != FAR) for name in (FAST, SLOW, FAR)),
@@ -70,7 +70,7 @@ def random_problem(seed: int) -> Problem:
 
 
 def noisy(problem: Problem, share: float, rng: np.random.Generator) -> Problem:
-    """The same cluster with errors as a fit makes them: `share` is the standard deviation of every time, relative."""
+    """The same cluster as seen by a fit: all times are off by `share` (one standard deviation), loads by 0.02."""
 
     def off(matrix: np.ndarray) -> np.ndarray:
         return matrix * np.exp(share * rng.standard_normal(matrix.shape))

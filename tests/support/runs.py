@@ -1,7 +1,8 @@
-"""Synthetic runs: a small queue simulation that fills every table of a `RunRecord`. Nothing here was measured.
+"""A synthetic run for tests: a small queue simulation that fills every table of a `RunRecord`.
 
-Requests pass, token by token, through FIFO nodes and fixed link delays. On a schedule, a node slows down, a link
-degrades and the load rises. `static` keeps its placement; `resplit` changes it a few seconds after each change.
+Requests pass, token by token, over nodes with first-in-first-out queues and links with fixed delays. A node slows down,
+a link degrades and the load rises on a schedule. `static` keeps its placement; `resplit` changes it a few seconds after
+each change.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from resplit.decide import Alternative, Decision, Measured
+from resplit.decide.decision import NodeSeen
+from resplit.decide.price import Action
 from resplit.records import RunRecord, table
 from resplit.types import segments_of
 
@@ -21,7 +25,7 @@ QUEUE = 16
 
 
 def _placement(**counts: int) -> tuple[str, ...]:
-    """Embed, first layer and head on the hub, the other layers in the order and number given."""
+    """The embedding, the first layer and the head on the hub; the other layers in the order and number given."""
     middle = [node for node, count in counts.items() for _ in range(count)]
     return ("hub", "hub", *middle, "hub")
 
@@ -37,7 +41,7 @@ ACTIONS = ("initial", "re-split", "redistribute", "re-split")
 
 @dataclass
 class _World:
-    """Times of layers and links, and the load, at a moment of the schedule."""
+    """Node, link and load as functions of time."""
 
     duration_s: float
     disturbed: bool
@@ -68,7 +72,7 @@ class _Run:
         return PLACEMENTS[int(np.searchsorted(self.commits_s, at_s, side="right")) - 1]
 
     def hop(self, at_s: float, node: str, layers: int, tokens: int) -> float:
-        """The moment when `tokens` tokens leave `layers` layers of `node`. Prefill costs a quarter per token."""
+        """When `tokens` tokens leave `layers` layers of `node`. A token of a prefill costs a quarter."""
         at_s += self.world.link_s("hub", node, at_s) if node != "hub" else 0.0
         start_s = max(at_s, self.free_s[node])
         end_s = start_s + layers * self.world.layer_s(node, start_s) * max(1.0, tokens / 4)
@@ -96,7 +100,7 @@ def synthetic_run(
         use=table("use", _use(run, duration_s)),
         events=table("events", _events(duration_s, disturbed, commits_s)),
         epochs=table("epochs", _epochs(commits_s)),
-        decisions=_decisions(commits_s) if adaptive else [],
+        decisions=_decisions(commits_s) if adaptive else (),
         blocks=BLOCKS,
         emulated_nodes=tuple(LAYER_S),
         emulation_error=0.012,
@@ -207,41 +211,40 @@ def _epochs(commits_s: list[float]) -> list[dict[str, object]]:
     ]
 
 
-def _decisions(commits_s: list[float]) -> list[dict[str, object]]:
-    """One every five seconds, as `Decision.to_json` writes them: a move before each commit, otherwise keep."""
-    return [
+def _decisions(commits_s: list[float]) -> tuple[Decision, ...]:
+    """One decision every five seconds: a move before each commit, keep otherwise."""
+    return tuple(
         _decision(5.0 * tick, [e for e, at_s in enumerate(commits_s) if e and 0 <= at_s - 5.0 * tick < 5.0])
         for tick in range(1, 29)
-    ]
+    )
 
 
-def _decision(at_s: float, moved: list[int]) -> dict[str, object]:
+def _decision(at_s: float, moved: list[int]) -> Decision:
     action = ACTIONS[moved[0]] if moved else "keep"
-    priced = (
+    prices: tuple[tuple[Action, float, float, float], ...] = (
         ("keep", 4.8 if moved else 1.5, 0.0, 0.0),
         ("redistribute", 3.1, 9.4, 42e6),
         ("re-split", 1.6, 31.5, 28e6),
     )
-    return {
-        "at_s": at_s,
-        "action": action,
-        "reason": f"{action} gains 0.81 per request" if moved else "no alternative gains more than its move costs",
-        "urgent": "chat misses its objective" if moved else "",
-        "alternatives": [
-            {
-                "action": name,
-                "placement": [],
-                "latency_s": latency_s,
-                "net_gain": gain if moved else -abs(gain) / 9,
-                "weight_bytes": moved_bytes,
-                "cache_bytes": 0.0,
-                "pause_s": 0.03,
-            }
-            for name, latency_s, gain, moved_bytes in priced
-        ],
-        "nodes": [
-            {"name": node, "usable": True, "background_utilization": 0.15 if node == "tv" else 0.05} for node in LAYER_S
-        ],
-        "rates_rps": {"chat": 0.5, "summary": 0.21},
-        "measured": {"latency_s": 4.6 if moved else 1.7, "requests": 12, "slo_missed": ["chat"] if moved else []},
-    }
+    alternatives = tuple(
+        Alternative(
+            name,
+            PLACEMENTS[0],
+            latency_s=latency_s,
+            net_gain=gain if moved else -abs(gain) / 9,
+            weight_bytes=moved_bytes,
+            pause_s=0.03,
+        )
+        for name, latency_s, gain, moved_bytes in prices
+    )
+    return Decision(
+        at_s=at_s,
+        action=action,
+        reason=f"{action} gains 0.81 per request" if moved else "no alternative gains more than its move costs",
+        urgent="chat misses its objective" if moved else "",
+        chosen=next(option for option in alternatives if option.action == action),
+        alternatives=alternatives,
+        nodes=tuple(NodeSeen(node, True, 1e9, 0.15 if node == "tv" else 0.05, node == "hub") for node in LAYER_S),
+        rates_rps={"chat": 0.5, "summary": 0.21},
+        measured=Measured(4.6 if moved else 1.7, 12, ("chat",) if moved else ()),
+    )

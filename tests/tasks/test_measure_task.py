@@ -1,4 +1,4 @@
-"""The record of a run is what gateway and controller said, in the run's own time."""
+"""The record of a run holds what gateway, nodes and controller report of it, in the time of the run."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from resplit.config import ScenarioConfig, load_cluster
+from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
 from resplit.metrics import summarise
 from resplit.session_records import SessionMove, SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, NodeStatus
 from resplit.telemetry import NODE_COLUMNS, Telemetry
+from resplit.workload import ScheduledRequest
 from tasks.measure import measure
-from tasks.workload import ScheduledRequest, Sent
+from tasks.workload import Sent
 
 ROOT = Path(__file__).parents[2]
 START_S = 1000.0
 
 
-class Said:
+class FixedClient:
     """A control client that answers the same at every call."""
 
     def records(self, skip: int) -> list[SessionRecord]:
@@ -68,18 +70,19 @@ class Said:
         return [DecisionEntry(since + 1, {"at_s": START_S + 2.5, "action": "re-split"})]
 
 
-def test_a_record_speaks_of_its_own_run_alone() -> None:
+def test_a_record_holds_its_own_run_only() -> None:
     cluster = load_cluster(ROOT / "data" / "clusters" / "home.yaml")
     scenario = ScenarioConfig(name="test", duration="10 s")
     sent = Sent(START_S, 3, (ScheduledRequest(8.0, "chat", "hello", 3),))
-    record = measure.fn(Said(), cluster, scenario, "resplit", 1, sent, 1, 4)  # type: ignore[arg-type]
+    record = measure.fn(FixedClient(), cluster, scenario, "resplit", 1, sent, 1, 4)  # type: ignore[arg-type]
     assert list(record.requests.status) == [429, 200, 0]
     assert record.requests.arrival_s.tolist() == [1.0, 1.0, 8.0]
     assert list(record.epochs.epoch) == [7, 8]
     assert list(record.epochs.action) == ["initial", "re-split"]
     assert record.epochs.moved_bytes.tolist() == [0.0, 1500.0]
     assert record.epochs.pause_s.tolist() == [0.0, 0.25]
-    assert record.decisions == [{"id": 5, "at_s": 2.5, "action": "re-split"}]
+    assert record.decisions == (Decision(2.5, "re-split", id=5),)
+    assert (record.blocks, record.emulated_nodes, record.emulation_error) == (("embed", "head"), ("hub",), 0.01)
     assert record.use.time_s.tolist() == [5.0]
     metrics = summarise(record)
     assert (metrics.offered, metrics.completed, metrics.reconfigurations) == (3, 1, 1)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import matplotlib
 import pytest
 
+from resplit.comparison import scenario_changes
 from resplit.records import RunRecord, table
-from tasks import plots
+from tasks import plot_style, plots
 from tests.support.runs import synthetic_run
 
 STATIC, ADAPTIVE = synthetic_run("static", duration_s=40.0), synthetic_run("resplit", duration_s=40.0)
@@ -22,7 +23,7 @@ def test_a_change_that_two_runs_share_is_marked_once() -> None:
         "static": with_changes(STATIC, [(9.51, "surge"), (20.0, "slow"), (30.0, "surge")]),
         "adaptive": with_changes(ADAPTIVE, [(9.49, "surge"), (20.2, "slow"), (30.1, "surge")]),
     }
-    assert plots.changes(runs) == [(9.49, "surge"), (20.0, "slow"), (30.0, "surge")]
+    assert scenario_changes(runs) == [(9.49, "surge"), (20.0, "slow"), (30.0, "surge")]
 
 
 def test_a_placement_that_was_drawn_already_is_not_drawn_again() -> None:
@@ -31,15 +32,15 @@ def test_a_placement_that_was_drawn_already_is_not_drawn_again() -> None:
 
 
 def test_a_node_has_one_colour_whichever_runs_it_appears_in() -> None:
-    both = plots.node_colours([STATIC, ADAPTIVE])
+    both = plot_style.node_colours([STATIC, ADAPTIVE])
     assert set(both) == {"hub", "desk", "phone", "tv", "cloud"}
     assert len(set(both.values())) == len(both)
 
 
 def test_drawing_leaves_the_settings_of_others_alone() -> None:
-    before = {name: matplotlib.rcParams[name] for name in plots.STYLE}
-    plots.svg(plots.qos_figure({"static": STATIC}), "qos")
-    assert {name: matplotlib.rcParams[name] for name in plots.STYLE} == before
+    before = {name: matplotlib.rcParams[name] for name in plot_style.STYLE}
+    plot_style.svg(plots.qos_figure({"static": STATIC}), "qos")
+    assert {name: matplotlib.rcParams[name] for name in plot_style.STYLE} == before
 
 
 @pytest.mark.parametrize(("slowest_s", "scale"), [(3.0, "linear"), (300.0, "log")])

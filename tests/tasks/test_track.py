@@ -16,7 +16,7 @@ from mlflow.entities import Run, ViewType
 from resplit.errors import DataError
 from resplit.metrics import summarise
 from resplit.types import Weights
-from tasks import track
+from tasks import mlflow_store, track
 from tasks.mlflow_views import CONFIGURATIONS, POLICIES, TAG_PREFIX
 from tests.support.runs import synthetic_run
 
@@ -28,7 +28,7 @@ WEIGHTS = Weights(latency=1.0, balance=0.5)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with its tables made: making them takes seconds, copying them none."""
     folder = tmp_path_factory.mktemp("store")
-    MlflowClient(track.default_uri(folder).replace("/mlflow/mlflow.db", "/empty.db")).search_experiments()
+    MlflowClient(mlflow_store.default_uri(folder).replace("/mlflow/mlflow.db", "/empty.db")).search_experiments()
     return folder / "empty.db"
 
 
@@ -36,25 +36,25 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uri(empty_store: Path, tmp_path: Path) -> str:
     (tmp_path / "mlflow").mkdir()
     shutil.copy(empty_store, tmp_path / "mlflow" / "mlflow.db")
-    return track.default_uri(tmp_path)
+    return mlflow_store.default_uri(tmp_path)
 
 
 @pytest.fixture
-def study(uri: str) -> track.Study:
+def study(uri: str) -> mlflow_store.Study:
     return track.open_study.fn(uri, "resplit", {"cluster": "home", "seed": 0})
 
 
-def open_study(uri: str) -> track.Study:
+def open_study(uri: str) -> mlflow_store.Study:
     return track.open_study.fn(uri, "resplit", {})
 
 
-def below(study: track.Study, kind: str) -> list[Run]:
+def below(study: mlflow_store.Study, kind: str) -> list[Run]:
     client = MlflowClient(study.tracking_uri)
     under = f"tags.`mlflow.parentRunId` = '{study.run_id}' and params.kind = '{kind}'"
     return client.search_runs([study.experiment_id], under, order_by=["tags.`mlflow.runName`"])
 
 
-def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: track.Study) -> None:
+def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, STATIC, "home", WEIGHTS)
     (run,) = below(study, "policy")
     assert run.info.status == "FINISHED"
@@ -72,7 +72,7 @@ def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: track.S
     assert "pause_max_s" not in run.data.metrics, "nothing moved, so there was no pause to log"
 
 
-def test_every_configuration_that_was_live_is_a_run_of_its_own(study: track.Study) -> None:
+def test_every_configuration_that_was_live_is_a_run_of_its_own(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
     runs = below(study, "configuration")
     assert [run.data.params["epoch"] for run in runs] == ["1", "2", "3", "4"]
@@ -81,7 +81,7 @@ def test_every_configuration_that_was_live_is_a_run_of_its_own(study: track.Stud
     assert runs[1].data.metrics["moved_bytes"] == ADAPTIVE.epochs.moved_bytes[1]
 
 
-def test_series_are_logged_by_the_second_and_only_while_a_configuration_was_live(study: track.Study) -> None:
+def test_series_are_logged_by_the_second_and_only_while_a_configuration_was_live(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
     client = MlflowClient(study.tracking_uri)
     (policy,) = below(study, "policy")
@@ -95,7 +95,7 @@ def test_series_are_logged_by_the_second_and_only_while_a_configuration_was_live
     assert sorted(point.step for part in parts for point in part) == list(range(1, 41))
 
 
-def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: track.Study, tmp_path: Path) -> None:
+def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: mlflow_store.Study, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "problem.json").write_text("{}")
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS, {2: tmp_path / "two"})
@@ -109,7 +109,7 @@ def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: track.Stud
     assert {"plots/latency.png", "plots/placement.png"} <= figures
 
 
-def test_what_could_not_be_recorded_whole_is_not_left_behind(study: track.Study, tmp_path: Path) -> None:
+def test_what_could_not_be_recorded_whole_is_not_left_behind(study: mlflow_store.Study, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing: is not a folder"):
         track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS, {3: tmp_path / "missing"})
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
@@ -119,19 +119,19 @@ def test_what_could_not_be_recorded_whole_is_not_left_behind(study: track.Study,
     assert deleted, "the half-recorded runs were there to delete"
 
 
-def test_draining_again_replaces_the_log_by_the_longer_one(study: track.Study, tmp_path: Path) -> None:
+def test_draining_again_replaces_the_log_by_the_longer_one(study: mlflow_store.Study, tmp_path: Path) -> None:
     client = MlflowClient(study.tracking_uri)
     for count in (3, 5):
         track.drain_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
     folder = Path(client.download_artifacts(study.run_id, "decisions", str(tmp_path)))
-    assert json.loads((folder / "decisions.json").read_text()) == ADAPTIVE.decisions[:5]
-    assert pd.read_parquet(folder / "decisions.parquet").action.tolist() == [
-        d["action"] for d in ADAPTIVE.decisions[:5]
+    assert json.loads((folder / "decisions.json").read_text()) == [
+        decision.to_json() for decision in ADAPTIVE.decisions[:5]
     ]
+    assert pd.read_parquet(folder / "decisions.parquet").action.tolist() == [d.action for d in ADAPTIVE.decisions[:5]]
     assert len(json.loads((folder / "table.json").read_text())["data"]) == 5
 
 
-def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(study: track.Study) -> None:
+def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(study: mlflow_store.Study) -> None:
     for record in (STATIC, ADAPTIVE):
         track.track_run.fn(study, record, "home", WEIGHTS)
     track.close_study.fn(study)
@@ -144,15 +144,15 @@ def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(
         shown = {card["metricKey"] for card in state["compareRunCharts"] if not card["deleted"]}
         assert shown <= {name for run in runs for name in run.data.metrics}
     assert client.get_run(study.run_id).info.status == "FINISHED"
-    assert track.view_url(study).endswith("/runs?viewStateShareKey=policies&compareRunsMode=CHART")
+    assert mlflow_store.view_url(study).endswith("/runs?viewStateShareKey=policies&compareRunsMode=CHART")
 
 
-def test_one_command_opens_the_store_that_was_written(study: track.Study) -> None:
-    environment, *command = shlex.split(track.ui_command(study.tracking_uri, port=5001))
+def test_one_command_opens_the_store_that_was_written(study: mlflow_store.Study) -> None:
+    environment, *command = shlex.split(mlflow_store.ui_command(study.tracking_uri, port=5001))
     assert environment == "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
     assert Path(command[0]).name == "mlflow"
     assert command[command.index("--backend-store-uri") + 1] == study.tracking_uri
-    assert track.view_url(study, "http://127.0.0.1:5001") in track.how_to_open(study, port=5001)
+    assert mlflow_store.view_url(study, "http://127.0.0.1:5001") in mlflow_store.how_to_open(study, port=5001)
 
 
 def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monk
 
 @pytest.mark.processes
 def test_processes_that_race_for_a_fresh_store_share_one_experiment(tmp_path: Path) -> None:
-    uri = track.default_uri(tmp_path)
+    uri = mlflow_store.default_uri(tmp_path)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         studies = pool.map(open_study, [uri, uri])
     assert len({study.experiment_id for study in studies}) == 1

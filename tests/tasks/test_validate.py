@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from resplit.errors import DataError
 from resplit.telemetry import TABLES, Telemetry
 from resplit.types import BlockFeatures
-from tasks import validate as module
-from tasks.validate import RULES, Need, Rule, ValidTelemetry, render_html, validate, validate_telemetry
+from tasks.expectations import forget_suites
+from tasks.telemetry_rules import RULES, Rule
+from tasks.validate import Need, ValidTelemetry, validate, validate_telemetry
+from tasks.validation_page import render_html
 from tests.support.telemetry import MACHINES, block_rows, link_rows, node_rows
 
 NOW_S = 1_000_000.0
@@ -61,7 +63,7 @@ BAD = {
     "a reference of zero": ("nodes", {"reference_s": 0.0}, "reference_s must be above 0"),
     "the future": ("nodes", {"time_s": NOW_S + 3600}, "time_s lies in the future"),
     "milliseconds": ("blocks", {"time_s": NOW_S * 1000}, "time_s lies in the future"),
-    "since boot": ("links", {"time_s": 12.0}, "time_s lies in the future, or more than a day back"),
+    "since boot": ("links", {"time_s": 12.0}, "time_s lies in the future, or more than a day ago"),
     "a step back": ("blocks", {"time_s": NOW_S - 4000}, "before an earlier row of the same node"),
     "a stranger": ("blocks", {"node": "stranger"}, "node is not in this cluster"),
     "a strange peer": ("links", {"peer": "stranger"}, "peer is not in this cluster"),
@@ -69,7 +71,7 @@ BAD = {
     "no time at all": ("links", {"seconds": 0.0}, "seconds must be above 0"),
     "time running back": ("blocks", {"seconds": -0.1}, "seconds must be above 0"),
     "no payload": ("links", {"payload_bytes": 0.0}, "payload_bytes must be above 0"),
-    "a link faster than any": ("links", {"seconds": 1e-9, "payload_bytes": 1e6}, "more than any link carries"),
+    "a link faster than any": ("links", {"seconds": 1e-9, "payload_bytes": 1e6}, "faster than any link"),
     "a strange source": ("links", {"source": "guess"}, "source must be active or passive"),
     "no tokens": ("blocks", {"tokens": 0}, "tokens must lie within"),
     "a negative context": ("blocks", {"context_tokens": -1}, "context_tokens must lie within"),
@@ -77,7 +79,7 @@ BAD = {
     "a strange phase": ("blocks", {"phase": "training"}, "phase must be prefill or decode"),
     "another kind": ("blocks", {"block": "head", "kind": "embed"}, "kind is not that of the block"),
     "a missing time": ("blocks", {"seconds": np.nan}, "seconds is missing"),
-    "seconds in milliseconds": ("blocks", {"seconds": 450.0}, "more than a minute per token"),
+    "seconds in milliseconds": ("blocks", {"seconds": 450.0}, "seconds / tokens is more than a minute"),
 }
 
 
@@ -117,7 +119,7 @@ def test_no_good_row_goes_to_quarantine(
 
 
 def test_every_rule_is_broken_by_one_of_the_cases_or_is_a_plain_presence() -> None:
-    reasons = [reason for _, _, reason in BAD.values()] + ["the row is there twice", "gpu_utilization must lie"]
+    reasons = [reason for _, _, reason in BAD.values()] + ["the row is a duplicate", "gpu_utilization must lie"]
     for rule in (rule for rules in RULES.values() for rule in rules):
         assert rule.reason.endswith("is missing") or any(reason in rule.reason for reason in reasons), rule.reason
 
@@ -203,7 +205,7 @@ def test_a_lost_node_need_not_report(clean: Telemetry, features: Features, tmp_p
 
 def test_a_table_that_is_mostly_bad_is_not_trusted_at_all(clean: Telemetry, features: Features, tmp_path: Path) -> None:
     blocks = clean.blocks.assign(seconds=np.where(np.arange(len(clean.blocks)) % 3 > 0, -1.0, 1e-3))
-    with pytest.raises(DataError, match="blocks: 24 of 72 rows are good"):
+    with pytest.raises(DataError, match="blocks: 24 of 72 rows are valid"):
         validate_telemetry(Telemetry(clean.nodes, clean.links, blocks), NODES, features, NOW_S, tmp_path)
     assert len(list(tmp_path.glob("blocks-*.parquet"))) == 1
 
@@ -215,7 +217,7 @@ def test_a_table_without_a_column_or_of_another_type_is_a_data_error(
     with pytest.raises(DataError, match="nodes: no column cpu_utilization"):
         validate_telemetry(short, NODES, features, NOW_S, tmp_path)
     words = Telemetry(clean.nodes, clean.links.assign(seconds="soon"), clean.blocks)
-    with pytest.raises(DataError, match="links: a column is of another type"):
+    with pytest.raises(DataError, match="links: a column has the wrong type"):
         validate_telemetry(words, NODES, features, NOW_S, tmp_path)
 
 
@@ -224,17 +226,17 @@ def test_a_rule_that_cannot_be_evaluated_stops_everything(
 ) -> None:
     wrong = Rule("never", "ExpectColumnValuesToBeBetween", "no_such_column", (("min_value", 0), ("max_value", 1)))
     monkeypatch.setitem(RULES, "nodes", (*RULES["nodes"], wrong))
-    module._expectations.cache_clear()
+    forget_suites()
     with pytest.raises(DataError, match="'never' cannot be evaluated"):
         validate_telemetry(clean, NODES, features, NOW_S, tmp_path)
-    module._expectations.cache_clear()
+    forget_suites()
 
 
 def test_the_page_shows_every_rule_and_loads_nothing(clean: Telemetry, features: Features, tmp_path: Path) -> None:
     valid = validate_telemetry(_with(clean, "links", 3, {"seconds": 0.0}), NODES, features, NOW_S, tmp_path)
     page = render_html(valid, "A & B")
     assert page.count("<tr class=") == sum(len(rules) for rules in RULES.values())
-    assert page.count('class="bad"') == sum(1 for finding in valid.findings if finding.failed)
+    assert page.count('class="bad"') == sum(1 for fault in valid.faults if fault.failed)
     assert "A &amp; B" in page
     assert "http" not in page
     assert str(valid.quarantine[0]) in page

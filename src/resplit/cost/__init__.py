@@ -1,11 +1,9 @@
-"""The cost model: what each block takes on each node and each message on each link, fitted to telemetry.
-
-Knows no node process, no planner and no file.
-"""
+"""The cost model: predicted seconds of each block on each node and of each message on each link, from telemetry."""
 
 from resplit.cost.fit import fit_cost_model
 from resplit.cost.links import LinkModel
 from resplit.cost.model import CostModel, PassModel, PredictionError
+from resplit.cost.prediction import block_timings, prediction_error
 from resplit.cost.problem import NodeState, node_states, problem_from
 
 __all__ = [
@@ -14,7 +12,9 @@ __all__ = [
     "NodeState",
     "PassModel",
     "PredictionError",
+    "block_timings",
     "fit_cost_model",
     "node_states",
+    "prediction_error",
     "problem_from",
 ]

@@ -1,10 +1,24 @@
-"""The decision of each control tick: keep today's placement, redistribute, re-split, or roll back.
+"""The adaptive orchestrator (section III-C of the paper): keep, redistribute, re-split or roll back.
 
-Pure functions of values; knows the planner, and nothing of clocks, clusters or deployment.
+Pure functions of values: time, measurements and history are passed in.
 """
 
-from resplit.decide.orchestrator import Decision, decide
+from resplit.decide.decision import Decision, DecisionOutcome, RecoveredSessions
+from resplit.decide.measurements import measured_since, registry_bytes_per_s
+from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
 from resplit.decide.state import History, Measured, PastMove, Settings
 
-__all__ = ["Alternative", "Decision", "History", "Measured", "PastMove", "Settings", "decide"]
+__all__ = [
+    "Alternative",
+    "Decision",
+    "DecisionOutcome",
+    "History",
+    "Measured",
+    "PastMove",
+    "RecoveredSessions",
+    "Settings",
+    "decide",
+    "measured_since",
+    "registry_bytes_per_s",
+]

@@ -1,6 +1,12 @@
-"""What an alternative to today's placement would bring and cost, in numbers.
+"""The price of an alternative: what a placement would gain over a horizon, and what the move to it costs.
 
-Knows the problem's formulas; knows no solver, no history and no preference.
+With total request rate L, horizon H, transfer time T, pause P, mean latency W and objective f (equation 3):
+
+    cost(keep)  = L H f(current)
+    cost(other) = L [(H - T) f(other) + T f(current)] + alpha L P (W + P / 2)
+    net gain    = cost(keep) - cost(other)
+
+docs/adr/0004-decide.md derives these formulas.
 """
 
 from __future__ import annotations
@@ -8,7 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from resplit.decide.state import Placement, Settings
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
@@ -16,32 +24,34 @@ from resplit.types import Problem
 
 __all__ = ["Action", "Alternative", "CurrentPlacement", "price", "price_current"]
 
-SLACK = 0.02  # a limit exceeded by less is noise of the measurement, not a reason to move
+SLACK = 0.02  # a limit of memory or use that is exceeded by less is measurement noise, not a reason to move
 Action = Literal["keep", "redistribute", "re-split", "rollback"]
+# JSON has no infinity: it is written as null.
+_Unbounded = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """One thing that could be done, priced. Without a plan `placement` is None and `reason` says why.
+    """One alternative with its price. Without a legal plan `placement` is None and `reason` says why.
 
-    `latency_s` and `objective` are those of the placement once live. `gain_per_request` is in units of the objective;
-    `net_gain` is that times `expected_requests`, less the wait that the move costs requests, in the same units.
-    Infinite: today's placement cannot serve. `shortfall_s` is by how much classes would miss their objectives.
+    `latency_s` (mean), `objective` and `shortfall_s` (sum over the classes of the seconds by which each misses its
+    service objective) hold once the placement is live. `gain_per_request` and `net_gain` (over `horizon_s`, the cost
+    of the move subtracted) are in units of the objective; both are infinite if the current placement cannot serve.
     """
 
     action: Action
     placement: Placement | None
-    objective: float = math.inf
-    latency_s: float = math.inf
-    shortfall_s: float = 0.0
+    objective: _Unbounded = math.inf
+    latency_s: _Unbounded = math.inf
+    shortfall_s: _Unbounded = 0.0
     weight_bytes: float = 0.0
     cache_bytes: float = 0.0
-    transfer_s: float = 0.0
-    pause_s: float = 0.0
+    transfer_s: _Unbounded = 0.0
+    pause_s: _Unbounded = 0.0
     expected_requests: float = 0.0
-    gain_per_request: float = 0.0
-    net_gain: float = 0.0
-    horizon_cost: float = math.inf
+    gain_per_request: _Unbounded = 0.0
+    net_gain: _Unbounded = 0.0
+    horizon_cost: _Unbounded = math.inf
     lower_bound: float | None = None
     violations: tuple[str, ...] = ()
     reason: str | None = None
@@ -49,75 +59,85 @@ class Alternative:
 
 @dataclass(frozen=True)
 class CurrentPlacement:
-    """Today's placement under the fresh state. `broken` says why it cannot go on at all (a lost node, a private block
-    on an untrusted one, overload), `over` which limit of memory or use it exceeds while it works; "" where nothing."""
+    """The current placement under the present state, priced as the alternative `keep`.
+
+    `broken` says why it cannot serve (a lost node, a private block on an untrusted node, a missing link, overload),
+    `exceeded` which limit of memory or use it exceeds although it serves; "" if there is nothing to say.
+    """
 
     keep: Alternative
     broken: str
-    over: str
+    exceeded: str
     cached_tokens: float
 
 
 def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
-    """Price `problem.current` (which must be there) under the problem as it stands."""
+    """Price `problem.current`, which must not be None, under the present state."""
     assert problem.current is not None
-    names = {node.name for node in problem.nodes}
-    if gone := sorted(set(problem.current) - names):
-        keep = Alternative("keep", problem.current, violations=(f"{', '.join(gone)}: not in the cluster any more",))
-        return CurrentPlacement(keep, keep.violations[0], "", problem.kv_tokens)
+    if absent := sorted(set(problem.current) - {node.name for node in problem.nodes}):
+        broken = f"{', '.join(absent)}: no longer in the cluster"
+        keep = Alternative("keep", problem.current, violations=(broken,))
+        return CurrentPlacement(keep, broken, "", problem.kv_tokens)
     result = evaluate(problem, problem.current)
     broken = _broken(problem, result, problem.current)
+    requests = _rate_rps(problem) * settings.horizon_s
     keep = replace(
-        _outcome(problem, "keep", problem.current, result),
-        expected_requests=_rate(problem) * settings.horizon_s,
-        horizon_cost=math.inf if broken else _rate(problem) * settings.horizon_s * result.objective,
+        _alternative(problem, "keep", problem.current, result),
+        expected_requests=requests,
+        horizon_cost=math.inf if broken else requests * result.objective,
     )
-    over = "" if broken else _over(result)
-    return CurrentPlacement(keep, broken, over, _cached_tokens(problem, result))
+    return CurrentPlacement(keep, broken, "" if broken else _exceeded(result), _cached_tokens(problem, result))
 
 
 def price(
-    problem: Problem, action: Action, placement: Placement, today: CurrentPlacement, settings: Settings
+    problem: Problem, action: Action, placement: Placement, current: CurrentPlacement, settings: Settings
 ) -> Alternative:
     """Price a move from `problem.current` to `placement`.
 
-    Until the weights and caches have moved the requests are served as today (make before break), so the gain counts for
-    the rest of the horizon; at the switch those that run wait for the pause. Where today's placement cannot serve, or
-    has no room beside it for the new one (a staged move), they wait for the transfer too.
+    Until weights and caches are transferred, the current placement serves, so the gain counts for the rest of the
+    horizon only. At the switch the requests in progress wait for the pause. They wait for the transfer too if the
+    current placement cannot serve, or if the new blocks do not fit in memory beside the old ones (a staged move).
     """
     assert problem.current is not None
-    result = evaluate(problem, placement)
+    other = _alternative(problem, action, placement, evaluate(problem, placement))
     moved = [j for j, (old, new) in enumerate(zip(problem.current, placement, strict=True)) if old != new]
-    transfer_s = _transfer_s(problem, moved, placement, today.cached_tokens, settings)
+    transfer_s = _transfer_s(problem, moved, placement, current.cached_tokens, settings)
     pause_s = (settings.switch_s + _round_trip_s(problem, moved, placement)) if moved else 0.0
-    if not today.broken and _is_staged(problem, placement):
+    if not current.broken and _is_staged(problem, placement):
         pause_s += transfer_s
-    outcome = _outcome(problem, action, placement, result)
     served_s = max(settings.horizon_s - transfer_s, 0.0)
-    outage_s = pause_s + (transfer_s if today.broken else 0.0)
-    running = _rate(problem) * (outcome.latency_s if today.broken else today.keep.latency_s)
-    waited = problem.weights.latency * outage_s * (running + _rate(problem) * outage_s / 2)
-    meanwhile = outcome.objective if today.broken else today.keep.objective
-    cost = _rate(problem) * (served_s * outcome.objective + (settings.horizon_s - served_s) * meanwhile) + waited
+    before = other if current.broken else current.keep  # what is compared with, during the transfer
+    waiting_cost = _waiting_cost(problem, pause_s + (transfer_s if current.broken else 0.0), before.latency_s)
+    objectives = served_s * other.objective + (settings.horizon_s - served_s) * before.objective
+    horizon_cost = _rate_rps(problem) * objectives + waiting_cost
     return replace(
-        outcome,
+        other,
         weight_bytes=float(sum(problem.blocks[j].weight_bytes for j in moved)),
-        cache_bytes=float(sum(problem.blocks[j].kv_bytes_per_token for j in moved) * today.cached_tokens),
+        cache_bytes=float(sum(problem.blocks[j].kv_bytes_per_token for j in moved) * current.cached_tokens),
         transfer_s=transfer_s,
         pause_s=pause_s,
-        expected_requests=_rate(problem) * served_s,
-        gain_per_request=_less(today.keep.objective if not today.broken else math.inf, outcome.objective),
-        net_gain=_less(today.keep.horizon_cost, cost),
-        horizon_cost=cost,
+        expected_requests=_rate_rps(problem) * served_s,
+        gain_per_request=_gain(math.inf if current.broken else current.keep.objective, other.objective),
+        net_gain=_gain(current.keep.horizon_cost, horizon_cost),
+        horizon_cost=horizon_cost,
     )
 
 
-def _less(before: float, after: float) -> float:
-    """before - after, where an infinite future gains nothing over an infinite present."""
-    return before - after if math.isfinite(after) else (0.0 if not math.isfinite(before) else -math.inf)
+def _waiting_cost(problem: Problem, outage_s: float, latency_s: float) -> float:
+    """alpha L P (W + P / 2): an outage of P delays the L W requests in progress (Little's law) by P, and those that
+    arrive meanwhile by P / 2 on average."""
+    rate_rps = _rate_rps(problem)
+    return problem.weights.latency * outage_s * (rate_rps * latency_s + rate_rps * outage_s / 2)
 
 
-def _outcome(problem: Problem, action: Action, placement: Placement, result: Evaluation) -> Alternative:
+def _gain(before: float, after: float) -> float:
+    """before - after, where a future that cannot serve gains nothing over a present that cannot either."""
+    if math.isfinite(after):
+        return before - after
+    return -math.inf if math.isfinite(before) else 0.0
+
+
+def _alternative(problem: Problem, action: Action, placement: Placement, result: Evaluation) -> Alternative:
     return Alternative(
         action,
         placement,
@@ -129,7 +149,7 @@ def _outcome(problem: Problem, action: Action, placement: Placement, result: Eva
 
 
 def _broken(problem: Problem, result: Evaluation, placement: Placement) -> str:
-    """Why the placement cannot serve at all, "" if it can. Exceeded limits count only at full load."""
+    """Why the placement cannot serve; "" if it can. A limit that is merely exceeded does not count."""
     overloaded = [
         f"{node.name} is overloaded ({use:.2f})"
         for node, use in zip(problem.nodes, result.utilization, strict=True)
@@ -139,8 +159,8 @@ def _broken(problem: Problem, result: Evaluation, placement: Placement) -> str:
     return "; ".join([*overloaded, *(each.text for each in result.violations if each.kind in kinds)])
 
 
-def _over(result: Evaluation) -> str:
-    """The limits of memory and utilization that are exceeded by more than measurement noise, "" if none is."""
+def _exceeded(result: Evaluation) -> str:
+    """The limits of memory and utilisation that are exceeded by more than noise; "" if none is."""
     return "; ".join(
         each.text
         for each in result.violations
@@ -149,16 +169,18 @@ def _over(result: Evaluation) -> str:
     )
 
 
-def _rate(problem: Problem) -> float:
+def _rate_rps(problem: Problem) -> float:
     return sum(request_class.rate_rps for request_class in problem.classes)
 
 
 def _cached_tokens(problem: Problem, result: Evaluation) -> float:
-    """Tokens in the caches of the requests that run (Little's law), half of their new tokens made; at most what
-    memory is reserved for."""
+    """Tokens in the caches of the requests in progress, with half of their new tokens made; at most `kv_tokens`.
+
+    Little's law gives the number of requests of each class.
+    """
     mean = sum(
-        request_class.rate_rps * latency * (request_class.prompt_tokens + request_class.new_tokens / 2)
-        for request_class, latency in zip(problem.classes, result.class_latency_s, strict=True)
+        request_class.rate_rps * latency_s * (request_class.prompt_tokens + request_class.new_tokens / 2)
+        for request_class, latency_s in zip(problem.classes, result.class_latency_s, strict=True)
     )
     return float(min(mean, problem.kv_tokens)) if math.isfinite(mean) else problem.kv_tokens
 
@@ -166,26 +188,26 @@ def _cached_tokens(problem: Problem, result: Evaluation) -> float:
 def _transfer_s(
     problem: Problem, moved: Sequence[int], placement: Placement, cached_tokens: float, settings: Settings
 ) -> float:
-    """Seconds until the last node has its new blocks: nodes load side by side, a node one thing after another.
+    """Seconds until the last node has its new blocks. Nodes load in parallel, each one block after another.
 
-    Weights come from the registry, caches from the node that had them (if it can still be reached).
+    Weights come from the registry, caches from their old holder if it can still be reached.
     """
     assert problem.current is not None
-    busy = dict.fromkeys(placement, 0.0)
+    busy_s = dict.fromkeys(placement, 0.0)
     for j in moved:
         block, target = problem.blocks[j], placement[j]
         registry = settings.registry_bytes_per_s or _bandwidth(problem, problem.classes[0].source, target)
         caches = _bandwidth(problem, problem.current[j], target)
-        busy[target] += block.weight_bytes / registry + block.kv_bytes_per_token * cached_tokens / caches
-    return max(busy.values())
+        busy_s[target] += block.weight_bytes / registry + block.kv_bytes_per_token * cached_tokens / caches
+    return max(busy_s.values())
 
 
 def _is_staged(problem: Problem, placement: Placement) -> bool:
-    """Whether a node that gets blocks lacks the memory to hold them beside those that it has."""
+    """Whether a node that receives blocks has no memory to hold them beside its old ones."""
     assert problem.current is not None
     for node in problem.nodes:
         places = list(zip(problem.blocks, problem.current, placement, strict=True))
-        both = [block for block, *where in places if node.name in where]
+        both = [block for block, *holders in places if node.name in holders]
         needed = sum(block.weight_bytes + problem.kv_tokens * block.kv_bytes_per_token for block in both)
         if needed > node.memory_bytes and any(new == node.name != old for _, old, new in places):
             return True
@@ -193,7 +215,8 @@ def _is_staged(problem: Problem, placement: Placement) -> bool:
 
 
 def _bandwidth(problem: Problem, source: str, target: str) -> float:
-    """Bytes per second between two nodes; infinite within one, and where nothing can be sent at all."""
+    """Bytes per second from one node to another. Infinite within a node, and where nothing can be sent: such a
+    transfer does not take place."""
     names = [node.name for node in problem.nodes]
     if source == target or source not in names:
         return math.inf
@@ -202,7 +225,7 @@ def _bandwidth(problem: Problem, source: str, target: str) -> float:
 
 
 def _round_trip_s(problem: Problem, moved: Sequence[int], placement: Placement) -> float:
-    """The longest round trip between an old and a new holder: what is patched at the switch crosses it."""
+    """The longest round trip between an old and a new holder, which the rest of the caches crosses at the switch."""
     assert problem.current is not None
     names = [node.name for node in problem.nodes]
     pairs = {(problem.current[j], placement[j]) for j in moved if problem.current[j] in names}

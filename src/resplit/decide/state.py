@@ -1,6 +1,6 @@
-"""What a decision is made from besides the problem: settings, what was measured, and what was done before.
+"""The inputs of a decision besides the problem: settings, measurements and the history of moves.
 
-Values only: time comes in as a number, and a new history is returned, never changed in place.
+Values only. Time is passed in as a number, and `History.moved` returns a new history.
 """
 
 from __future__ import annotations
@@ -8,36 +8,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Barred", "History", "Measured", "PastMove", "Settings", "alike"]
+__all__ = ["Barred", "History", "Measured", "PastMove", "Placement", "Settings", "similar"]
 
 Placement = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How eager to move. Shares are relative (0.05 is 5 %)."""
+    """How readily the orchestrator moves. Shares are relative: 0.05 is 5 %."""
 
-    horizon_s: float = 120.0  # a move must pay for itself by the requests expected in this time
-    threshold: float = 0.05  # least gain per request, as a share of today's objective ...
-    uncertainty_weight: float = 1.0  # ... to which this many times the cost model's relative error is added
-    cooldown_s: float = 30.0  # after a move, none for its own sake
-    trial_s: float = 120.0  # a move is on trial for so long
-    trial_requests: int = 10  # and is judged by at least so many requests
-    rollback_margin: float = 0.15  # undone where requests take longer than they would have without it by more
-    bar_s: float = 600.0  # what was undone is not tried again for so long
-    switch_s: float = 0.05  # pause of a switch on a link without latency
-    registry_bytes_per_s: float | None = 1e8  # at which a node fetches weights; None: over its link from the source
+    horizon_s: float = 120.0  # a move must pay off within the requests expected in this time
+    threshold: float = 0.05  # least gain per request, as a share of the current objective ...
+    uncertainty_weight: float = 1.0  # ... plus this many times the cost model's relative error
+    cooldown_s: float = 30.0  # least time between two optional moves
+    trial_s: float = 120.0  # a move is on trial for this time
+    trial_requests: int = 10  # least number of requests that can judge a move
+    rollback_margin: float = 0.15  # a trial fails if requests take longer by more than this share
+    bar_s: float = 600.0  # a placement that was rolled back is not tried again for this time
+    switch_s: float = 0.05  # pause of a switch over links without latency
+    registry_bytes_per_s: float | None = 1e8  # rate at which a node loads weights; None: over its link from the source
     solver: str = "relax"
-    time_limit_s: float = 1.0  # of each of the two plans
-    work_limit: int | None = None  # in solver steps instead, for the same answer each time
-    tolerance: float = 0.01  # within it a plan that moves fewer bytes is preferred
+    time_limit_s: float = 1.0  # for each of the two plans
+    work_limit: int | None = None  # solver steps instead of time, so that answers repeat exactly
+    tolerance: float = 0.01  # among plans within this share of the best, the one that moves fewer bytes is taken
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Requests that arrived and ended under today's placement, since the last move or within a window before now.
+    """Requests that arrived and completed under the current placement, within a window before now.
 
-    `slo_missed` names the classes that miss their objective; `error_s` is the standard error of the mean latency.
+    `slo_missed` names the classes that missed their service objective; `error_s` is the standard error of the mean
+    latency.
     """
 
     latency_s: float
@@ -48,9 +49,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class PastMove:
-    """A change of placement that was deployed. `latency_before_s` was measured just before it (None: nothing was, or
-    the old placement could not go on), `predicted_before_s` is what it was priced at, `error_before_s` the
-    standard error of what was measured."""
+    """A change of placement that was deployed at `at_s`.
+
+    `latency_before_s` was measured just before it, with the standard error `error_before_s`; it is None if nothing was
+    measured or the old placement could not serve. `predicted_before_s` is the latency at which the old placement was
+    priced then.
+    """
 
     at_s: float
     action: str
@@ -63,7 +67,7 @@ class PastMove:
 
 @dataclass(frozen=True)
 class Barred:
-    """A placement that was undone, and until when it is not to be tried again."""
+    """A placement that was rolled back and is not tried again before `until_s`."""
 
     placement: Placement
     until_s: float
@@ -71,23 +75,23 @@ class Barred:
 
 @dataclass(frozen=True)
 class History:
-    """The last move, and what is barred."""
+    """The last move and the barred placements."""
 
     last: PastMove | None = None
     barred: tuple[Barred, ...] = ()
 
     def moved(self, move: PastMove, settings: Settings) -> History:
-        """The history once `move` was deployed: a rollback bars what it undid."""
-        still = tuple(bar for bar in self.barred if bar.until_s > move.at_s)
+        """The history after `move` was deployed. A rollback bars the placement that it left."""
+        barred = tuple(bar for bar in self.barred if bar.until_s > move.at_s)
         if move.action == "rollback":
-            still += (Barred(move.before, move.at_s + settings.bar_s),)
-        return replace(self, last=move, barred=still)
+            barred += (Barred(move.before, move.at_s + settings.bar_s),)
+        return replace(self, last=move, barred=barred)
 
     def bars(self, placement: Placement, now_s: float) -> bool:
-        """Whether this placement, or one much like it, is barred now."""
-        return any(bar.until_s > now_s and alike(bar.placement, placement) for bar in self.barred)
+        """Whether this placement or a similar one is barred now."""
+        return any(bar.until_s > now_s and similar(bar.placement, placement) for bar in self.barred)
 
 
-def alike(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two placements differ in at most a tenth of their blocks: the same idea, a cut shifted a little."""
+def similar(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two placements differ in at most a tenth of their blocks, as after a small shift of a cut."""
     return sum(a != b for a, b in zip(one, other, strict=True)) <= len(one) / 10

@@ -1,4 +1,4 @@
-"""A workload is fixed by its seed, and its arrivals are Poisson at the rate of the moment."""
+"""A workload is fixed by its seed, and requests arrive as a Poisson process at the rate of the moment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from resplit.config import ClusterConfig, LoadChange, ScenarioConfig, load_cluster, load_scenario
 from resplit.errors import ConfigError
-from tasks.workload import load_words, workload
+from resplit.workload import schedule_requests
 
-ROOT = Path(__file__).parents[2]
-WORDS = load_words(ROOT / "data" / "prompts.txt")
+ROOT = Path(__file__).parents[1]
+WORDS = (ROOT / "data" / "prompts.txt").read_text(encoding="utf-8").split()
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,20 @@ def scenario(duration_s: float, *rates: tuple[float, float]) -> ScenarioConfig:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_the_same_seed_gives_the_same_workload(home: ClusterConfig, seed: int) -> None:
-    first, second = (workload(home, scenario(40), seed, WORDS) for _ in range(2))
+    first, second = (schedule_requests(home, scenario(40), seed, WORDS) for _ in range(2))
     assert first == second
     assert [a.at_s for a in first] == sorted(a.at_s for a in first)
     assert all(0 <= arrival.at_s < 40 and arrival.new_tokens >= 1 and arrival.prompt for arrival in first)
 
 
-def test_a_change_of_one_class_leaves_the_others_as_they_were(home: ClusterConfig) -> None:
-    calm, surge = (workload(home, each, 3, WORDS) for each in (scenario(60), scenario(60, (30, 5.0))))
+def test_a_change_of_one_class_does_not_affect_the_others(home: ClusterConfig) -> None:
+    calm, surge = (schedule_requests(home, each, 3, WORDS) for each in (scenario(60), scenario(60, (30, 5.0))))
     assert [a for a in calm if a.request_class == "batch"] == [a for a in surge if a.request_class == "batch"]
     assert [a for a in calm if a.at_s < 30] == [a for a in surge if a.at_s < 30]
 
 
 def test_rates_follow_the_scenario(home: ClusterConfig) -> None:
-    arrivals = [a for a in workload(home, scenario(4000, (2000, 2.0)), 1, WORDS) if a.request_class == "chat"]
+    arrivals = [a for a in schedule_requests(home, scenario(4000, (2000, 2.0)), 1, WORDS) if a.request_class == "chat"]
     declared = home.classes[0].rate_rps
     for count, expected in (
         (sum(a.at_s < 2000 for a in arrivals), 2000 * declared),
@@ -53,16 +53,16 @@ def test_rates_follow_the_scenario(home: ClusterConfig) -> None:
 
 
 def test_a_rate_of_zero_stops_arrivals(home: ClusterConfig) -> None:
-    arrivals = workload(home, scenario(500, (100, 0.0)), 1, WORDS)
+    arrivals = schedule_requests(home, scenario(500, (100, 0.0)), 1, WORDS)
     assert not [a for a in arrivals if a.request_class == "chat" and a.at_s >= 100]
 
 
-def test_the_scenarios_of_the_project_fit_its_cluster(home: ClusterConfig) -> None:
+def test_the_scenarios_of_the_project_match_its_cluster(home: ClusterConfig) -> None:
     for path in (ROOT / "data" / "scenarios").glob("*.yaml"):
         load_scenario(path).check_against(home, str(path))
 
 
-def test_a_scenario_that_names_a_strange_node_is_refused(home: ClusterConfig, tmp_path: Path) -> None:
+def test_a_scenario_with_an_unknown_node_is_refused(home: ClusterConfig, tmp_path: Path) -> None:
     path = tmp_path / "strange.yaml"
     path.write_text(
         "name: strange\nduration: 5 s\nnodes:\n  - {at: 1 s, node: attic, slowdown: 2, label: x}\n", encoding="utf-8"

@@ -1,0 +1,36 @@
+"""The environment of a flow that is started from the command line.
+
+Prefect reads its settings when it is imported, so an entry point calls `prepare` before its other imports.
+"""
+
+from __future__ import annotations
+
+import os
+
+from flows import STATE
+
+__all__ = ["prepare"]
+
+_ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_HOME": str(STATE / "prefect"),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    # An error is raised, and `run_command` prints it once. Prefect would log a traceback at each level of calls.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "MPLBACKEND": "Agg",
+    "TOKENIZERS_PARALLELISM": "false",
+    # On one machine the flows and the nodes share the cores, so each process gets one thread.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def prepare() -> None:
+    """Make the state folder, and set the defaults of the tools that the tasks use. Variables that are set stay."""
+    STATE.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the one above it
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,43 @@
+"""What the orchestrator measures: the latency of recent requests, and the rate at which nodes load weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from resplit.decide.state import Measured
+from resplit.epochs import LiveEpoch
+from resplit.session_records import SessionRecord
+
+__all__ = ["measured_since", "registry_bytes_per_s"]
+
+
+def measured_since(
+    records: Sequence[SessionRecord], slo_s: Mapping[str, float | None], since_s: float
+) -> Measured | None:
+    """The latency of the completed requests that arrived at `since_s` or later (seconds since 1970).
+
+    `slo_s` gives the service objective of each class; a class misses it if its mean latency is above it. None if no
+    such request completed.
+    """
+    completed = [record for record in records if record.arrival_s >= since_s and record.status == 200]
+    if not completed:
+        return None
+    latency_s = np.array([record.end_s - record.arrival_s for record in completed])  # (requests,)
+    class_of = np.array([record.request_class for record in completed])
+    missed = [
+        name
+        for name, limit_s in slo_s.items()
+        if limit_s is not None and (class_of == name).any() and latency_s[class_of == name].mean() > limit_s
+    ]
+    error_s = float(latency_s.std()) / math.sqrt(len(completed))
+    return Measured(float(latency_s.mean()), len(completed), tuple(sorted(missed)), error_s)
+
+
+def registry_bytes_per_s(epochs: Sequence[LiveEpoch]) -> float | None:
+    """Bytes of weights per second that nodes fetched and loaded, over all `epochs`; None if they loaded none."""
+    loading = [epoch for epoch in epochs if epoch.loaded_bytes > 0]
+    seconds = sum(epoch.prepare_s for epoch in loading)
+    return sum(epoch.loaded_bytes for epoch in loading) / seconds if seconds > 0 else None

@@ -1,0 +1,64 @@
+"""A workload: all requests of a run with their times and prompts, fixed by a seed before the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resplit.config import ClusterConfig, ScenarioConfig
+
+__all__ = ["ScheduledRequest", "schedule_requests"]
+
+_TOKENS_PER_WORD = 1.35  # of plain English in common vocabularies; only the mean prompt length depends on it
+
+
+@dataclass(frozen=True)
+class ScheduledRequest:
+    """One request of a workload, due `at_s` seconds after the start of the run."""
+
+    at_s: float
+    request_class: str
+    prompt: str
+    new_tokens: int
+
+
+def schedule_requests(
+    cluster: ClusterConfig, scenario: ScenarioConfig, seed: int, words: Sequence[str]
+) -> list[ScheduledRequest]:
+    """All requests of a run, in order of time. The same arguments give the same requests.
+
+    The requests of each class arrive as a Poisson process at the rate of the moment. Prompts are runs of `words`.
+    Prompt lengths vary by up to half of their mean, answer lengths by up to a quarter.
+    """
+    requests = []
+    for index, declared in enumerate(cluster.classes):
+        rng = np.random.default_rng((seed, index))
+        rates = _rates(declared.name, declared.rate_rps, scenario)
+        for at_s in _poisson_s(rates, scenario.duration, rng):
+            prompt_words = max(1, int(declared.prompt_tokens * rng.uniform(0.5, 1.5) / _TOKENS_PER_WORD))
+            first = int(rng.integers(0, max(1, len(words) - prompt_words)))
+            new_tokens = max(1, round(declared.new_tokens * rng.uniform(0.75, 1.25)))
+            prompt = " ".join(words[first : first + prompt_words])
+            requests.append(ScheduledRequest(at_s, declared.name, prompt, new_tokens))
+    return sorted(requests, key=lambda request: request.at_s)
+
+
+def _rates(name: str, rate_rps: float, scenario: ScenarioConfig) -> list[tuple[float, float]]:
+    """The rates of a class as (start in seconds, requests per second), in order."""
+    changes = sorted((change.at, change.rate_rps) for change in scenario.load if change.request_class == name)
+    return [(0.0, rate_rps), *changes]
+
+
+def _poisson_s(rates: list[tuple[float, float]], duration_s: float, rng: np.random.Generator) -> Iterator[float]:
+    """Times of a Poisson process with a piecewise constant rate: a process of rate 1 with its time stretched."""
+    ends = [start_s for start_s, _ in rates[1:]] + [duration_s]
+    due = rng.exponential()
+    for (start_s, rate_rps), end_s in zip(rates, ends, strict=True):
+        at_s = start_s
+        while rate_rps > 0 and at_s + due / rate_rps < end_s:
+            at_s += due / rate_rps
+            yield at_s
+            due = rng.exponential()
+        due -= max(0.0, end_s - at_s) * rate_rps

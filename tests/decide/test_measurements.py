@@ -1,0 +1,49 @@
+"""Measured latency and loading rate, from session records and epochs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from resplit.decide import measured_since, registry_bytes_per_s
+from resplit.epochs import LiveEpoch
+from resplit.session_records import SessionRecord
+
+
+def session(arrival_s: float, latency_s: float, request_class: str = "chat", status: int = 200) -> SessionRecord:
+    end_s = arrival_s + latency_s if status == 200 else math.nan
+    return SessionRecord(request_class, arrival_s, end_s, end_s, 8, 4, status, (1,), (), True, ())
+
+
+def test_only_requests_that_arrived_in_the_window_and_completed_count() -> None:
+    records = [session(1, 9), session(5, 2), session(6, 4), session(7, 1, status=429)]
+    measured = measured_since(records, {"chat": 2.5}, 5.0)
+    assert measured is not None
+    assert (measured.latency_s, measured.requests, measured.slo_missed) == (3.0, 2, ("chat",))
+    assert measured.error_s == pytest.approx(1 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(("slo_s", "missed"), [(2.9, ("chat",)), (3.0, ()), (3.5, ())])
+def test_a_class_misses_its_objective_if_its_mean_latency_is_above_it(slo_s: float, missed: tuple[str, ...]) -> None:
+    records = [session(5, 2), session(6, 4), session(6, 99, "batch")]
+    measured = measured_since(records, {"chat": slo_s, "batch": None, "unused": 0.1}, 0.0)
+    assert measured is not None
+    assert measured.slo_missed == missed
+
+
+def test_without_completed_requests_nothing_is_measured() -> None:
+    assert measured_since([session(1, 2), session(4, 2, status=503)], {"chat": 1.0}, 3.0) is None
+
+
+def epoch(loaded_bytes: float, prepare_s: float) -> LiveEpoch:
+    return LiveEpoch(1, 0.0, "initial", ("a",), 1.0, None, loaded_bytes, prepare_s)
+
+
+def test_the_loading_rate_is_over_the_epochs_that_loaded_weights() -> None:
+    assert registry_bytes_per_s([epoch(100.0, 2.0), epoch(0.0, 9.0), epoch(300.0, 2.0)]) == 100.0
+
+
+@pytest.mark.parametrize("epochs", [[], [epoch(0.0, 9.0)], [epoch(5.0, 0.0)]])
+def test_without_loading_there_is_no_rate(epochs: list[LiveEpoch]) -> None:
+    assert registry_bytes_per_s(epochs) is None

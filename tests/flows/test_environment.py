@@ -1,0 +1,34 @@
+"""The environment of the flows is prepared by entry points, not by imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(code: str, folder: Path) -> list[str]:
+    """The lines that `code` prints in a new process whose working directory is `folder`."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("RESPLIT_STATE", "PREFECT_HOME")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_importing_flows_makes_no_folder_and_sets_no_variable(tmp_path: Path) -> None:
+    code = "import os; before = dict(os.environ); import flows, flows.params; print(dict(os.environ) == before)"
+    assert _run(code, tmp_path) == ["True"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preparing_makes_the_state_folder_and_keeps_variables_that_are_set(tmp_path: Path) -> None:
+    code = (
+        "import os; os.environ['MPLBACKEND'] = 'svg'; from flows.environment import prepare; prepare(); "
+        "print(os.environ['MPLBACKEND']); print(os.environ['PREFECT_HOME'])"
+    )
+    assert _run(code, tmp_path) == ["svg", str(tmp_path.resolve() / ".resplit" / "prefect")]
+    assert (tmp_path / ".resplit").is_dir()
