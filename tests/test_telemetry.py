@@ -1,4 +1,4 @@
-"""Telemetry tables keep their columns and types, in memory and on disk."""
+"""Telemetry tables have the stated columns and types, in memory and in files."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_row_that_lacks_a_column_is_refused_by_name() -> None:
         Telemetry.from_rows({"links": [ROWS["links"][0], broken]})
 
 
-def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
+def test_loaded_telemetry_equals_the_saved_one(tmp_path: Path) -> None:
     telemetry = Telemetry.from_rows(ROWS)
     telemetry.save(tmp_path / "new")
     loaded = Telemetry.load(tmp_path / "new")
@@ -62,7 +62,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(getattr(loaded, name), getattr(telemetry, name))
 
 
-def test_a_file_that_is_missing_or_not_a_table_or_lacks_a_column_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_unreadable_or_lacks_a_column_is_named(tmp_path: Path) -> None:
     Telemetry.from_rows(ROWS).save(tmp_path)
     pd.read_parquet(tmp_path / "nodes.parquet").drop(columns="reference_s").to_parquet(tmp_path / "nodes.parquet")
     with pytest.raises(DataError, match=r"nodes.parquet: no column reference_s"):
@@ -75,7 +75,7 @@ def test_a_file_that_is_missing_or_not_a_table_or_lacks_a_column_is_named(tmp_pa
         Telemetry.load(tmp_path)
 
 
-def test_parts_are_joined_in_order_and_the_old_is_left_out() -> None:
+def test_parts_are_joined_in_order_and_older_rows_can_be_left_out() -> None:
     telemetry = Telemetry.from_rows(ROWS)
     twice = Telemetry.concat([telemetry, telemetry])
     assert list(twice.nodes["time_s"]) == [1.0, 2.0, 1.0, 2.0]

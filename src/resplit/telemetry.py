@@ -28,21 +28,21 @@ TABLES = {"nodes": NODE_COLUMNS, "links": LINK_COLUMNS, "blocks": BLOCK_COLUMNS}
 
 @dataclass(frozen=True, eq=False)
 class Telemetry:
-    """What the nodes reported; each table has the columns above, its rows in order of arrival."""
+    """What the nodes reported. Each table has the columns above, with its rows in order of arrival."""
 
     nodes: pd.DataFrame
     links: pd.DataFrame
     blocks: pd.DataFrame
 
     def save(self, folder: Path) -> None:
-        """Write one Parquet file per table into `folder`."""
+        """Write one Parquet file for each table into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
             getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False)
 
     @classmethod
     def load(cls, folder: Path) -> Telemetry:
-        """Read what `save` wrote; DataError names the file that is missing or has other columns."""
+        """Read what `save` wrote. DataError names a file that is missing, unreadable or lacks a column."""
         return cls(**{name: _read(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()})
 
     @classmethod

@@ -11,7 +11,7 @@ from resplit.types import BlockFeatures
 
 
 @given(tokens=st.integers(1, 200), context=st.integers(0, 200))
-def test_a_prefill_does_the_matrix_and_attention_work_of_its_tokens_one_by_one(tokens: int, context: int) -> None:
+def test_a_prefill_does_the_same_operations_as_its_tokens_one_by_one(tokens: int, context: int) -> None:
     layer = BlockFeatures("layer.0", "layer", 1, 10.0, 3.0, 100.0, 1.0, 1.0, False, 0.0)
     at_once = design(layer, tokens, context)[0]
     one_by_one = design(layer, np.ones(tokens), context + np.arange(tokens)).sum(axis=0)
@@ -24,7 +24,7 @@ def test_a_decode_step_reads_the_whole_cache(features: tuple[BlockFeatures, ...]
     assert design(layer, 1, [9, 99])[:, COLUMNS.index("cache_bytes")].tolist() == [10 * 3072.0, 100 * 3072.0]
 
 
-def test_a_pass_reads_its_weights_once_but_the_embedding_only_the_rows_it_looks_up(
+def test_a_pass_reads_its_weights_once_and_the_embedding_reads_the_rows_of_its_tokens(
     features: tuple[BlockFeatures, ...],
 ) -> None:
     embed, layer, *_, head = features

@@ -1,3 +1,5 @@
+"""Studies in MLflow."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,7 @@ WEIGHTS = Weights(latency=1.0, balance=0.5)
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables made: making them takes seconds, copying them none."""
+    """A store with its tables: creating them takes seconds, copying the file does not."""
     folder = tmp_path_factory.mktemp("store")
     MlflowClient(mlflow_store.default_uri(folder).replace("/mlflow/mlflow.db", "/empty.db")).search_experiments()
     return folder / "empty.db"
@@ -54,7 +56,7 @@ def below(study: mlflow_store.Study, kind: str) -> list[Run]:
     return client.search_runs([study.experiment_id], under, order_by=["tags.`mlflow.runName`"])
 
 
-def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: mlflow_store.Study) -> None:
+def test_a_policy_is_one_run_below_its_study_with_all_metrics(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, STATIC, "home", WEIGHTS)
     (run,) = below(study, "policy")
     assert run.info.status == "FINISHED"
@@ -69,10 +71,10 @@ def test_a_policy_is_one_run_below_its_study_with_all_its_metrics(study: mlflow_
     assert run.data.tags["policy"] == "static"
     assert len(run.data.tags["git.commit"]) == 40
     assert run.data.metrics["latency_p95_s"] == pytest.approx(summarise(STATIC).latency_p95_s)
-    assert "pause_max_s" not in run.data.metrics, "nothing moved, so there was no pause to log"
+    assert "pause_max_s" not in run.data.metrics, "there was no reconfiguration, so there is no pause"
 
 
-def test_every_configuration_that_was_live_is_a_run_of_its_own(study: mlflow_store.Study) -> None:
+def test_each_configuration_that_was_live_is_a_run_of_its_own(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
     runs = below(study, "configuration")
     assert [run.data.params["epoch"] for run in runs] == ["1", "2", "3", "4"]
@@ -81,7 +83,7 @@ def test_every_configuration_that_was_live_is_a_run_of_its_own(study: mlflow_sto
     assert runs[1].data.metrics["moved_bytes"] == ADAPTIVE.epochs.moved_bytes[1]
 
 
-def test_series_are_logged_by_the_second_and_only_while_a_configuration_was_live(study: mlflow_store.Study) -> None:
+def test_series_have_one_point_for_each_second_in_which_a_configuration_was_live(study: mlflow_store.Study) -> None:
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
     client = MlflowClient(study.tracking_uri)
     (policy,) = below(study, "policy")
@@ -109,17 +111,17 @@ def test_artifacts_of_an_epoch_are_kept_with_its_configuration(study: mlflow_sto
     assert {"plots/latency.png", "plots/placement.png"} <= figures
 
 
-def test_what_could_not_be_recorded_whole_is_not_left_behind(study: mlflow_store.Study, tmp_path: Path) -> None:
+def test_a_record_that_fails_leaves_no_runs_behind(study: mlflow_store.Study, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing: is not a folder"):
         track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS, {3: tmp_path / "missing"})
     track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
     assert len(below(study, "policy")) == 1
     assert len(below(study, "configuration")) == 4
     deleted = MlflowClient(study.tracking_uri).search_runs([study.experiment_id], run_view_type=ViewType.DELETED_ONLY)
-    assert deleted, "the half-recorded runs were there to delete"
+    assert deleted, "the runs created before the error are deleted"
 
 
-def test_draining_again_replaces_the_log_by_the_longer_one(study: mlflow_store.Study, tmp_path: Path) -> None:
+def test_draining_again_replaces_the_log(study: mlflow_store.Study, tmp_path: Path) -> None:
     client = MlflowClient(study.tracking_uri)
     for count in (3, 5):
         track.drain_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
@@ -147,7 +149,7 @@ def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(
     assert mlflow_store.view_url(study).endswith("/runs?viewStateShareKey=policies&compareRunsMode=CHART")
 
 
-def test_one_command_opens_the_store_that_was_written(study: mlflow_store.Study) -> None:
+def test_one_command_opens_the_store(study: mlflow_store.Study) -> None:
     environment, *command = shlex.split(mlflow_store.ui_command(study.tracking_uri, port=5001))
     assert environment == "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
     assert Path(command[0]).name == "mlflow"
@@ -155,7 +157,7 @@ def test_one_command_opens_the_store_that_was_written(study: mlflow_store.Study)
     assert mlflow_store.view_url(study, "http://127.0.0.1:5001") in mlflow_store.how_to_open(study, port=5001)
 
 
-def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_to_the_working_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     study = track.open_study.fn(uri, "resplit", {})
@@ -166,7 +168,7 @@ def test_nothing_appears_in_the_working_directory(uri: str, tmp_path: Path, monk
 
 
 @pytest.mark.processes
-def test_processes_that_race_for_a_fresh_store_share_one_experiment(tmp_path: Path) -> None:
+def test_processes_that_create_a_store_at_once_share_one_experiment(tmp_path: Path) -> None:
     uri = mlflow_store.default_uri(tmp_path)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         studies = pool.map(open_study, [uri, uri])

@@ -1,4 +1,4 @@
-"""The validation of telemetry: bad rows never pass, good ones always do."""
+"""The validation of telemetry: bad rows never pass, and good rows always do."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ BAD = {
     "a missing name": ("nodes", {"node": None}, "node is missing"),
     "a use in percent": ("nodes", {"cpu_utilization": 43.0}, "cpu_utilization must lie within 0..1"),
     "a negative use": ("nodes", {"own_utilization": -0.1}, "own_utilization must lie within 0..1"),
-    "own use above all": ("nodes", {"own_utilization": 0.9}, "own_utilization is above cpu_utilization"),
+    "own use above the total": ("nodes", {"own_utilization": 0.9}, "own_utilization is above cpu_utilization"),
     "a negative memory": ("nodes", {"memory_free_bytes": -1.0}, "memory_free_bytes must lie within 0..1e15"),
     "an infinite memory": ("nodes", {"memory_held_bytes": np.inf}, "memory_held_bytes must lie within 0..1e15"),
     "a reference of zero": ("nodes", {"reference_s": 0.0}, "reference_s must be above 0"),
@@ -65,19 +65,19 @@ BAD = {
     "milliseconds": ("blocks", {"time_s": NOW_S * 1000}, "time_s lies in the future"),
     "since boot": ("links", {"time_s": 12.0}, "time_s lies in the future, or more than a day ago"),
     "a step back": ("blocks", {"time_s": NOW_S - 4000}, "before an earlier row of the same node"),
-    "a stranger": ("blocks", {"node": "stranger"}, "node is not in this cluster"),
-    "a strange peer": ("links", {"peer": "stranger"}, "peer is not in this cluster"),
+    "an unknown node": ("blocks", {"node": "stranger"}, "node is not in this cluster"),
+    "an unknown peer": ("links", {"peer": "stranger"}, "peer is not in this cluster"),
     "a link to itself": ("links", {"node": "edge", "peer": "edge"}, "node and peer are the same"),
-    "no time at all": ("links", {"seconds": 0.0}, "seconds must be above 0"),
-    "time running back": ("blocks", {"seconds": -0.1}, "seconds must be above 0"),
+    "a time of zero": ("links", {"seconds": 0.0}, "seconds must be above 0"),
+    "a negative time": ("blocks", {"seconds": -0.1}, "seconds must be above 0"),
     "no payload": ("links", {"payload_bytes": 0.0}, "payload_bytes must be above 0"),
-    "a link faster than any": ("links", {"seconds": 1e-9, "payload_bytes": 1e6}, "faster than any link"),
-    "a strange source": ("links", {"source": "guess"}, "source must be active or passive"),
+    "an impossibly fast link": ("links", {"seconds": 1e-9, "payload_bytes": 1e6}, "faster than any link"),
+    "an unknown source": ("links", {"source": "guess"}, "source must be active or passive"),
     "no tokens": ("blocks", {"tokens": 0}, "tokens must lie within"),
     "a negative context": ("blocks", {"context_tokens": -1}, "context_tokens must lie within"),
-    "a strange block": ("blocks", {"block": "layer.99"}, "block is not in this model"),
-    "a strange phase": ("blocks", {"phase": "training"}, "phase must be prefill or decode"),
-    "another kind": ("blocks", {"block": "head", "kind": "embed"}, "kind is not that of the block"),
+    "an unknown block": ("blocks", {"block": "layer.99"}, "block is not in this model"),
+    "an unknown phase": ("blocks", {"phase": "training"}, "phase must be prefill or decode"),
+    "a wrong kind": ("blocks", {"block": "head", "kind": "embed"}, "kind is not that of the block"),
     "a missing time": ("blocks", {"seconds": np.nan}, "seconds is missing"),
     "seconds in milliseconds": ("blocks", {"seconds": 450.0}, "seconds / tokens is more than a minute"),
 }
@@ -87,7 +87,7 @@ BAD = {
 def judged(
     clean: Telemetry, features: Features, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]]:
-    """Telemetry with each of the bad rows among good ones, what was found, and where each case stands."""
+    """Telemetry with all bad rows among good ones, its validation, and the table and row of each case."""
     dirty, places = clean, {}
     for case, (table, values, _) in BAD.items():
         row = len(getattr(clean, table)) - 1 - sum(place[0] == table for place in places.values())
@@ -97,7 +97,7 @@ def judged(
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_row_goes_to_quarantine_with_its_reason(
+def test_a_bad_row_goes_to_quarantine_with_the_reason(
     judged: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], case: str
 ) -> None:
     _, valid, places = judged
@@ -118,7 +118,7 @@ def test_no_good_row_goes_to_quarantine(
     pd.testing.assert_frame_equal(getattr(valid.telemetry, table), good)
 
 
-def test_every_rule_is_broken_by_one_of_the_cases_or_is_a_plain_presence() -> None:
+def test_a_case_breaks_each_rule_that_is_not_about_presence() -> None:
     reasons = [reason for _, _, reason in BAD.values()] + ["the row is a duplicate", "gpu_utilization must lie"]
     for rule in (rule for rules in RULES.values() for rule in rules):
         assert rule.reason.endswith("is missing") or any(reason in rule.reason for reason in reasons), rule.reason
@@ -126,9 +126,7 @@ def test_every_rule_is_broken_by_one_of_the_cases_or_is_a_plain_presence() -> No
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.sets(st.integers(0, 71), max_size=30))
-def test_just_the_rows_that_are_bad_are_kept_from_the_fit(
-    clean: Telemetry, features: Features, tmp_path: Path, rows: set[int]
-) -> None:
+def test_exactly_the_bad_rows_are_removed(clean: Telemetry, features: Features, tmp_path: Path, rows: set[int]) -> None:
     blocks = clean.blocks.copy()
     blocks.loc[sorted(rows), "seconds"] = -1.0
     dirty = Telemetry(clean.nodes, clean.links, blocks)
@@ -137,7 +135,7 @@ def test_just_the_rows_that_are_bad_are_kept_from_the_fit(
     assert len(valid.telemetry.blocks) == len(blocks) - len(rows)
 
 
-def test_a_clock_that_is_ahead_does_not_make_the_rows_after_it_late(
+def test_a_row_with_a_time_in_the_future_does_not_invalidate_later_rows(
     clean: Telemetry, features: Features, tmp_path: Path
 ) -> None:
     dirty = _with(clean, "nodes", 0, {"time_s": NOW_S + 3600})
@@ -151,14 +149,16 @@ def test_times_may_interleave_between_nodes(clean: Telemetry, features: Features
     assert valid.failed == 0
 
 
-def test_of_a_row_that_came_twice_one_is_kept(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+def test_one_of_two_equal_rows_is_kept(clean: Telemetry, features: Features, tmp_path: Path) -> None:
     twice = Telemetry.concat([clean, Telemetry(*(getattr(clean, name).tail(3) for name in TABLES))])
     valid = validate_telemetry(twice, NODES, features, NOW_S, tmp_path)
     for name in TABLES:
         assert len(getattr(valid.telemetry, name)) == len(getattr(clean, name))
 
 
-def test_named_and_repeated_indices_hide_no_bad_row(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+def test_a_named_index_with_repeated_values_hides_no_bad_row(
+    clean: Telemetry, features: Features, tmp_path: Path
+) -> None:
     dirty = _with(clean, "blocks", 5, {"seconds": -1.0})
     dirty.blocks.index = pd.Index([7] * len(dirty.blocks), name="row")
     valid = validate_telemetry(dirty, NODES, features, NOW_S, tmp_path)
@@ -166,7 +166,9 @@ def test_named_and_repeated_indices_hide_no_bad_row(clean: Telemetry, features: 
     assert (valid.telemetry.blocks["seconds"] > 0).all()
 
 
-def test_a_gpu_beyond_its_whole_is_bad_and_no_gpu_is_not(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+def test_a_gpu_use_above_one_is_bad_and_an_absent_gpu_is_not(
+    clean: Telemetry, features: Features, tmp_path: Path
+) -> None:
     dirty = _with(clean, "nodes", 11, {"gpu_utilization": 1.5})
     assert len(validate_telemetry(dirty, NODES, features, NOW_S, tmp_path).telemetry.nodes) == len(clean.nodes) - 1
 
@@ -181,7 +183,7 @@ def test_a_gpu_beyond_its_whole_is_bad_and_no_gpu_is_not(clean: Telemetry, featu
     ],
     ids=["node", "link", "passes", "nothing"],
 )
-def test_too_few_good_rows_are_a_data_error_that_says_of_whom(
+def test_too_few_good_rows_are_a_data_error_that_names_what_is_missing(
     clean: Telemetry,
     features: Features,
     tmp_path: Path,
@@ -203,16 +205,14 @@ def test_a_lost_node_need_not_report(clean: Telemetry, features: Features, tmp_p
     assert set(valid.telemetry.nodes["node"]) == set(NODES) - {"edge"}
 
 
-def test_a_table_that_is_mostly_bad_is_not_trusted_at_all(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+def test_a_table_with_mostly_bad_rows_is_not_used(clean: Telemetry, features: Features, tmp_path: Path) -> None:
     blocks = clean.blocks.assign(seconds=np.where(np.arange(len(clean.blocks)) % 3 > 0, -1.0, 1e-3))
     with pytest.raises(DataError, match="blocks: 24 of 72 rows are valid"):
         validate_telemetry(Telemetry(clean.nodes, clean.links, blocks), NODES, features, NOW_S, tmp_path)
     assert len(list(tmp_path.glob("blocks-*.parquet"))) == 1
 
 
-def test_a_table_without_a_column_or_of_another_type_is_a_data_error(
-    clean: Telemetry, features: Features, tmp_path: Path
-) -> None:
+def test_a_missing_column_or_a_wrong_type_is_a_data_error(clean: Telemetry, features: Features, tmp_path: Path) -> None:
     short = Telemetry(clean.nodes.drop(columns="cpu_utilization"), clean.links, clean.blocks)
     with pytest.raises(DataError, match="nodes: no column cpu_utilization"):
         validate_telemetry(short, NODES, features, NOW_S, tmp_path)
@@ -221,7 +221,7 @@ def test_a_table_without_a_column_or_of_another_type_is_a_data_error(
         validate_telemetry(words, NODES, features, NOW_S, tmp_path)
 
 
-def test_a_rule_that_cannot_be_evaluated_stops_everything(
+def test_a_rule_that_cannot_be_evaluated_stops_the_validation(
     clean: Telemetry, features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Rule("never", "ExpectColumnValuesToBeBetween", "no_such_column", (("min_value", 0), ("max_value", 1)))
@@ -232,7 +232,9 @@ def test_a_rule_that_cannot_be_evaluated_stops_everything(
     forget_suites()
 
 
-def test_the_page_shows_every_rule_and_loads_nothing(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+def test_the_page_shows_every_rule_and_loads_nothing_from_elsewhere(
+    clean: Telemetry, features: Features, tmp_path: Path
+) -> None:
     valid = validate_telemetry(_with(clean, "links", 3, {"seconds": 0.0}), NODES, features, NOW_S, tmp_path)
     page = render_html(valid, "A & B")
     assert page.count("<tr class=") == sum(len(rules) for rules in RULES.values())
