@@ -24,7 +24,7 @@ MLFLOW = Path(__file__).parents[1] / ".venv" / "bin" / "mlflow"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path, help="the SQLite file of the tracking store")
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("screenshot", type=Path, help="the PNG file to write")
     parser.add_argument("--experiment", default="resplit")
     parser.add_argument("--view", default="policies", choices=["policies", "configurations"])
     parser.add_argument("--port", type=int, default=5055)
@@ -36,7 +36,7 @@ def main() -> None:
     address = f"http://127.0.0.1:{options.port}"
     page = f"/#/experiments/{experiment_id}/runs?viewStateShareKey={options.view}&compareRunsMode=CHART"
     with serving(options.store.resolve(), address, options.port):
-        photograph(address + page, options.picture, options.chromium)
+        take_screenshot(address + page, options.screenshot, options.chromium)
 
 
 @contextmanager
@@ -68,11 +68,11 @@ def wait_for(url: str, seconds: float) -> None:
             time.sleep(0.3)
 
 
-def photograph(url: str, picture: Path, chromium: str) -> None:
+def take_screenshot(url: str, path: Path, chromium: str) -> None:
     """Open `url`, wait until its charts are drawn, and save a screenshot of the window."""
     from playwright.sync_api import sync_playwright
 
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1500, "height": 1240})
@@ -82,7 +82,7 @@ def photograph(url: str, picture: Path, chromium: str) -> None:
             close.click()
         # Each chart is drawn when it comes into view, and again after the panel is closed.
         page.wait_for_timeout(5_000)
-        page.screenshot(path=str(picture))
+        page.screenshot(path=str(path))
         browser.close()
 
 

@@ -60,7 +60,7 @@ def test_without_an_adaptive_run_there_is_no_verdict() -> None:
         ("downtime_incidents", 2.0, 0.0, "−2"),
     ],
 )
-def test_a_change_is_told_as_a_ratio_or_in_points_or_as_a_difference_from_zero(
+def test_a_change_is_a_ratio_or_a_difference_in_points_or_a_difference_from_zero(
     field: str, static: float, adaptive: float, words: str
 ) -> None:
     measure = next(measure for measure in MEASURES if measure.field == field)

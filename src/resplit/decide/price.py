@@ -62,7 +62,7 @@ class CurrentPlacement:
     """The current placement under the present state, priced as the alternative `keep`.
 
     `broken` says why it cannot serve (a lost node, a private block on an untrusted node, a missing link, overload),
-    `exceeded` which limit of memory or use it exceeds although it serves; "" if there is nothing to say.
+    `exceeded` which limit of memory or use it exceeds although it serves. Each is "" if that is not so.
     """
 
     keep: Alternative
@@ -106,7 +106,7 @@ def price(
     if not current.broken and _is_staged(problem, placement):
         pause_s += transfer_s
     served_s = max(settings.horizon_s - transfer_s, 0.0)
-    before = other if current.broken else current.keep  # what is compared with, during the transfer
+    before = other if current.broken else current.keep  # priced for the time of the transfer
     waiting_cost = _waiting_cost(problem, pause_s + (transfer_s if current.broken else 0.0), before.latency_s)
     objectives = served_s * other.objective + (settings.horizon_s - served_s) * before.objective
     horizon_cost = _rate_rps(problem) * objectives + waiting_cost
@@ -131,7 +131,7 @@ def _waiting_cost(problem: Problem, outage_s: float, latency_s: float) -> float:
 
 
 def _gain(before: float, after: float) -> float:
-    """before - after, where a future that cannot serve gains nothing over a present that cannot either."""
+    """before - after. Where both are infinite, that is, neither placement can serve, the gain is 0."""
     if math.isfinite(after):
         return before - after
     return -math.inf if math.isfinite(before) else 0.0
