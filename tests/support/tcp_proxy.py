@@ -12,14 +12,14 @@ class TcpProxy:
     """Relays connections from the address `outside` to the address `inside`."""
 
     def __init__(self, outside: Address, inside: Address) -> None:
-        self._outside, self._inside = outside, inside
+        self.outside, self.inside = outside, inside
         self._ends: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
 
     async def open(self) -> None:
         """Accept connections."""
-        self._server = await asyncio.start_server(self._relay, self._outside.host, self._outside.port)
+        self._server = await asyncio.start_server(self._relay, self.outside.host, self.outside.port)
 
     def close(self) -> None:
         """Break all connections and accept no more, as when a process is killed."""
@@ -43,7 +43,7 @@ class TcpProxy:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._ends.add(writer)
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            inside_reader, inside_writer = await asyncio.open_connection(self._inside.host, self._inside.port)
+            inside_reader, inside_writer = await asyncio.open_connection(self.inside.host, self.inside.port)
             self._ends.add(inside_writer)
             await asyncio.gather(self._pump(reader, inside_writer), self._pump(inside_reader, writer))
         writer.close()

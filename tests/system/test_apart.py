@@ -1,4 +1,4 @@
-"""The whole system as on machines of their own: started one by one, each on its address, sharing the registry alone."""
+"""A cluster as on separate machines: members start one by one, each on its own address, and share only the registry."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ kv_tokens: 2048
 
 @dataclass
 class Machines:
-    """A folder for each member, in place of its machine, and what runs there."""
+    """A folder for each member instead of a machine, and the processes that run there."""
 
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def equip(self) -> None:
-        """The operator makes keys at home, and gives each member the cluster file and its own keys."""
+    def install(self) -> None:
+        """Create keys as an operator does, and give each member the cluster file and its own keys."""
         ports = dict(zip(NODES, free_ports(len(NODES)), strict=True))
         nodes = [
             f"  - {{name: {n}, address: '{host}:{ports[n]}', memory: 4 MiB, max_utilization: 0.999}}"
@@ -67,7 +67,7 @@ class Machines:
             shutil.copy(home / "cluster.yaml", self.folder / member)
 
     def start(self, member: str, *arguments: str) -> None:
-        """Start a member where it stands; of the others it knows what the cluster file says."""
+        """Start a member in its own folder."""
         registry = f"file://{self.folder / 'registry'}"
         with (self.folder / member / "log").open("wb") as log:
             self.processes[member] = subprocess.Popen(
@@ -80,7 +80,7 @@ class Machines:
             )
 
     def stop(self) -> None:
-        """End what runs."""
+        """End all processes."""
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -94,16 +94,16 @@ _RESPLIT = [sys.executable, "-m", "resplit.cli"]
 
 @pytest.fixture
 def apart(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Machines, Cluster]]:
-    """Three nodes, and gateway and controller, with a first plan."""
+    """Three nodes, a gateway and a controller, with a first plan."""
     machines = Machines(tmp_path)
-    machines.equip()
+    machines.install()
     port = free_ports(1)[0]
     try:
         for name in NODES:
             machines.start(name, "node", "cluster.yaml", "--name", name)
         machines.start(CONTROLLER, "serve", "cluster.yaml", "--port", str(port), "--model", str(model_folder))
         state = tmp_path / CONTROLLER
-        _await(lambda: (state / "ready").exists(), machines)
+        _wait_for(lambda: (state / "ready").exists(), machines)
         config = load_cluster(state / "cluster.yaml")
         cluster = Cluster(f"http://127.0.0.1:{port}", state, config, str(model_folder), machines.processes)
         first_plan(cluster)
@@ -112,7 +112,7 @@ def apart(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Machines, Cluste
         machines.stop()
 
 
-def _await(condition: Callable[[], bool], machines: Machines, within_s: float = 120.0) -> None:
+def _wait_for(condition: Callable[[], bool], machines: Machines, within_s: float = 120.0) -> None:
     end_s = time.monotonic() + within_s
     while not condition():
         ended = [name for name, process in machines.processes.items() if process.poll() is not None]
@@ -121,7 +121,7 @@ def _await(condition: Callable[[], bool], machines: Machines, within_s: float = 
         time.sleep(0.1)
 
 
-async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_the_registry(
+async def test_separate_machines_serve_resplit_and_recover_while_they_share_only_the_registry(
     apart: tuple[Machines, Cluster], unsplit_model: torch.nn.Module
 ) -> None:
     machines, cluster = apart
@@ -153,5 +153,5 @@ async def test_machines_apart_serve_resplit_and_recover_with_nothing_shared_but_
         assert [decision.body["action"] for decision in client.decisions()] == ["recover"]
         statuses = {record.status for record in client.records()}
     assert statuses == {200}
-    for name in NODES:  # nothing came to lie there but what was given, and what it logged
+    for name in NODES:  # a member writes nothing but its log
         assert {path.name for path in (machines.folder / name).iterdir()} == {"cluster.yaml", "keys", "log"}

@@ -1,4 +1,4 @@
-"""The command line, as people get it wrong: one line that says what and where, and nothing left running."""
+"""Errors in commands and cluster files: one line says what is wrong and where, and nothing keeps running."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ kv_tokens: 256
 
 
 def emulated(memory: str, decode: str) -> str:
-    """The same cluster, its node playing hardware that takes so long for a decode step of any block."""
+    """The same cluster with an emulated node that takes `decode` for one token of any block."""
     times = [f"{{embed: {each}, layer: {each}, head: {each}}}" for each in (decode, "0.1 ms")]
     node = f"memory: {memory}, emulate: {{decode_per_token: {times[0]}, prefill_per_token: {times[1]}}}"
     links = "links: {default: {latency: 1 ms, bandwidth: 1 Gbit/s}}\n"
@@ -45,13 +45,13 @@ def up(folder: Path, text: str, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def running(folder: Path) -> list[list[str]]:
-    """Command lines of what runs with its state in this folder."""
+    """The command lines of processes whose arguments name this folder."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return [line for line in lines if any(str(folder) in argument for argument in line)]
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *says: str) -> None:
-    """One line that says all this on standard error, an exit status, nothing on standard output, nothing running."""
+    """One line on standard error that contains all of `says`, an exit status, no output, and no process left."""
     assert done.returncode not in (0, None)
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -91,7 +91,7 @@ def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) ->
     assert_refused(done, tmp_path, "--name: 'attic' is not in", "it has alone")
 
 
-def test_a_model_that_cannot_be_had_is_named_and_nothing_half_fetched_stays(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_obtained_is_named_and_no_partial_copy_stays(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     state = tmp_path / "state"
     serve = ["serve", str(tmp_path / "cluster.yaml"), "--state", str(state)]
@@ -101,7 +101,7 @@ def test_a_model_that_cannot_be_had_is_named_and_nothing_half_fetched_stays(tmp_
 
 
 def assert_refused_last(done: subprocess.CompletedProcess[str], folder: Path, *says: str) -> None:
-    """As `assert_refused`, after the log lines of a member that runs in the foreground."""
+    """Like `assert_refused`, but log lines of a member in the foreground come first."""
     *log, last = done.stderr.splitlines(keepends=True)
     assert all("[info" in line for line in log), done.stderr
     assert_refused(subprocess.CompletedProcess(done.args, done.returncode, done.stdout, last), folder, *says)
@@ -112,12 +112,12 @@ def test_a_model_that_fits_nowhere_is_refused_with_the_reason(tmp_path: Path, mo
     assert_refused(done, tmp_path, "no placement", "memory")
 
 
-def test_hardware_that_this_machine_cannot_play_is_refused(tmp_path: Path, model_folder: Path) -> None:
+def test_hardware_that_this_machine_cannot_emulate_is_refused(tmp_path: Path, model_folder: Path) -> None:
     done = up(tmp_path, emulated("4 MiB", "1 us"), "--model", str(model_folder))
     assert_refused(done, tmp_path, "nodes.alone.emulate", "as declared", "truly needs")
 
 
-def test_a_cluster_that_is_told_to_stop_while_it_starts_leaves_nothing(tmp_path: Path, model_folder: Path) -> None:
+def test_a_cluster_that_is_stopped_while_it_starts_leaves_no_process(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     command = [sys.executable, "-m", "resplit.cli", "up", str(tmp_path / "cluster.yaml")]
     command += ["--state", str(tmp_path / "state"), "--port", "0", "--model", str(model_folder)]
@@ -125,13 +125,13 @@ def test_a_cluster_that_is_told_to_stop_while_it_starts_leaves_nothing(tmp_path:
         until_s = time.monotonic() + 60
         while len(running(tmp_path)) < 3 and time.monotonic() < until_s:
             time.sleep(0.05)
-        assert len(running(tmp_path)) == 3  # itself, the node, gateway and controller
+        assert len(running(tmp_path)) == 3  # `up` itself, the node, and gateway with controller
         starting.send_signal(signal.SIGTERM)
         assert starting.wait(20) != 0
     assert running(tmp_path) == []
 
 
-def test_help_needs_none_of_the_heavy_packages() -> None:
+def test_help_imports_no_heavy_package() -> None:
     heavy = "{'torch', 'cvxpy', 'transformers', 'pandas', 'mlflow', 'scipy', 'highspy', 'fastapi'}"
     check = f"import sys, resplit.cli; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Streams run on while the placement changes under them: every token is the unsplit model's, no stream fails."""
+"""The placement changes under running streams: every token is the unsplit model's, and no stream fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW_TOKENS = 48
 
 
 async def keep_resplitting(cluster: Cluster, until: asyncio.Event, least: int) -> int:
-    """Deploy random placements one after the other until told to stop, and at least so many."""
+    """Deploy random placements one after another until `until` is set, and at least `least` of them."""
     rng, done = random.Random(5), 0
     with ControlClient(cluster.url, cluster.token) as client:
         blocks = len(client.model().features)
@@ -52,7 +52,7 @@ async def test_streams_survive_one_resplit_after_another(cluster: Cluster, unspl
     assert state.sessions == 0
 
 
-async def test_a_full_house_says_429_and_when_to_come_back(cluster: Cluster) -> None:
+async def test_a_full_cluster_answers_429_with_a_time_to_retry(cluster: Cluster) -> None:
     async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
         body = {"model": "tiny-llama", "prompt": PROMPTS[0], "max_tokens": 60, "ignore_eos": True}
         answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(40)))

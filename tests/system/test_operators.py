@@ -1,4 +1,4 @@
-"""What operators do to a running cluster: restart it, drain and join nodes, change trust and the cluster file."""
+"""Operations on a running cluster: restart it, drain and join nodes, change trust and the cluster file."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
 
 @pytest.fixture(scope="module")
 def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four node processes, gateway and controller, told of a quiet cluster: these tests are not about how it is."""
-    tight = re.sub("(gamma|delta), memory: 4 MiB", r"\1, memory: 1.5 MiB", CLUSTER)  # room for two layers
-    with started(tmp_path_factory.mktemp("cluster"), model_folder, tight, plan=False) as running:
+    """Four node processes, a gateway and a controller that has a problem with idle nodes, so that plans do not vary."""
+    small = re.sub("(gamma|delta), memory: 4 MiB", r"\1, memory: 1.5 MiB", CLUSTER)  # room for two layers
+    with started(tmp_path_factory.mktemp("cluster"), model_folder, small, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
             client.set_problem(problem_of(running.config, client.model().features, FIRST))
             place(client, *FIRST)
@@ -50,7 +50,7 @@ def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
 
 
 def place(client: ControlClient, *placement: str) -> None:
-    """Deploy a placement once all its nodes answer: on a busy machine one may be taken for lost for a moment."""
+    """Deploy a placement once all its nodes answer. On a busy machine one may be listed as lost for a moment."""
     until_s = time.monotonic() + 30
     while set(placement) & set(client.model().lost) and time.monotonic() < until_s:
         time.sleep(0.1)
@@ -62,7 +62,7 @@ def node_of(client: ControlClient, name: str) -> NodeStatus:
 
 
 async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[], object]) -> list[list[int]]:
-    """The answers of eight streams, in the midst of which `act` is called."""
+    """The answers of eight streams, in the middle of which `act` is called."""
 
     async def midway() -> None:
         await poll_until(lambda: client.status().sessions == len(PROMPTS))
@@ -84,14 +84,14 @@ def restart_controller(cluster: Cluster, *also_kill: str) -> None:
     start_process(cluster, CONTROLLER)
 
 
-async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it_and_without_the_drained(
+async def test_a_controller_that_restarts_uses_neither_a_dead_node_nor_a_drained_one(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         place(client, *FIRST)
         client.drain("delta")
         restart_controller(cluster, "gamma")
-        await poll_until(lambda: ready(client), 60.0)  # seconds on a quiet machine, most of them to import torch
+        await poll_until(lambda: ready(client), 60.0)  # takes seconds, mostly to import torch
         assert set(client.model().placement) <= {"alpha", "beta"}
         assert await all_answers(cluster, NEW_TOKENS) == expected
         assert client.join("delta") == ["delta is used again"]
@@ -99,18 +99,20 @@ async def test_a_controller_that_restarts_while_a_node_is_dead_serves_without_it
         await poll_until(lambda: "gamma" not in client.model().lost)
 
 
-async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Cluster, expected: list[list[int]]) -> None:
+async def test_a_drained_node_holds_no_block_and_no_stream_is_disturbed(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         place(client, *FIRST)
-        said: list[str] = []
+        printed: list[str] = []
 
         def drain() -> None:
-            said.extend(client.drain("gamma"))
+            printed.extend(client.drain("gamma"))
             assert "gamma" not in client.model().placement
             assert node_states(client, "gamma").blocks == ()
 
         assert await under_streams(cluster, client, drain) == expected
-        assert said == ["gamma is drained"]
+        assert printed == ["gamma is drained"]
         with pytest.raises(ProposalRefusedError, match="gamma is drained"):
             place(client, *FIRST)
         assert client.drain("gamma") == []
@@ -118,7 +120,7 @@ async def test_a_drained_node_holds_nothing_and_no_stream_notices(cluster: Clust
         place(client, *FIRST)
 
 
-def test_the_commands_say_what_they_did_or_why_not(cluster: Cluster) -> None:
+def test_commands_print_what_they_did_or_why_they_were_refused(cluster: Cluster) -> None:
     where = ("--url", cluster.url, "--state", str(cluster.state))
     assert run_resplit("drain", "delta", *where).stdout == "delta is drained\n"
     assert "trusted drained" not in (shown := run_resplit("status", *where).stdout)
@@ -130,25 +132,25 @@ def test_the_commands_say_what_they_did_or_why_not(cluster: Cluster) -> None:
     assert refused.stderr.startswith("resplit: 'attic': not in this cluster; it has alpha, beta, gamma, delta.")
 
 
-async def test_a_resplit_without_room_beside_the_old_one_is_staged_and_no_token_changes(
+async def test_a_resplit_without_room_beside_the_old_placement_is_staged_and_no_token_changes(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         place(client, *FIRST)
 
-        def to_and_fro() -> None:
+        def switch_twice() -> None:
             place(client, "alpha", "alpha", "gamma", "delta", "beta", "gamma", "delta", "alpha")
             place(client, "beta", "alpha", "delta", "gamma", "gamma", "delta", "alpha", "beta")
 
         begun = len(client.epochs())
-        assert await under_streams(cluster, client, to_and_fro) == expected
+        assert await under_streams(cluster, client, switch_twice) == expected
         assert [epoch.staged for epoch in client.epochs()[begun:]] == [True, True]
         moved = [move for record in client.records()[-len(PROMPTS) :] for move in record.moves]
         assert len(moved) == 2 * len(PROMPTS)
         assert not any(move.replayed for move in moved)
 
 
-async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on(
+async def test_a_node_that_loses_trust_holds_no_private_block_once_the_command_returns(
     cluster: Cluster, expected: list[list[int]]
 ) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
@@ -173,7 +175,7 @@ async def test_a_node_that_is_trusted_no_more_holds_nothing_private_from_then_on
         assert client.trust("beta", True) == ["beta is trusted"]
 
 
-def test_without_a_trusted_node_requests_get_503_and_nothing_private_is_anywhere(cluster: Cluster) -> None:
+def test_without_a_trusted_node_requests_get_503_and_no_node_holds_a_private_block(cluster: Cluster) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         client.trust("beta", False)
         client.trust("alpha", False)
@@ -205,11 +207,11 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         await poll_until(lambda: "epsilon" not in client.model().lost)
         without = {**changed, "nodes": [node for node in changed["nodes"] if node["name"] != "gamma"]}
 
-        def move_house() -> None:
+        def replace_node() -> None:
             place(client, "alpha", "alpha", "beta", "epsilon", "gamma", "delta", "beta", "alpha")
             assert client.apply(without) == ["gamma is removed"]
 
-        assert await under_streams(cluster, client, move_house) == expected
+        assert await under_streams(cluster, client, replace_node) == expected
         assert "gamma" not in client.model().placement
         assert [node.node for node in client.status().nodes] == ["alpha", "beta", "delta", "epsilon"]
         with pytest.raises(ProposalRefusedError, match="dtype: cannot change on a running cluster; restart"):
@@ -220,8 +222,8 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
 
 
 def node_states(client: ControlClient, name: str) -> NodeStatus:
-    """What a node says of itself, newer than this call."""
+    """A node's state as reported after this call."""
     asked_s = time.monotonic()
-    while time.monotonic() < asked_s + 1.2:  # it is polled every second
+    while time.monotonic() < asked_s + 1.2:  # the controller polls it every second
         time.sleep(0.05)
     return node_of(client, name)

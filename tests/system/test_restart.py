@@ -1,4 +1,4 @@
-"""A controller that is killed comes back to what was live; a node that hangs is lost, and found when it wakes."""
+"""A killed controller resumes the live placement. A node that hangs is lost, and is used again when it resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
     return expected_tokens(unsplit_model, NEW_TOKENS)
 
 
-async def test_a_restarted_controller_serves_what_was_live(cluster: Cluster, expected: list[list[int]]) -> None:
+async def test_a_restarted_controller_serves_the_placement_that_was_live(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         before = client.model()
         cluster.processes[CONTROLLER].send_signal(signal.SIGKILL)
@@ -38,7 +40,9 @@ async def test_a_restarted_controller_serves_what_was_live(cluster: Cluster, exp
         await poll_until(lambda: {node.sessions for node in client.status().nodes} == {0})
 
 
-async def test_a_node_that_hangs_is_replaced_and_wakes_up_harmless(cluster: Cluster, expected: list[list[int]]) -> None:
+async def test_a_node_that_hangs_is_replaced_and_does_no_harm_when_it_resumes(
+    cluster: Cluster, expected: list[list[int]]
+) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         placement = (*client.model().placement[:3], "gamma", *client.model().placement[4:])
         client.propose(Proposal(placement, "re-split", client.model().epoch))

@@ -1,4 +1,4 @@
-"""What docs/security.md promises, of a cluster that runs: on the wire, in the registry, and while keys are renewed."""
+"""The promises of docs/security.md, checked on a running cluster: traffic, registry, and renewal of keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import load
 
-from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.errors import CommandRefusedError, ShardError
 from resplit.gateway.engine import GenerationRequest
@@ -29,20 +28,19 @@ from tests.support.cluster import reference
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
 from tests.support.wire_fuzzing import Attacker, attack
 
-A, B, C = "alpha", "beta", "gamma"
-SPREAD = [A, A, B, B, C, C, B, A]
-TURNED = [B, B, A, C, C, A, C, B]
+LIMITS = {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s"}
 PROMPTS = [(201, 17, 240, 33, 150, 8, 99, 123 + k) for k in range(4)]
 NEW_TOKENS = 48
 
 
-class Tapped(TcpProxy):
-    """A cable that somebody listens to: `tapes` has every direction of every connection."""
+class RecordingProxy(TcpProxy):
+    """A proxy that records its traffic: one tape for each direction of each connection."""
 
     def __init__(self, proxy: TcpProxy) -> None:
-        super().__init__(proxy._outside, proxy._inside)
+        super().__init__(proxy.outside, proxy.inside)
         self.tapes: list[bytearray] = []
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,20 +57,10 @@ class Tapped(TcpProxy):
 
 @pytest.fixture
 async def cluster(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
-    """Three nodes, reached through cables that are listened to."""
-    config = ClusterConfig.model_validate(
-        {
-            "name": "test",
-            "source": A,
-            "trusted": [A, B],
-            "nodes": [{"name": name, "memory": "8 MiB"} for name in (A, B, C)],
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-            "limits": {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s"},
-            "kv_tokens": 512,
-        }
-    )
+    """Three nodes behind proxies that record the traffic."""
+    config = three_node_config(kv_tokens=512, limits=LIMITS)
     running = InProcessCluster(config, stored_model, tmp_path)
-    running.proxies = {name: Tapped(proxy) for name, proxy in running.proxies.items()}
+    running.proxies = {name: RecordingProxy(proxy) for name, proxy in running.proxies.items()}
     try:
         await asyncio.gather(*(running.start(name) for name in config.node_names))
         yield running
@@ -96,7 +84,7 @@ async def generated(cluster: InProcessCluster, prompt: tuple[int, ...], new_toke
 
 
 def tls_records(tape: bytes) -> list[int]:
-    """The types of the TLS records that a direction of a connection consists of, the last one maybe cut off."""
+    """The types of the TLS records on a tape. The last record may be incomplete."""
     kinds, at = [], 0
     while at + 5 <= len(tape):
         kind, major, length = tape[at], tape[at + 1], int.from_bytes(tape[at + 3 : at + 5], "big")
@@ -106,22 +94,22 @@ def tls_records(tape: bytes) -> list[int]:
     return kinds
 
 
-async def test_a_capture_on_the_wire_of_a_running_cluster_shows_tls_records_alone(
+async def test_captured_traffic_of_a_running_cluster_consists_of_tls_records_only(
     cluster: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     streams = [asyncio.create_task(generated(cluster, prompt)) for prompt in PROMPTS]
     await asyncio.sleep(0.1)
-    await deploy(controller, TURNED)  # so that caches travel, too
+    await deploy(controller, TURNED)  # so that caches are transferred too
     assert await asyncio.gather(*streams) == [reference(unsplit_model, list(p), NEW_TOKENS) for p in PROMPTS]
     tapes = [bytes(tape) for proxy in cluster.proxies.values() for tape in proxy.tapes]
     captured = b"".join(tapes)
     assert len(captured) > 200_000
     for tape in tapes:
         kinds = tls_records(tape)
-        # In the clear: one hello each way, and the change of cipher that old middleboxes want to see.
+        # Not encrypted: one hello in each direction, and a change of cipher for old middleboxes.
         assert kinds.count(22) <= 1
         assert set(kinds[3:]) <= {23}
-    assert b"gamma" in captured, "the hello names who is called: that much is seen"
+    assert b"gamma" in captured, "the hello names the node that is called; this much is visible"
     with torch.inference_mode():
         hidden = unsplit_model.model.embed_tokens(torch.tensor(PROMPTS[0])).numpy()
     secrets = [token_ids(PROMPTS[0]).data[:24], *(row.tobytes()[:16] for row in hidden)]
@@ -148,7 +136,7 @@ async def test_a_client_of_tls_1_2_is_refused_on_a_nodes_port(cluster: InProcess
         await greet(ssl.TLSVersion.TLSv1_2)
 
 
-async def test_a_nodes_credentials_open_the_blocks_that_it_hosts_and_no_others(
+async def test_a_nodes_credentials_open_only_the_blocks_that_it_hosts(
     cluster: InProcessCluster, controller: Controller, stored_model: StoredModel
 ) -> None:
     registry = Registry(str(cluster.folder / "registry"))
@@ -162,12 +150,12 @@ async def test_a_nodes_credentials_open_the_blocks_that_it_hosts_and_no_others(
                     key = unwrap_key(wrapped, member.wrap_key, node=name, shard=shard["name"])
                     assert open_shard(sealed, key) == stored_model.tensors(cluster.features[int(block)].name)
                 else:
-                    for as_whom in (name, host):
+                    for claimed in (name, host):
                         with pytest.raises(ShardError):
-                            unwrap_key(wrapped, member.wrap_key, node=as_whom, shard=shard["name"])
+                            unwrap_key(wrapped, member.wrap_key, node=claimed, shard=shard["name"])
 
 
-async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or_tensor(
+async def test_the_registry_of_a_running_cluster_reveals_no_model_layer_or_tensor(
     cluster: InProcessCluster, controller: Controller, stored_model: StoredModel
 ) -> None:
     files = [path for path in (cluster.folder / "registry").rglob("*") if path.is_file()]
@@ -179,7 +167,7 @@ async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or
         for name, tensor in load(stored_model.tensors(block.name)).items():
             names.add(name)
             contents.append(np.ascontiguousarray(tensor).tobytes()[:32])
-    told = {
+    readable = {
         *names,
         *(block.name for block in cluster.features if len(block.name) > 4),
         stored_model.name,
@@ -187,7 +175,7 @@ async def test_nothing_in_the_registry_of_a_running_cluster_tells_model_layer_or
         "float32",
     }
     assert len(contents) > 50
-    for secret in [*contents, *(name.encode() for name in told if len(name) > 4)]:
+    for secret in [*contents, *(name.encode() for name in readable if len(name) > 4)]:
         assert secret not in stored
 
 
@@ -222,14 +210,15 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
     renewed = Member.load(cluster.folder / "keys" / CONTROLLER)
     for name in (A, B, C):
         assert (cluster.folder / "keys" / name / "cert.pem").read_bytes() != before[name]
-        for signer in (CommandSigner(renewed), old):  # the old one for a day more: the controller comes last
+        for signer in (
+            CommandSigner(renewed),
+            old,
+        ):  # the old one is valid for another day, as the controller restarts last
             signed = signer.sign("release", {"epoch": 0}, audience=name, epoch=0)
             assert await cluster.peer(name).command("release", signed) == {"dropped": []}
 
 
-async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
-    cluster: InProcessCluster, controller: Controller
-) -> None:
+async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessCluster, controller: Controller) -> None:
     from resplit.security.authority import rotate
 
     stolen = CommandSigner(Member.load(cluster.folder / "keys" / CONTROLLER))
@@ -242,7 +231,7 @@ async def test_the_old_signing_key_is_refused_at_once_where_it_was_stolen(
     assert (await cluster.state(C))["refusals"]["authority"] >= 1
 
 
-async def test_made_up_messages_harm_no_node_and_no_honest_stream(
+async def test_invalid_messages_harm_no_node_and_no_valid_stream(
     cluster: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     attacker, done = Attacker(cluster.addresses, cluster.folder / "keys" / C), asyncio.Event()
