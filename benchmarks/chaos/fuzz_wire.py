@@ -11,7 +11,7 @@ from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.resources import sampling
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 from tests.support.cluster import CLUSTER, load_unsplit, make_model, started
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, expected_tokens, streaming

@@ -13,7 +13,7 @@ from benchmarks.chaos.kills import NEW_TOKENS, use_all
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, free_ports
 from resplit.security.identity import CONTROLLER
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 from tests.support.cluster import NODES, load_unsplit, make_model, started
 from tests.support.processes import answering, kill, poll_until, ready, settled, start_controller
 from tests.support.streams import expected_tokens, streaming

@@ -79,7 +79,7 @@ def node(
     if where is None:
         raise ConfigError(f"{cluster}: nodes: {name}", "has no address; give `address: host:port` there, or --listen")
     from resplit.node.server import serve_node
-    from resplit.wire.peers import Address
+    from resplit.wire.addresses import Address
 
     _use_one_thread()
     place = keys or state / "keys" / name
@@ -103,7 +103,7 @@ def serve(
     config = parse_cluster(content, str(cluster))
     from resplit.cluster.server import ServePaths, serve
     from resplit.model.source import obtain
-    from resplit.wire.peers import Address
+    from resplit.wire.addresses import Address
 
     stored = obtain(model, state / "models", config.dtype, config.split)
     paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))

@@ -10,7 +10,7 @@ import pytest
 from resplit.cluster.server import _app
 from resplit.config import ClusterConfig
 from resplit.model.source import StoredModel
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 from tests.support.in_process import InProcessCluster
 
 

@@ -15,7 +15,7 @@ from resplit.epochs import RECOVER
 from resplit.errors import DataError, InfeasibleError
 from resplit.model.source import StoredModel
 from resplit.types import Problem
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C, three_node_config
 

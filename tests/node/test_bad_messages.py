@@ -18,7 +18,7 @@ from resplit.model.source import StoredModel
 from resplit.types import Sampling
 from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
-from resplit.wire.peers import from_wire, to_wire
+from resplit.wire.tensors import from_wire, to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.two_nodes import MIDDLE, two_node_config
 from tests.support.wire_fuzzing import Attacker, tensors

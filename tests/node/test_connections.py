@@ -11,8 +11,8 @@ from resplit.errors import DataError
 from resplit.node.connections import Connections
 from resplit.security.authority import keys_command
 from resplit.security.identity import Member
+from resplit.wire.addresses import Address
 from resplit.wire.links import Shape
-from resplit.wire.peers import Address
 from tests.support.two_nodes import two_node_config
 
 TIMES = {"embed": "1 ms", "layer": "1 ms", "head": "1 ms"}

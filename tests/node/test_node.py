@@ -12,9 +12,11 @@ from resplit.model.engine import TorchEngine, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
+from resplit.wire.addresses import Address
 from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Step
-from resplit.wire.peers import Address, Peer, to_wire
+from resplit.wire.peers import Peer
+from resplit.wire.tensors import to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.two_nodes import LATER, MIDDLE, cache_parts, commit, layer_bytes, prepare, two_node_config
 

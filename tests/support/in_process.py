@@ -29,8 +29,9 @@ from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
+from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare, WrappedShard, to_body
-from resplit.wire.peers import Address, Peer
+from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 from tests.support.tcp_proxy import TcpProxy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 
 
 class TcpProxy:

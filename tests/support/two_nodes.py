@@ -8,7 +8,7 @@ from resplit.config import ClusterConfig
 from resplit.model.engine import Activation
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import CachePart
-from resplit.wire.peers import to_wire
+from resplit.wire.tensors import to_wire
 from tests.support.in_process import InProcessCluster
 
 MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]

@@ -24,6 +24,7 @@ from h2.exceptions import H2Error
 from hypothesis import strategies as st
 
 from resplit.security.identity import CONTROLLER, Member
+from resplit.wire.addresses import Address
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     CachePart,
@@ -36,7 +37,6 @@ from resplit.wire.node_pb2 import (
     Tensor,
     TransferRequest,
 )
-from resplit.wire.peers import Address
 from tests.support.fuzzing import send_for
 
 _ANSWER_WITHIN_S = 10.0

@@ -9,6 +9,7 @@ import pytest
 
 from resplit.errors import CommandRefusedError
 from resplit.model.engine import ModelSpec
+from resplit.wire.addresses import Address
 from resplit.wire.commands import (
     Abort,
     Clear,
@@ -25,7 +26,6 @@ from resplit.wire.commands import (
     to_body,
 )
 from resplit.wire.links import Shape
-from resplit.wire.peers import Address
 from resplit.wire.routes import Route
 
 ROUTE = Route(3, ("alpha", "beta"), {"alpha": Address("alpha", 7001), "beta": Address("::1", 7002)})

@@ -10,12 +10,15 @@ import pytest
 
 from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
-from resplit.errors import NodeLostError
+from resplit.errors import DataError, NodeLostError
 from resplit.model.engine import Activation, token_ids
 from resplit.model.source import StoredModel
+from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
-from resplit.wire.node_pb2 import Step, Token
-from resplit.wire.peers import Address, Crossing, Peer, from_wire, to_wire
+from resplit.wire.node_pb2 import ReportReply, ReportRequest, Step, Token
+from resplit.wire.peers import Peer
+from resplit.wire.step_stream import Crossing
+from resplit.wire.tensors import from_wire, to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
 
 
@@ -102,7 +105,7 @@ async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_n
 
     await nodes.start("far")
     again = Watched(nodes)
-    watched.peer.link = Link()
+    slow.shape = None
     watched.peer.send(step("again"))
     crossing = await asyncio.wait_for(watched.crossings.get(), 5)
     assert crossing.peer == "far"
@@ -172,6 +175,27 @@ async def test_reports_give_only_what_is_new(nodes: InProcessCluster) -> None:
         return not (await nodes.peer("far").report(last))[0].rows.links
 
     await until(nothing_more)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("no JSON", "Invalid JSON"),
+        ('{"state": {"node": "far"}, "rows": {}}', "state.pid: Field required"),
+        ('{"state": {"node": "far", "pid": 1}, "rows": {"links": [{"time_s": "now"}]}}', "rows.links.0.time_s"),
+    ],
+)
+async def test_a_report_that_cannot_be_read_is_an_error_that_names_the_node_and_the_key(
+    nodes: InProcessCluster, body: str, says: str
+) -> None:
+    peer = nodes.peer("far")
+
+    async def report(request: ReportRequest, timeout: float) -> ReportReply:  # noqa: ASYNC109
+        return ReportReply(body=body)
+
+    peer._stub.Report = report
+    with pytest.raises(DataError, match=f"far: the report cannot be read: .*{says}"):
+        await peer.report(0)
 
 
 def test_an_activation_crosses_bit_for_bit() -> None:

@@ -35,7 +35,7 @@ from resplit.security.identity import CONTROLLER, Member
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
 _NODES_ANSWER_WITHIN_S = 120.0

@@ -6,7 +6,7 @@ from resplit.config import ClusterConfig
 from resplit.control.gateway import Gateway
 from resplit.control.rules import PlacementRules
 from resplit.model.source import StoredModel
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 
 
 class ClusterView:

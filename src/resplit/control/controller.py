@@ -19,7 +19,8 @@ from resplit.epochs import LiveEpoch, Proposal
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.shards.keyring import Keyring
-from resplit.wire.peers import Address, Peer
+from resplit.wire.addresses import Address
+from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 

@@ -15,9 +15,10 @@ from resplit.security.signing import CommandSigner
 from resplit.shards.keyring import Keyring
 from resplit.shards.sealing import wrap_key
 from resplit.types import BlockFeatures
+from resplit.wire.addresses import Address
 from resplit.wire.commands import Connect, NodeCommand, Prepare, Profile, Reply, Trust, WrappedShard, to_body
 from resplit.wire.links import Shape
-from resplit.wire.peers import Address, Peer
+from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)

@@ -16,7 +16,7 @@ import structlog
 from resplit.control.controller import Controller
 from resplit.control.desired_state import DesiredState, changes, load_desired_state, save_desired_state
 from resplit.errors import ConfigError, DataError, InfeasibleError, ProposalRefusedError, ResplitError
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
 _RELOCATE_TRIES = 3  # another epoch may outdate a plan

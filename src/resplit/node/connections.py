@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from resplit.config import ClusterConfig
 from resplit.errors import DataError
 from resplit.security.identity import Member
+from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step
-from resplit.wire.peers import Address, Crossing, Peer
+from resplit.wire.peers import Peer
+from resplit.wire.step_stream import Crossing
 
 
 class Connections:

@@ -16,8 +16,8 @@ from resplit.node.hosting import Hosting
 from resplit.types import Sampling
 from resplit.wire.links import Sender
 from resplit.wire.node_pb2 import Step, Token
-from resplit.wire.peers import from_wire, to_wire
 from resplit.wire.routes import Route
+from resplit.wire.tensors import from_wire, to_wire
 
 _log = structlog.get_logger(__name__)
 _TOKEN_BYTES = 4

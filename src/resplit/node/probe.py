@@ -22,7 +22,8 @@ from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
 from resplit.status import ReportedState
 from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
-from resplit.wire.peers import Crossing, Peer
+from resplit.wire.peers import Peer
+from resplit.wire.step_stream import Crossing
 
 PERIOD_S = 1.0
 _MOST_ALIKE = 8  # timings reported for one kind of block, one phase and one period

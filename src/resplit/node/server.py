@@ -23,6 +23,7 @@ from resplit.security.identity import CONTROLLER, Member, certificate_name
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
 from resplit.status import NodeReport
+from resplit.wire.addresses import Address
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.message_limits import limited, receive_one
@@ -47,7 +48,6 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
-from resplit.wire.peers import Address
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 from resplit.node.connections import Connections
 from resplit.node.hosting import Hosting
 from resplit.wire.node_pb2 import CachePart, TransferReply, TransferRequest
-from resplit.wire.peers import BACKGROUND_BYTES, CHUNK_BYTES, Peer, from_wire, to_wire
+from resplit.wire.peers import BACKGROUND_BYTES, CHUNK_BYTES, Peer
+from resplit.wire.tensors import from_wire, to_wire
 
 
 class SessionCaches:

@@ -1,4 +1,4 @@
-"""The way of a pass through an epoch's placement: segments in order, and where their nodes listen."""
+"""The route of a pass through an epoch's placement: its segments in order, and where their nodes listen."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Annotated
 from pydantic import PlainSerializer, PlainValidator
 
 from resplit.types import Segment, segments_of
-from resplit.wire.peers import Address
+from resplit.wire.addresses import Address
 
 AddressText = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str)]  # `host:port` in JSON
 
 
 @dataclass(frozen=True)
 class Route:
-    """One epoch's placement, ready to send along."""
+    """One epoch's placement (one node name per block), and the addresses of its nodes."""
 
     epoch: int
     placement: tuple[str, ...]
@@ -23,7 +23,7 @@ class Route:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Runs of blocks on one node, in model order."""
+        """Runs of consecutive blocks on one node, in model order."""
         return segments_of(self.placement)
 
     def blocks_of(self, node: str) -> tuple[int, ...]:

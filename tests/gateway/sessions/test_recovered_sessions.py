@@ -15,7 +15,7 @@ from resplit.control.controller import Controller
 from resplit.model.engine import token_ids
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import Step, Token
-from resplit.wire.peers import to_wire
+from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config

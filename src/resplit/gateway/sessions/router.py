@@ -15,9 +15,10 @@ from resplit.cancellation import cancel_and_wait
 from resplit.config import ClusterConfig, LinkShape
 from resplit.errors import NodeLostError
 from resplit.security.identity import Member
+from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
-from resplit.wire.peers import Address, Peer
+from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)

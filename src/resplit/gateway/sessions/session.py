@@ -32,8 +32,8 @@ from resplit.model.engine import token_ids
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.wire.node_pb2 import Sampling, Step, Token
-from resplit.wire.peers import to_wire
 from resplit.wire.routes import Route
+from resplit.wire.tensors import to_wire
 
 _log = structlog.get_logger(__name__)
 # Another node may report a loss shortly before the gateway's own connection breaks.

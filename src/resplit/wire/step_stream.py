@@ -1,0 +1,96 @@
+"""The stream of steps to one peer: steps in order, each acknowledged or handed back when the stream breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from resplit.cancellation import cancel_and_wait
+from resplit.wire.links import Link, Sender
+from resplit.wire.node_grpc import NodeStub
+from resplit.wire.node_pb2 import Ack, Step
+
+_log = structlog.get_logger(__name__)
+CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The time from sending one step to a peer until its acknowledgement arrived."""
+
+    peer: str
+    payload_bytes: int
+    round_trip_s: float
+
+
+class StepStream:
+    """Opens with the first step, and again with the first step after it broke."""
+
+    def __init__(
+        self,
+        peer: str,
+        stub: NodeStub,
+        link: Link,
+        on_crossing: Callable[[Crossing], None],
+        on_lost: Callable[[str, list[Step]], None],
+    ) -> None:
+        self._peer = peer
+        self._stub = stub
+        self._link = link
+        self._on_crossing = on_crossing
+        self._on_lost = on_lost
+        self._pending: dict[int, tuple[float, Step]] = {}  # sent and not yet acknowledged, by number
+        self._number = 0
+        self._sender: Sender[Step] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def send(self, step: Step) -> None:
+        """Queue a step; it is acknowledged, or handed to `on_lost` if the stream breaks.
+
+        CapacityError where the peer does not take the steps that wait already.
+        """
+        if self._sender is None or self._task is None or self._task.done():
+            self._sender = Sender(self._link, self._send)
+            self._task = asyncio.create_task(self._run(self._sender), name=f"steps to {self._peer}")
+        self._number += 1
+        step.number = self._number
+        self._sender.put(step, len(step.values.data))
+        self._pending[step.number] = (time.monotonic(), step)
+
+    async def close(self) -> None:
+        """End the stream."""
+        if self._task is not None:
+            await cancel_and_wait([self._task])
+
+    async def _send(self, step: Step) -> None:
+        await self._stream.send_message(step)
+
+    async def _run(self, sender: Sender[Step]) -> None:
+        try:
+            async with self._stub.Steps.open() as self._stream, asyncio.TaskGroup() as tasks:
+                await self._stream.send_request()
+                tasks.create_task(sender.run())
+                await self._receive(self._stream)
+                raise ConnectionResetError(f"{self._peer} closed its stream of steps")
+        except* CONNECTION_ERRORS as errors:
+            _log.info("stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
+        lost = [step for _, step in self._pending.values()]
+        self._pending.clear()
+        self._task = None
+        self._on_lost(self._peer, lost)
+
+    async def _receive(self, acknowledgements: Any) -> None:
+        async for ack in acknowledgements:
+            self._acknowledge(ack)
+
+    def _acknowledge(self, ack: Ack) -> None:
+        sent = self._pending.pop(ack.number, None)
+        if sent is not None:
+            sent_s, step = sent
+            self._on_crossing(Crossing(self._peer, len(step.values.data), time.monotonic() - sent_s))
