@@ -198,7 +198,9 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
     changed = {**content, "nodes": [*content["nodes"], added]}
     (cluster.state / "cluster.yaml").write_text(yaml.safe_dump(changed))
     with ControlClient(cluster.url, cluster.token) as client:
-        with pytest.raises(ProposalRefusedError, match=r"wrap-epsilon\.pub: cannot be read .*`resplit keys` creates it"):
+        with pytest.raises(
+            ProposalRefusedError, match=r"wrap-epsilon\.pub: cannot be read .*`resplit keys` creates it"
+        ):
             client.apply(changed)
         keys_command(cluster.state / "keys", cluster.state / "cluster.yaml")
         start_process(cluster, "epsilon")
