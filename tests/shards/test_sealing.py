@@ -51,6 +51,13 @@ def test_garbage_is_refused(garbage: bytes, key: bytes) -> None:
         open_shard(garbage, key)
 
 
+def test_a_shard_without_room_for_nonce_length_and_tag_is_called_truncated() -> None:
+    with pytest.raises(ShardError, match="truncated"):
+        open_shard(bytes(12 + 8 + 16 - 1), new_key())
+    with pytest.raises(ShardError, match="altered"):
+        open_shard(bytes(12 + 8 + 16), new_key())
+
+
 def test_another_key_does_not_open_a_shard() -> None:
     with pytest.raises(ShardError, match="altered"):
         open_shard(seal(b"weights", new_key()), new_key())
