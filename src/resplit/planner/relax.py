@@ -145,7 +145,7 @@ def _anneal(dual: Dual, search: LocalSearch, first: IntArray, budget: Budget, ga
 
 def _outcome(instance: Instance, search: LocalSearch, bound: float) -> Outcome:
     if search.best is not None:
-        others = tuple(nodes_of for _, nodes_of in search.local_optima.values())
+        others = tuple(nodes_of for _, nodes_of in search.legal.values())
         return Outcome(search.best, bound, others=others)
     if found := infeasibility(instance):
         return Outcome(None, float("inf"), found)

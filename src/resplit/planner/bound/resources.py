@@ -221,12 +221,8 @@ class SetCuts:
             limit, used = resources.limit[kind], support.used[kind]
             need = resources.use[kind].sum()
             members, every = np.eye(n), np.arange(n)
-            entered, held, filled, beside = (
-                arrivals,
-                limit,
-                used,
-                between,
-            )  # of each set; `beside`: crossings between it and each node
+            # Of each set: entries, limit, use, and crossings between it and each node.
+            entered, held, filled, beside = arrivals, limit, used, between
             for _ in range(min(n - 1, 24)):
                 new_entered = entered[:, None] + arrivals - beside
                 new_limit = np.minimum(held[:, None] + limit, need)

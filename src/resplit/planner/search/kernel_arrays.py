@@ -12,10 +12,7 @@ from resplit.types import FloatArray
 __all__ = ["KernelArrays"]
 
 NEAREST = 12  # nodes listed per node, those with the lowest cost to move to
-MIN_EXCESS_ATOMS, MIN_EXCESS_LOAD = (
-    0.5,
-    0.05,
-)  # the least excess counted for a violation: of a mean atom, of a node
+MIN_EXCESS_ATOMS, MIN_EXCESS_LOAD = 0.5, 0.05  # least excess counted for a violation: mean atoms, share of a node
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 

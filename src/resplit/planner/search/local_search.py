@@ -17,11 +17,9 @@ class LocalSearch:
         self.instance = instance
         self.best: IntArray | None = None
         self.cost = float("inf")
-        self.least_violating: IntArray | None = (
-            None  # of the placements that violate limits, the one with the least excess
-        )
+        self.least_violating: IntArray | None = None  # the one with the least excess
         self._smallest_excess = float("inf")
-        self.local_optima: dict[bytes, tuple[float, IntArray]] = {}  # legal placements by their bytes
+        self.legal: dict[bytes, tuple[float, IntArray]] = {}  # legal placements by their bytes
         self._descent = Descent(instance, 3 * abs(scale) or 1.0)
         self._annealing = Annealing(instance, scale)
         self._descended_from: set[bytes] = set()
@@ -30,7 +28,7 @@ class LocalSearch:
         """Record a placement (A,): as the best, as a legal one, or as the one that violates limits least."""
         cost = self.instance.cost(nodes_of)
         if cost < float("inf"):
-            self.local_optima[nodes_of.tobytes()] = cost, nodes_of
+            self.legal[nodes_of.tobytes()] = cost, nodes_of
         elif (excess := self.instance.excess(nodes_of)) < self._smallest_excess:
             self.least_violating, self._smallest_excess = nodes_of, excess
         if cost < self.cost:

@@ -440,13 +440,11 @@ def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _adapt_penalties(penalty, first, share_broken):  # type: ignore[no-untyped-def]
     """Raise the penalties if most steps violated limits, lower them if few did."""
-    factor = (
-        PENALTY_INCREASE
-        if share_broken > HIGH_BROKEN_SHARE
-        else PENALTY_DECREASE
-        if share_broken < LOW_BROKEN_SHARE
-        else 1.0
-    )
+    factor = 1.0
+    if share_broken > HIGH_BROKEN_SHARE:
+        factor = PENALTY_INCREASE
+    elif share_broken < LOW_BROKEN_SHARE:
+        factor = PENALTY_DECREASE
     for kind in range(LIMIT_KINDS):
         penalty[kind] = min(max(penalty[kind] * factor, first[kind] * MIN_PENALTY), first[kind] * MAX_PENALTY)
 
