@@ -16,7 +16,6 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "data/**/*.md", ".github/**/*.md") for path in ROOT.glob(pattern)
 )
 CODE_FOLDERS = ("src", "tasks", "flows", "benchmarks", "scripts", "tests", "examples")
-SOURCES = [path for folder in CODE_FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 GENERATED = ("data/generated", "reports/", "mutants/")  # written by commands, so absent from a fresh checkout
 STATE_FOLDERS = {"keys/", "models/", "registry/", "quarantine/", "mlflow/", "prefect/", "log/"}
 
@@ -71,8 +70,7 @@ def test_named_commands_and_metrics_exist(document: Path) -> None:
 
 
 def test_every_name_of_the_glossary_is_used_in_the_code() -> None:
-    code = "\n".join(path.read_text() for folder in ("src", "tasks", "flows") for path in (ROOT / folder).rglob("*.p*"))
-    words = set(re.findall(r"\w+", code))
+    words = set(re.findall(r"\w+", code_of("src", "tasks", "flows")))
     names = [name for row in table_rows(ROOT / "docs/glossary.md") for name in CODE_SPAN.findall(row[1])]
     unused = [name for name in names if not set(re.findall(r"\w+", name)) <= words]
     assert names
@@ -80,8 +78,9 @@ def test_every_name_of_the_glossary_is_used_in_the_code() -> None:
 
 
 def test_every_message_of_the_troubleshooting_table_is_in_the_code() -> None:
-    code = "\n".join(path.read_text() for folder in ("src", "tasks", "flows") for path in (ROOT / folder).rglob("*.py"))
-    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # string literals that continue on the next line
+    joined = re.sub(
+        r'"\s*\n\s*f?"', "", code_of("src", "tasks", "flows")
+    )  # string literals that continue on the next line
     table = (ROOT / "docs/operations.md").read_text().partition("## Troubleshooting")[2]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
     messages = [span for cell in cells for span in CODE_SPAN.findall(cell) if " " in span]
@@ -160,11 +159,20 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def source_files(*folders: str) -> Iterator[Path]:
+    """Every source file below these folders of the checkout."""
+    for folder in folders:
+        yield from (path for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".pyi", ".proto"))
+
+
 def source_names() -> Iterator[str]:
     """Every source file, relative to the checkout."""
-    for folder in CODE_FOLDERS:
-        for path in (ROOT / folder).rglob("*.p*"):
-            yield relative(path)
+    return map(relative, source_files(*CODE_FOLDERS))
+
+
+def code_of(*folders: str) -> str:
+    """The text of every source file below these folders."""
+    return "\n".join(path.read_text() for path in source_files(*folders))
 
 
 def without_suffix(name: str) -> str:
