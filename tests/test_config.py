@@ -90,7 +90,7 @@ def test_a_named_link_goes_before_the_default_and_is_alike_in_both_directions(tm
         ("source: hub", "source: attic", 2, "source", "'attic' is not in this cluster; it has hub, far"),
         ("trusted: [hub]", "trusted: [hub, attic]", 3, "trusted", "'attic' is not in this cluster"),
         ("between: [hub, far]", "between: [hub, attic]", 14, "links.pairs.between", "'attic' is not in this"),
-        ("name: far", "name: hub", 4, "nodes", "the name 'hub' stands twice"),
+        ("name: far", "name: hub", 4, "nodes", "the name 'hub' appears twice"),
         ("name: far", "name: Far_1", 10, "nodes.1.name", "should match pattern"),
         ("new_tokens: 8", "new_tokens: 0", 17, "classes.0.new_tokens", "greater than or equal to 1"),
         ("rate_rps: 1", "rate_rps: soon", 17, "classes.0.rate_rps", "valid number"),
@@ -110,7 +110,7 @@ def test_an_error_names_file_line_key_and_rule(
 
 def test_classes_have_unique_names(tmp_path: Path) -> None:
     text = CLUSTER.replace("classes:\n", "classes:\n  - {name: chat, rate_rps: 1, prompt_tokens: 1, new_tokens: 1}\n")
-    with pytest.raises(ConfigError, match=r":16: classes: the name 'chat' stands twice"):
+    with pytest.raises(ConfigError, match=r":16: classes: the name 'chat' appears twice"):
         load_cluster(written(tmp_path, text))
 
 

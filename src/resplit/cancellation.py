@@ -1,4 +1,4 @@
-"""Ends tasks for sure. Knows nothing of what they do."""
+"""Ends tasks reliably."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import structlog
 
-__all__ = ["BackgroundTasks", "cancel_and_wait"]
-
 _log = structlog.get_logger(__name__)
 _CANCEL_AGAIN_S = 0.2
 
@@ -17,8 +15,8 @@ _CANCEL_AGAIN_S = 0.2
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks until all have ended, whatever they end with.
 
-    Once is not enough: grpclib raises the loss of a connection in the place of a cancellation that comes at the same
-    moment, and whoever tries again after a loss would never learn that it was cancelled.
+    One cancellation may be lost: where it coincides with the loss of a connection, grpclib raises the loss instead,
+    and a task that retries after a loss goes on.
     """
     left = set(tasks)
     while left:
@@ -27,7 +25,7 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
         done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
         for task in done:
             if not task.cancelled():
-                task.exception()  # so that nobody calls it unheard
+                task.exception()  # retrieve it, so that asyncio does not log it
 
 
 class BackgroundTasks:

@@ -1,6 +1,6 @@
 """The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `keys`.
 
-Parses arguments and prints; each command's work lives in its own module, imported when the command runs.
+Parses arguments and prints. Each command imports its module when it runs, so that `resplit --help` is instant.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def up(
     model: Model = _DEFAULT_MODEL,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Start a cluster on this machine and deploy a first plan; Ctrl-C stops it all."""
+    """Start a cluster on this machine and deploy a first plan. Ctrl-C stops it."""
     import signal
 
     from resplit.cluster.local import running
     from resplit.cluster.state import first_plan
 
-    # SIGTERM like Ctrl-C, from the first moment on: its own default would leave the nodes behind.
+    # SIGTERM acts like Ctrl-C from the start: its default would leave the node processes running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running(cluster, state, model, port) as started:
         placement = first_plan(started)
@@ -69,10 +69,10 @@ def node(
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Run one node agent until it is told to stop."""
+    """Run one node until SIGTERM or Ctrl-C."""
     from resplit.config import load_cluster
 
-    config = load_cluster(cluster)  # before torch is imported: what is wrong there is said at once
+    config = load_cluster(cluster)  # before torch is imported, so that an error shows at once
     if name not in config.node_names:
         raise ConfigError("--name", f"{name!r} is not in {cluster}; it has {', '.join(config.node_names)}")
     where = listen or config.node(name).address
@@ -96,7 +96,7 @@ def serve(
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Run the gateway and the controller until told to stop."""
+    """Run the gateway and the controller until SIGTERM or Ctrl-C."""
     from resplit.config import parse_cluster, read_cluster
 
     content = read_cluster(cluster)
@@ -117,7 +117,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """The live placement, the nodes, the epoch and the latencies of a running cluster."""
+    """Show the epoch, the nodes and the sessions of a running cluster."""
     from resplit.cluster.client import ControlClient, describe_status
 
     with ControlClient.from_state(url, state) as client:
@@ -127,30 +127,30 @@ def status(
 
 @app.command()
 def drain(node: NodeName, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
-    """Move everything off a node, without a request lost, and use it no more until `resplit join`."""
+    """Move everything off a node without losing a request, and stop using it until `resplit join`."""
     _operate(url, state, lambda client: client.drain(node))
 
 
 @app.command()
 def join(node: NodeName, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
-    """Let a drained node serve again."""
+    """Use a drained node again."""
     _operate(url, state, lambda client: client.join(node))
 
 
 @app.command()
 def trust(
     node: NodeName,
-    on: Annotated[Literal["on", "off"], typer.Argument(help="Whether private blocks may be on it.", metavar="on|off")],
+    on: Annotated[Literal["on", "off"], typer.Argument(help="Allow private blocks or not.", metavar="on|off")],
     url: Url = _DEFAULT_URL,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Let private blocks be on a node, or not: then none is on it any more when this returns."""
+    """Allow private blocks on a node, or forbid them. When `off` returns, the node holds none."""
     _operate(url, state, lambda client: client.trust(node, on == "on"))
 
 
 @app.command(name="apply")
 def apply_file(cluster: ClusterFile, url: Url = _DEFAULT_URL, state: State = _DEFAULT_STATE) -> None:
-    """Have a running cluster follow its changed cluster file."""
+    """Apply a changed cluster file to a running cluster."""
     from resplit.config import read_cluster
 
     content = read_cluster(cluster)
@@ -164,11 +164,12 @@ def plan(
     time_limit: Annotated[float, typer.Option(help="Seconds for each solve.")] = 10.0,
     work_limit: Annotated[int | None, typer.Option(help="Solver steps for each solve, instead of seconds.")] = None,
     tolerance: Annotated[
-        float, typer.Option(help="How far from the best (relative) a plan with better service may be.")
+        float,
+        typer.Option(help="Relative cost that better service may add to the best plan."),
     ] = 0,
-    explain: Annotated[bool, typer.Option("--explain", help="For people: where the latency goes, what binds.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="For people: latency by part, binding limits.")] = False,
 ) -> None:
-    """Answer placement problems, one JSON object per line."""
+    """Solve placement problems; print one JSON object per line."""
     from resplit.planner.command import plan_command
 
     raise typer.Exit(plan_command(files, solver, time_limit, work_limit, tolerance, explain))
@@ -180,7 +181,7 @@ def keys(
     state: State = _DEFAULT_STATE,
     rotate: Annotated[bool, typer.Option(help="Renew every certificate and the signing key.")] = False,
 ) -> None:
-    """Make the authority, and keys and certificates for the controller and every node."""
+    """Create the certificate authority, and keys and certificates for the controller and every node."""
     from resplit.security.authority import keys_command
 
     keys_command(state / "keys", cluster, rotate)
@@ -188,7 +189,7 @@ def keys(
 
 
 def main() -> None:
-    """Run the command line; errors that resplit raises on purpose are one line, not a traceback."""
+    """Run the command line. A `ResplitError` is printed as one line, without a traceback."""
     log_to_stderr()
     try:
         app()
@@ -198,7 +199,7 @@ def main() -> None:
 
 
 def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run `work` on an event loop whose timers keep a tenth of a millisecond; SIGINT and SIGTERM set its event."""
+    """Run `work` on an event loop with timers of 0.1 ms accuracy; SIGINT and SIGTERM set its event."""
     import asyncio
     import selectors
     import signal
@@ -209,13 +210,13 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await work(stop)
 
-    # epoll rounds timers to whole milliseconds, as long as an emulated hop.
+    # epoll rounds timers to whole milliseconds, which is as long as a hop over an emulated link.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         runner.run(run())
 
 
 def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) -> None:
-    """Have the controller change the cluster, and print what it changed."""
+    """Have the controller change the cluster, and print the changes."""
     from resplit.cluster.client import ControlClient
 
     with ControlClient.from_state(url, state) as client:

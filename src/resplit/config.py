@@ -1,7 +1,4 @@
-"""Cluster and scenario files: their schema, parsed once, with errors that name file, line, key and rule.
-
-Knows what the files may say; starts nothing.
-"""
+"""Cluster and scenario files: their schema, parsed once, with errors that name file, line, key and rule."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class BlockTimes(_Strict):
 
 
 class Emulation(_Strict):
-    """The hardware that a node plays: its compute is padded to these times."""
+    """The hardware that a node emulates: its compute is padded to these times."""
 
     decode_per_token: BlockTimes
     prefill_per_token: BlockTimes
@@ -54,22 +51,22 @@ class LinkShape(_Strict):
 
 
 class LinkConfig(LinkShape):
-    """The link between two nodes, alike in both directions."""
+    """The link between two nodes, the same in both directions."""
 
     between: tuple[str, str]
 
 
 class LinksConfig(_Strict):
-    """Emulated links: `default` for every pair that `pairs` does not name. Absent: links are what they are."""
+    """Emulated links: `default` for every pair that `pairs` does not name. Without this key, links are real."""
 
     default: LinkShape
     pairs: tuple[LinkConfig, ...] = ()
 
 
 class ClassConfig(_Strict):
-    """A class of requests: its objective, and the demand expected before any was seen.
+    """A class of requests: its service objective `slo`, and the demand to expect before any is observed.
 
-    `shed_late`: refuse at once what could not be answered within `slo`.
+    `shed_late`: refuse a request at once if it could not be answered within `slo`.
     """
 
     name: str
@@ -81,16 +78,16 @@ class ClassConfig(_Strict):
     api_keys: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _late_by_what(self) -> ClassConfig:
+    def _shed_late_needs_slo(self) -> ClassConfig:
         if self.shed_late and self.slo is None:
-            raise ValueError("shed_late needs an slo to be late by")
+            raise ValueError("shed_late needs an slo: a request is late after it")
         return self
 
 
 class LimitsConfig(_Strict):
-    """What the gateway admits. `context_tokens` bounds one session's cache, `sessions` how many run at once.
+    """Limits of the gateway. `context_tokens` bounds one session's cache, `sessions` the sessions that run at once.
 
-    A running session's caches are copied to stand-by nodes every `copy_every` positions; 0 keeps no copies.
+    A running session's caches are replicated to stand-by nodes every `copy_every` positions; 0 turns this off.
     """
 
     context_tokens: Annotated[int, Field(ge=1)] = 512
@@ -164,7 +161,7 @@ class ClusterConfig(_Strict):
 
 
 class NodeChange(_Strict):
-    """At `at`, a node's declared times are multiplied by `slowdown`, or others begin to use a share of it."""
+    """At `at`, a node's declared times are multiplied by `slowdown`, or its background utilization changes."""
 
     at: Seconds
     node: str
@@ -261,17 +258,17 @@ def _load(path: Path, schema: type[_File]) -> _File:
 
 
 def _first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
-    """Key and rule of what stands there wrongly; a misspelt key goes before the right one, which is missing for it."""
+    """Key and rule of the first error; a misspelt key comes before the key that is missing because of it."""
     first = min(error.errors(), key=lambda each: each["type"] == "missing")
     location, rule = first["loc"], first["msg"].removeprefix("Value error, ")
-    if not location and ": " in rule:  # a rule of the whole file names its key itself
+    if not location and ": " in rule:  # a rule over the whole file names its key in the message
         key, rule = rule.split(": ", 1)
         location = tuple(key.split("."))
     return location, rule
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """The line of the deepest part of `location` that stands in the document, from 1."""
+    """The line, from 1, of the deepest part of `location` that the document contains."""
     line = 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
@@ -290,7 +287,7 @@ def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
 
 def _unique(key: str, names: list[str]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{key}: the name {twice[0]!r} stands twice; names must be unique")
+        raise ValueError(f"{key}: the name {twice[0]!r} appears twice; names must be unique")
 
 
 def _known(key: str, named: list[str] | tuple[str, ...], names: list[str]) -> None:

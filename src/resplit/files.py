@@ -6,8 +6,6 @@ import os
 import uuid
 from pathlib import Path
 
-__all__ = ["write_atomically"]
-
 
 def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> None:
     """Replace the file at `path` with `data` (text is written as UTF-8) in one step that survives a power failure.

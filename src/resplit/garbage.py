@@ -1,4 +1,4 @@
-"""Keeps Python's garbage collector from stopping streams. Knows nothing of what is kept."""
+"""Keeps full garbage collections short, so that they do not interrupt streams."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import gc
 
 
 def freeze_startup_objects() -> None:
-    """Exempt all objects that exist now, most of them modules' and for good, from every later collection.
+    """Exempt all present objects from later collections; most of them belong to modules and live for ever.
 
-    A full collection over them stops a node, or the gateway and every stream with it, for 0.1 to 0.4 s.
+    A full collection over them would stop a node, or the gateway with every stream, for 0.1 to 0.4 s.
     """
     gc.collect()
     gc.freeze()

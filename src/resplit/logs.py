@@ -1,4 +1,4 @@
-"""Where log lines go: standard error, one line each. Knows nothing of what is logged."""
+"""Log lines go to standard error, one line each."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import logging
 import sys
 from typing import TextIO
 
-__all__ = ["Expendable", "log_to_stderr"]
-
 
 class Expendable:
-    """A text stream whose lines may be lost: where the disk is full, what a line tells of must go on without it."""
+    """A text stream whose lines may be lost: on a full disk, the program continues without its log."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write the text if that is possible."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what can be handed on."""
+        """Flush if that is possible."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 
 
 def log_to_stderr() -> None:
-    """Have structlog write to standard error, in colours where that is a terminal."""
+    """Have structlog write to standard error, in colours if that is a terminal."""
     import structlog
 
     structlog.configure(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-__all__ = ["exposed_blocks"]
-
 
 class _Block(Protocol):
     @property

@@ -15,8 +15,6 @@ import numpy as np
 from resplit.errors import ProblemFormatError
 from resplit.types import Block, FloatArray, Node, Plan, Problem, RequestClass, Weights
 
-__all__ = ["plan_to_json", "problem_from_json", "problem_to_json", "read_problem"]
-
 MAX_FILE_BYTES = 100_000_000
 
 _BLOCK_KEYS = ("name", "weight_bytes", "kv_bytes_per_token", "activation_bytes_per_token", "private", "sensitivity")

@@ -1,7 +1,4 @@
-"""Quantities as people write them (`420 MiB`, `3 ms`, `200 Mbit/s`) to plain SI numbers.
-
-Knows the units that configuration files may use, and nothing of what the quantities mean.
-"""
+"""Parses quantities in configuration files (`420 MiB`, `3 ms`, `200 Mbit/s`) to plain SI numbers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A cluster on this machine or several: starting it, serving it, planning it for the first time, asking it."""
+"""A running cluster: its processes on this machine, gateway and controller, the first plan, and a client."""

@@ -1,6 +1,6 @@
-"""Starts a whole cluster on this machine: one process for each node, one for gateway and controller; stops them all.
+"""A whole cluster on this machine: one process for each node, and one for gateway and controller.
 
-Knows processes and ports; what the processes do is for `resplit node` and `resplit serve`.
+The processes run `resplit node` and `resplit serve`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cluster:
         return [name for name, process in self.processes.items() if process.poll() is not None]
 
     def stop(self) -> None:
-        """End every process, kindly first."""
+        """End every process: SIGTERM first, SIGKILL after some seconds."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -65,9 +65,9 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Iterator[Cluster]:
-    """A cluster as `cluster_file` says, ready to serve; everything is stopped on the way out, whatever happens.
+    """Run the cluster of `cluster_file` until the end of the block, where every process is stopped.
 
-    `port` 0 takes a free one. ConfigError where a port is in use; ResplitError with the last lines of its log where a
+    `port` 0 takes a free one. ConfigError where a port is in use; ResplitError, with the last line of its log, where a
     process ends before the cluster is ready.
     """
     config = load_cluster(cluster_file)
@@ -85,7 +85,7 @@ def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Itera
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
+    """Ports of 127.0.0.1 on which no process listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -110,7 +110,7 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
     for node, port in zip(content["nodes"], free_ports(len(config.nodes)), strict=True):
         node["address"] = f"127.0.0.1:{port}"
     (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    # A cluster that is started anew has no epochs and no commands behind it, and is ready when it says so again.
+    # A fresh cluster has no epochs and no changes by operators, and is not ready yet.
     for left in [
         state / "ready",
         state / "latest_problem.json",
@@ -127,10 +127,10 @@ def start_process(cluster: Cluster, name: str) -> None:
         arguments = ["serve", file, "--port", port, "--model", cluster.model]
     else:
         arguments = ["node", file, "--name", name]
-    # The nodes share this machine's cores: more threads each would only take time from the others.
+    # The nodes share this machine's cores: more threads would only slow down the others.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]
-    with (cluster.state / "log" / f"{name}.log").open("wb") as log, _signals_wait():
+    with (cluster.state / "log" / f"{name}.log").open("wb") as log, _signals_deferred():
         cluster.processes[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -142,18 +142,18 @@ def start_process(cluster: Cluster, name: str) -> None:
 
 
 def _await_ready(cluster: Cluster) -> None:
-    """Until `resplit serve` has written that it is ready; a process that ends before that is an error."""
+    """Wait until `resplit serve` has written that it is ready; ResplitError where a process ends before that."""
     until_s = time.monotonic() + _READY_WITHIN_S
     while not (cluster.state / "ready").exists():
         if dead := cluster.dead():
-            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {_last_words(cluster.state, dead[0])}")
+            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {_last_error(cluster.state, dead[0])}")
         if time.monotonic() > until_s:
             raise ResplitError(f"not ready within {_READY_WITHIN_S:.0f} s; see {cluster.state / 'log'}")
         time.sleep(0.1)
 
 
-def _last_words(state: Path, name: str) -> str:
-    """The error with which a process ended, or where to look for it."""
+def _last_error(state: Path, name: str) -> str:
+    """The error with which a process ended, or the place of its log."""
     log = state / "log" / f"{name}.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     prefix = "resplit: "
@@ -161,18 +161,18 @@ def _last_words(state: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Have SIGINT and SIGTERM come after the block: within it a process may run that nobody knows of yet."""
-    if threading.current_thread() is not threading.main_thread():  # where signals never arrive
+def _signals_deferred() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM to the end of the block: within it, a process may run that is not registered yet."""
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
         yield
         return
-    came: list[int] = []
+    arrived: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda seen, _: came.append(seen)) for number in numbers}
+    handlers = {number: signal.signal(number, lambda seen, _: arrived.append(seen)) for number in numbers}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
-        for seen in came:
+        for seen in arrived:
             signal.raise_signal(seen)

@@ -1,4 +1,4 @@
-"""Puts the gateway and the controller together in one process and runs them until told to stop."""
+"""Runs the gateway and the controller together in one process."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
 _NODES_ANSWER_WITHIN_S = 120.0
-_TOLD_EVERY_S = 5.0
-# After a restart: a node that runs answers at once, and who does not is done without.
+_LOG_EVERY_S = 5.0
+# After a restart: a running node answers at once, and the cluster resumes without the others.
 _ANSWERS_AGAIN_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
 class ServePaths:
-    """Where a gateway keeps its things and where it listens."""
+    """The files and folders of a gateway, the shard registry, and where the gateway listens."""
 
     state: Path
     keys: Path
@@ -60,18 +60,18 @@ class ServePaths:
 
     @property
     def desired_state_file(self) -> Path:
-        """The file that holds what operators changed by command."""
+        """The file that holds the changes by operators."""
         return self.state / "desired_state.json"
 
 
 async def serve(
     content: Mapping[str, Any], model: StoredModel, paths: ServePaths, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    """Run gateway and controller of the cluster file with this content until `stop` is set.
+    """Run gateway and controller until `stop` is set; `content` is that of the cluster file.
 
-    `ready` is called once the API answers. Before the first placement every node is waited for, and NodeLostError
-    names those that do not answer; a placement that was live before is resumed, without nodes that do not. ConfigError
-    where the port is taken, or where this machine cannot do what its emulated nodes are to play.
+    `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
+    those that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
+    ConfigError where the port is taken, or where this machine is too slow for its emulated nodes.
     """
     bound = _bind(paths.listen)
     desired = load_desired_state(paths.desired_state_file, content)
@@ -123,28 +123,28 @@ def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen:
 
 
 async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:
-    """Wait for all nodes before the `first` placement, and tell for whom; after a restart only for a moment."""
+    """Wait for all nodes before the `first` placement, and log the missing ones; after a restart only for a moment."""
     if not first:
         with contextlib.suppress(NodeLostError):
             await router.wait_for(nodes, _ANSWERS_AGAIN_WITHIN_S)
         return
-    for _ in range(round(_NODES_ANSWER_WITHIN_S / _TOLD_EVERY_S)):
+    for _ in range(round(_NODES_ANSWER_WITHIN_S / _LOG_EVERY_S)):
         with contextlib.suppress(NodeLostError):
-            await router.wait_for(nodes, _TOLD_EVERY_S)
+            await router.wait_for(nodes, _LOG_EVERY_S)
             return
         _log.info("waiting for nodes", nodes=", ".join(sorted(nodes - router.listening)))
     await router.wait_for(nodes, 0)
 
 
 def _token(path: Path) -> str:
-    """The control API's token, made once."""
+    """The control API's token, created at the first start."""
     if not path.exists():
         write_atomically(path, secrets.token_urlsafe(32), 0o600)
     return path.read_text(encoding="utf-8").strip()
 
 
 def _bind(listen: Address) -> socket.socket:
-    """Listen before anything is announced, so that a port in use is an error and not a surprise."""
+    """Bind the port first, so that a port in use is an error before anything starts."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -157,7 +157,7 @@ def _bind(listen: Address) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: whoever runs it stops it."""
+    """uvicorn without its own signal handling: `serve` stops it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

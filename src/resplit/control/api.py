@@ -1,6 +1,6 @@
-"""The controller's HTTP side, for flows and operators: observe, propose, operate, look. Guarded by a token.
+"""The control API: flows and operators observe, propose and operate over HTTP, with a token.
 
-Translates between JSON and the controller; decides nothing.
+Translates between JSON and the controller's parts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TrustBody(_Strict):
 
 
 class NodeEmulationBody(_Strict):
-    """What an emulated node plays from now on; None leaves it as it is."""
+    """A change of an emulated node; None leaves a value as it is."""
 
     node: str
     slowdown: Annotated[float, Field(gt=0)] | None = None
@@ -51,7 +51,7 @@ class NodeEmulationBody(_Strict):
 
 
 class LinkEmulationBody(_Strict):
-    """What an emulated link plays from now on, in both directions."""
+    """A change of an emulated link, in both directions."""
 
     between: tuple[str, str]
     latency_s: Annotated[float, Field(ge=0)]
@@ -63,7 +63,7 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
 
     def authorised(authorization: Annotated[str, Header()] = "") -> None:
         if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "the control API needs the token that stands in the state folder")
+            raise HTTPException(401, "the control API needs the token in the state folder")
 
     api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
     for router in (
@@ -122,11 +122,11 @@ def _reading(controller: Controller, monitor: Monitor) -> APIRouter:
 
 
 def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
-    """What flows measure, find out and propose."""
+    """Measurements, problems, decisions and proposals of flows."""
     router = APIRouter()
 
     @router.post("/decisions")
-    async def decide(decision: dict[str, Any]) -> dict[str, Any]:
+    async def log_decision(decision: dict[str, Any]) -> dict[str, Any]:
         controller.log.append_decision(decision)
         return {}
 
@@ -151,7 +151,7 @@ def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
 
 
 def _operating(operator: Operator) -> APIRouter:
-    """What operators change: the cluster file, and nodes by command. Each answers with the changes in words."""
+    """Changes by operators: the cluster file, and single nodes. Each call answers with the changes in words."""
     router = APIRouter()
 
     @router.get("/cluster")
@@ -178,7 +178,7 @@ def _operating(operator: Operator) -> APIRouter:
 
 
 def _emulating(controller: Controller) -> APIRouter:
-    """What emulated nodes and links play."""
+    """Changes of emulated nodes and links."""
     router = APIRouter()
 
     @router.post("/emulation/node")
@@ -201,13 +201,13 @@ def _emulating(controller: Controller) -> APIRouter:
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
-    # A flow reads 409 as "refused, plan again"; only a lost node is something else.
+    # The client reads 409 as "refused, plan again". Only a lost node is a different matter.
     status = 503 if http_status(error) == 503 else 409
     return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
 
 
 def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
-    """A decision, and how sessions went on where it was to recover from a loss."""
+    """A decision; if it recovered from a loss, with a summary of how sessions resumed."""
     outcome = decision.get("outcome")
     if decision.get("action") != RECOVER or not isinstance(outcome, dict):
         return decision

@@ -1,6 +1,6 @@
-"""Tells which nodes hang: asks each for a sign of life five times a second, and counts every other sign as well.
+"""Detects nodes that hang: sends each a heartbeat five times a second; any other message counts as a sign of life too.
 
-Knows nothing of what nodes do. A node whose connection breaks is noticed by whoever holds the connection.
+A broken connection is noticed elsewhere, by the owner of the connection.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from resplit.wire.peers import Peer
 
 _log = structlog.get_logger(__name__)
 BEAT_S = 0.2
-# Silence after which a node hangs, beside the time that its answers need. Less would take busy for dead.
+# A node hangs after this silence plus the time that its answers usually take. A shorter limit would hit busy nodes.
 HANGS_AFTER_S = 0.55
 _ANSWER_WITHIN_S = 5.0
 _TICK_S = 0.05
-# The most that may count between two looks: where this process itself stood still for longer, answers may lie unread.
+# The most that counts between two looks: if this process itself stood still for longer, answers may lie unread.
 _MOST_PER_LOOK_S = 0.1
-# Where nobody is heard for two beats, it is rather this side that is cut off or starved than all of them at once; so
-# no time counts then, but not for ever.
-_NOBODY_HEARD_S = (2 * BEAT_S, 3.0)
+# If no node is heard for two beats, this side is more likely cut off or starved than all nodes at once. Time does not
+# count then, up to the second limit.
+_NONE_HEARD_S = (2 * BEAT_S, 3.0)
 
 
 @dataclass
 class AnswerTime:
-    """How long answers take, and how far they stray from that: smoothed as TCP does it (RFC 6298, 2.2 and 2.3)."""
+    """Mean and deviation of the time that answers take, smoothed as in TCP (RFC 6298, 2.2 and 2.3)."""
 
     mean_s: float = 0.0
     deviation_s: float = 0.0
@@ -38,12 +38,11 @@ class AnswerTime:
 
     @property
     def limit_s(self) -> float:
-        """What an answer hardly ever exceeds."""
+        """An answer hardly ever takes longer."""
         return self.mean_s + 4 * self.deviation_s
 
     def add(self, answer_s: float, hung: bool) -> None:
-        """Take one more into account. One that hung while it owed the answer is not slow for that; it is if the answer
-        before was as late."""
+        """Add an answer. The first late answer after a hang (`hung`) does not count as slow; a second one does."""
         before_s, self.last_s = self.last_s, min(answer_s, HANGS_AFTER_S)
         answer_s = min(before_s, self.last_s) if hung else self.last_s
         if not self.mean_s:
@@ -53,26 +52,26 @@ class AnswerTime:
 
 
 class Heartbeats:
-    """Watches `peers`; `on_hang` is called once when one falls silent. `silent` are those that are so now."""
+    """Watches `peers`. `on_hang` is called once for each peer that falls silent; `silent` are the silent ones now."""
 
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None]) -> None:
         self._peers = peers
         self._on_hang = on_hang
-        self._silence_s: dict[str, float] = {}  # since the last sign of life, as far as time counts
+        self._silence_s: dict[str, float] = {}  # counted time since the last sign of life
         self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
-        self._nobody_s = 0.0  # since anybody was heard
+        self._none_heard_s = 0.0  # since any peer was heard
         self._over = False
         self.silent: set[str] = set()
 
     def heard(self, name: str) -> None:
         """Note a sign of life."""
-        self._silence_s[name] = self._nobody_s = 0.0
+        self._silence_s[name] = self._none_heard_s = 0.0
         if name in self.silent:
             self.silent.discard(name)
             _log.info("a node is heard again", node=name)
 
     async def run(self) -> None:
-        """Watch all peers, those that come later too, until cancelled."""
+        """Watch all peers, including later ones, until cancelled."""
         clock = asyncio.get_running_loop().time
         last_s, beating = clock(), set[str]()
         async with asyncio.TaskGroup() as tasks:
@@ -86,7 +85,7 @@ class Heartbeats:
                     self._pass_time(min(now_s - last_s, _MOST_PER_LOOK_S))
                     last_s = now_s
             finally:
-                self._over = True  # for one whose cancellation is lost in a call (see `ending`)
+                self._over = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
 
     async def _beat(self, name: str) -> None:
         while name in self._peers and not self._over:
@@ -100,8 +99,8 @@ class Heartbeats:
             await asyncio.sleep(BEAT_S)
 
     def _pass_time(self, seconds: float) -> None:
-        self._nobody_s += seconds
-        if _NOBODY_HEARD_S[0] < self._nobody_s < _NOBODY_HEARD_S[1]:
+        self._none_heard_s += seconds
+        if _NONE_HEARD_S[0] < self._none_heard_s < _NONE_HEARD_S[1]:
             return
         for name in self._peers:
             self._silence_s[name] = silence_s = self._silence_s.get(name, 0.0) + seconds

@@ -1,1 +1,1 @@
-"""The wire between members: messages (`node.proto`), mutual TLS channels, and emulated links."""
+"""The wire between members: messages (`node.proto`), commands, mutual TLS channels and emulated links."""

@@ -1,6 +1,6 @@
-"""An emulated link, one way: messages queue for its bandwidth, then travel for its latency, in order.
+"""An emulated link, one direction: messages queue for its bandwidth, then travel for its latency, in order.
 
-A link without a shape is the real one and delays nothing. Knows neither sockets nor what a message holds.
+A link without a shape adds no delay: it is the real one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Shape:
 
 
 class Link:
-    """One direction of the way between two members."""
+    """One direction between two members."""
 
     def __init__(self, shape: Shape | None = None) -> None:
         self.shape = shape
@@ -32,7 +32,7 @@ class Link:
         self._last_due_s = 0.0
 
     def due_s(self, payload_bytes: int) -> float:
-        """When a message of this size, sent now, arrives (event loop's clock): it waits for those before it."""
+        """When a message of this size arrives if it is sent now, on the event loop's clock, after all earlier ones."""
         now_s = asyncio.get_running_loop().time()
         if self.shape is None:
             return now_s
@@ -41,7 +41,7 @@ class Link:
         return self._last_due_s
 
     async def cross(self, payload_bytes: int) -> None:
-        """Wait for as long as a message of this size is on its way."""
+        """Wait until a message of this size, sent now, would have arrived."""
         await until(self.due_s(payload_bytes))
 
     async def idle(self) -> None:
@@ -51,7 +51,7 @@ class Link:
 
 
 class Sender(Generic[Message]):
-    """Sends messages in order over a link; `put` never waits, one task of the owner runs `run`."""
+    """Sends messages in order over a link. `put` never waits; one task of the owner runs `run`."""
 
     def __init__(self, link: Link, send: Callable[[Message], Awaitable[None]], bound: int = 1024) -> None:
         self._link = link
@@ -65,7 +65,7 @@ class Sender(Generic[Message]):
         self._queue.put_nowait((self._link.due_s(payload_bytes), message))
 
     async def run(self) -> None:
-        """Send what is queued, each when it is due, until cancelled or the connection fails."""
+        """Send each queued message when it is due, until cancelled or until the connection fails."""
         while True:
             due_s, message = await self._queue.get()
             await until(due_s)

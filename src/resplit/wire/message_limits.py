@@ -1,6 +1,7 @@
-"""What a call lets in: no message longer than one may be, and nothing that is none.
+"""Limits on incoming messages: their size, and their form.
 
-grpclib itself reads as much as a caller announces, up to 4 GiB, and takes bytes that are no message for a defect.
+grpclib itself reads as many bytes as a caller announces, up to 4 GiB, and treats malformed messages as a defect of the
+server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_MESSAGE_BYTES = 256 * 2**20
 
 
 def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:
-    """The handlers of a service, each refusing with INVALID_ARGUMENT or RESOURCE_EXHAUSTED what it cannot read."""
+    """The handlers of a service. INVALID_ARGUMENT refuses a malformed message, RESOURCE_EXHAUSTED a long one."""
     return {path: handler._replace(func=_limited(handler.func)) for path, handler in mapping.items()}
 
 
@@ -29,32 +30,32 @@ def _limited(handle: Any) -> Any:
         async def receive_bounded(size: int) -> bytes:
             nonlocal inside
             if size > MAX_MESSAGE_BYTES:
-                raise GRPCError(Status.RESOURCE_EXHAUSTED, f"{size} bytes are more than a message may have")
+                raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is too long")
             try:
                 content: bytes = await receive(size)
-            except AssertionError:  # grpclib's word for a message that breaks off
-                raise _no_message() from None
-            if inside and len(content) != size:  # the end, between a message's length and the message
-                raise _no_message()
+            except AssertionError:  # grpclib raises it for a message that breaks off
+                raise _malformed() from None
+            if inside and len(content) != size:  # the stream ended between a message's length and the message
+                raise _malformed()
             inside = not inside
             return content
 
         incoming.recv_data = receive_bounded
         try:
             await handle(stream)
-        except (DecodeError, NotImplementedError):  # no such message; a compressed one
-            raise _no_message() from None
+        except (DecodeError, NotImplementedError):  # malformed; compressed
+            raise _malformed() from None
 
     return limited_handle
 
 
 async def receive_one(stream: Stream[Any, Any]) -> Any:
-    """The one message of a call that has one; GRPCError where the caller sent none."""
+    """The message of a call that carries exactly one; GRPCError where the caller sent none."""
     message = await stream.recv_message()
     if message is None:
-        raise _no_message()
+        raise _malformed()
     return message
 
 
-def _no_message() -> GRPCError:
-    return GRPCError(Status.INVALID_ARGUMENT, "these bytes are no message of this call")
+def _malformed() -> GRPCError:
+    return GRPCError(Status.INVALID_ARGUMENT, "these bytes are not a message of this call")
