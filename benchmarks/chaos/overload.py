@@ -21,6 +21,7 @@ from benchmarks.chaos.findings import Finding, quantile, spread
 from benchmarks.chaos.resources import sampling
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
+from resplit.status import ClusterStatus
 from tests.support.cluster import MODEL, load_unsplit, make_model, started
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, expected_tokens
@@ -300,7 +301,7 @@ def _reason_finding(refused: list[Outcome]) -> Finding:
     return Finding("overload", "429 by reason", counts, "each of them, and no other", met)
 
 
-def _peak_findings(peaks: ClusterPeaks, state_after: dict[str, object]) -> list[Finding]:
+def _peak_findings(peaks: ClusterPeaks, state_after: ClusterStatus) -> list[Finding]:
     tenth = max(1, len(peaks.tasks) // 10)
     grown = median(peaks.tasks[-tenth:]) - median(peaks.tasks[:tenth]) if peaks.tasks else 0.0
     return [
