@@ -18,6 +18,7 @@ from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
+from resplit.status import ReportedState
 from resplit.types import Sampling
 from resplit.wire.peers import Peer
 from tests.support.cluster import TRUSTED
@@ -192,22 +193,22 @@ class Trial:
         states = await self._states()
         self._check_privacy(states)
         return all(
-            (state["epochs"] == [live.epoch] or (name not in live.placement and state["epochs"] == []))
-            and state["prepared"] == []
-            and sorted(state["blocks"]) == list(live.blocks_of(name))
-            and state["sessions"] == 0
+            (state.epochs == (live.epoch,) or (name not in live.placement and not state.epochs))
+            and not state.prepared
+            and sorted(state.blocks) == list(live.blocks_of(name))
+            and state.sessions == 0
             for name, state in states.items()
         )
 
-    async def _states(self) -> dict[str, dict[str, Any]]:
+    async def _states(self) -> dict[str, ReportedState]:
         try:
             return {name: await self.nodes.state(name) for name in NODES}
         except NodeLostError:  # its connection was just broken
-            return {name: {"epochs": [], "prepared": [], "blocks": [], "sessions": 0} for name in NODES}
+            return {name: ReportedState(name, pid=None) for name in NODES}
 
-    def _check_privacy(self, states: dict[str, dict[str, Any]]) -> None:
+    def _check_privacy(self, states: dict[str, ReportedState]) -> None:
         for name, state in states.items():
-            if name not in TRUSTED and self.nodes.private & set(state["blocks"]):
+            if name not in TRUSTED and self.nodes.private & set(state.blocks):
                 self.violations.append(f"{name} holds private blocks")
 
     async def _check_service(self) -> None:
@@ -222,7 +223,7 @@ class Trial:
     async def _where_it_stands(self) -> str:
         live, log = self.controller.live, self.controller.log.epochs
         keys = ("epochs", "prepared", "blocks", "sessions")
-        states = {name: {key: state[key] for key in keys} for name, state in (await self._states()).items()}
+        states = {name: {key: getattr(state, key) for key in keys} for name, state in (await self._states()).items()}
         return f"controller {live and live.epoch}, log {log}, {self.nodes.sessions.ready() or 'ready'}, nodes {states}"
 
 

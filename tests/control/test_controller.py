@@ -103,7 +103,7 @@ async def test_a_placement_that_does_not_fit_beside_the_old_one_is_staged_and_no
     await until(lambda: started(nodes, 3))
     live = await controller.deploy(Proposal(other, "re-split", 1))
     assert live.staged
-    assert (await nodes.state(C))["blocks"] == [2, 3]
+    assert (await nodes.state(C)).blocks == (2, 3)
     assert await asyncio.gather(*streams) == [tokens] * 3
     moves = [move for record in nodes.sessions.records(1) for move in record.moves]
     assert len(moves) == 3
@@ -141,7 +141,7 @@ async def test_a_recovery_need_not_fit_beside_the_epoch_that_it_replaces(
     await deploy(controller, FIRST)
     tokens = await served(nodes)
     await controller.deploy(Proposal((A, A, C, C, B, B, B, A), RECOVER, 1))
-    assert (await nodes.state(C))["blocks"] == [2, 3]
+    assert (await nodes.state(C)).blocks == (2, 3)
     assert await served(nodes) == tokens
 
 

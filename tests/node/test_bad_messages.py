@@ -97,7 +97,7 @@ async def test_an_impossible_step_is_answered_with_an_error_and_takes_no_memory(
     assert says in answer.error
     assert len(answer.error) < 300
     after = await nodes.state("plain")
-    assert (after["sessions"], after["held_bytes"]) == (before["sessions"], before["held_bytes"])
+    assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_an_impossible_part_of_a_cache_is_refused_and_takes_no_memory(
     with pytest.raises(CapacityError, match=says):
         await nodes.peer("plain").cache([part("bad", **changed)])
     after = await nodes.state("plain")
-    assert (after["sessions"], after["held_bytes"]) == (before["sessions"], before["held_bytes"])
+    assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
 
 
 async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
@@ -129,7 +129,7 @@ async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
     with pytest.raises(GRPCError) as refusal:
         await nodes.peer("plain")._stub.Close(CloseRequest(sessions=["x" * 200_000]))
     assert refusal.value.status is Status.RESOURCE_EXHAUSTED
-    assert (await nodes.state("plain"))["sessions"] == 1
+    assert (await nodes.state("plain")).sessions == 1
 
 
 async def test_a_session_with_a_very_long_name_is_refused(nodes: InProcessCluster) -> None:
@@ -149,7 +149,7 @@ async def test_bytes_that_are_not_a_message_end_only_their_own_call(
     for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):
         await attacker.raw("plain", body, tls=True)
         await attacker.raw("plain", body, tls=False)
-    assert (await nodes.state("plain"))["sessions"] == 1
+    assert (await nodes.state("plain")).sessions == 1
     assert "Application error" not in caplog.text, "the node must not fail because of them"
 
 
@@ -209,7 +209,7 @@ async def test_a_running_node_detects_and_counts_a_flipped_bit_in_a_shard(nodes:
     with pytest.raises(ShardError, match="corrupt"):
         await nodes.command("plain", "prepare", body, 2)
     state = await nodes.state("plain")
-    assert (state["blocks"], state["refusals"]) == ([2, 3], {"shard": 1})
+    assert (state.blocks, state.refusals) == ((2, 3), {"shard": 1})
 
 
 async def test_refusals_are_counted_by_reason_in_the_state_of_the_node(nodes: InProcessCluster) -> None:
@@ -223,7 +223,7 @@ async def test_refusals_are_counted_by_reason_in_the_state_of_the_node(nodes: In
         with pytest.raises(CommandRefusedError) as refusal:
             await nodes.command("plain", kind, body, epoch)
         assert refusal.value.reason == reason
-    assert (await nodes.state("plain"))["refusals"] == {"privacy": 1, "unprepared": 1, "kind": 1}
+    assert (await nodes.state("plain")).refusals == {"privacy": 1, "unprepared": 1, "kind": 1}
 
 
 async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessCluster) -> None:
@@ -232,5 +232,5 @@ async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessClust
     with pytest.raises(GRPCError) as refusal:
         await stub.Close(CloseRequest(sessions=["honest"]))
     assert refusal.value.status is Status.PERMISSION_DENIED
-    assert (await nodes.state("plain"))["sessions"] == 1
+    assert (await nodes.state("plain")).sessions == 1
     await attacker.disconnect()

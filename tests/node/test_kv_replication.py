@@ -28,9 +28,8 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 
 async def replicated_blocks(nodes: InProcessCluster) -> list[int]:
     state = await nodes.state("plain")
-    assert state["held_bytes"] <= state["memory_bytes"]
-    copied: list[int] = state["copies"]
-    return copied
+    assert state.held_bytes <= state.memory_bytes
+    return list(state.copies)
 
 
 async def test_a_replica_takes_no_reserved_memory(nodes: InProcessCluster) -> None:
@@ -49,7 +48,7 @@ async def test_replicas_are_freed_for_a_block_and_its_caches(nodes: InProcessClu
         for block in (2, 3):
             await nodes.peer("plain").cache(cache_parts(f"real-{number}", block, KV_TOKENS // 4))
     assert await replicated_blocks(nodes) == []
-    assert (await nodes.state("plain"))["sessions"] == 4
+    assert (await nodes.state("plain")).sessions == 4
 
 
 async def test_a_replica_becomes_the_cache_when_its_block_moves_to_the_node(nodes: InProcessCluster) -> None:

@@ -32,7 +32,7 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 async def held(nodes: InProcessCluster, node: str = "plain") -> tuple[list[int], list[int], list[int]]:
     """Blocks held, epochs served, epochs prepared."""
     state = await nodes.state(node)
-    return state["blocks"], state["epochs"], state["prepared"]
+    return list(state.blocks), list(state.epochs), list(state.prepared)
 
 
 async def test_an_epoch_is_prepared_committed_and_released_and_only_missing_blocks_are_loaded(
@@ -124,13 +124,13 @@ async def test_blocks_and_their_caches_must_fit_in_memory(small: InProcessCluste
         await prepare(small, one_layer, 2, kv_tokens=10_000)
     assert await prepare(small, one_layer, 3) == {"loaded": [2]}
     state = await small.state("plain")
-    assert 0 < state["held_bytes"] <= state["memory_bytes"]
+    assert 0 < state.held_bytes <= state.memory_bytes
 
 
 async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     await commit(small, 1)
-    before = (await small.state("plain"))["held_bytes"]
+    before = (await small.state("plain")).held_bytes
     answers = []
     small.router.on_token = answers.append
     engine = TorchEngine(small.model.spec)
@@ -147,18 +147,18 @@ async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCl
     assert answers[0].error_kind == "capacity"
     assert "cache of session greedy" in answers[0].error
     state = await small.state("plain")
-    assert (state["held_bytes"], state["sessions"]) == (before, 0)
+    assert (state.held_bytes, state.sessions) == (before, 0)
 
 
 async def test_a_transferred_cache_must_fit_in_memory(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     with pytest.raises(CapacityError, match="plain: the cache of session greedy"):
         await small.peer("plain").cache(cache_parts("greedy", 2, capacity=10_000))
-    assert (await small.state("plain"))["sessions"] == 0
+    assert (await small.state("plain")).sessions == 0
     await small.peer("plain").cache(cache_parts("modest", 2, capacity=64))
     state = await small.state("plain")
-    assert state["sessions"] == 1
-    assert state["held_bytes"] <= state["memory_bytes"]
+    assert state.sessions == 1
+    assert state.held_bytes <= state.memory_bytes
 
 
 async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessCluster) -> None:
@@ -179,7 +179,7 @@ async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessClu
 
     await until(answered)
     assert answers[0].error_kind == "stale"
-    assert (await nodes.state("plain"))["sessions"] == 0
+    assert (await nodes.state("plain")).sessions == 0
 
 
 async def test_a_failed_profile_leaves_no_block_and_no_cache(stored_model: StoredModel, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_a_failed_profile_leaves_no_block_and_no_cache(stored_model: Store
         with pytest.raises(CapacityError, match="cache of session profile"):
             await nodes.command("plain", "profile", profile)
         state = await nodes.state("plain")
-        assert (state["blocks"], state["sessions"], state["held_bytes"]) == ([], 0, 0)
+        assert (state.blocks, state.sessions, state.held_bytes) == ((), 0, 0)
 
 
 async def test_a_profile_times_blocks_and_drops_them(nodes: InProcessCluster) -> None:
@@ -216,8 +216,8 @@ async def test_an_emulated_node_reports_its_emulated_hardware_and_the_error(
         profile = {"blocks": [2], "model": body["model"], "private": body["private"], "shards": body["shards"]}
         await nodes.command("plain", "profile", profile)
         state = await nodes.state("plain")
-        assert state["emulated"]
-        assert 0 < state["emulation_error"] < 1
+        assert state.emulated
+        assert 0 < state.emulation_error < 1
         last = (await nodes.rows("plain", "nodes"))[-1]
         assert (last["emulated"], last["reference_s"]) == (True, 0.002)
         assert 0.25 < last["cpu_utilization"] <= 1
@@ -252,7 +252,7 @@ async def test_invalid_commands_are_refused_and_counted_by_reason(nodes: InProce
         with pytest.raises(CommandRefusedError) as refusal:
             await peer.command(kind, signed)
         assert refusal.value.reason == reason
-    counted = (await nodes.state("plain"))["refusals"]
+    counted = (await nodes.state("plain")).refusals
     assert counted == {"replayed": 1, "misaddressed": 1, "kind": 1, "altered": 1, "malformed": 1}
 
 

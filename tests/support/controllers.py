@@ -20,7 +20,7 @@ LONG = replace(REQUEST, max_new_tokens=60)
 async def placed(nodes: InProcessCluster) -> dict[str, tuple[list[int], list[int], list[int]]]:
     """Of each node: blocks, epochs served, epochs prepared."""
     states = {name: await nodes.state(name) for name in (A, B, C)}
-    return {name: (state["blocks"], state["epochs"], state["prepared"]) for name, state in states.items()}
+    return {name: (list(state.blocks), list(state.epochs), list(state.prepared)) for name, state in states.items()}
 
 
 async def served(nodes: InProcessCluster, request: GenerationRequest = REQUEST) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +28,7 @@ from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
+from resplit.status import ReportedState
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare, WrappedShard, to_body
 from resplit.wire.peers import Peer
@@ -97,13 +97,15 @@ class InProcessCluster:
         """Send one signed command."""
         return await self.peer(node).command(kind, self.signer.sign(kind, body, audience=node, epoch=epoch))
 
-    async def state(self, node: str) -> dict[str, Any]:
+    async def state(self, node: str) -> ReportedState:
         """The node's state as it reports it now."""
-        return json.loads(json.dumps(asdict((await self.peer(node).report(0))[0].state)))
+        report, _ = await self.peer(node).report(0)
+        return report.state
 
     async def rows(self, node: str, table: str) -> list[dict[str, Any]]:
         """A node's telemetry."""
-        return [asdict(row) for row in getattr((await self.peer(node).report(0))[0].rows, table)]
+        report, _ = await self.peer(node).report(0)
+        return [asdict(row) for row in getattr(report.rows, table)]
 
     def prepare_body(self, node: str, placement: Sequence[str], epoch: int, kv_tokens: int = 64) -> dict[str, Any]:
         """The body of a prepare command."""

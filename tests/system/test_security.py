@@ -228,7 +228,7 @@ async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessClu
     with pytest.raises(CommandRefusedError) as refusal:
         await cluster.peer(C).command("release", stolen.sign("release", {"epoch": 0}, audience=C, epoch=0))
     assert refusal.value.reason == "authority"
-    assert (await cluster.state(C))["refusals"]["authority"] >= 1
+    assert (await cluster.state(C)).refusals["authority"] >= 1
 
 
 async def test_invalid_messages_harm_no_node_and_no_valid_stream(
@@ -247,4 +247,4 @@ async def test_invalid_messages_harm_no_node_and_no_valid_stream(
     await stream
     assert not attacker.broken
     for name in (A, B, C):
-        assert (await cluster.state(name))["sessions"] == 0
+        assert (await cluster.state(name)).sessions == 0

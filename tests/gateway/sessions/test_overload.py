@@ -93,7 +93,7 @@ async def test_under_four_times_the_load_admitted_requests_are_in_time_and_other
         assert nodes.sessions.status() == GatewayStatus(sessions=0, waiting=0, ready="yes")
 
         async def idle_again() -> bool:
-            held = [(await nodes.state(name))["sessions"] for name in (A, B)]
+            held = [(await nodes.state(name)).sessions for name in (A, B)]
             return held == [0, 0] and len(asyncio.all_tasks()) <= idle + 2
 
         await until(idle_again)

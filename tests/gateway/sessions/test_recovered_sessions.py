@@ -114,7 +114,7 @@ async def test_after_the_loss_of_host_and_stand_by_node_every_pass_is_replayed(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
-        copies = {name: (await nodes.state(name))["copies"] for name in (A, B, D)}
+        copies = {name: (await nodes.state(name)).copies for name in (A, B, D)}
         (stand_by,) = [name for name, blocks in copies.items() if {4, 5} & set(blocks)]
         assert stand_by == D  # it has most room
         await asyncio.gather(nodes.stop(C), nodes.stop(D))
@@ -144,7 +144,7 @@ async def test_without_replication_every_pass_is_replayed_and_no_node_has_a_repl
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     async def lose() -> None:
-        assert not any([(await nodes.state(name))["copies"] for name in NODES])
+        assert not any([(await nodes.state(name)).copies for name in NODES])
         await nodes.stop(C)
         await deploy(controller, WITHOUT_C)
 
@@ -162,8 +162,8 @@ async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_o
     async def look() -> None:
         for name in NODES:
             state = await nodes.state(name)
-            replicas[name] |= set(state["copies"])
-            assert state["held_bytes"] <= state["memory_bytes"]
+            replicas[name] |= set(state.copies)
+            assert state.held_bytes <= state.memory_bytes
 
     await in_the_middle(nodes, 2, look)
     assert set().union(*replicas.values()) == set(LAYERS)
@@ -177,8 +177,8 @@ async def test_a_drained_node_gets_no_replicas(nodes: InProcessCluster, controll
     nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
 
     async def look() -> None:
-        assert (await nodes.state(D))["copies"] == []
-        assert (await nodes.state(B))["copies"]
+        assert (await nodes.state(D)).copies == ()
+        assert (await nodes.state(B)).copies
 
     await in_the_middle(nodes, 1, look)
 
@@ -188,7 +188,7 @@ async def test_a_lost_stand_by_node_is_replaced(nodes: InProcessCluster, control
         await nodes.stop(D)
 
         async def replaced() -> bool:
-            replicas = [set((await nodes.state(name))["copies"]) for name in (A, B, C)]
+            replicas = [set((await nodes.state(name)).copies) for name in (A, B, C)]
             return set().union(*replicas) == set(LAYERS)
 
         await until(replaced)
@@ -207,7 +207,7 @@ async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
 
     async def look() -> None:
         states = [await nodes.state(name) for name in (A, B, C)]
-        assert [state["copies"] for state in states] == [[], [], []]
+        assert [state.copies for state in states] == [(), (), ()]
 
     answers = await in_the_middle(nodes, 8, look)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
@@ -243,6 +243,6 @@ async def assert_nothing_left(nodes: InProcessCluster, names: tuple[str, ...]) -
 
     async def free() -> bool:
         states = [await nodes.state(name) for name in names]
-        return not any(state["sessions"] or state["copies"] for state in states)
+        return not any(state.sessions or state.copies for state in states)
 
     await until(free)

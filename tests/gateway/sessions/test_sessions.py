@@ -55,7 +55,7 @@ async def assert_nothing_is_left(nodes: InProcessCluster) -> None:
     await generate(nodes.sessions, generation_request(1))
 
     async def free() -> bool:
-        return not any([(await nodes.state(name))["sessions"] for name in (A, B, C)])
+        return not any([(await nodes.state(name)).sessions for name in (A, B, C)])
 
     await until(free)
     # All reservations are free again: a session that needs all tokens is admitted at once.
@@ -126,7 +126,7 @@ async def test_a_session_follows_the_live_epoch_and_the_old_one_is_freed(
     assert nodes.sessions.records(0)[-1].epochs == (1, 2, 3)
 
     async def only_the_last() -> bool:
-        return [(await nodes.state(name))["blocks"] for name in (A, B, C)] == [list(range(8)), [], []]
+        return [(await nodes.state(name)).blocks for name in (A, B, C)] == [tuple(range(8)), (), ()]
 
     await until(only_the_last)
     await assert_nothing_is_left(nodes)
@@ -176,7 +176,7 @@ async def test_clients_that_leave_at_any_moment_leave_nothing_behind(
 async def test_the_caches_of_all_sessions_stay_within_their_reservations(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
-    weights = {name: (await nodes.state(name))["held_bytes"] for name in (A, B, C)}
+    weights = {name: (await nodes.state(name)).held_bytes for name in (A, B, C)}
     per_token = nodes.features[2].kv_bytes_per_token
     layers = {A: 1, B: 3, C: 2}
     streams = [asyncio.create_task(generate(nodes.sessions, generation_request(20, (9,) * 40))) for _ in range(6)]
@@ -185,8 +185,8 @@ async def test_the_caches_of_all_sessions_stay_within_their_reservations(
         await asyncio.sleep(0.01)
         for name in (A, B, C):
             state = await nodes.state(name)
-            caches = state["held_bytes"] - state["copy_bytes"] - weights[name]
-            assert state["held_bytes"] <= state["memory_bytes"]
+            caches = state.held_bytes - state.copy_bytes - weights[name]
+            assert state.held_bytes <= state.memory_bytes
             assert caches <= KV_TOKENS * layers[name] * per_token
             most = max(most, caches)
     assert most > 0
@@ -259,7 +259,7 @@ async def test_without_a_placement_requests_fail_with_the_reason_until_the_node_
     assert nodes.sessions.records(0)[-1].status == 503
 
     async def free() -> bool:
-        return not any([(await nodes.state(name))["sessions"] for name in (A, B)])
+        return not any([(await nodes.state(name)).sessions for name in (A, B)])
 
     await until(free)
     await nodes.start(C)
