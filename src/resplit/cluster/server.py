@@ -19,7 +19,7 @@ from resplit import planner
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
-from resplit.control.desired_state import load_desired_state
+from resplit.control.desired_state import DesiredState, load_desired_state
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
@@ -75,35 +75,20 @@ async def serve(
     """
     bound = _bind(paths.listen)
     desired = load_desired_state(paths.desired_state_file, content)
-    cluster = desired.cluster
-    await asyncio.to_thread(check_emulation, cluster, model)
+    await asyncio.to_thread(check_emulation, desired.cluster, model)
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
-    member = Member.load(paths.keys / CONTROLLER)
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
-    router = Router(cluster, member)
-    sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    addresses = addresses_of(desired)
-    log = EpochLog(paths.state / "epochs.db")
-    router.connect(addresses)
-    latest_problem = paths.state / "latest_problem.json"
-    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
-    operator = Operator(controller, router, content, paths.desired_state_file)
-    sessions.on_settled = controller.deployment.sessions_left
-    sessions.on_lost = controller.node_lost
-    router.on_found = controller.node_found
-    monitor = Monitor(router.peers, router.drop)
-    router.on_heard = monitor.heard
-    app = _app(cluster, model, sessions, paths.listen)
-    app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
-    server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    parts = _assemble(content, desired, model, keyring, paths)
+    server = _Server(uvicorn.Config(parts.app, log_level="warning", lifespan="off"))
     try:
-        await _until_nodes_answer(router, set(cluster.node_names), first=log.last_committed() is None)
-        await controller.start()
+        first = parts.controller.log.last_committed() is None
+        await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
+        await parts.controller.start()
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
-            polling = tasks.create_task(monitor.run(), name="monitor")
+            polling = tasks.create_task(parts.monitor.run(), name="monitor")
             freeze_startup_objects()
             ready()
             await stop.wait()
@@ -111,9 +96,42 @@ async def serve(
             await serving
             polling.cancel()
     finally:
-        await controller.stop()
-        await router.disconnect()
+        await parts.controller.stop()
+        await parts.router.disconnect()
         bound.close()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of the process that run, and the HTTP application over them."""
+
+    router: Router
+    controller: Controller
+    monitor: Monitor
+    app: FastAPI
+
+
+def _assemble(
+    content: Mapping[str, Any], desired: DesiredState, model: StoredModel, keyring: Keyring, paths: ServePaths
+) -> _Parts:
+    """Create gateway and controller, and connect their events."""
+    cluster, addresses = desired.cluster, addresses_of(desired)
+    member = Member.load(paths.keys / CONTROLLER)
+    router = Router(cluster, member)
+    router.connect(addresses)
+    sessions = Sessions(cluster, router, model.features(cluster.private_layers))
+    log = EpochLog(paths.state / "epochs.db")
+    latest_problem = paths.state / "latest_problem.json"
+    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
+    operator = Operator(controller, router, content, paths.desired_state_file)
+    monitor = Monitor(router.peers, router.drop)
+    sessions.on_settled = controller.deployment.sessions_left
+    sessions.on_lost = controller.node_lost
+    router.on_found = controller.node_found
+    router.on_heard = monitor.heard
+    app = _app(cluster, model, sessions, paths.listen)
+    app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
+    return _Parts(router, controller, monitor, app)
 
 
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
