@@ -5,7 +5,7 @@ import asyncio
 from resplit.cancellation import cancel_and_wait
 
 
-async def test_a_task_that_takes_a_cancellation_for_a_loss_ends_all_the_same() -> None:
+async def test_a_task_that_takes_the_first_cancellation_for_a_lost_connection_still_ends() -> None:
     losses = 0
 
     async def try_again_after_a_loss() -> None:
@@ -28,7 +28,7 @@ async def test_a_task_that_takes_a_cancellation_for_a_loss_ends_all_the_same() -
     assert losses == 2
 
 
-async def test_what_a_task_ends_with_is_nobodys_concern() -> None:
+async def test_a_task_that_ends_with_an_error_raises_nothing_here() -> None:
     async def fail() -> None:
         raise ValueError
 

@@ -64,7 +64,7 @@ def test_a_cluster_file_is_read_in_its_units(tmp_path: Path) -> None:
     assert (config.limits.context_tokens, config.weights.latency, config.private_layers) == (512, 1.0, 1)
 
 
-def test_a_named_link_goes_before_the_default_and_is_alike_in_both_directions(tmp_path: Path) -> None:
+def test_a_named_link_overrides_the_default_in_both_directions(tmp_path: Path) -> None:
     config = cluster(tmp_path, "- name: far", "- {name: third, memory: 1 MiB}\n  - name: far")
     for one, other in [("hub", "far"), ("far", "hub")]:
         shape = config.link(one, other)
@@ -131,14 +131,14 @@ def test_emulated_nodes_need_emulated_links(tmp_path: Path) -> None:
         ("", ":1: Input should be a valid dictionary"),
     ],
 )
-def test_what_is_no_cluster_at_all_is_one_line_too(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_cluster_gives_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_cluster(written(tmp_path, text))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_bytes_that_are_no_text_and_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
     path = written(tmp_path, "")
     path.write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(ConfigError, match=r"cluster.yaml: is not YAML"):
@@ -164,7 +164,7 @@ def test_a_scenario_is_read_and_fits_its_cluster(tmp_path: Path) -> None:
         ("request_class: chat", "request_class: batch", "load: 'batch' is not in this cluster; it has chat"),
     ],
 )
-def test_a_scenario_that_names_what_is_not_there_is_refused(tmp_path: Path, old: str, new: str, rule: str) -> None:
+def test_a_scenario_with_an_unknown_name_is_refused(tmp_path: Path, old: str, new: str, rule: str) -> None:
     scenario = load_scenario(written(tmp_path, SCENARIO.replace(old, new)))
     with pytest.raises(ConfigError) as error:
         scenario.check_against(cluster(tmp_path), "day.yaml")
@@ -179,13 +179,13 @@ def test_an_error_in_a_scenario_names_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((DATA / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_clusters_that_come_along_are_well_formed(path: Path) -> None:
+def test_the_bundled_clusters_are_valid(path: Path) -> None:
     config = load_cluster(path)
     assert set(config.trusted) <= set(config.node_names)
 
 
 @pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_scenarios_that_come_along_fit_a_cluster_that_comes_along(path: Path) -> None:
+def test_each_bundled_scenario_fits_a_bundled_cluster(path: Path) -> None:
     scenario = load_scenario(path)
     cluster_file = next(file for file in (DATA / "clusters").glob("*.yaml") if path.stem.startswith(file.stem))
     scenario.check_against(load_cluster(cluster_file), str(path))
@@ -194,7 +194,7 @@ def test_the_scenarios_that_come_along_fit_a_cluster_that_comes_along(path: Path
     assert max(change.at for change in changes) < scenario.duration
 
 
-def test_a_class_that_is_to_be_shed_when_late_says_by_what(tmp_path: Path) -> None:
+def test_shed_late_needs_an_slo(tmp_path: Path) -> None:
     assert cluster(tmp_path, "slo: 2 s", "slo: 2 s, shed_late: true").request_class("chat").shed_late
     with pytest.raises(ConfigError, match="shed_late needs an slo"):
         cluster(tmp_path, "slo: 2 s", "shed_late: true")

@@ -23,7 +23,7 @@ class FullDisk(io.StringIO):
             raise OSError(28, "No space left on device")
 
 
-def test_a_line_that_cannot_be_written_is_lost_and_the_next_one_is_not() -> None:
+def test_a_line_on_a_full_disk_is_lost_and_later_lines_are_written() -> None:
     disk = FullDisk()
     stream = Expendable(disk)
 

@@ -48,7 +48,7 @@ def test_a_quantity_is_read_in_its_unit(kind: TypeAdapter[float], written: str, 
         (RATE, "200 Mbit"),
     ],
 )
-def test_what_has_no_unit_or_a_wrong_one_is_refused_with_those_that_are_allowed(
+def test_a_missing_or_wrong_unit_is_refused_and_the_allowed_ones_are_named(
     kind: TypeAdapter[float], written: object
 ) -> None:
     with pytest.raises(ValidationError, match=r"needs a number and one of the units .* such as '5 "):
@@ -56,6 +56,6 @@ def test_what_has_no_unit_or_a_wrong_one_is_refused_with_those_that_are_allowed(
 
 
 @given(st.floats(0, 1e12))
-def test_every_number_comes_through(number: float) -> None:
+def test_every_number_is_parsed_exactly(number: float) -> None:
     assert SECONDS.validate_python(f"{number!r} s") == number
     assert BYTES.validate_python(f"{number!r} KiB") == number * 1024

@@ -1,4 +1,4 @@
-"""Who may use the gateway: everybody on loopback, unless a class has a key; elsewhere nobody without one."""
+"""The gateway asks for an API key if a class has one, or if it listens on an address other than loopback."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def watch() -> AsyncIterator[Watch]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_node_that_hangs_is_noticed_in_under_a_second_and_once(watch: Watch) -> None:
+async def test_a_hanging_node_is_noticed_once_within_a_second(watch: Watch) -> None:
     watch.members["one"].awake.clear()
     assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
     await asyncio.sleep(0.3)
@@ -71,7 +71,7 @@ async def test_a_node_that_hangs_is_noticed_in_under_a_second_and_once(watch: Wa
     await watch.until(lambda: watch.hung == ["one", "one"])
 
 
-async def test_a_gateway_that_is_always_a_little_late_notices_as_soon(watch: Watch) -> None:
+async def test_a_gateway_with_slightly_late_timers_notices_as_soon(watch: Watch) -> None:
     async def keep_busy() -> None:
         while True:
             time.sleep(0.04)  # noqa: ASYNC251 - other work in the event loop
@@ -84,7 +84,7 @@ async def test_a_gateway_that_is_always_a_little_late_notices_as_soon(watch: Wat
     busy.cancel()
 
 
-async def test_a_node_that_hung_is_not_waited_for_longer_the_next_time(watch: Watch) -> None:
+async def test_a_hang_does_not_lengthen_the_wait_for_the_next_one(watch: Watch) -> None:
     watch.members["one"].awake.clear()
     await watch.until(lambda: watch.hung == ["one"])
     watch.members["one"].awake.set()
@@ -94,13 +94,13 @@ async def test_a_node_that_hung_is_not_waited_for_longer_the_next_time(watch: Wa
     assert await watch.until(lambda: watch.hung == ["one", "one"]) < 1.0
 
 
-async def test_a_node_that_became_slow_is_called_hung_twice_at_most(watch: Watch) -> None:
+async def test_a_node_that_became_slow_is_reported_twice_at_most(watch: Watch) -> None:
     watch.members["one"].delay_s = 0.7
     await asyncio.sleep(6)
     assert len(watch.hung) <= 2
 
 
-async def test_a_node_that_cannot_be_reached_is_silent_too(watch: Watch) -> None:
+async def test_an_unreachable_node_counts_as_silent(watch: Watch) -> None:
     watch.members["other"].down = True
     assert await watch.until(lambda: watch.beats.silent == {"other"}) < 1.0
 
@@ -113,20 +113,20 @@ async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
     assert watch.hung == []
 
 
-async def test_a_slow_but_steady_node_does_not_hang(watch: Watch) -> None:
+async def test_a_slow_but_steady_node_is_not_reported(watch: Watch) -> None:
     watch.members["one"].delay_s = 0.3
     await asyncio.sleep(2.5)
     assert watch.hung == []
 
 
-async def test_a_node_whose_answers_come_at_all_times_gets_more_patience(watch: Watch) -> None:
+async def test_a_node_with_irregular_answers_gets_a_longer_limit(watch: Watch) -> None:
     for delay_s in (0.3, 0.01, 0.4, 0.01, 0.6, 0.7):
         watch.members["one"].delay_s = delay_s
         await asyncio.sleep(delay_s + 0.25)
     assert watch.hung == []
 
 
-async def test_where_nobody_answers_at_all_more_time_passes_before_they_are_given_up(watch: Watch) -> None:
+async def test_the_limit_is_longer_when_no_node_answers_at_all(watch: Watch) -> None:
     for member in watch.members.values():
         member.awake.clear()
     await asyncio.sleep(1.5)
@@ -134,13 +134,13 @@ async def test_where_nobody_answers_at_all_more_time_passes_before_they_are_give
     await watch.until(lambda: set(watch.hung) == {"one", "other"})
 
 
-async def test_a_gateway_that_stood_still_itself_takes_nobody_for_dead(watch: Watch) -> None:
+async def test_a_gateway_that_stood_still_itself_reports_no_node(watch: Watch) -> None:
     time.sleep(2.0)  # noqa: ASYNC251 - the event loop shall stall
     await asyncio.sleep(0.5)
     assert watch.hung == []
 
 
-async def test_a_member_that_joins_later_is_watched_too(watch: Watch) -> None:
+async def test_a_node_that_joins_later_is_watched_too(watch: Watch) -> None:
     late = Member()
     late.awake.clear()
     watch.members["late"] = late

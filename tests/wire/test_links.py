@@ -1,4 +1,4 @@
-"""An emulated link keeps order, spends no more than its bandwidth, and takes at least its latency."""
+"""An emulated link keeps the order of messages, and respects its bandwidth and latency."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MESSAGES = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 10**6)), min_size=
 
 @settings(max_examples=150, deadline=None)
 @given(shape=SHAPES, messages=MESSAGES)
-def test_messages_keep_their_order_and_take_what_the_link_gives(
+def test_messages_keep_their_order_within_bandwidth_and_latency(
     shape: Shape, messages: list[tuple[float, int]]
 ) -> None:
     async def check(clock: Clock) -> None:
@@ -74,7 +74,7 @@ def test_messages_keep_their_order_and_take_what_the_link_gives(
 
 @settings(max_examples=100, deadline=None)
 @given(before=SHAPES, after=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
-def test_none_is_overtaken_where_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
+def test_no_message_overtakes_another_when_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
     async def check(clock: Clock) -> None:
         link = Link(before)
         early = [link.due_s(size) for size in sizes]
@@ -95,7 +95,7 @@ def test_a_link_without_a_shape_delays_nothing() -> None:
     on_clock(check)
 
 
-def test_a_link_that_lay_still_owes_nothing_for_it() -> None:
+def test_an_idle_link_saves_up_no_bandwidth() -> None:
     async def check(clock: Clock) -> None:
         link = Link(Shape(0.5, 100.0))
         assert link.due_s(100) == 1.5
@@ -107,7 +107,7 @@ def test_a_link_that_lay_still_owes_nothing_for_it() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(shape=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
-def test_a_sender_hands_over_each_message_when_it_is_due(shape: Shape, sizes: list[int]) -> None:
+def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[int]) -> None:
     async def check(clock: Clock) -> None:
         arrived: list[tuple[int, float]] = []
 
@@ -128,7 +128,7 @@ def test_a_sender_hands_over_each_message_when_it_is_due(shape: Shape, sizes: li
     on_clock(check)
 
 
-async def test_a_sender_whose_other_side_takes_nothing_says_so() -> None:
+async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
     stuck = asyncio.Event()
 
     async def send(message: str) -> None:
@@ -145,7 +145,7 @@ async def test_a_sender_whose_other_side_takes_nothing_says_so() -> None:
     task.cancel()
 
 
-async def test_a_connection_that_fails_ends_the_sender() -> None:
+async def test_a_failed_connection_ends_the_sender() -> None:
     async def send(message: str) -> None:
         raise ConnectionResetError
 
@@ -165,7 +165,7 @@ def test_a_slow_link_is_slow_for_large_messages_only() -> None:
     on_clock(check)
 
 
-async def test_a_link_is_idle_once_nothing_waits_for_its_bandwidth() -> None:
+async def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
     loop = asyncio.get_running_loop()
     link = Link(Shape(5.0, 1e6))  # the way itself is long, and does not count
     begun_s = loop.time()

@@ -62,7 +62,7 @@ def step(session: str = "s") -> Step:
     return Step(session=session, epoch=9, capacity=4, values=to_wire(token_ids([1, 2])), gateway="controller")
 
 
-async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InProcessCluster) -> None:
+async def test_each_acknowledged_step_reports_its_round_trip(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=Link(Shape(0.03, 1e9)))
     for _ in range(3):
         watched.peer.send(step())
@@ -73,7 +73,7 @@ async def test_each_step_is_acknowledged_with_the_time_that_it_took(nodes: InPro
     assert watched.lost.empty()
 
 
-async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcessCluster) -> None:
+async def test_steps_to_an_absent_peer_are_handed_back_and_calls_raise_node_lost(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, Address("127.0.0.1", free_ports(1)[0]))
     watched.peer.send(step("one"))
     watched.peer.send(step("two"))
@@ -90,7 +90,7 @@ async def test_a_step_to_a_peer_that_is_not_there_comes_back(nodes: InProcessClu
     await watched.peer.close_sessions(["a lost member has none"])
 
 
-async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_next_finds_it_again(
+async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_later_ones_reach_it_again(
     nodes: InProcessCluster,
 ) -> None:
     slow = Link(Shape(0.0, 1e9))
@@ -114,7 +114,7 @@ async def test_what_a_peer_did_not_acknowledge_when_it_died_comes_back_and_the_n
     await again.peer.disconnect()
 
 
-async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: InProcessCluster) -> None:
+async def test_the_gateway_notices_that_a_node_dies_and_returns(nodes: InProcessCluster) -> None:
     lost: asyncio.Queue[str] = asyncio.Queue()
     tokens: asyncio.Queue[Token] = asyncio.Queue()
     nodes.router.on_lost = lost.put_nowait
@@ -134,7 +134,7 @@ async def test_the_gateway_hears_of_a_node_that_dies_and_of_its_return(nodes: In
     assert (answer.session, answer.error_kind) == ("to the living", "stale")
 
 
-async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcessCluster) -> None:
+async def test_a_node_reports_a_lost_neighbour_to_the_gateway(nodes: InProcessCluster) -> None:
     tokens: asyncio.Queue[Token] = asyncio.Queue()
     nodes.router.on_token = tokens.put_nowait
     placement = ["near", "near", "far", "far", *["near"] * 4]
@@ -150,21 +150,21 @@ async def test_a_node_that_lost_its_neighbour_tells_the_gateway(nodes: InProcess
     assert "near lost its connection to far" in answer.error
 
 
-async def test_a_peer_that_is_not_who_it_should_be_is_not_spoken_to(nodes: InProcessCluster) -> None:
+async def test_a_peer_with_another_name_in_its_certificate_is_refused(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, nodes.addresses["near"])  # `near` listens there, and `far` was asked for
     watched.peer.send(step())
     assert (await asyncio.wait_for(watched.lost.get(), 5))[0] == "far"
     await watched.peer.disconnect()
 
 
-async def test_an_echo_takes_the_latency_of_its_link(nodes: InProcessCluster) -> None:
+async def test_an_echo_takes_the_latency_and_bandwidth_of_its_link(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=Link(Shape(0.05, 1e6)))
     assert await watched.peer.echo_s(64) >= 0.05
     assert await watched.peer.echo_s(100_000) >= 0.15
     await watched.peer.disconnect()
 
 
-async def test_reports_give_only_what_is_new(nodes: InProcessCluster) -> None:
+async def test_a_report_contains_only_new_rows(nodes: InProcessCluster) -> None:
     addresses = {name: str(address) for name, address in nodes.addresses.items()}
     await nodes.command("far", "connect", nodes.connect_body(addresses))
     report, last = await nodes.peer("far").report(0)
@@ -198,6 +198,6 @@ async def test_a_report_that_cannot_be_read_is_an_error_that_names_the_node_and_
         await peer.report(0)
 
 
-def test_an_activation_crosses_bit_for_bit() -> None:
+def test_an_activation_is_transferred_bit_for_bit() -> None:
     given = Activation("bfloat16", (1, 2, 3), bytes(range(12)))
     assert from_wire(to_wire(given)) == given

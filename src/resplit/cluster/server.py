@@ -78,9 +78,10 @@ async def serve(
     await asyncio.to_thread(check_emulation, desired.cluster, model)
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
+    member = Member.load(paths.keys / CONTROLLER)
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
-    parts = _assemble(content, desired, model, keyring, paths)
+    parts = _assemble(content, desired, model, member, keyring, paths)
     server = _Server(uvicorn.Config(parts.app, log_level="warning", lifespan="off"))
     try:
         first = parts.controller.log.last_committed() is None
@@ -112,11 +113,15 @@ class _Parts:
 
 
 def _assemble(
-    content: Mapping[str, Any], desired: DesiredState, model: StoredModel, keyring: Keyring, paths: ServePaths
+    content: Mapping[str, Any],
+    desired: DesiredState,
+    model: StoredModel,
+    member: Member,
+    keyring: Keyring,
+    paths: ServePaths,
 ) -> _Parts:
     """Create gateway and controller, and connect their events."""
     cluster, addresses = desired.cluster, addresses_of(desired)
-    member = Member.load(paths.keys / CONTROLLER)
     router = Router(cluster, member)
     router.connect(addresses)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
