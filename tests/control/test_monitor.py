@@ -1,4 +1,4 @@
-"""The monitor keeps what nodes report. A report that cannot be read is ignored, and ends nothing else."""
+"""The monitor keeps the reports of nodes, each row once. A report that cannot be read does not stop the polling."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ def link_row(time_s: float) -> LinkRow:
 
 @dataclass
 class ReportingPeer:
-    """A node with numbered rows, as the monitor sees it; `error` is raised in the place of a report."""
+    """A node with numbered rows, as the monitor sees it. It answers once `answering` is set.
+
+    If `error` is set, it is raised instead of a report.
+    """
 
     pid: int = 1
     rows: list[LinkRow] = field(default_factory=list)
     error: Exception | None = None
     polled: asyncio.Event = field(default_factory=asyncio.Event)
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
         self.polled.set()
+        await self.answering.wait()
         if self.error:
             raise self.error
         state = ReportedState("alpha", self.pid, sessions=len(self.rows))
@@ -48,7 +56,33 @@ async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
     assert [row.time_s for row in monitor.rows(1.5).links] == [2.0]
 
 
-async def test_all_rows_of_a_node_that_restarted_are_taken_though_it_counts_from_zero() -> None:
+async def test_polls_of_one_node_that_overlap_keep_each_row_once() -> None:
+    peer = ReportingPeer(rows=[link_row(1.0)])
+    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    peer.answering.clear()
+    polls = [asyncio.create_task(monitor.poll("alpha")) for _ in range(2)]
+    await peer.polled.wait()
+    await asyncio.sleep(0)
+    peer.answering.set()
+    await asyncio.gather(*polls)
+    assert [row.time_s for row in monitor.rows(0.0).links] == [1.0]
+
+
+async def test_a_node_that_leaves_while_a_poll_of_it_waits_is_not_polled_again() -> None:
+    peer = ReportingPeer(rows=[link_row(1.0)])
+    peers = {"alpha": peer}
+    monitor = Monitor(peers)  # type: ignore[arg-type]
+    peer.answering.clear()
+    polls = [asyncio.create_task(monitor.poll("alpha")) for _ in range(2)]
+    await peer.polled.wait()
+    del peers["alpha"]
+    peer.polled.clear()
+    peer.answering.set()
+    await asyncio.gather(*polls)
+    assert not peer.polled.is_set()
+
+
+async def test_after_a_restart_of_a_node_all_its_rows_are_kept_although_it_counts_from_zero() -> None:
     peer = ReportingPeer(rows=[link_row(1.0), link_row(2.0)])
     monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
     await monitor.poll("alpha")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -27,12 +27,13 @@ class Monitor:
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None] = lambda node: None) -> None:
         self._peers = peers
         self._heartbeats = Heartbeats(peers, on_hang)
-        self._last_row: dict[str, int] = {}
+        self._polling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
         self._nodes: deque[NodeRow] = deque()
         self._links: deque[LinkRow] = deque()
         self._blocks: deque[BlockRow] = deque()
         self.states: dict[str, ReportedState] = {}
-        self._over = False
+        self._stopped = False
 
     def heard(self, name: str) -> None:
         """Note a sign of life of a node."""
@@ -51,23 +52,27 @@ class Monitor:
                     self._forget(time.time() - KEEP_S)
                     await asyncio.sleep(PERIOD_S)
             finally:
-                self._over = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
+                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
 
     async def poll(self, name: str) -> None:
-        """Ask one node for a report now. Its last state stays if it does not answer, or not with a report."""
-        try:
-            report, last_row = await self._report(name)
-        except NodeLostError:
-            return
-        except DataError as error:
-            _log.warning("a node's report is ignored", node=name, error=str(error))
-            return
-        self.heard(name)
-        self._last_row[name] = last_row
-        self.states[name] = report.state
-        self._nodes.extend(report.rows.nodes)
-        self._links.extend(report.rows.links)
-        self._blocks.extend(report.rows.blocks)
+        """Ask one node for a report now, after any poll of it that is under way.
+
+        If the node does not answer, or its answer cannot be read, its last state is kept.
+        """
+        # One poll at a time: two with the same last row would both store the rows after it.
+        async with self._polling[name]:
+            peer = self._peers.get(name)
+            if peer is None:  # the node left the cluster while this poll waited
+                return
+            try:
+                report, last_row = await self._report(name, peer)
+            except NodeLostError:
+                return
+            except DataError as error:
+                _log.warning("a node's report is ignored", node=name, error=str(error))
+                return
+            self.heard(name)
+            self._store(name, report, last_row)
 
     def rows(self, since_s: float) -> TelemetryRows:
         """Rows not older than `since_s` (seconds since 1970), by table."""
@@ -78,13 +83,20 @@ class Monitor:
         )
 
     async def _watch(self, name: str) -> None:
-        while name in self._peers and not self._over:
+        while name in self._peers and not self._stopped:
             await self.poll(name)
             await asyncio.sleep(PERIOD_S)
 
-    async def _report(self, name: str) -> tuple[NodeReport, int]:
-        """The node's report with the rows that are new; with all rows if it restarted, as it then counts from 0."""
-        peer, known = self._peers[name], self.states.get(name)
+    def _store(self, name: str, report: NodeReport, last_row: int) -> None:
+        self._last_row[name] = last_row
+        self.states[name] = report.state
+        self._nodes.extend(report.rows.nodes)
+        self._links.extend(report.rows.links)
+        self._blocks.extend(report.rows.blocks)
+
+    async def _report(self, name: str, peer: Peer) -> tuple[NodeReport, int]:
+        """The node's report with its new rows. With all rows if it restarted, because it then counts from 0 again."""
+        known = self.states.get(name)
         report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S)
         if known and known.pid != report.state.pid:
             return await peer.report(0, _ANSWER_WITHIN_S)
