@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from resplit.config import BlockTimes, Emulation
-from resplit.model.engine import TorchEngine, token_ids
+from resplit.model.engine import TorchEngine
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware, median_error
 from resplit.node.executor import Executor, SegmentPass
@@ -42,7 +42,7 @@ def executor(engine: TorchEngine) -> Iterator[Executor]:
 
 async def pass_s(executor: Executor, first: int, last: int, start: int, tokens: int) -> float:
     """Wall time of one pass of session "one" through blocks `first..last`."""
-    values = token_ids([3] * tokens) if first == 0 else executor.engine.blank(tokens)
+    values = executor.engine.blank_input(first, tokens)
     begun_s = time.perf_counter()
     await executor.run(SegmentPass("one", first, last, start, 128, values, None))
     return time.perf_counter() - begun_s

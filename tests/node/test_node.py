@@ -135,7 +135,7 @@ async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCl
     small.router.on_token = answers.append
     engine = TorchEngine(small.model.spec)
     step = Step(
-        session="greedy", epoch=1, segment=1, start=0, capacity=10_000, values=to_wire(engine.blank(4)),
+        session="greedy", epoch=1, segment=1, start=0, capacity=10_000, values=to_wire(engine.blank_input(2, 4)),
         gateway="controller",
     )  # fmt: skip
     small.peer("plain").send(step)
@@ -167,7 +167,7 @@ async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessClu
     answers = []
     nodes.router.on_token = answers.append
     await nodes.peer("plain").close_sessions(["gone"])
-    values = to_wire(TorchEngine(nodes.model.spec).blank(4))
+    values = to_wire(TorchEngine(nodes.model.spec).blank_input(2, 4))
     nodes.peer("plain").send(
         Step(session="gone", epoch=1, segment=1, start=0, capacity=16, values=values, gateway="controller")
     )

@@ -31,8 +31,11 @@ class KeyValueCache(Protocol):
 
 @dataclass(frozen=True)
 class PassContext:
-    """What all blocks of one pass share: `positions` (1, tokens), the rotary embedding at these positions if the family
-    uses it, and the number of tokens cached before."""
+    """The values that all blocks of one pass share.
+
+    `positions` is (1, tokens), `rotation` the rotary embedding at these positions (None if the family has none), and
+    `cached_tokens` the number of tokens cached before this pass.
+    """
 
     positions: torch.Tensor
     rotation: tuple[torch.Tensor, torch.Tensor] | None
@@ -100,6 +103,14 @@ class Chain:
         base = getattr(skeleton, family.base)
         # The rotary table is computed, not loaded, so it cannot stay on the meta device.
         self.rotary = type(base.rotary_emb)(config=config) if family.rotary else None
+
+    @property
+    def cache_shape(self) -> tuple[int, int]:
+        """The number of key/value heads, and the width of one head."""
+        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        return heads, getattr(
+            self.config, "head_dim", None
+        ) or self.config.hidden_size // self.config.num_attention_heads
 
     def tensor_names(self, index: int) -> dict[str, str]:
         """Tensors of block `index`: name within the block -> name in the state of the whole model."""
@@ -225,10 +236,8 @@ def features(chain: Chain, dtype: torch.dtype, private_layers: int) -> tuple[Blo
     embed and at head, which see the input and output tokens, and (k + 1) / (layers + 1) at layer k.
     """
     config = chain.config
-    item = torch.empty((), dtype=dtype).element_size()
-    heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    item_bytes = torch.empty((), dtype=dtype).element_size()
+    key_value_heads, head_width = chain.cache_shape
     result = []
     for index, spec in enumerate(chain.specs):
         shapes = [_shape(chain, name) for name in chain.tensor_names(index).values()]
@@ -242,10 +251,10 @@ def features(chain: Chain, dtype: torch.dtype, private_layers: int) -> tuple[Blo
                 kind=spec.kind,
                 parameters=parameters,
                 flops_per_token=2.0 * products,
-                flops_per_context_token=4.0 * heads * head_width if attends else 0.0,
-                weight_bytes=float(parameters * item),
-                kv_bytes_per_token=float(2 * key_value_heads * head_width * item) if attends else 0.0,
-                activation_bytes_per_token=4.0 if spec.kind == "head" else float(config.hidden_size * item),
+                flops_per_context_token=4.0 * config.num_attention_heads * head_width if attends else 0.0,
+                weight_bytes=float(parameters * item_bytes),
+                kv_bytes_per_token=float(2 * key_value_heads * head_width * item_bytes) if attends else 0.0,
+                activation_bytes_per_token=4.0 if spec.kind == "head" else float(config.hidden_size * item_bytes),
                 private=spec.layer is None or spec.layer < private_layers,
                 sensitivity=(1.0 - depth) ** 2,
             )

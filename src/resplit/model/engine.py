@@ -19,7 +19,7 @@ from resplit.errors import CapacityError, DataError
 from resplit.model.blocks import BlockModule, Chain, Split, features
 from resplit.types import BlockFeatures, Sampling
 
-_MOST_DIMENSIONS = 4  # of a part of a cache
+_MAX_DIMENSIONS = 4  # a part of a cache has most
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,7 +34,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a node needs to run blocks of a model, besides weights: its Hugging Face config, dtype and granularity."""
+    """A model without its weights: the Hugging Face config, the dtype, and whether a block is a layer or a sublayer."""
 
     config: dict[str, Any]
     dtype: str
@@ -174,7 +174,7 @@ class TorchEngine:
         """
         values = _to_tensor(logits)[0].float()
         if values.isnan().any():
-            raise DataError("the logits are NaN: so were the hidden states that this node received")
+            raise DataError("the logits are NaN, as were the hidden states that this node received")
         if sampling.temperature <= 0:
             return int(values.argmax())
         probabilities = torch.softmax(values / sampling.temperature, dim=-1)
@@ -186,8 +186,10 @@ class TorchEngine:
         generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + position) % 2**63)
         return int(order[torch.multinomial(ordered, 1, generator=generator)])
 
-    def blank(self, tokens: int) -> Activation:
-        """Hidden states of zeros, (1, tokens, width), to time a block with."""
+    def blank_input(self, block: int, tokens: int) -> Activation:
+        """A valid input of a block, all zeros: the time of a pass does not depend on the values."""
+        if self.kinds[block] == "embed":
+            return token_ids([0] * tokens)
         return _activation(torch.zeros((1, tokens, self.chain.config.hidden_size), dtype=self.dtype))
 
     def close(self, session: str, blocks: Collection[int] | None = None) -> None:
@@ -269,9 +271,7 @@ class TorchEngine:
         return cache
 
     def _check_cache(self, block: int, pair: torch.Tensor) -> None:
-        config = self.chain.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads, width = self.chain.cache_shape
         fits = pair.dim() == 4 and (pair.shape[0], pair.shape[1], pair.shape[3]) == (2, heads, width)
         if not (fits and pair.dtype == self.dtype and 0 <= block < len(self.kinds) and self.has_cache(block)):
             raise DataError(f"block {block} was given a cache of {pair.dtype} {tuple(pair.shape)}")
@@ -306,8 +306,8 @@ def _to_tensor(activation: Activation) -> torch.Tensor:
     if dtype is None:
         raise DataError(f"unknown dtype {activation.dtype[:20]!r}")
     shape = activation.shape
-    right = 1 <= len(shape) <= _MOST_DIMENSIONS and min(shape) > 0
+    is_valid = 1 <= len(shape) <= _MAX_DIMENSIONS and min(shape) > 0
     # Computed with Python's integers: 64-bit products of huge shapes can overflow to small numbers.
-    if not right or math.prod(shape) * dtype.itemsize != len(activation.data):
-        raise DataError(f"{len(activation.data)} bytes are not {activation.dtype} {shape[:_MOST_DIMENSIONS]}")
+    if not is_valid or math.prod(shape) * dtype.itemsize != len(activation.data):
+        raise DataError(f"{len(activation.data)} bytes are not {activation.dtype} {shape[:_MAX_DIMENSIONS]}")
     return torch.frombuffer(bytearray(activation.data), dtype=dtype).reshape(activation.shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 
-from resplit.model.engine import Activation, token_ids
 from resplit.node.executor import Executor, SegmentPass
 
 _SESSION = "profile"
@@ -13,7 +12,10 @@ _CONTEXTS = (16, 48, 96, 192)
 
 
 async def time_block(executor: Executor, block: int, repeats: int = 2) -> float:
-    """Run passes of a loaded block; the executor records their timings as usual. The median decode time, in seconds."""
+    """Run passes of a loaded block. Returns the median time of a decode step in seconds.
+
+    The executor records the timings of all passes as usual.
+    """
     decodes: list[float] = []
     for _ in range(repeats):
         for tokens in _PREFILL_TOKENS:
@@ -27,14 +29,5 @@ async def time_block(executor: Executor, block: int, repeats: int = 2) -> float:
 
 async def _run(executor: Executor, block: int, start: int, tokens: int) -> float:
     capacity = max(_CONTEXTS) + 1
-    return await executor.node_s(
-        SegmentPass(_SESSION, block, block, start, capacity, _values(executor, block, tokens), None)
-    )
-
-
-def _values(executor: Executor, block: int, tokens: int) -> Activation:
-    """An input of the right shape. Times do not depend on its values."""
-    engine = executor.engine
-    if engine.kinds[block] == "embed":
-        return token_ids([0] * tokens)
-    return engine.blank(tokens)
+    values = executor.engine.blank_input(block, tokens)
+    return await executor.node_s(SegmentPass(_SESSION, block, block, start, capacity, values, None))

@@ -1,7 +1,7 @@
-"""Checks before the start whether this machine can emulate the nodes of a cluster file.
+"""Checks, before a cluster starts, whether this machine can emulate the nodes of its file.
 
-Padding can make a pass longer, not shorter, and all emulated nodes share the cores of this machine. If the file
-declares faster hardware, or more work than the cores can do, results would be wrong without any sign of it.
+Padding can only make a pass longer, and all emulated nodes share the cores of this machine. If the file declared faster
+hardware, or more work than the cores can do, results would be wrong and nothing would show it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.errors import ConfigError
-from resplit.model.engine import Activation, TorchEngine, token_ids
+from resplit.model.engine import TorchEngine
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware
 
 _REPEATS = 8
-# Measured alone, a block finds its weights in the processor's cache; in a pass through many blocks it does not.
+# A block that is measured alone has its weights in the processor's cache; in a pass through many blocks it has not.
 _HEADROOM = 1.1
-# The gateway, the controller and the load generator use the rest.
+# Of the cores. The gateway, the controller and the load generator use the rest.
 _USABLE_SHARE = 0.8
 _SESSION = "emulation check"
 
@@ -40,14 +40,14 @@ class PassShape:
         return f"a decode step after {self.context} tokens" if self.decoding else f"a prefill of {self.tokens} tokens"
 
 
-Work = dict[tuple[str, PassShape], float]
+CoreSeconds = dict[tuple[str, PassShape], float]  # of one block in one pass, by the block's kind and the pass
 
 
 def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
-    """Measure one block of each kind on this machine, and compare with what the cluster file declares.
+    """Measure one block of each kind on this machine, and compare the times with those that the cluster file declares.
 
     `cores` defaults to the number of cores that this process may use. ConfigError if an emulated node declares less
-    time than a block really needs, or if the declared demand needs more than 80 % of the cores. Without emulated nodes
+    time than a block needs here, or if the declared demand needs more than 80 % of the cores. Without emulated nodes
     nothing is measured.
     """
     if any(node.emulate for node in cluster.nodes):
@@ -56,14 +56,14 @@ def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | Non
         _ensure_cores(cluster, model, work_s, cores or len(os.sched_getaffinity(0)))
 
 
-def measure_work(cluster: ClusterConfig, model: StoredModel) -> Work:
-    """Core seconds of one block of each kind in each kind of pass of the cluster's request classes.
+def measure_work(cluster: ClusterConfig, model: StoredModel) -> CoreSeconds:
+    """Core seconds of one block of each kind in each pass of the cluster's request classes.
 
-    Thread time, and the shortest of several passes, so that other load on this machine does not count.
+    They are the thread time of the shortest of several passes, so that other load on this machine does not count.
     """
     engine = TorchEngine(model.spec)
     shapes = {shape for demand in cluster.classes for shape in _passes(demand)}
-    work_s: Work = {}
+    work_s: CoreSeconds = {}
     for kind in dict.fromkeys(engine.kinds):
         block = engine.kinds.index(kind)
         engine.load(block, model.tensors(engine.chain.specs[block].name))
@@ -82,8 +82,8 @@ def _pass_s(engine: TorchEngine, block: int, shape: PassShape) -> float:
     """Core seconds of one pass through one block."""
     capacity = shape.context + shape.tokens
     if shape.context:
-        engine.run(_SESSION, block, block, 0, capacity, _values(engine, block, shape.context))
-    values = _values(engine, block, shape.tokens)
+        engine.run(_SESSION, block, block, 0, capacity, engine.blank_input(block, shape.context))
+    values = engine.blank_input(block, shape.tokens)
     begun_s = time.thread_time()
     engine.run(_SESSION, block, block, shape.context, capacity, values)
     spent_s = time.thread_time() - begun_s
@@ -91,11 +91,7 @@ def _pass_s(engine: TorchEngine, block: int, shape: PassShape) -> float:
     return spent_s
 
 
-def _values(engine: TorchEngine, block: int, tokens: int) -> Activation:
-    return token_ids([0] * tokens) if engine.kinds[block] == "embed" else engine.blank(tokens)
-
-
-def _ensure_time(cluster: ClusterConfig, work_s: Work) -> None:
+def _ensure_time(cluster: ClusterConfig, work_s: CoreSeconds) -> None:
     for node in cluster.nodes:
         hardware = Hardware.declared(node.emulate) if node.emulate else None
         for (kind, shape), true_s in work_s.items():
@@ -107,7 +103,7 @@ def _ensure_time(cluster: ClusterConfig, work_s: Work) -> None:
                 )
 
 
-def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: Work, cores: int) -> None:
+def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: CoreSeconds, cores: int) -> None:
     kinds = [block.kind for block in model.spec.chain().specs]
     needed = sum(
         demand.rate_rps * count * sum(work_s[kind, shape] for kind in kinds)
