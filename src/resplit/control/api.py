@@ -29,7 +29,7 @@ from resplit.wire.commands import Emulate
 from resplit.wire.links import Shape
 
 _Index = Annotated[int, Query(ge=0, lt=2**63)]
-_Number = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -67,18 +67,18 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
 
     api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
     for router in (
-        _reading(controller, monitor),
-        _deciding(controller, monitor),
-        _operating(operator),
-        _emulating(controller),
+        _observation(controller, monitor),
+        _planning(controller, monitor),
+        _operation(operator),
+        _emulation(controller),
     ):
         api.include_router(router)
-    api.add_exception_handler(ResplitError, _refused)
+    api.add_exception_handler(ResplitError, _error_response)
     return api
 
 
-def _reading(controller: Controller, monitor: Monitor) -> APIRouter:
-    """The cluster's present state, and its history."""
+def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
+    """Calls that read the present state of the cluster and its history."""
     router, view = APIRouter(), controller.view
 
     @router.get("/status")
@@ -99,11 +99,11 @@ def _reading(controller: Controller, monitor: Monitor) -> APIRouter:
         )
 
     @router.get("/telemetry")
-    async def telemetry(since_s: _Number = 0.0) -> TelemetryRows:
+    async def telemetry(since_s: _Seconds = 0.0) -> TelemetryRows:
         return monitor.rows(since_s)
 
     @router.get("/demand")
-    async def demand(window_s: _Number = 30.0) -> list[RequestClass]:
+    async def demand(window_s: _Seconds = 30.0) -> list[RequestClass]:
         return view.gateway.demand(window_s)
 
     @router.get("/records")
@@ -121,8 +121,8 @@ def _reading(controller: Controller, monitor: Monitor) -> APIRouter:
     return router
 
 
-def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
-    """Measurements, problems, decisions and proposals of flows."""
+def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
+    """Calls of flows: profile, set the latest problem, propose a placement, log a decision."""
     router = APIRouter()
 
     @router.post("/decisions")
@@ -150,8 +150,8 @@ def _deciding(controller: Controller, monitor: Monitor) -> APIRouter:
     return router
 
 
-def _operating(operator: Operator) -> APIRouter:
-    """Changes by operators: the cluster file, and single nodes. Each call answers with the changes in words."""
+def _operation(operator: Operator) -> APIRouter:
+    """Calls of operators: change the cluster file or single nodes. Each returns the changes in words."""
     router = APIRouter()
 
     @router.get("/cluster")
@@ -177,8 +177,8 @@ def _operating(operator: Operator) -> APIRouter:
     return router
 
 
-def _emulating(controller: Controller) -> APIRouter:
-    """Changes of emulated nodes and links."""
+def _emulation(controller: Controller) -> APIRouter:
+    """Calls that change emulated nodes and links."""
     router = APIRouter()
 
     @router.post("/emulation/node")
@@ -193,21 +193,21 @@ def _emulating(controller: Controller) -> APIRouter:
         await controller.membership.emulate(one, Emulate(links={other: shape}))
         await controller.membership.emulate(other, Emulate(links={one: shape}))
         if controller.view.cluster.source in body.between:
-            far = other if one == controller.view.cluster.source else one
-            controller.view.gateway.set_link(far, shape)
+            node = other if one == controller.view.cluster.source else one
+            controller.view.gateway.set_link(node, shape)
         return {}
 
     return router
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    # The client reads 409 as "refused, plan again". Only a lost node is a different matter.
+async def _error_response(request: Request, error: Exception) -> JSONResponse:
+    # The client reads 409 as "refused, plan again". A lost node is 503: another plan would not help.
     status = 503 if http_status(error) == 503 else 409
     return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
 
 
 def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
-    """A decision; if it recovered from a loss, with a summary of how sessions resumed."""
+    """An entry of the decision log. If it is a recovery, a summary of how sessions resumed is added to its outcome."""
     outcome = decision.get("outcome")
     if decision.get("action") != RECOVER or not isinstance(outcome, dict):
         return decision
@@ -217,7 +217,7 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
 def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
     live, view = controller.live, controller.view
     newest = controller.deployment.history[-1] if controller.deployment.history else None
-    answering = view.gateway.connected_nodes()
+    connected = view.gateway.connected_nodes()
     return ClusterStatus(
         cluster=view.cluster.name,
         model=view.model.name,
@@ -227,7 +227,7 @@ def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
         placement=live.placement if live else None,
         action=newest.action if newest else None,
         predicted_latency_s=newest.predicted_latency_s if newest else None,
-        nodes=tuple(_node_status(view, monitor, name, name in answering) for name in view.addresses),
+        nodes=tuple(_node_status(view, monitor, name, name in connected) for name in view.addresses),
         **vars(view.gateway.status()),
     )
 

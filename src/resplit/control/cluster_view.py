@@ -25,7 +25,7 @@ class ClusterView:
         self.rules = PlacementRules.of(cluster, model)
 
     def adopt(self, cluster: ClusterConfig, drained: frozenset[str], addresses: dict[str, Address]) -> None:
-        """Let another configuration apply from now on. The live epoch stays as it is, and may violate the new rules."""
+        """Replace the configuration. The live epoch does not change, and may violate the new rules."""
         self.cluster, self.addresses = cluster, addresses
         self.rules = PlacementRules.of(cluster, self.model, drained)
         self.gateway.reconfigure(cluster, self.rules.features, drained)

@@ -60,17 +60,17 @@ class Controller:
         return await self.deployment.deploy(proposal)
 
     async def start(self) -> None:
-        """Introduce the nodes to one another, and deploy again what was live before a restart."""
+        """Connect the nodes to one another, and deploy the placement again that was live before a restart."""
         await self.membership.introduce()
         await self.recovery.resume()
 
     def node_lost(self, name: str) -> None:
-        """A node's connection broke: if it serves, recover without it."""
+        """A node is lost: if the live epoch uses it, recover without it."""
         if self.live and name in self.live.placement:
             self._recover()
 
     def node_found(self, name: str) -> None:
-        """A node answers, for the first time or again: welcome it."""
+        """A node answers, for the first time or again: bring it up to date."""
         self.recovery.node_returned()
         if self.membership.introduced and name in self.view.addresses:
             self._tasks.spawn(self.membership.welcome(name))

@@ -3,8 +3,8 @@
     proposed -> prepared -> committed -> (a later epoch is committed) -> released
     proposed or prepared -> aborted
 
-`control.log` decides which step may follow which, and has each step on disk before it is acted on. This module acts:
-it sends the commands to the nodes and has the gateway move its sessions. It does not choose placements.
+`control.log` decides which step may follow which. This module writes each step to it first, then sends the commands to
+the nodes and has the gateway move its sessions. It does not choose placements.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Deployment:
         # Held while an epoch is proposed or prepared, so at most one is. Outside, every epoch is committed or aborted,
         # except one that could not be aborted in the log; it is aborted before the next one is proposed.
         self._changing = asyncio.Lock()
-        # No session uses an epoch before this one, and nodes are asked to free them. Rises, and never above `live`.
+        # No session uses an epoch before this one, and nodes free the earlier ones. It only rises, up to `live`.
         self._oldest_used = 0
         self._releasing = asyncio.Lock()
         self._settling = asyncio.Event()  # set and replaced whenever a session has left an epoch
@@ -114,7 +114,7 @@ class Deployment:
             return self._go_live(route, proposal, loaded, time.monotonic() - started_s, staged=bool(full))
 
     async def _prepare(self, route: Route, replace_current: bool) -> tuple[list[int], list[str]]:
-        """Prepare an epoch on every node; the blocks loaded, and the nodes without room for them beside the old ones.
+        """Prepare an epoch on every node. Returns the blocks loaded, and the nodes without room beside the old blocks.
 
         Nodes without a block of the epoch prepare too: they may have to transfer caches. `replace_current`: the live
         epoch cannot serve any more, so the new blocks need not fit beside it.
@@ -137,12 +137,14 @@ class Deployment:
         return loaded, sorted(full)
 
     async def _prepare_staged(self, route: Route, nodes: Sequence[str]) -> list[int]:
-        """On nodes without room for old and new blocks: drop the old weights, transfer the caches, load the new ones.
+        """On nodes without room for old and new blocks: drop the old weights, transfer the caches, load the new blocks.
 
-        No pass may run meanwhile. If this fails, the live epoch cannot serve any more: it is recovered from, and
-        sessions are replayed.
+        No pass may run meanwhile. If this fails, the live epoch cannot serve any more: `on_outage` is called, and
+        sessions are replayed in the epoch that replaces it. Returns the blocks loaded.
         """
-        _log.info("a staged move: no room beside the old blocks", nodes=", ".join(nodes), epoch=route.epoch)
+        _log.info(
+            "a staged move begins: new blocks do not fit beside the old ones", nodes=", ".join(nodes), epoch=route.epoch
+        )
         try:
             await self._commands.require(dict.fromkeys(nodes, Clear(route)), route.epoch)
             await self._gateway.move_all(route)
@@ -192,7 +194,7 @@ class Deployment:
         return live
 
     def sessions_left(self, oldest: int) -> None:
-        """Sessions use no epoch before `oldest` any more: release the earlier ones, in the background."""
+        """No session uses an epoch before `oldest` any more: release the earlier epochs, in the background."""
         self._settling.set()
         self._settling = asyncio.Event()
         if self._oldest_used < oldest <= self.live_number:
@@ -214,7 +216,7 @@ class Deployment:
                         self._log.append(epoch, "released", {})
 
     async def resync(self, name: str, peer: Peer) -> tuple[int, ...]:
-        """Send a node again the commit, abort or release that it may have missed. The epochs that it serves then."""
+        """Send a node again the commit, abort or release that it may have missed. Returns the epochs it serves."""
         async with self._changing:
             report, _ = await peer.report(0)
             for epoch in report.state.prepared:

@@ -1,6 +1,7 @@
-"""The desired state of a cluster: its cluster file, and what operators changed since then by command.
+"""The desired state of a cluster: its cluster file, and the changes that operators have made by command.
 
-`changes` says how two states differ, and refuses what a running cluster cannot follow. `operations` applies them.
+`changes` lists how two states differ, and refuses a change that a running cluster cannot follow. `operations` applies
+the changes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class DesiredState:
         return replace(self, drained=self.drained - {self._known(node)})
 
     def with_trust(self, node: str, on: bool) -> DesiredState:
-        """With a node trusted or not, whatever the file says; ConfigError for an unknown node."""
+        """With a node trusted or not, regardless of the file; ConfigError for an unknown node."""
         return replace(self, trust={**self.trust, self._known(node): on})
 
     def with_file(self, content: Mapping[str, Any]) -> DesiredState:
@@ -61,45 +62,48 @@ class DesiredState:
         """
         known = {node.name: node.address for node in self.cluster.nodes if node.address}
         parse_cluster(content, "cluster file")
-        nodes = [{"address": known[n["name"]], **n} if n["name"] in known else dict(n) for n in content["nodes"]]
+        nodes = [
+            {"address": known[node["name"]], **node} if node["name"] in known else dict(node)
+            for node in content["nodes"]
+        ]
         names = {node["name"] for node in nodes}
-        taken = {name: False for name, on in self.trust.items() if not on and name in names}
-        return DesiredState({**content, "nodes": nodes}, self.drained & names, taken)
+        distrusted = {name: False for name, on in self.trust.items() if not on and name in names}
+        return DesiredState({**content, "nodes": nodes}, self.drained & names, distrusted)
 
     def _known(self, node: str) -> str:
         if node not in self.cluster.node_names:
             raise ConfigError(
                 repr(node),
-                f"not in this cluster; it has {', '.join(self.cluster.node_names)}. A new node is added to the cluster "
-                "file, which `resplit apply` then applies",
+                f"not in this cluster; it has {', '.join(self.cluster.node_names)}. To add a node, put it into the "
+                "cluster file and run `resplit apply`",
             )
         return node
 
 
 def changes(old: DesiredState, new: DesiredState) -> list[str]:
-    """How two states differ, in words. ConfigError names a key that cannot change on a running cluster."""
+    """How two states differ, one sentence for each change. ConfigError if a key cannot change on a running cluster."""
     before, after = old.cluster, new.cluster
     for key in _FIXED:
         if getattr(before, key) != getattr(after, key):
             raise ConfigError(key, _RESTART)
     _refuse_other_links(before, after)
-    said = [f"{name} is added" for name in after.node_names if name not in before.node_names]
-    said += [f"{name} is removed" for name in before.node_names if name not in after.node_names]
+    found = [f"{name} is added" for name in after.node_names if name not in before.node_names]
+    found += [f"{name} is removed" for name in before.node_names if name not in after.node_names]
     for node in after.nodes:
         if node.name in before.node_names:
-            said += _node_changes(before.node(node.name), node)
+            found += _node_changes(before.node(node.name), node)
     for name in after.node_names:
         if (name in after.trusted) != (name in before.trusted):
-            said.append(f"{name} is {'trusted' if name in after.trusted else 'not trusted any more'}")
+            found.append(f"{name} is {'trusted' if name in after.trusted else 'not trusted any more'}")
         if (name in new.drained) != (name in old.drained):
-            said.append(f"{name} is {'drained' if name in new.drained else 'used again'}")
+            found.append(f"{name} is {'drained' if name in new.drained else 'used again'}")
     if before.private_layers != after.private_layers:
-        said.append(f"private_layers is {after.private_layers}")
-    return said + _demand_changes(before, after)
+        found.append(f"private_layers is {after.private_layers}")
+    return found + _demand_changes(before, after)
 
 
 def _refuse_other_links(before: ClusterConfig, after: ClusterConfig) -> None:
-    """Refuse changed emulated links between nodes that stay. The control API changes those."""
+    """ConfigError if an emulated link between two nodes that stay differs. The control API changes such links."""
     both = [name for name in after.node_names if name in before.node_names]
     pairs = [(one, other) for one in both for other in both if one < other]
     if other := next((pair for pair in pairs if before.link(*pair) != after.link(*pair)), None):
@@ -107,28 +111,29 @@ def _refuse_other_links(before: ClusterConfig, after: ClusterConfig) -> None:
 
 
 def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
-    said = []
+    found = []
     if before.address != after.address:
-        said.append(f"{after.name} is at {after.address}")
+        found.append(f"{after.name} is at {after.address}")
     if before.max_utilization != after.max_utilization:
-        said.append(f"{after.name}: max_utilization is {after.max_utilization}")
+        found.append(f"{after.name}: max_utilization is {after.max_utilization}")
     if (before.memory, before.emulate) != (after.memory, after.emulate):
-        said.append(f"{after.name}: memory or emulate changed; restart the node with the file to apply it")
-    return said
+        found.append(f"{after.name}: memory or emulate changed; restart the node with the file to apply it")
+    return found
 
 
 def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
     keys = [{key: each.name for each in cluster.classes for key in each.api_keys} for cluster in (before, after)]
     if keys[0] != keys[1]:
         raise ConfigError("classes: api_keys", _RESTART)
-    said = [] if before.classes == after.classes else ["classes are changed"]
-    return said if before.weights == after.weights else [*said, "weights are changed"]
+    found = [] if before.classes == after.classes else ["classes are changed"]
+    return found if before.weights == after.weights else [*found, "weights are changed"]
 
 
 def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
-    """The state kept at `path`, for a controller that starts with a cluster file of this content.
+    """The state saved at `path`, for a controller that starts with a cluster file of this content.
 
-    A cluster file that differs from the one kept is applied (`DesiredState.with_file`).
+    A cluster file that differs from the saved one is applied (`DesiredState.with_file`). ConfigError if the file at
+    `path` cannot be read.
     """
     if not path.exists():
         return DesiredState(content)
@@ -137,12 +142,14 @@ def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
         desired = DesiredState(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
         started_with = kept["started_with"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(path), f"cannot be read ({error}); it holds what operators changed by command") from None
+        raise ConfigError(
+            str(path), f"cannot be read ({error}); it holds the changes that operators made by command"
+        ) from None
     return desired if content in (desired.content, started_with) else desired.with_file(content)
 
 
 def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], path: Path) -> None:
-    """Keep a state in a file; a crash leaves the previous one. ConfigError if the file cannot be written."""
+    """Save a state; a crash leaves the previous one. ConfigError if the file cannot be written."""
     kept = {
         "content": desired.content,
         "drained": sorted(desired.drained),

@@ -1,4 +1,4 @@
-"""The gateway as the controller sees it. The controller does not import the gateway; this interface stands between."""
+"""The gateway as the controller sees it: the interface through which the controller uses it without importing it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Gateway(Protocol):
         ...
 
     def paused(self) -> AbstractAsyncContextManager[None]:
-        """A context in which no pass runs; sessions wait at a token boundary. CapacityError if one does not end."""
+        """A context in which no pass runs; sessions wait at a token boundary. CapacityError if a pass does not end."""
         ...
 
     async def move_all(self, route: Route) -> None:
-        """While passes are paused: move every session and its caches to `route`. Without caches it is replayed."""
+        """While passes are paused: move every session to `route` with its caches. If they are lost, it is replayed."""
         ...
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
@@ -42,7 +42,7 @@ class Gateway(Protocol):
         ...
 
     def connected_nodes(self) -> set[str]:
-        """The nodes that the gateway has a working connection to."""
+        """The nodes to which the gateway is connected."""
         ...
 
     def set_unavailable(self, reason: str) -> None:
@@ -62,11 +62,11 @@ class Gateway(Protocol):
         ...
 
     def recoveries(self, epoch: int | None) -> dict[str, float]:
-        """How sessions went on in `epoch` after a loss; empty where none had to."""
+        """How sessions recovered into `epoch` after a loss: number, longest times, sums. Empty if none did."""
         ...
 
     def demand(self, window_s: float) -> list[RequestClass]:
-        """The demand of each class, as seen over the last `window_s` seconds."""
+        """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
         ...
 
     def set_link(self, other: str, shape: Shape) -> None:

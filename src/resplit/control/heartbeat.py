@@ -1,6 +1,6 @@
-"""Detects nodes that hang: sends each a heartbeat five times a second; any other message counts as a sign of life too.
+"""Detects nodes that hang: each gets a heartbeat five times a second, and any message from it is a sign of life.
 
-A broken connection is noticed elsewhere, by the owner of the connection.
+Broken connections are detected elsewhere, by their owner.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from resplit.wire.peers import Peer
 
 _log = structlog.get_logger(__name__)
 BEAT_S = 0.2
-# A node hangs after this silence plus the time that its answers usually take. A shorter limit would hit busy nodes.
+# A node counts as hung after this silence plus the time that its answers usually take. A shorter limit would also catch
+# nodes that are only busy.
 HANGS_AFTER_S = 0.55
 _ANSWER_WITHIN_S = 5.0
 _TICK_S = 0.05
-# The most that counts between two looks: if this process itself stood still for longer, answers may lie unread.
-_MOST_PER_LOOK_S = 0.1
-# If no node is heard for two beats, this side is more likely cut off or starved than all nodes at once. Time does not
-# count then, up to the second limit.
-_NONE_HEARD_S = (2 * BEAT_S, 3.0)
+# At most this much silence is counted per tick: if this process itself stalled for longer, answers may wait unread.
+_MAX_COUNTED_PER_TICK_S = 0.1
+# If no node is heard for two beats, this machine is probably cut off or overloaded: that all nodes hang at once is less
+# likely. Silence is then not counted, until the second limit.
+_ALL_SILENT_AFTER_S = 2 * BEAT_S
+_ALL_SILENT_UNTIL_S = 3.0
 
 
 @dataclass
@@ -38,11 +40,11 @@ class AnswerTime:
 
     @property
     def limit_s(self) -> float:
-        """An answer hardly ever takes longer."""
+        """The time within which nearly every answer arrives."""
         return self.mean_s + 4 * self.deviation_s
 
     def add(self, answer_s: float, hung: bool) -> None:
-        """Add an answer. The first late answer after a hang (`hung`) does not count as slow; a second one does."""
+        """Add the time of an answer. After a hang (`hung`), the first late answer does not count as slow."""
         before_s, self.last_s = self.last_s, min(answer_s, HANGS_AFTER_S)
         answer_s = min(before_s, self.last_s) if hung else self.last_s
         if not self.mean_s:
@@ -52,15 +54,15 @@ class AnswerTime:
 
 
 class Heartbeats:
-    """Watches `peers`. `on_hang` is called once for each peer that falls silent; `silent` are the silent ones now."""
+    """Watches `peers`. `on_hang` is called once for each peer that falls silent; `silent` are those silent now."""
 
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None]) -> None:
         self._peers = peers
         self._on_hang = on_hang
         self._silence_s: dict[str, float] = {}  # counted time since the last sign of life
         self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
-        self._none_heard_s = 0.0  # since any peer was heard
-        self._over = False
+        self._none_heard_s = 0.0  # counted time since any peer was heard
+        self._stopped = False
         self.silent: set[str] = set()
 
     def heard(self, name: str) -> None:
@@ -82,13 +84,13 @@ class Heartbeats:
                     beating = set(self._peers)
                     await asyncio.sleep(_TICK_S)
                     now_s = clock()
-                    self._pass_time(min(now_s - last_s, _MOST_PER_LOOK_S))
+                    self._pass_time(min(now_s - last_s, _MAX_COUNTED_PER_TICK_S))
                     last_s = now_s
             finally:
-                self._over = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
+                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
 
     async def _beat(self, name: str) -> None:
-        while name in self._peers and not self._over:
+        while name in self._peers and not self._stopped:
             try:
                 answer_s = await self._peers[name].echo_s(0, _ANSWER_WITHIN_S)
             except NodeLostError:
@@ -100,7 +102,7 @@ class Heartbeats:
 
     def _pass_time(self, seconds: float) -> None:
         self._none_heard_s += seconds
-        if _NONE_HEARD_S[0] < self._none_heard_s < _NONE_HEARD_S[1]:
+        if _ALL_SILENT_AFTER_S < self._none_heard_s < _ALL_SILENT_UNTIL_S:
             return
         for name in self._peers:
             self._silence_s[name] = silence_s = self._silence_s.get(name, 0.0) + seconds

@@ -1,4 +1,4 @@
-"""The durable log of the controller: the steps of each epoch, written before they are acted on, and its decisions.
+"""The durable log of the controller: the steps of each epoch, written before it acts on them, and its decisions.
 
 `after` is the state machine of epochs as a pure function; `EpochLog` keeps its steps in SQLite.
 """
@@ -24,7 +24,7 @@ create table if not exists steps (
 );
 create table if not exists decisions (id integer primary key autoincrement, body text not null);
 """
-_BUSY_S = 5.0
+_BUSY_TIMEOUT_S = 5.0  # how long a write waits for a lock of another process
 
 
 class Entry(NamedTuple):
@@ -76,14 +76,14 @@ def after(epochs: Epochs, epoch: int, step: EpochStep) -> Epochs:
     settled = replace(epochs, pending=None, pending_step=None)
     if step == "aborted":
         return settled
-    overtaken = {epochs.live} if epochs.live is not None else set()
-    return replace(settled, live=epoch, superseded=epochs.superseded | overtaken)
+    previous = {epochs.live} if epochs.live is not None else set()
+    return replace(settled, live=epoch, superseded=epochs.superseded | previous)
 
 
 class EpochLog:
     """The log in one SQLite file. A step survives a crash once `append` has returned.
 
-    Several threads may use it. If a second process writes to the file, its steps are read, and obey the same rules.
+    Several threads may use it. Steps that a second process writes to the file are read too, under the same rules.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,9 @@ class EpochLog:
         self._read_up_to = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+            self._database = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
             self._database.execute("pragma journal_mode = wal")
             self._database.execute("pragma synchronous = full")
             self._database.executescript(_SCHEMA)
@@ -113,7 +115,7 @@ class EpochLog:
             return self._epochs
 
     def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
-        """Write one step before it is acted on; `detail` is JSON.
+        """Write one step, before the controller acts on it; `detail` is JSON.
 
         ProposalRefusedError if the step may not happen now (`after`), CapacityError if it cannot be written. In both
         cases the log is unchanged.

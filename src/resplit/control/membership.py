@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Membership:
-    """The nodes of one cluster, as members that the controller talks to."""
+    """Connects, updates and profiles the nodes of one cluster."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Membership:
         self._deployment = deployment
         self._recovery = recovery
         self._peers = peers
-        self.introduced = False  # nodes that answer later are welcomed one by one
+        self.introduced = False  # from then on, each node that answers is welcomed
 
     async def introduce(self) -> None:
         """Connect every node that answers to the others; each measures its links. Aborts an unfinished epoch first."""
@@ -44,12 +44,12 @@ class Membership:
         await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)
 
     async def welcome(self, name: str) -> None:
-        """Connect a node that answers again; deploy the live placement again if the node should serve it but cannot."""
+        """Connect a node that answers again. If it cannot serve the live epoch, deploy the placement again."""
         try:
             await self._commands.require(self._connects([name]), self._deployment.live_number)
             served = await self._deployment.resync(name, self._peers[name])
         except ResplitError as error:
-            _log.warning("a node came back and was lost again", node=name, error=str(error))
+            _log.warning("a node returned and was lost again", node=name, error=str(error))
             return
         await self._recovery.resume()
         live = self._deployment.live
@@ -67,12 +67,12 @@ class Membership:
         await self._commands.require(commands, self._deployment.live_number)
 
     async def send_trust(self) -> None:
-        """Send every node whether it is trusted. A node that is not drops its private blocks."""
+        """Send every node whether it is trusted. An untrusted node drops its private blocks."""
         commands = {name: self._commands.trust(name, self._view.rules) for name in self._view.reachable}
         await self._commands.notify(commands, self._deployment.live_number)
 
     async def emulate(self, node: str, change: Emulate) -> None:
-        """Change what an emulated node plays; ConfigError for a node or a link that the cluster does not have."""
+        """Change the hardware or the links of an emulated node; ConfigError for an unknown node or link."""
         for name in (node, *change.links):
             if name not in self._view.addresses:
                 raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self._view.addresses)}")

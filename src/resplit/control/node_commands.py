@@ -1,4 +1,4 @@
-"""Commands to nodes: what each one contains for a node, and how it is signed, sent and answered."""
+"""Commands to nodes: builds the content of each command, signs and sends it, and collects the replies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class NodeCommands:
-    """Writes, signs and sends commands. `epoch` is the epoch under which they are signed."""
+    """Builds, signs and sends commands. `epoch` is the epoch for which they are signed."""
 
     def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
         self._model = model
@@ -35,7 +35,7 @@ class NodeCommands:
         self._signer = CommandSigner(member)
 
     async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
-        """Send each node its command, all at once. Returns each node's reply, or the error that it caused."""
+        """Send each node its command, all at once. Returns the reply of each node, or its error."""
         signed = {
             node: self._signer.sign(command.kind, to_body(command), audience=node, epoch=epoch)
             for node, command in commands.items()
@@ -45,7 +45,7 @@ class NodeCommands:
         return dict(zip(commands, answers, strict=True))
 
     async def require(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply]:
-        """Send as `send` does. Once all have answered, raises the first error."""
+        """Send as `send` does, and return the replies. Raises the first error once all nodes have answered."""
         replies = {}
         for node, answer in (await self.send(commands, epoch)).items():
             if isinstance(answer, BaseException):
@@ -54,7 +54,7 @@ class NodeCommands:
         return replies
 
     async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
-        """Send as `send` does. A node that refuses or cannot be reached is logged and otherwise ignored."""
+        """Send as `send` does. If a node refuses or cannot be reached, that is logged and otherwise ignored."""
         for node, answer in (await self.send(commands, epoch)).items():
             if isinstance(answer, ResplitError):
                 level = _log.info if isinstance(answer, NodeLostError) else _log.warning
@@ -68,13 +68,13 @@ class NodeCommands:
         return Prepare(route, replace_current, self._model.spec, rules.private, rules.cluster.kv_tokens, shards)
 
     def profile(self, node: str, rules: PlacementRules) -> Profile:
-        """The command that has a node time one block of each kind that it may hold. Blocks of a kind are alike."""
+        """The command that has a node time one block of each kind that it may hold. Blocks of a kind are equal."""
         trusted = node in rules.cluster.trusted
-        first: dict[str, int] = {}
+        first_of_kind: dict[str, int] = {}
         for index, block in enumerate(rules.features):
             if trusted or not block.private:
-                first.setdefault(block.kind, index)
-        blocks = tuple(sorted(first.values()))
+                first_of_kind.setdefault(block.kind, index)
+        blocks = tuple(sorted(first_of_kind.values()))
         return Profile(blocks, self._model.spec, rules.private, self._shards(node, blocks, rules.features))
 
     def connect(

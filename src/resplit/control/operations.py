@@ -1,6 +1,6 @@
-"""Operations: what operators change on a running cluster (drain, join, trust, the cluster file) without lost requests.
+"""Operations: drain, join, trust and a changed cluster file, on a running cluster and without lost requests.
 
-Each change makes a new desired state. The cluster is led to it: first the rules, then a plan, then an epoch.
+Each operation makes a new desired state and applies it: first the rules, then a plan, then an epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from resplit.errors import ConfigError, DataError, InfeasibleError, ProposalRefu
 from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
-_RELOCATE_TRIES = 3  # another epoch may outdate a plan
+_RELOCATE_TRIES = 3  # a plan is outdated if another epoch went live meanwhile
 _SETTLE_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 10.0
 
@@ -36,14 +36,14 @@ class Network(Protocol):
         ...
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
-        """Wait until these nodes answer; NodeLostError names those that do not in time."""
+        """Wait until these nodes answer; NodeLostError names the nodes that do not in time."""
         ...
 
 
 class Operator:
-    """Leads one cluster from one desired state to the next. `content` is what the cluster file at the start says.
+    """Applies operations to one cluster. `content` is the cluster file at the start, as parsed from YAML.
 
-    Every operation returns what it changed, in words, one sentence each.
+    Every operation returns its changes, one sentence for each. `file` holds the desired state between restarts.
     """
 
     def __init__(self, controller: Controller, network: Network, content: Mapping[str, Any], file: Path) -> None:
@@ -61,7 +61,7 @@ class Operator:
         self._view.adopt(self.desired.cluster, self.desired.drained, addresses_of(self.desired))
 
     async def drain(self, node: str) -> list[str]:
-        """Move everything off a node and use it no more.
+        """Move everything off a node and stop using it.
 
         ProposalRefusedError if the other nodes cannot hold the model; then nothing is changed.
         """
@@ -69,48 +69,51 @@ class Operator:
 
     async def join(self, node: str) -> list[str]:
         """Let a drained node serve again. It gets blocks at once if a plan for the latest problem places some on it."""
-        said = await self._change(lambda desired: desired.with_joined(node))
+        found = await self._change(lambda desired: desired.with_joined(node))
         if (live := self._deployment.live) and node not in live.placement:
             with contextlib.suppress(InfeasibleError, DataError, ProposalRefusedError):
                 proposal = await self._planner.plan(live.placement, live.epoch, "join")
                 if node in proposal.placement:
                     await self._deployment.deploy(proposal)
-        return said
+        return found
 
     async def trust(self, node: str, on: bool) -> list[str]:
-        """Trust a node, or no longer. In the second case it holds no private block at the end, even if service ends."""
+        """Trust a node, or stop trusting it. Then it holds no private block when this returns, even if service ends."""
         return await self._change(lambda desired: desired.with_trust(node, on))
 
     async def apply(self, content: Mapping[str, Any]) -> list[str]:
-        """Follow a changed cluster file. ConfigError names a key that cannot change on a running cluster."""
+        """Apply a changed cluster file. ConfigError names a key that cannot change on a running cluster."""
         return await self._change(lambda desired: desired.with_file(content))
 
-    async def _change(self, make: Callable[[DesiredState], DesiredState]) -> list[str]:
+    async def _change(self, revise: Callable[[DesiredState], DesiredState]) -> list[str]:
         async with self._changing:
-            old, new = self.desired, make(self.desired)
-            said = changes(old, new)
-            if not said:
+            old, new = self.desired, revise(self.desired)
+            found = changes(old, new)
+            if not found:
                 return []
             self._check(old, new)
-            said += await (self._enforce(new) if _narrows_trust(old, new) else self._follow(new))
-            said += await self._greet(old, new)
-            _log.info("the cluster is changed", what="; ".join(said))
-            return said
+            found += await (self._enforce(new) if _narrows_trust(old, new) else self._follow(new))
+            found += await self._introduce_added(old, new)
+            _log.info("the cluster is changed", what="; ".join(found))
+            return found
 
     def _check(self, old: DesiredState, new: DesiredState) -> None:
-        """Refuse a change that the cluster cannot follow, before anything is done."""
+        """Refuse a change that the cluster cannot follow, before any of it is applied."""
         addresses_of(new)
         for name in set(new.cluster.node_names) - set(old.cluster.node_names):
             self._member.public_wrap_key(name)  # ConfigError if the node has no keys
         before, after = (set(desired.cluster.trusted) - desired.drained for desired in (old, new))
         if before and not after and not _narrows_trust(old, new):
             raise ProposalRefusedError(
-                f"{', '.join(sorted(before))} is the last trusted node: private blocks have nowhere else to go; "
+                f"{', '.join(sorted(before))} is the last trusted node: no other may hold private blocks; "
                 "trust another first (`resplit trust NODE on`)"
             )
 
     async def _follow(self, new: DesiredState) -> list[str]:
-        """Move off the nodes that are to be left while requests are served. If that fails, nothing is changed."""
+        """Apply a change while requests are served. First all blocks leave the nodes that the new state does not use.
+
+        If that fails, nothing is changed. Returns a sentence for each part that is still pending.
+        """
         old = self.desired
         before, after = addresses_of(old), addresses_of(new)
         moved = {name for name in after if name in before and before[name] != after[name]}
@@ -119,7 +122,7 @@ class Operator:
         try:
             await self._membership.send_trust()
             await self._relocate("drain")
-            self._keep(new)
+            self._save(new)
         except BaseException:
             self._view.adopt(old.cluster, old.drained, before)
             await self._membership.send_trust()
@@ -131,8 +134,11 @@ class Operator:
         return pending
 
     async def _enforce(self, new: DesiredState) -> list[str]:
-        """Let no node hold private blocks that it may not hold any more. This comes first, and service second."""
-        self._keep(new)
+        """Remove private blocks from nodes that may not hold them any more, even if that ends service.
+
+        Returns a sentence for each part that is still pending.
+        """
+        self._save(new)
         self._view.adopt(new.cluster, new.drained, addresses_of(new) | self._view.addresses)
         try:
             async with self._view.gateway.paused():
@@ -147,19 +153,21 @@ class Operator:
         untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
         unreachable = sorted(set(self._view.unreachable) & untrusted)
         self._connect(new)
-        pending += [f"{name} does not answer; it drops its private blocks as soon as it does" for name in unreachable]
+        pending += [
+            f"{name} does not answer; it drops its private blocks as soon as it answers" for name in unreachable
+        ]
         return pending
 
     def _connect(self, new: DesiredState) -> None:
-        """Connect to the nodes that belong to the cluster now, and end all other connections."""
+        """Connect to the nodes of the new state, and end all other connections."""
         after = addresses_of(new)
         self._network.forget(set(self._view.addresses) - set(after))
         self._view.adopt(new.cluster, new.drained, after)
         self._network.connect(after)
 
     async def _relocate(self, action: str, paused: bool = False) -> None:
-        """If the live placement violates a rule, deploy one that does not; ProposalRefusedError if none can be."""
-        for left in reversed(range(_RELOCATE_TRIES)):
+        """If the live placement violates a rule, deploy one that does not; ProposalRefusedError if there is none."""
+        for tries_left in reversed(range(_RELOCATE_TRIES)):
             live = self._deployment.live
             if live is None or not self._view.rules.violation(live.placement):
                 return
@@ -170,11 +178,11 @@ class Operator:
             try:
                 await self._deployment.deploy(proposal, paused)
             except ProposalRefusedError:
-                if not left or self._deployment.live is live:
+                if not tries_left or self._deployment.live is live:
                     raise
 
     async def _settle(self) -> list[str]:
-        """Wait until all sessions have left earlier placements; if they do not in time, say so."""
+        """Wait until all sessions have left earlier placements. If they do not in time, returns a sentence about it."""
         try:
             async with asyncio.timeout(_SETTLE_TIMEOUT_S):
                 await self._deployment.settle()
@@ -182,8 +190,8 @@ class Operator:
             return [f"streams have not left earlier placements within {_SETTLE_TIMEOUT_S:.0f} s; see `resplit status`"]
         return []
 
-    async def _greet(self, old: DesiredState, new: DesiredState) -> list[str]:
-        """Introduce and time the nodes that are new, so that plans can use them; say which do not answer."""
+    async def _introduce_added(self, old: DesiredState, new: DesiredState) -> list[str]:
+        """Connect and profile new nodes, so that plans can use them. Returns a sentence for each silent one."""
         added = set(new.cluster.node_names) - set(old.cluster.node_names)
         if not added:
             return []
@@ -195,7 +203,7 @@ class Operator:
         unreachable = sorted(added & set(self._view.unreachable))
         return [f"{name} does not answer yet; profile once it does (`python -m flows.profile`)" for name in unreachable]
 
-    def _keep(self, new: DesiredState) -> None:
+    def _save(self, new: DesiredState) -> None:
         save_desired_state(new, self._started_with, self._file)
         self.desired = new
 
@@ -210,7 +218,6 @@ def addresses_of(desired: DesiredState) -> dict[str, Address]:
 
 
 def _narrows_trust(old: DesiredState, new: DesiredState) -> bool:
-    """Whether a private block may not be on a node any more where it might be before."""
-    stay = set(new.cluster.node_names)
-    untrusted = set(old.cluster.trusted) & stay - set(new.cluster.trusted)
-    return bool(untrusted) or new.cluster.private_layers > old.cluster.private_layers
+    """Whether some node may not hold a private block any more that it could hold before."""
+    distrusted = set(old.cluster.trusted) & set(new.cluster.node_names) - set(new.cluster.trusted)
+    return bool(distrusted) or new.cluster.private_layers > old.cluster.private_layers

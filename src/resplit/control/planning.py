@@ -1,7 +1,7 @@
-"""Plans that the controller makes itself, for the nodes that may be used and answer.
+"""Plans that the controller makes itself, for the nodes that answer and are not drained.
 
-It plans from the latest problem that a flow gave it. That problem is kept in a file, so that a controller that restarts
-can plan at once.
+It plans from the latest problem that a flow sent. The problem is saved in a file, so that a restarted controller can
+plan at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TIME_LIMIT_S = 0.5  # requests wait for the plan; a flow improves on it later
 
 
 def load_problem(path: Path) -> Problem | None:
-    """The problem that `save_problem` kept; None if it kept none. ProblemFormatError if the file is damaged."""
+    """The problem that `save_problem` wrote; None if there is no file. ProblemFormatError if the file is damaged."""
     return read_problem(path) if path.exists() else None
 
 
 def save_problem(problem: Problem, path: Path) -> None:
-    """Keep a problem in a file; a crash leaves the previous one."""
+    """Save a problem; a crash leaves the previous one. OSError if the file cannot be written."""
     write_atomically(path, json.dumps(problem_to_json(problem)))
 
 
@@ -64,12 +64,12 @@ def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, 
     """
     plan, share = solve_partial_demand(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
     if share < 1:
-        _log.warning("the nodes that are left serve a part of the demand", share=share)
+        _log.warning("the remaining nodes can serve only a part of the demand", share=share)
     return plan
 
 
 class ControllerPlanner:
-    """Plans that the controller makes itself, from the latest problem that it was given."""
+    """Plans for one cluster, from the latest problem."""
 
     def __init__(self, view: ClusterView, problem_file: Path) -> None:
         self._view = view
@@ -77,14 +77,14 @@ class ControllerPlanner:
         self._latest_problem = load_problem(problem_file)
 
     def set_problem(self, problem: Problem) -> None:
-        """Take a problem as the latest one, and keep it for the next start."""
+        """Use a problem as the latest one, and save it for the next start."""
         self._latest_problem = problem
         save_problem(problem, self._file)
 
     async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
-        """A proposal for the nodes that may be used and answer, where `current` is placed now.
+        """A proposal for the nodes that answer and are not drained, where `current` is placed now.
 
-        DataError if there is no problem of this model yet, InfeasibleError if no placement keeps the rules.
+        DataError if there is no problem for this model yet, InfeasibleError if no placement keeps the rules.
         """
         view, unreachable, problem = self._view, self._view.unreachable, self._latest_problem
         if problem is None or len(problem.blocks) != len(view.rules.features):
@@ -96,6 +96,6 @@ class ControllerPlanner:
         unused = removed | set(unreachable) | view.rules.drained
         plan = await asyncio.to_thread(plan_without, problem, unused, current)
         if plan.placement is None or plan.terms is None:
-            without = f"without {', '.join(sorted(unused))} " if unused else ""
-            raise InfeasibleError(f"{without}there is no placement: {plan.reason}")
+            prefix = f"without {', '.join(sorted(unused))} " if unused else ""
+            raise InfeasibleError(f"{prefix}there is no placement: {plan.reason}")
         return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound)

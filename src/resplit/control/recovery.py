@@ -1,4 +1,4 @@
-"""Recovery: where the live epoch cannot serve, plan for the nodes that are left, deploy, and try again until it can."""
+"""Recovery: when the live epoch cannot serve, plan for the remaining nodes and deploy, until it can."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRefusedError
 
 _log = structlog.get_logger(__name__)
-_RESUME_TRIES = 3  # another loss may outdate a plan
-# A refused recovery (another loss, a full disk, a registry outage) is tried again at this interval. After the second
-# delay, requests fail with the reason instead of waiting.
+_RESUME_TRIES = 3  # a plan is outdated if another node is lost meanwhile
+# A refused recovery (another loss, a full disk, a registry outage) is tried again at this interval. After
+# `_UNAVAILABLE_AFTER_S`, requests fail with the reason instead of waiting.
 _RETRY_INTERVAL_S = 0.25
 _UNAVAILABLE_AFTER_S = 5.0
 _RETURN_TIMEOUT_S = 2.0  # a node that was only busy, or whose link dropped, answers again within this time
@@ -46,7 +46,7 @@ class RecoveryDecision:
 
 
 class Recovery:
-    """Keeps one cluster served. Only one recovery runs at a time."""
+    """Restores the service of one cluster. Only one recovery runs at a time."""
 
     def __init__(self, view: ClusterView, deployment: Deployment, planner: ControllerPlanner, log: EpochLog) -> None:
         self._view = view
@@ -63,7 +63,7 @@ class Recovery:
         self._returned = asyncio.Event()
 
     async def recover(self) -> None:
-        """Deploy plans for the nodes that are left until the live epoch can serve, or no plan is possible."""
+        """Deploy plans for the remaining nodes until the live epoch can serve, or no plan is possible."""
         async with self._recovering:
             refused_since_s: float | None = None
             while reason := self._outage_reason():
@@ -73,7 +73,7 @@ class Recovery:
                 except (InfeasibleError, DataError) as error:
                     if await self._a_node_returns(unreachable):
                         continue
-                    _log.error("no service", reason=str(error))
+                    _log.error("no placement is possible: requests fail with the reason", reason=str(error))
                     self._gateway.set_unavailable(str(error))
                     return
                 except (ProposalRefusedError, CapacityError) as error:
@@ -81,7 +81,9 @@ class Recovery:
                     refused_since_s = refused_since_s or started_s
                     if time.monotonic() - refused_since_s > _UNAVAILABLE_AFTER_S:
                         self._gateway.set_unavailable(str(error))
-                    await asyncio.sleep(_RETRY_INTERVAL_S)  # no event says that, for example, the registry is back
+                    await asyncio.sleep(
+                        _RETRY_INTERVAL_S
+                    )  # there is no event, for example, for a registry that is back
                     continue
                 self._log_decision(f"lost {', '.join(unreachable)}" if unreachable else reason, started_s, live)
             self._gateway.set_available()
@@ -105,14 +107,14 @@ class Recovery:
 
     async def _deploy_again(self, committed: dict[str, Any]) -> None:
         placement = tuple(committed["placement"])
-        for left in reversed(range(_RESUME_TRIES)):
+        for tries_left in reversed(range(_RESUME_TRIES)):
             proposal = Proposal(placement, "resume", 0, committed.get("predicted_latency_s"))
             if self._view.lost_from(placement) or self._view.rules.violation(placement):
                 proposal = await self._planner.plan(placement, 0)
             try:
                 await self._deployment.deploy(proposal)
             except (ProposalRefusedError, CapacityError):
-                if not left:
+                if not tries_left:
                     raise
             else:
                 return
@@ -132,7 +134,7 @@ class Recovery:
         return await self._planner.plan(live.placement, live.epoch)
 
     async def _a_node_returns(self, unreachable: list[str]) -> bool:
-        """Whether one of these nodes answers again already, or any node does soon. Requests wait meanwhile."""
+        """Whether one of these nodes already answers again, or any node does soon. Requests wait meanwhile."""
         if set(unreachable) - set(self._view.unreachable):
             return True
         with contextlib.suppress(TimeoutError):
@@ -143,5 +145,5 @@ class Recovery:
     def _log_decision(self, reason: str, started_s: float, live: LiveEpoch) -> None:
         plan_s = time.monotonic() - started_s - live.prepare_s
         decision = RecoveryDecision(time.time(), reason, RecoveryOutcome(live.epoch, plan_s, live.prepare_s))
-        with contextlib.suppress(CapacityError):  # a full disk: the recovery counts more than its entry
+        with contextlib.suppress(CapacityError):  # a full disk must not make the recovery fail
             self._log.append_decision(asdict(decision))

@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 class StoredModel:
     """A model on disk: `folder` holds its tokenizer and `blocks/NAME.safetensors` for each block.
 
-    `note` says what a reader of results must know about the weights, or is empty.
+    `note` is shown beside results, and says for example that the weights are quantised; it may be empty.
     """
 
     name: str
@@ -69,13 +69,13 @@ def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer"
 
 
 def _identity(model: str) -> str:
-    """The folder name of a model's copy. For a local folder it depends on its path and on its files as they are now."""
-    place = Path(model).resolve()
-    if not place.is_dir():
+    """The name of a model's folder in the store. For a local folder it depends on the path and the present files."""
+    folder = Path(model).resolve()
+    if not folder.is_dir():
         return re.sub(r"[^A-Za-z0-9.-]+", "--", model).strip("-")
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(place.iterdir())]
-    digest = hashlib.sha256(repr((str(place), files)).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', place.name)}-{digest[:12]}"
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.iterdir())]
+    digest = hashlib.sha256(repr((str(folder), files)).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', folder.name)}-{digest[:12]}"
 
 
 def _read(folder: Path) -> StoredModel:
@@ -106,7 +106,7 @@ def _convert(model: str, scratch: Path, out: Path, dtype: str, split: str) -> No
 
 
 def _load(model: str, scratch: Path, dtype: Any) -> tuple[Any, Any, str]:
-    """The whole model, its tokenizer, and the note on its weights."""
+    """The whole model, its tokenizer, and the note about its weights."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -49,11 +49,11 @@ class Agent:
         self.probe = Probe(name, self.hosting, self.connections)
         self.connections.on_lost = self.passes.lost
         self.connections.on_crossing = self.probe.crossed
-        self._commanded = asyncio.Lock()
+        self._command_lock = asyncio.Lock()
 
     async def obey(self, command: NodeCommand) -> Reply:
-        """Carry out a command, after those that came before it; its answer. ResplitError says why it was refused."""
-        async with self._commanded:
+        """Carry out a command after all earlier ones, and return the reply. ResplitError if the command is refused."""
+        async with self._command_lock:
             match command:
                 case Prepare():
                     return await self._prepare(command)
@@ -87,7 +87,7 @@ class Agent:
         return answer
 
     async def _connect(self, command: Connect) -> Reply:
-        """Take over addresses, links and trust from a controller, free the caches of ended sessions, measure links."""
+        """Adopt addresses, links and trust, free the caches of ended sessions, and measure the links."""
         await self.hosting.trust(command)
         self.connections.connect(command.addresses, command.links)
         self.caches.close_except(command.sessions)

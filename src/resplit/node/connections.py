@@ -1,4 +1,4 @@
-"""A node's connections to the other members, and the emulated links that shape them."""
+"""A node's connections to the other nodes, and the emulated links that delay their messages."""
 
 from __future__ import annotations
 

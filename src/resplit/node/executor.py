@@ -16,7 +16,7 @@ from resplit.node.emulation import Hardware, Padding
 from resplit.node.memory import Memory
 from resplit.types import Sampling
 
-R = TypeVar("R")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SegmentPass:
 
 @dataclass(frozen=True)
 class Timing:
-    """Node time of one block in one pass, without what background load added."""
+    """Node time of one block in one pass, without the time that background load added."""
 
     block: int
     phase: str
@@ -58,10 +58,10 @@ class Timing:
 
 
 class Executor:
-    """The engine, its thread, and the accounts of its memory and its sessions' attempts.
+    """The engine, its thread, the accounting of its memory, and the attempts of its sessions.
 
-    `hardware` is None on real hardware. Passes run one at a time in the thread; loading blocks, moving caches and
-    ending sessions happen beside them, so that they need not wait for the passes of other sessions.
+    `hardware` is None on real hardware. Passes run one at a time in the thread. Loading blocks, transferring caches
+    and ending sessions run in other threads, so that they need not wait for the passes of other sessions.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class Executor:
         self._current: tuple[str, Future[None]] | None = None  # session and end of the running pass
 
     async def run(self, work: SegmentPass) -> Activation | int:
-        """The activations after the pass, or the sampled token if it ran the head.
+        """Run a pass. Returns its activations, or the sampled token if it ran the head.
 
         CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches do not fit;
         DataError for values or positions that do not match what is held.
         """
-        return await self._in_turn(self._run, work)
+        return await self._in_thread(self._run, work)
 
     async def node_s(self, work: SegmentPass) -> float:
-        """Run a pass; the node time that it took in seconds, without what background load added."""
-        return await self._in_turn(self._node_s, work)
+        """Run a pass. Returns its node time in seconds, without the time that background load added."""
+        return await self._in_thread(self._node_s, work)
 
     def close(self) -> None:
         """Stop the thread after the running pass."""
@@ -110,7 +110,7 @@ class Executor:
         self.engine.import_cache(session, block, first, capacity, part)
 
     async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
-        """Refuse earlier attempts from now on; the cached positions by block, once no earlier pass can change them."""
+        """Refuse earlier attempts. Returns the cached positions by block, once no earlier pass can change them."""
         self.attempts.ensure_current(session, attempt)
         running = self._current
         if running and running[0] == session:
@@ -122,7 +122,7 @@ class Executor:
         return self.engine.sessions() | self.attempts.sessions()
 
     def end(self, session: str) -> None:
-        """Free a session's caches, and refuse whatever still arrives for it."""
+        """Free a session's caches, and refuse its messages from now on."""
         self.engine.close(session)
         self.attempts.end(session)
 
@@ -130,7 +130,7 @@ class Executor:
     def _background(self) -> float:
         return self.hardware.background_utilization if self.hardware else self.background_utilization
 
-    async def _in_turn(self, function: Callable[[SegmentPass], R], work: SegmentPass) -> R:
+    async def _in_thread(self, function: Callable[[SegmentPass], Result], work: SegmentPass) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, work)
 
     def _node_s(self, work: SegmentPass) -> float:
@@ -149,7 +149,7 @@ class Executor:
             return self._timed(work, begun_s)
         finally:
             self.busy_s += (time.perf_counter() - begun_s) * (1 - self._background)
-            if self.attempts.has_ended(work.session):  # during this pass, which may have made caches again
+            if self.attempts.has_ended(work.session):  # during this pass, which may have created caches again
                 self.engine.close(work.session)
             self._current = None
             done.set_result(None)
@@ -176,7 +176,7 @@ class Executor:
         return values if token is None else token
 
     def _record(self, work: SegmentPass, ends_s: list[float]) -> None:
-        """Keep the timing of one block of each kind, another one in each pass: blocks of a kind are alike.
+        """Keep the timing of one block of each kind, in each pass of another block: blocks of a kind are equal.
 
         Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`.
         """

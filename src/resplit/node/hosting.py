@@ -1,7 +1,7 @@
 """The epochs that a node has prepared and serves, and the blocks that it holds for them.
 
-A node makes no decisions about placements. It obeys the controller, and refuses what its memory, its trust or the
-order of epochs does not allow.
+A node makes no decisions about placements. It obeys the controller, and refuses commands that its memory, its trust or
+the order of epochs does not allow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resplit.wire.routes import Route
 
 
 class Hosting:
-    """What the node `name` hosts. `unwrap(wrapped key, shard name)` opens a data key that was wrapped for it.
+    """The epochs and blocks of the node `name`. `unwrap(wrapped key, shard name)` opens a data key wrapped for it.
 
     The life of an epoch here: prepare -> commit -> release, or prepare -> abort. Between commands, every block that a
     route in `prepared` or `routes` places on this node is loaded, and no other block is, except after `clear`.
@@ -37,7 +37,7 @@ class Hosting:
         self.memory_bytes = config.memory
         self.hardware = Hardware.declared(config.emulate) if config.emulate else None
         self.trusted = name in cluster.trusted
-        self.executor: Executor | None = None  # made for the first model that a command brings
+        self.executor: Executor | None = None  # made when the first command names a model
         self.prepared: dict[int, Route] = {}  # by epoch: loaded, not yet served
         self.routes: dict[int, Route] = {}  # by epoch: served, committed and not released
         self.committed = 0  # the newest committed epoch
@@ -69,7 +69,7 @@ class Hosting:
 
         Raises CommandRefusedError for an aborted epoch, another model or a private block that may not be here, and with
         reason "insufficient_memory" if the blocks fit, but not beside those that are held; CapacityError if they do
-        not fit at all; ShardError if a shard cannot be fetched or opened. Then no new block stays loaded.
+        not fit at all; ShardError if a shard cannot be fetched or opened. After an error no new block stays loaded.
         """
         route = command.route
         if route.epoch <= self._aborted:  # the command was delayed on its way
@@ -81,7 +81,7 @@ class Hosting:
         if command.replace_current:
             self.routes, self.prepared = {}, {}
             # The caches stay, as replicas: the new nodes get them from here.
-            self._drop_unwanted(but=blocks, drop=executor.engine.unload)
+            self._drop_unwanted(keep=blocks, drop=executor.engine.unload)
         executor.memory.expected = frozenset(blocks)
         self._ensure_room(blocks, command.kv_tokens)
         loaded = await self._load(blocks, command.shards)
@@ -125,7 +125,7 @@ class Hosting:
         return {"dropped": self._drop_unwanted()}
 
     async def trust(self, command: Trust) -> Reply:
-        """Be trusted or not from now on. If not, drop private blocks at once and end epochs that place them here."""
+        """Set whether the node is trusted. If not, drop private blocks at once and end epochs that place them here."""
         self.trusted, self._private = command.trusted, command.private
         if self.trusted:
             return {}
@@ -174,7 +174,7 @@ class Hosting:
         return self.executor
 
     def _ensure_room(self, blocks: tuple[int, ...], kv_tokens: float) -> None:
-        """Weights and reserved caches, of `blocks` alone and together with the loaded ones, must fit."""
+        """Refuse `blocks` whose weights and reserved caches do not fit, alone or together with the loaded blocks."""
         engine = self.running().engine
         if (more := reserved_bytes(engine, blocks, kv_tokens) - self.memory_bytes) > 0:
             raise CapacityError(f"its blocks need {more / 2**20:.1f} MiB more than {self.name} has")
@@ -186,7 +186,7 @@ class Hosting:
             )
 
     async def _load(self, blocks: tuple[int, ...], shards: Mapping[int, WrappedShard]) -> list[int]:
-        """Fetch, open and load the missing ones of `blocks`; their indices."""
+        """Fetch, open and load those of `blocks` that are not loaded. Returns their indices."""
         executor = self.running()
         missing = [block for block in blocks if block not in executor.engine.blocks]
         try:
@@ -201,13 +201,13 @@ class Hosting:
             raise
         return missing
 
-    def _drop_unwanted(self, but: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
-        """Call `drop` (by default: free weights and caches) for the blocks that no epoch and not `but` needs."""
+    def _drop_unwanted(self, keep: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
+        """Call `drop` (by default: free weights and caches) for all blocks that no epoch needs, except `keep`."""
         executor = self.executor
         if executor is None:
             return []
         routes = [*self.routes.values(), *self.prepared.values()]
-        wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(but)
+        wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(keep)
         unwanted = sorted((self._cleared | set(executor.engine.blocks)) - wanted)
         self._cleared = executor.memory.expected = frozenset()
         for block in unwanted:

@@ -1,4 +1,4 @@
-"""Memory accounting of one node: weights, the caches of its blocks, and KV replicas, which make room for both."""
+"""Memory accounting of one node: weights, the caches of its blocks, and KV replicas, which are freed for both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Memory:
     """
 
     def __init__(self, engine: TorchEngine, limit_bytes: float, kv_tokens: float) -> None:
-        self.expected: frozenset[int] = frozenset()  # blocks that are about to be loaded: their caches are no replicas
+        # Blocks that are about to be loaded: their caches do not count as replicas.
+        self.expected: frozenset[int] = frozenset()
         self._engine = engine
         self._limit_bytes = limit_bytes
         self._kv_tokens = kv_tokens

@@ -1,4 +1,4 @@
-"""The passes that run through a node: each step is computed, then sent to the next node or answered to the gateway."""
+"""The passes that run through a node. Results of steps go to the next node, tokens and errors to the gateway."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Passes:
         task.add_done_callback(self._tasks.discard)
 
     def lost(self, peer: str, steps: list[Step]) -> None:
-        """Answer steps that were sent to `peer` and that it did not acknowledge."""
+        """Answer the steps that `peer` did not acknowledge with an error."""
         for step in steps:
             self._answer(step, error=NodeLostError(f"{self._name} lost its connection to {peer} during a step"))
 

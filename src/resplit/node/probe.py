@@ -1,4 +1,4 @@
-"""What a node measures of itself and of its links, as numbered telemetry rows.
+"""Measurements of a node and its links, as numbered telemetry rows.
 
 A node that emulates hardware reports the emulated hardware.
 """
@@ -26,7 +26,7 @@ from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 
 PERIOD_S = 1.0
-_MOST_ALIKE = 8  # timings reported for one kind of block, one phase and one period
+_MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and one phase
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)
 
@@ -43,7 +43,7 @@ class Probe:
         self._half_trip_s: dict[str, float] = {}
         self._reference_s = math.nan
         self._process = psutil.Process()
-        # The first call of each only sets the start of the period that the next one measures.
+        # The first call of each only starts the period that the next call measures.
         psutil.cpu_percent()
         self._process.cpu_percent()
         self._busy_s, self._sampled_s = 0.0, time.monotonic()
@@ -126,7 +126,7 @@ class Probe:
         return background, own
 
     def state(self) -> ReportedState:
-        """What the node holds and does now."""
+        """The state that the node reports to the controller. The service adds the refused commands."""
         hosting, executor = self._hosting, self._hosting.executor
         engine = executor.engine if executor else None
         replicas = executor.memory.replicas() if executor else []
@@ -167,14 +167,14 @@ class Probe:
 
 
 def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `_MOST_ALIKE` rows for each kind of block and phase, evenly spread.
+    """At most `_MAX_GROUP_ROWS` rows for each kind of block and phase, evenly spread.
 
-    A busy node times hundreds of blocks a second, and telemetry covers minutes.
+    A busy node times hundreds of blocks a second, but telemetry must cover minutes.
     """
-    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        alike.setdefault((row["kind"], row["phase"]), []).append(row)
-    return [row for group in alike.values() for row in group[:: math.ceil(len(group) / _MOST_ALIKE)]]
+        groups.setdefault((row["kind"], row["phase"]), []).append(row)
+    return [row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)]]
 
 
 def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:

@@ -54,7 +54,7 @@ _LONGEST_NAME_CHARS = 200
 
 
 class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no types
-    """Every call comes over mutual TLS from a member of the same authority; most are open to the controller only."""
+    """Every call comes over mutual TLS from a member of the same authority. Most calls are for the controller only."""
 
     def __init__(self, agent: Agent, verifier: signing.CommandVerifier) -> None:
         self._agent = agent
@@ -101,7 +101,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Obey a signed command, or answer why it is refused."""
         request = await receive_one(stream)
         try:
-            # Verified on receipt: a command must not expire while it waits for an earlier one to end.
+            # Verified on receipt: a command must not expire while it waits for an earlier one.
             command = self._verified(request.kind, request.signed)
             reply = await self._agent.obey(command)
             await stream.send_message(CommandReply(body=json.dumps(reply)))
@@ -199,7 +199,7 @@ async def serve_node(
 
 
 def _only_the_controller(stream: Stream[Any, Any]) -> str:
-    """The caller's name. It must be the controller, whose process the gateway shares; else GRPCError."""
+    """The caller's name. GRPCError unless it is the controller, in whose process the gateway runs."""
     caller = certificate_name(stream.peer.cert())
     if caller != CONTROLLER:
         raise GRPCError(Status.PERMISSION_DENIED, f"{caller} may not make this call; only {CONTROLLER} may")
@@ -207,6 +207,6 @@ def _only_the_controller(stream: Stream[Any, Any]) -> str:
 
 
 def _ensure_short(*names: str) -> None:
-    """Refuse endless names: they would be stored and logged."""
+    """INVALID_ARGUMENT for a name that is too long: names are stored and logged."""
     if any(len(name) > _LONGEST_NAME_CHARS for name in names):
         raise GRPCError(Status.INVALID_ARGUMENT, f"a name is longer than {_LONGEST_NAME_CHARS} characters")

@@ -13,7 +13,7 @@ from resplit.wire.tensors import from_wire, to_wire
 
 
 class SessionCaches:
-    """Moves and frees the caches of one node."""
+    """Receives, sends and frees the caches of one node."""
 
     def __init__(self, hosting: Hosting, connections: Connections) -> None:
         self._hosting = hosting
@@ -30,16 +30,20 @@ class SessionCaches:
         self._hosting.running().take_cache(part.session, part.block, part.first, part.capacity, values, part.attempt)
 
     async def transfer(self, request: TransferRequest) -> TransferReply:
-        """Send positions `first..last-1` of a session's caches to the nodes that `target` names, one for each block."""
+        """Send positions `first..last-1` of a session's caches to the nodes that `target` names, one for each block.
+
+        CommandRefusedError for an ended session or an old attempt; DataError if positions are not cached here, or the
+        address of a node is not known; CapacityError if a node does not take its part; NodeLostError if one is lost.
+        """
         executor = self._hosting.running()
         executor.attempts.ensure_current(request.session, request.attempt)
         engine = executor.engine
-        leaving: dict[str, list[int]] = {}
+        blocks_by_node: dict[str, list[int]] = {}
         for block, name in enumerate(request.target[: len(engine.features)]):
             if name and engine.has_cache(block):
-                leaving.setdefault(name, []).append(block)
-        peers = [self._connections.peer(name) for name in leaving]
-        sent = [self._send(peer, request, blocks) for peer, blocks in zip(peers, leaving.values(), strict=True)]
+                blocks_by_node.setdefault(name, []).append(block)
+        peers = [self._connections.peer(name) for name in blocks_by_node]
+        sent = [self._send(peer, request, blocks) for peer, blocks in zip(peers, blocks_by_node.values(), strict=True)]
         return TransferReply(bytes=sum(await asyncio.gather(*sent)))
 
     async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
@@ -59,7 +63,7 @@ class SessionCaches:
             self.close(sorted(executor.sessions().difference(known)))
 
     async def _send(self, peer: Peer, request: TransferRequest, blocks: list[int]) -> int:
-        """Send a session's caches of these blocks to one node; the bytes sent."""
+        """Send a session's caches of these blocks to one node. Returns the bytes sent."""
         if not request.background:
             return await peer.cache(list(self._parts(request, blocks, CHUNK_BYTES)))
         return await peer.cache_in_background(self._parts(request, blocks, BACKGROUND_BYTES))

@@ -36,7 +36,7 @@ from resplit.security.key_files import (
 )
 
 AUTHORITY = "authority"
-HONOUR_OLD_S = 86_400.0
+HONOUR_OLD_S = 86_400.0  # for so long members accept the signing key before the last rotation
 _AUTHORITY_DAYS = 3650
 _MEMBER_DAYS = 365
 _BACKDATE = timedelta(hours=1)  # a member whose clock is behind still accepts a fresh certificate
@@ -46,7 +46,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # one DNS label, be
 def make_authority(folder: Path) -> None:
     """Create the certificate authority and the command-signing key in `folder/authority`.
 
-    ConfigError where there already is an authority: it is never overwritten.
+    ConfigError if there already is an authority: it is never overwritten.
     """
     home = folder / AUTHORITY
     if home.exists():
@@ -69,7 +69,7 @@ def issue(folder: Path, name: str, hosts: Sequence[str] = ()) -> None:
     """Create the folder `folder/name` with the keys and the certificate of one member, to be copied to its machine.
 
     `name` is the name of a node, or "controller". `hosts` are additional host names and addresses in the certificate.
-    ConfigError where the name cannot be used, is taken, or already has a folder.
+    ConfigError if the name cannot be used, is taken, or already has a folder.
     """
     if not _NAME.fullmatch(name) or name == AUTHORITY:
         raise ConfigError(
@@ -100,9 +100,10 @@ def rotate(folder: Path, *, honour_old_s: float = HONOUR_OLD_S) -> None:
 
 
 def keys_command(folder: Path, cluster: Path | Sequence[str], rotate_keys: bool = False) -> None:
-    """Create the missing folders among the authority's, the controller's and the nodes'; with `rotate_keys` renew all.
+    """Create the folders of the authority, the controller and the nodes that do not exist yet.
 
-    `cluster` is a cluster file, or the names of the nodes. Without `rotate_keys` a second call changes nothing.
+    `cluster` is a cluster file, or the names of the nodes. A second call changes nothing, unless `rotate_keys` renews
+    all keys. ConfigError if a node is called like the controller or has a name that cannot be used.
     """
     names = _cluster_names(cluster) if isinstance(cluster, Path) else list(cluster)
     if CONTROLLER in names:

@@ -1,4 +1,4 @@
-"""Who a member is: its credentials, the TLS contexts made from them, and the names of its peers."""
+"""The identity of a member: its credentials, the TLS contexts made from them, and the names of its peers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Member:
         return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def client_context(self) -> ssl.SSLContext:
-        """TLS for a client. The server must prove the *name* that is given as `server_hostname`.
+        """TLS for a client. The server must prove that it owns the name given as `server_hostname`.
 
         Its address is not checked, so this works on loopback and behind address translation. With grpclib:
         `Channel(host, port, ssl=member.client_context(), config=Configuration(ssl_target_name_override=name))`.
@@ -104,7 +104,7 @@ def peer_name(ssl_object: _HasCertificate) -> str:
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
     """The member named in a verified certificate, as `getpeercert()` or grpclib's `stream.peer.cert()` return it.
 
-    CommandRefusedError where there is no certificate or no name in it.
+    CommandRefusedError if there is no certificate or no name in it.
     """
     for relative_name in (certificate or {}).get("subject", ()):
         for key, value in relative_name:

@@ -27,7 +27,7 @@ def public_wrap_key_name(node: str) -> str:
 
 
 def read(path: Path) -> bytes:
-    """Content of a key file; ConfigError where it cannot be read."""
+    """Content of a key file; ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -35,7 +35,7 @@ def read(path: Path) -> bytes:
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """The certificate at `path`; ConfigError where there is none."""
+    """The certificate at `path`; ConfigError if the file is missing or is no certificate."""
     try:
         return x509.load_pem_x509_certificate(read(path))
     except ValueError as error:
@@ -53,7 +53,7 @@ def key_set(keys: list[dict[str, Any]]) -> bytes:
 
 
 def read_key_set(path: Path) -> tuple[dict[str, Any], ...]:
-    """The public keys in the set at `path`, newest first, at least one; ConfigError where it is not such a set."""
+    """The public keys in the set at `path`, newest first, at least one; ConfigError if it is not such a set."""
     try:
         newest, *older = json.loads(read(path))["keys"]
     except (ValueError, KeyError, TypeError):
@@ -64,7 +64,7 @@ def read_key_set(path: Path) -> tuple[dict[str, Any], ...]:
 def store(folder: Path, files: Mapping[str, bytes]) -> None:
     """Create `folder` with these files, all or nothing; in an existing folder, replace them one by one.
 
-    Only the owner can read folder and files. ConfigError where they cannot be written.
+    Only the owner can read folder and files. ConfigError if they cannot be written.
     """
     new = folder.with_name(f".{folder.name}.new")
     try:

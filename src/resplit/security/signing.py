@@ -1,6 +1,6 @@
 """Signed commands from the controller to one member (JWS, RFC 7515), each accepted at most once.
 
-Checks who signed a command, for whom, for which epoch and when. What a command does is checked elsewhere.
+Checks the signer, the addressee, the epoch and the time of a command. The meaning of its content is checked elsewhere.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _OVERTAKEN_BY = {
 
 @dataclass(frozen=True)
 class Command:
-    """A verified command: what to do (`kind`, `body`), in which epoch, and its unique id. Times are Unix times."""
+    """A verified command: its kind, its content (`body`), its epoch and its unique id. Times are Unix times."""
 
     kind: str
     body: dict[str, Any]
@@ -91,13 +91,13 @@ class CommandSigner:
         `body` must be representable as JSON. ValueError if verifiers would refuse the command for its length or its
         lifetime.
         """
-        now = self._clock()
+        now_s = self._clock()
         claims = {
             "iss": self._issuer,
             "aud": audience,
             "epoch": epoch,
-            "iat": now,
-            "exp": now + lifetime_s,
+            "iat": now_s,
+            "exp": now_s + lifetime_s,
             "jti": uuid.uuid4().hex,
             "kind": kind,
             "body": dict(body),
@@ -133,12 +133,12 @@ class CommandVerifier:
         `current_epoch` is the member's committed epoch. The same command is refused the next time.
         """
         try:
-            now = self._clock()
-            command = _parse(self._payload(token, now))
+            now_s = self._clock()
+            command = _parse(self._payload(token, now_s))
             self._check_address(command, kind)
-            _check_time(command, now)
+            _check_time(command, now_s)
             self._check_epoch(command, current_epoch)
-            self._check_first_use(command, now)
+            self._check_first_use(command, now_s)
         except CommandRefusedError as refusal:
             self.refusals[refusal.reason] += 1
             _log.warning("command refused", member=self._name, kind=kind, reason=refusal.reason, detail=str(refusal))
@@ -146,7 +146,7 @@ class CommandVerifier:
         self._highest_epoch[kind] = command.epoch  # a prepare or a commit for a lower epoch was refused
         return command
 
-    def _payload(self, token: str, now: float) -> bytes:
+    def _payload(self, token: str, now_s: float) -> bytes:
         """The content of a token whose signature is the controller's."""
         signed = self._extract(token)
         header = signed.headers()
@@ -154,7 +154,7 @@ class CommandVerifier:
             raise _refused("unsigned", "it has no signature")
         identity = header.get("kid")
         key, retires_s = self._keys.get(identity, (None, 0.0)) if isinstance(identity, str) else (None, 0.0)
-        if key is None or now > retires_s:
+        if key is None or now_s > retires_s:
             raise _refused("authority", f"{self._name} does not accept its key {identity!r:.60}")
         # The controller signs no other header, and joserfc fails on unusual ones (`crit`): they must not reach it.
         if header != {"alg": _ALGORITHM, "kid": identity} or not jws.validate_compact(
@@ -190,10 +190,10 @@ class CommandVerifier:
                 "stale", f"it is for epoch {command.epoch}; epoch {max(current_epoch, overtaken)} has replaced it"
             )
 
-    def _check_first_use(self, command: Command, now: float) -> None:
+    def _check_first_use(self, command: Command, now_s: float) -> None:
         if command.issued_s < self._started_s - CLOCK_SKEW_S:
             raise _refused("replayed", "it was signed before this member started; send it again")
-        self._seen.add(command.unique_id, command.expires_s, now)
+        self._seen.add(command.unique_id, command.expires_s, now_s)
 
 
 class _Seen:
@@ -203,8 +203,8 @@ class _Seen:
         self._ids: set[str] = set()
         self._by_expiry: list[tuple[float, str]] = []
 
-    def add(self, unique_id: str, expires_s: float, now: float) -> None:
-        while self._by_expiry and self._by_expiry[0][0] < now:
+    def add(self, unique_id: str, expires_s: float, now_s: float) -> None:
+        while self._by_expiry and self._by_expiry[0][0] < now_s:
             self._ids.discard(heapq.heappop(self._by_expiry)[1])
         if unique_id in self._ids:
             raise _refused("replayed", "it was obeyed before")
@@ -217,13 +217,13 @@ class _Seen:
 
 
 def _imported(key: dict[str, Any]) -> tuple[OKPKey, float]:
-    """A public key and the Unix time until which it is accepted."""
+    """A public key, and the time in seconds since 1970 until which it is accepted."""
     public = {part: key[part] for part in ("kty", "crv", "x")}
     return OKPKey.import_key(public), float(key.get("exp", "inf"))
 
 
 def _parse(payload: bytes) -> Command:
-    """The command in a payload that the controller signed; fails only where the controller runs another version."""
+    """The command in a payload that the controller signed. Fails only if the controller runs another version."""
     try:
         claims = json.loads(payload)
         return Command(
@@ -240,11 +240,11 @@ def _parse(payload: bytes) -> Command:
         raise _refused("malformed", f"its claims are not those of a command ({error!r:.80})") from None
 
 
-def _check_time(command: Command, now: float) -> None:
-    if command.issued_s > now + CLOCK_SKEW_S:
-        raise _refused("early", f"it was signed {command.issued_s - now:.1f} s in the future; set the clocks")
-    if command.expires_s < now or command.expires_s - command.issued_s > MAX_LIFETIME_S:
-        raise _refused("expired", f"it expired {now - command.expires_s:.1f} s ago, or its lifetime is too long")
+def _check_time(command: Command, now_s: float) -> None:
+    if command.issued_s > now_s + CLOCK_SKEW_S:
+        raise _refused("early", f"it was signed {command.issued_s - now_s:.1f} s in the future; set the clocks")
+    if command.expires_s < now_s or command.expires_s - command.issued_s > MAX_LIFETIME_S:
+        raise _refused("expired", f"it expired {now_s - command.expires_s:.1f} s ago, or its lifetime is too long")
 
 
 def _refused(reason: Reason, detail: str) -> CommandRefusedError:

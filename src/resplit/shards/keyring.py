@@ -38,7 +38,7 @@ class Keyring:
             raise ShardError(f"{self._path}: block {block!r} has no shard; package the model first") from None
 
     def find(self, block: str, content: str) -> KeyringEntry | None:
-        """The entry of `block` if its content has the SHA-256 `content`, so that its shard can be used again."""
+        """The entry of `block` if its plain content has the SHA-256 `content`: then its shard can be used again."""
         known = self._entries.get(block)
         return known if known is not None and known.content == content else None
 

@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
     """Seal the blocks of `model` that the registry does not have yet, and return their number.
 
-    Packaging the same model again writes nothing. ShardError where the registry cannot be written.
+    A second call for the same model writes nothing. ShardError if the registry or the keyring cannot be written.
     """
     written = 0
     for block in model.spec.chain().specs:

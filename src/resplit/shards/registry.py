@@ -27,21 +27,21 @@ class Registry:
         name = hashlib.sha256(sealed).hexdigest()
         if self._size(name) == len(sealed):
             return name
-        new = f"{self._root}/.{uuid.uuid4().hex}.new"
-        with self._reached("make room there, or choose another registry"):
+        partial = f"{self._root}/.{uuid.uuid4().hex}.new"
+        with self._registry_errors("make room there, or choose another registry"):
             try:
                 self._files.makedirs(self._root, exist_ok=True)
-                self._files.pipe_file(new, sealed)
-                self._files.mv(new, self._path(name))
+                self._files.pipe_file(partial, sealed)
+                self._files.mv(partial, self._path(name))
             except BaseException:
                 with contextlib.suppress(Exception):  # the caller must see the first error, not this one
-                    self._files.rm_file(new)
+                    self._files.rm_file(partial)
                 raise
         return name
 
     def get(self, name: str) -> bytes:
         """The sealed shard called `name`; ShardError if it is missing, corrupt or cannot be reached."""
-        with self._reached("see that it can be reached from here"):
+        with self._registry_errors("check that this machine can reach it"):
             try:
                 sealed: bytes = self._files.cat_file(self._path(name))
             except FileNotFoundError:
@@ -51,16 +51,16 @@ class Registry:
         return sealed
 
     def has(self, name: str) -> bool:
-        """Whether there is a shard of this name. Its content is not checked."""
+        """Whether a shard of this name exists. ShardError if the registry cannot be reached."""
         return self._size(name) is not None
 
     def delete(self, name: str) -> None:
-        """Remove a shard if it is there."""
-        with self._reached("see that it can be written to"), contextlib.suppress(FileNotFoundError):
+        """Remove a shard if it exists; ShardError if the registry cannot be written."""
+        with self._registry_errors("check that it can be written to"), contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
     def _size(self, name: str) -> int | None:
-        with self._reached("see that it can be reached from here"):
+        with self._registry_errors("check that this machine can reach it"):
             try:
                 return int(self._files.info(self._path(name))["size"])
             except FileNotFoundError:
@@ -72,8 +72,8 @@ class Registry:
         return f"{self._root}/{name}"
 
     @contextlib.contextmanager
-    def _reached(self, remedy: str) -> Iterator[None]:
-        """Turn what a file system raises into ShardError: each fsspec backend has errors of its own."""
+    def _registry_errors(self, remedy: str) -> Iterator[None]:
+        """Turn every error of the file system into ShardError: each fsspec backend raises exceptions of its own."""
         try:
             yield
         except ShardError:

@@ -36,7 +36,7 @@ def seal(plain: bytes, key: bytes) -> bytes:
 
 
 def open_shard(sealed: bytes, key: bytes) -> bytes:
-    """Decrypt what `seal` returned; ShardError, before any content is used, if it was altered or the key is wrong."""
+    """Decrypt a sealed shard; ShardError, before any content is used, if it was altered or the key is wrong."""
     if len(sealed) < _NONCE_BYTES + _LENGTH_BYTES + _TAG_BYTES or len(key) != _KEY_BYTES:
         raise ShardError(f"a shard of {len(sealed)} bytes with a key of {len(key)} bytes is truncated; fetch it again")
     view = memoryview(sealed)
@@ -63,7 +63,10 @@ def padded_length(length: int) -> int:
 
 
 def wrap_key(key: bytes, public_wrap_key_pem: bytes, *, node: str, shard: str) -> bytes:
-    """Encrypt `key` for the owner of one X25519 key: HPKE (RFC 9180) in base mode, bound to node and shard."""
+    """Encrypt `key` for the owner of one X25519 key: HPKE (RFC 9180) in base mode, bound to node and shard.
+
+    ShardError if the public key is of another type.
+    """
     public = serialization.load_pem_public_key(public_wrap_key_pem)
     if not isinstance(public, X25519PublicKey):
         raise ShardError(f"the public wrap key of {node!r} is not an X25519 key; issue the node's keys again")
@@ -71,7 +74,7 @@ def wrap_key(key: bytes, public_wrap_key_pem: bytes, *, node: str, shard: str) -
 
 
 def unwrap_key(wrapped: bytes, private_wrap_key_pem: bytes, *, node: str, shard: str) -> bytes:
-    """Decrypt what `wrap_key` returned; ShardError if it was altered, or wrapped for another node or shard."""
+    """Decrypt a wrapped key; ShardError if it was altered, or wrapped for another node or shard."""
     try:
         private = serialization.load_pem_private_key(private_wrap_key_pem, password=None)
     except ValueError:
