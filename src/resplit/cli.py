@@ -75,16 +75,16 @@ def node(
     config = load_cluster(cluster)  # before torch is imported, so that an error shows at once
     if name not in config.node_names:
         raise ConfigError("--name", f"{name!r} is not in {cluster}; it has {', '.join(config.node_names)}")
-    where = listen or config.node(name).address
-    if where is None:
+    address = listen or config.node(name).address
+    if address is None:
         raise ConfigError(f"{cluster}: nodes: {name}", "has no address; give `address: host:port` there, or --listen")
     from resplit.node.server import serve_node
     from resplit.wire.addresses import Address
 
     _use_one_thread()
-    place = keys or state / "keys" / name
+    key_folder = keys or state / "keys" / name
     url = registry or str(state / "registry")
-    _run_until_stopped(lambda stop: serve_node(name, config, place, url, Address.parse(where), stop))
+    _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop))
 
 
 @app.command()
@@ -114,7 +114,7 @@ def serve(
 @app.command()
 def status(
     url: Url = _DEFAULT_URL,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     state: State = _DEFAULT_STATE,
 ) -> None:
     """Show the epoch, the nodes and the sessions of a running cluster."""
@@ -185,7 +185,7 @@ def keys(
     from resplit.security.authority import keys_command
 
     keys_command(state / "keys", cluster, rotate)
-    typer.echo(f"keys are in {state / 'keys'}: copy each folder to its own machine, and `authority` to none")
+    typer.echo(f"keys are in {state / 'keys'}: copy each member's folder to its machine, but never `authority`")
 
 
 def main() -> None:

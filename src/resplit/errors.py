@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CLIENT_GONE_STATUS = 499  # web servers log it for a client that left before its answer was complete; it is never sent
+
 
 class ResplitError(Exception):
     """Base of every error that resplit raises on purpose."""

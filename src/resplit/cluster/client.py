@@ -32,7 +32,7 @@ _CHANGES = TypeAdapter(dict[str, list[str]])
 
 
 class ControlClient:
-    """Calls of one controller. Every call raises NodeLostError where it does not answer."""
+    """Calls of one controller. Every call raises NodeLostError if the controller does not answer."""
 
     def __init__(self, url: str, token: str, timeout_s: float = 120.0) -> None:
         self._url = url
@@ -42,7 +42,7 @@ class ControlClient:
 
     @classmethod
     def from_state(cls, url: str, state: Path) -> ControlClient:
-        """With the token in a state folder; ResplitError if there is none."""
+        """A client with the token in a state folder; ResplitError if there is none."""
         try:
             return cls(url, (state / "control.token").read_text(encoding="utf-8").strip())
         except OSError as error:
@@ -57,7 +57,7 @@ class ControlClient:
         self._http.close()
 
     def status(self) -> ClusterStatus:
-        """What is live: epoch, placement, nodes, sessions."""
+        """The live epoch and its placement, the state of each node, and the sessions."""
         return self._get("/status", _STATUS)
 
     def model(self) -> ModelStatus:
@@ -65,28 +65,28 @@ class ControlClient:
         return self._get("/model", _MODEL)
 
     def cluster(self) -> ClusterConfig:
-        """The cluster in its desired state: its file, and what operators changed by command since."""
+        """The cluster in its desired state: its file, with the changes that operators made by command."""
         return parse_cluster(self._send("GET", "/cluster").json(), f"the cluster of {self._url}")
 
     def apply(self, content: Mapping[str, Any]) -> list[str]:
-        """Have the cluster follow a changed cluster file; the changes in words."""
+        """Apply a changed cluster file. Returns the changes in words; ProposalRefusedError if it is refused."""
         return self._operate("PUT", "/cluster", dict(content))
 
     def drain(self, node: str) -> list[str]:
-        """Move everything off a node and stop using it; the changes in words."""
+        """Move everything off a node and stop using it. Returns the changes in words."""
         return self._operate("POST", f"/nodes/{node}/drain", {})
 
     def join(self, node: str) -> list[str]:
-        """Use a drained node again; the changes in words."""
+        """Use a drained node again. Returns the changes in words."""
         return self._operate("POST", f"/nodes/{node}/join", {})
 
     def trust(self, node: str, on: bool) -> list[str]:
-        """Allow private blocks on a node, or forbid them; the changes in words."""
+        """Allow private blocks on a node, or forbid them. Returns the changes in words."""
         return self._operate("POST", f"/nodes/{node}/trust", {"on": on})
 
     def telemetry(self, since_s: float) -> Telemetry:
         """Telemetry not older than `since_s` (seconds since 1970)."""
-        from resplit.telemetry import Telemetry  # pandas takes long to import, and most commands do without it
+        from resplit.telemetry import Telemetry  # imported here: pandas takes long, and most commands do not need it
 
         return Telemetry.from_rows(self._send("GET", "/telemetry", params={"since_s": since_s}).json())
 
@@ -119,16 +119,16 @@ class ControlClient:
         self._send("POST", "/problem", json=problem_to_json(problem))
 
     def propose(self, proposal: Proposal) -> LiveEpoch:
-        """Have a placement deployed; ProposalRefusedError where the controller refuses it."""
+        """Have a placement deployed; ProposalRefusedError if the controller refuses it."""
         body = TypeAdapter(Proposal).dump_python(proposal, mode="json")
         return self._parsed(_EPOCH, self._send("POST", "/proposals", json=body))
 
     def emulate_node(self, change: Mapping[str, Any]) -> None:
-        """Change the hardware that an emulated node plays."""
+        """Change the emulated hardware of a node: keys `node`, `slowdown`, `background_utilization`."""
         self._send("POST", "/emulation/node", json=dict(change))
 
     def emulate_link(self, change: Mapping[str, Any]) -> None:
-        """Change an emulated link, in both directions."""
+        """Change an emulated link in both directions: keys `between`, `latency_s`, `bandwidth_bytes_per_s`."""
         self._send("POST", "/emulation/link", json=dict(change))
 
     def _operate(self, method: str, path: str, body: dict[str, Any]) -> list[str]:

@@ -65,9 +65,9 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Iterator[Cluster]:
-    """Run the cluster of `cluster_file` until the end of the block, where every process is stopped.
+    """Run the cluster of `cluster_file` until the end of the block, then stop every process.
 
-    `port` 0 takes a free one. ConfigError where a port is in use; ResplitError, with the last line of its log, where a
+    `port` 0 takes a free one. ConfigError if the port is in use; ResplitError, with the last line of its log, if a
     process ends before the cluster is ready.
     """
     config = load_cluster(cluster_file)
@@ -103,7 +103,7 @@ def _ensure_free(port: int) -> None:
 
 
 def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> None:
-    """Keys, and the cluster file with the addresses that the nodes will have on this machine."""
+    """Create keys, and the cluster file with the addresses of the nodes on this machine; remove old state."""
     (state / "log").mkdir(parents=True, exist_ok=True)
     keys_command(state / "keys", config.node_names)
     content = yaml.safe_load(cluster_file.read_text(encoding="utf-8"))
@@ -111,17 +111,17 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
         node["address"] = f"127.0.0.1:{port}"
     (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     # A fresh cluster has no epochs and no changes by operators, and is not ready yet.
-    for left in [
+    for stale in [
         state / "ready",
         state / "latest_problem.json",
         state / "desired_state.json",
         *state.glob("epochs.db*"),
     ]:
-        left.unlink(missing_ok=True)
+        stale.unlink(missing_ok=True)
 
 
 def start_process(cluster: Cluster, name: str) -> None:
-    """Start (again) the process of a node, or of gateway and controller."""
+    """Start or restart the process of a node, or of gateway and controller."""
     file, port = str(cluster.state / "cluster.yaml"), cluster.url.rpartition(":")[2]
     if name == CONTROLLER:
         arguments = ["serve", file, "--port", port, "--model", cluster.model]
@@ -142,7 +142,7 @@ def start_process(cluster: Cluster, name: str) -> None:
 
 
 def _await_ready(cluster: Cluster) -> None:
-    """Wait until `resplit serve` has written that it is ready; ResplitError where a process ends before that."""
+    """Wait until `resplit serve` reports that it is ready; ResplitError if a process ends before that."""
     until_s = time.monotonic() + _READY_WITHIN_S
     while not (cluster.state / "ready").exists():
         if dead := cluster.dead():
@@ -162,7 +162,7 @@ def _last_error(state: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM to the end of the block: within it, a process may run that is not registered yet."""
+    """Defer SIGINT and SIGTERM to the end of the block. A process that starts in it could otherwise be left running."""
     if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
         yield
         return

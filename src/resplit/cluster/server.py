@@ -40,7 +40,7 @@ from resplit.wire.addresses import Address
 _log = structlog.get_logger(__name__)
 _NODES_ANSWER_WITHIN_S = 120.0
 _LOG_EVERY_S = 5.0
-# After a restart: a running node answers at once, and the cluster resumes without the others.
+# After a restart, running nodes answer within this time. The cluster resumes without the others.
 _ANSWERS_AGAIN_WITHIN_S = 2.0
 
 
@@ -70,8 +70,8 @@ async def serve(
     """Run gateway and controller until `stop` is set; `content` is that of the cluster file.
 
     `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
-    those that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
-    ConfigError where the port is taken, or where this machine is too slow for its emulated nodes.
+    the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
+    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes.
     """
     bound = _bind(paths.listen)
     desired = load_desired_state(paths.desired_state_file, content)

@@ -33,7 +33,8 @@ def problem_now(
 ) -> Problem:
     """The placement problem for the cluster's present state and the demand of the last `window_s` seconds.
 
-    The controller gets it too, but with the drained nodes: they may join again before the next problem.
+    The controller gets the problem with the drained nodes, because they may join again before the next problem. The
+    returned problem is without them.
     """
     problem = problem_from(
         cost,
@@ -49,9 +50,9 @@ def problem_now(
 
 
 def first_plan(cluster: Cluster) -> str:
-    """Profile a fresh cluster, plan for the declared demand and deploy; the placement in one line.
+    """Profile a fresh cluster, plan for the declared demand and deploy. Returns the placement in one line.
 
-    InfeasibleError, with the planner's reason, where the model fits nowhere.
+    InfeasibleError, with the planner's reason, if no placement is possible.
     """
     with ControlClient(cluster.url, cluster.token) as client:
         client.profile()
@@ -66,7 +67,7 @@ def first_plan(cluster: Cluster) -> str:
 
 
 def plan_or_fail(problem: Problem) -> Plan:
-    """A plan for as much of the demand as can be served; InfeasibleError with the reason where there is none."""
+    """A plan for as much of the demand as can be served; InfeasibleError with the reason if there is none."""
     plan, share = solve_partial_demand(problem)
     if plan.placement is None:
         raise InfeasibleError(f"no placement: {plan.reason}")

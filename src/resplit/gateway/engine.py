@@ -1,7 +1,7 @@
 """The interface between the gateway's two halves: the HTTP API calls it, and the sessions implement it.
 
-One request goes in, its tokens come out, and errors tell by their type what happened. Tokens are ids: text belongs to
-the HTTP API.
+A call takes one request and yields its tokens. The type of an exception says what went wrong. Tokens are ids: only the
+HTTP API handles text.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
-        """The tokens of `request` as they are made; to close the iterator (`aclose`) cancels the request.
+        """The tokens of `request` as they are made. Closing the iterator (`aclose`) cancels the request.
 
         Raises, if possible before the first token: CapacityError (no room now), RequestError (the request can never
-        be served), NodeLostError (the nodes that are left cannot serve), TimeoutError (`deadline_s` has passed).
+        be served), NodeLostError (the remaining nodes cannot serve), TimeoutError (`deadline_s` has passed).
         """
         ...
 
     def ready(self) -> str | None:
-        """None if it can serve, else the reason."""
+        """None if the engine can serve, else the reason."""
         ...

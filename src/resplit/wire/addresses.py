@@ -1,4 +1,4 @@
-"""Where a member (a node, or gateway and controller) listens."""
+"""The address at which a node or the gateway listens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """From `host:port`; ConfigError if it is not that."""
+        """Parse `host:port`; ConfigError for any other text."""
         host, separator, port = text.rpartition(":")
         if not (separator and host and port.isdigit() and 0 < int(port) < 65536):
             raise ConfigError(repr(text), "is not host:port")

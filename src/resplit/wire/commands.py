@@ -16,7 +16,7 @@ from resplit.model.engine import ModelSpec
 from resplit.wire.links import Shape
 from resplit.wire.routes import AddressText, Route
 
-Reply = dict[str, list[int]]  # what a command changed: blocks `loaded`, `dropped` or `cleared`, epochs `ended`
+Reply = dict[str, list[int]]  # the changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WrappedShard:
 class Prepare:
     """Fetch and load the node's blocks of a route; serve nothing with them yet.
 
-    `replace_current`: the blocks held now cannot serve any more and may be dropped first. `private` are the indices of
+    `replace_current`: the current blocks cannot serve any more and may be dropped first. `private` are the indices of
     the private blocks, `kv_tokens` the tokens for which each block needs room in its cache, `shards` are by block.
     """
 
@@ -46,7 +46,7 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Clear:
-    """Drop the weights that a route does not want on the node, and keep their caches until they are transferred."""
+    """Drop the weights that the node does not need for a route, and keep the caches until they are transferred."""
 
     kind: ClassVar[str] = "clear"
     route: Route
@@ -62,7 +62,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Abort:
-    """Forget a prepared epoch and free the blocks that only it wants."""
+    """Forget a prepared epoch and free the blocks that only it needs."""
 
     kind: ClassVar[str] = "abort"
     epoch: int
@@ -70,7 +70,7 @@ class Abort:
 
 @dataclass(frozen=True)
 class Release:
-    """End all epochs before `epoch` and free the blocks that only those want."""
+    """End all epochs before `epoch` and free the blocks that only they need."""
 
     kind: ClassVar[str] = "release"
     epoch: int
@@ -78,7 +78,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Trust:
-    """Whether the node is trusted. A node that is not drops the `private` blocks at once."""
+    """Set whether the node is trusted. An untrusted node drops the `private` blocks at once."""
 
     kind: ClassVar[str] = "trust"
     trusted: bool
@@ -87,7 +87,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Connect(Trust):
-    """Where the other nodes listen, the emulated `links` to them, and the sessions whose caches are still needed."""
+    """Connect to the other nodes over emulated `links`, and free the caches of all sessions except `sessions`."""
 
     kind: ClassVar[str] = "connect"
     addresses: Mapping[str, AddressText]
@@ -108,7 +108,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Emulate:
-    """Change what an emulated node plays; None, and a link that is not named, stay as they are."""
+    """Change the hardware or links of an emulated node. None, or a link that is not named, changes nothing."""
 
     kind: ClassVar[str] = "emulate"
     slowdown: float | None = None
@@ -131,7 +131,7 @@ def to_body(command: NodeCommand) -> dict[str, Any]:
 
 
 def parse_command(kind: str, body: dict[str, Any]) -> NodeCommand:
-    """The command that `to_body` gave. CommandRefusedError for an unknown kind or the body of another version."""
+    """The inverse of `to_body`. CommandRefusedError for an unknown kind, or a body that cannot be read."""
     if kind not in _ADAPTERS:
         raise CommandRefusedError("kind", f"{kind!r} is not a command for nodes")
     try:

@@ -1,6 +1,6 @@
 """An emulated link, one direction: messages queue for its bandwidth, then travel for its latency, in order.
 
-A link without a shape adds no delay: it is the real one.
+A link without a shape adds no delay to the real connection.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Link:
         self._last_due_s = 0.0
 
     def due_s(self, payload_bytes: int) -> float:
-        """When a message of this size arrives if it is sent now, on the event loop's clock, after all earlier ones."""
+        """When a message of this size arrives if it is sent now, after all earlier ones (event loop's clock)."""
         now_s = asyncio.get_running_loop().time()
         if self.shape is None:
             return now_s
@@ -51,7 +51,7 @@ class Link:
 
 
 class Sender(Generic[Message]):
-    """Sends messages in order over a link. `put` never waits; one task of the owner runs `run`."""
+    """Sends messages in order over a link. `put` never waits. The owner runs `run` in one task."""
 
     def __init__(self, link: Link, send: Callable[[Message], Awaitable[None]], bound: int = 1024) -> None:
         self._link = link
@@ -59,7 +59,7 @@ class Sender(Generic[Message]):
         self._queue: asyncio.Queue[tuple[float, Message]] = asyncio.Queue(bound)
 
     def put(self, message: Message, payload_bytes: int) -> None:
-        """Queue a message; CapacityError where the other side has not taken `bound` messages."""
+        """Queue a message; CapacityError if `bound` messages already wait."""
         if self._queue.full():
             raise CapacityError(f"{self._queue.maxsize} messages already wait to be sent over this link")
         self._queue.put_nowait((self._link.due_s(payload_bytes), message))
@@ -73,7 +73,7 @@ class Sender(Generic[Message]):
 
 
 async def until(due_s: float) -> None:
-    """Sleep until a moment of the event loop's clock."""
+    """Sleep until `due_s` on the event loop's clock."""
     wait_s = due_s - asyncio.get_running_loop().time()
     if wait_s > 0:
         await asyncio.sleep(wait_s)

@@ -18,39 +18,39 @@ MAX_MESSAGE_BYTES = 256 * 2**20
 
 
 def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:
-    """The handlers of a service. INVALID_ARGUMENT refuses a malformed message, RESOURCE_EXHAUSTED a long one."""
+    """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one."""
     return {path: handler._replace(func=_limited(handler.func)) for path, handler in mapping.items()}
 
 
 def _limited(handle: Any) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
-        receive, inside = incoming.recv_data, False
+        receive, in_message = incoming.recv_data, False
 
         async def receive_bounded(size: int) -> bytes:
-            nonlocal inside
+            nonlocal in_message
             if size > MAX_MESSAGE_BYTES:
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is too long")
             try:
                 content: bytes = await receive(size)
-            except AssertionError:  # grpclib raises it for a message that breaks off
+            except AssertionError:  # grpclib raises it for a truncated message
                 raise _malformed() from None
-            if inside and len(content) != size:  # the stream ended between a message's length and the message
+            if in_message and len(content) != size:  # the stream ended between a message's length and the message
                 raise _malformed()
-            inside = not inside
+            in_message = not in_message
             return content
 
         incoming.recv_data = receive_bounded
         try:
             await handle(stream)
-        except (DecodeError, NotImplementedError):  # malformed; compressed
+        except (DecodeError, NotImplementedError):  # the second one: a compressed message
             raise _malformed() from None
 
     return limited_handle
 
 
 async def receive_one(stream: Stream[Any, Any]) -> Any:
-    """The message of a call that carries exactly one; GRPCError where the caller sent none."""
+    """The message of a call with exactly one message; GRPCError if the caller sent none."""
     message = await stream.recv_message()
     if message is None:
         raise _malformed()

@@ -1,4 +1,4 @@
-"""The connection to one other member: a mutual TLS channel with calls, a stream of steps and a stream of tokens."""
+"""The connection to one node: a mutual TLS channel for calls, a stream of steps and a stream of tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from resplit.wire.step_stream import CONNECTION_ERRORS, Crossing, StepStream
 
 # A larger part of a cache would delay the other streams of the HTTP/2 connection.
 CHUNK_BYTES = 256 * 1024
-# A background part delays a step by this much at most: some 13 ms at 40 Mbit/s.
+# A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
 BACKGROUND_BYTES = 64 * 1024
 _WINDOW_BYTES = 8 * 2**20
 _REPORT = TypeAdapter(NodeReport)
@@ -45,9 +45,9 @@ _REPORT = TypeAdapter(NodeReport)
 
 @dataclass
 class Peer:
-    """A member to which this one connects with the certificate in `context`. `link` delays what is sent to it.
+    """A node to which this member connects with the certificate in `context`. `link` delays the messages to it.
 
-    Every call raises NodeLostError where the peer does not answer. `on_crossing` gets the time of each acknowledged
+    Every call raises NodeLostError if the peer does not answer. `on_crossing` gets the time of each acknowledged
     step; `on_lost` gets the peer's name and the steps that were not acknowledged when their stream broke.
     """
 
@@ -76,11 +76,14 @@ class Peer:
         )
 
     def send(self, step: Step) -> None:
-        """Queue a step; it is acknowledged, or handed to `on_lost` if the connection fails."""
+        """Queue a step. The peer acknowledges it, or it is passed to `on_lost` if the connection breaks.
+
+        CapacityError if too many steps already wait for the peer.
+        """
         self._steps.send(step)
 
     async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Send a signed command; the node's reply, or the error with which it refuses."""
+        """Send a signed command and return the reply. Raises the error with which the node refuses it."""
         with self._lost_if_silent():
             reply = await self._stub.Command(CommandRequest(kind=kind, signed=signed), timeout=timeout_s)
         if reply.error_kind:
@@ -91,7 +94,7 @@ class Peer:
     async def report(self, after: int, timeout_s: float = 5.0) -> tuple[NodeReport, int]:
         """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
 
-        DataError where the answer is not a report.
+        DataError if the answer is not a report.
         """
         with self._lost_if_silent():
             reply = await self._stub.Report(ReportRequest(after=after), timeout=timeout_s)
@@ -111,7 +114,7 @@ class Peer:
         return time.monotonic() - begun_s
 
     async def tokens(self, on_open: Callable[[], None] = lambda: None) -> AsyncIterator[Token]:
-        """Every token (or error) that the node sends to this gateway; `on_open` is called once the stream stands.
+        """Every token (or error) that the node sends to this gateway; `on_open` is called once the stream is open.
 
         Raises NodeLostError when the stream breaks.
         """
@@ -125,8 +128,8 @@ class Peer:
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
     async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> int:
-        """Push parts of caches to the node; the bytes sent. CapacityError where the node does not take them."""
-        # The arrivals are computed for all parts at once: a part waits for the bandwidth, not for others to arrive.
+        """Send parts of caches to the node. Returns the bytes sent. CapacityError if the node refuses a part."""
+        # All arrival times are computed at once: a part waits for the bandwidth, not for the arrival of others.
         due_s = [self.link.due_s(len(part.values.data)) for part in parts]
         with self._lost_if_silent():
             async with self._stub.Cache.open(timeout=timeout_s) as stream:
@@ -136,37 +139,37 @@ class Peer:
                 await stream.end()
                 reply = await stream.recv_message()
         if reply is None or reply.error:
-            raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer to a cache'}")
+            raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer after parts of a cache'}")
         return sum(len(part.values.data) for part in parts)
 
     async def cache_in_background(self, parts: Iterable[CachePart]) -> int:
-        """Push parts as `cache` does, in small batches, only while the link is idle, and at most half of the time.
+        """Send parts as `cache` does, in small batches, only while the link is idle, and at most half of the time.
 
-        The pauses leave processor time to passes: on a fast link, both ends would else be busy with the caches.
+        The pauses leave processor time to passes: on a fast link, both nodes would otherwise be busy with the caches.
         """
-        sent = 0
+        sent_bytes = 0
         for batch in _batches(parts):
             async with self._background:
                 await self.link.idle()
                 begun_s = time.monotonic()
-                sent += await self.cache(batch)
+                sent_bytes += await self.cache(batch)
                 await asyncio.sleep(time.monotonic() - begun_s)
-        return sent
+        return sent_bytes
 
     async def transfer_cache(self, request: TransferRequest, timeout_s: float = 60.0) -> TransferReply:
-        """Have the node push a session's caches to other nodes."""
+        """Have the node send a session's caches to other nodes."""
         with self._lost_if_silent():
             reply: TransferReply = await self._stub.TransferCache(request, timeout=timeout_s)
         return reply
 
     async def begin_attempt(self, session: str, attempt: int, timeout_s: float = 5.0) -> dict[int, int]:
-        """Have the node refuse messages of older attempts; the positions that it holds of the session, by block."""
+        """Have the node refuse messages of older attempts. Returns the cached positions of the session, by block."""
         with self._lost_if_silent():
             reply = await self._stub.Attempt(AttemptRequest(session=session, attempt=attempt), timeout=timeout_s)
         return dict(reply.lengths)
 
     async def close_sessions(self, sessions: list[str], timeout_s: float = 5.0) -> None:
-        """Have the node free the caches of these sessions. A lost node has none, so that its silence is no error."""
+        """Have the node free the caches of these sessions. A lost node has no caches, so its silence is no error."""
         with contextlib.suppress(*CONNECTION_ERRORS):
             await self._stub.Close(CloseRequest(sessions=sessions), timeout=timeout_s)
 
@@ -186,7 +189,7 @@ class Peer:
 
 
 def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:
-    """Parts in lists of at most `BACKGROUND_BYTES`, made lazily."""
+    """The parts in lists of at most `BACKGROUND_BYTES` each, or of one part. Made lazily."""
     batch: list[CachePart] = []
     size = 0
     for part in parts:

@@ -10,7 +10,7 @@ from pydantic import PlainSerializer, PlainValidator
 from resplit.types import Segment, segments_of
 from resplit.wire.addresses import Address
 
-AddressText = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str)]  # `host:port` in JSON
+AddressText = Annotated[Address, PlainValidator(Address.parse), PlainSerializer(str)]  # in JSON: "host:port"
 
 
 @dataclass(frozen=True)

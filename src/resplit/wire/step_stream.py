@@ -1,4 +1,4 @@
-"""The stream of steps to one peer: steps in order, each acknowledged or handed back when the stream breaks."""
+"""The stream of steps to one peer: in order, each step acknowledged, or passed to `on_lost` if the stream breaks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Crossing:
 
 
 class StepStream:
-    """Opens with the first step, and again with the first step after it broke."""
+    """Sends steps to one peer. The stream is opened by the first step, and by the first one after it broke."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class StepStream:
         self._task: asyncio.Task[None] | None = None
 
     def send(self, step: Step) -> None:
-        """Queue a step; it is acknowledged, or handed to `on_lost` if the stream breaks.
+        """Queue a step. The peer acknowledges it, or it is passed to `on_lost` if the stream breaks.
 
-        CapacityError where the peer does not take the steps that wait already.
+        CapacityError if too many steps already wait for the peer.
         """
         if self._sender is None or self._task is None or self._task.done():
             self._sender = Sender(self._link, self._send)
@@ -79,7 +79,7 @@ class StepStream:
                 await self._receive(self._stream)
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
         except* CONNECTION_ERRORS as errors:
-            _log.info("stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
+            _log.info("a stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
         lost = [step for _, step in self._pending.values()]
         self._pending.clear()
         self._task = None

@@ -19,14 +19,14 @@ class ApiKeys:
 
     @classmethod
     def of(cls, keys: Mapping[str, str], classes: tuple[str, ...], required: bool) -> ApiKeys:
-        """From keys and their request classes; ConfigError if a class is not one of `classes`."""
+        """Make it from keys and their request classes; ConfigError if a class is not one of `classes`."""
         for name in keys.values():
             if name not in classes:
                 raise ConfigError("api_keys", f"class {name!r} is not one of {', '.join(classes)}")
         return cls({_digest(key): name for key, name in keys.items()}, required)
 
     def class_of(self, authorization: str) -> str | None:
-        """The class of the key in an Authorization header, None without a known key; 401 if a key is required."""
+        """The class of the key in an Authorization header. Without a known key: None, or HTTPException (401)."""
         scheme, _, key = authorization.partition(" ")
         found = self.classes.get(_digest(key.strip())) if scheme.lower() == "bearer" else None
         if found is None and self.required:

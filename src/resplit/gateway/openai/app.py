@@ -1,4 +1,4 @@
-"""The routes of the gateway's HTTP API, which OpenAI's clients speak, above any `Engine`."""
+"""The routes of the gateway's HTTP API, which follows OpenAI's, above any `Engine`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Piece:
 async def pieces(
     engine: Engine, request: GenerationRequest, text: Text, stops: Sequence[str], stopwatch: Stopwatch
 ) -> AsyncGenerator[Piece]:
-    """One piece for each token of `request`, up to the first stop string; to close it cancels the generation.
+    """One piece for each token of `request`, up to the first stop string. Closing the iterator cancels the generation.
 
     Raises the errors of the engine, and TimeoutError at the request's deadline.
     """

@@ -1,4 +1,4 @@
-"""Streamed answers: server-sent events, sent as tokens come."""
+"""Streamed answers: server-sent events, sent as tokens arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class EventStream(Response):
-    """Server-sent events, sent by the task that runs the request: to cancel it closes the generation as well."""
+    """Server-sent events, sent by the task that runs the request. Cancelling the task also closes the generation."""
 
     media_type = "text/event-stream"
 

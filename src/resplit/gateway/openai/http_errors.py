@@ -14,7 +14,7 @@ from starlette.responses import Response
 from resplit.errors import CapacityError, http_status
 
 _CODES = {429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
-_SHOWN = 200  # a message repeats at most so many characters of a client's input
+_MAX_SHOWN_CHARS = 200  # of a client's input in an error message
 
 
 def http_error(
@@ -30,7 +30,7 @@ def http_error(
 
 
 def as_http(error: Exception) -> HTTPException:
-    """Any error as `http_error` makes it; a defect becomes a 500 without details."""
+    """Any error as an HTTPException in the form of `http_error`. A defect becomes a 500 without details."""
     match error:
         case HTTPException():
             ours = isinstance(error.detail, dict)
@@ -58,7 +58,7 @@ def response(error: Exception) -> Response:
 
 def _invalid(found: Mapping[str, Any]) -> HTTPException:
     """A 400 that names the first error that pydantic found in a request's body or headers."""
-    param = ".".join(map(str, found["loc"][1:]))[:_SHOWN]
+    param = ".".join(map(str, found["loc"][1:]))[:_MAX_SHOWN_CHARS]
     match found["type"]:
         case "json_invalid":
             return http_error(400, f"the body is not valid JSON: {found['ctx']['error']}")

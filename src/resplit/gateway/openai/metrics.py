@@ -8,9 +8,10 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from resplit.errors import CLIENT_GONE_STATUS
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _UNKNOWN = "unknown"
-_CLIENT_GONE = 499  # the status that web servers log for a client that left; it is never sent
 
 Stage = Literal["reading", "waiting", "decoding"]
 
@@ -67,10 +68,10 @@ class Stopwatch:
         self._stage: Stage = "reading"
         self._last_token_s = 0.0
         self.arrival_s = time.monotonic()
-        self.status = _CLIENT_GONE
+        self.status = CLIENT_GONE_STATUS
 
     def admit(self, request_class: str) -> None:
-        """The request is valid and now waits for its first token."""
+        """Record that the request is valid and waits for its first token."""
         self._class = request_class
         self._enter("waiting")
 
@@ -87,11 +88,11 @@ class Stopwatch:
         self._last_token_s = now_s
 
     def leave(self) -> None:
-        """The client left before its answer was complete."""
-        self.status = _CLIENT_GONE
+        """Record that the client left before its answer was complete."""
+        self.status = CLIENT_GONE_STATUS
 
     def end(self) -> None:
-        """The request ended with `status`."""
+        """Record that the request ended with `status`."""
         if self._stage == "decoding" and self.status == 200:
             self._metrics.latency_s.labels(self._class).observe(self._last_token_s - self.arrival_s)
         self._enter("reading")

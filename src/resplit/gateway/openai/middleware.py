@@ -19,9 +19,9 @@ _GRACE_S = 5.0  # beyond the deadline, for a client that does not read its answe
 
 
 class RequestLimits:
-    """Reads the whole body first, up to a limit, then runs the app in a task, which it cancels if the client leaves.
+    """Reads the whole body, up to a limit, then runs the app in a task, which it cancels if the client leaves.
 
-    Thus a request stops waiting and generating as soon as its client disconnects. The app finds the request's
+    So a request stops waiting and generating as soon as its client disconnects. The app finds the request's
     `Stopwatch` in `request.state.stopwatch`; the metrics count requests of `metered` paths.
     """
 
@@ -57,7 +57,7 @@ class RequestLimits:
         app = asyncio.ensure_future(self._app(scope, _replay(body), sender))
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
-            # The app observes its deadline by itself, unless it waits for a client that reads nothing.
+            # The app itself ends at its deadline, unless it waits for a client that does not read its answer.
             await asyncio.wait(
                 {app, gone}, timeout=self._limits.deadline + _GRACE_S, return_when=asyncio.FIRST_COMPLETED
             )
@@ -104,12 +104,12 @@ class _Sender:
 
 
 def _replay(body: bytes) -> Receive:
-    left = [body]
+    unread = [body]
 
     async def receive() -> Message:
-        if not left:
+        if not unread:
             await asyncio.Future()  # never returns: a disconnect cancels the app
-        return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return {"type": "http.request", "body": unread.pop(), "more_body": False}
 
     return receive
 

@@ -1,6 +1,7 @@
 """Requests of the OpenAI API as this gateway accepts them.
 
-A parameter that is not implemented must be absent or neutral if it would change the answer, and is ignored otherwise.
+Some parameters are not implemented. Those that would change the answer must be absent or have their neutral value. The
+others are ignored.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ Stops = Annotated[tuple[str, ...], PlainValidator(_up_to_four, json_schema_input
 
 
 class _Request(BaseModel):
-    # An unknown parameter is refused, as OpenAI does: if a misspelt one were ignored, the answer would be wrong.
+    # Unknown parameters are refused, as by OpenAI: if a misspelt one were ignored, the answer would be wrong.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -168,7 +169,7 @@ class CompletionRequest(_Generation):
 
     @property
     def new_tokens(self) -> int:
-        """The requested number of new tokens; by default 16, as at OpenAI."""
+        """The requested number of new tokens; by default 16, as in OpenAI's API."""
         return self.max_tokens or 16
 
 

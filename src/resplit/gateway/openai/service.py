@@ -23,7 +23,7 @@ from resplit.gateway.openai.text import Text
 
 @dataclass(frozen=True)
 class Caller:
-    """What headers say of a request: its class, and the seconds that it may take from its arrival."""
+    """The request class and the deadline in a request's headers. `deadline_s` counts from the arrival."""
 
     request_class: str
     deadline_s: float
@@ -43,7 +43,7 @@ class CompletionService:
         return {"id": self.model_name, "object": "model", "created": self.started_s, "owned_by": "resplit"}
 
     def check_model(self, name: str) -> None:
-        """404 for every other model."""
+        """HTTPException (404) unless `name` is the model that is served."""
         if name != self.model_name:
             shown = json.dumps(name[:200])
             raise http_error(404, f"the model {shown} does not exist; see /v1/models", "model_not_found", "model")
@@ -100,7 +100,7 @@ class CompletionService:
         return tuple(prompt)
 
     def _check_length(self, prompt: str) -> None:
-        # To tokenize a megabyte would block all streams for half a second, so such a prompt is refused before.
+        # Tokenizing a megabyte would block all streams for half a second, so a long prompt is refused before that.
         if (least := self.text.least_tokens(prompt)) > self.engine.context_tokens:
             raise self._too_long(f"the prompt has at least {least}")
 

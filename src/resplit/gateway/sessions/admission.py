@@ -1,7 +1,7 @@
 """Admission: reserves room for the caches of sessions, first come, first served.
 
-Refuses a request if the queue is full or, for classes that ask for it, if the forecast says that its answer would be
-too late.
+Refuses a request if the queue is full. For classes with `shed_late`, it also refuses a request if its answer would be
+late according to the forecast.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from resplit.errors import CapacityError
 from resplit.gateway.sessions.wait_forecast import Pace, Work, wait_s
 
 _RETRY_AFTER_S = 2.0  # while no pace is known
-# Queues move unevenly, and a request that is refused later has waited in vain: on arrival, the forecast of the wait
-# is multiplied by this.
+# On arrival, the forecast of the wait is multiplied by this: queues move unevenly, and a request that is refused only
+# later has waited in vain.
 _WAIT_FACTOR = 1.25
-# The forecast of the service is a mean: about half of all answers take longer.
+# The forecast of the service time is multiplied by this: it is a mean, so about half of all answers take longer.
 _SERVICE_FACTOR = 1.1
 _CHECK_EVERY_S = 0.25  # how often the forecast of a queued request is renewed
 
@@ -108,7 +108,7 @@ class Admission:
         self._advance()
 
     async def _until_granted(self, reservation: Reservation, due_s: float, deadline: Deadline | None) -> None:
-        """Wait for room, as long as the answer could still be in time."""
+        """Wait for room; TimeoutError at `due_s`, CapacityError once the answer would be late."""
         while not reservation.granted.is_set():
             if (now_s := asyncio.get_running_loop().time()) >= due_s:
                 raise TimeoutError

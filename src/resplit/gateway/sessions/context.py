@@ -1,4 +1,4 @@
-"""What all sessions of one gateway share: the cluster file, the connections, the admission and the pause gate."""
+"""The objects that all sessions of one gateway share: cluster file, connections, admission, journal and pause gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resplit.types import BlockFeatures
 
 @dataclass
 class SessionContext:
-    """`cluster`, `features` and `drained` follow the cluster file; sessions read them anew at each use.
+    """`cluster`, `features` and `drained` change with the cluster file, so sessions read them at each use.
 
     `drained` nodes store no KV replicas. `on_moved` is called when a session has left its old epoch for a newer one.
     """

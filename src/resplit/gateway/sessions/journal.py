@@ -1,4 +1,4 @@
-"""The gateway's journal: the latest arrivals and session records, in memory, and the demand that they show."""
+"""The gateway's journal: the latest arrivals and session records, in memory, and the demand computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resplit.config import ClassConfig, ClusterConfig
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 from resplit.types import RequestClass
 
-# The declared demand counts as much as so many seconds of observation: a short quiet period proves little.
+# The declared demand counts as much as this many seconds of observation: a short quiet period proves little.
 _PRIOR_S = 10.0
 
 
@@ -25,7 +25,7 @@ class Journal:
         self._recoveries: deque[SessionMove] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
-        """Blend observed demand with what a changed cluster file declares."""
+        """Use the demand that a changed cluster file declares."""
         self._cluster = cluster
 
     def arrived(self, arrival: RequestArrival) -> None:

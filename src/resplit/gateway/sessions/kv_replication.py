@@ -27,15 +27,15 @@ class KvReplica:
     positions: int
 
 
-def replica_room(
+def replica_room_bytes(
     cluster: ClusterConfig, features: Sequence[BlockFeatures], placement: Sequence[str], nodes: Iterable[str]
 ) -> dict[str, float]:
-    """Bytes that each of `nodes` has left beside its blocks and their reserved caches."""
-    room = {name: float(cluster.node(name).memory) for name in nodes}
+    """The memory of each of `nodes` that its blocks and their reserved caches leave free."""
+    room_bytes = {name: float(cluster.node(name).memory) for name in nodes}
     for block, name in zip(features, placement, strict=True):
-        if name in room:
-            room[name] -= block.weight_bytes + cluster.kv_tokens * block.kv_bytes_per_token
-    return room
+        if name in room_bytes:
+            room_bytes[name] -= block.weight_bytes + cluster.kv_tokens * block.kv_bytes_per_token
+    return room_bytes
 
 
 def choose_stand_bys(
@@ -47,28 +47,28 @@ def choose_stand_bys(
 ) -> dict[int, str]:
     """For each block with a cache, one of `nodes` for its replica: never its host, and trusted if it is private.
 
-    The `current` stand-by node of a block keeps its replica if it may. Otherwise neighbouring blocks go together to
-    the node with most room. A block is left out if no node has room for its replica.
+    The `current` stand-by node of a block keeps its replica if that is still allowed. Otherwise the replica goes to the
+    node of the replica before it, or to the node with most room. A block is left out if no node has room.
     """
-    room = replica_room(cluster, features, placement, nodes)
+    room_bytes = replica_room_bytes(cluster, features, placement, nodes)
     chosen: dict[int, str] = {}
     last = ""
     for block, feature in enumerate(features):
         if feature.kv_bytes_per_token == 0:
             continue
-        need = cluster.kv_tokens * feature.kv_bytes_per_token
-        able = [n for n in room if n != placement[block] and (not feature.private or n in cluster.trusted)]
-        able = [n for n in able if room[n] >= need]
+        replica_bytes = cluster.kv_tokens * feature.kv_bytes_per_token
+        allowed = [n for n in room_bytes if n != placement[block] and (not feature.private or n in cluster.trusted)]
+        able = [n for n in allowed if room_bytes[n] >= replica_bytes]
         if not able:
             continue
         preferred = [n for n in (current.get(block, ""), last) if n in able]
-        last = chosen[block] = preferred[0] if preferred else max(able, key=lambda name: room[name])
-        room[last] -= need
+        last = chosen[block] = preferred[0] if preferred else max(able, key=lambda name: room_bytes[name])
+        room_bytes[last] -= replica_bytes
     return chosen
 
 
 class KvReplication:
-    """The replicas of one session, at most `copy_every` positions behind plus what passes add during one copy."""
+    """The replicas of one session. They lag by `copy_every` positions at most, plus those added during one copy."""
 
     def __init__(self, session: str, context: SessionContext) -> None:
         self._session = session
@@ -99,7 +99,7 @@ class KvReplication:
         self._refusing.clear()
 
     def adopt(self, held: Held, route: Route, position: int) -> None:
-        """After a loss: take as replicas what nodes hold of blocks that they do not host, up to `position`."""
+        """After a loss: adopt as replicas, up to `position`, caches on nodes that do not host their blocks."""
         self._replicas = {}
         for block, host in enumerate(route.placement):
             others = {node: lengths.get(block, 0) for node, lengths in held.items() if node != host}
@@ -137,6 +137,6 @@ class KvReplication:
             for transfer in transfers:
                 self._replicas.pop(transfer.block, None)
             return
-        self.sent_bytes += sent_bytes  # not `+= await`, which would lose what the other nodes add meanwhile
+        self.sent_bytes += sent_bytes  # not `+= await`, which would lose the bytes that other tasks add meanwhile
         for transfer in transfers:
             self._replicas[transfer.block] = KvReplica(node, transfer.last)

@@ -1,4 +1,4 @@
-"""Which caches of a session to transfer between nodes, for a move or after a loss, and the commands that do it."""
+"""Transfers of a session's caches between nodes, for a move or after a loss: which are needed, and the requests."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def plan_move(
 
 
 def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], steps: Sequence[int]) -> RestorePlan:
-    """Restore as many passes as possible under a placement, from what nodes hold of the blocks `cached`.
+    """Restore as many passes as possible under a placement, from the caches of the blocks `cached` that nodes hold.
 
-    `steps` are the lengths of the passes done. Only whole passes count, because the passes that follow must be
-    replayed in the same shapes.
+    `steps` are the lengths of the passes done, in positions. Only whole passes count, because the
+    passes that follow must be replayed in the same shapes.
     """
-    best = {block: max(held, key=lambda node: held[node].get(block, 0), default="") for block in cached}
-    least = min((held[node].get(block, 0) if node else 0 for block, node in best.items()), default=0)
-    ends = [end for end in accumulate(steps) if end <= least]
+    holders = {block: max(held, key=lambda node: held[node].get(block, 0), default="") for block in cached}
+    available = min((held[node].get(block, 0) if node else 0 for block, node in holders.items()), default=0)
+    ends = [end for end in accumulate(steps) if end <= available]
     positions = ends[-1] if ends else 0
     transfers = [
-        CacheTransfer(block, node, placement[block], there, positions)
-        for block, node in best.items()
-        if (there := held.get(placement[block], {}).get(block, 0)) < positions
+        CacheTransfer(block, node, placement[block], present, positions)
+        for block, node in holders.items()
+        if (present := held.get(placement[block], {}).get(block, 0)) < positions
     ]
     return RestorePlan(len(ends), positions, tuple(transfers))
 

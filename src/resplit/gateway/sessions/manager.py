@@ -1,4 +1,4 @@
-"""All sessions of one gateway: implements `gateway.engine.Engine` over the nodes, and what the controller calls."""
+"""All sessions of one gateway: implements `gateway.engine.Engine` over the nodes, and `control.gateway.Gateway`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from resplit.config import ClusterConfig
-from resplit.errors import ResplitError, http_status
+from resplit.errors import CLIENT_GONE_STATUS, ResplitError, http_status
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Admission
 from resplit.gateway.sessions.context import SessionContext
@@ -24,13 +24,12 @@ from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Token
 from resplit.wire.routes import Route
 
-# A pass that takes longer has met a node that hangs: a pause does not wait for it.
+# A pause does not wait longer for running passes: such a pass waits for a node that hangs.
 _PASSES_END_WITHIN_S = 20.0
-_CLIENT_GONE = 499  # the status that web servers log for a client that left before its answer was complete
 
 
 class Sessions:
-    """The sessions that run. `on_settled` is called with the oldest epoch in use whenever a session leaves one."""
+    """The running sessions. `on_settled` is called with the oldest epoch in use whenever a session leaves an epoch."""
 
     def __init__(self, cluster: ClusterConfig, router: Router, features: Sequence[BlockFeatures]) -> None:
         admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
@@ -71,13 +70,13 @@ class Sessions:
         limit_s = self._context.cluster.limits.deadline
         due_s = now_s + (limit_s if request.deadline_s is None else min(limit_s, request.deadline_s))
         times: list[float] = []
-        status, session = _CLIENT_GONE, None
+        status, session = CLIENT_GONE_STATUS, None
         try:
             session = await Session.admit(self._new_name(), request, now_s, due_s, self._context)
             self._live[session.name] = session
             async for token in session.tokens():
                 times.append(time.time())
-                status = 200 if token.finish else _CLIENT_GONE
+                status = 200 if token.finish else CLIENT_GONE_STATUS
                 yield token
         except (ResplitError, TimeoutError) as error:
             status = http_status(error)
@@ -99,11 +98,11 @@ class Sessions:
         self._context.router.activate(route)
 
     def paused(self) -> AbstractAsyncContextManager[None]:
-        """Within it no pass runs: sessions wait at a token boundary. CapacityError if passes do not end in time."""
+        """A context in which no pass runs; sessions wait at a token boundary. CapacityError if a pass does not end."""
         return self._context.gate.paused(_PASSES_END_WITHIN_S)
 
     async def move_all(self, route: Route) -> None:
-        """While paused: move every session to `route` with its caches; one whose caches are lost is replayed there."""
+        """While passes are paused: move every session to `route` with its caches. If they are lost, it is replayed."""
         await asyncio.gather(*(session.move(route) for session in list(self._live.values())))
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
@@ -148,11 +147,11 @@ class Sessions:
         return self._context.journal.recoveries(epoch)
 
     def demand(self, window_s: float) -> list[RequestClass]:
-        """The demand of each class, as observed over the last `window_s` seconds."""
+        """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
         return self._context.journal.demand(window_s)
 
     def _new_name(self) -> str:
-        """Unique, also among the sessions of a gateway that ran before."""
+        """A name that is unique, also among the sessions of earlier processes."""
         return f"{next(self._numbers)}-{time.time_ns():x}"
 
     def _answered(self, token: Token) -> None:

@@ -36,7 +36,7 @@ class PauseGate:
 
     @contextlib.asynccontextmanager
     async def paused(self, within_s: float) -> AsyncIterator[None]:
-        """Within it no pass is under way; CapacityError if passes do not end `within_s` seconds."""
+        """A context in which no pass is under way; CapacityError if passes do not end within `within_s` seconds."""
         self._pauses += 1
         self._open.clear()
         try:

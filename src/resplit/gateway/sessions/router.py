@@ -23,8 +23,7 @@ from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 _RECONNECT_S = 0.25
-# A request waits so long for lost nodes to be replaced.
-_PATIENCE_S = 20.0
+_REPLACED_WITHIN_S = 20.0  # how long a request waits for lost nodes to be replaced
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Router:
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
     on_heard: Callable[[str], None] = lambda node: None
-    live: Route | None = None  # the live epoch's; None before the first placement, never again
+    live: Route | None = None  # of the live epoch; None only before the first placement
     peers: dict[str, Peer] = field(default_factory=dict)  # every node of the cluster
     listening: set[str] = field(default_factory=set)  # the nodes whose stream of tokens is open; a subset of `peers`
 
@@ -108,7 +107,7 @@ class Router:
 
     async def until_ready(self) -> None:
         """Wait while lost nodes are replaced; NodeLostError if that takes too long or cannot succeed."""
-        until_s = time.monotonic() + _PATIENCE_S
+        until_s = time.monotonic() + _REPLACED_WITHIN_S
         while (reason := self.unready_reason()) is not None:
             left_s = until_s - time.monotonic()
             if self.live is None or self._unavailable_reason or left_s <= 0:
@@ -149,7 +148,7 @@ class Router:
             self.peers[other].link.shape = shape
 
     def drop(self, name: str) -> None:
-        """Treat a node that hangs as lost although its connection stands; when it wakes, it is found again."""
+        """Treat a node that hangs as lost although its connection is open. It is found again when it resumes."""
         if name in self.listening:
             self._listeners[name].cancel()
             self._start_listening(name)
@@ -181,7 +180,7 @@ class Router:
 
     def _lose(self, name: str) -> None:
         self.listening.discard(name)
-        _log.warning("node lost", node=name)
+        _log.warning("a node is lost", node=name)
         self.on_lost(name)
         self._notify_change()
 

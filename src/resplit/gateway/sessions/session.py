@@ -36,11 +36,11 @@ from resplit.wire.routes import Route
 from resplit.wire.tensors import to_wire
 
 _log = structlog.get_logger(__name__)
-# Another node may report a loss shortly before the gateway's own connection breaks.
-_SECOND_OPINION_S = 0.2
-# After so many attempts to restore caches, the session computes every pass again.
+# Another node may report a loss this much earlier than the gateway's own connection breaks.
+_CONFIRM_LOSS_WITHIN_S = 0.2
+# After this many attempts to restore caches, the session computes every pass again.
 _RESTORE_TRIES = 3
-# The switch transfers at most so many positions, unless another round of pre-copying would not send fewer.
+# The switch transfers at most this many positions, unless another round of pre-copying would not send fewer.
 _PATCH_POSITIONS = 2
 
 
@@ -70,14 +70,14 @@ class Session:
 
     # Rises with each loss. Nodes refuse steps and caches of older attempts, and `receive` drops their tokens.
     attempt: int = 0
-    # The passes done in this attempt, in order: the prompt, then one token each. Unless a loss is about to be noticed,
-    # the nodes of `route` have the caches of exactly these passes.
+    # The passes done in this attempt, in order: the prompt, then one token each. The nodes of `route` have the caches
+    # of exactly these passes, unless a loss is not noticed yet.
     steps: list[tuple[int, ...]] = field(default_factory=list)
-    # Answers to passes of this attempt. At most one pass is under way; a loss is put in as the answer to it.
+    # Answers to passes of this attempt. At most one pass is under way. A loss is queued as an answer to it.
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
     precopying: asyncio.Task[PreCopy] | None = None
-    # All nodes that may have caches of the session, replicas aside. It only grows; at the end each is notified.
+    # All nodes that may have caches of the session, except for replicas. It only grows; at the end each is notified.
     nodes: set[str] = field(default_factory=set)
 
     # The epochs that it used, oldest first; `route.epoch` is the last.
@@ -167,12 +167,12 @@ class Session:
         return answer.token_id
 
     def receive(self, answer: Token) -> None:
-        """A node's answer to a pass. An answer to an older attempt must not be taken for that of the current pass."""
+        """Accept a node's answer to a pass. An answer to an older attempt does not belong to this pass: drop it."""
         if answer.attempt == self.attempt:
             self.answers.put_nowait(answer)
 
     def lose(self, reason: str) -> None:
-        """End the current pass, or else the next one, with the loss of the session's caches."""
+        """End the current pass, or the next one if none runs, with the loss of the session's caches."""
         lost = Token(session=self.name, attempt=self.attempt, epoch=self.route.epoch)
         lost.error, lost.error_kind = reason, "lost"
         self.answers.put_nowait(lost)
@@ -180,8 +180,8 @@ class Session:
     async def _follow_live_epoch(self) -> None:
         """Between passes: begin, continue or finish the move to the live epoch.
 
-        Each round of pre-copying sends what passes added during the round before, as long as that becomes less. The
-        switch sends the rest while the stream pauses.
+        Each round of pre-copying sends the positions that passes added during the round before, while rounds become
+        shorter. The switch sends the rest while the stream pauses.
         """
         live = self.context.router.live_route
         if self.precopying is None:
@@ -199,7 +199,7 @@ class Session:
             await self._switch(precopy)
 
     def _precopy(self, before: PreCopy) -> asyncio.Task[PreCopy]:
-        """Begin to transfer what is cached now, in the background: passes take precedence on the links."""
+        """Begin to transfer the cached positions in the background: passes take precedence on the links."""
         return asyncio.create_task(self._transfer(before, self.position, background=True))
 
     async def _switch(self, precopy: PreCopy) -> None:
@@ -286,7 +286,7 @@ class Session:
         self._stop_transfers()
         if router.unready_reason() is None and router.live_route.epoch == self.route.epoch:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SECOND_OPINION_S):
+                async with asyncio.timeout(_CONFIRM_LOSS_WITHIN_S):
                     await router.changed()
         await router.until_ready()
         self.attempt += 1

@@ -1,6 +1,6 @@
-"""Forecast when a request would be served: from the queue before it, and from the recent pace of service.
+"""Forecast of the wait and the service time of a request, from the queue before it and the recent pace of service.
 
-Pure: the caller passes in the time.
+The functions are pure: the caller passes in the time.
 """
 
 from __future__ import annotations
@@ -102,5 +102,5 @@ class _RecentMean:
             _, amount, value = self._seen.popleft()
             self._amount -= amount
             self._value -= value
-        if not self._seen:  # drop what rounding left of the sums
+        if not self._seen:  # remove rounding errors from the sums
             self._amount = self._value = 0.0
