@@ -51,7 +51,7 @@ async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
                 times_s += [time.monotonic()] * len(event["choices"][0].get("token_ids") or [])
 
 
-async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
+async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
     """Kill the node that hosts most blocks once a stream has `history` positions. Returns one row of the table."""
     victim = Counter(client.model().placement).most_common(1)[0][0]
     times_s: list[float] = []
@@ -68,18 +68,18 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
     outcome = [entry.body for entry in client.decisions() if entry.body["action"] == "recover"][-1]["outcome"]
     start_process(cluster, victim)
     await poll_until(lambda: answering(client, victim), timeout_s=120.0)
-    how = move.recovery
-    assert how is not None
+    recovery = move.recovery
+    assert recovery is not None
     return {
         "history": history,
         "longest gap, s": max(around),
-        "noticed": how.noticed_s,
+        "noticed": recovery.noticed_s,
         "plan": outcome["plan_s"],
         "load": outcome["prepare_s"],
-        "restore": how.restore_s,
-        "replay": how.replay_s,
-        "restored": how.restored_positions,
-        "replayed": how.replayed_positions,
+        "restore": recovery.restore_s,
+        "replay": recovery.replay_s,
+        "restored": recovery.restored_positions,
+        "replayed": recovery.replayed_positions,
         "MB transferred": move.cache_bytes / 1e6,
         "s per token": statistics.median(before),
         "KB copied per token": record.copied_bytes / (record.prompt_tokens + record.new_tokens) / 1e3,
@@ -87,7 +87,7 @@ async def one(cluster: Cluster, client: ControlClient, history: int) -> dict[str
 
 
 def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[dict[str, Any]]:
-    """One row for each history, on a cluster started for this purpose."""
+    """Start a cluster, and measure one row for each history."""
     content = yaml.safe_load(cluster_file.read_text())
     content["limits"] |= {"copy_every": copy_every, "deadline": "600 s"}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[in
         changed.write_text(yaml.safe_dump(content))
         with running(changed, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
             first_plan(cluster)
-            rows = [asyncio.run(one(cluster, client, history)) for history in histories]
+            rows = [asyncio.run(one_row(cluster, client, history)) for history in histories]
     return [{"copy every": copy_every or "never"} | row for row in rows]
 
 

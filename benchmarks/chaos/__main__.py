@@ -19,7 +19,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C's handling ends the clusters' processes too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM, too, must end the clusters' processes
     report = Report(arguments.scale, time.strftime("%Y-%m-%d %H:%M"))
     for name in arguments.only or EXPERIMENTS:
         print(f"{name} ...", flush=True)

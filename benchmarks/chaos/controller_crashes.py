@@ -1,6 +1,6 @@
 """The controller crashes at every step of an epoch change, and again at every step of its restart.
 
-Afterwards all nodes must serve the one epoch that the log names, return correct tokens and hold nothing else.
+Afterwards all nodes must serve the live epoch of the log, return correct tokens, and hold no other blocks.
 Nodes, gateway and controller share this process.
 """
 

@@ -1,6 +1,6 @@
 """The process of gateway and controller is killed before and after every write to its epoch log, and restarted.
 
-After every restart all nodes must serve the one epoch that the log names, and answers must be correct.
+After every restart all nodes must serve the live epoch of the log, and answers must be correct.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class CrashedError(BaseException):
 
 
 class CrashPoint:
-    """Counts the events of a controller, and raises CrashedError from event number `crash_at` on, if that is set."""
+    """Records the events of a controller. Raises CrashedError from event number `crash_at` on, if that is set."""
 
     def __init__(self) -> None:
         self.crash_at: int | None = None
@@ -48,7 +48,7 @@ class CrashPoint:
         self.crashed = False
 
     def event(self, what: str) -> None:
-        """Record what is about to be done, or was just done; CrashedError if the controller ends here."""
+        """Record an event just before or after it happens; CrashedError if the controller crashes here."""
         if not self.crashed:
             self.events.append(what)
             self.crashed = len(self.events) - 1 == self.crash_at
@@ -73,31 +73,31 @@ class CrashingLog(EpochLog):
 class FaultyPeer:
     """The connection of a controller to one node, with the faults of a trial."""
 
-    def __init__(self, peer: Peer, running_trial: Trial) -> None:
+    def __init__(self, peer: Peer, trial: Trial) -> None:
         self._peer = peer
-        self._trial = running_trial
+        self._trial = trial
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
     async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Send a command, subject to the fault that the trial holds for it."""
-        running_trial, name = self._trial, self._peer.name
-        crash_point = running_trial.crash_point
+        trial, name = self._trial, self._peer.name
+        crash_point = trial.crash_point
         crash_point.event(f"before {kind} to {name}")
-        fault = running_trial.faults.pop((kind, name), None)
+        fault = trial.faults.pop((kind, name), None)
         if fault == "slow":
             await asyncio.sleep(0.1)
         if fault == "late":
-            running_trial.held_back.append((name, kind, signed))
+            trial.held_back.append((name, kind, signed))
         if fault not in ("lost", "late"):
             answer = await self._peer.command(kind, signed, timeout_s)
         if fault == "twice":
             with contextlib.suppress(ResplitError):
                 await self._peer.command(kind, signed, timeout_s)
-                running_trial.violations.append(f"{name} accepted one {kind} twice")
+                trial.violations.append(f"{name} accepted one {kind} twice")
         if fault in ("lost", "late", "unanswered"):
-            running_trial.nodes.break_connections(name)
+            trial.nodes.break_connections(name)
             raise NodeLostError(f"{name}: {kind} {fault}")
         crash_point.event(f"after {kind} to {name}")
         return answer
@@ -106,8 +106,8 @@ class FaultyPeer:
 class FaultyPeers(Mapping[str, Peer]):
     """Faulty connections to all nodes."""
 
-    def __init__(self, running_trial: Trial) -> None:
-        self._trial = running_trial
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
 
     def __getitem__(self, name: str) -> Peer:
         peer: Any = FaultyPeer(self._trial.nodes.router.peers[name], self._trial)
@@ -139,7 +139,7 @@ class Trial:
         return await self.controller.deploy(Proposal(placement, "re-split", live.epoch if live else 0))
 
     async def crash(self) -> None:
-        """End controller and gateway as a kill would, and start new ones."""
+        """End controller and gateway as if they were killed, and start new ones."""
         self.crash_point.crash_at, self.crash_point.crashed = None, True
         await self.controller.stop()
         await self.nodes.router.disconnect()
@@ -155,18 +155,18 @@ class Trial:
         await self.controller.start()
 
     async def deliver_held_back(self) -> None:
-        """Deliver the commands that were held back, the last first."""
+        """Deliver the commands that were held back, in reverse order."""
         while self.held_back:
             name, kind, signed = self.held_back.pop()
             with contextlib.suppress(ResplitError):
                 await self.nodes.peer(name).command(kind, signed)
 
     async def check(self) -> list[str]:
-        """Wait until the cluster is settled. Returns the violated guarantees of an epoch change, none if all hold."""
+        """Wait until the cluster is settled. Returns the guarantees of an epoch change that are violated."""
         try:
             await until(self._is_settled, _CONSISTENT_WITHIN_S)
         except TimeoutError:
-            self.violations.append(f"not settled: {await self._where_it_stands()}")
+            self.violations.append(f"not settled: {await self._describe_state()}")
         else:
             await self._check_service()
         live = self.controller.live
@@ -220,7 +220,7 @@ class Trial:
         if any("committed" not in [entry.step for entry in log.steps(epoch)] for epoch in epochs):
             self.violations.append(f"served by epochs {epochs}, not all of them committed")
 
-    async def _where_it_stands(self) -> str:
+    async def _describe_state(self) -> str:
         live, log = self.controller.live, self.controller.log.epochs
         keys = ("epochs", "prepared", "blocks", "sessions")
         states = {name: {key: getattr(state, key) for key in keys} for name, state in (await self._states()).items()}

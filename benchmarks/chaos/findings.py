@@ -50,8 +50,8 @@ class Report:
         (folder / "chaos.md").write_text(self._table())
 
     def _table(self) -> str:
-        said = ", ".join(f"{key} {value}" for key, value in machine().items())
-        lines = ["# Chaos", "", f"Begun {self.begun}, scale {self.scale:g}; {said}.", ""]
+        versions = ", ".join(f"{key} {value}" for key, value in machine().items())
+        lines = ["# Chaos", "", f"Begun {self.begun}, scale {self.scale:g}; {versions}.", ""]
         lines += ["| experiment | what | measured | aim | met |", "| --- | --- | --- | --- | --- |"]
         met = {True: "yes", False: "**no**", None: ""}
         lines += [f"| {f.experiment} | {f.what} | {f.measured} | {f.aim} | {met[f.met]} |" for f in self.findings]

@@ -1,7 +1,7 @@
 """The controller's disk is full, in one process.
 
-A change must be refused with the reason while the old placement serves on. No partial file may be read as complete, and
-changes must succeed once there is room.
+A change must be refused with the reason, and the old placement must still serve. No partial file may be read as
+complete, and changes must succeed once there is room.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     stored = make_model(folder)
     expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     model = obtain(str(stored), folder / "models")
-    said: dict[str, str] = {}
+    messages: dict[str, str] = {}
     wrong: list[str] = []
     async with running_trial(model, expected, folder) as trial:
         await trial.check()
@@ -38,7 +38,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             try:
                 await trial.deploy(SECOND)
             except ResplitError as error:
-                said["epoch log"] = str(error)
+                messages["epoch log"] = str(error)
         if trial.controller.live != live:
             wrong.append("the live epoch changed")
         wrong += await trial.check()
@@ -54,14 +54,14 @@ async def run(scale: float, folder: Path) -> list[Finding]:
         try:
             package(model, Registry(str(folder / "other")), Keyring(keys))
         except (ResplitError, OSError) as error:
-            said["registry and keyring"] = f"{type(error).__name__}: {error}"
+            messages["registry and keyring"] = f"{type(error).__name__}: {error}"
     if keys.exists():
         json.loads(keys.read_text())
     package(model, Registry(str(folder / "other")), Keyring(keys))
     return [
-        Finding("full_disk", "writes refused with a reason", f"{len(said)} of 2", "2", met=len(said) == 2),
+        Finding("full_disk", "writes refused with a reason", f"{len(messages)} of 2", "2", met=len(messages) == 2),
         Finding("full_disk", "violations before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
-        *(Finding("full_disk", f"the message, {what}", message) for what, message in said.items()),
+        *(Finding("full_disk", f"the message, {what}", message) for what, message in messages.items()),
     ]
 
 

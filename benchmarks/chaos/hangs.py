@@ -1,4 +1,4 @@
-"""A node is stopped for seconds (SIGSTOP) and resumed. Its loss is noticed in time; its return does no harm."""
+"""A node is stopped for seconds (SIGSTOP) and resumed. Its loss is noticed in time; its return disturbs no stream."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await one_kill(cluster, client, streams, [rng.choice(NODES)], times)
         moves = [move for record in client.records() for move in record.moves]
     replays_s = [move.pause_s for move in moves if move.replayed]
-    used_again = Finding("kills", "kills of nodes that served", str(kills))
-    return [*stream_findings("kills", streams), used_again, *time_findings("kills", times, replays_s)]
+    count = Finding("kills", "kills of nodes that served", str(kills))
+    return [*stream_findings("kills", streams), count, *time_findings("kills", times, replays_s)]
 
 
 async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:

@@ -1,4 +1,4 @@
-"""A node's links drop for two seconds, broken or silent. Streams go on, and the node is used again."""
+"""A node's links break or stall for two seconds. Streams continue, and the node is used again."""
 
 from __future__ import annotations
 

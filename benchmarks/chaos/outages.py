@@ -1,6 +1,6 @@
-"""The registry is unreachable, or the disk is full, for a while under eight streams; once a node is killed meanwhile.
+"""The registry is unreachable, or the disk is full, for seconds under eight streams, also while a node is killed.
 
-Changes must be refused with the reason, streams must go on, and changes must succeed afterwards.
+Changes must be refused with the reason, streams must continue, and changes must succeed afterwards.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: 
 
 @contextlib.contextmanager
 def no_registry(cluster: Cluster) -> Iterator[None]:
-    """The registry's folder has another name."""
+    """Rename the registry's folder until the end of the block."""
     shards, away = cluster.state / "registry", cluster.state / "away"
     shards.rename(away)
     try:
@@ -97,7 +97,7 @@ def no_registry(cluster: Cluster) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disks(cluster: Cluster) -> Iterator[None]:
-    """No file of any process can grow."""
+    """Until the end of the block, no file of any process can grow."""
     alive = [psutil.Process(process.pid) for process in cluster.processes.values() if process.poll() is None]
     before = [(process, process.rlimit(psutil.RLIMIT_FSIZE)) for process in alive]
     for process, limits in before:

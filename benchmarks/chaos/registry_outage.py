@@ -1,6 +1,7 @@
 """The registry is unreachable during a change, in one process.
 
-The change must be refused with the reason while the old placement serves on. It must succeed once the registry is back.
+The change must be refused with the reason, and the old placement must still serve. The change must succeed once the
+registry is back.
 """
 
 from __future__ import annotations

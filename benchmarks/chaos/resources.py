@@ -15,8 +15,8 @@ from benchmarks.chaos.findings import Finding
 from resplit.cluster.local import Cluster
 
 _EVERY_S = 1.0
-_MORE_MIB = 32  # an allocator keeps part of a peak
-_MORE_HANDLES = 8  # connections that are about to close
+_MAX_GROWTH_MIB = 32  # an allocator keeps part of a peak
+_MAX_GROWTH_HANDLES = 8  # connections that are about to close
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class ResourceUsage:
                 experiment,
                 "growth of resident memory, the process that grew most",
                 f"{rss[worst]:+.1f} MiB ({worst}; peak {most[worst]:.0f} MiB)",
-                f"<= {_MORE_MIB} MiB",
-                met=rss[worst] <= _MORE_MIB,
+                f"<= {_MAX_GROWTH_MIB} MiB",
+                met=rss[worst] <= _MAX_GROWTH_MIB,
             ),
             Finding(
                 experiment,
                 "growth of open file handles, the process that grew most",
                 f"{handles[leaky]:+.0f} ({leaky})",
-                f"<= {_MORE_HANDLES}",
-                met=handles[leaky] <= _MORE_HANDLES,
+                f"<= {_MAX_GROWTH_HANDLES}",
+                met=handles[leaky] <= _MAX_GROWTH_HANDLES,
             ),
         ]
 

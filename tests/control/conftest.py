@@ -15,7 +15,7 @@ from tests.support.three_nodes import A, B, C, three_node_config
 
 @pytest.fixture
 async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
-    """Gamma has room for two layers."""
+    """Three running nodes. Gamma has room for two layers only."""
     memory = {A: "8 MiB", B: "8 MiB", C: "650 kB"}
     config = three_node_config(nodes=[{"name": name, "memory": memory[name]} for name in memory], limits={})
     async with in_process(config, stored_model, tmp_path) as running:

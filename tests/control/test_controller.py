@@ -38,7 +38,7 @@ async def test_a_placement_goes_live_on_every_node_and_the_one_before_is_release
     assert steps(controller, 1) == ["proposed", "prepared", "committed", "released"]
     assert steps(controller, 2) == ["proposed", "prepared", "committed"]
     assert [epoch.placement for epoch in controller.deployment.history] == [tuple(FIRST), tuple(SECOND)]
-    # Only what was not there yet was fetched: one layer for each of two nodes.
+    # Only missing blocks were fetched: one layer for each of two nodes.
     assert controller.deployment.history[1].loaded_bytes == 2 * nodes.features[2].weight_bytes
 
 
@@ -153,7 +153,7 @@ async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room
     stream = asyncio.create_task(served(nodes, LONG))
     await until(lambda: started(nodes, 1))
 
-    with full_disk(0), capture_logs():  # what pytest captures goes into a file, too
+    with full_disk(0), capture_logs():  # pytest captures log lines in a file, which is full too
         await nodes.stop(C)
         await asyncio.sleep(1.5)
         assert controller.live is not None
@@ -163,7 +163,7 @@ async def test_a_node_lost_while_the_disk_is_full_is_replaced_once_there_is_room
     assert C not in controller.live.placement
 
 
-async def test_a_node_that_is_lost_is_not_deployed_to(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_placement_on_a_lost_node_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
     nodes.sessions.on_lost = lambda node: None
     await deploy(controller, [A, A, B, B, B, B, B, A])
     tokens = await served(nodes)

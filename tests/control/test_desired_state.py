@@ -1,4 +1,4 @@
-"""The desired state: commands and files applied one after the other, and what survives a restart."""
+"""The desired state: commands and files applied one after another, and the state after a restart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_nodes(*nodes: dict[str, Any]) -> dict[str, Any]:
     return {**FILE, "nodes": list(nodes)}
 
 
-def test_commands_add_up_and_their_changes_are_listed() -> None:
+def test_commands_accumulate_and_their_changes_are_listed() -> None:
     first = DesiredState(FILE)
     then = first.with_drained("gamma").with_trust("beta", False).with_trust("gamma", True)
     assert then.cluster.trusted == ("alpha", "gamma")

@@ -1,4 +1,4 @@
-"""A node that stops answering is noticed in under a second; one that is busy, or heard of otherwise, is not."""
+"""A node that hangs is reported in under a second. A node that is busy, or that sends other messages, is not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from resplit.control.heartbeat import Heartbeats
 from resplit.errors import NodeLostError
 
 
-class Member:
-    """Answers an echo after `delay_s`, or not at all while it hangs, or refuses it while it is down."""
+class FakeNode:
+    """Answers an echo after `delay_s`. Unless `awake` is set it does not answer; while `down`, calls fail at once."""
 
     def __init__(self) -> None:
         self.delay_s = 0.001
@@ -35,12 +35,12 @@ class Member:
 
 
 class Watch:
-    """Heartbeats of two members, and which of them were called hung."""
+    """Heartbeats of two nodes; `hung` has the name of a node for each time that it was reported."""
 
     def __init__(self) -> None:
-        self.members = {"one": Member(), "other": Member()}
+        self.nodes = {"one": FakeNode(), "other": FakeNode()}
         self.hung: list[str] = []
-        self.beats = Heartbeats(cast("Any", self.members), self.hung.append)
+        self.beats = Heartbeats(cast("Any", self.nodes), self.hung.append)
 
     async def until(self, condition: Callable[[], bool]) -> float:
         begun_s = time.monotonic()
@@ -61,13 +61,13 @@ async def watch() -> AsyncIterator[Watch]:
 
 
 async def test_a_hanging_node_is_noticed_once_within_a_second(watch: Watch) -> None:
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
     await asyncio.sleep(0.3)
     assert (watch.hung, watch.beats.silent) == (["one"], {"one"})
-    watch.members["one"].awake.set()
+    watch.nodes["one"].awake.set()
     await watch.until(lambda: not watch.beats.silent)
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     await watch.until(lambda: watch.hung == ["one", "one"])
 
 
@@ -79,34 +79,34 @@ async def test_a_gateway_with_slightly_late_timers_notices_as_soon(watch: Watch)
 
     busy = asyncio.create_task(keep_busy())
     await asyncio.sleep(0.5)
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     assert await watch.until(lambda: watch.hung == ["one"]) < 1.5
     busy.cancel()
 
 
 async def test_a_hang_does_not_lengthen_the_wait_for_the_next_one(watch: Watch) -> None:
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     await watch.until(lambda: watch.hung == ["one"])
-    watch.members["one"].awake.set()
+    watch.nodes["one"].awake.set()
     await watch.until(lambda: not watch.beats.silent)
     await asyncio.sleep(0.3)
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     assert await watch.until(lambda: watch.hung == ["one", "one"]) < 1.0
 
 
 async def test_a_node_that_became_slow_is_reported_twice_at_most(watch: Watch) -> None:
-    watch.members["one"].delay_s = 0.7
+    watch.nodes["one"].delay_s = 0.7
     await asyncio.sleep(6)
     assert len(watch.hung) <= 2
 
 
 async def test_an_unreachable_node_counts_as_silent(watch: Watch) -> None:
-    watch.members["other"].down = True
+    watch.nodes["other"].down = True
     assert await watch.until(lambda: watch.beats.silent == {"other"}) < 1.0
 
 
 async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
-    watch.members["one"].awake.clear()
+    watch.nodes["one"].awake.clear()
     for _ in range(12):
         await asyncio.sleep(0.1)
         watch.beats.heard("one")
@@ -114,34 +114,34 @@ async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
 
 
 async def test_a_slow_but_steady_node_is_not_reported(watch: Watch) -> None:
-    watch.members["one"].delay_s = 0.3
+    watch.nodes["one"].delay_s = 0.3
     await asyncio.sleep(2.5)
     assert watch.hung == []
 
 
 async def test_a_node_with_irregular_answers_gets_a_longer_limit(watch: Watch) -> None:
     for delay_s in (0.3, 0.01, 0.4, 0.01, 0.6, 0.7):
-        watch.members["one"].delay_s = delay_s
+        watch.nodes["one"].delay_s = delay_s
         await asyncio.sleep(delay_s + 0.25)
     assert watch.hung == []
 
 
 async def test_the_limit_is_longer_when_no_node_answers_at_all(watch: Watch) -> None:
-    for member in watch.members.values():
-        member.awake.clear()
+    for node in watch.nodes.values():
+        node.awake.clear()
     await asyncio.sleep(1.5)
     assert watch.hung == []
     await watch.until(lambda: set(watch.hung) == {"one", "other"})
 
 
 async def test_a_gateway_that_stood_still_itself_reports_no_node(watch: Watch) -> None:
-    time.sleep(2.0)  # noqa: ASYNC251 - the event loop shall stall
+    time.sleep(2.0)  # noqa: ASYNC251 - the event loop must stall
     await asyncio.sleep(0.5)
     assert watch.hung == []
 
 
 async def test_a_node_that_joins_later_is_watched_too(watch: Watch) -> None:
-    late = Member()
+    late = FakeNode()
     late.awake.clear()
-    watch.members["late"] = late
+    watch.nodes["late"] = late
     await watch.until(lambda: watch.hung == ["late"])

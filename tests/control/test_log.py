@@ -1,3 +1,5 @@
+"""The epoch log accepts exactly the legal steps, and loses none of them in a crash."""
+
 from __future__ import annotations
 
 import itertools
@@ -57,14 +59,14 @@ def replay(history: list[tuple[int, EpochStep]]) -> Epochs | None:
 
 def test_exactly_the_legal_histories_are_accepted() -> None:
     legal: list[list[tuple[int, EpochStep]]] = [[]]
-    judged = 0
+    checked = 0
     for _ in range(7):
         longer = [[*history, entry] for history in legal for entry in itertools.product((1, 2, 3), STEPS)]
         for history in longer:
             assert (replay(history) is not None) == is_legal(history), history
         legal = [history for history in longer if is_legal(history)]
-        judged += len(longer)
-    assert judged > 1000
+        checked += len(longer)
+    assert checked > 1000
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -142,7 +144,7 @@ class LogMachine(RuleBasedStateMachine):
         return self.folder / f"{self.restarts}.db"
 
     @invariant()
-    def nothing_is_lost_and_nothing_is_invented(self) -> None:
+    def the_log_has_exactly_the_steps_and_decisions_that_were_appended(self) -> None:
         for epoch in range(10):
             expected = [
                 (step, {"count": index + 1}) for index, (number, step) in enumerate(self.history) if number == epoch
@@ -184,17 +186,17 @@ while True:
 
 @pytest.mark.parametrize("seen", [1, 2, 3, 40])
 @pytest.mark.processes
-def test_a_killed_writer_loses_no_step_that_append_returned_from(tmp_path: Path, seen: int) -> None:
+def test_a_killed_writer_loses_no_step_once_append_has_returned(tmp_path: Path, seen: int) -> None:
     path = tmp_path / "log.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
-    told = [writer.stdout.readline() for _ in range(seen)]
+    printed = [writer.stdout.readline() for _ in range(seen)]
     writer.send_signal(signal.SIGKILL)
-    told += writer.stdout.readlines()
+    printed += writer.stdout.readlines()
     writer.wait()
     log = EpochLog(path)
     written = [f"{epoch} {entry.step}\n" for epoch in range(1, log.next_epoch()) for entry in log.steps(epoch)]
-    whole = [line for line in told if line.endswith("\n")]
+    whole = [line for line in printed if line.endswith("\n")]
     assert len(whole) >= seen
     assert written[: len(whole)] == whole
     assert len(written) <= len(whole) + 1

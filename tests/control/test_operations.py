@@ -69,7 +69,7 @@ async def test_the_next_controller_starts_with_the_desired_state(
     assert (controller.view.cluster.trusted, controller.view.rules.drained) == ((A,), {C})
 
 
-async def test_a_drain_that_the_registry_makes_fail_leaves_the_node_in_use(
+async def test_a_drain_that_fails_for_lack_of_the_registry_leaves_the_node_in_use(
     nodes: InProcessCluster, operator: Operator, tmp_path: Path
 ) -> None:
     tokens = await served(nodes, LONG)

@@ -19,7 +19,7 @@ from resplit.wire.addresses import Address
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C, three_node_config
 
-TODAY = (A, A, B, B, C, C, B, A)
+CURRENT = (A, A, B, B, C, C, B, A)
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def cluster() -> ClusterConfig:
 
 @pytest.fixture
 def problem(cluster: ClusterConfig, stored_model: StoredModel) -> Problem:
-    return problem_of(cluster, stored_model.features(1), TODAY)
+    return problem_of(cluster, stored_model.features(1), CURRENT)
 
 
 def test_a_node_that_may_not_be_used_gets_no_block_and_keeps_its_links(problem: Problem) -> None:
     for unused in (A, B, C):
-        assert unused not in (plan_without(problem, [unused], TODAY).placement or ())
+        assert unused not in (plan_without(problem, [unused], CURRENT).placement or ())
     reduced = without(problem, [A])
     assert np.isnan(reduced.decode_s_per_token[:, 0]).all()
     assert np.array_equal(reduced.link_latency_s, problem.link_latency_s, equal_nan=True)
@@ -42,10 +42,10 @@ def test_a_node_that_may_not_be_used_gets_no_block_and_keeps_its_links(problem: 
 
 def test_a_plan_keeps_the_current_rules_and_not_those_of_the_latest_problem(problem: Problem) -> None:
     strict = under_rules(problem, [B], problem.blocks)
-    placement = plan_without(strict, [], TODAY).placement
+    placement = plan_without(strict, [], CURRENT).placement
     assert placement is not None
     assert {placement[block] for block in (0, 1, 7)} == {B}
-    untrusted = plan_without(under_rules(problem, [], problem.blocks), [], TODAY)
+    untrusted = plan_without(under_rules(problem, [], problem.blocks), [], CURRENT)
     assert untrusted.placement is None
     assert untrusted.reason
 
@@ -79,7 +79,7 @@ async def test_a_plan_uses_the_nodes_that_answer(
 ) -> None:
     planner = planner_of(cluster, stored_model, tmp_path, A, B)
     planner.set_problem(problem)
-    proposal = await planner.plan(TODAY, based_on=3)
+    proposal = await planner.plan(CURRENT, based_on=3)
     assert set(proposal.placement) <= {A, B}
     assert (proposal.action, proposal.based_on) == (RECOVER, 3)
 
@@ -88,7 +88,7 @@ async def test_without_a_problem_there_is_no_plan_and_the_lost_nodes_are_named(
     cluster: ClusterConfig, stored_model: StoredModel, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"^gamma lost, and there is no problem to plan with yet$"):
-        await planner_of(cluster, stored_model, tmp_path, A, B).plan(TODAY, based_on=0)
+        await planner_of(cluster, stored_model, tmp_path, A, B).plan(CURRENT, based_on=0)
 
 
 async def test_without_a_trusted_node_there_is_no_plan_and_the_reason_is_given(
@@ -97,4 +97,4 @@ async def test_without_a_trusted_node_there_is_no_plan_and_the_reason_is_given(
     planner = planner_of(cluster, stored_model, tmp_path, C)
     planner.set_problem(problem)
     with pytest.raises(InfeasibleError, match=r"^without alpha, beta there is no placement: "):
-        await planner.plan(TODAY, based_on=0)
+        await planner.plan(CURRENT, based_on=0)

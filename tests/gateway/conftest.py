@@ -36,7 +36,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def text() -> Text:
-    """A byte-level BPE with so few tokens that many characters take several."""
+    """A byte-level BPE tokenizer with few tokens: many characters take several."""
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     return Text(tiny_tokenizer(CORPUS, 320, special, TEMPLATE))
 

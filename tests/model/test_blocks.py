@@ -13,22 +13,10 @@ from resplit.errors import ModelError
 from resplit.model.blocks import Chain, features
 from resplit.model.engine import TorchEngine, token_ids
 from resplit.types import Sampling
+from tests.support.cluster import reference
 from tests.support.engines import engine_with
 
 NEW_TOKENS = 16
-
-
-def reference(model: torch.nn.Module, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    output = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return output[0, len(prompt) :].tolist()
 
 
 def random_placement(blocks: int, nodes: int, rng: random.Random) -> list[int]:
@@ -64,7 +52,7 @@ def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(family_model:
             engine_with(family_model, [b for b, at in enumerate(placement) if at == n], split) for n in range(nodes)
         ]
         prompt = [rng.randrange(97) for _ in range(rng.randint(1, 20))]
-        assert generate(engines, placement, prompt) == reference(family_model, prompt)
+        assert generate(engines, placement, prompt) == reference(family_model, prompt, NEW_TOKENS)
 
 
 def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> None:
@@ -76,7 +64,7 @@ def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> N
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
-def test_features_are_those_of_the_architecture(split: str) -> None:
+def test_features_match_the_architecture(split: str) -> None:
     config = LlamaConfig(
         vocab_size=97,
         hidden_size=32,
@@ -121,7 +109,7 @@ def test_the_first_layers_and_both_ends_are_private(family_model: torch.nn.Modul
     assert private == ["embed", "layer.0", "layer.1", "head"]
 
 
-def test_cache_bytes_are_those_of_the_allocated_caches(family_model: torch.nn.Module) -> None:
+def test_cache_bytes_equal_the_allocated_bytes(family_model: torch.nn.Module) -> None:
     engine = engine_with(family_model)
     weights = engine.held_bytes
     engine.run("s", 0, len(engine.kinds) - 1, 0, 32, token_ids([1, 2, 3]))

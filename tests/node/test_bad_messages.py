@@ -47,7 +47,7 @@ def step(**changed: object) -> Step:
 
 
 async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
-    """Send a step; what the gateway gets back."""
+    """Send a step, and return the answer that the gateway receives."""
     answers: list[Token] = []
     nodes.router.on_token = answers.append
     nodes.peer("plain").send(bad)
@@ -75,7 +75,7 @@ async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
         ({"segment": 2**32 - 1}, "stale", "serves no segment"),
     ],
     ids=[
-        "positions past any",
+        "position beyond every cache",
         "negative shape",
         "overflowing shape",
         "many dimensions",
@@ -110,7 +110,7 @@ async def test_an_impossible_step_is_answered_with_an_error_and_takes_no_memory(
         ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),
         ({"values": Tensor(dtype="float32", shape=[-2, -2, 4, 16], data=CACHE.data)}, "1024 bytes are not"),
     ],
-    ids=["unknown block", "private block", "a hole", "too small", "another shape", "negative shape"],
+    ids=["unknown block", "private block", "a gap", "too small", "another shape", "negative shape"],
 )
 async def test_an_impossible_part_of_a_cache_is_refused_and_takes_no_memory(
     nodes: InProcessCluster, changed: dict[str, object], says: str
@@ -150,7 +150,7 @@ async def test_bytes_that_are_not_a_message_end_only_their_own_call(
         await attacker.raw("plain", body, tls=True)
         await attacker.raw("plain", body, tls=False)
     assert (await nodes.state("plain")).sessions == 1
-    assert "Application error" not in caplog.text, "the node must not fail because of them"
+    assert "Application error" not in caplog.text, "the bytes must not cause an error in the node"
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ async def test_a_node_without_an_address_cannot_be_reached(connections: Connecti
         connections.peer("trusted")
 
 
-async def test_a_node_added_later_gets_the_link_it_came_with(connections: Connections) -> None:
+async def test_a_node_added_later_gets_the_link_of_its_command(connections: Connections) -> None:
     connections.connect({"late": HERE}, {"late": Shape(0.5, 1e6)})
     assert connections.links["late"].shape == Shape(0.5, 1e6)
     connections.set_links({"late": Shape(0.25, 2e6)})

@@ -103,7 +103,8 @@ async def test_timings_and_busy_time_exclude_background_load(executor: Executor)
     assert declared_s <= executor.busy_s <= wall_s / 2
     decodes = [timing for timing in executor.timings if timing.phase == "decode"]
     assert [(t.block, t.tokens, t.context_tokens) for t in decodes] == [(2, 1, 8 + step) for step in range(10)]
-    assert 8e-3 <= statistics.median(t.seconds for t in decodes) < 16e-3
+    assert all(timing.seconds >= 8e-3 for timing in decodes)
+    assert sum(timing.seconds for timing in executor.timings) <= wall_s / 2
 
 
 async def test_real_hardware_is_not_padded(executor: Executor) -> None:

@@ -1,4 +1,4 @@
-"""KV replicas on a node: they use free memory only, and give it up to blocks and caches of the node's own."""
+"""KV replicas on a node: they use free memory only, and are freed for the node's own blocks and caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One node over its real socket: the life of an epoch, memory limits, trust, refusals and profiling."""
+"""One node behind its real socket: the life of an epoch, memory limits, trust, refusals and profiling."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessClu
 
 
 async def test_a_failed_profile_leaves_no_block_and_no_cache(stored_model: StoredModel, tmp_path: Path) -> None:
-    room = f"{layer_bytes(stored_model, 1):.0f} B"  # the block fits, what is timed on it does not
+    room = f"{layer_bytes(stored_model, 1):.0f} B"  # the block fits, but not the cache of the timed passes
     async with in_process(two_node_config(room), stored_model, tmp_path) as nodes:
         body = nodes.prepare_body("plain", MIDDLE, 1)
         profile = {"blocks": [2], "model": body["model"], "private": body["private"], "shards": body["shards"]}

@@ -1,4 +1,4 @@
-"""Block timings in telemetry: some of every kind, never many."""
+"""Block timings in telemetry: some of every kind, but not too many."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-def test_some_timings_of_each_kind_and_phase_are_reported_and_never_many(rows: list[dict[str, str]]) -> None:
+def test_between_four_and_eight_timings_of_each_kind_and_phase_are_reported(rows: list[dict[str, str]]) -> None:
     numbered = [row | {"number": number} for number, row in enumerate(rows)]
     reported = some_of_each(numbered)
-    many, few = (Counter((row["kind"], row["phase"]) for row in each) for each in (numbered, reported))
-    assert set(few) == set(many)
-    assert all(number >= min(4, many[key]) and number <= 8 for key, number in few.items())
+    before, after = (Counter((row["kind"], row["phase"]) for row in each) for each in (numbered, reported))
+    assert set(after) == set(before)
+    assert all(min(4, before[key]) <= number <= 8 for key, number in after.items())
     assert all(row in numbered for row in reported)

@@ -1,4 +1,4 @@
-"""Who can connect to whom, and what a member reads from its folder."""
+"""Connections between members, and the contents of a member's folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.tls_echo import echo_server, say
 REFUSED = (ssl.SSLError, ConnectionError)
 
 
-async def test_members_connect_on_loopback_and_learn_each_others_name(ours: Path) -> None:
+async def test_members_connect_on_loopback_and_see_the_names_of_their_callers(ours: Path) -> None:
     callers: list[str] = []
     async with echo_server(Member.load(ours / "node-a"), callers) as port:
         assert await say(port, Member.load(ours / "node-b").client_context(), "node-a") == b"hello\n"
@@ -73,7 +73,7 @@ async def test_a_certificate_of_another_authority_is_refused_on_both_sides(ours:
     assert callers == []
 
 
-async def test_a_member_cannot_pose_as_another(ours: Path) -> None:
+async def test_a_member_cannot_impersonate_another(ours: Path) -> None:
     callers: list[str] = []
     async with echo_server(Member.load(ours / "node-a"), callers) as port:
         with pytest.raises(ssl.SSLCertVerificationError, match="node-b"):

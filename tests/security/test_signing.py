@@ -1,4 +1,4 @@
-"""Signed commands: which ones a member obeys, and the reason of each refusal."""
+"""Signed commands: the commands that a member obeys, and the reason of each refusal."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_a_command_for_a_replaced_epoch_is_refused(signer: CommandSigner, verifi
         ("commit", 6, 5, [("abort", 8), ("release", 8), ("clear", 8)], True),
     ],
 )
-def test_a_command_is_stale_only_below_the_committed_epoch_and_those_that_replaced_its_own(
+def test_a_command_is_stale_only_if_its_epoch_is_below_the_committed_one_or_was_replaced(
     signer: CommandSigner,
     verifier: CommandVerifier,
     kind: str,

@@ -1,4 +1,4 @@
-"""What tests of the controller ask of a cluster of three nodes, and the requests and placements that they use."""
+"""Helpers of controller tests on a cluster of three nodes, and the requests and placements that these tests use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONG = replace(REQUEST, max_new_tokens=60)
 
 
 async def placed(nodes: InProcessCluster) -> dict[str, tuple[list[int], list[int], list[int]]]:
-    """Of each node: blocks, epochs served, epochs prepared."""
+    """The blocks, the served epochs and the prepared epochs of each node."""
     states = {name: await nodes.state(name) for name in (A, B, C)}
     return {name: (list(state.blocks), list(state.epochs), list(state.prepared)) for name, state in states.items()}
 
@@ -28,12 +28,12 @@ async def served(nodes: InProcessCluster, request: GenerationRequest = REQUEST) 
 
 
 async def started(nodes: InProcessCluster, count: int) -> bool:
-    """Whether so many sessions have some tokens."""
+    """Whether `count` sessions have more than six positions."""
     return sum(session.position > 6 for session in nodes.sessions._live.values()) == count
 
 
 def operator_of(nodes: InProcessCluster, controller: Controller) -> Operator:
-    """What operators change of this cluster, with nothing changed yet."""
+    """An operator of this cluster, whose desired state has no changes yet."""
     content = {
         "name": nodes.config.name,
         "source": nodes.config.source,

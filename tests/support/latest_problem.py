@@ -1,4 +1,4 @@
-"""A cluster as a placement problem without measuring it: all nodes alike and idle, with the memory that they have."""
+"""The placement problem of a cluster without measurements: all nodes are idle and equally fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resplit.types import BlockFeatures, Node, Problem, RequestClass
 
 
 def problem_of(cluster: ClusterConfig, features: Sequence[BlockFeatures], current: Sequence[str]) -> Problem:
-    """What a flow would tell the controller of a quiet cluster that has `current` placed."""
+    """The problem that a flow would send to the controller of an idle cluster with the placement `current`."""
     shape, count = (len(features), len(cluster.nodes)), len(cluster.nodes)
     between = np.where(np.eye(count, dtype=bool), np.nan, 1.0)  # (nodes, nodes)
     return Problem(

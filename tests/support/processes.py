@@ -19,7 +19,7 @@ from resplit.security.identity import CONTROLLER
 async def poll_until(condition: Callable[[], bool], timeout_s: float = 30.0, every_s: float = 0.02) -> float:
     """Evaluate a condition in a thread until it holds, and return the seconds that took.
 
-    For the state of other processes, of which no event is sent here. TimeoutError if it does not hold in time.
+    For states of other processes, which send no event. TimeoutError if it does not hold in time.
     """
     begun_s = time.monotonic()
     async with asyncio.timeout(timeout_s):
@@ -40,12 +40,12 @@ def pause(cluster: Cluster, name: str) -> None:
 
 
 def resume(cluster: Cluster, name: str) -> None:
-    """Let a stopped process go on (SIGCONT)."""
+    """Let a stopped process continue (SIGCONT)."""
     cluster.processes[name].send_signal(signal.SIGCONT)
 
 
 def kill(cluster: Cluster, name: str) -> float:
-    """Kill a process (SIGKILL) and wait until it has ended. Returns when the signal was sent (monotonic clock)."""
+    """Kill a process (SIGKILL) and wait until it has ended. Returns the time of the signal (monotonic clock)."""
     at_s = time.monotonic()
     cluster.processes[name].kill()
     cluster.processes[name].wait()

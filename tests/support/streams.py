@@ -28,7 +28,10 @@ class StreamFailedError(Exception):
 async def stream(
     client: httpx.AsyncClient, prompt: list[int], new_tokens: int, times_s: list[float] | None = None
 ) -> list[int]:
-    """The tokens of one request; appends the moment of each (monotonic clock) to `times_s`. StreamFailedError."""
+    """The tokens of one request. Appends the time of each (monotonic clock) to `times_s`.
+
+    StreamFailedError if the request is refused or its stream ends with an error.
+    """
     body = {
         "model": MODEL,
         "prompt": prompt,

@@ -16,7 +16,7 @@ LATER = ["trusted", "trusted", "trusted", "plain", "plain", "trusted", "trusted"
 
 
 def two_node_config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
-    """`memory` and `more` are of the node `plain`. With `more`, messages take 1 ms."""
+    """`memory` and `more` are keys of the node `plain`. With `more`, the links are emulated, with 1 ms latency."""
     return ClusterConfig.model_validate(
         {
             "name": "test",

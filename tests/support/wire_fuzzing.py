@@ -1,6 +1,6 @@
 """Invalid messages for every call of a node, and an attacker that sends them.
 
-The attacker is a member of the cluster: it holds certificates. It also sends bytes on the port that need none.
+The attacker is a member of the cluster: it holds certificates. It also sends bytes to the port without a certificate.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ PARTS = st.builds(
     CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES, capacity=_SIZES,
     values=tensors(),
 )  # fmt: skip
+# Calls with one message and one answer.
 CALLS: dict[str, st.SearchStrategy[Message]] = {
     "TransferCache": st.builds(
         TransferRequest,
@@ -121,7 +122,6 @@ CALLS: dict[str, st.SearchStrategy[Message]] = {
     "Close": st.builds(CloseRequest, sessions=st.lists(_NAMES, max_size=5)),
     "Echo": st.builds(EchoRequest, payload=st.sampled_from([b"", bytes(2**20)])),
 }
-"""Calls with one message and one answer."""
 GARBAGE = st.binary(max_size=200) | st.sampled_from(
     [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x80" * 5000]
 )

@@ -56,8 +56,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *says: 
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("resplit: ")
-    for said in says:
-        assert said in done.stderr
+    for part in says:
+        assert part in done.stderr
     assert running(folder) == []
 
 

@@ -35,7 +35,7 @@ FIRST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
 
 @pytest.fixture(scope="module")
 def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four node processes, a gateway and a controller that has a problem with idle nodes, so that plans do not vary."""
+    """Four nodes, a gateway and a controller. Its latest problem has idle nodes, so that plans do not vary."""
     small = re.sub("(gamma|delta), memory: 4 MiB", r"\1, memory: 1.5 MiB", CLUSTER)  # room for two layers
     with started(tmp_path_factory.mktemp("cluster"), model_folder, small, plan=False) as running:
         with ControlClient(running.url, running.token) as client:
@@ -225,7 +225,7 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
 
 def node_states(client: ControlClient, name: str) -> NodeStatus:
     """A node's state as reported after this call."""
-    asked_s = time.monotonic()
-    while time.monotonic() < asked_s + 1.2:  # the controller polls it every second
+    called_s = time.monotonic()
+    while time.monotonic() < called_s + 1.2:  # the controller polls it every second
         time.sleep(0.05)
     return node_of(client, name)

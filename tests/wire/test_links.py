@@ -58,10 +58,10 @@ def test_messages_keep_their_order_within_bandwidth_and_latency(
         assert due == sorted(due)
         for first in range(len(messages)):
             for last in range(first, len(messages)):
-                # A first-in-first-out queue: a busy period's bytes fit into its bandwidth, and all of them travel.
+                # A first-in-first-out queue: the bytes of a busy period fit into its bandwidth, and none are lost.
                 transfer_s = sum(size for _, size in messages[first : last + 1]) / shape.bandwidth_bytes_per_s
                 assert due[last] >= sent[first] + transfer_s + shape.latency_s - 1e-9
-        # It is never later than one of these bounds makes it: the link does not idle while something waits.
+        # And it arrives at the latest of these bounds: the link is never idle while a message waits.
         for last in range(len(messages)):
             bounds = [
                 sent[first] + sum(size for _, size in messages[first : last + 1]) / shape.bandwidth_bytes_per_s
@@ -165,14 +165,14 @@ def test_a_slow_link_is_slow_for_large_messages_only() -> None:
     on_clock(check)
 
 
-async def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
-    loop = asyncio.get_running_loop()
-    link = Link(Shape(5.0, 1e6))  # the way itself is long, and does not count
-    begun_s = loop.time()
-    await link.idle()
-    assert loop.time() - begun_s < 0.05
-    link.due_s(100_000)
-    await link.idle()
-    assert loop.time() - begun_s >= 0.1
-    link.due_s(10)
-    assert link.due_s(0) - loop.time() < 5.1
+def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
+    async def check(clock: Clock) -> None:
+        link = Link(Shape(5.0, 1e6))  # the latency is long, but a message on its way does not count
+        await link.idle()
+        assert clock.now_s == 0.0
+        link.due_s(100_000)
+        await link.idle()
+        assert clock.now_s == pytest.approx(0.1)
+        assert link.due_s(0) == pytest.approx(5.1)
+
+    on_clock(check)

@@ -43,7 +43,7 @@ async def nodes(config: ClusterConfig, stored_model: StoredModel, tmp_path: Path
 
 
 class Watched:
-    """A peer, and what it reported."""
+    """A peer, and the crossings and lost steps that it reported."""
 
     def __init__(self, nodes: InProcessCluster, address: Address | None = None, link: Link | None = None) -> None:
         self.crossings: asyncio.Queue[Crossing] = asyncio.Queue()
@@ -104,14 +104,12 @@ async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_la
     assert (name, [each.session for each in steps]) == ("far", ["on its way"])
 
     await nodes.start("far")
-    again = Watched(nodes)
     slow.shape = None
     watched.peer.send(step("again"))
     crossing = await asyncio.wait_for(watched.crossings.get(), 5)
     assert crossing.peer == "far"
     assert watched.lost.empty()
     await watched.peer.disconnect()
-    await again.peer.disconnect()
 
 
 async def test_the_gateway_notices_that_a_node_dies_and_returns(nodes: InProcessCluster) -> None:

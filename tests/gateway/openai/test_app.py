@@ -62,9 +62,9 @@ def test_the_end_of_text_ends_the_answer_unless_it_is_ignored(client, model, tex
 
 
 def test_the_chunks_of_a_stream_join_to_the_whole_answer(client) -> None:
-    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 30}
-    whole = client.completions.create(**ask)
-    chunks = list(client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    parameters = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 30}
+    whole = client.completions.create(**parameters)
+    chunks = list(client.completions.create(**parameters, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == whole.choices[0].finish_reason
     assert chunks[-1].choices == []
@@ -73,9 +73,9 @@ def test_the_chunks_of_a_stream_join_to_the_whole_answer(client) -> None:
 
 
 def test_every_token_has_its_own_chunk_if_token_ids_are_requested(client) -> None:
-    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 12}
+    parameters = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 12}
     extensions = {"return_token_ids": True, "ignore_eos": True}
-    chunks = list(client.completions.create(**ask, stream=True, extra_body=extensions))
+    chunks = list(client.completions.create(**parameters, stream=True, extra_body=extensions))
     assert [len(chunk.choices[0].token_ids) for chunk in chunks] == [1] * 12
 
 
@@ -101,10 +101,10 @@ def test_a_client_may_send_an_answer_back_and_parts_are_joined(client, server) -
 
 
 async def test_chats_stream_to_asynchronous_clients(server) -> None:
-    ask = {"model": "tiny-random-llama", "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 20}
+    parameters = {"model": "tiny-random-llama", "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 20}
     async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
-        whole = await client.chat.completions.create(**ask)
-        stream = await client.chat.completions.create(**ask, stream=True)
+        whole = await client.chat.completions.create(**parameters)
+        stream = await client.chat.completions.create(**parameters, stream=True)
         chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert deltas[0].role == "assistant"
@@ -120,14 +120,14 @@ def test_a_chat_without_max_tokens_may_fill_the_context(client, server) -> None:
 
 
 def test_a_stop_string_ends_the_answer_and_is_never_shown(client, server) -> None:
-    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
-    whole = client.completions.create(**ask).choices[0].text
+    parameters = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 40, "extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(**parameters).choices[0].text
     stop = whole[5:9]
     expected = whole[: whole.index(stop)]
-    answer = client.completions.create(**ask, stop=[stop, "never there"])
+    answer = client.completions.create(**parameters, stop=[stop, "never there"])
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected, "stop")
     assert answer.usage.completion_tokens < 40
-    chunks = list(client.completions.create(**ask, stop=stop, stream=True))
+    chunks = list(client.completions.create(**parameters, stop=stop, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert server[1].idle.wait(5)  # the engine stops as well
@@ -138,9 +138,14 @@ async def test_concurrent_streams_do_not_affect_one_another(server) -> None:
     async with openai.AsyncOpenAI(base_url=f"{server[0]}/v1", api_key="none") as client:
 
         async def streamed(prompt: str) -> str:
-            ask = {"model": "tiny-random-llama", "prompt": prompt, "max_tokens": 30, "extra_body": {"ignore_eos": True}}
+            parameters = {
+                "model": "tiny-random-llama",
+                "prompt": prompt,
+                "max_tokens": 30,
+                "extra_body": {"ignore_eos": True},
+            }
             return "".join(
-                [chunk.choices[0].text async for chunk in await client.completions.create(**ask, stream=True)]
+                [chunk.choices[0].text async for chunk in await client.completions.create(**parameters, stream=True)]
             )
 
         alone = [await streamed(prompt) for prompt in prompts]
@@ -150,11 +155,11 @@ async def test_concurrent_streams_do_not_affect_one_another(server) -> None:
 
 
 def test_sampling_is_repeatable_with_a_seed_only(client, server) -> None:
-    ask = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 16, "temperature": 1.0}
-    one, same, other = (client.completions.create(**ask, seed=seed).choices[0].text for seed in (-3, -3, 4))
+    parameters = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 16, "temperature": 1.0}
+    one, same, other = (client.completions.create(**parameters, seed=seed).choices[0].text for seed in (-3, -3, 4))
     assert one == same != other
-    client.completions.create(**ask)
-    client.completions.create(**ask)
+    client.completions.create(**parameters)
+    client.completions.create(**parameters)
     assert server[1].seen[-1].sampling.seed != server[1].seen[-2].sampling.seed
 
 

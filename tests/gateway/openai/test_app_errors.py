@@ -1,4 +1,4 @@
-"""Refused requests and failed ones: statuses, OpenAI's error objects, the client's exceptions, clients that leave."""
+"""Refused and failed requests: statuses, OpenAI's error objects, the client's exceptions, and clients that leave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from resplit.gateway.openai.middleware import RequestLimits
 
 HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
-ASK = {"model": MODEL, "prompt": "the fox", "max_tokens": 4}
+COMPLETION = {"model": MODEL, "prompt": "the fox", "max_tokens": 4}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}
 
 
@@ -67,7 +67,7 @@ BAD_COMPLETIONS = {
     ("name", "value"), [(name, value) for name, values in BAD_COMPLETIONS.items() for value in values]
 )
 def test_a_bad_parameter_is_refused_and_named(server, name: str, value: object) -> None:
-    body = json.dumps({**ASK, name: value})
+    body = json.dumps({**COMPLETION, name: value})
     answer = HTTP.post(f"{server[0]}/v1/completions", content=body, headers={"Content-Type": "application/json"})
     error = _refused(answer, 400)
     assert error["type"] == "invalid_request_error"
@@ -113,9 +113,9 @@ def test_a_bad_conversation_is_refused(server, change: dict[str, object]) -> Non
         (b'{"model": "tiny-random-llama", "prompt": "a", "temperature": NaN}', "application/json"),
         (b'{"model": "tiny-random-llama", "prompt": "a", "temperature": Infinity}', "application/json"),
         (b'{"model": "tiny-random-llama", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "application/json"),
-        (json.dumps(ASK).encode(), "text/plain"),
-        (json.dumps(ASK).encode(), "application/x-www-form-urlencoded"),
-        (json.dumps(ASK).encode(), ""),
+        (json.dumps(COMPLETION).encode(), "text/plain"),
+        (json.dumps(COMPLETION).encode(), "application/x-www-form-urlencoded"),
+        (json.dumps(COMPLETION).encode(), ""),
     ],
 )
 def test_a_body_that_is_not_a_json_object_is_refused(server, content: bytes, kind: str) -> None:
@@ -126,10 +126,10 @@ def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
     url, engine = serve(require_key=True)
     client = _client(url, "key-batch")
     with pytest.raises(openai.BadRequestError) as bad:
-        client.completions.create(**ASK, n=2)
+        client.completions.create(**COMPLETION, n=2)
     assert bad.value.param == "n"
     with pytest.raises(openai.NotFoundError) as missing:
-        client.completions.create(**ASK | {"model": "gpt-4"})
+        client.completions.create(**COMPLETION | {"model": "gpt-4"})
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4/x")
@@ -138,7 +138,7 @@ def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
     assert unknown_key.value.code == "invalid_api_key"
     engine.room = 0
     with pytest.raises(openai.RateLimitError) as busy:
-        client.completions.create(**ASK)
+        client.completions.create(**COMPLETION)
     assert busy.value.response.headers["retry-after"] == "2"
     engine.room, engine.lost_after = 8, 0
     with pytest.raises(openai.InternalServerError, match="the last trusted node is gone") as lost:
@@ -149,57 +149,60 @@ def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
 def test_an_error_before_the_first_token_of_a_stream_is_a_status(serve) -> None:
     url, engine = serve(room=0)
     with pytest.raises(openai.RateLimitError):
-        _client(url).completions.create(**ASK, stream=True)
+        _client(url).completions.create(**COMPLETION, stream=True)
     engine.room, engine.broken_after = 8, 0
-    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"stream": True})
+    answer = HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"stream": True})
     assert "secret" not in _refused(answer, 500)["message"]
 
 
 def test_a_request_that_the_engine_refuses_is_a_bad_request(server) -> None:
-    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK | {"prompt": [5, 5, 5]})
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=COMPLETION | {"prompt": [5, 5, 5]})
     assert "refuses this prompt" in _refused(answer, 400)["message"]
 
 
 @pytest.mark.parametrize(("failure", "message"), [("lost_after", "trusted node"), ("broken_after", "failed")])
 def test_an_error_in_a_stream_is_its_last_event(serve, failure: str, message: str) -> None:
     url, engine = serve(**{failure: 2})
-    ask = ASK | {"stream": True, "ignore_eos": True, "return_token_ids": True}
-    *chunks, last, nothing = HTTP.post(f"{url}/v1/completions", json=ask).text.split("\n\n")
+    body = COMPLETION | {"stream": True, "ignore_eos": True, "return_token_ids": True}
+    *chunks, last, nothing = HTTP.post(f"{url}/v1/completions", json=body).text.split("\n\n")
     assert (len(chunks), nothing) == (2, "")
     error = json.loads(last.removeprefix("data: "))["error"]
     assert message in error["message"]
     assert "secret" not in error["message"]
     with pytest.raises(openai.APIError, match=message):
-        list(_client(url).completions.create(**ASK, stream=True, extra_body={"ignore_eos": True}))
+        list(_client(url).completions.create(**COMPLETION, stream=True, extra_body={"ignore_eos": True}))
     assert engine.idle.wait(5)
 
 
 def test_a_defect_is_a_500_without_details(serve) -> None:
     url, _ = serve(broken_after=1)
-    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"ignore_eos": True})
+    answer = HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"ignore_eos": True})
     assert "secret" not in _refused(answer, 500)["message"]
 
 
 def test_a_request_longer_than_the_context_is_refused(server) -> None:
     url, engine = server
-    fits = ASK | {"prompt": [7] * 100, "max_tokens": 28}
+    fits = COMPLETION | {"prompt": [7] * 100, "max_tokens": 28}
     assert HTTP.post(f"{url}/v1/completions", json=fits).status_code == 200
     error = _refused(HTTP.post(f"{url}/v1/completions", json=fits | {"max_tokens": 29}), 400)
     assert error["code"] == "context_length_exceeded"
     assert f"maximum context length is {engine.context_tokens} tokens" in error["message"]
     for prompt in ([7] * 128, "fox " * 2000):
-        assert _refused(HTTP.post(f"{url}/v1/completions", json=ASK | {"prompt": prompt}), 400)["code"] == error["code"]
+        assert (
+            _refused(HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"prompt": prompt}), 400)["code"]
+            == error["code"]
+        )
     long = {"messages": [{"role": "user", "content": "fox " * 2000}]}
     assert _refused(HTTP.post(f"{url}/v1/chat/completions", json=CHAT | long), 400)["code"] == error["code"]
 
 
 def test_a_large_body_is_refused_whether_its_length_is_announced_or_not(server) -> None:
     url = f"{server[0]}/v1/completions"
-    large = json.dumps(ASK | {"user": "x" * 70_000}).encode()
+    large = json.dumps(COMPLETION | {"user": "x" * 70_000}).encode()
     kind = {"Content-Type": "application/json"}
     _refused(HTTP.post(url, content=large, headers=kind), 413)
     _refused(HTTP.post(url, content=iter([large[:40_000], large[40_000:]]), headers=kind), 413)
-    assert HTTP.post(url, content=iter([json.dumps(ASK).encode()]), headers=kind).status_code == 200
+    assert HTTP.post(url, content=iter([json.dumps(COMPLETION).encode()]), headers=kind).status_code == 200
 
 
 def test_an_application_mounted_beside_the_api_has_its_own_limits(model, text, server) -> None:
@@ -224,10 +227,10 @@ def test_a_body_that_never_ends_is_refused_at_the_deadline(serve) -> None:
 def test_the_deadline_is_a_504_and_frees_the_engine(serve) -> None:
     url, engine = serve(step_s=0.05)
     late = {"X-Resplit-Deadline-S": "0.2"}
-    answer = HTTP.post(f"{url}/v1/completions", json=ASK | {"max_tokens": 100, "ignore_eos": True}, headers=late)
+    answer = HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"max_tokens": 100, "ignore_eos": True}, headers=late)
     assert _refused(answer, 504)["code"] == "deadline_exceeded"
     assert engine.idle.wait(5)
-    streamed = ASK | {"max_tokens": 100, "stream": True, "ignore_eos": True}
+    streamed = COMPLETION | {"max_tokens": 100, "stream": True, "ignore_eos": True}
     *_, last, nothing = HTTP.post(f"{url}/v1/completions", json=streamed, headers=late).text.split("\n\n")
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
     assert nothing == ""
@@ -235,19 +238,19 @@ def test_the_deadline_is_a_504_and_frees_the_engine(serve) -> None:
 
 @pytest.mark.parametrize("header", ["nan", "inf", "-1", "0", "soon"])
 def test_a_deadline_that_is_not_a_positive_number_is_refused(server, header: str) -> None:
-    _refused(HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Deadline-S": header}), 400)
+    _refused(HTTP.post(f"{server[0]}/v1/completions", json=COMPLETION, headers={"X-Resplit-Deadline-S": header}), 400)
 
 
 def test_an_unknown_class_is_refused(server) -> None:
-    answer = HTTP.post(f"{server[0]}/v1/completions", json=ASK, headers={"X-Resplit-Class": "premium"})
+    answer = HTTP.post(f"{server[0]}/v1/completions", json=COMPLETION, headers={"X-Resplit-Class": "premium"})
     assert _refused(answer, 400)["param"] == "X-Resplit-Class"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_cancels_its_generation(serve, stream: bool) -> None:
     url, engine = serve(step_s=0.1)
-    ask = ASK | {"max_tokens": 120, "stream": stream, "ignore_eos": True}
-    with suppress(httpx.ReadTimeout), HTTP.stream("POST", f"{url}/v1/completions", json=ask, timeout=0.35) as answer:
+    body = COMPLETION | {"max_tokens": 120, "stream": stream, "ignore_eos": True}
+    with suppress(httpx.ReadTimeout), HTTP.stream("POST", f"{url}/v1/completions", json=body, timeout=0.35) as answer:
         next(answer.iter_raw())
     assert engine.idle.wait(5)  # 120 steps would have taken 12 s
     assert _sample(url, "resplit_requests_total", 'status="499"') == 1
@@ -264,7 +267,7 @@ def test_a_key_is_required_for_all_paths_except_health_and_metrics(serve) -> Non
         {"Authorization": "Bearer"},
         {"Authorization": b"Bearer \xff"},
     ):
-        _refused(HTTP.post(f"{url}/v1/completions", json=ASK, headers=headers), 401)
+        _refused(HTTP.post(f"{url}/v1/completions", json=COMPLETION, headers=headers), 401)
     assert [HTTP.get(url + path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
 
 
@@ -289,12 +292,12 @@ def _sample(url: str, name: str, label: str) -> float:
 
 def test_metrics_count_requests_and_tokens_by_class_and_status(serve) -> None:
     url, engine = serve()
-    ask = ASK | {"ignore_eos": True}
+    body = COMPLETION | {"ignore_eos": True}
     for headers in ({}, {"X-Resplit-Class": "batch"}, {"X-Resplit-Class": "batch"}):
-        HTTP.post(f"{url}/v1/completions", json=ask, headers=headers)
+        HTTP.post(f"{url}/v1/completions", json=body, headers=headers)
     HTTP.post(f"{url}/v1/completions", json={})
     engine.lost_after = 2
-    HTTP.post(f"{url}/v1/completions", json=ask | {"stream": True})
+    HTTP.post(f"{url}/v1/completions", json=body | {"stream": True})
     assert _sample(url, "resplit_requests_total", 'request_class="batch",status="200"') == 2
     assert _sample(url, "resplit_requests_total", 'request_class="unknown",status="400"') == 1
     assert _sample(url, "resplit_requests_total", 'request_class="interactive",status="503"') == 1
@@ -308,8 +311,8 @@ def test_metrics_count_requests_and_tokens_by_class_and_status(serve) -> None:
 
 def test_metrics_show_running_and_waiting_requests(serve) -> None:
     url, engine = serve(step_s=0.2)
-    ask = ASK | {"max_tokens": 50, "stream": True, "ignore_eos": True}
-    with HTTP.stream("POST", f"{url}/v1/completions", json=ask) as answer:
+    body = COMPLETION | {"max_tokens": 50, "stream": True, "ignore_eos": True}
+    with HTTP.stream("POST", f"{url}/v1/completions", json=body) as answer:
         chunks = answer.iter_raw()
         next(chunks)
         assert _sample(url, "resplit_sessions_live", "interactive") == 1
@@ -340,8 +343,8 @@ async def test_a_request_ends_if_its_client_reads_nothing(monkeypatch: pytest.Mo
     async def receive():
         return bodies.pop() if bodies else await asyncio.Future()
 
-    guard = RequestLimits(app, RequestMetrics(), LimitsConfig(deadline="50 ms"), ())
+    limited = RequestLimits(app, RequestMetrics(), LimitsConfig(deadline="50 ms"), ())
     started_s = time.monotonic()
-    await guard({"type": "http", "path": "/v1/completions"}, receive, send)
+    await limited({"type": "http", "path": "/v1/completions"}, receive, send)
     assert closed.is_set()
     assert time.monotonic() - started_s >= 0.1

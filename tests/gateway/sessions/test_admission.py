@@ -18,17 +18,17 @@ NEVER_S = float("inf")
 
 @dataclass
 class Crowd:
-    """Callers of one admission: which ones run, in the order of their admission, which wait, and which are refused."""
+    """Callers of one admission: those that run, in the order of admission, those that wait, and those refused."""
 
     admission: Admission = field(default_factory=lambda: Admission(SESSIONS, TOKENS, QUEUE))
     running: dict[int, Reservation] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
-    asking: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    waiting: dict[int, asyncio.Task[None]] = field(default_factory=dict)
     refused: set[int] = field(default_factory=set)
 
-    def ask(self, name: int, tokens: int) -> None:
-        self.asking[name] = asyncio.create_task(self._reserve(name, tokens))
-        self.asking[name].add_done_callback(lambda task: self.asking.pop(name))
+    def request(self, name: int, tokens: int) -> None:
+        self.waiting[name] = asyncio.create_task(self._reserve(name, tokens))
+        self.waiting[name].add_done_callback(lambda task: self.waiting.pop(name))
 
     async def _reserve(self, name: int, tokens: int) -> None:
         try:
@@ -47,8 +47,8 @@ class Crowd:
             self.admission.release(self.running.pop(name))
 
     def cancel(self, which: int) -> None:
-        if self.asking:
-            list(self.asking.values())[which % len(self.asking)].cancel()
+        if self.waiting:
+            list(self.waiting.values())[which % len(self.waiting)].cancel()
 
 
 async def settle() -> None:
@@ -56,8 +56,8 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-ACTS = st.one_of(
-    st.tuples(st.just("ask"), st.integers(1, TOKENS)),
+ACTIONS = st.one_of(
+    st.tuples(st.just("request"), st.integers(1, TOKENS)),
     st.tuples(st.just("leave"), st.just(0)),
     st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("settle"), st.just(0)),
@@ -65,39 +65,39 @@ ACTS = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(acts=st.lists(ACTS, max_size=40))
-def test_limits_hold_no_request_overtakes_another_and_all_room_is_freed(acts: list[tuple[str, int]]) -> None:
-    asyncio.run(_play(acts))
+@given(actions=st.lists(ACTIONS, max_size=40))
+def test_limits_hold_no_request_overtakes_another_and_all_room_is_freed(actions: list[tuple[str, int]]) -> None:
+    asyncio.run(_play(actions))
 
 
-async def _play(acts: list[tuple[str, int]]) -> None:
+async def _play(actions: list[tuple[str, int]]) -> None:
     crowd = Crowd()
-    for number, (act, size) in enumerate(acts):
-        if act == "ask":
-            crowd.ask(number, size)
-        elif act == "leave":
+    for number, (action, size) in enumerate(actions):
+        if action == "request":
+            crowd.request(number, size)
+        elif action == "leave":
             await settle()  # a request that is admitted at once returns before one that was just granted
             crowd.leave_first()
-        elif act == "cancel":
+        elif action == "cancel":
             await settle()
             crowd.cancel(size)
         else:
             await settle()
-            assert crowd.admission.waiting == len(crowd.asking) <= QUEUE
+            assert crowd.admission.waiting == len(crowd.waiting) <= QUEUE
     await settle()
     while crowd.running:
         crowd.leave_first()
         await settle()
-    assert not crowd.asking
+    assert not crowd.waiting
     assert crowd.order == sorted(crowd.order)
     await asyncio.wait_for(crowd.admission.reserve(TOKENS - 1, 1, NEVER_S), 1)  # all room is free again
 
 
 async def test_when_the_first_in_the_queue_is_cancelled_the_next_is_admitted_at_once() -> None:
     crowd = Crowd()
-    crowd.ask(1, 60)
-    crowd.ask(2, 90)
-    crowd.ask(3, 40)
+    crowd.request(1, 60)
+    crowd.request(2, 90)
+    crowd.request(3, 40)
     await settle()
     assert crowd.order == [1]
     crowd.cancel(0)
@@ -118,7 +118,7 @@ async def test_a_request_that_is_cancelled_as_it_is_granted_takes_no_room() -> N
     assert admission.waiting == 0
 
 
-async def test_a_full_queue_refuses_at_once_and_a_wait_without_end_fails_at_the_deadline() -> None:
+async def test_a_full_queue_refuses_at_once_and_a_queued_request_fails_at_its_deadline() -> None:
     admission = Admission(1, 10, 1)
     inside = await admission.reserve(1, 1, NEVER_S)
     waiting = asyncio.create_task(admission.reserve(1, 1, asyncio.get_running_loop().time() + 0.05))
@@ -206,7 +206,7 @@ async def test_no_request_is_refused_as_late_while_no_pace_is_known() -> None:
     await waiting
 
 
-async def test_a_full_queue_says_when_it_will_be_served() -> None:
+async def test_the_refusal_of_a_full_queue_says_when_to_retry() -> None:
     admission, _ = await busy(queue=2)
     waiting = [asyncio.create_task(admission.reserve(10, 20, NEVER_S)) for _ in range(2)]
     await settle()

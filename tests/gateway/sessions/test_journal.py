@@ -1,4 +1,4 @@
-"""The journal's demand and summaries of recoveries, over a given past."""
+"""The demand and the summaries of recoveries that the journal computes from given arrivals and moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replicas are on nodes that may have them, within their room, and follow the session every few positions."""
+"""Replicas are on allowed nodes, within the free memory, and are extended every few positions."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def features() -> tuple[BlockFeatures, ...]:
 
 
 @given(placements, st.sets(st.sampled_from(NODES)), st.dictionaries(st.sampled_from(CACHED), st.sampled_from(NODES)))
-def test_a_replica_is_never_on_its_host_nor_on_a_node_that_may_not_have_it(
+def test_a_replica_is_neither_on_the_host_of_its_block_nor_on_a_forbidden_node(
     placement: list[str], connected: set[str], current: dict[int, str]
 ) -> None:
     chosen = choose_stand_bys(cluster({}), features(), placement, connected, current)
     assert all(chosen[block] in connected - {placement[block]} for block in chosen)
     assert chosen.get(1, "alpha") in ("alpha", "beta")
-    for block in set(chosen) & set(current):  # a replica stays where it is if it may
+    for block in set(chosen) & set(current):  # a replica that is allowed does not move
         allowed = current[block] in connected - {placement[block]} and (
             block != 1 or current[block] in ("alpha", "beta")
         )
@@ -100,7 +100,7 @@ async def test_a_copy_begins_once_enough_positions_were_added() -> None:
         replicas.advance(ROUTE, 0, position, may_begin=True)
         await settle()
     assert ranges(alpha) == ranges(beta) == [(0, 4), (4, 8)]
-    # Delta may not have block 1, which is private.
+    # Block 1 is private, so delta may not store it.
     assert list(alpha.requests[0].target) == ["", "beta", "beta", "", "", ""]
     assert list(beta.requests[0].target) == ["", "", "", "delta", "delta", ""]
     assert replicas.nodes == {"beta", "delta"}

@@ -1,4 +1,4 @@
-"""Which caches are transferred, for a move and after a loss, whatever nodes hold."""
+"""The transfers of caches for a move and after a loss, for any caches that nodes hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ helds = st.dictionaries(st.sampled_from(NODES), lengths)
 
 
 @given(helds, placements, st.lists(st.integers(1, 12), max_size=12))
-def test_as_many_whole_passes_are_restored_as_every_block_has_somewhere(
+def test_every_whole_pass_is_restored_that_some_node_holds_for_each_block(
     held: dict[str, dict[int, int]], placement: list[str], steps: list[int]
 ) -> None:
     plan = plan_restore(held, placement, CACHED, steps)

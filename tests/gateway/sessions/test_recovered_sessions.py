@@ -58,7 +58,7 @@ async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
 
 
 async def in_the_middle(nodes: InProcessCluster, streams: int, act: Callable[[], Awaitable[None]]) -> list[list[int]]:
-    """The tokens of so many streams, in the middle of which `act` is called."""
+    """The tokens of `streams` streams, in the middle of which `act` is called."""
     running = [asyncio.create_task(generate(nodes.sessions, generation_request(NEW_TOKENS))) for _ in range(streams)]
 
     async def half_done() -> bool:
@@ -159,13 +159,13 @@ async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_o
 ) -> None:
     replicas: dict[str, set[int]] = {name: set() for name in NODES}
 
-    async def look() -> None:
+    async def check() -> None:
         for name in NODES:
             state = await nodes.state(name)
             replicas[name] |= set(state.copies)
             assert state.held_bytes <= state.memory_bytes
 
-    await in_the_middle(nodes, 2, look)
+    await in_the_middle(nodes, 2, check)
     assert set().union(*replicas.values()) == set(LAYERS)
     private = set(nodes.private) & set(LAYERS)
     assert private
@@ -176,11 +176,11 @@ async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_o
 async def test_a_drained_node_gets_no_replicas(nodes: InProcessCluster, controller: Controller) -> None:
     nodes.sessions.reconfigure(nodes.config, nodes.features, frozenset({D}))
 
-    async def look() -> None:
+    async def check() -> None:
         assert (await nodes.state(D)).copies == ()
         assert (await nodes.state(B)).copies
 
-    await in_the_middle(nodes, 1, look)
+    await in_the_middle(nodes, 1, check)
 
 
 async def test_a_lost_stand_by_node_is_replaced(nodes: InProcessCluster, controller: Controller) -> None:
@@ -205,11 +205,11 @@ async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
     await controller.membership.introduce()
     await deploy(controller, [A, A, B, B, C, C, A, A])  # two layers each with their reserved caches: no replica fits
 
-    async def look() -> None:
+    async def check() -> None:
         states = [await nodes.state(name) for name in (A, B, C)]
         assert [state.copies for state in states] == [(), (), ()]
 
-    answers = await in_the_middle(nodes, 8, look)
+    answers = await in_the_middle(nodes, 8, check)
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 8
     assert {record.copied_bytes for record in nodes.sessions.records(0)} == {0}
     await controller.stop()

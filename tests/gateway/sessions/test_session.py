@@ -59,7 +59,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_passes_continue_on_the_old_route_until_the_caches_are_copied() -> None:
+async def test_passes_continue_on_the_old_route_until_the_caches_are_transferred() -> None:
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 1)
@@ -81,7 +81,7 @@ async def test_passes_continue_on_the_old_route_until_the_caches_are_copied() ->
     assert [(move.epoch, move.cache_bytes, move.replayed) for move in gateway.record().moves] == [(2, 200, False)]
 
 
-async def test_a_further_round_is_copied_in_the_background_while_rounds_become_shorter() -> None:
+async def test_rounds_are_sent_in_the_background_while_they_become_shorter() -> None:
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 1)
@@ -178,7 +178,7 @@ async def test_when_caches_cannot_be_restored_three_times_every_pass_is_replayed
     await stream.aclose()
 
 
-async def test_an_answer_to_an_older_attempt_is_not_taken_for_that_of_the_current_pass() -> None:
+async def test_an_answer_to_an_older_attempt_is_ignored() -> None:
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 2)

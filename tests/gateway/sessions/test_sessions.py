@@ -1,4 +1,4 @@
-"""Sessions over real nodes on one event loop: their tokens are right, and nothing is left when they end."""
+"""Sessions over real nodes on one event loop: their tokens are right, and they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ async def test_demand_blends_the_declared_with_the_observed(nodes: InProcessClus
     for _ in range(10):
         await generate(nodes.sessions, generation_request(2, (3,) * 20))
     (seen,) = nodes.sessions.demand(10.0)
-    # Ten observed requests count as much as ten seconds at the declared one a second.
+    # Ten observed requests weigh as much as the declared demand: ten seconds at one request a second.
     assert seen.prompt_tokens == pytest.approx((20 + 8) / 2)
     assert seen.new_tokens == pytest.approx((2 + 8) / 2)
     assert seen.rate_rps == pytest.approx(20 / 20)

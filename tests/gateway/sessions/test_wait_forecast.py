@@ -23,7 +23,7 @@ def crowds(draw: st.DrawFn) -> tuple[list[Work], list[Work]]:
 
 
 def second_by_second(running: list[Work], queue: list[Work]) -> int:
-    """The oracle: simulate every second, and note when the last request of the queue is served."""
+    """The expected wait: simulate every second until the last request of the queue is served."""
     ends = [(int(work.seconds), work.tokens) for work in running]
     waiting = list(queue)
     for now_s in range(1000):
@@ -92,14 +92,14 @@ def test_old_times_do_not_count_and_without_recent_ones_there_is_no_forecast() -
 
 
 @given(
-    noted=st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 10)), min_size=1, max_size=60),
+    recorded=st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 10)), min_size=1, max_size=60),
     made=st.integers(1, 9),
 )
 def test_the_pace_lies_between_the_fastest_and_the_slowest_recent_times(
-    noted: list[tuple[float, float]], made: int
+    recorded: list[tuple[float, float]], made: int
 ) -> None:
     pace, now_s, times = Pace(10.0), 0.0, []
-    for pause_s, took_s in noted:
+    for pause_s, took_s in recorded:
         now_s += pause_s
         pace.next_token(now_s, took_s)
         times.append((now_s, took_s))
