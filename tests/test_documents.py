@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,14 +79,12 @@ def test_every_name_of_the_glossary_is_used_in_the_code() -> None:
 
 
 def test_every_message_of_the_troubleshooting_table_is_in_the_code() -> None:
-    joined = re.sub(
-        r'"\s*\n\s*f?"', "", code_of("src", "tasks", "flows")
-    )  # string literals that continue on the next line
+    texts = literals("src", "tasks", "flows")
     table = (ROOT / "docs/operations.md").read_text().partition("## Troubleshooting")[2]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
     messages = [span for cell in cells for span in CODE_SPAN.findall(cell) if " " in span]
     parts = [part.strip(" :") for message in messages for part in re.split(r"\.\.\.|\b[A-Z]+\b", message)]
-    unknown = [part for part in parts if part not in joined]
+    unknown = [part for part in parts if part not in texts]
     assert messages
     assert not unknown, "\n".join(unknown)
 
@@ -173,6 +172,22 @@ def source_names() -> Iterator[str]:
 def code_of(*folders: str) -> str:
     """The text of every source file below these folders."""
     return "\n".join(path.read_text() for path in source_files(*folders))
+
+
+def literals(*folders: str) -> str:
+    """Every string literal of the code below these folders, except docstrings, on a line of its own."""
+    nodes = [
+        node
+        for file in source_files(*folders)
+        if file.suffix == ".py"
+        for node in ast.walk(ast.parse(file.read_text()))
+    ]
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    return "\n".join(
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    )
 
 
 def without_suffix(name: str) -> str:

@@ -6,22 +6,19 @@ complete, and changes must succeed once there is room.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.chaos.controller_crashes import FIRST, SECOND
-from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, running_trial
+from benchmarks.chaos.crashing_controller import NEW_TOKENS, PROMPT, Trial, running_trial
 from benchmarks.chaos.findings import Finding
 from resplit.errors import ResplitError
-from resplit.model.source import obtain
+from resplit.model.source import StoredModel, obtain
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from tests.support.cluster import load_unsplit, make_model, reference
+from tests.support.full_disk import full_disk
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:
@@ -29,35 +26,10 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     stored = make_model(folder)
     expected = reference(load_unsplit(stored), list(PROMPT), NEW_TOKENS)
     model = obtain(str(stored), folder / "models")
-    messages: dict[str, str] = {}
-    wrong: list[str] = []
     async with running_trial(model, expected, folder) as trial:
-        await trial.check()
-        live = trial.controller.live
-        with full_disk():
-            try:
-                await trial.deploy(SECOND)
-            except ResplitError as error:
-                messages["epoch log"] = str(error)
-        if trial.controller.live != live:
-            wrong.append("the live epoch changed")
-        wrong += await trial.check()
-        await trial.deploy(SECOND)
-        wrong += await trial.check()
-        await trial.crash()
-        await trial.resume()
-        wrong += await trial.check()
-        await trial.deploy(FIRST)
-        wrong += await trial.check()
-    keys = folder / "other.json"
-    with full_disk():
-        try:
-            package(model, Registry(str(folder / "other")), Keyring(keys))
-        except (ResplitError, OSError) as error:
-            messages["registry and keyring"] = f"{type(error).__name__}: {error}"
-    if keys.exists():
-        json.loads(keys.read_text())
-    package(model, Registry(str(folder / "other")), Keyring(keys))
+        log_message, wrong = await change_on_full_disk(trial)
+    refusals = {"epoch log": log_message, "registry and keyring": package_on_full_disk(model, folder)}
+    messages = {what: message for what, message in refusals.items() if message}
     return [
         Finding("full_disk", "writes refused with a reason", f"{len(messages)} of 2", "2", met=len(messages) == 2),
         Finding("full_disk", "violations before or after", f"{len(wrong)} {wrong[:1] or ''}", "0", met=not wrong),
@@ -65,14 +37,39 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     ]
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process can grow, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+async def change_on_full_disk(trial: Trial) -> tuple[str, list[str]]:
+    """Change the placement on a full disk, then with room, and after a restart.
+
+    Returns the message of the refusal ("" if there was none) and the violations found.
+    """
+    message, wrong = "", await trial.check()
+    live = trial.controller.live
+    with full_disk():
+        try:
+            await trial.deploy(SECOND)
+        except ResplitError as error:
+            message = str(error)
+    if trial.controller.live != live:
+        wrong.append("the live epoch changed")
+    wrong += await trial.check()
+    await trial.deploy(SECOND)
+    wrong += await trial.check()
+    await trial.crash()
+    await trial.resume()
+    wrong += await trial.check()
+    await trial.deploy(FIRST)
+    return message, wrong + await trial.check()
+
+
+def package_on_full_disk(model: StoredModel, folder: Path) -> str:
+    """Package a model on a full disk, then with room. Returns the message of the refusal, "" if there was none."""
+    message, keys = "", folder / "other.json"
+    with full_disk():
+        try:
+            package(model, Registry(str(folder / "other")), Keyring(keys))
+        except (ResplitError, OSError) as error:
+            message = f"{type(error).__name__}: {error}"
+    if keys.exists():
+        json.loads(keys.read_text())
+    package(model, Registry(str(folder / "other")), Keyring(keys))
+    return message

@@ -145,6 +145,19 @@ class Client:
         return median(o.took_s if o.status == 200 else math.inf for o in self.outcomes[before:])
 
 
+@dataclass(frozen=True)
+class Measurements:
+    """The results of one overload. Rates are per second; latencies are those of a lone request."""
+
+    served_rps: float  # at saturation
+    served_tokens_ps: float  # at saturation
+    tokens_ps: float  # under overload
+    before_s: float
+    after_s: float
+    drained_s: float  # from the last arrival to the last answer
+    outcomes: list[Outcome]
+
+
 @dataclass
 class ClusterPeaks:
     """The highest values seen inside the cluster, sampled once a second."""
@@ -182,25 +195,44 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             httpx.AsyncClient(base_url=cluster.url, timeout=60, limits=limits) as http,
             sampling(cluster) as usage,
         ):
-            client, peaks = Client(http, expected), ClusterPeaks()
-            before_s = await client.lone_latency_s()
-            served_rps, served_tokens_ps = await client.capacity(max(8.0, 30.0 * scale))
-            client.outcomes.clear()
-            sampling_task = asyncio.create_task(peaks.keep_sampling(cluster, http))
-            begun_s = time.monotonic()
-            await client.load(OVERLOAD * served_rps, max(15.0, LASTS_S * scale))
-            ended_s = time.monotonic()
-            draining = asyncio.create_task(client.drained())
-            await asyncio.sleep(_NORMAL_AFTER_S)
-            later = Client(http, expected)
-            after_s = await later.lone_latency_s()
-            drained_s = await draining - ended_s
-            sampling_task.cancel()
-            outcomes = client.outcomes
+            peaks = ClusterPeaks()
+            measured = await measure(cluster, http, expected, peaks, scale)
         await poll_until(lambda: not any(node.sessions for node in control.status().nodes), 10)
         state_after = control.status()
-    tokens_ps = sum(outcome.tokens for outcome in outcomes) / (ended_s + drained_s - begun_s)
-    (folder / "outcomes.json").write_text(json.dumps([vars(outcome) for outcome in outcomes]))
+    (folder / "outcomes.json").write_text(json.dumps([vars(outcome) for outcome in measured.outcomes]))
+    return [
+        *_rate_findings(measured),
+        *_request_findings(measured.outcomes, measured.served_rps),
+        *_refusal_findings([outcome for outcome in measured.outcomes if outcome.status == 429]),
+        *_peak_findings(peaks, state_after),
+        *_recovery_findings(measured),
+        *usage.findings("overload"),
+    ]
+
+
+async def measure(
+    cluster: Cluster, http: httpx.AsyncClient, expected: list[list[int]], peaks: ClusterPeaks, scale: float
+) -> Measurements:
+    """Saturate the cluster, then overload it, and measure a lone request before and after. Fills `peaks`."""
+    client = Client(http, expected)
+    before_s = await client.lone_latency_s()
+    served_rps, served_tokens_ps = await client.capacity(max(8.0, 30.0 * scale))
+    client.outcomes.clear()
+    sampling_task = asyncio.create_task(peaks.keep_sampling(cluster, http))
+    begun_s = time.monotonic()
+    await client.load(OVERLOAD * served_rps, max(15.0, LASTS_S * scale))
+    ended_s = time.monotonic()
+    draining = asyncio.create_task(client.drained())
+    await asyncio.sleep(_NORMAL_AFTER_S)
+    after_s = await Client(http, expected).lone_latency_s()
+    drained_s = await draining - ended_s
+    sampling_task.cancel()
+    tokens_ps = sum(outcome.tokens for outcome in client.outcomes) / (ended_s + drained_s - begun_s)
+    return Measurements(served_rps, served_tokens_ps, tokens_ps, before_s, after_s, drained_s, client.outcomes)
+
+
+def _rate_findings(measured: Measurements) -> list[Finding]:
+    served_rps, tokens_ps, served_tokens_ps = measured.served_rps, measured.tokens_ps, measured.served_tokens_ps
     return [
         Finding(
             "overload",
@@ -214,9 +246,13 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             ">= 0.8",
             met=tokens_ps >= 0.8 * served_tokens_ps,
         ),
-        *_request_findings(outcomes, served_rps),
-        *_peak_findings(peaks, state_after),
-        Finding("overload", "time from the last arrival to the last answer", f"{drained_s:.1f} s"),
+    ]
+
+
+def _recovery_findings(measured: Measurements) -> list[Finding]:
+    before_s, after_s = measured.before_s, measured.after_s
+    return [
+        Finding("overload", "time from the last arrival to the last answer", f"{measured.drained_s:.1f} s"),
         Finding(
             "overload",
             f"latency of a request {_NORMAL_AFTER_S:g} s after the last arrival, relative to one before the load",
@@ -224,15 +260,12 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             "<= 1.25",
             met=after_s <= 1.25 * before_s,
         ),
-        *usage.findings("overload"),
     ]
 
 
 def _request_findings(outcomes: list[Outcome], served_rps: float) -> list[Finding]:
     statuses = Counter(outcome.status for outcome in outcomes)
     served = {name: [o.took_s for o in outcomes if (o.request_class, o.status) == (name, 200)] for name in NEW_TOKENS}
-    refused = [outcome for outcome in outcomes if outcome.status == 429]
-    at_once = sum(outcome.took_s <= 0.25 for outcome in refused) / max(1, len(refused))
     # The time to serve all sessions and the whole queue, doubled because requests differ in length.
     bound_s = 2 * (SESSIONS + QUEUE) / served_rps
     return [
@@ -264,9 +297,18 @@ def _request_findings(outcomes: list[Outcome], served_rps: float) -> list[Findin
         ),
         Finding(
             "overload",
-            "time to a 429",
-            spread([outcome.took_s for outcome in refused]),
+            "streams with wrong tokens",
+            f"{sum(not o.right for o in outcomes)} streams",
+            "0",
+            all(o.right for o in outcomes),
         ),
+    ]
+
+
+def _refusal_findings(refused: list[Outcome]) -> list[Finding]:
+    at_once = sum(outcome.took_s <= 0.25 for outcome in refused) / max(1, len(refused))
+    return [
+        Finding("overload", "time to a 429", spread([outcome.took_s for outcome in refused])),
         Finding(
             "overload",
             "429 within 250 ms of the arrival (the others waited in the queue first)",
@@ -282,13 +324,6 @@ def _request_findings(outcomes: list[Outcome], served_rps: float) -> list[Findin
             f"{spread([o.retry_after_s or 0 for o in refused], 's')}",
             "all",
             met=all((o.retry_after_s or 0) >= 1 for o in refused),
-        ),
-        Finding(
-            "overload",
-            "streams with wrong tokens",
-            f"{sum(not o.right for o in outcomes)} streams",
-            "0",
-            all(o.right for o in outcomes),
         ),
     ]
 
