@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
-
-import pytest
 
 from resplit.control.heartbeat import Heartbeats
 from resplit.errors import NodeLostError
+from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 
 class FakeNode:
@@ -37,29 +35,36 @@ class FakeNode:
 class Watch:
     """Heartbeats of two nodes; `hung` has the name of a node for each time that it was reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: SimulatedClock) -> None:
+        self.clock = clock
         self.nodes = {"one": FakeNode(), "other": FakeNode()}
         self.hung: list[str] = []
         self.beats = Heartbeats(cast("Any", self.nodes), self.hung.append)
 
     async def until(self, condition: Callable[[], bool]) -> float:
-        begun_s = time.monotonic()
+        """Wait until a condition holds; returns the seconds that it took."""
+        begun_s = self.clock.now_s
         async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110
+            while not condition():  # noqa: ASYNC110 - the simulated clock jumps from one look to the next
                 await asyncio.sleep(0.005)
-        return time.monotonic() - begun_s
+        return self.clock.now_s - begun_s
 
 
-@pytest.fixture
-async def watch() -> AsyncIterator[Watch]:
-    watch = Watch()
-    task = asyncio.create_task(watch.beats.run())
-    await asyncio.sleep(0.3)
-    yield watch
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+def watched(scenario: Callable[[Watch], Awaitable[None]]) -> Callable[[], None]:
+    """Make a test of a scenario, which runs on a simulated clock beside heartbeats that run for 0.3 s already."""
+
+    async def run(clock: SimulatedClock) -> None:
+        watch = Watch(clock)
+        task = asyncio.create_task(watch.beats.run())
+        await asyncio.sleep(0.3)
+        await scenario(watch)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    return lambda: run_simulated(run)
 
 
+@watched
 async def test_a_hanging_node_is_noticed_once_within_a_second(watch: Watch) -> None:
     watch.nodes["one"].awake.clear()
     assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
@@ -71,10 +76,11 @@ async def test_a_hanging_node_is_noticed_once_within_a_second(watch: Watch) -> N
     await watch.until(lambda: watch.hung == ["one", "one"])
 
 
+@watched
 async def test_a_gateway_with_slightly_late_timers_notices_as_soon(watch: Watch) -> None:
     async def keep_busy() -> None:
         while True:
-            time.sleep(0.04)  # noqa: ASYNC251 - other work in the event loop
+            watch.clock.now_s += 0.04  # other work in the event loop
             await asyncio.sleep(0)
 
     busy = asyncio.create_task(keep_busy())
@@ -84,6 +90,7 @@ async def test_a_gateway_with_slightly_late_timers_notices_as_soon(watch: Watch)
     busy.cancel()
 
 
+@watched
 async def test_a_hang_does_not_lengthen_the_wait_for_the_next_one(watch: Watch) -> None:
     watch.nodes["one"].awake.clear()
     await watch.until(lambda: watch.hung == ["one"])
@@ -94,17 +101,20 @@ async def test_a_hang_does_not_lengthen_the_wait_for_the_next_one(watch: Watch) 
     assert await watch.until(lambda: watch.hung == ["one", "one"]) < 1.0
 
 
+@watched
 async def test_a_node_that_became_slow_is_reported_twice_at_most(watch: Watch) -> None:
     watch.nodes["one"].delay_s = 0.7
     await asyncio.sleep(6)
     assert len(watch.hung) <= 2
 
 
+@watched
 async def test_an_unreachable_node_counts_as_silent(watch: Watch) -> None:
     watch.nodes["other"].down = True
     assert await watch.until(lambda: watch.beats.silent == {"other"}) < 1.0
 
 
+@watched
 async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
     watch.nodes["one"].awake.clear()
     for _ in range(12):
@@ -113,12 +123,14 @@ async def test_a_token_counts_as_a_sign_of_life(watch: Watch) -> None:
     assert watch.hung == []
 
 
+@watched
 async def test_a_slow_but_steady_node_is_not_reported(watch: Watch) -> None:
     watch.nodes["one"].delay_s = 0.3
     await asyncio.sleep(2.5)
     assert watch.hung == []
 
 
+@watched
 async def test_a_node_with_irregular_answers_gets_a_longer_limit(watch: Watch) -> None:
     for delay_s in (0.3, 0.01, 0.4, 0.01, 0.6, 0.7):
         watch.nodes["one"].delay_s = delay_s
@@ -126,6 +138,7 @@ async def test_a_node_with_irregular_answers_gets_a_longer_limit(watch: Watch) -
     assert watch.hung == []
 
 
+@watched
 async def test_the_limit_is_longer_when_no_node_answers_at_all(watch: Watch) -> None:
     for node in watch.nodes.values():
         node.awake.clear()
@@ -134,12 +147,14 @@ async def test_the_limit_is_longer_when_no_node_answers_at_all(watch: Watch) -> 
     await watch.until(lambda: set(watch.hung) == {"one", "other"})
 
 
-async def test_a_gateway_that_stood_still_itself_reports_no_node(watch: Watch) -> None:
-    time.sleep(2.0)  # noqa: ASYNC251 - the event loop must stall
+@watched
+async def test_no_node_is_reported_after_the_gateway_itself_stalled(watch: Watch) -> None:
+    watch.clock.now_s += 2.0
     await asyncio.sleep(0.5)
     assert watch.hung == []
 
 
+@watched
 async def test_a_node_that_joins_later_is_watched_too(watch: Watch) -> None:
     late = FakeNode()
     late.awake.clear()

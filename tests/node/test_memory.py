@@ -1,4 +1,4 @@
-"""Memory accounting: what fits, what is refused, and which KV replicas are freed to make room."""
+"""Memory accounting: blocks and caches fit or are refused, and KV replicas are freed to make room."""
 
 from __future__ import annotations
 

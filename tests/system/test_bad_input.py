@@ -1,4 +1,4 @@
-"""Errors in commands and cluster files: one line says what is wrong and where, and nothing keeps running."""
+"""Errors in commands and cluster files: one line names the error and its place, and no process keeps running."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,32 +11,7 @@ from hypothesis import strategies as st
 
 from resplit.errors import CapacityError
 from resplit.wire.links import Link, Sender, Shape
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose clock is moved by hand until `timers_run`; then each timer is due as soon as it is next."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        super().__init__()
-
-    def time(self) -> float:
-        return self.now_s
-
-    def _run_once(self) -> None:
-        # Nothing is ready: jump to the next timer instead of waiting for it.
-        if not self._ready and self._scheduled:
-            self.now_s = max(self.now_s, self._scheduled[0].when())
-        super()._run_once()
-
-
-def on_clock(test: Callable[[Clock], Coroutine[Any, Any, None]]) -> None:
-    loop = Clock()
-    try:
-        loop.run_until_complete(test(loop))
-    finally:
-        loop.close()
-
+from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 SHAPES = st.builds(Shape, st.floats(0, 1), st.floats(1e3, 1e9))
 MESSAGES = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 10**6)), min_size=1, max_size=20)
@@ -49,7 +22,7 @@ MESSAGES = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 10**6)), min_size=
 def test_messages_keep_their_order_within_bandwidth_and_latency(
     shape: Shape, messages: list[tuple[float, int]]
 ) -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         link, sent, due = Link(shape), [], []
         for pause_s, size in messages:
             clock.now_s += pause_s
@@ -69,46 +42,46 @@ def test_messages_keep_their_order_within_bandwidth_and_latency(
             ]
             assert due[last] == pytest.approx(max(bounds) + shape.latency_s, abs=1e-9)
 
-    on_clock(check)
+    run_simulated(check)
 
 
 @settings(max_examples=100, deadline=None)
 @given(before=SHAPES, after=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
 def test_no_message_overtakes_another_when_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         link = Link(before)
         early = [link.due_s(size) for size in sizes]
         link.shape = after
         late = [link.due_s(size) for size in sizes]
         assert early + late == sorted(early + late)
 
-    on_clock(check)
+    run_simulated(check)
 
 
 def test_a_link_without_a_shape_delays_nothing() -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         clock.now_s = 3.0
         assert Link().due_s(10**9) == 3.0
         await Link().cross(10**9)
         assert clock.now_s == 3.0
 
-    on_clock(check)
+    run_simulated(check)
 
 
 def test_an_idle_link_saves_up_no_bandwidth() -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         link = Link(Shape(0.5, 100.0))
         assert link.due_s(100) == 1.5
         clock.now_s = 10.0
         assert link.due_s(100) == 11.5
 
-    on_clock(check)
+    run_simulated(check)
 
 
 @settings(max_examples=50, deadline=None)
 @given(shape=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
 def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[int]) -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         arrived: list[tuple[int, float]] = []
 
         async def send(number: int) -> None:
@@ -125,7 +98,7 @@ def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[in
         clock.now_s = 0.0
         assert [at for _, at in arrived] == pytest.approx([twin.due_s(size) for size in sizes])
 
-    on_clock(check)
+    run_simulated(check)
 
 
 async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
@@ -156,17 +129,17 @@ async def test_a_failed_connection_ends_the_sender() -> None:
 
 
 def test_a_slow_link_is_slow_for_large_messages_only() -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         link = Link(Shape(0.002, 1e6))
         assert link.due_s(0) == pytest.approx(0.002)
         assert Link(Shape(0.002, 1e6)).due_s(10**6) == pytest.approx(1.002)
         assert math.isclose(Link(Shape(0.002, 1e9)).due_s(10**6), 0.003)
 
-    on_clock(check)
+    run_simulated(check)
 
 
 def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
-    async def check(clock: Clock) -> None:
+    async def check(clock: SimulatedClock) -> None:
         link = Link(Shape(5.0, 1e6))  # the latency is long, but a message on its way does not count
         await link.idle()
         assert clock.now_s == 0.0
@@ -175,4 +148,4 @@ def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
         assert clock.now_s == pytest.approx(0.1)
         assert link.due_s(0) == pytest.approx(5.1)
 
-    on_clock(check)
+    run_simulated(check)

@@ -47,8 +47,8 @@ class Deployment:
         self.history: list[LiveEpoch] = []
         # Why `live` cannot serve although its nodes answer. None whenever an epoch has just gone live.
         self.broken: str | None = None
-        # Held while an epoch is proposed or prepared, so at most one is. Outside, every epoch is committed or aborted,
-        # except one that could not be aborted in the log; it is aborted before the next one is proposed.
+        # Held while an epoch is proposed or prepared, so that there is at most one such epoch. While it is free, every
+        # epoch is committed or aborted, except one whose abort could not be logged. That one is aborted first.
         self._changing = asyncio.Lock()
         # No session uses an epoch before this one, and nodes free the earlier ones. It only rises, up to `live`.
         self._oldest_used = 0

@@ -38,7 +38,7 @@ class Membership:
         self.introduced = False  # from then on, each node that answers is welcomed
 
     async def introduce(self) -> None:
-        """Connect every node that answers to the others; each measures its links. Aborts an unfinished epoch first."""
+        """Abort an unfinished epoch, then connect the nodes that answer to one another. Each measures its links."""
         await self._deployment.abort_unfinished()
         self.introduced = True
         await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)

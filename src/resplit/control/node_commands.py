@@ -68,7 +68,10 @@ class NodeCommands:
         return Prepare(route, replace_current, self._model.spec, rules.private, rules.cluster.kv_tokens, shards)
 
     def profile(self, node: str, rules: PlacementRules) -> Profile:
-        """The command that has a node time one block of each kind that it may hold. Blocks of a kind are equal."""
+        """The command that has a node time one block of each kind that it may hold.
+
+        One block is enough, because blocks of a kind take equal times.
+        """
         trusted = node in rules.cluster.trusted
         first_of_kind: dict[str, int] = {}
         for index, block in enumerate(rules.features):

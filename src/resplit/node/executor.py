@@ -176,7 +176,7 @@ class Executor:
         return values if token is None else token
 
     def _record(self, work: SegmentPass, ends_s: list[float]) -> None:
-        """Keep the timing of one block of each kind, in each pass of another block: blocks of a kind are equal.
+        """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
 
         Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`.
         """

@@ -43,7 +43,7 @@ def _limited(handle: Any) -> Any:
         incoming.recv_data = receive_bounded
         try:
             await handle(stream)
-        except (DecodeError, NotImplementedError):  # the second one: a compressed message
+        except (DecodeError, NotImplementedError):  # malformed, or compressed
             raise _malformed() from None
 
     return limited_handle

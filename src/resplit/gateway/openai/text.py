@@ -76,7 +76,7 @@ class Detokenizer:
 
     def __init__(self, text: Text) -> None:
         self._text = text
-        self._ids: list[int] = []  # the tokens of the last piece, then those that are not shown yet
+        self._ids: list[int] = []  # the tokens of the last piece, then the tokens not shown yet
         self._shown = 0  # how many of them belong to the last piece
 
     def push(self, token_id: int) -> str:
@@ -102,8 +102,8 @@ class Detokenizer:
 class StopStrings:
     """Passes text on up to the first complete stop string, and holds back text that may become one.
 
-    Of several stop strings the one that is complete first counts (the longest of those that end together). So the
-    result does not depend on how the text was cut into pieces.
+    Of several stop strings, the one that is complete first counts; if several end together, the longest. So the result
+    does not depend on how the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
