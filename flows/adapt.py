@@ -73,7 +73,7 @@ def _tick(client: ControlClient, state: Path, window_s: float, settings: Setting
             telemetry, cluster.node_names, live.features, now_s, state / "quarantine", live.unused, Need(reports=1)
         )
         # The held-out errors of the profile are kept: a few seconds of service are too little to estimate them.
-        cost = fit(valid.telemetry, live.features, state / "cost.json", judge=False)
+        cost = fit(valid.telemetry, live.features, state / "cost.json", hold_out=False)
     except DataError as error:
         _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
         client.log_decision(Decision(now_s, "keep", str(error)).to_json())

@@ -114,10 +114,10 @@ def report(params: Params) -> None:
     )
 
     @flow(name="report")
-    def written() -> str:
+    def write() -> str:
         return publish(records, params, cluster, STATE, REPORTS, extras)
 
-    sys.stdout.write(f"{written()}\n")
+    sys.stdout.write(f"{write()}\n")
 
 
 STAGES: dict[str, Callable[[Params], None]] = {

@@ -49,22 +49,23 @@ def serving(store: Path, address: str, port: int) -> Iterator[None]:
     # In a process group of its own, so that the workers of the server can be stopped with it.
     process = subprocess.Popen(command, env=os.environ | quiet, start_new_session=True, stdout=subprocess.DEVNULL)
     try:
-        wait_for(address + "/health", seconds=60)
+        wait_for(address + "/health", timeout_s=60)
         yield
     finally:
         os.killpg(process.pid, 15)
         process.wait(timeout=20)
 
 
-def wait_for(url: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
+def wait_for(url: str, timeout_s: float) -> None:
+    """Wait until `url` answers; exit after `timeout_s` seconds."""
+    end = time.monotonic() + timeout_s
     while True:
         try:
             with urllib.request.urlopen(url, timeout=2):
                 return
         except OSError:
             if time.monotonic() > end:
-                sys.exit(f"{url} did not answer within {seconds:g} s")
+                sys.exit(f"{url} did not answer within {timeout_s:g} s")
             time.sleep(0.3)
 
 

@@ -48,7 +48,7 @@ class _Suite:
         import great_expectations as gx
 
         self._rules = rules
-        self._batches = _batches()
+        self._batch_definition = _batch_definition()
         self._suite = gx.ExpectationSuite(name)
         for number, rule in enumerate(rules):
             expectation = getattr(gx.expectations, rule.expectation)
@@ -56,7 +56,7 @@ class _Suite:
             self._suite.add_expectation(expectation(column=rule.column, meta={"rule": number}, **arguments))
 
     def failed_rows(self, table: pd.DataFrame) -> list[list[int]]:
-        batch = self._batches.get_batch({"dataframe": table})
+        batch = self._batch_definition.get_batch({"dataframe": table})
         outcome = batch.validate(self._suite, result_format={"result_format": "COMPLETE"})
         failed: list[list[int]] = [[] for _ in self._rules]
         for result in outcome.results:
@@ -75,8 +75,8 @@ def _suite(name: str, nodes: tuple[str, ...], blocks: tuple[str, ...]) -> _Suite
 
 
 @functools.cache
-def _batches() -> Any:  # great_expectations is imported late, because the import takes seconds
-    """What turns a data frame into a batch, in a context in memory."""
+def _batch_definition() -> Any:  # great_expectations is imported late, because the import takes seconds
+    """The definition that makes a batch of a data frame, in a context in memory."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 

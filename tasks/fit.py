@@ -32,13 +32,15 @@ def last_good_model(path: Path) -> CostModel:
         raise DataError(f"{path}: {error}") from error
 
 
-def fit_and_keep(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, judge: bool = True) -> CostModel:
+def fit_and_keep(
+    telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, hold_out: bool = True
+) -> CostModel:
     """Fit the window `telemetry`, with the model at `path` as the guess if there is one, and replace that file.
 
     `features` must be those of the model at `path`. DataError if the telemetry is not sufficient; the file then stays
     unchanged. A file that cannot be read is ignored and replaced.
     """
-    model = fit_cost_model(telemetry, features, _previous(path), judge=judge)
+    model = fit_cost_model(telemetry, features, _previous(path), hold_out=hold_out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, model.to_json())
     _log.info(
@@ -62,6 +64,6 @@ def _previous(path: Path) -> CostModel | None:
 
 
 @task(name="fit", cache_policy=NO_CACHE)
-def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, judge: bool = True) -> CostModel:
+def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, hold_out: bool = True) -> CostModel:
     """`fit_and_keep` as a task."""
-    return fit_and_keep(telemetry, features, path, judge)
+    return fit_and_keep(telemetry, features, path, hold_out)

@@ -5,7 +5,7 @@ import io
 import pytest
 import structlog
 
-from resplit.logs import Expendable, log_to_stderr
+from resplit.logs import LossyStream, log_to_stderr
 
 
 class FullDisk(io.StringIO):
@@ -25,7 +25,7 @@ class FullDisk(io.StringIO):
 
 def test_a_line_on_a_full_disk_is_lost_and_later_lines_are_written() -> None:
     disk = FullDisk()
-    stream = Expendable(disk)
+    stream = LossyStream(disk)
 
     print("one", file=stream, flush=True)
     disk.full = True

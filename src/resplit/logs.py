@@ -8,7 +8,7 @@ import sys
 from typing import TextIO
 
 
-class Expendable:
+class LossyStream:
     """A text stream whose lines may be lost: on a full disk, the program continues without its log."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -39,5 +39,5 @@ def log_to_stderr() -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(Expendable(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=structlog.PrintLoggerFactory(LossyStream(sys.stderr)),  # type: ignore[arg-type]
     )

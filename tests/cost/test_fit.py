@@ -56,16 +56,16 @@ def test_held_out_contexts_are_not_used_by_the_fit_that_they_test(features: Feat
     for row in rows:
         if row["context_tokens"] > 150 or row["tokens"] > 100:  # type: ignore[operator]
             row["seconds"] = 1.5 * float(str(row["seconds"]))
-    judged = fit_cost_model(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": rows}), features)
-    assert judged.held_out_contexts.median == pytest.approx(1 - 1 / 1.5, abs=0.01)
+    fitted = fit_cost_model(Telemetry.from_rows({"nodes": node_rows(MACHINES, [0.0]), "blocks": rows}), features)
+    assert fitted.held_out_contexts.median == pytest.approx(1 - 1 / 1.5, abs=0.01)
 
 
 def test_held_out_error_shows_a_node_that_its_reference_does_not_describe(features: Features) -> None:
     odd = MACHINES | {"cloud": replace(MACHINES["cloud"], per_token_s=(5e-5, 8e-3, 1e-4))}
     nodes = node_rows(MACHINES, [0.0])  # the reference gives a speed of 0.4, but the layers are four times slower
-    judged = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(odd, features)}), features)
-    assert judged.held_out_nodes.p90 is not None
-    assert judged.held_out_nodes.p90 > 0.5
+    fitted = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(odd, features)}), features)
+    assert fitted.held_out_nodes.p90 is not None
+    assert fitted.held_out_nodes.p90 > 0.5
 
 
 def test_a_node_without_block_timings_is_predicted_by_its_reference(features: Features) -> None:
@@ -103,7 +103,7 @@ def test_a_node_that_slowed_down_is_also_slow_for_kinds_that_it_did_not_run_in_t
     unaware = Telemetry(
         frame(node_rows(MACHINES, [9.0]), NODE_COLUMNS), window.links, window.blocks
     )  # its reference was timed before
-    after = fit_cost_model(unaware, features, previous=model, judge=False)
+    after = fit_cost_model(unaware, features, previous=model, hold_out=False)
     assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
     assert _worst(after, features, "home-a", slow["home-a"]) < 0.12
 
@@ -113,14 +113,15 @@ def test_a_single_pass_that_hung_does_not_make_a_node_slow(model: CostModel, fea
     hung = [row | {"seconds": 10 * float(str(row["seconds"]))} for row in rows]
     window = Telemetry.from_rows({"nodes": node_rows(MACHINES, [9.0]), "blocks": hung})
     assert (
-        _worst(fit_cost_model(window, features, previous=model, judge=False), features, "edge", MACHINES["edge"]) < 0.1
+        _worst(fit_cost_model(window, features, previous=model, hold_out=False), features, "edge", MACHINES["edge"])
+        < 0.1
     )
 
 
 def test_the_reference_shows_that_an_idle_node_slowed_down(model: CostModel, features: Features) -> None:
     slow = MACHINES | {"edge": replace(MACHINES["edge"], speed=7.5)}
     window = Telemetry.from_rows({"nodes": node_rows(slow, [9.0])})
-    after = fit_cost_model(window, features, previous=model, judge=False)
+    after = fit_cost_model(window, features, previous=model, hold_out=False)
     assert _worst(after, features, "edge", slow["edge"]) < 0.12
     assert after.links == model.links
 
@@ -137,14 +138,14 @@ def test_the_same_telemetry_gives_the_same_model(model: CostModel, telemetry: Te
     assert fit_cost_model(telemetry, features) == model
 
 
-def test_without_judging_the_errors_are_those_of_the_previous_model(
+def test_without_holding_out_data_the_errors_are_those_of_the_previous_model(
     model: CostModel, telemetry: Telemetry, features: Features
 ) -> None:
     odd = replace(model, held_out_contexts=replace(model.held_out_contexts, median=0.5))
-    after = fit_cost_model(telemetry, features, odd, judge=False)
+    after = fit_cost_model(telemetry, features, odd, hold_out=False)
     assert after.uncertainty == 0.5
     assert after.held_out_nodes == model.held_out_nodes
-    assert fit_cost_model(telemetry, features, judge=False) == model  # there is no previous model
+    assert fit_cost_model(telemetry, features, hold_out=False) == model  # there is no previous model
 
 
 @pytest.mark.parametrize(

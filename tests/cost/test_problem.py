@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, NodeState, node_states, problem_from
-from resplit.cost.per_token import _fold
+from resplit.cost.per_token import _least_squares
 from resplit.planner import solve
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.telemetry import NODE_COLUMNS, frame
@@ -47,7 +47,7 @@ def test_times_per_token_are_never_negative_and_fit_no_worse_than_the_pass_times
     fixed, token, step = (data.draw(st.floats(1e-5, 1e-1)) for _ in range(3))
     request = (fixed + token * prompt + (new - 1) * step)[:, None, None]
     rate = np.ones(classes)
-    prefill, decode = _fold(prompt, new, rate, request, np.array([[step]]))
+    prefill, decode = _least_squares(prompt, new, rate, request, np.array([[step]]))
 
     def misfit(p: float, d: float) -> float:
         return float(np.sum((prompt * p + new * d - request[:, 0, 0]) ** 2 / request[:, 0, 0] ** 2))

@@ -213,5 +213,5 @@ def infeasible(
 
 
 def test_an_unknown_solver_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="'best' is none of relax"):
+    with pytest.raises(ConfigError, match="'best' is not one of relax"):
         solve(tiny_problem(1), solver="best")

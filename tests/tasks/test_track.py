@@ -121,10 +121,10 @@ def test_a_record_that_fails_leaves_no_runs_behind(study: mlflow_store.Study, tm
     assert deleted, "the runs created before the error are deleted"
 
 
-def test_draining_again_replaces_the_log(study: mlflow_store.Study, tmp_path: Path) -> None:
+def test_tracking_decisions_again_replaces_the_log(study: mlflow_store.Study, tmp_path: Path) -> None:
     client = MlflowClient(study.tracking_uri)
     for count in (3, 5):
-        track.drain_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
+        track.track_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
     folder = Path(client.download_artifacts(study.run_id, "decisions", str(tmp_path)))
     assert json.loads((folder / "decisions.json").read_text()) == [
         decision.to_json() for decision in ADAPTIVE.decisions[:5]

@@ -84,7 +84,7 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def judged(
+def checked(
     clean: Telemetry, features: Features, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]]:
     """Telemetry with all bad rows among good ones, its validation, and the table and row of each case."""
@@ -98,9 +98,9 @@ def judged(
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_row_goes_to_quarantine_with_the_reason(
-    judged: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], case: str
+    checked: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], case: str
 ) -> None:
-    _, valid, places = judged
+    _, valid, places = checked
     (table, row), (_, _, reason) = places[case], BAD[case]
     rows = sorted(place[1] for place in places.values() if place[0] == table)
     (path,) = (path for path in valid.quarantine if path.name.startswith(table))
@@ -111,9 +111,9 @@ def test_a_bad_row_goes_to_quarantine_with_the_reason(
 
 @pytest.mark.parametrize("table", TABLES)
 def test_no_good_row_goes_to_quarantine(
-    judged: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], table: str
+    checked: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]], table: str
 ) -> None:
-    dirty, valid, places = judged
+    dirty, valid, places = checked
     good = getattr(dirty, table).drop(index=[row for name, row in places.values() if name == table])
     pd.testing.assert_frame_equal(getattr(valid.telemetry, table), good)
 

@@ -18,13 +18,13 @@ __all__ = ["fit_cost_model"]
 
 
 def fit_cost_model(
-    telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None, *, judge: bool = True
+    telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None, *, hold_out: bool = True
 ) -> CostModel:
     """Fit pass times and links to the window `telemetry`, for the blocks `features`.
 
     `previous` fills the gaps of the window: kinds of block that a node did not run in it (at the node's present speed),
-    and links without messages. `judge` also estimates the held-out errors, which takes as long as the fit; without it
-    they are those of `previous`, if there is one. DataError if window and `previous` together are not sufficient.
+    and links without messages. `hold_out` also estimates the held-out errors, which takes as long as the fit; without
+    it they are those of `previous`, if there is one. DataError if window and `previous` together are not sufficient.
     """
     before = {} if previous is None else previous.reference_s
     reference_s = before | _reference_s(telemetry.nodes)
@@ -35,7 +35,7 @@ def fit_cost_model(
     known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
     pooled = fit_pooled(cells, kinds, reference_s, known)
     nodes = fit_nodes(cells, kinds, reference_s, pooled, known, before)
-    if judge or previous is None:
+    if hold_out or previous is None:
         errors = held_out_contexts(cells, kinds, reference_s), held_out_nodes(cells, kinds, reference_s)
     else:
         errors = previous.held_out_contexts, previous.held_out_nodes

@@ -99,11 +99,11 @@ def fit_nodes(
         rows = cells[cells["node"] == node]
         own = {key: fit for key, fit in previous.items() if key[0] == node and fit.cells > 0}
         drift = _ratio(rows, own) or reference / previous_reference_s.get(node, reference)
-        speed = _ratio(rows, {(node, *key[1:]): fit for key, fit in pooled.items()}) or reference
+        scale_s = _ratio(rows, {(node, *key[1:]): fit for key, fit in pooled.items()}) or reference
         for phase in PHASES:
             for kind in kinds:
                 key = (node, phase, kind)
-                guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, speed)
+                guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, scale_s)
                 mine = rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
                 fitted[key] = _fit(mine, guess, guess) if mine["rows"].sum() >= FEWEST_ROWS else guess
     return fitted
@@ -153,6 +153,6 @@ def _scaled(fit: PassModel, factor: float) -> PassModel:
     )
 
 
-def _adopted(pooled: PassModel, node: str, speed: float) -> PassModel:
-    """The pooled model as the guess for a node of this speed; none of the node's own cells was fitted."""
-    return replace(_scaled(pooled, speed), node=node, cells=0)
+def _adopted(pooled: PassModel, node: str, scale_s: float) -> PassModel:
+    """The pooled model as the guess for a node that takes `scale_s` for one unit of it; no own cells were fitted."""
+    return replace(_scaled(pooled, scale_s), node=node, cells=0)

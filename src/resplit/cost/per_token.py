@@ -13,7 +13,8 @@ from resplit.types import BlockFeatures, FloatArray, RequestClass
 
 __all__ = ["seconds_per_token"]
 
-PULL = 1e-6  # weight of the true decode step, which decides if the classes do not determine both numbers
+# Relative weight of the true decode step, which decides if the classes do not determine both numbers.
+REGULARISATION = 1e-6
 
 
 def seconds_per_token(
@@ -32,7 +33,9 @@ def seconds_per_token(
     step = _pass_s(model, features, nodes, "decode", np.ones_like(new), prompt + new / 2)  # (R, J, N)
     request = prefill_pass + (new - 1)[:, None, None] * step
     share = rate * new / np.sum(rate * new) if rate.sum() > 0 else new / new.sum()
-    return _fold(prompt, new, rate if rate.sum() > 0 else np.ones_like(rate), request, np.tensordot(share, step, 1))
+    return _least_squares(
+        prompt, new, rate if rate.sum() > 0 else np.ones_like(rate), request, np.tensordot(share, step, 1)
+    )
 
 
 def _pass_s(
@@ -57,7 +60,7 @@ def _coefficients(model: CostModel, nodes: Sequence[str], phase: Phase, kind: st
     return np.array([fit.coefficients if fit else (np.nan,) * len(COLUMNS) for fit in fits])
 
 
-def _fold(
+def _least_squares(
     prompt: FloatArray, new: FloatArray, rate: FloatArray, request_s: FloatArray, step_s: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """P, D (J, N) that minimise sum_r w_r (p_r P + g_r D - S_r)^2 with w_r = rate_r / S_r^2, P >= 0 and D >= 0.
@@ -69,10 +72,10 @@ def _fold(
     p, g = prompt[:, None, None], new[:, None, None]
     pp, pg, gg = (weight * p * p).sum(axis=0), (weight * p * g).sum(axis=0), (weight * g * g).sum(axis=0)
     ps, gs = (weight * p * request_s).sum(axis=0), (weight * g * request_s).sum(axis=0)
-    pulled_gg, pulled_gs = gg * (1 + PULL), gs + PULL * gg * step_s
-    determinant = pp * pulled_gg - pg**2
-    prefill = (ps * pulled_gg - pulled_gs * pg) / determinant
-    decode = (pulled_gs * pp - ps * pg) / determinant
+    regular_gg, regular_gs = gg * (1 + REGULARISATION), gs + REGULARISATION * gg * step_s
+    determinant = pp * regular_gg - pg**2
+    prefill = (ps * regular_gg - regular_gs * pg) / determinant
+    decode = (regular_gs * pp - ps * pg) / determinant
     only_decode, only_prefill = prefill < 0, decode < 0
     return (
         np.where(only_prefill, ps / pp, np.where(only_decode, 0.0, prefill)),

@@ -29,7 +29,7 @@ from resplit.types import Plan, Problem
 
 __all__ = ["decide"]
 
-BEYOND_CHANCE = 2.0  # standard errors
+SIGNIFICANT = 2.0  # standard errors; a smaller excess of latency may be chance
 Solve = Callable[..., Plan]
 
 
@@ -53,14 +53,14 @@ def decide(
         raise DataError("there is no current placement to decide about: deploy a first plan")
     current = price_current(problem, settings)
     plans = [_best_plan(problem, action, current, settings, solve) for action in ("redistribute", "re-split")]
-    rollback = _rollback(problem, current, settings, history, measured, now_s)
+    rollback = _failed_trial_rollback(problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
     if rollback is not None:
-        choice = _roll_back(rollback, history, measured)
+        choice = _choose_rollback(rollback, history, measured)
     elif current.broken:
-        choice = _leave_broken(current, plans)
+        choice = _choose_escape(current, plans)
     else:
-        choice = _best_net_gain(current, plans, measured, hysteresis)
+        choice = _choose_net_gain(current, plans, measured, hysteresis)
     return Decision(
         at_s=now_s,
         action=choice.chosen.action,
@@ -102,11 +102,11 @@ class _Hysteresis:
             return "it was rolled back recently"
         if not current.exceeded and option.gain_per_request <= self.threshold * current.keep.objective:
             return f"the gain per request is within the threshold of {self.threshold:.1%}"
-        if not waive_cooldown and self._cools_down():
+        if not waive_cooldown and self._in_cooldown():
             return f"the last move was {self.now_s - self._last_move_s:.0f} s ago"
         return ""
 
-    def _cools_down(self) -> bool:
+    def _in_cooldown(self) -> bool:
         return self.now_s < self._last_move_s + self.settings.cooldown_s
 
     @property
@@ -138,7 +138,7 @@ def _best_plan(
     return priced
 
 
-def _rollback(
+def _failed_trial_rollback(
     problem: Problem,
     current: CurrentPlacement,
     settings: Settings,
@@ -146,7 +146,7 @@ def _rollback(
     measured: Measured | None,
     now_s: float,
 ) -> Alternative | None:
-    """The way back to the placement before the last move, if that move's trial failed and the way is legal."""
+    """The priced rollback of the last move; None if its trial did not fail or the placement before it is not legal."""
     last = history.last
     if last is None or measured is None or not _on_trial(last, problem, settings, measured, now_s):
         return None
@@ -158,7 +158,7 @@ def _rollback(
         return None
     error_s = math.hypot(measured.error_s, last.error_before_s * back.latency_s / last.predicted_before_s)
     excess_s = measured.latency_s - (1 + settings.rollback_margin) * expected_s
-    return back if excess_s > BEYOND_CHANCE * error_s else None
+    return back if excess_s > SIGNIFICANT * error_s else None
 
 
 def _on_trial(last: PastMove, problem: Problem, settings: Settings, measured: Measured, now_s: float) -> bool:
@@ -182,7 +182,7 @@ def _latency_without_move_s(last: PastMove, back: Alternative) -> float | None:
     return last.latency_before_s * back.latency_s / last.predicted_before_s
 
 
-def _roll_back(rollback: Alternative, history: History, measured: Measured | None) -> _Choice:
+def _choose_rollback(rollback: Alternative, history: History, measured: Measured | None) -> _Choice:
     assert measured is not None
     assert history.last is not None
     expected_s = _latency_without_move_s(history.last, rollback) or 0.0
@@ -193,7 +193,7 @@ def _roll_back(rollback: Alternative, history: History, measured: Measured | Non
     return _Choice(rollback, reason, "the last move made latency worse")
 
 
-def _leave_broken(current: CurrentPlacement, plans: list[Alternative]) -> _Choice:
+def _choose_escape(current: CurrentPlacement, plans: list[Alternative]) -> _Choice:
     """The legal plan with the least cost over the horizon, the move included. Gains and hysteresis do not count."""
     legal = [plan for plan in plans if plan.placement is not None]
     broken = f"the current placement cannot serve ({current.broken})"
@@ -201,10 +201,10 @@ def _leave_broken(current: CurrentPlacement, plans: list[Alternative]) -> _Choic
         reasons = "; ".join(f"{plan.action}: {plan.reason}" for plan in plans)
         return _Choice(current.keep, f"{broken}, and there is no alternative: {reasons}", current.broken)
     best = min(legal, key=lambda plan: plan.horizon_cost)
-    return _Choice(best, f"{broken}; {_promise(best)}", current.broken)
+    return _Choice(best, f"{broken}; {_summary(best)}", current.broken)
 
 
-def _best_net_gain(
+def _choose_net_gain(
     current: CurrentPlacement, plans: list[Alternative], measured: Measured | None, hysteresis: _Hysteresis
 ) -> _Choice:
     """The plan with the highest net gain to which hysteresis has no objection; keep if there is none.
@@ -220,9 +220,9 @@ def _best_net_gain(
     for plan in sorted(useful, key=lambda plan: -plan.net_gain):
         objection = hysteresis.objection(plan, current, waive_cooldown=bool(urgent))
         if not objection:
-            reason = f"{current.exceeded}; {_promise(plan)}" if current.exceeded else _promise(plan)
+            reason = f"{current.exceeded}; {_summary(plan)}" if current.exceeded else _summary(plan)
             return _Choice(plan, reason, urgent)
-        objections.append(f"{_promise(plan)}, but {objection}")
+        objections.append(f"{_summary(plan)}, but {objection}")
     return _Choice(current.keep, objections[0], urgent)
 
 
@@ -243,7 +243,7 @@ def _missed_objective(
     return "a service objective is missed" + (f" ({', '.join(names)})" if names else "")
 
 
-def _promise(option: Alternative) -> str:
+def _summary(option: Alternative) -> str:
     gain = "" if math.isinf(option.gain_per_request) else f", {option.gain_per_request:.3f} less per request"
     return (
         f"{option.action} promises {option.latency_s:.3f} s{gain}, for {option.weight_bytes / 1e6:.0f} MB of weights "

@@ -196,9 +196,11 @@ def _transfer_s(
     busy_s = dict.fromkeys(placement, 0.0)
     for j in moved:
         block, target = problem.blocks[j], placement[j]
-        registry = settings.registry_bytes_per_s or _bandwidth(problem, problem.classes[0].source, target)
-        caches = _bandwidth(problem, problem.current[j], target)
-        busy_s[target] += block.weight_bytes / registry + block.kv_bytes_per_token * cached_tokens / caches
+        if settings.registry_bytes_per_s:
+            busy_s[target] += block.weight_bytes / settings.registry_bytes_per_s
+        else:
+            busy_s[target] += _sending_s(problem, problem.classes[0].source, target, block.weight_bytes)
+        busy_s[target] += _sending_s(problem, problem.current[j], target, block.kv_bytes_per_token * cached_tokens)
     return max(busy_s.values())
 
 
@@ -214,14 +216,16 @@ def _is_staged(problem: Problem, placement: Placement) -> bool:
     return False
 
 
-def _bandwidth(problem: Problem, source: str, target: str) -> float:
-    """Bytes per second from one node to another. Infinite within a node, and where nothing can be sent: such a
-    transfer does not take place."""
+def _sending_s(problem: Problem, source: str, target: str, size_bytes: float) -> float:
+    """Seconds to send `size_bytes` from one node to another, without latency.
+
+    It is 0 within a node, and without a link, because then no transfer takes place.
+    """
     names = [node.name for node in problem.nodes]
     if source == target or source not in names:
-        return math.inf
-    bandwidth = float(problem.link_bandwidth_bytes_per_s[names.index(source), names.index(target)])
-    return math.inf if math.isnan(bandwidth) else bandwidth
+        return 0.0
+    bytes_per_s = float(problem.link_bandwidth_bytes_per_s[names.index(source), names.index(target)])
+    return 0.0 if math.isnan(bytes_per_s) else size_bytes / bytes_per_s
 
 
 def _round_trip_s(problem: Problem, moved: Sequence[int], placement: Placement) -> float:

@@ -37,7 +37,7 @@ def load(solver: str = "relax") -> ModuleType:
     must react quickly load the solver beforehand. Raises ConfigError for an unknown solver.
     """
     if solver not in SOLVERS:
-        raise ConfigError("solver", f"{solver!r} is none of {', '.join(SOLVERS)}")
+        raise ConfigError("solver", f"{solver!r} is not one of {', '.join(SOLVERS)}")
     return import_module(SOLVERS[solver])
 
 

@@ -36,7 +36,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
     terms = f"latency {plan.terms.latency_s:.4g} s, balance {plan.terms.balance:.3f}, privacy {plan.terms.privacy:.3f}"
     sections = [
         f"{head}: objective {plan.objective:.6g}{bound}\n  {terms}",
-        "Chain\n" + "\n".join(_arrays(problem, plan)),
+        "Chain\n" + "\n".join(_chain(problem, plan)),
         "Latency by class, in seconds\n" + "\n".join(_latency(problem, plan)),
         "Nodes\n" + "\n".join(_nodes(problem, plan)),
         "Gains from more resources (solved again)\n" + "\n".join(_gains(problem, plan, time_limit_s)),
@@ -46,7 +46,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _arrays(problem: Problem, plan: Plan) -> Iterator[str]:
+def _chain(problem: Problem, plan: Plan) -> Iterator[str]:
     """The segments in model order, between the sources."""
     sources = ", ".join(dict.fromkeys(c.source for c in problem.classes))
     yield f"  [{sources}]"
@@ -76,36 +76,38 @@ def _latency(problem: Problem, plan: Plan) -> Iterator[str]:
 
 def _nodes(problem: Problem, plan: Plan) -> Iterator[str]:
     used = _used_bytes(problem, plan)
-    for node, need in zip(problem.nodes, used, strict=True):
-        if need > 0:
-            share = need / node.memory_bytes if node.memory_bytes else 1.0
-            binds = _binding(problem, plan, node.name, need)
+    for node, used_bytes in zip(problem.nodes, used, strict=True):
+        if used_bytes > 0:
+            share = used_bytes / node.memory_bytes if node.memory_bytes else 1.0
+            binds = _binding(problem, plan, node.name, used_bytes)
             yield (
-                f"  {node.name:16} memory {need / GIB:7.2f} of {node.memory_bytes / GIB:7.2f} GiB ({share:.0%}), "
+                f"  {node.name:16} memory {used_bytes / GIB:7.2f} of {node.memory_bytes / GIB:7.2f} GiB ({share:.0%}), "
                 f"utilization {plan.utilization[node.name]:.3f} of {node.max_utilization:.2f}{binds}"
             )
 
 
-def _binding(problem: Problem, plan: Plan, name: str, need: float) -> str:
+def _binding(problem: Problem, plan: Plan, name: str, used_bytes: float) -> str:
+    """A mark for the limits that bind on a node; "" if none does."""
     node = problem.nodes[problem.node_index(name)]
-    binds = ["memory"] if node.memory_bytes - need < np.median(block_bytes(problem)) else []
+    binds = ["memory"] if node.memory_bytes - used_bytes < np.median(block_bytes(problem)) else []
     binds += ["ceiling"] if node.max_utilization - plan.utilization[name] < NEAR_CEILING else []
     return f"  <- {' and '.join(binds)} bind{'s' if len(binds) == 1 else ''}" if binds else ""
 
 
 def _used_bytes(problem: Problem, plan: Plan) -> np.ndarray:
+    """Bytes of weights and reserved caches on each node (N,)."""
     index = [problem.node_index(name) for name in plan.placement or ()]
     return np.bincount(index, block_bytes(problem), len(problem.nodes))
 
 
 def _gains(problem: Problem, plan: Plan, time_limit_s: float) -> Iterator[str]:
     """The gain of each changed problem. If no gain is shown, none was found in time."""
-    questions = list(_what_ifs(problem, plan))[:MAX_WHAT_IFS]
-    if not questions or plan.objective is None:
+    what_ifs = list(_what_ifs(problem, plan))[:MAX_WHAT_IFS]
+    if not what_ifs or plan.objective is None:
         yield "  nothing: no memory, trust or ceiling limits this plan"
         return
-    for what, changed in questions:
-        instance, budget = Instance.of(changed), Budget(time_limit_s / len(questions))
+    for what, changed in what_ifs:
+        instance, budget = Instance.of(changed), Budget(time_limit_s / len(what_ifs))
         start = instance.nodes_of(plan.placement or ())
         outcome, _ = solve_from(instance, budget, start, OPTIMAL_GAP)
         cost = plan.objective if outcome.nodes_of is None else min(plan.objective, instance.cost(outcome.nodes_of))

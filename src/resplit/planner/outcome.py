@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from resplit.planner.budget import Budget
 from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
@@ -27,7 +27,7 @@ class Outcome:
     nodes_of: IntArray | None
     lower_bound: float
     reason: str | None = None
-    others: tuple[IntArray, ...] = field(default=())
+    others: tuple[IntArray, ...] = ()
 
 
 def plan_of(instance: Instance, outcome: Outcome, solver: str, budget: Budget) -> Plan:

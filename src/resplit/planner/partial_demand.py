@@ -12,7 +12,7 @@ from resplit.types import Plan, Problem
 
 __all__ = ["solve_partial_demand"]
 
-_SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
+SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
 
 
 def solve_partial_demand(problem: Problem, time_limit_s: float = 10.0) -> tuple[Plan, float]:
@@ -22,7 +22,7 @@ def solve_partial_demand(problem: Problem, time_limit_s: float = 10.0) -> tuple[
     the whole demand and 1. The first solve takes at most `time_limit_s` seconds, each further one half of it.
     """
     whole = plan = solve(problem, time_limit_s=time_limit_s)
-    for share in _SHARES:
+    for share in SHARES:
         if share < 1:
             classes = tuple(replace(each, rate_rps=each.rate_rps * share) for each in problem.classes)
             plan = solve(replace(problem, classes=classes), time_limit_s=time_limit_s / 2)

@@ -19,43 +19,44 @@ __all__ = ["preferred"]
 TIE = 1e-9  # relative
 EVALUATED_MOVES = 200  # per step of the hill climbing
 
-Rank = tuple[int, float, float]  # classes that miss their objective, bytes moved (or seconds missed), objective
+# Classes that miss their service objective, bytes moved (or the shortfall in seconds), objective.
+Rank = tuple[int, float, float]
 
 
 def preferred(instance: Instance, outcome: Outcome, tolerance: float, budget: Budget) -> Outcome:
     """`outcome` with the preferred placement among those whose cost is within `tolerance` (relative) of its own.
 
-    Candidates are the placements that the solver found, the current placement, and those that interval moves reach
-    from there.
+    Candidates are the placements that the solver found and the current placement. If `tolerance` is above 0, interval
+    moves improve the best of them further.
     """
     problem = instance.problem
-    wanted = problem.current is not None or any(c.slo_s is not None for c in problem.classes)
-    if outcome.nodes_of is None or not wanted or instance.cost(outcome.nodes_of) == float("inf"):
+    has_preferences = problem.current is not None or any(c.slo_s is not None for c in problem.classes)
+    if outcome.nodes_of is None or not has_preferences or instance.cost(outcome.nodes_of) == float("inf"):
         return outcome
     limit = instance.cost(outcome.nodes_of) * (1 + max(tolerance, TIE))
     known = [outcome.nodes_of, *outcome.others]
     if problem.current is not None:
-        today = instance.nodes_of(problem.current)
-        known += [today] if (today >= 0).all() else []
+        current = instance.nodes_of(problem.current)
+        known += [current] if (current >= 0).all() else []
     within = [nodes_of for nodes_of in known if instance.cost(nodes_of) <= limit]
-    best = min(within, key=lambda nodes_of: rank(instance, nodes_of))
+    best = min(within, key=lambda nodes_of: _rank(instance, nodes_of))
     if tolerance > 0:
-        quicker = _hill_climb(instance, best, limit, budget, _lateness)
-        best = min((best, quicker), key=lambda nodes_of: rank(instance, nodes_of)[0])
-        best = _hill_climb(instance, best, limit, budget, rank)
+        faster = _hill_climb(instance, best, limit, budget, _rank_by_shortfall)
+        best = min((best, faster), key=lambda nodes_of: _rank(instance, nodes_of)[0])
+        best = _hill_climb(instance, best, limit, budget, _rank)
     return replace(outcome, nodes_of=best)
 
 
-def rank(instance: Instance, nodes_of: IntArray) -> Rank:
-    """The order of preference; the least is preferred."""
+def _rank(instance: Instance, nodes_of: IntArray) -> Rank:
+    """The order of preference; the placement with the least rank is preferred."""
     placement = instance.placement(nodes_of)
     evaluation = evaluate(instance.problem, placement)
     missed = slo_shortfall_s(instance.problem, evaluation)
     return len(missed), moved_bytes(instance.problem, placement) or 0.0, evaluation.objective
 
 
-def _lateness(instance: Instance, nodes_of: IntArray) -> Rank:
-    """Like `rank`, with the seconds missed in place of the bytes moved."""
+def _rank_by_shortfall(instance: Instance, nodes_of: IntArray) -> Rank:
+    """Like `_rank`, with the shortfall in seconds in place of the bytes moved."""
     evaluation = evaluate(instance.problem, instance.placement(nodes_of))
     missed = slo_shortfall_s(instance.problem, evaluation)
     return len(missed), sum(missed.values()), evaluation.objective
@@ -69,7 +70,7 @@ def _hill_climb(
     best = key(instance, nodes_of)
     while best[1] > 0 and budget.spend():
         slack = limit - instance.cost(nodes_of)
-        for move, node in _promising(instance, moves, nodes_of, slack, cheapest=key is _lateness):
+        for move, node in _promising(instance, moves, nodes_of, slack, cheapest=key is _rank_by_shortfall):
             changed = moves.apply_move(nodes_of, move, node)
             if instance.cost(changed) <= limit and (new := key(instance, changed)) < best:
                 nodes_of, best = changed, new
@@ -95,8 +96,8 @@ def _returned_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> F
     current = instance.problem.current
     if current is None:
         return np.zeros((1, 1))
-    today = instance.nodes_of(current)
-    away = np.where(today[:, None] == np.arange(instance.shape[1]), 0, instance.memory[:, None])  # (A, N)
+    current_nodes = instance.nodes_of(current)
+    away = np.where(current_nodes[:, None] == np.arange(instance.shape[1]), 0, instance.memory[:, None])  # (A, N)
     now = away[np.arange(len(nodes_of)), nodes_of]
     spared: FloatArray = moves.interval_sums(now[:, None] - away)
     return spared

@@ -126,14 +126,14 @@ _HASH_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, MAX_SLOTS, dtype=np.
 @njit(inline="always")
 def _same(pool, label, source, mask, slot, state):  # type: ignore[no-untyped-def]
     """Whether `label` has on `mask` the states of `source`, except for `state` on `slot`."""
-    stage = 0
+    bit = 0
     while mask != 0:
         if mask & _ONE:
-            wanted = state if stage == slot else np.int64(pool.state[source, stage])
-            if np.int64(pool.state[label, stage]) != wanted:
+            wanted = state if bit == slot else np.int64(pool.state[source, bit])
+            if np.int64(pool.state[label, bit]) != wanted:
                 return False
         mask >>= _ONE
-        stage += 1
+        bit += 1
     return True
 
 

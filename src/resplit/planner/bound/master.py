@@ -109,9 +109,9 @@ class RestrictedMaster:
         """Add a row for each cut: the solution's excess over the cut is at most 0."""
         self._cuts.append((cuts, self._highs.getNumRow()))
         excess = np.array([cuts.excess(Support.of(self.resources, x)) for x in self.columns])  # (columns, M)
-        places = [*self._known.values()]
+        columns = [*self._known.values()]
         for m in range(len(cuts)):
-            self._row(0.0, INF, places, list(-excess[:, m]) if len(places) else [])
+            self._row(0.0, INF, columns, list(-excess[:, m]) if len(columns) else [])
             self._elastic(self._highs.getNumRow() - 1)
 
     def solve(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:

@@ -222,12 +222,12 @@ def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
     first, last = _segment(x, at)
     if first < begin:
         begin, end, first, last = first, last, begin, end
-    way = _below(random, 4)
-    if way == 0:
+    variant = _below(random, 4)
+    if variant == 0:
         _reverse(y, x, end, last)
-    elif way == 1:
+    elif variant == 1:
         _reverse(y, x, begin, first)
-    elif way == 2:
+    elif variant == 2:
         _swap_parts(y, x, end, first, last)
     else:
         _swap_parts(y, x, begin, end, first)
@@ -394,13 +394,13 @@ def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     sums[:] = 0.0
     for atom in range(len(x) + 1):
         if atom == 0:
-            way = arrays.ends[0, x[0]]
+            transfer = arrays.ends[0, x[0]]
         elif atom == len(x):
-            way = arrays.ends[1, x[atom - 1]]
+            transfer = arrays.ends[1, x[atom - 1]]
         else:
-            way = arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]]
-        way, lacks = _finite(way)
-        cost += way
+            transfer = arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]]
+        transfer, lacks = _finite(transfer)
+        cost += transfer
         missing += lacks
         if atom == len(x):
             break
@@ -457,20 +457,21 @@ def _example() -> tuple[KernelArrays, FloatArray, Indices, float, int, State]:
     return arrays, line, whole, 0.0, 0, np.zeros(1, np.uint64)
 
 
-_TABLES, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
+_ARRAYS, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
 
 
-@njit([(_WHOLE, _TABLES, _LINE)], cache=True, nogil=True)
+@njit([(_WHOLE, _ARRAYS, _LINE)], cache=True, nogil=True)
 def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
     """The objective of a placement `x` (A,) with `penalty` (LIMIT_KINDS,), and the number of violated limits.
 
-    Missing links and times cost the penalty only. A load above its ceiling costs what the ceiling would.
+    Missing links and times cost the penalty only. A load above its ceiling has the
+    queueing cost of the ceiling.
     """
     cost, broken, _ = _evaluate(x, arrays, penalty, np.zeros((len(arrays.headroom), COLUMNS)))
     return cost, broken
 
 
-@njit([(_WHOLE, _WHOLE, _NUMBER, _TABLES, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)], cache=True, nogil=True)
+@njit([(_WHOLE, _WHOLE, _NUMBER, _ARRAYS, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)], cache=True, nogil=True)
 def walk(x, best, best_cost, arrays, penalty, first_penalty, hot, cold, steps, random):  # type: ignore[no-untyped-def]
     """Make `steps` random moves on `x` (A,), in place, while the temperature falls from `hot` to `cold`.
 
