@@ -1,4 +1,4 @@
-"""Write a solver, register it, and compare it with the one that is built in: `python examples/own_solver.py`."""
+"""Write a solver, register it, and compare it with the default solver: `python examples/own_solver.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read what a run left behind and summarise it: `python examples/read_run.py data/generated/runs/NAME`."""
+"""Read the record of a run and summarise it: `python examples/read_run.py data/generated/runs/NAME`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stream an answer from a cluster that runs (`resplit up CLUSTER.yaml`): `python examples/talk_to_cluster.py [URL]`."""
+"""Stream an answer from a running cluster (`resplit up CLUSTER.yaml`): `python examples/talk_to_cluster.py [URL]`."""
 
 from __future__ import annotations
 

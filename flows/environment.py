@@ -30,7 +30,7 @@ _ENVIRONMENT = {
 
 
 def prepare() -> None:
-    """Make the state folder, and set the defaults of the tools that the tasks use. Variables that are set stay."""
-    STATE.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the one above it
+    """Make the state folder, and set the defaults of the tasks' tools. Variables that are set keep their values."""
+    STATE.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parent
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -24,7 +24,7 @@ from tasks.validate import Need, ValidTelemetry, validate
 
 @flow(name="profile", validate_parameters=False)
 def profile(url: str = "http://127.0.0.1:8080", state: Path = STATE) -> tuple[ValidTelemetry, CostModel]:
-    """Returns the telemetry of a new profile and the cost model fitted to it, which is kept in the state folder."""
+    """Profile the cluster and fit the cost model, which is kept in the state folder; returns both."""
     with ControlClient.from_state(url, state) as client:
         telemetry, nodes = time_blocks(client), client.cluster().node_names
         live = client.model()

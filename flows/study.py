@@ -1,4 +1,4 @@
-"""Study: one workload under the static plan and under the adaptive one, measured, tracked and reported."""
+"""Study: serve one workload with the static and with the adaptive policy; measure, track and report the runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _log = structlog.get_logger(__name__)
 
 @flow(name="study", validate_parameters=False)
 def study(params: Params | None = None, state: Path = STATE, reports: Path = REPORTS) -> str:
-    """Run the whole loop and all policies by `params` (default: `params.yaml`); returns the comparison as text."""
+    """Plan, and serve the workload under each policy of `params` (default: `params.yaml`); returns the comparison."""
     params = params or load_params()
     cluster_config, scenario = inputs(params)
     model = obtain_model(params.model, state, cluster_config)
@@ -77,7 +77,8 @@ def serve_policies(
     cluster: Cluster, client: ControlClient, params: Params, scenario: ScenarioConfig, cost: CostModel, first: Plan
 ) -> list[RunRecord]:
     """Serve the workload three times from the same plan: undisturbed, static and adaptive. Must be called in a flow."""
-    os.nice(10)  # the emulated machines would not share their cores with the control loop
+    # Real machines do not share their cores with the control loop, so it yields to the processes of the nodes.
+    os.nice(10)
     shutil.rmtree(cluster.state / "configurations", ignore_errors=True)
     undisturbed = scenario.model_copy(update={"name": "undisturbed", "nodes": (), "links": (), "load": ()})
     runs = (("static", undisturbed), ("static", scenario), ("resplit", scenario))
@@ -93,7 +94,7 @@ def _serve(
     cost: CostModel,
     first: Plan,
 ) -> RunRecord:
-    """One run, from a cluster as declared and a control loop without history."""
+    """Serve one run, starting with the cluster as declared and without a history of moves."""
     (cluster.state / "history.json").unlink(missing_ok=True)
     write_atomically(cluster.state / "cost.json", cost.to_json())
     requests = schedule_requests(cluster.config, scenario, params.seed, load_words(params.prompts))

@@ -1,7 +1,7 @@
 """Print the share of mutants that the tests kill, by package, and the survivors: `python -m scripts.mutants`.
 
-Reads what `mutmut run` left in mutants/. A mutant that a test fails on, or that makes the tests hang or crash, counts
-as killed. One that no test runs counts as a survivor. `mutmut show NAME` shows the change.
+It reads the results of `mutmut run` in mutants/. A mutant counts as killed if a test fails, hangs or crashes because of
+it. A mutant that no test runs counts as a survivor. `mutmut show NAME` shows the change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def verdicts(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def package_of(mutant: str) -> str:
-    """`resplit.cost` of resplit.cost.fit.x_fit__mutmut_1; a module that is no part of resplit by its own name."""
+    """The first two parts of a mutant's name, for example `resplit.cost` of resplit.cost.fit.x_fit__mutmut_1."""
     return ".".join(mutant.split(".")[:2])
 
 

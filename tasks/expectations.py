@@ -26,10 +26,10 @@ def failed_rows(name: str, nodes: tuple[str, ...], blocks: tuple[str, ...], tabl
 
 
 def conclusive(success: bool, rows: Sequence[int] | None, exceptions: Mapping[str, Any]) -> bool:
-    """Whether the result of a rule can be trusted: no exception was raised, and it succeeded without failed rows or
-    failed with some. `rows` is None if the rule reported no list.
+    """Whether the result of a rule can be trusted.
 
-    Great Expectations reports either one exception or, nested, one for each metric.
+    It can if no exception was raised, and the rule succeeded without failed rows or failed with some. `rows` is None if
+    the rule reported no list. Great Expectations reports either one exception or, nested, one for each metric.
     """
     nested = [info for info in exceptions.values() if isinstance(info, dict)]
     raised = any(info.get("raised_exception", False) for info in [exceptions, *nested])

@@ -1,4 +1,4 @@
-"""Measure: serve a workload, and record what the cluster reports of it as a `RunRecord`."""
+"""Measure: serve a workload, and make a `RunRecord` of the cluster's reports about it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def measure(
     seed: int,
     sent: Sent,
     first_record: int,
-    first_decision: int,
+    last_decision: int,
 ) -> RunRecord:
-    """The record of the run `sent`. Session records before `first_record` and decisions up to the one numbered
-    `first_decision` belong to earlier runs."""
+    """The record of the run `sent`.
+
+    Session records before `first_record` and decisions up to the one numbered `last_decision` belong to earlier runs.
+    """
     status = client.status()
     observed = Observed(
         start_s=sent.start_s,
@@ -42,7 +44,7 @@ def measure(
         failed_connections=sent.failed_connections,
         node_reports=client.telemetry(sent.start_s).nodes,
         epochs=client.epochs(),
-        decisions=read_decisions(client, first_decision),
+        decisions=read_decisions(client, last_decision),
         blocks=status.blocks,
         nodes=status.nodes,
     )

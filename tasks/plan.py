@@ -1,4 +1,4 @@
-"""Plan and decide, and keep what the next control tick needs."""
+"""Plan and decide, and keep the history of moves and the inputs of configurations in files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def plan(problem: Problem) -> Plan:
 def choose(
     problem: Problem, cost: CostModel, measured: Measured | None, history: History, settings: Settings, now_s: float
 ) -> Decision:
-    """Keep, redistribute, re-split or roll back."""
+    """Choose to keep, redistribute, re-split or roll back (equations 8 and 9)."""
     return decide(
         problem, now_s=now_s, settings=settings, history=history, uncertainty=cost.uncertainty, measured=measured
     )

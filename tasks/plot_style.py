@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1f2328", "#6a737d", "#dfe3e8"
-# Blue and vermilion can be told apart with any colour vision; markers and dashes differ as well.
+# Blue and vermilion can be distinguished with any colour vision; markers and dashes differ as well.
 RUN_COLOURS = {"static": "#c8501e", "adaptive": "#0b6fb8", "undisturbed": "#868e96"}
 RUN_DASHES = {"static": "-", "adaptive": "-", "undisturbed": (0, (4, 2))}
 RUN_MARKERS = {"static": "s", "adaptive": "o", "undisturbed": "D"}
@@ -97,6 +97,7 @@ def node_colours(records: Iterable[RunRecord]) -> dict[str, str]:
 
 
 def new_figure(rows: int, height_in: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `height_in` inches with `rows` x `columns` axes; axes in one column share their x axis."""
     # pyplot keeps every figure alive and is not thread-safe, so it is not used.
     from matplotlib.figure import Figure
 

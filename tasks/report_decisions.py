@@ -11,7 +11,7 @@ from resplit.epochs import RECOVER
 
 __all__ = ["AlternativeText", "DecisionText", "decision_text", "recovery_rows"]
 
-BUSY = 0.1  # a node of which others use less is not worth a mention
+BUSY = 0.1  # least background utilisation of a node that is mentioned
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def decision_text(decision: Decision) -> DecisionText:
 
 
 def recovery_rows(decisions: Sequence[Decision]) -> list[dict[str, str]]:
-    """The parts of each recovery from a loss, in the order in which they happen; sessions report their longest."""
+    """The parts of each recovery from a loss, in the order in which they happen, with the longest times of all sessions."""
     return [
         {
             "reason": decision.reason,

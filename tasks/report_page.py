@@ -64,8 +64,11 @@ THEMED = {
 
 @dataclass(frozen=True, eq=False)
 class Extras:
-    """Content of a report besides its runs. `timings` and `prediction_error` come from the functions `block_timings`
-    and `prediction_error` of `resplit.cost`; `notes` are further sentences as plain text."""
+    """Content of a report besides its runs.
+
+    `timings` and `prediction_error` come from the functions `block_timings` and `prediction_error` of `resplit.cost`;
+    `notes` are further sentences as plain text.
+    """
 
     model: str = ""
     dequantised: bool = False
@@ -133,7 +136,7 @@ def _themed(figure: Figure, name: str) -> str:
 
 
 def _notes(runs: Mapping[str, RunRecord], extras: Extras) -> list[str]:
-    """What a reader must know to interpret the figures."""
+    """Sentences that a reader needs to interpret the figures."""
     notes = []
     if emulated := sorted({node for record in runs.values() for node in record.emulated_nodes}):
         notes.append(

@@ -14,7 +14,7 @@ __all__ = ["BLOCKS", "NODES", "RULES", "Rule", "derive"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One expectation of Great Expectations on one column, and the reason that is given to a row that fails it."""
+    """One expectation of Great Expectations on one column, and the reason recorded with a row that fails it."""
 
     reason: str
     expectation: str
@@ -89,8 +89,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def derive(name: str, table: pd.DataFrame, kinds: dict[str, str], now_s: float) -> pd.DataFrame:
-    """The table with the columns added that rules need and no node reports. `kinds` gives the kind of each block."""
-    # A row with a time in the future must not make the correct rows after it look late.
+    """The table with the columns added that only the rules need. `kinds` gives the kind of each block of the model."""
+    # A row with a time in the future must not make the correct rows after it fail.
     past = table["time_s"].where(table["time_s"] <= now_s + 1)
     identity = ["time_s", "node"] if name == "nodes" else list(table.columns)
     common = table.assign(

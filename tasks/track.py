@@ -1,5 +1,7 @@
-"""Track: record studies in MLflow. A study is one parent run, with one run below it for each policy and one for each
-configuration that was live. One process alone records a study.
+"""Track: record studies in MLflow.
+
+A study is one parent run, with one run below it for each policy and one for each configuration that was live. Only one
+process may record a study.
 """
 
 from __future__ import annotations

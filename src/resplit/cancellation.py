@@ -1,4 +1,4 @@
-"""Ends tasks reliably."""
+"""Cancels tasks reliably, and runs tasks in the background of their owner."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _CANCEL_AGAIN_S = 0.2
 
 
 async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until all have ended, whatever they end with.
+    """Cancel tasks until all have ended. Their results and exceptions are dropped.
 
-    One cancellation may be lost: where it coincides with the loss of a connection, grpclib raises the loss instead,
-    and a task that retries after a loss goes on.
+    One cancellation may be lost: if it coincides with the loss of a connection, grpclib raises the loss instead, and a
+    task that retries after a loss continues.
     """
     left = set(tasks)
     while left:

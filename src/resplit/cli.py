@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ClusterFile = Annotated[Path, typer.Argument(help="The cluster file (YAML).", metavar="CLUSTER.yaml")]
-Url = Annotated[str, typer.Option(help="The gateway.")]
+Url = Annotated[str, typer.Option(help="URL of the gateway.")]
 NodeName = Annotated[str, typer.Argument(help="The node's name in the cluster file.", metavar="NODE")]
 State = Annotated[Path, typer.Option(help="Folder for keys, logs, shards and the model.")]
 Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub name, or the default model.")]
@@ -51,7 +51,7 @@ def up(
     from resplit.cluster.local import running
     from resplit.cluster.state import first_plan
 
-    # SIGTERM acts like Ctrl-C from the start: its default would leave the node processes running.
+    # SIGTERM acts like Ctrl-C from the start, because its default action would leave the node processes running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running(cluster, state, model, port) as started:
         placement = first_plan(started)
@@ -144,7 +144,7 @@ def trust(
     url: Url = _DEFAULT_URL,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Allow private blocks on a node, or forbid them. When `off` returns, the node holds none."""
+    """Allow private blocks on a node, or forbid them. `off` returns once the node holds none."""
     _operate(url, state, lambda client: client.trust(node, on == "on"))
 
 
@@ -216,7 +216,7 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
 
 
 def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) -> None:
-    """Have the controller change the cluster, and print the changes."""
+    """Send an operator's command to the controller, and print the changes to the cluster."""
     from resplit.cluster.client import ControlClient
 
     with ControlClient.from_state(url, state) as client:

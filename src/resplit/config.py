@@ -34,7 +34,7 @@ class Emulation(_Strict):
 
 
 class NodeConfig(_Strict):
-    """One node. `memory` is the ceiling for weights and caches together; `address` (host:port) is where it listens."""
+    """One node. `memory` limits its weights and caches together; it listens at `address` (host:port)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     address: str | None = None
@@ -106,12 +106,12 @@ class WeightsConfig(_Strict):
     privacy: Annotated[float, Field(ge=0)] = 0.0
 
     def values(self) -> Weights:
-        """The same three as the planner's value."""
+        """These weights as the type that the planner uses."""
         return Weights(self.latency, self.balance, self.privacy)
 
 
 class ClusterConfig(_Strict):
-    """A cluster file. The first class is the default one; `source` is the node where the gateway stands."""
+    """A cluster file. The first class is the default one; `source` is the node at which the gateway runs."""
 
     name: str
     source: str
@@ -188,7 +188,7 @@ class LoadChange(_Strict):
 
 
 class ScenarioConfig(_Strict):
-    """A scenario file: a workload, and what changes while it runs. Times count from the workload's start."""
+    """A scenario file: the length of a workload, and changes while it runs. Times count from the workload's start."""
 
     name: str
     duration: Seconds

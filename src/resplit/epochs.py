@@ -1,4 +1,4 @@
-"""Epochs as values: a placement that is proposed, and one that is live or was.
+"""Epochs as values: proposed placements, and placements that are or were live.
 
 An epoch is a numbered deployed placement. The controller writes epochs; flows propose them and read their history.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-RECOVER = "recover"  # the action of an epoch that follows a loss, when the one before could not serve any more
+RECOVER = "recover"  # the action of an epoch that replaces one that could not serve any more after a loss
 
 
 @dataclass(frozen=True)
 class Proposal:
     """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # where one is parsed
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a proposal is parsed
 
     placement: tuple[str, ...]
     action: str

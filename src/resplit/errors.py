@@ -87,7 +87,7 @@ class ErrorKind:
     http_status: int
 
 
-# The first kind whose exception matches counts. A refused command is not listed: its word is its reason.
+# The first kind whose exception matches is used. A refused command is not listed, because its word is its reason.
 KINDS = (
     ErrorKind("request", RequestError, 400),
     ErrorKind("capacity", CapacityError, 429),
@@ -100,7 +100,7 @@ KINDS = (
 
 
 def kind_of(error: Exception) -> ErrorKind:
-    """The row of the table for `error`."""
+    """The first of `KINDS` that matches `error`."""
     return next(kind for kind in KINDS if isinstance(error, kind.error))
 
 

@@ -6,7 +6,7 @@ import gc
 
 
 def freeze_startup_objects() -> None:
-    """Exempt all present objects from later collections; most of them belong to modules and live for ever.
+    """Exempt all present objects from later collections; most of them belong to modules and are never freed.
 
     A full collection over them would stop a node, or the gateway with every stream, for 0.1 to 0.4 s.
     """

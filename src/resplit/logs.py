@@ -1,4 +1,4 @@
-"""Log lines go to standard error, one line each."""
+"""Configures logging: one line for each event, on standard error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The metrics of a run and their definitions: latency, QoS, downtime, utilisation, privacy and reconfigurations.
 
-Everything is computed from the tables of a `RunRecord`, so a cluster and a simulator are measured alike.
+All metrics are computed from the tables of a `RunRecord`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pandas as pd
 from resplit.records import RunRecord
 from resplit.types import FloatArray
 
-INCIDENT_S = 1.0
+INCIDENT_S = 1.0  # least length of a downtime incident
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Assembles the record of a run from what gateway, nodes and controller report, in seconds since its start."""
+"""Assembles the record of a run from the reports of gateway, nodes and controller."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _Rows = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Observed:
-    """What a cluster reported of a run that began at `start_s`; all times are in seconds since 1970.
+    """The reports about a run that began at `start_s`; all times are in seconds since 1970.
 
-    `failed_connections` are requests that only the client saw. `node_reports` is the telemetry table `nodes` from
-    `start_s` on. `epochs` are all epochs so far, those before the run included. `nodes` have the state after the run.
+    `failed_connections` are requests of which only the client knows. `node_reports` is the telemetry table `nodes` from
+    `start_s` on. `epochs` are all epochs so far, including those before the run. `nodes` is their state after the run.
     """
 
     start_s: float

@@ -39,7 +39,7 @@ EVENT_COLUMNS = {"time_s": "float64", "kind": "str", "label": "str"}
 EPOCH_COLUMNS = {
     "epoch": "int64",
     "time_s": "float64",
-    "action": "str",  # initial, redistribute or re-split
+    "action": "str",  # initial, or the action of the decision that led to the epoch
     "placement": "str",
     "predicted_latency_s": "float64",
     "lower_bound": "float64",

@@ -15,7 +15,7 @@ def _nan_for_null(value: object) -> object:
     return float("nan") if value is None else value
 
 
-Moment = Annotated[float, BeforeValidator(_nan_for_null)]  # JSON has null where a moment never came
+Moment = Annotated[float, BeforeValidator(_nan_for_null)]  # JSON has null for an event that did not happen
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SessionMove:
 
 @dataclass(frozen=True)
 class SessionRecord:
-    """The outcome of one request. Moments are in seconds since 1970, and NaN where they never came.
+    """The outcome of one request. Times are in seconds since 1970, and NaN for events that did not happen.
 
     `status` is the HTTP status, `private_ok` whether all its private blocks ran on trusted nodes.
     """
@@ -78,5 +78,5 @@ class SessionRecord:
     moves: tuple[SessionMove, ...]
     private_ok: bool
     token_times_s: tuple[float, ...]
-    copied_bytes: int = 0  # of its caches, to stand-by nodes
+    copied_bytes: int = 0  # of its caches, sent to stand-by nodes as KV replicas
     copy_lag: int = 0  # the most positions that were added while a replica was made

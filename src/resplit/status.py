@@ -1,4 +1,4 @@
-"""Status as values: what nodes report, and what the control API answers about cluster, model and decisions."""
+"""Status as values: the reports of nodes, and the control API's answers about cluster, model and decisions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from resplit.types import BlockFeatures
 
 @dataclass(frozen=True)
 class ReportedState:
-    """What a node says of itself. `pid` None: it has not reported yet.
+    """The state that a node reports. `pid` is None until its first report.
 
-    `blocks` are the blocks that are loaded; `copies` are the blocks of which it holds replicas of caches, `copy_bytes`
-    in all. `epochs` are the epochs that it serves, `prepared` those that are ready for a commit. `refusals` counts
+    `blocks` are the loaded blocks. `copies` are the blocks for which it holds KV replicas, of `copy_bytes` in total.
+    `epochs` are the epochs that it serves, `prepared` the epochs that are ready for a commit. `refusals` counts
     refused commands by reason. `emulation_error` is the median of |padded / declared - 1| over the passes so far.
     """
 
@@ -36,7 +36,7 @@ class ReportedState:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node's answer to the monitor: its state, and its telemetry rows since the answer before."""
+    """A node's answer to the monitor: its state, and its telemetry rows since the previous answer."""
 
     state: ReportedState
     rows: TelemetryRows
@@ -53,7 +53,7 @@ class NodeStatus(ReportedState):
 
 @dataclass(frozen=True)
 class GatewayStatus:
-    """Sessions that run, requests that wait, and "yes" or the reason why no request can be served."""
+    """Running sessions, waiting requests, and in `ready` "yes" or the reason why no request can be served."""
 
     sessions: int
     waiting: int
@@ -62,7 +62,7 @@ class GatewayStatus:
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """What is live: `placement` names one node per block, None before the first epoch."""
+    """The live epoch and its cluster. `placement` names one node per block; it is None before the first epoch."""
 
     cluster: str
     model: str
@@ -80,7 +80,7 @@ class ClusterStatus:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """The model's blocks and where they are live; `lost` nodes do not answer, `drained` ones are to hold nothing."""
+    """The model's blocks and their live placement. `lost` nodes do not answer, `drained` nodes must hold nothing."""
 
     name: str
     note: str
@@ -98,7 +98,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class DecisionEntry:
-    """One entry of the decision log. `body` is as it was written: its keys depend on who decided."""
+    """One entry of the decision log. `body` is unparsed: the control loop and the controller write different keys."""
 
     id: int
     body: dict[str, Any]

@@ -25,9 +25,9 @@ class Need:
 
 
 def shortfalls(seen: Telemetry, good: Telemetry, nodes: Sequence[str], kinds: Sequence[str], need: Need) -> list[str]:
-    """What `need` requires and the valid rows `good`, out of the rows `seen`, do not have; one text for each.
+    """The requirements of `need` that the valid rows `good` do not satisfy, as one text for each.
 
-    `nodes` are those that must report, `kinds` the kinds of block of the model.
+    `seen` are all rows, valid or not. `nodes` are the nodes that must report, `kinds` the model's kinds of block.
     """
     return [*_mostly_bad(seen, good, need), *_missing_rows(good, nodes, kinds, need)]
 

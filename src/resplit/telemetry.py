@@ -28,7 +28,7 @@ TABLES = {"nodes": NODE_COLUMNS, "links": LINK_COLUMNS, "blocks": BLOCK_COLUMNS}
 
 @dataclass(frozen=True, eq=False)
 class Telemetry:
-    """What the nodes reported. Each table has the columns above, with its rows in order of arrival."""
+    """The reports of the nodes. Each table has its columns of `TABLES`, with its rows in order of arrival."""
 
     nodes: pd.DataFrame
     links: pd.DataFrame
@@ -47,7 +47,7 @@ class Telemetry:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, Sequence[Mapping[str, object]]]) -> Telemetry:
-        """Tables of the right types from lists of row dictionaries, one list per table (may be absent)."""
+        """Typed tables from lists of row dictionaries, one list per table; a table without a list is empty."""
         return cls(**{name: frame(rows.get(name, []), columns) for name, columns in TABLES.items()})
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The rows of the telemetry tables: what a node measures of itself, of its links and of its blocks.
+"""The rows of the telemetry tables: measurements by a node of itself, its links and its blocks.
 
 A node writes rows, the monitor checks them, `resplit.telemetry` makes tables of them. This is the only place where
 columns and units are stated.
@@ -32,7 +32,7 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """One message from `node` to `peer`: `seconds` on its way, one direction, software included."""
+    """One message from `node` to `peer`; `seconds` is its one-way time, software included."""
 
     time_s: float
     node: str

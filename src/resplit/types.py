@@ -135,7 +135,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Terms:
-    """The unweighted terms of the objective: seconds per request, highest utilization, share of exposed sensitivity."""
+    """The unweighted terms of the objective: seconds per request, highest utilisation, share of exposed sensitivity."""
 
     latency_s: float
     balance: float

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
-from resplit.decide.orchestrator import _choose_escape, _choose_net_gain, _Hysteresis, _missed_objective
+from resplit.decide.orchestrator import _choose_by_net_gain, _choose_escape, _Hysteresis, _missed_objective
 from resplit.decide.price import CurrentPlacement
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
@@ -395,21 +395,21 @@ def test_one_plan_of_two_that_misses_an_objective_by_less_waives_the_cooldown() 
 
 def test_the_highest_net_gain_wins_and_a_tie_goes_to_the_redistribution() -> None:
     redistribute = replace(OTHER, action="redistribute")
-    assert _choose_net_gain(CURRENT, [redistribute, OTHER], None, _hysteresis()).chosen is redistribute
+    assert _choose_by_net_gain(CURRENT, [redistribute, OTHER], None, _hysteresis()).chosen is redistribute
     better = replace(OTHER, net_gain=5.1)
-    assert _choose_net_gain(CURRENT, [redistribute, better], None, _hysteresis()).chosen is better
+    assert _choose_by_net_gain(CURRENT, [redistribute, better], None, _hysteresis()).chosen is better
 
 
 def test_a_plan_with_an_objection_gives_way_to_the_next_best() -> None:
     assert OTHER.placement is not None
     barred = History().moved(PastMove(900.0, "rollback", OTHER.placement, BEST, None, 1.0), SETTINGS)
     second = replace(OTHER, action="redistribute", placement=halves(SLOW, FAST, 4), net_gain=1.0)
-    assert _choose_net_gain(CURRENT, [second, OTHER], None, _hysteresis(barred)).chosen is second
+    assert _choose_by_net_gain(CURRENT, [second, OTHER], None, _hysteresis(barred)).chosen is second
 
 
 def test_if_all_plans_meet_an_objection_the_reason_is_that_of_the_best() -> None:
     plans = [replace(OTHER, net_gain=1.0, latency_s=1.0), replace(OTHER, latency_s=2.0)]
-    choice = _choose_net_gain(CURRENT, plans, None, _hysteresis(threshold=0.2))
+    choice = _choose_by_net_gain(CURRENT, plans, None, _hysteresis(threshold=0.2))
     assert choice.chosen is KEEP
     assert choice.reason.startswith("re-split promises 2.000 s")
     assert "within the threshold of 20.0%" in choice.reason
@@ -417,7 +417,7 @@ def test_if_all_plans_meet_an_objection_the_reason_is_that_of_the_best() -> None
 
 @pytest.mark.parametrize(("net_gain", "action"), [(0.0, "keep"), (0.1, "re-split")])
 def test_a_move_must_gain_more_than_it_costs(net_gain: float, action: str) -> None:
-    choice = _choose_net_gain(CURRENT, [replace(OTHER, net_gain=net_gain)], None, _hysteresis())
+    choice = _choose_by_net_gain(CURRENT, [replace(OTHER, net_gain=net_gain)], None, _hysteresis())
     assert choice.chosen.action == action
 
 

@@ -17,7 +17,7 @@ from resplit.errors import DataError
 
 __all__ = ["held_out_contexts", "held_out_nodes"]
 
-LONGEST = 0.2  # share of the passes of each node, phase and kind that is held out: the longest ones
+LONGEST = 0.2  # share of the passes of each node, phase and kind that is held out; the longest passes are taken
 
 
 def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float]) -> PredictionError:

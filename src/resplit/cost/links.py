@@ -43,9 +43,9 @@ class LinkModel:
 
 
 def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tuple[LinkModel, ...]:
-    """One model for each directed pair with messages (columns `telemetry.LINK_COLUMNS`), and the models of `previous`
-    for pairs without messages.
+    """Fit one model to the messages (columns `telemetry.LINK_COLUMNS`) of each directed pair of nodes.
 
+    Pairs without messages keep their models of `previous`.
     If all payloads of a pair have about the same size, only its latency is fitted. Its bandwidth is then the previous
     one, or else that of the opposite direction, or else the median of the cluster.
     """

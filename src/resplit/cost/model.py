@@ -57,10 +57,11 @@ class PredictionError:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The fitted cluster.
+    """The fitted times of passes on each node and of messages on each link.
 
-    `reference_s` is each node's time for the reference layer. `held_out_contexts` and `held_out_nodes` are the errors
-    on longer contexts, and on nodes of which only `reference_s` is known.
+    `fitted_at_s` is the time of the newest telemetry (seconds since 1970), `reference_s` each node's time for the
+    reference layer. `held_out_contexts` and `held_out_nodes` are the errors on longer contexts, and on nodes of which
+    only `reference_s` is known. `emulated` names the nodes that emulate hardware.
     """
 
     fitted_at_s: float

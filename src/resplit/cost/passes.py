@@ -63,8 +63,11 @@ def _design(cells: pd.DataFrame, by_name: Mapping[str, BlockFeatures]) -> FloatA
 def fit_pooled(
     cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float], previous: PassModels
 ) -> dict[tuple[str | None, Phase, str | None], PassModel]:
-    """For each phase, the time of a pass in units of the node's `reference_s`: over all kinds (kind None), and for each
-    kind with that as the guess. Without rows, the model of `previous`. DataError for a phase with neither."""
+    """Fit the time of a pass over all nodes, in units of the node's `reference_s`, by (None, phase, kind).
+
+    For each phase, one model covers all kinds (kind None). It is the guess for the models of the single kinds. Without
+    rows, the model of `previous` is used. DataError for a phase with neither.
+    """
     known = cells[cells["node"].isin(reference_s)]
     known = known.assign(seconds=known["seconds"] / known["node"].map(dict(reference_s)).astype(float))
     pooled: dict[tuple[str | None, Phase, str | None], PassModel] = {}

@@ -65,8 +65,8 @@ def _least_squares(
 ) -> tuple[FloatArray, FloatArray]:
     """P, D (J, N) that minimise sum_r w_r (p_r P + g_r D - S_r)^2 with w_r = rate_r / S_r^2, P >= 0 and D >= 0.
 
-    The normal equations of two unknowns. If one of them is negative, it is set to 0 and the other is fitted alone.
-    S is `request_s` (R, J, N); `step_s` (J, N) is the decode step towards which D is regularised.
+    The normal equations of the two unknowns are solved. If one unknown is negative, it is set to 0 and the other is
+    fitted alone. S is `request_s` (R, J, N); `step_s` (J, N) is the decode step towards which D is regularised.
     """
     weight = rate[:, None, None] / np.maximum(request_s, 1e-12) ** 2
     p, g = prompt[:, None, None], new[:, None, None]

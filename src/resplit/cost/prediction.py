@@ -1,4 +1,4 @@
-"""The cost model beside measurements: predicted against measured pass times, and its held-out errors."""
+"""Compares the cost model with measurements: predicted and measured pass times, and its held-out errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def block_timings(model: CostModel, telemetry: Telemetry, features: Sequence[Blo
 
 
 def prediction_error(model: CostModel) -> dict[str, float]:
-    """The relative errors of the model on data that its fit did not use, by what was held out."""
+    """The known held-out errors of the model, relative, with a name for the data that was held out."""
     held_out = {
         "longer contexts, median": model.held_out_contexts.median,
         "longer contexts, p90": model.held_out_contexts.p90,

@@ -1,4 +1,4 @@
-"""Poses the placement problem (docs/problem.md) from the cost model and the present state of the cluster."""
+"""Builds the placement problem (docs/problem.md) from the cost model and the present state of the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class NodeState:
-    """A node now: bytes for weights and caches (those in use included), and the share that others use."""
+    """The present state of a node: bytes for weights and caches, used or free, and the share that others use."""
 
     memory_bytes: float
     background_utilization: float

@@ -49,9 +49,10 @@ class RecoveredSessions:
 
 @dataclass(frozen=True)
 class DecisionOutcome:
-    """What followed from a decision: the epoch that was deployed, or why the controller refused it.
+    """The result of a decision: the epoch that was deployed, or the reason why the controller refused it.
 
-    A recovery adds the time to plan and to prepare its epoch, and how sessions resumed.
+    After a recovery, `plan_s` and `prepare_s` are the times to plan and to prepare its epoch, and `sessions` says how
+    sessions resumed.
     """
 
     deployed: int | None = None

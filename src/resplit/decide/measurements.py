@@ -1,4 +1,4 @@
-"""What the orchestrator measures: the latency of recent requests, and the rate at which nodes load weights."""
+"""Measurements for the orchestrator: the latency of recent requests, and the rate at which nodes load weights."""
 
 from __future__ import annotations
 

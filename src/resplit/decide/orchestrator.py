@@ -60,7 +60,7 @@ def decide(
     elif current.broken:
         choice = _choose_escape(current, plans)
     else:
-        choice = _choose_net_gain(current, plans, measured, hysteresis)
+        choice = _choose_by_net_gain(current, plans, measured, hysteresis)
     return Decision(
         at_s=now_s,
         action=choice.chosen.action,
@@ -88,7 +88,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Hysteresis:
-    """What an optional move is checked against. `threshold` is relative to the current objective."""
+    """The conditions that an optional move must satisfy. `threshold` is relative to the current objective."""
 
     settings: Settings
     history: History
@@ -204,7 +204,7 @@ def _choose_escape(current: CurrentPlacement, plans: list[Alternative]) -> _Choi
     return _Choice(best, f"{broken}; {_summary(best)}", current.broken)
 
 
-def _choose_net_gain(
+def _choose_by_net_gain(
     current: CurrentPlacement, plans: list[Alternative], measured: Measured | None, hysteresis: _Hysteresis
 ) -> _Choice:
     """The plan with the highest net gain to which hysteresis has no objection; keep if there is none.

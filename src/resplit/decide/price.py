@@ -62,7 +62,8 @@ class CurrentPlacement:
     """The current placement under the present state, priced as the alternative `keep`.
 
     `broken` says why it cannot serve (a lost node, a private block on an untrusted node, a missing link, overload),
-    `exceeded` which limit of memory or use it exceeds although it serves. Each is "" if that is not so.
+    `exceeded` which limit of memory or use it exceeds although it serves. Both are "" otherwise. `cached_tokens` is the
+    number of tokens in the caches that a move transfers.
     """
 
     keep: Alternative
@@ -124,8 +125,11 @@ def price(
 
 
 def _waiting_cost(problem: Problem, outage_s: float, latency_s: float) -> float:
-    """alpha L P (W + P / 2): an outage of P delays the L W requests in progress (Little's law) by P, and those that
-    arrive meanwhile by P / 2 on average."""
+    """The cost alpha L P (W + P / 2) of an outage of P seconds.
+
+    It delays the L W requests in progress (Little's law) by P, and the requests that arrive meanwhile by P / 2 on
+    average.
+    """
     rate_rps = _rate_rps(problem)
     return problem.weights.latency * outage_s * (rate_rps * latency_s + rate_rps * outage_s / 2)
 

@@ -18,8 +18,8 @@ class Settings:
     """How readily the orchestrator moves. Shares are relative: 0.05 is 5 %."""
 
     horizon_s: float = 120.0  # a move must pay off within the requests expected in this time
-    threshold: float = 0.05  # least gain per request, as a share of the current objective ...
-    uncertainty_weight: float = 1.0  # ... plus this many times the cost model's relative error
+    threshold: float = 0.05  # least gain per request, as a share of the current objective
+    uncertainty_weight: float = 1.0  # this many times the cost model's relative error is added to the threshold
     cooldown_s: float = 30.0  # least time between two optional moves
     trial_s: float = 120.0  # a move is on trial for this time
     trial_requests: int = 10  # least number of requests that can judge a move

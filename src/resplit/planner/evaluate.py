@@ -26,7 +26,7 @@ ViolationKind = Literal["memory", "utilization", "privacy", "cannot_run", "link"
 class Violation:
     """A constraint that a placement violates; `text` describes it.
 
-    For memory (bytes) and utilization (share of the node), `excess` is the amount above `limit`; both are 0 otherwise.
+    For memory (bytes) and utilisation (share of the node), `excess` is the amount above `limit`; both are 0 otherwise.
     """
 
     kind: ViolationKind
@@ -59,9 +59,9 @@ class Evaluation:
 
 
 def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
-    """Evaluate `placement`, one node name per block.
+    """Evaluate `placement`, one node name per block: the objective (eq. 3), its terms and the violated constraints.
 
-    The latency is infinite if a node has a utilization of 1 or more. Raises KeyError for a node that is not in the
+    The latency is infinite if a node has a utilisation of 1 or more. Raises KeyError for a node that is not in the
     problem.
     """
     index = {node.name: i for i, node in enumerate(problem.nodes)}
@@ -119,7 +119,7 @@ def _reciprocal(share_free: FloatArray) -> FloatArray:
 
 
 def _service_s(problem: Problem, nodes_of: np.ndarray) -> FloatArray:
-    """s[r, j, node(j)] = p_r prefill + g_r decode, in seconds (R, J); 0 if the node cannot run the block."""
+    """The service times s[r, j, node(j)] = p_r prefill + g_r decode, in seconds (R, J); 0 if the node lacks a time."""
     blocks = np.arange(len(problem.blocks))
     prompt = np.array([c.prompt_tokens for c in problem.classes])
     new = np.array([c.new_tokens for c in problem.classes])
@@ -130,7 +130,7 @@ def _service_s(problem: Problem, nodes_of: np.ndarray) -> FloatArray:
 
 
 def _network_s(problem: Problem, request_class: RequestClass, nodes_of: np.ndarray) -> float:
-    """sum_b t[r, b, ...] of one class, in seconds; infinite if a link is missing."""
+    """The transfer time sum_b t[r, b, i, k] of one request of a class, in seconds; infinite if a link is missing."""
     source = problem.node_index(request_class.source)
     passes = request_class.prompt_tokens + request_class.new_tokens - 1
     sizes = np.array(
@@ -148,6 +148,7 @@ def _network_s(problem: Problem, request_class: RequestClass, nodes_of: np.ndarr
 
 
 def _privacy(problem: Problem, nodes_of: np.ndarray) -> float:
+    """The privacy term: the sensitivity of the blocks on untrusted nodes, per block of the model."""
     trusted = np.array([node.trusted for node in problem.nodes])
     sensitivity = np.array([block.sensitivity for block in problem.blocks])
     return float(sensitivity[~trusted[nodes_of]].sum() / len(problem.blocks))

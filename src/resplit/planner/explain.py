@@ -21,7 +21,7 @@ __all__ = ["explain"]
 
 GIB = 2**30
 MAX_WHAT_IFS = 8
-NEAR_CEILING = 0.02  # utilization left below the ceiling
+NEAR_CEILING = 0.02  # utilisation left below the ceiling; with less, the ceiling binds
 
 
 def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:

@@ -26,14 +26,14 @@ class Instance:
     """The arrays of a problem with A atoms and N nodes. Costs are in units of the objective.
 
     - `first` (A,): the first block of each atom.
-    - `load` (A, N): the utilization that an atom adds to a node; inf if it may not run there (its times are null, or
+    - `load` (A, N): the utilisation that an atom adds to a node; inf if it may not run there (its times are null, or
       it is private and the node is not trusted).
     - `memory` (A,), `memory_limit` (N,): bytes.
     - `fixed` (A, N): privacy cost.
     - `start`, `end` (N,): transfer cost from the sources to the first node, and from the last node to the sources.
     - `hops[hop_of[b]]` (N, N): transfer cost at boundary b = 1..A-1; inf on the diagonal and without a link.
     - `queue_weight`: alpha / L. `balance_weight`: beta.
-    - `background` (N,): utilization by other work.
+    - `background` (N,): utilisation by other work.
     - `headroom` (N,): the load that a node may take; negative if its background exceeds the ceiling.
     """
 
@@ -116,7 +116,7 @@ class Instance:
         return cost
 
     def alone_cost(self) -> FloatArray:
-        """Queueing cost of an atom at vanishing load (A, N); inf if it may not run on the node."""
+        """Queueing cost of an atom alone on a node, as its load tends to 0 (A, N); inf if it may not run."""
         load = np.where(np.isfinite(self.load), self.load, 0)
         cost = self.queue_weight * load / (1 - self.background)
         return np.where(np.isfinite(self.load), cost, np.inf)

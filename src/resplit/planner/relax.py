@@ -47,7 +47,7 @@ def solve(instance: Instance, budget: Budget, start: IntArray | None = None, gap
 def solve_from(
     instance: Instance, budget: Budget, start: IntArray | None, gap: float, previous: Dual | None = None
 ) -> tuple[Outcome, Dual]:
-    """As `solve`, from the prices of `previous` if given. Returns the final prices too."""
+    """Like `solve`, starting from the prices of `previous` if given. Returns the final prices too."""
     paths = IntervalPaths(instance)
     dual = Dual(instance, paths, Resources.of(instance).tightened(instance, NodeStates.of(instance)))
     value, first = dual.evaluate(dual.prices)

@@ -1,6 +1,6 @@
 """Plans repeatedly for the same blocks and nodes while their state drifts.
 
-Only the planner's benchmark uses this today; the control loop solves each problem from scratch.
+Only the planner's benchmark uses this; the control loop solves each problem from scratch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Replanner:
         self.plan = self.solve(problem, time_limit_s)
 
     def solve(self, problem: Problem, time_limit_s: float = 0.05, tolerance: float = 0.0) -> Plan:
-        """Plan `problem`, starting from the last plan. Little is reused if its blocks or nodes are not the same."""
+        """Plan `problem`, starting from the last plan and prices. Less is reused if its blocks or nodes changed."""
         budget = Budget(time_limit_s)
         instance = Instance.of(problem)
         last = problem.current if self._dual is None else self.plan.placement or problem.current

@@ -1,4 +1,4 @@
-"""The baseline `bottleneck-dp`: dynamic programming for the pipeline with the fastest slowest stage (PipeEdge).
+"""The baseline `bottleneck-dp`: dynamic programming for the pipeline whose slowest stage is shortest (PipeEdge).
 
 PipeEdge's states contain the set of used nodes. Here each (boundary, node) keeps its `WIDTH` best sets, which is exact
 for few nodes and a beam search for many. A node holds one stage.
@@ -21,13 +21,15 @@ WIDTH = 4
 
 @dataclass(frozen=True)
 class _Label:
+    """A partial pipeline; `period` is its longest stage or transfer, in units of the objective."""
+
     period: float
     used: frozenset[int]
     stages: tuple[tuple[int, int], ...]  # (end, node)
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Label setting over (boundary, last node); a stage takes the longer of its compute and its transfer."""
+    """Set labels over (boundary, last node). The period is the longest compute or transfer of any stage."""
     atoms = instance.shape[0]
     at: list[list[_Label]] = [[] for _ in range(atoms + 1)]
     at[0] = [_Label(0.0, frozenset(), ())]

@@ -12,7 +12,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Without backtracking, so it fails if no node has room for the next block."""
+    """Place the atoms without backtracking. This fails if no node has room for the next one."""
     atoms, nodes = instance.shape
     load, left = np.zeros(nodes), instance.memory_limit.copy()
     nodes_of = np.empty(atoms, dtype=np.intp)

@@ -15,7 +15,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """A state (atom, node) keeps its least latency, the memory left and its path."""
+    """Extend the states (atom, node) atom by atom; each keeps its least latency, the memory left and its path."""
     atoms, nodes = instance.shape
     seconds = instance.alone_cost()  # (A, N)
     cost = instance.start.copy()

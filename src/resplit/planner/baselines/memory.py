@@ -12,7 +12,7 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """Split at the shares of total memory; links, load and trust are ignored."""
+    """Split the chain at the shares of total memory. Links, load and trust are ignored."""
     order = np.argsort(-instance.memory_limit, kind="stable")
     ends = instance.memory_limit[order].cumsum() / max(float(instance.memory_limit.sum()), 1e-300)
     atoms = instance.shape[0]

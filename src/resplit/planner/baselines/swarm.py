@@ -49,6 +49,7 @@ def _weakest_span(instance: Instance, i: int, throughput: FloatArray) -> tuple[i
 
 
 def _fastest_route(instance: Instance, served: np.ndarray) -> IntArray | None:
+    """The node of each atom (A,) on the shortest path over the `served` (A, N) pairs; None if there is none."""
     seconds = np.where(served, instance.alone_cost(), np.inf)
     atoms, nodes = instance.shape
     cost = instance.start + seconds[0]

@@ -12,6 +12,6 @@ __all__ = ["solve"]
 
 
 def solve(instance: Instance, budget: Budget, start: IntArray | None = None) -> Outcome:
-    """The even split; it ignores all limits."""
+    """Split the chain evenly. All limits are ignored."""
     atoms, nodes = instance.shape
     return Outcome(np.arange(atoms) * min(nodes, atoms) // atoms, -np.inf)

@@ -49,6 +49,7 @@ def _levels(capacity: FloatArray, speed: FloatArray, atoms: int) -> IntArray:
 
 
 def _nearest_order(instance: Instance, chosen: IntArray) -> list[int]:
+    """The positions in `chosen`, first the node nearest to the sources, then always the nearest node that is left."""
     hop = instance.hops[0]
     order = [int(instance.start[chosen].argmin())]
     while len(order) < len(chosen):

@@ -1,7 +1,7 @@
 """Branch and bound with a Lagrangian dual in each subproblem (branch and price).
 
-It branches on what the solution of the master leaves fractional: the nodes used, the nodes of the first and the last
-atom, and the links crossed.
+It branches on the fractional shares in the master's solution: of the nodes used, of the nodes of the first and the last
+atom, and of the links crossed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from resplit.types import FloatArray
 
 __all__ = ["branch_and_bound", "by_end", "by_link", "by_node"]
 
-FEW_LABELS = 15_000  # of one pricing; below, larger neighbourhoods cost little
-MAX_NODES = 64  # beyond, branching on one node gains so little that neighbourhoods are always grown first
-MIN_CLOSENESS = 0.05  # below, a share is so near to 0 or 1 that branching on it gains nothing
+FEW_LABELS = 15_000  # of one pricing; with fewer labels, larger neighbourhoods cost little
+MAX_NODES = 64  # with more nodes, branching on one node gains so little that neighbourhoods are always grown first
+MIN_CLOSENESS = 0.05  # of a share to 0.5; branching on a share nearer to 0 or 1 gains nothing
 
 Branches = tuple[Dual, Dual]
 
@@ -47,9 +47,9 @@ def branch_and_bound(
 
 
 def _replacements(part: Dual) -> Sequence[Dual]:
-    """The subproblems to bound next in place of `part`; empty if nothing is left to do.
+    """The subproblems to bound next in place of `part`; empty if its bound cannot be raised further.
 
-    They are `part` with larger neighbourhoods if that is cheap or nothing else is left, else its two branches.
+    They are `part` with larger neighbourhoods if that is cheap or it cannot be branched on, else its two branches.
     """
     cheap = part.labels < FEW_LABELS or part.instance.shape[1] > MAX_NODES
     if (cheap or part.overflowed) and part.converged and part.grow_neighbourhoods():

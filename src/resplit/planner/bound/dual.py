@@ -29,10 +29,10 @@ CONVERGED = 1e-5  # relative distance between the master's value and the bound
 SOUGHT_GAP_SHARE = 0.02  # of the distance to the target; below, larger neighbourhoods gain more than better prices
 # How far above the bound the cutoff of ng-route pricing lies, as a share of the distance to the target.
 FIRST_REACH, MIN_REACH, MAX_REACH = 1 / 8, 1 / 100, 1 / 2
-REACH_WITHOUT_TARGET = 0.1  # relative to the bound; the distance if there is no target
+REACH_WITHOUT_TARGET = 0.1  # relative to the bound; replaces the distance if there is no target
 FEW_LABELS_SHARE = 1 / 10  # of the labels that one pricing may take
 LABELS_PER_STEP = 10_000
-MIN_CUT_GAIN, MAX_STALLS = 4e-3, 1
+MIN_CUT_GAIN, MAX_STALLS = 4e-3, 1  # relative gain of a round of set cuts; consecutive rounds that gain less
 MAX_INITIAL_COLUMNS = 300  # of a new master
 SHARE_FLOOR = 1e-9  # keeps the share of the queueing cost positive, so that infinite costs stay infinite
 

@@ -1,6 +1,6 @@
 """The mixed-integer program over intervals (docs/planner.md), solved by branch and bound in HiGHS.
 
-Reduced-cost fixing first removes every interval and transfer that no placement below the cutoff can use.
+Reduced-cost fixing first removes every interval and hop that no placement below the cutoff can use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = 1e-6  # relative; subtracted from HiGHS's bound, whose linear progra
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a placement below the cutoff may use: intervals, as rows (p, q, i), and hops, as rows (b, i, k)."""
+    """The intervals, rows (p, q, i), and hops, rows (b, i, k), that a placement below the cutoff may use."""
 
     intervals: IntArray
     hops: IntArray
@@ -60,8 +60,8 @@ def solve_mip(
 ) -> tuple[IntArray | None, float]:
     """The best placement (A,) that HiGHS finds among `chosen`, and a bound on all placements.
 
-    What was removed costs at least `cutoff`. So the bound is `cutoff`, which may be inf, once it is proven that the
-    rest costs no less.
+    Placements with removed intervals or hops cost at least `cutoff`. So the bound is `cutoff`, which may be inf, once
+    it is proven that all other placements cost no less.
     """
     extra_tangents: list[FloatArray] = []
     while len(chosen.intervals):

@@ -80,7 +80,7 @@ class Neighbourhoods:
 class NgPaths:
     """Pricing as in `IntervalPaths`, over ng-route paths.
 
-    A return within the neighbourhoods finds its node with the least load and memory that its state can mean.
+    When a path returns to a node whose state it kept, the node has the least load and memory that fit this state.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Pricing by dynamic programming: the cheapest path of intervals (atoms p..q-1 on node i).
 
-An interval costs its queueing as if the node held nothing else, the price of what it uses, and the transfer to the
-next interval.
+The cost of an interval is its queueing cost as if the node held nothing else, the price of the resources that it uses,
+and the transfer to the next interval.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The linear rows of the relaxation: what placements may use of a node, and of a set of nodes that they enter."""
+"""The linear rows of the relaxation: limits on the resources of a node, and of a set of nodes that a path enters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLACK = 1e-9  # relative
 
 @dataclass(frozen=True)
 class Resources:
-    """What atoms use of nodes: `use` (K, A) of K resources, up to `limit` (K, N).
+    """The K resources of nodes: each atom uses `use` (K, A), and a node has `limit` (K, N).
 
     The first resource is memory in units of the mean atom. The others are its integer roundings: for each unit d > 0,
     sum_a floor(m_a / d) x[a, i] <= floor(M_i / d) holds for integer x. `unit_bytes` (K,) holds the units, NaN if a

@@ -307,7 +307,7 @@ def _unit_costs(arrays, penalty):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
-    """The highest utilization, where that of each node is cut off at its ceiling."""
+    """The highest utilisation, where that of each node is cut off at its ceiling."""
     peak = lowest
     for node in range(len(headroom)):
         peak = max(peak, background[node] + min(sums[node, LOAD], max(headroom[node], 0.0)))
