@@ -49,7 +49,7 @@ def decision_text(decision: Decision) -> DecisionText:
 
 
 def recovery_rows(decisions: Sequence[Decision]) -> list[dict[str, str]]:
-    """The parts of each recovery from a loss, in the order in which they happen, with the longest times of all sessions."""
+    """The parts of each recovery from a loss, in order of time. Times of sessions are the longest of all sessions."""
     return [
         {
             "reason": decision.reason,

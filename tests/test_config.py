@@ -1,4 +1,4 @@
-"""Cluster and scenario files: what they may say, and where an error is when they say something else."""
+"""Cluster and scenario files: valid ones are read, and errors name the file, line, key and rule."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_an_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
         load_cluster(tmp_path)
 
 
-def test_a_scenario_is_read_and_fits_its_cluster(tmp_path: Path) -> None:
+def test_a_scenario_is_read_and_matches_its_cluster(tmp_path: Path) -> None:
     scenario = load_scenario(written(tmp_path, SCENARIO))
     assert (scenario.duration, scenario.nodes[0].at, scenario.links[0].latency) == (60.0, 5.0, 0.05)
     scenario.check_against(cluster(tmp_path), "day.yaml")

@@ -1,4 +1,4 @@
-"""The documents are true to the tree: lines are short, links resolve, and named files and commands exist."""
+"""The documents match the repository: lines are short, links resolve, and named files and commands exist."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def spans(document: Path) -> list[str]:
 
 
 def without_targets(line: str) -> str:
-    """A line without what cannot be wrapped: the targets of links, and addresses."""
+    """A line without the parts that cannot be wrapped: the targets of links, and addresses."""
     return URL.sub("", LINK.sub("]", line))
 
 
@@ -142,7 +142,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def exists(name: str) -> bool:
-    """Whether inline code that looks like a file, a folder or a module names one; True where it looks like none."""
+    """Whether inline code that looks like a file, a folder or a module names one; True for any other text."""
     if name.startswith(GENERATED) or name in STATE_FOLDERS:
         return True
     if ROOTED.match(name):
@@ -204,7 +204,7 @@ def is_module(path: Path) -> bool:
 
 
 def is_public_name(name: str) -> bool:
-    """Whether `resplit.a.b` is a module, or `b` stands in the module `resplit.a`."""
+    """Whether `resplit.a.b` is a module, or the module `resplit.a` contains the name `b`."""
     path = ROOT / "src" / name.replace(".", "/")
     if is_module(path):
         return True

@@ -1,4 +1,4 @@
-"""The scripts and the notebook in examples/ run, and print what they promise."""
+"""The scripts and the notebook in examples/ run, and the scripts print the expected output."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def test_planning_a_placement_prints_its_segments_and_a_bound(run_example: Calla
     assert "embed .. " in printed
 
 
-def test_a_solver_of_ones_own_is_called_by_its_name(
+def test_a_custom_solver_can_be_registered_and_called_by_its_name(
     run_example: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from resplit.planner import SOLVERS
 
     monkeypatch.setattr("resplit.planner.SOLVERS", dict(SOLVERS))
     printed = run_example("own_solver.py")
-    own, built_in = (float(line.split()[2]) for line in printed.splitlines())
-    assert built_in <= own < float("inf")
+    custom, default = (float(line.split()[2]) for line in printed.splitlines())
+    assert default <= custom < float("inf")
 
 
 @pytest.mark.processes

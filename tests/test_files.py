@@ -1,4 +1,4 @@
-"""Crash-safe writes: all of the new content or all of the old one."""
+"""After a crash-safe write, a file holds all of the new content or all of the old content."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_text_is_written_as_utf_8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
-def test_a_given_mode_holds_whatever_the_umask_and_the_old_file(tmp_path: Path, umask: int) -> None:
+def test_a_given_mode_is_set_regardless_of_the_umask_and_the_old_file(tmp_path: Path, umask: int) -> None:
     (tmp_path / "secret").write_text("old")
     (tmp_path / "secret").chmod(0o644)
     before = os.umask(umask)

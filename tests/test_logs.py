@@ -9,7 +9,7 @@ from resplit.logs import LossyStream, log_to_stderr
 
 
 class FullDisk(io.StringIO):
-    """Takes nothing while it is full."""
+    """A stream whose writes fail while it is full."""
 
     full = False
 

@@ -1,4 +1,4 @@
-"""The metrics of a run, by their definitions."""
+"""The metrics of a run follow their definitions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_request_with_a_failed_connection_does_not_wait() -> None:
     assert incidents(record([request(50.0, status=0)])) == []
 
 
-def test_utilisation_weighs_nodes_equally_and_leaves_out_the_drain() -> None:
+def test_utilisation_weighs_nodes_equally_and_ends_with_the_run() -> None:
     rows = [("a", 1.0, 0.2), ("a", 2.0, 0.4), ("a", 3.0, 0.6), ("b", 1.0, 0.8), ("b", 70.0, 0.0)]
     use = [{"time_s": t, "node": n, "utilization": u, "own_utilization": u} for n, t, u in rows]
     assert summarise(record([], use=use)).utilization == pytest.approx(0.6)
@@ -171,7 +171,7 @@ def test_the_series_look_back_over_their_window() -> None:
     assert over_time.utilization.isna().all()
 
 
-def test_the_mean_utilisation_goes_on_without_a_lost_node() -> None:
+def test_the_mean_utilisation_leaves_out_a_lost_node() -> None:
     use = [
         {"time_s": t, "node": n, "utilization": u, "own_utilization": u}
         for n, t, u in [("a", 1.0, 0.2), ("b", 1.0, 0.4), ("a", 2.0, 0.2)]

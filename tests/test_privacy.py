@@ -26,7 +26,7 @@ def test_only_private_blocks_on_untrusted_nodes_are_exposed() -> None:
 
 
 @given(cells=st.lists(st.tuples(st.sampled_from("abc"), st.booleans())), trusted=st.frozensets(st.sampled_from("abc")))
-def test_a_placement_is_safe_exactly_when_each_private_block_is_on_a_trusted_node(
+def test_no_block_is_exposed_exactly_when_each_private_block_is_on_a_trusted_node(
     cells: list[tuple[str, bool]], trusted: frozenset[str]
 ) -> None:
     exposed = exposed_blocks([node for node, _ in cells], [Block(private) for _, private in cells], trusted)

@@ -22,7 +22,7 @@ def raw() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
-def test_writing_a_problem_gives_what_was_read(path: Path) -> None:
+def test_a_written_problem_equals_the_one_read(path: Path) -> None:
     written = problem_to_json(read_problem(path))
 
     assert json.loads(json.dumps(written, allow_nan=False)) == problem_to_json(problem_from_json(written))
@@ -146,7 +146,7 @@ def test_the_schema_accepts_every_example(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
-def test_the_schema_accepts_what_is_written(path: Path) -> None:
+def test_the_schema_accepts_every_written_problem(path: Path) -> None:
     jsonschema.validate(problem_to_json(read_problem(path)), SCHEMA)
 
 

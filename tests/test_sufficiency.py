@@ -1,4 +1,4 @@
-"""Which rows are missing for a fit."""
+"""The check that telemetry has enough valid rows for a fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def row(table: str, **values: object) -> dict[str, object]:
 
 
 def telemetry(reports: int = 0, messages: int = 0, passes: int = 0) -> Telemetry:
-    """So many reports of each node, messages of each directed pair, and passes of each phase and kind."""
+    """Telemetry with these numbers of reports per node, messages per directed pair, and passes per phase and kind."""
     return Telemetry.from_rows(
         {
             "nodes": [row("nodes", node=node) for node in NODES] * reports,

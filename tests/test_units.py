@@ -1,4 +1,4 @@
-"""Quantities as people write them."""
+"""Quantities with units in configuration files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BYTES, SECONDS, RATE = TypeAdapter(Bytes), TypeAdapter(Seconds), TypeAdapter(Byt
 
 
 @pytest.mark.parametrize(
-    ("kind", "written", "meant"),
+    ("kind", "written", "expected"),
     [
         (BYTES, "420 MiB", 420 * 2**20),
         (BYTES, "1.5GB", 1.5e9),
@@ -27,8 +27,8 @@ BYTES, SECONDS, RATE = TypeAdapter(Bytes), TypeAdapter(Seconds), TypeAdapter(Byt
         (RATE, "8 bit/s", 1.0),
     ],
 )
-def test_a_quantity_is_read_in_its_unit(kind: TypeAdapter[float], written: str, meant: float) -> None:
-    assert kind.validate_python(written) == pytest.approx(meant)
+def test_a_quantity_is_read_in_its_unit(kind: TypeAdapter[float], written: str, expected: float) -> None:
+    assert kind.validate_python(written) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

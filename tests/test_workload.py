@@ -32,8 +32,8 @@ def scenario(duration_s: float, *rates: tuple[float, float]) -> ScenarioConfig:
 def test_the_same_seed_gives_the_same_workload(home: ClusterConfig, seed: int) -> None:
     first, second = (schedule_requests(home, scenario(40), seed, WORDS) for _ in range(2))
     assert first == second
-    assert [a.at_s for a in first] == sorted(a.at_s for a in first)
-    assert all(0 <= arrival.at_s < 40 and arrival.new_tokens >= 1 and arrival.prompt for arrival in first)
+    assert [each.at_s for each in first] == sorted(each.at_s for each in first)
+    assert all(0 <= each.at_s < 40 and each.new_tokens >= 1 and each.prompt for each in first)
 
 
 def test_a_change_of_one_class_does_not_affect_the_others(home: ClusterConfig) -> None:

@@ -60,7 +60,7 @@ def test_held_out_contexts_are_not_used_by_the_fit_that_they_test(features: Feat
     assert fitted.held_out_contexts.median == pytest.approx(1 - 1 / 1.5, abs=0.01)
 
 
-def test_held_out_error_shows_a_node_that_its_reference_does_not_describe(features: Features) -> None:
+def test_the_held_out_error_is_large_if_a_reference_does_not_describe_its_node(features: Features) -> None:
     odd = MACHINES | {"cloud": replace(MACHINES["cloud"], per_token_s=(5e-5, 8e-3, 1e-4))}
     nodes = node_rows(MACHINES, [0.0])  # the reference gives a speed of 0.4, but the layers are four times slower
     fitted = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(odd, features)}), features)
@@ -83,9 +83,8 @@ def test_kinds_that_a_node_never_ran_are_predicted_from_other_nodes_at_its_speed
     rows = [row for row in block_rows(MACHINES, features) if row["node"] != "edge" or row["kind"] == "layer"]
     nodes = [row | {"reference_s": 0.02} if row["node"] == "edge" else row for row in node_rows(MACHINES, [0.0])]
     model = fit_cost_model(Telemetry.from_rows({"nodes": nodes, "blocks": rows}), features)
-    assert (
-        _worst(model, features, "edge", MACHINES["edge"]) < 0.12
-    )  # its own layers are better evidence than its reference
+    # Its own layers are better evidence than its reference.
+    assert _worst(model, features, "edge", MACHINES["edge"]) < 0.12
 
 
 def test_a_kind_that_no_node_ran_is_predicted_from_its_work(features: Features) -> None:
@@ -100,9 +99,8 @@ def test_a_node_that_slowed_down_is_also_slow_for_kinds_that_it_did_not_run_in_t
 ) -> None:
     slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=1.2)}
     window = _window(slow, features, keep=("layer",))
-    unaware = Telemetry(
-        frame(node_rows(MACHINES, [9.0]), NODE_COLUMNS), window.links, window.blocks
-    )  # its reference was timed before
+    # The reference was timed before the node slowed down.
+    unaware = Telemetry(frame(node_rows(MACHINES, [9.0]), NODE_COLUMNS), window.links, window.blocks)
     after = fit_cost_model(unaware, features, previous=model, hold_out=False)
     assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
     assert _worst(after, features, "home-a", slow["home-a"]) < 0.12
@@ -151,7 +149,7 @@ def test_without_holding_out_data_the_errors_are_those_of_the_previous_model(
 @pytest.mark.parametrize(
     ("missing", "message"), [("nodes", "reference_s"), ("blocks", "no prefill timing")], ids=["nodes", "blocks"]
 )
-def test_a_table_that_is_empty_is_a_data_error(features: Features, missing: str, message: str) -> None:
+def test_an_empty_table_is_a_data_error(features: Features, missing: str, message: str) -> None:
     rows = {"nodes": node_rows(MACHINES, [0.0]), "blocks": block_rows(MACHINES, features)}
     with pytest.raises(DataError, match=message):
         fit_cost_model(Telemetry.from_rows(rows | {missing: []}), features)

@@ -21,7 +21,7 @@ def test_text_that_is_not_a_model_is_a_data_error(text: str) -> None:
         CostModel.from_json(text)
 
 
-def test_an_unknown_node_has_no_times_and_an_unknown_kind_is_an_error(
+def test_times_of_an_unknown_node_are_nan_and_an_unknown_kind_is_an_error(
     model: CostModel, features: tuple[BlockFeatures, ...]
 ) -> None:
     assert np.isnan(model.pass_s(features[0], "stranger", "decode", [1, 1], [5, 6])).tolist() == [True, True]

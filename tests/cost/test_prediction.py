@@ -1,4 +1,4 @@
-"""Predictions of the cost model beside measurements."""
+"""The comparison of predictions with measurements."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
 
 
-def test_timings_of_known_nodes_stand_beside_their_predictions() -> None:
+def test_each_timing_of_a_known_node_is_paired_with_its_prediction() -> None:
     layer = BlockFeatures("layer.0", "layer", 100, 200.0, 0.0, 400.0, 8.0, 16.0, False, 0.5)
     fitted = PassModel("hub", "decode", "layer", (0.002, 0.0, 0.0, 0.0, 0.0), (0.0,) * 5, 1, 0.0)
     unknown = PredictionError(None, None, 0)
     model = CostModel(0.0, {"hub": 0.002}, (fitted,), (), PredictionError(0.03, 0.07, 9), unknown)
     row = {"time_s": 0.0, "node": "hub", "block": "layer.0", "kind": "layer", "phase": "decode", "tokens": 1}
     rows = [row | {"context_tokens": 8, "seconds": seconds, "emulated": True} for seconds in (0.002, 0.003, 0.004)]
-    elsewhere = [rows[0] | {"node": "a-node-that-the-model-does-not-know"}]
+    elsewhere = [rows[0] | {"node": "unknown-node"}]
     timings = block_timings(model, Telemetry.from_rows({"blocks": rows + elsewhere}), [layer])
     assert timings.to_dict("records") == [
         {"node": "hub", "phase": "decode", "kind": "layer", "predicted_s": 0.002, "measured_s": 0.003}

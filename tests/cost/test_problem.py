@@ -59,7 +59,9 @@ def test_times_per_token_are_never_negative_and_fit_no_worse_than_the_pass_times
         assert misfit(prefill.item(), decode.item()) < 1e-8
 
 
-def test_links_memory_trust_and_background_are_those_of_the_cluster(problem: Problem, cluster: ClusterConfig) -> None:
+def test_nodes_and_trust_come_from_the_cluster_and_links_from_the_model(
+    problem: Problem, cluster: ClusterConfig
+) -> None:
     assert [node.name for node in problem.nodes] == cluster.node_names
     assert [node.trusted for node in problem.nodes] == [True, True, False, False]
     assert problem.link_latency_s[0, 1] == pytest.approx(0.003, rel=0.1)
@@ -81,7 +83,7 @@ def test_the_problem_is_valid_in_its_format_and_can_be_planned(
 
 
 @pytest.mark.parametrize("why", ["lost", "silent"])
-def test_a_node_that_is_lost_or_silent_stays_with_all_its_times_null(
+def test_a_lost_or_silent_node_stays_in_the_problem_with_all_times_null(
     model: CostModel, features: tuple[BlockFeatures, ...], cluster: ClusterConfig, why: str
 ) -> None:
     states = {name: state for name, state in STATES.items() if why == "lost" or name != "edge"}

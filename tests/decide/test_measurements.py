@@ -1,4 +1,4 @@
-"""Measured latency and loading rate, from session records and epochs."""
+"""The measured latency from session records, and the loading rate from epochs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
 
-NOTHING_YET = History()
+NO_HISTORY = History()
 BEST = halves(FAST, SLOW, 6)  # the fast node holds as many blocks as it can
 
 
@@ -25,7 +25,7 @@ def _decide(
     cluster: Problem,
     now_s: float = 1000.0,
     options: Settings = SETTINGS,
-    history: History = NOTHING_YET,
+    history: History = NO_HISTORY,
     uncertainty: float = 0.02,
     measured: Measured | None = None,
 ) -> Decision:
@@ -104,7 +104,7 @@ def _lost(cluster: Problem, node: str) -> Problem:
 
 URGENT = {
     "a lost node": _lost(problem(BEST), SLOW),
-    "a node that is gone": problem((*BEST[:-1], "gone")),
+    "a node that left the cluster": problem((*BEST[:-1], "gone")),
     "a broken privacy rule": problem(halves(FAR, FAST)),
     "an overloaded node": problem(halves(SLOW, FAST, 6), rate_rps=2.5, decode_s=(1e-3, 2e-3 * 1.5, 4e-3)),
 }
@@ -177,11 +177,11 @@ def test_a_move_that_made_latency_worse_is_rolled_back_and_barred() -> None:
     assert not after.bars(BEST, 1001.0)
 
 
-def test_a_barred_placement_is_not_chosen_whatever_its_gain() -> None:
+def test_a_barred_placement_is_not_chosen_even_if_its_gain_is_large() -> None:
     current = halves(FAST, SLOW, 2)
     history = History().moved(PastMove(500.0, "rollback", BEST, current, None, 1.0), SETTINGS)
     decision = _decide(problem(current), history=history)
-    assert decision.placement not in (BEST,)
+    assert decision.placement != BEST
     free = _decide(problem(current), now_s=500.0 + SETTINGS.bar_s, history=history)
     assert free.placement == BEST
 
@@ -206,18 +206,18 @@ def test_a_barred_placement_is_not_chosen_whatever_its_gain() -> None:
         "by chance",
         "by chance before",
         "unmeasured",
-        "no before",
+        "unmeasured before",
         "trial over",
         "a rollback",
         "illegal",
-        "control",
+        "failed trial",
     ],
 )
 def test_only_a_failed_trial_causes_a_rollback(
     history: History, measured: Measured | None, now_s: float, request: pytest.FixtureRequest
 ) -> None:
     action = _decide(problem(halves(FAST, SLOW, 4)), now_s, history=history, measured=measured).action
-    assert (action == "rollback") == ("control" in request.node.name)
+    assert (action == "rollback") == ("failed trial" in request.node.name)
 
 
 def test_a_placement_that_does_not_come_from_the_last_move_is_not_rolled_back() -> None:
@@ -226,12 +226,12 @@ def test_a_placement_that_does_not_come_from_the_last_move_is_not_rolled_back() 
     assert decision.action != "rollback"
 
 
-def test_a_plan_that_violates_a_constraint_is_not_taken_whatever_the_solver_says() -> None:
+def test_a_plan_that_violates_a_constraint_is_rejected_even_if_its_solver_calls_it_optimal() -> None:
     def faulty(cluster: Problem, **_: object) -> Plan:
         return Plan("optimal", "faulty", 0.0, placement=halves(FAR, FAST))
 
     cluster = problem(halves(SLOW, FAR, 6))
-    decision = decide(cluster, now_s=0.0, settings=SETTINGS, history=NOTHING_YET, solve=faulty)
+    decision = decide(cluster, now_s=0.0, settings=SETTINGS, history=NO_HISTORY, solve=faulty)
     assert decision.action == "keep"
     assert "trust" in (decision.alternatives[2].reason or "")
 
@@ -293,7 +293,7 @@ def test_a_new_placement_is_kept_in_the_next_tick(seed: int) -> None:
 
 
 def _moves_of_a_run(options: Settings, uncertainty: float, seed: int) -> list[int]:
-    """The ticks at which a stationary cluster of three nearly equal nodes is moved, if its state is seen with noise."""
+    """The ticks at which blocks are moved in a stationary cluster of three nearly equal nodes, measured with noise."""
     rng = np.random.default_rng(seed)
     truth = problem(halves(SLOW, FAST, 5), decode_s=(1e-3, 1.03e-3, 1.06e-3))
     history, moves = History(), []
@@ -327,7 +327,7 @@ CURRENT = CurrentPlacement(KEEP, broken="", exceeded="", cached_tokens=0.0)
 OTHER = Alternative("re-split", halves(FAST, SLOW, 2), gain_per_request=1.0, net_gain=5.0, shortfall_s=1.0)
 
 
-def _hysteresis(history: History = NOTHING_YET, now_s: float = 1000.0, threshold: float = 0.05) -> _Hysteresis:
+def _hysteresis(history: History = NO_HISTORY, now_s: float = 1000.0, threshold: float = 0.05) -> _Hysteresis:
     return _Hysteresis(SETTINGS, history, now_s, threshold)
 
 
@@ -400,14 +400,14 @@ def test_the_highest_net_gain_wins_and_a_tie_goes_to_the_redistribution() -> Non
     assert _choose_by_net_gain(CURRENT, [redistribute, better], None, _hysteresis()).chosen is better
 
 
-def test_a_plan_with_an_objection_gives_way_to_the_next_best() -> None:
+def test_if_hysteresis_objects_to_the_best_plan_the_next_best_is_chosen() -> None:
     assert OTHER.placement is not None
     barred = History().moved(PastMove(900.0, "rollback", OTHER.placement, BEST, None, 1.0), SETTINGS)
     second = replace(OTHER, action="redistribute", placement=halves(SLOW, FAST, 4), net_gain=1.0)
     assert _choose_by_net_gain(CURRENT, [second, OTHER], None, _hysteresis(barred)).chosen is second
 
 
-def test_if_all_plans_meet_an_objection_the_reason_is_that_of_the_best() -> None:
+def test_if_hysteresis_objects_to_all_plans_the_reason_describes_the_best_plan() -> None:
     plans = [replace(OTHER, net_gain=1.0, latency_s=1.0), replace(OTHER, latency_s=2.0)]
     choice = _choose_by_net_gain(CURRENT, plans, None, _hysteresis(threshold=0.2))
     assert choice.chosen is KEEP

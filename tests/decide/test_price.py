@@ -87,7 +87,7 @@ def test_if_the_current_placement_cannot_serve_requests_also_wait_for_the_transf
     assert costs[1].horizon_cost - costs[0].horizon_cost > rate * longer_s**2 / 2
 
 
-def test_cached_tokens_are_those_of_the_requests_in_progress_up_to_the_reserved_ones() -> None:
+def test_the_requests_in_progress_hold_the_cached_tokens_and_no_more_than_are_reserved() -> None:
     calm = price_current(problem(CURRENT, rate_rps=0.01), SETTINGS)
     assert 0 < calm.cached_tokens < 64 + 32
     busy = replace(problem(CURRENT, rate_rps=2.0), kv_tokens=30.0)
@@ -107,7 +107,7 @@ def test_cached_tokens_are_those_of_the_requests_in_progress_up_to_the_reserved_
     ],
     ids=["fine", "ceiling", "ceiling passed by noise", "memory short by noise", "memory", "trust", "overload"],
 )
-def test_a_broken_placement_differs_from_one_that_exceeds_a_limit(
+def test_a_placement_that_cannot_serve_is_broken_and_one_over_a_limit_exceeds_it(
     change: dict[str, float], broken: str, over: str
 ) -> None:
     cluster = problem(CURRENT, rate_rps=1.0)  # 0.196 of the fast node is used

@@ -6,17 +6,17 @@ from resplit.decide import History, PastMove, Settings
 from resplit.decide.state import similar
 
 OLD, NEW = ("a",) * 20, ("a",) * 10 + ("b",) * 10
-OPTIONS = Settings(bar_s=100.0)
+SETTINGS = Settings(bar_s=100.0)
 
 
 def test_only_a_placement_that_was_rolled_back_is_barred_and_only_for_a_time() -> None:
     move = PastMove(5.0, "re-split", OLD, NEW, 1.0, 1.1)
-    assert not History().moved(move, OPTIONS).bars(NEW, 6.0)
-    undone = History().moved(PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1), OPTIONS)
+    assert not History().moved(move, SETTINGS).bars(NEW, 6.0)
+    undone = History().moved(PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1), SETTINGS)
     assert undone.bars(NEW, 149.0)
     assert not undone.bars(NEW, 150.0)
     assert not undone.bars(OLD, 60.0)
-    assert undone.moved(PastMove(200.0, "re-split", OLD, NEW, 1.0, 1.1), OPTIONS).barred == ()
+    assert undone.moved(PastMove(200.0, "re-split", OLD, NEW, 1.0, 1.1), SETTINGS).barred == ()
 
 
 def test_placements_that_differ_in_at_most_a_tenth_of_the_blocks_are_similar() -> None:

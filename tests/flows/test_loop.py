@@ -1,4 +1,4 @@
-"""The flows on a real cluster: profile it, decide about it, and go on deciding after the loss of a node."""
+"""The flows on a real cluster: they profile it, decide, and continue to decide after the loss of a node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
     assert epoch == 1 + moves
 
 
-def test_the_loop_goes_on_after_the_loss_of_a_node(cluster: Cluster) -> None:
+def test_the_loop_continues_after_the_loss_of_a_node(cluster: Cluster) -> None:
     cluster.processes["delta"].send_signal(signal.SIGKILL)
     cluster.processes["delta"].wait()
     with ControlClient(cluster.url, cluster.token) as client:

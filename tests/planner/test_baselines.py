@@ -102,7 +102,7 @@ def test_latency_dp_finds_the_least_latency_of_a_single_request(seed: int) -> No
 
 @given(seed=seeds())
 @settings(max_examples=25, deadline=None)
-def test_bottleneck_dp_finds_the_fastest_slowest_stage_of_two_nodes(seed: int) -> None:
+def test_bottleneck_dp_finds_the_shortest_bottleneck_of_two_nodes(seed: int) -> None:
     instance = roomy_instance(seed, 5, [1e12] * 2)
     instance = replace(instance, headroom=np.full(2, np.inf))
 

@@ -20,7 +20,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_each_file_gets_one_line_and_the_worst_decides_the_exit_status(tmp_path: Path) -> None:
+def test_each_file_gets_one_line_and_the_worst_result_decides_the_exit_status(tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"version": 1}')
 

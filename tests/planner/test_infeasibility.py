@@ -24,7 +24,7 @@ def test_a_feasible_problem_has_no_reason(seed: int) -> None:
         assert best_by_enumeration(problem)[1] is None
 
 
-def test_blocks_that_fit_only_when_divided_lack_memory() -> None:
+def test_blocks_that_fit_only_if_they_are_divided_lack_memory() -> None:
     problem = tiny_problem(12, blocks=4)
     sizes, rooms = [3e9, 3e9, 2e9, 2e9], [5.5e9, 4.5e9, 1e9]
     problem = replace(

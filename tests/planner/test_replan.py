@@ -43,7 +43,7 @@ def test_a_drifted_state_is_planned_as_well_as_from_scratch(seed: int) -> None:
     assert plan.lower_bound <= fresh.objective * (1 + 1e-9)
 
 
-def test_a_node_that_is_gone_does_not_stop_the_replanner() -> None:
+def test_the_replanner_plans_without_a_removed_node() -> None:
     problem = read_problem(EXAMPLES / "n008-llama2-7b-c1-13.json")
     replanner = Replanner(problem, time_limit_s=2.0)
     assert replanner.plan.placement is not None

@@ -1,4 +1,4 @@
-"""Which results of Great Expectations can be trusted."""
+"""The check whether a result of Great Expectations can be trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of a run holds what gateway, nodes and controller report of it, in the time of the run."""
+"""The record of a run, from the reports of gateway, nodes and controller."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class FixedClient:
         return [DecisionEntry(since + 1, {"at_s": START_S + 2.5, "action": "re-split"})]
 
 
-def test_a_record_holds_its_own_run_only() -> None:
+def test_a_record_holds_only_its_own_run_with_times_since_its_start() -> None:
     cluster = load_cluster(ROOT / "data" / "clusters" / "home.yaml")
     scenario = ScenarioConfig(name="test", duration="10 s")
     sent = Sent(START_S, 3, (ScheduledRequest(8.0, "chat", "hello", 3),))

@@ -1,4 +1,4 @@
-"""What the control loop keeps in files between its ticks."""
+"""The files that the control loop keeps between its ticks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resplit.decide import History, PastMove, Settings
 from tasks.plan import load_configurations, load_history, save_history
 
 
-def test_history_survives_from_tick_to_tick_even_with_an_infinite_price(tmp_path: Path) -> None:
+def test_a_loaded_history_equals_the_saved_one_even_with_an_infinite_price(tmp_path: Path) -> None:
     move = PastMove(3.0, "re-split", ("a", "b"), ("b", "b"), None, math.inf)
     history = History().moved(move, Settings())
     save_history(history, tmp_path / "history.json")

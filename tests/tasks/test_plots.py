@@ -28,7 +28,7 @@ def test_a_change_that_two_runs_share_is_listed_once_with_its_earliest_time() ->
     assert scenario_changes(runs) == [(9.49, "surge"), (20.0, "slow"), (30.0, "surge")]
 
 
-def test_a_run_with_the_same_only_placement_gets_no_panel() -> None:
+def test_a_run_whose_only_placement_is_already_shown_gets_no_panel() -> None:
     runs = {"static": STATIC, "adaptive": ADAPTIVE, "undisturbed": STATIC}
     assert [axes.get_title(loc="left") for axes in plots.placement_figure(runs).axes] == ["static", "adaptive"]
 

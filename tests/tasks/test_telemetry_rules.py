@@ -28,7 +28,7 @@ def test_a_row_is_ahead_of_now_or_behind_the_newest_row_of_its_node() -> None:
     assert table["behind_s"].tolist()[5] == 0.0
 
 
-def test_a_report_is_repeated_if_time_and_node_are_and_a_message_if_all_columns_are() -> None:
+def test_reports_with_equal_time_and_node_and_messages_with_equal_columns_are_repeated() -> None:
     reports = derived("nodes", {"cpu_utilization": 0.1}, {"cpu_utilization": 0.2}, {"node": "b"})
     assert reports["repeated"].tolist() == [False, True, False]
     messages = derived("links", {"seconds": 0.1}, {"seconds": 0.2}, {"seconds": 0.1})
@@ -39,14 +39,14 @@ def test_own_use_exceeds_the_total_by_their_difference() -> None:
     assert derived("nodes", {"own_utilization": 0.5, "cpu_utilization": 0.2})["own_excess"].tolist() == [0.3]
 
 
-def test_a_link_has_a_rate_unless_its_time_is_zero() -> None:
+def test_a_message_gets_a_rate_unless_its_time_is_zero() -> None:
     table = derived("links", {"payload_bytes": 6.0, "seconds": 2.0}, {"seconds": 0.0}, {"node": "y"})
     assert table["bytes_per_s"].tolist()[0] == 3.0
     assert math.isnan(table["bytes_per_s"].tolist()[1])
     assert table["to_itself"].tolist() == [True, True, False]
 
 
-def test_a_pass_has_a_time_per_token_and_a_kind_that_must_be_that_of_its_block() -> None:
+def test_a_pass_gets_a_time_per_token_and_a_check_of_its_kind() -> None:
     table = derived(
         "blocks",
         {"block": "embed", "kind": "embed", "seconds": 6.0, "tokens": 3},

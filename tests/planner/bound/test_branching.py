@@ -35,7 +35,8 @@ def best_where(problem: Problem, holds: Callable[[np.ndarray], bool]) -> tuple[f
     return best[0], best[1]
 
 
-def goes(nodes_of: np.ndarray, origin: int, node: int) -> bool:
+def crosses(nodes_of: np.ndarray, origin: int, node: int) -> bool:
+    """Whether the placement crosses the link from `origin` to `node`."""
     return bool(((nodes_of[:-1] == origin) & (nodes_of[1:] == node)).any())
 
 
@@ -54,7 +55,7 @@ def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: in
     halves, holds = {
         "node": (lambda: by_node(dual, node), lambda x: bool((x == node).any())),
         "end": (lambda: by_end(dual, 4, node), lambda x: bool(x[4] == node)),
-        "link": (lambda: by_link(dual, other, node), lambda x: goes(x, other, node)),
+        "link": (lambda: by_link(dual, other, node), lambda x: crosses(x, other, node)),
     }[how]
 
     for part, optimum in zip(halves(), best_where(problem, holds), strict=True):

@@ -72,7 +72,7 @@ def test_column_generation_gives_a_higher_bound_than_the_convex_relaxation(name:
 @settings(max_examples=60, deadline=None)
 def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
-    if alike:  # blocks of one kind, but for the first
+    if alike:  # all blocks but the first are of one kind
         block = problem.blocks[1]
         blocks = (problem.blocks[0], *(replace(block, name=f"block-{j}") for j in range(1, 5)))
         times = {name: np.vstack((t[:1], *[t[1:2]] * 4)) for name, t in (

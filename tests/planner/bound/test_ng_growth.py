@@ -12,7 +12,7 @@ def covered(neighbourhoods: Neighbourhoods) -> list[bool]:
     return [bool(neighbourhoods.contains[list(cycle.between), cycle.node].all()) for cycle in CYCLES]
 
 
-def test_the_cycles_of_most_gain_are_excluded_first() -> None:
+def test_the_cycles_with_the_largest_gain_are_excluded_first() -> None:
     growth = NeighbourhoodGrowth(Neighbourhoods.of(4))
 
     assert growth.extend(CYCLES, few_labels=True)

@@ -44,7 +44,7 @@ def ng_paths(instance: Instance, contains: np.ndarray, max_labels: int = PLENTY,
 
 @given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_the_cheapest_ng_route_path_is_that_of_enumeration(seed: int, bits: int, draw: type, coarse: bool) -> None:
+def test_pricing_finds_the_cheapest_ng_route_of_enumeration(seed: int, bits: int, draw: type, coarse: bool) -> None:
     contains = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
     paths, costs = ng_paths(instance, contains, coarse=coarse), random_costs(seed, 6)
@@ -62,7 +62,7 @@ def test_the_cheapest_ng_route_path_is_that_of_enumeration(seed: int, bits: int,
 
 @given(seeds())
 @settings(max_examples=60, deadline=None)
-def test_with_complete_neighbourhoods_a_path_costs_what_its_placement_costs(seed: int) -> None:
+def test_with_complete_neighbourhoods_a_path_costs_as_much_as_its_placement(seed: int) -> None:
     problem = layered_problem(seed, 5)
     instance = Instance.of(problem)
     paths = ng_paths(instance, EVERYTHING)
@@ -104,7 +104,7 @@ def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_a_state_needs_no_more_than_the_atoms_it_stands_for(seed: int) -> None:
+def test_the_load_and_memory_of_a_state_are_at_most_those_of_its_atoms(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     states = NodeStates.of(instance)
     coarse, of_atom = states.coarse(instance), np.diff(states.before)

@@ -18,7 +18,7 @@ def all_paths(atoms: int, nodes: int = 3) -> list[np.ndarray]:
 
 @given(seeds())
 @settings(max_examples=40, deadline=None)
-def test_the_cheapest_path_is_that_of_enumeration(seed: int) -> None:
+def test_pricing_finds_the_cheapest_path_of_enumeration(seed: int) -> None:
     paths, costs = IntervalPaths(Instance.of(tiny_problem(seed, 5))), random_costs(seed, 5)
 
     cost, nodes_of = paths.shortest(costs)
