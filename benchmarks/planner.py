@@ -38,7 +38,7 @@ BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `objective` and `bound` are None if there is none. `load` is the load of the whole machine."""
+    """One run of a solver. `objective` and `bound` may be None. `load` is the load of the whole machine."""
 
     instance: str
     nodes: int
@@ -58,6 +58,7 @@ def short_limit_s(nodes: int) -> float:
 
 
 def row(spec: Spec, problem: Problem, run: str, plan: Plan) -> Row:
+    """The row of a plan, whose objective and constraints are checked."""
     if plan.placement is not None and plan.objective is not None:
         evaluation = evaluate(problem, plan.placement)
         assert not evaluation.violations, (spec.name, run, evaluation.violations)
@@ -89,6 +90,7 @@ def plain_descent(problem: Problem, time_limit_s: float) -> float | None:
 
 
 def measure(spec: Spec) -> list[Row]:
+    """Run all solvers on the problem of `spec`."""
     problem = problem_from_json(generate(spec))
     limit = short_limit_s(spec.nodes)
     rows = [row(spec, problem, f"relax {limit:g} s", solve(problem, time_limit_s=limit))]
@@ -130,13 +132,20 @@ def best_of(rows: list[Row]) -> dict[str, float]:
 
 
 def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Path) -> None:
+    sections = (instance_table(rows), solver_table(rows), against_descent(rows), gap_table(rows),
+                replanning_times(replanning), machine(rows))  # fmt: skip
+    path.write_text("\n".join(line for section in sections for line in section) + "\n")
+
+
+def instance_table(rows: list[Row]) -> list[str]:
+    """The best objective, its ratio within the short limit and its gap for each instance."""
     best, bound = best_of(rows), bounds_of(rows)
     lines = [
         "# Planner benchmark", "",
         "Written by `python -m benchmarks.planner`; `benchmarks/planner_instances.py` generates the problems.", "",
         "- *Ratio*: the objective divided by the best objective that any run found.",
         "- *Gap*: the certified gap, (best - bound) / best, after 10 s (30 s at 512 nodes).", "",
-        "| instance | blocks | status | best | short limit | ratio in it | gap | seconds |",
+        "| instance | blocks | status | best | short limit | ratio at limit | gap | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name in dict.fromkeys(r.instance for r in rows):
@@ -149,8 +158,14 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
         lines.append(
             f"| {name} | {first.blocks} | {last.status} | {shown} | {limit} | {ratio} | {gap} | {last.solve_s:.2f} |"
         )
-    lines += ["", "## Solvers on the same problems", "", "| solver | plans | median ratio | worst ratio | median s |",
-              "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    return lines
+
+
+def solver_table(rows: list[Row]) -> list[str]:
+    """The number of plans, the ratios and the solve time of each solver."""
+    best = best_of(rows)
+    lines = ["", "## Solvers on the same problems", "", "| solver | plans | median ratio | worst ratio | median s |",
+             "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for run, mine in by_run(rows).items():
         ratios = [r.objective / best[r.instance] for r in mine if r.objective is not None]
         feasible = sum(r.instance in best for r in mine)
@@ -158,38 +173,53 @@ def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Pa
         lines.append(
             f"| {run} | {len(ratios)} of {feasible} | {numbers} | {np.median([r.solve_s for r in mine]):.3f} |"
         )
-    lines += against_descent(rows)
-    lines += ["", "## Certified gap by size", "", "| nodes | memory | median gap | worst gap | at most 1e-4 |",
-              "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    return lines
+
+
+def gap_table(rows: list[Row]) -> list[str]:
+    """The certified gaps by number of nodes, with ample and with scarce memory."""
+    best, bound = best_of(rows), bounds_of(rows)
+    lines = ["", "## Certified gap by size", "", "| nodes | memory | median gap | worst gap | at most 1e-4 |",
+             "| --- | --- | --- | --- | --- |"]  # fmt: skip
     for nodes in sorted({r.nodes for r in rows}):
-        for memory_ratio in (False, True):
-            names = {r.instance for r in rows if r.nodes == nodes and bool(r.memory_ratio) == memory_ratio}
+        for scarce in (False, True):
+            names = {r.instance for r in rows if r.nodes == nodes and bool(r.memory_ratio) == scarce}
             gaps = [max(0.0, 1 - bound[n] / best[n]) for n in names if n in best and n in bound]
             if gaps:
                 lines.append(
-                    f"| {nodes} | {'scarce' if memory_ratio else 'ample'} | {np.median(gaps):.2%} | {max(gaps):.2%} | "
+                    f"| {nodes} | {'scarce' if scarce else 'ample'} | {np.median(gaps):.2%} | {max(gaps):.2%} | "
                     f"{sum(g <= 1e-4 for g in gaps)} of {len(gaps)} |"
                 )
-    if replanning:
-        lines += ["", "## Re-planning, 16 nodes x 34 blocks", ""]
-        for what, seconds in zip(("wall", "processor"), np.array(replanning).T * 1e3, strict=True):
-            lines.append(
-                f"- {what} time of {len(seconds)} drifted states: median {np.median(seconds):.0f} ms, 9 of 10 below "
-                f"{np.quantile(seconds, 0.9):.0f} ms, worst {seconds.max():.0f} ms"
-            )
+    return lines
+
+
+def replanning_times(replanning: list[tuple[float, float]]) -> list[str]:
+    """Wall and processor times of re-planning; no lines if it was not measured."""
+    if not replanning:
+        return []
+    lines = ["", "## Re-planning, 16 nodes x 34 blocks", ""]
+    for what, ms in zip(("wall", "processor"), np.array(replanning).T * 1e3, strict=True):
+        lines.append(
+            f"- {what} time of {len(ms)} drifted states: median {np.median(ms):.0f} ms, 9 of 10 below "
+            f"{np.quantile(ms, 0.9):.0f} ms, worst {ms.max():.0f} ms"
+        )
+    return lines
+
+
+def machine(rows: list[Row]) -> list[str]:
+    """The machine and its load during the runs."""
     load = [r.load for r in rows]
-    lines += ["", "## The machine", "",
-              f"{os.cpu_count()} cores. The load (1 minute) during the runs was {np.median(load):.1f} in the median "
-              f"and at most {max(load):.1f}.",
-              "A solve uses one core. It gets less processor time if the load exceeds the number of cores.",
-              ]  # fmt: skip
-    path.write_text("\n".join(lines) + "\n")
+    return ["", "## The machine", "",
+            f"{os.cpu_count()} cores. The load (1 minute) during the runs was {np.median(load):.1f} in the median "
+            f"and at most {max(load):.1f}.",
+            "A solve uses one core. It gets less processor time if the load exceeds the number of cores.",
+            ]  # fmt: skip
 
 
 def against_descent(rows: list[Row]) -> list[str]:
-    """The planner in its short limit next to 20 s of plain descent with restarts, for each problem."""
+    """The planner within its short limit and 20 s of plain descent with restarts, for each problem."""
     lines = ["", "## Against 20 s of plain interval-move descent with restarts", "",
-             "| instance | relax | in s | descent | in s | relax / descent |",
+             "| instance | relax | seconds | descent | seconds | relax / descent |",
              "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     first = {r.instance: r for r in reversed(rows) if r.run.startswith("relax")}
     for descent in (r for r in rows if r.run.startswith("descent")):

@@ -1,7 +1,7 @@
 """Generates placement problems: real models on mixed edge hardware, fixed by a specification with a seed.
 
-They are drawn like the examples in tests/data/problems. `python -m benchmarks.planner_instances FOLDER` writes the
-suite as problem files.
+They are drawn from the same distribution as the examples in tests/data/problems. The command
+`python -m benchmarks.planner_instances FOLDER` writes the suite as problem files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS = {
     "llama2-13b": (40, 5120, 6.344e8, 3.28e8, 20480),
     "llama3-70b": (80, 8192, 1.712e9, 2.1e9, 4096),
 }
-# kind: (Tflop/s, GB/s, memory in GB, frequency); speeds are scaled by a random factor per node
+# kind: (Tflop/s, memory bandwidth in GB/s, memory in GB, frequency); a random factor per node scales the speeds
 DEVICES = {
     "rpi5": (0.028, 13, 7, 1),
     "orin-nano": (1.3, 62, 6, 2),
@@ -35,13 +35,19 @@ DEVICES = {
     "rtx4090": (85, 1000, 21, 2),
     "a100": (200, 1500, 78, 1),
 }
+# (latency in s, bandwidth in bytes/s) of local networks and of wide-area links
 LANS = ((0.3e-3, 125e6), (0.3e-3, 125e6), (1e-3, 12.5e6), (1e-3, 60e6), (2e-3, 40e6))
 WANS = ((6e-3, 12.5e6), (12e-3, 12.5e6), (12e-3, 40e6), (20e-3, 2.5e6))
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One generated problem. `memory_ratio` is the total memory over the memory needed; None if memory is ample."""
+    """One generated problem.
+
+    `memory_ratio` is the total memory over the memory needed; None if memory is ample. With `nulls`, some links and
+    times are missing. With `sub`, attention and mlp are separate blocks. `cuts` is the number of allowed cuts, if
+    limited.
+    """
 
     seed: int
     nodes: int
@@ -74,7 +80,7 @@ def suite() -> list[Spec]:
             )  # fmt: skip
     for k, memory_ratio in enumerate((None, 1.3, None, 1.6)):
         specs.append(Spec(6000 + k, 64, "llama3-70b", 1 + k % 3, memory_ratio, nulls=k == 1))
-        # more nodes than blocks: each node needs memory for a block, so memory is scarce if no node holds many
+        # With more nodes than blocks, each node needs memory for a block. Memory is scarce if no node holds many.
         large_ratio = None if memory_ratio is None else 8.0
         specs.append(Spec(7000 + k, 128, "llama2-7b", 1 + k % 3, large_ratio, nulls=k == 3))
     specs += [Spec(8000, 512, "llama3-70b", 2), Spec(8001, 512, "llama3-70b", 2, memory_ratio=16.0)]
@@ -165,8 +171,8 @@ def _blocks(spec: Spec, rng: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def _kinds(spec: Spec, rng: np.random.Generator) -> list[str]:
-    often = np.array([device[3] for device in DEVICES.values()], dtype=float)
-    return [str(kind) for kind in rng.choice(list(DEVICES), spec.nodes, p=often / often.sum())]
+    frequency = np.array([device[3] for device in DEVICES.values()], dtype=float)
+    return [str(kind) for kind in rng.choice(list(DEVICES), spec.nodes, p=frequency / frequency.sum())]
 
 
 def _nodes(spec: Spec, kinds: list[str], need: float, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Finds out why a problem has no placement: which constraints conflict, and by how much."""
+"""Explains why a problem has no placement: which constraints conflict, and by how much."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from resplit.planner.bound.resources import Resources
-from resplit.planner.instance import Instance
+from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
 
 __all__ = ["infeasibility"]
@@ -75,28 +75,26 @@ def _memory_total(instance: Instance) -> str | None:
 
 def _memory_shortage(instance: Instance) -> str | None:
     """The least memory to add so that all blocks, if divisible, fit on nodes that may run them."""
-    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
+    may_run = _may_run(instance)
     if not may_run.any(axis=1).all():
         atom = int(np.flatnonzero(~may_run.any(axis=1))[0])
         name = instance.problem.blocks[instance.first[atom]].name
         return f"block {name} may run only on nodes whose background load is above their ceiling"
     unit = instance.memory.mean()
-    short = _elastic(instance, may_run, instance.memory[:, None] / unit, instance.memory_limit / unit)
-    need = instance.memory.sum()
-    if short * instance.memory.mean() <= need * MARGIN:
+    short_bytes = unit * _elastic(instance, instance.memory[:, None] / unit, instance.memory_limit / unit)
+    if short_bytes <= instance.memory.sum() * MARGIN:
         return None
     return (
-        f"memory short by {short * instance.memory.mean():.0f} bytes on the nodes that may hold the blocks: "
+        f"memory short by {short_bytes:.0f} bytes on the nodes that may hold the blocks: "
         "memory, trust and the nodes that can run each block conflict"
     )
 
 
 def _whole_units(instance: Instance) -> str | None:
     """Memory counted in whole units: a node with memory for 8.9 layers holds 8 (see `Resources`)."""
-    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
     resources = Resources.of(instance)
     for use, limit, size in zip(resources.use[1:], resources.limit[1:], resources.unit_bytes[1:], strict=True):
-        short = _elastic(instance, may_run, use[:, None], limit)
+        short = _elastic(instance, use[:, None], limit)
         if short > MARGIN * max(1.0, float(use.sum())):
             return (
                 f"memory: counted in whole parts of {size:.0f} bytes (the size of some blocks, which are not divided) "
@@ -107,19 +105,17 @@ def _whole_units(instance: Instance) -> str | None:
     return None
 
 
-def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, limit: FloatArray) -> float:
+def _elastic(instance: Instance, use: FloatArray, limit: FloatArray) -> float:
     """The least total excess, min sum_i (sum_a use[a] x[a, i] - limit_i)+ over divisible assignments x."""
+    may_run = _may_run(instance)
     atoms, nodes = np.nonzero(may_run)
-    count, n = len(atoms), instance.shape[1]
-    weights = np.broadcast_to(use, may_run.shape)[atoms, nodes]
-    rows = sparse.csr_array((weights, (nodes, np.arange(count))), shape=(n, count))
-    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(instance.shape[0], count))
+    a, n = instance.shape
     result = linprog(
-        np.concatenate((np.zeros(count), np.ones(n))),
-        A_ub=sparse.hstack((rows, -sparse.eye_array(n))),
+        np.concatenate((np.zeros(len(atoms)), np.ones(n))),
+        A_ub=sparse.hstack((_sums(np.broadcast_to(use, may_run.shape)[atoms, nodes], nodes, n), -sparse.eye_array(n))),
         b_ub=limit,
-        A_eq=sparse.hstack((assign, sparse.csr_array((instance.shape[0], n)))),
-        b_eq=np.ones(instance.shape[0]),
+        A_eq=sparse.hstack((_sums(np.ones(len(atoms)), atoms, a), sparse.csr_array((a, n)))),
+        b_eq=np.ones(a),
         method="highs",
     )
     return float(result.fun) if result.status == 0 else 0.0
@@ -127,19 +123,18 @@ def _elastic(instance: Instance, may_run: NDArray[np.bool_], use: FloatArray, li
 
 def _overload(instance: Instance) -> str | None:
     """The largest share of the offered rates that the nodes can serve, if blocks are divisible."""
-    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
-    atoms, nodes = np.nonzero(may_run)
-    count, (a, n) = len(atoms), instance.shape
-    load = sparse.csr_array((instance.load[atoms, nodes], (nodes, np.arange(count))), shape=(n, count))
+    atoms, nodes = np.nonzero(_may_run(instance))
+    a, n = instance.shape
     unit = max(float(instance.memory.mean()), 1e-300)
-    memory = sparse.csr_array((instance.memory[atoms] / unit, (nodes, np.arange(count))), shape=(n, count))
-    assign = sparse.csr_array((np.ones(count), (atoms, np.arange(count))), shape=(a, count))
+    load = _sums(instance.load[atoms, nodes], nodes, n)
+    memory = _sums(instance.memory[atoms] / unit, nodes, n)
+    assigned = _sums(np.ones(len(atoms)), atoms, a)
     top = np.clip(instance.headroom, 0, None)
     result = linprog(
-        np.concatenate((np.zeros(count), [1.0])),
+        np.concatenate((np.zeros(len(atoms)), [1.0])),
         A_ub=sparse.vstack((sparse.hstack((load, -top[:, None])), sparse.hstack((memory, np.zeros((n, 1)))))),
         b_ub=np.concatenate((np.zeros(n), instance.memory_limit / unit)),
-        A_eq=sparse.hstack((assign, np.zeros((a, 1)))),
+        A_eq=sparse.hstack((assigned, np.zeros((a, 1)))),
         b_eq=np.ones(a),
         method="highs",
     )
@@ -158,20 +153,18 @@ def _packing(instance: Instance) -> str | None:
 
     This is a mixed-integer program. Its bound is a proof even if it is not solved to optimality.
     """
-    may_run = np.isfinite(instance.load) & (instance.headroom >= 0)
-    atoms, nodes = np.nonzero(may_run)
+    atoms, nodes = np.nonzero(_may_run(instance))
     (a, n), count, unit = instance.shape, len(atoms), instance.memory.mean()
     if count > MAX_PACKING_PAIRS:
         return None
-    one = np.arange(count)
-    stored = sparse.csr_array((instance.memory[atoms] / unit, (nodes, one)), shape=(n, count))
-    loaded = sparse.csr_array((instance.load[atoms, nodes], (nodes, one)), shape=(n, count))
-    assigned = sparse.csr_array((np.ones(count), (atoms, one)), shape=(a, count))
+    memory = _sums(instance.memory[atoms] / unit, nodes, n)
+    load = _sums(instance.load[atoms, nodes], nodes, n)
+    assigned = _sums(np.ones(count), atoms, a)
     result = milp(
         np.concatenate((np.zeros(count), np.ones(n))),
         constraints=[
-            LinearConstraint(sparse.hstack((stored, -sparse.eye_array(n))), ub=instance.memory_limit / unit),
-            LinearConstraint(sparse.hstack((loaded, sparse.csr_array((n, n)))), ub=np.clip(instance.headroom, 0, None)),
+            LinearConstraint(sparse.hstack((memory, -sparse.eye_array(n))), ub=instance.memory_limit / unit),
+            LinearConstraint(sparse.hstack((load, sparse.csr_array((n, n)))), ub=np.clip(instance.headroom, 0, None)),
             LinearConstraint(sparse.hstack((assigned, sparse.csr_array((a, n)))), lb=1, ub=1),
         ],
         integrality=np.concatenate((np.ones(count), np.zeros(n))),
@@ -187,3 +180,13 @@ def _packing(instance: Instance) -> str | None:
         f"memory short by at least {short * unit:.0f} bytes: whole blocks cannot be packed into the nodes that may "
         "hold them, in any order"
     )
+
+
+def _may_run(instance: Instance) -> NDArray[np.bool_]:
+    """Whether an atom may run on a node whose background is within its ceiling (A, N)."""
+    return np.asarray(np.isfinite(instance.load) & (instance.headroom >= 0))
+
+
+def _sums(values: FloatArray, rows: IntArray, height: int) -> sparse.csr_array:
+    """A matrix (height, pairs) that sums `values` (pairs,), one per pair of atom and node, into `rows` (pairs,)."""
+    return sparse.csr_array((values, (rows, np.arange(len(rows)))), shape=(height, len(rows)))
