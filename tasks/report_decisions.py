@@ -25,7 +25,7 @@ class AlternativeText:
 
 @dataclass(frozen=True)
 class DecisionText:
-    """A decision as a row of the table: what was seen, the alternatives, the choice and its reason."""
+    """A decision as a row of the table: the state, the alternatives, the choice and its reason."""
 
     at_s: float
     action: str

@@ -98,7 +98,7 @@ async def _change(control: ControlClient, scenario: ScenarioConfig, begun_s: flo
 
 
 def reset(control: ControlClient, cluster: ClusterConfig, scenario: ScenarioConfig) -> None:
-    """Return every node and link that a scenario changes to what the cluster file declares."""
+    """Set every node and link that a scenario changes back to the values that the cluster file declares."""
     for node in {change.node for change in scenario.nodes}:
         declared = cluster.node(node).emulate
         assert declared is not None

@@ -29,7 +29,7 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 class BackgroundTasks:
-    """Tasks that run beside their owner until they end or the owner stops them. A failure is logged."""
+    """Tasks that run in the background until they end or their owner stops them. A failure is logged."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

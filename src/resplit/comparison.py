@@ -18,7 +18,7 @@ SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}  # metrics are in seconds, 
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the comparison: a field of `RunMetrics`, how it is shown and what it means."""
+    """One line of the comparison: a field of `RunMetrics`, its presentation and its definition."""
 
     field: str
     label: str

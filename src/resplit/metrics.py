@@ -45,7 +45,7 @@ class RunMetrics:
 
 @dataclass(frozen=True)
 class MeasuredEpoch:
-    """One epoch of a run: what was predicted for it, and what was measured over its `requests` (NaN without any)."""
+    """One epoch of a run: the prediction for it, and the measurement over its `requests` (NaN without any)."""
 
     epoch: int
     action: str

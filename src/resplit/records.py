@@ -84,7 +84,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
-        """Read what `save` wrote."""
+        """Read the files that `save` wrote into `folder`."""
         plain = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         plain["decisions"] = tuple(Decision.from_json(entry) for entry in plain["decisions"])
         plain["blocks"] = tuple(plain["blocks"])

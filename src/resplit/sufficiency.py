@@ -57,4 +57,4 @@ def _missing_rows(good: Telemetry, nodes: Sequence[str], kinds: Sequence[str], n
         for phase in ("prefill", "decode")
         for kind in kinds
     ]
-    return [f"{count} {what}" for count, least, what in counts if count < least]
+    return [f"{count} {rows}" for count, least, rows in counts if count < least]

@@ -42,7 +42,7 @@ class Telemetry:
 
     @classmethod
     def load(cls, folder: Path) -> Telemetry:
-        """Read what `save` wrote. DataError names a file that is missing, unreadable or lacks a column."""
+        """Read the files that `save` wrote. DataError names a file that is missing, unreadable or lacks a column."""
         return cls(**{name: _read(folder / f"{name}.parquet", columns) for name, columns in TABLES.items()})
 
     @classmethod

@@ -54,7 +54,7 @@ def test_no_other_non_negative_coefficients_have_a_smaller_loss(seed: int) -> No
         assert loss(best) <= loss(other) + 1e-5
 
 
-def test_a_guess_decides_only_what_the_rows_leave_open() -> None:
+def test_a_guess_decides_only_coefficients_that_the_rows_do_not_determine() -> None:
     design = np.column_stack([np.ones(30), np.full(30, 4.0)])  # the columns are proportional
     fit = huber_nonnegative(design, np.full(30, 9.0), guess=np.array([1.0, 1.0]))
     assert design[0] @ fit.coefficients == pytest.approx(9.0, rel=0.01)

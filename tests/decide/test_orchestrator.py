@@ -393,7 +393,7 @@ def test_one_plan_of_two_that_misses_an_objective_by_less_waives_the_cooldown() 
     assert _missed_objective(CURRENT, plans, MISSED, 0.05)
 
 
-def test_the_highest_net_gain_wins_and_a_tie_goes_to_the_redistribution() -> None:
+def test_the_highest_net_gain_is_chosen_and_a_tie_is_a_redistribution() -> None:
     redistribute = replace(OTHER, action="redistribute")
     assert _choose_by_net_gain(CURRENT, [redistribute, OTHER], None, _hysteresis()).chosen is redistribute
     better = replace(OTHER, net_gain=5.1)

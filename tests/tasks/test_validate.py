@@ -183,7 +183,7 @@ def test_a_gpu_use_above_one_is_bad_and_an_absent_gpu_is_not(
     ],
     ids=["node", "link", "passes", "nothing"],
 )
-def test_too_few_good_rows_are_a_data_error_that_names_what_is_missing(
+def test_too_few_good_rows_are_a_data_error_that_names_the_missing_rows(
     clean: Telemetry,
     features: Features,
     tmp_path: Path,

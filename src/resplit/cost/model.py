@@ -119,7 +119,7 @@ class CostModel:
 
     @classmethod
     def from_json(cls, text: str) -> CostModel:
-        """Read what `to_json` wrote; DataError if the text is not a cost model."""
+        """Read the text that `to_json` wrote; DataError if it is not a cost model."""
         try:
             return _from_plain(json.loads(text))
         except (KeyError, TypeError, ValueError) as error:

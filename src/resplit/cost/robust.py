@@ -41,8 +41,8 @@ def huber_nonnegative(
 
         minimise  sum_r w_r huber((design_r theta - target_r) / scale_r) + kappa |column_scale (theta - guess)|^2
 
-    `weights` are w (R,), all 1 by default. kappa is small, so `guess` (F,) decides only what the rows leave open. The
-    scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
+    `weights` are w (R,), all 1 by default. kappa is small, so `guess` (F,) decides only what the rows do not determine.
+    The scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
     rows that are too small would outweigh the rest.) Of more than `CAPACITY` rows, `CAPACITY` evenly spaced ones are
     used. DataError if there are no rows, or if the solver fails.
     """

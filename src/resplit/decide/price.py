@@ -1,4 +1,4 @@
-"""The price of an alternative: what a placement would gain over a horizon, and what the move to it costs.
+"""The price of an alternative: the gain of a placement over a horizon, and the cost of the move to it.
 
 With total request rate L, horizon H, transfer time T, pause P, mean latency W and objective f (equation 3):
 

@@ -51,7 +51,7 @@ class Budget:
         return float("inf") if self.steps_left is not None else self._time_limit_s - self.elapsed_s
 
     def part(self, share: float) -> Budget:
-        """A budget of `share` of what is left. Steps spent on it are spent on this budget too."""
+        """A budget of `share` of the rest of this one. Steps spent on it are spent on this budget too."""
         if self.steps_left is not None:
             return Budget(self._time_limit_s, min(self.steps_left, 1 + int(self.steps_left * share)), self)
         return Budget(self.left_s * share, None, self)

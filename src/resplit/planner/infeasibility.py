@@ -44,7 +44,7 @@ def _block_without_node(instance: Instance) -> str | None:
     trusted = np.array([node.trusted for node in problem.nodes])
     for block, prefill in zip(problem.blocks, problem.prefill_s_per_token, strict=True):
         if block.private and not trusted.any():
-            return f"no trusted node for block {block.name}, which is private (of {len(trusted)} nodes none is trusted)"
+            return f"no trusted node for block {block.name}, which is private (none of {len(trusted)} nodes is trusted)"
         if np.isnan(prefill).all():
             return f"no node can run block {block.name}: its times are null on all {len(trusted)} nodes"
         if block.private and np.isnan(prefill[trusted]).all():

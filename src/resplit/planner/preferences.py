@@ -83,15 +83,15 @@ def _hill_climb(
 def _promising(
     instance: Instance, moves: Descent, nodes_of: IntArray, slack: float, cheapest: bool
 ) -> list[tuple[int, int]]:
-    """Moves (index, node) that cost at most `slack`; the cheapest first, or those that avoid most moved bytes."""
+    """Moves (index, node) that cost at most `slack`: by cost if `cheapest`, else by the moved bytes that they save."""
     delta = moves.deltas(nodes_of)
-    order = np.where(delta <= slack, delta if cheapest else -_returned_bytes(instance, moves, nodes_of), np.inf)
+    order = np.where(delta <= slack, delta if cheapest else -_saved_bytes(instance, moves, nodes_of), np.inf)
     best = np.argsort(order, axis=None, kind="stable")[:EVALUATED_MOVES]
     pairs = [divmod(int(index), delta.shape[1]) for index in best]
     return [(move, node) for move, node in pairs if order[move, node] < (np.inf if cheapest else 0)]
 
 
-def _returned_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
+def _saved_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> FloatArray:
     """Bytes that no longer move from the current placement after each interval move (M, N)."""
     current = instance.problem.current
     if current is None:
@@ -99,5 +99,5 @@ def _returned_bytes(instance: Instance, moves: Descent, nodes_of: IntArray) -> F
     current_nodes = instance.nodes_of(current)
     away = np.where(current_nodes[:, None] == np.arange(instance.shape[1]), 0, instance.memory[:, None])  # (A, N)
     now = away[np.arange(len(nodes_of)), nodes_of]
-    spared: FloatArray = moves.interval_sums(now[:, None] - away)
-    return spared
+    saved: FloatArray = moves.interval_sums(now[:, None] - away)
+    return saved

@@ -60,14 +60,14 @@ def _replacements(part: Dual) -> Sequence[Dual]:
 
 
 def by_node(part: Dual, node: int) -> Branches:
-    """Branches: the placements that do not use `node`, and those that do."""
+    """Branches: the placements without `node`, and the placements that use it."""
     forbidden = np.zeros_like(part.forbidden)
     forbidden[:, node] = True
     return part.subproblem(forbidden), part.subproblem(required=SetCuts.entry(forbidden.shape[1], node))
 
 
 def by_end(part: Dual, atom: int, node: int) -> Branches:
-    """Branches: the placements without `atom` (the first or the last) on `node`, and those with it."""
+    """Branches: the placements without `atom` (the first or the last) on `node`, and the placements with it there."""
     without, others = np.zeros_like(part.forbidden), np.zeros_like(part.forbidden)
     without[atom, node] = True
     others[atom] = ~without[atom]
@@ -75,7 +75,7 @@ def by_end(part: Dual, atom: int, node: int) -> Branches:
 
 
 def by_link(part: Dual, origin: int, node: int) -> Branches:
-    """Branches: the placements that never cross the link from `origin` to `node`, and those that do."""
+    """Branches: the placements that never cross the link from `origin` to `node`, and the placements that cross it."""
     forbidden_links = np.zeros_like(part.forbidden_links)
     forbidden_links[origin, node] = True
     return part.subproblem(forbidden_links=forbidden_links), part.subproblem(

@@ -346,7 +346,7 @@ def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
 
 @njit([(*_TYPES, _PROGRESS, _COUNT)], cache=True, nogil=True)
 def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def]
-    """Extend at most `most` labels, boundary by boundary: first those that leave there, then those that enter.
+    """Extend at most `most` labels, boundary by boundary: first the leaving labels, then the entering ones.
 
     `progress` holds the number of labels (-1 if the pool is full), the turn (2 b or 2 b + 1), and the next label of
     that turn or -1. Returns False if no label is left to extend.

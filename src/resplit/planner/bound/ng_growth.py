@@ -33,7 +33,7 @@ class NeighbourhoodGrowth:
         self._batch = self._usual_batch = max(MIN_BATCH, len(self.neighbourhoods.contains) // 4)
 
     def restarted(self) -> NeighbourhoodGrowth:
-        """A copy for a subproblem, which tries again what was too expensive before."""
+        """A copy for a subproblem, which tries the cycles again that were too expensive before."""
         new = copy(self)
         new._pending, new._too_expensive = list(self._pending), set()
         return new

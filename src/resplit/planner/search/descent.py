@@ -64,7 +64,7 @@ class Descent:
         own_memory = np.where(mine, inst.memory[:, None], 0)
         load = inst.loads(nodes_of)
         memory = np.bincount(nodes_of, inst.memory, inst.shape[1]).astype(float)
-        less_load = load[used] - self.interval_sums(own_load)  # (M, U), what remains on the node
+        less_load = load[used] - self.interval_sums(own_load)  # (M, U), the rest of the node's load
         less_memory = memory[used] - self.interval_sums(own_memory)
         now = self._node_cost(load, memory, slice(None))  # (N,)
         gain = self._node_cost(less_load, less_memory, used) - now[used]  # (M, U), <= 0

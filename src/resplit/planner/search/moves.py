@@ -17,8 +17,8 @@ from resplit.types import FloatArray
 __all__ = ["LIMIT_KINDS", "penalised_cost", "walk"]
 
 LIMIT_KINDS = 3  # memory above a limit (bytes), load above a ceiling, missing links and times (count)
-# The columns of `sums`, a row for each node: what the node holds, what that costs, whether it violates a limit, and
-# whether the last move changed it.
+# The columns of `sums`, with a row for each node: its load, memory and atoms, their cost, whether they violate a limit,
+# and whether the last move changed the node.
 LOAD, MEMORY, ATOMS, COST, BROKEN, TOUCHED = range(6)
 COLUMNS = 6
 MOVE_WEIGHTS = (2, 2, 1, 2, 1, 1, 1, 1, 1, 2)  # frequency of each move, in the order of `_random_neighbour`
