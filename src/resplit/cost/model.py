@@ -15,10 +15,11 @@ from resplit.cost.links import LinkModel
 from resplit.errors import DataError
 from resplit.types import BlockFeatures, FloatArray
 
-__all__ = ["PHASES", "CostModel", "PassModel", "Phase", "PredictionError"]
+__all__ = ["PHASES", "CostModel", "PassKey", "PassModel", "Phase", "PredictionError"]
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+PassKey = tuple[str | None, Phase, str | None]  # node (None: all nodes), phase, kind of block (None: all kinds)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class CostModel:
         return self._links_by_key.get((node, peer))
 
     @cached_property
-    def _passes_by_key(self) -> dict[tuple[str | None, Phase, str | None], PassModel]:
+    def _passes_by_key(self) -> dict[PassKey, PassModel]:
         return {(fit.node, fit.phase, fit.kind): fit for fit in self.passes}
 
     @cached_property

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from resplit.cost.features import COLUMNS, design
-from resplit.cost.model import PHASES, PassModel, Phase
+from resplit.cost.model import PHASES, PassKey, PassModel
 from resplit.cost.robust import huber_nonnegative
 from resplit.errors import DataError
 from resplit.types import BlockFeatures, FloatArray
@@ -20,7 +20,7 @@ __all__ = ["PassModels", "cells_of", "fit_nodes", "fit_pooled", "predicted_s"]
 FEWEST_ROWS = 5  # with fewer rows the guess is kept, because one pass that hung would decide the fit
 CONTEXT_STEP = 16  # tokens; passes with contexts in the same step share a cell
 
-PassModels = Mapping[tuple[str | None, Phase, str | None], PassModel]
+PassModels = Mapping[PassKey, PassModel]
 
 
 def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def _design(cells: pd.DataFrame, by_name: Mapping[str, BlockFeatures]) -> FloatA
 
 def fit_pooled(
     cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mapping[str, float], previous: PassModels
-) -> dict[tuple[str | None, Phase, str | None], PassModel]:
+) -> dict[PassKey, PassModel]:
     """Fit the time of a pass over all nodes, in units of the node's `reference_s`, by (None, phase, kind).
 
     For each phase, one model covers all kinds (kind None). It is the guess for the models of the single kinds. Without
@@ -70,7 +70,7 @@ def fit_pooled(
     """
     known = cells[cells["node"].isin(reference_s)]
     known = known.assign(seconds=known["seconds"] / known["node"].map(dict(reference_s)).astype(float))
-    pooled: dict[tuple[str | None, Phase, str | None], PassModel] = {}
+    pooled: dict[PassKey, PassModel] = {}
     for phase in PHASES:
         rows = known[known["phase"] == phase]
         before = previous.get((None, phase, None))
@@ -91,13 +91,13 @@ def fit_nodes(
     pooled: PassModels,
     previous: PassModels,
     previous_reference_s: Mapping[str, float],
-) -> dict[tuple[str | None, Phase, str | None], PassModel]:
+) -> dict[PassKey, PassModel]:
     """For each node of `reference_s`, phase and kind: a model fitted to its own rows, starting from a guess.
 
     The guess is the node's previous model, scaled by the node's drift since then, or else the pooled model at the
     node's speed. With fewer than `FEWEST_ROWS` rows the model is the guess itself.
     """
-    fitted: dict[tuple[str | None, Phase, str | None], PassModel] = {}
+    fitted: dict[PassKey, PassModel] = {}
     for node, reference in reference_s.items():
         rows = cells[cells["node"] == node]
         own = {key: fit for key, fit in previous.items() if key[0] == node and fit.cells > 0}
@@ -117,7 +117,7 @@ def predicted_s(cells: pd.DataFrame, models: PassModels) -> FloatArray:
     predicted = np.full(len(cells), np.nan)
     matrix = cells[list(COLUMNS)].to_numpy()
     for key, positions in cells.groupby(["node", "phase", "kind"]).indices.items():
-        if model := models.get(cast(tuple[str, Phase, str], key)):
+        if model := models.get(cast(PassKey, key)):
             predicted[positions] = matrix[positions] @ np.asarray(model.coefficients)
     return predicted
 
