@@ -26,7 +26,7 @@ class Observed:
     """The reports about a run that began at `start_s`; all times are in seconds since 1970.
 
     `failed_connections` are requests of which only the client knows. `node_reports` is the telemetry table `nodes` from
-    `start_s` on. `epochs` are all epochs so far, including those before the run. `nodes` is their state after the run.
+    `start_s` on. `epochs` are all epochs so far, including those before the run. `nodes` have the state after the run.
     """
 
     start_s: float

@@ -20,7 +20,7 @@ __all__ = ["branch_and_bound", "by_end", "by_link", "by_node"]
 
 FEW_LABELS = 15_000  # of one pricing; with fewer labels, larger neighbourhoods cost little
 MAX_NODES = 64  # with more nodes, branching on one node gains so little that neighbourhoods are always grown first
-MIN_CLOSENESS = 0.05  # of a share to 0.5; branching on a share nearer to 0 or 1 gains nothing
+MIN_CLOSENESS = 0.05  # least distance of a share to 0 and 1; with less, branching gains nothing
 
 Branches = tuple[Dual, Dual]
 

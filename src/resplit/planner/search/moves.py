@@ -464,8 +464,7 @@ _ARRAYS, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
 def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
     """The objective of a placement `x` (A,) with `penalty` (LIMIT_KINDS,), and the number of violated limits.
 
-    Missing links and times cost the penalty only. A load above its ceiling has the
-    queueing cost of the ceiling.
+    Missing links and times cost the penalty only. A load above its ceiling has the queueing cost of the ceiling.
     """
     cost, broken, _ = _evaluate(x, arrays, penalty, np.zeros((len(arrays.headroom), COLUMNS)))
     return cost, broken
