@@ -1,3 +1,5 @@
+"""The cancellation of tasks."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Logging to standard error."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""The JSON format of placement problems: reading, checking and writing."""
+
 from __future__ import annotations
 
 import copy

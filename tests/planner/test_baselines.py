@@ -1,3 +1,5 @@
+"""The published planners."""
+
 from __future__ import annotations
 
 import itertools

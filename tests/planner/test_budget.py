@@ -1,3 +1,5 @@
+"""The budget of a solver."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""The command `resplit plan`: answers and exit status."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The evaluation of a placement: objective, terms and violated constraints."""
+
 from __future__ import annotations
 
 import json

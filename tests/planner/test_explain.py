@@ -1,3 +1,5 @@
+"""The explanation of a plan as text."""
+
 from __future__ import annotations
 
 from dataclasses import replace

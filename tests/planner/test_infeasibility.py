@@ -1,3 +1,5 @@
+"""The reasons why a problem has no placement."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""The choice among plans of nearly equal cost."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Repeated planning of a drifting state."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""The solvers `relax` and `exact`: plans are legal, bounds are proven, and known optima are reached."""
+
 from __future__ import annotations
 
 import json

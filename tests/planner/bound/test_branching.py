@@ -1,3 +1,5 @@
+"""Branch and bound, and the bounds of single branches."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The Lagrangian bound, its resources and its set cuts."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""Reduced-cost fixing, and the mixed-integer program over intervals."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The growth of ng-neighbourhoods."""
+
 from __future__ import annotations
 
 import numpy as np

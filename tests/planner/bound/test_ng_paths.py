@@ -1,3 +1,5 @@
+"""The pricing of ng-route paths, and the node states that it uses."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The pricing of paths of intervals."""
+
 from __future__ import annotations
 
 import itertools

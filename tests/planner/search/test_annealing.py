@@ -1,3 +1,5 @@
+"""Simulated annealing."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Steepest descent over interval moves."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The compiled moves of simulated annealing, and the penalised cost of a placement."""
+
 from __future__ import annotations
 
 import itertools
