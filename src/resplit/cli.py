@@ -167,7 +167,9 @@ def plan(
         float,
         typer.Option(help="Relative cost that better service may add to the best plan."),
     ] = 0,
-    explain: Annotated[bool, typer.Option("--explain", help="For people: latency by part, binding limits.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print a page of text instead: latency by part, binding limits.")
+    ] = False,
 ) -> None:
     """Solve placement problems; print one JSON object per line."""
     from resplit.planner.command import plan_command
