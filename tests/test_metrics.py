@@ -16,7 +16,7 @@ from resplit.metrics import (
     RunMetrics,
     downtime,
     epoch_latency,
-    met,
+    met_objective,
     series,
     summarise,
     utilization_series,
@@ -58,7 +58,7 @@ def test_refused_failed_late_and_unfinished_requests_do_not_meet_their_objective
             request(0.0, slo_s=1.0),
         ]
     )
-    assert met(run.requests).tolist() == [True, False, True, False, False, False, False]
+    assert met_objective(run.requests).tolist() == [True, False, True, False, False, False, False]
 
 
 def test_a_run_without_requests_has_no_latency_and_no_downtime() -> None:
@@ -189,7 +189,7 @@ RUN = synthetic_run("resplit", duration_s=40.0)
 def test_qos_never_rises_when_a_request_ends_later(index: int, delay_s: float) -> None:
     later = RUN.requests.copy()
     later.loc[index, "end_s"] += delay_s
-    assert met(later).mean() <= met(RUN.requests).mean()
+    assert met_objective(later).mean() <= met_objective(RUN.requests).mean()
 
 
 @settings(max_examples=10, deadline=None)

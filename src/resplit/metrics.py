@@ -78,7 +78,7 @@ def summarise(record: RunRecord) -> RunMetrics:
         first_token_mean_s=_mean(first_token_s),
         first_token_p95_s=_p95(first_token_s),
         time_per_token_s=_time_per_token_s(done),
-        qos_met=_mean(met(requests)),
+        qos_met=_mean(met_objective(requests)),
         downtime_incidents=len(incidents),
         downtime_incidents_per_hour=len(incidents) * 3600.0 / observed_s(record) if observed_s(record) > 0 else 0.0,
         downtime_s=float((incidents.until_s - incidents.from_s).sum()),
@@ -102,7 +102,7 @@ def reconfigurations(record: RunRecord) -> pd.DataFrame:
     return record.epochs[record.epochs.action != "initial"]
 
 
-def met(requests: pd.DataFrame) -> pd.Series[bool]:
+def met_objective(requests: pd.DataFrame) -> pd.Series[bool]:
     """Whether each offered request completed, and within `slo_s` where its class has an objective.
 
     Refused (429, 503), failed, late and unfinished requests have not met their objective.
@@ -112,7 +112,7 @@ def met(requests: pd.DataFrame) -> pd.Series[bool]:
 
 
 def observed_s(record: RunRecord) -> float:
-    """Length of the run in seconds, extended until its last request ended."""
+    """The length of the run in seconds, extended to the end of its last request or token."""
     moments = [record.duration_s, record.requests.end_s.max(), record.tokens.time_s.max()]
     return float(np.nanmax(np.asarray(moments, dtype=float)))
 
@@ -162,7 +162,7 @@ def series(record: RunRecord, step_s: float = 1.0, window_s: float = 10.0) -> pd
         {
             "time_s": time_s,
             "latency_s": _rolling(done.arrival_s, done.end_s - done.arrival_s, time_s, window_s),
-            "qos_met": _rolling(requests.arrival_s, met(requests), time_s, window_s),
+            "qos_met": _rolling(requests.arrival_s, met_objective(requests), time_s, window_s),
             "utilization": _nan_mean(per_node, len(time_s)),
         }
     )
@@ -261,7 +261,7 @@ def _rolling(
 
 
 def _nan_mean(columns: list[FloatArray], length: int) -> FloatArray:
-    """Mean over the columns at each position, without NaN; NaN where every column is NaN."""
+    """Mean of the known values at each position (times,); NaN if every column is NaN there."""
     stacked = np.array(columns).reshape(len(columns), length)  # (nodes, times)
     known = ~np.isnan(stacked)
     total = np.where(known, stacked, 0.0).sum(axis=0)

@@ -29,7 +29,7 @@ from resplit.types import Plan, Problem
 
 __all__ = ["decide"]
 
-SIGNIFICANT = 2.0  # standard errors; a smaller excess of latency may be chance
+MIN_STANDARD_ERRORS = 2.0  # a smaller excess of latency may be chance, so it does not fail a trial
 Solve = Callable[..., Plan]
 
 
@@ -158,7 +158,7 @@ def _failed_trial_rollback(
         return None
     error_s = math.hypot(measured.error_s, last.error_before_s * back.latency_s / last.predicted_before_s)
     excess_s = measured.latency_s - (1 + settings.rollback_margin) * expected_s
-    return back if excess_s > SIGNIFICANT * error_s else None
+    return back if excess_s > MIN_STANDARD_ERRORS * error_s else None
 
 
 def _on_trial(last: PastMove, problem: Problem, settings: Settings, measured: Measured, now_s: float) -> bool:

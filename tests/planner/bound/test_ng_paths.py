@@ -27,7 +27,7 @@ EVERYTHING = np.ones((3, 3), dtype=bool)
 
 
 def layered_problem(seed: int, blocks: int = 6) -> Problem:
-    """As `tiny_problem`, with blocks of two kinds, so that different sets of blocks lead to the same state."""
+    """Like `tiny_problem`, with blocks of two kinds, so that different sets of blocks lead to the same state."""
     problem = tiny_problem(seed, blocks)
     of_kind = np.random.default_rng(seed).integers(0, 2, blocks)
     return replace(

@@ -88,7 +88,7 @@ class Dual:
         self._stalls, self._bound_before_cuts = 0, -np.inf
 
     def warm_start(self, other: Dual) -> None:
-        """Start from the cuts, prices and columns of another state of the same blocks and nodes."""
+        """Start from the cuts, prices and columns of `other`, a dual of a problem with the same blocks and nodes."""
         if other.resources.limit.shape != self.resources.limit.shape or other.instance.shape != self.instance.shape:
             return
         self.cuts = other.cuts.with_limits_of(self.resources)

@@ -78,7 +78,7 @@ class Neighbourhoods:
 
 
 class NgPaths:
-    """Pricing as in `IntervalPaths`, over ng-route paths.
+    """Pricing like that of `IntervalPaths`, over ng-route paths.
 
     When a path returns to a node whose state it kept, the node has the least load and memory that fit this state.
     """

@@ -22,7 +22,7 @@ UNKNOWN = 5.0  # stands for the best objective, in units of `scale`, if no legal
 
 
 class Annealing:
-    """Annealing runs on one instance; `scale` is a typical objective."""
+    """Annealing runs on one instance. `scale` is a typical objective; `seed` fixes the random moves."""
 
     def __init__(self, instance: Instance, scale: float, seed: int = 0) -> None:
         self._arrays = KernelArrays.of(instance)
