@@ -329,7 +329,7 @@ def _refusal_findings(refused: list[Outcome]) -> list[Finding]:
 
 
 def _reason_finding(refused: list[Outcome]) -> Finding:
-    words = {"count": "sessions run", "memory": "cached tokens are reserved", "slo": "within which this class"}
+    words = {"count": "sessions run", "memory": "cached tokens are reserved", "slo": "in which this class"}
     counted = {name: sum(message in outcome.message for outcome in refused) for name, message in words.items()}
     counts = ", ".join(f"{name} {number}" for name, number in counted.items())
     met = all(counted.values()) and sum(counted.values()) == len(refused)
