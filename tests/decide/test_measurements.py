@@ -42,6 +42,7 @@ def epoch(loaded_bytes: float, prepare_s: float) -> LiveEpoch:
 
 def test_the_loading_rate_is_over_the_epochs_that_loaded_weights() -> None:
     assert registry_bytes_per_s([epoch(100.0, 2.0), epoch(0.0, 9.0), epoch(300.0, 2.0)]) == 100.0
+    assert registry_bytes_per_s([epoch(1.0, 0.5)]) == 2.0
 
 
 @pytest.mark.parametrize("epochs", [[], [epoch(0.0, 9.0)], [epoch(5.0, 0.0)]])

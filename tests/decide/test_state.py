@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from resplit.decide import History, PastMove, Settings
-from resplit.decide.state import similar
+from resplit.decide.state import Barred, similar
 
 OLD, NEW = ("a",) * 20, ("a",) * 10 + ("b",) * 10
 SETTINGS = Settings(bar_s=100.0)
@@ -17,6 +19,16 @@ def test_only_a_placement_that_was_rolled_back_is_barred_and_only_for_a_time() -
     assert not undone.bars(NEW, 150.0)
     assert not undone.bars(OLD, 60.0)
     assert undone.moved(PastMove(200.0, "re-split", OLD, NEW, 1.0, 1.1), SETTINGS).barred == ()
+
+
+def test_the_history_holds_the_last_move_and_forgets_bars_that_have_ended() -> None:
+    undone = History().moved(PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1), SETTINGS)
+    again = PastMove(149.0, "rollback", OLD, NEW, 1.0, 1.1)
+    both = undone.moved(again, SETTINGS)
+    assert both.last == again
+    assert both.barred == (Barred(NEW, 150.0), Barred(OLD, 249.0))
+    last = replace(again, at_s=150.0, action="re-split")
+    assert both.moved(last, SETTINGS) == History(last, (Barred(OLD, 249.0),))
 
 
 def test_placements_that_differ_in_at_most_a_tenth_of_the_blocks_are_similar() -> None:
