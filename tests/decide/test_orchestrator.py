@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
+from resplit.decide.decision import NodeSeen
 from resplit.decide.orchestrator import _choose_by_net_gain, _choose_escape, _Hysteresis, _missed_objective
 from resplit.decide.price import CurrentPlacement
 from resplit.errors import DataError
@@ -427,3 +428,169 @@ def test_a_broken_placement_is_left_for_the_least_cost_over_the_horizon() -> Non
     impossible = replace(OTHER, placement=None, horizon_cost=1.0)
     choice = _choose_escape(broken, [costlier, impossible, cheaper])
     assert (choice.chosen, choice.urgent) == (cheaper, "lost")
+
+
+def _decide_with(
+    plans: list[Plan],
+    cluster: Problem,
+    options: Settings = SETTINGS,
+    history: History = NO_HISTORY,
+    measured: Measured | None = None,
+) -> tuple[Decision, list[tuple[Problem, dict[str, object]]]]:
+    """The decision if the solver returns these plans, and the problems and options that it was called with."""
+    calls: list[tuple[Problem, dict[str, object]]] = []
+
+    def solver(posed: Problem, **arguments: object) -> Plan:
+        calls.append((posed, arguments))
+        return plans[len(calls) - 1]
+
+    decision = decide(
+        cluster,
+        now_s=1000.0,
+        settings=options,
+        history=history,
+        uncertainty=0.03,
+        measured=measured,
+        solve=solver,
+    )
+    return decision, calls
+
+
+NO_PLAN = Plan("infeasible", "test", 0.0)
+
+
+def test_the_solver_plans_under_the_current_cuts_and_then_under_any_with_the_limits_of_the_settings() -> None:
+    options = replace(SETTINGS, solver="other", time_limit_s=2.5, work_limit=77, tolerance=0.04)
+    cluster = problem((FAST, FAST, SLOW, SLOW, SLOW, FAST, FAST, FAST))
+    _, calls = _decide_with([NO_PLAN, NO_PLAN], cluster, options)
+    limits = {"solver": "other", "time_limit_s": 2.5, "work_limit": 77, "tolerance": 0.04}
+    assert [arguments for _, arguments in calls] == [limits, limits]
+    assert [posed.allowed_cuts for posed, _ in calls] == [frozenset({2, 5}), None]
+
+
+def test_an_alternative_without_a_plan_says_why_and_keeps_the_bound_of_the_solver() -> None:
+    reasoned = Plan("infeasible", "test", 0.0, lower_bound=0.5, reason="no memory")
+    decision, _ = _decide_with([reasoned, replace(NO_PLAN, lower_bound=0.25)], problem(BEST))
+    assert decision.alternatives[1:] == (
+        Alternative("redistribute", None, lower_bound=0.5, reason="no memory"),
+        Alternative("re-split", None, lower_bound=0.25, reason="infeasible"),
+    )
+    assert decision.reason == "no alternative gains more than its move costs"
+
+
+def test_a_plan_that_violates_constraints_keeps_its_price_and_names_each_of_them() -> None:
+    illegal = Plan("optimal", "test", 0.0, placement=(FAR,) * 8, lower_bound=0.5)
+    decision, _ = _decide_with([NO_PLAN, illegal], problem(BEST))
+    option = decision.alternatives[2]
+    assert (option.action, option.placement, option.lower_bound) == ("re-split", None, 0.5)
+    assert option.weight_bytes == 8 * 20e6
+    assert option.reason == "; ".join(evaluate(problem(BEST), (FAR,) * 8).violations[k].text for k in (0, 1))
+
+
+def test_a_decision_names_time_threshold_uncertainty_and_demand() -> None:
+    better = Plan("optimal", "test", 0.0, placement=BEST, lower_bound=0.5)
+    cluster, measured = problem(halves(FAST, SLOW, 2)), Measured(1.5, 20)
+    options = replace(SETTINGS, threshold=0.05, uncertainty_weight=2.0)
+    decision, _ = _decide_with([NO_PLAN, better], cluster, options, measured=measured)
+    assert (decision.at_s, decision.action, decision.urgent) == (1000.0, "re-split", "")
+    assert decision.threshold == pytest.approx(0.05 + 2 * 0.03)
+    assert (decision.uncertainty, decision.measured, decision.current) == (0.03, measured, cluster.current)
+    assert decision.chosen is decision.alternatives[2]
+    assert decision.alternatives[2].lower_bound == 0.5
+    assert decision.rates_rps == {"chat": 0.5}
+    assert decision.nodes == (
+        NodeSeen(FAST, True, 6 * 21e6, 0.1, True),
+        NodeSeen(SLOW, True, 6 * 21e6, 0.1, True),
+        NodeSeen(FAR, True, 6 * 21e6, 0.1, False),
+    )
+
+
+def test_the_reason_of_a_move_gives_its_latency_gain_bytes_and_time() -> None:
+    option = replace(OTHER, latency_s=1.25, gain_per_request=0.5, weight_bytes=80e6, cache_bytes=2.5e6, transfer_s=1.75)
+    costs = "for 80 MB of weights and 2.5 MB of caches in 1.8 s"
+    decided = _choose_by_net_gain(CURRENT, [option], None, _hysteresis(threshold=0.01))
+    assert decided.reason == f"re-split promises 1.250 s, 0.500 less per request, {costs}"
+    exceeded = replace(CURRENT, exceeded="memory of fast")
+    assert _choose_by_net_gain(exceeded, [option], None, _hysteresis()).reason.startswith("memory of fast; re-split")
+    broken = replace(CURRENT, broken="no link")
+    escape = _choose_escape(broken, [replace(option, gain_per_request=float("inf"))])
+    assert escape.reason == f"the current placement cannot serve (no link); re-split promises 1.250 s, {costs}"
+
+
+def test_a_broken_placement_without_a_plan_names_why_each_kind_of_plan_is_absent() -> None:
+    plans = [Alternative("redistribute", None, reason="no memory"), Alternative("re-split", None, reason="no link")]
+    choice = _choose_escape(replace(CURRENT, broken="lost"), plans)
+    assert (choice.chosen, choice.urgent) == (KEEP, "lost")
+    assert choice.reason == (
+        "the current placement cannot serve (lost), and there is no alternative: "
+        "redistribute: no memory; re-split: no link"
+    )
+
+
+def test_a_placement_that_exceeds_a_limit_is_kept_with_the_limit_as_the_reason_if_there_is_no_plan() -> None:
+    choice = _choose_by_net_gain(
+        replace(CURRENT, exceeded="memory of fast"), [replace(OTHER, placement=None)], MISSED, _hysteresis()
+    )
+    assert choice.chosen is KEEP
+    assert choice.reason == "no alternative gains more than its move costs, although memory of fast"
+
+
+def test_a_missed_objective_is_the_reason_why_a_choice_is_urgent() -> None:
+    urgent = "a service objective is missed (chat)"
+    assert _choose_by_net_gain(CURRENT, [OTHER], MISSED, _hysteresis()).urgent == urgent
+    assert _choose_by_net_gain(CURRENT, [OTHER], MISSED, _hysteresis(threshold=0.2)).urgent == urgent
+    assert _choose_by_net_gain(CURRENT, [replace(OTHER, net_gain=0.0)], MISSED, _hysteresis()).urgent == urgent
+    recent = _hysteresis(History(replace(_moved(), at_s=999.0)))
+    assert _choose_by_net_gain(CURRENT, [OTHER], MISSED, recent).chosen is OTHER
+
+
+def test_without_any_move_yet_there_is_no_cooldown() -> None:
+    assert _hysteresis(now_s=0.0).objection(OTHER, CURRENT, waive_cooldown=False) == ""
+
+
+def _on_trial(now_s: float = 1000.0, **measured: float) -> Decision:
+    """A decision after a move of 990 s, before which requests took 1 s."""
+    seen = replace(Measured(1.5, 20), **measured)  # type: ignore[arg-type]
+    return _decide(problem(halves(FAST, SLOW, 4)), now_s, history=History(_moved()), measured=seen)
+
+
+def test_a_trial_lasts_to_its_last_second_and_the_least_number_of_requests_can_judge_it() -> None:
+    assert _on_trial(990.0 + SETTINGS.trial_s).action == "rollback"
+    assert _on_trial(requests=SETTINGS.trial_requests).action == "rollback"
+
+
+@pytest.mark.parametrize(
+    ("latency_s", "error_s", "action"),
+    [(1.16, 0.0, "rollback"), (1.14, 0.0, "keep"), (1.36, 0.1, "rollback"), (1.34, 0.1, "keep")],
+)
+def test_a_trial_fails_if_latency_exceeds_the_margin_by_two_standard_errors(
+    latency_s: float, error_s: float, action: str
+) -> None:
+    decision = _on_trial(latency_s=latency_s, error_s=error_s)
+    assert (decision.action == "rollback") == (action == "rollback")
+
+
+def test_the_error_of_the_latency_before_the_move_counts_in_a_trial_too() -> None:
+    history = History(replace(_moved(), error_before_s=0.08))
+    latencies_s = {1.34: False, 1.36: True}  # two errors of hypot(0.06, 0.08) above 1.15 are 1.35
+    for latency_s, failed in latencies_s.items():
+        measured = Measured(latency_s, 20, error_s=0.06)
+        decision = _decide(problem(halves(FAST, SLOW, 4)), history=history, measured=measured)
+        assert (decision.action == "rollback") == failed
+
+
+def test_a_rollback_is_one_of_the_alternatives_and_its_reason_compares_the_latencies() -> None:
+    decision = _on_trial()
+    assert [option.action for option in decision.alternatives] == ["keep", "redistribute", "re-split", "rollback"]
+    assert decision.chosen is decision.alternatives[3]
+    assert decision.urgent == "the last move made latency worse"
+    assert decision.reason == (
+        "since the last move (re-split) requests take 1.500 s; without it they would take 1.000 s: "
+        "back to the placement before it"
+    )
+
+
+def test_a_move_from_a_node_that_is_gone_is_not_rolled_back() -> None:
+    history = History(replace(_moved(), before=(*BEST[:-1], "gone")))
+    decision = _decide(problem(halves(FAST, SLOW, 4)), history=history, measured=Measured(1.5, 20))
+    assert "rollback" not in {option.action for option in decision.alternatives}

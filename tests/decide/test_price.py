@@ -11,12 +11,12 @@ import pytest
 from resplit.decide.price import (
     Alternative,
     CurrentPlacement,
-    _bandwidth,
     _broken,
     _exceeded,
     _gain,
     _is_staged,
     _round_trip_s,
+    _sending_s,
     _waiting_cost,
     price,
     price_current,
@@ -299,13 +299,13 @@ LINKED = _with_links(
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "bytes_per_s"),
-    [(FAST, SLOW, 1.0), (SLOW, FAST, 3.0), (SLOW, SLOW, math.inf), (SLOW, FAR, math.inf), ("gone", FAST, math.inf)],
+    ("source", "target", "sending_s"),
+    [(FAST, SLOW, 60.0), (SLOW, FAST, 20.0), (SLOW, SLOW, 0.0), (SLOW, FAR, 0.0), ("gone", FAST, 0.0)],
 )
-def test_bandwidth_is_that_of_the_direction_and_infinite_where_nothing_is_sent(
-    source: str, target: str, bytes_per_s: float
+def test_sending_takes_the_bandwidth_of_the_direction_and_no_time_where_nothing_is_sent(
+    source: str, target: str, sending_s: float
 ) -> None:
-    assert _bandwidth(LINKED, source, target) == bytes_per_s
+    assert _sending_s(LINKED, source, target, 60.0) == sending_s
 
 
 @pytest.mark.parametrize(
