@@ -36,8 +36,8 @@ run: .venv/installed-pipeline ## the main job: a cluster on this machine, static
 test: .venv/installed-test ## all tests
 	$(BIN)/python -m pytest
 
-test-fast: .venv/installed-test ## the tests that start no processes
-	$(BIN)/python -m pytest -m "not processes"
+test-fast: .venv/installed-test ## the tests that start no processes, with a tenth of the random examples
+	RESPLIT_QUICK_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2
 
 coverage: .venv/installed-test ## all tests, with the share of lines and branches that they run, processes included
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

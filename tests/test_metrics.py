@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.metrics import (
@@ -22,6 +22,7 @@ from resplit.metrics import (
     utilization_series,
 )
 from resplit.records import TABLES, RunRecord
+from tests.support.properties import examples
 from tests.support.run_tables import NAN, epoch, record, request
 from tests.support.runs import synthetic_run
 
@@ -184,7 +185,7 @@ def test_the_mean_utilisation_leaves_out_a_lost_node() -> None:
 RUN = synthetic_run("resplit", duration_s=40.0)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(index=st.integers(0, len(RUN.requests) - 1), delay_s=st.floats(0, 1e3))
 def test_qos_never_rises_when_a_request_ends_later(index: int, delay_s: float) -> None:
     later = RUN.requests.copy()
@@ -192,7 +193,7 @@ def test_qos_never_rises_when_a_request_ends_later(index: int, delay_s: float) -
     assert met_objective(later).mean() <= met_objective(RUN.requests).mean()
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     shuffled = {name: getattr(RUN, name).sample(frac=1, random_state=seed) for name in TABLES}
@@ -202,7 +203,7 @@ def test_the_order_of_rows_changes_nothing(seed: int) -> None:
     pd.testing.assert_frame_equal(series(replace(RUN, **shuffled)), series(RUN))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     tokens=st.lists(st.floats(0, 60), max_size=20),
     spans=st.lists(st.tuples(st.floats(0, 50), st.floats(0, 10)), max_size=8),

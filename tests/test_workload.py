@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.config import ClusterConfig, LoadChange, ScenarioConfig, load_cluster, load_scenario
 from resplit.errors import ConfigError
 from resplit.workload import schedule_requests
+from tests.support.properties import examples
 
 ROOT = Path(__file__).parents[1]
 WORDS = (ROOT / "data" / "prompts.txt").read_text(encoding="utf-8").split()
@@ -27,7 +28,7 @@ def scenario(duration_s: float, *rates: tuple[float, float]) -> ScenarioConfig:
     return ScenarioConfig(name="test", duration=f"{duration_s} s", load=tuple(changes))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31))
 def test_the_same_seed_gives_the_same_workload(home: ClusterConfig, seed: int) -> None:
     first, second = (schedule_requests(home, scenario(40), seed, WORDS) for _ in range(2))

@@ -16,12 +16,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from resplit.control.log import EpochLog, Epochs, EpochStep, after
 from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
+from tests.support.properties import examples
 
 STEPS: tuple[EpochStep, ...] = ("proposed", "prepared", "committed", "aborted", "released")
 LETTER = {"proposed": "P", "prepared": "R", "committed": "C", "aborted": "A", "released": "L"}
@@ -168,13 +168,14 @@ class LogMachine(RuleBasedStateMachine):
         assert self.log.next_epoch() == max([0, *dict(self.history)]) + 1
 
 
-LogMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+LogMachine.TestCase.settings = examples(40, stateful_step_count=25)
 TestLogMachine = LogMachine.TestCase
 
 WRITER = """
 import sys
 from pathlib import Path
 from resplit.control.log import EpochLog
+from tests.support.properties import examples
 log = EpochLog(Path(sys.argv[1]))
 while True:
     epoch = log.next_epoch()

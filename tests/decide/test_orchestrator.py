@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
@@ -17,6 +17,7 @@ from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, noisy, problem, random_problem
+from tests.support.properties import examples
 
 NO_HISTORY = History()
 BEST = halves(FAST, SLOW, 6)  # the fast node holds as many blocks as it can
@@ -262,7 +263,7 @@ def test_without_a_current_placement_there_is_no_decision() -> None:
         _decide(replace(problem(BEST), current=None))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(40, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6))
 def test_without_a_gain_the_placement_is_kept_and_no_illegal_one_is_ever_chosen(seed: int) -> None:
     cluster = random_problem(seed)
@@ -277,13 +278,13 @@ def test_without_a_gain_the_placement_is_kept_and_no_illegal_one_is_ever_chosen(
         assert decision.chosen.gain_per_request > decision.threshold * keep.objective
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 10**6))
 def test_the_same_state_gives_the_same_decision(seed: int) -> None:
     assert _decide(random_problem(seed)).to_json() == _decide(random_problem(seed)).to_json()
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(seed=st.integers(0, 10**6))
 def test_a_new_placement_is_kept_in_the_next_tick(seed: int) -> None:
     cluster = random_problem(seed)

@@ -15,6 +15,7 @@ from resplit.model.engine import TorchEngine, token_ids
 from resplit.types import Sampling
 from tests.support.cluster import reference
 from tests.support.engines import engine_with
+from tests.support.properties import repeats
 
 NEW_TOKENS = 16
 
@@ -44,7 +45,7 @@ def generate(engines: list[TorchEngine], placement: list[int], prompt: list[int]
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
 def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(family_model: torch.nn.Module, split: str) -> None:
     rng = random.Random(split)
-    for _ in range(20):
+    for _ in range(repeats(20)):
         nodes = rng.randint(1, 5)
         blocks = len(engine_with(family_model, [], split).kinds)
         placement = random_placement(blocks, nodes, rng)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError, DataError
 from resplit.model.engine import Activation, token_ids
 from resplit.types import Sampling
 from tests.support.engines import engine_with
+from tests.support.properties import examples
 
 TOKENS = [5, 9, 2, 44, 61, 7, 30, 12]
 
@@ -81,7 +82,7 @@ def test_draws_depend_on_seed_and_position_alone(family_model: torch.nn.Module) 
     assert len(set(draw)) > 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     dtype=st.sampled_from(["float32", "int64", "bfloat16", "complex64", ""]),
     shape=st.lists(st.integers(-1, 40), max_size=4).map(tuple),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ShardError
@@ -20,6 +20,7 @@ from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
+from tests.support.properties import examples
 from tests.support.two_nodes import MIDDLE, two_node_config
 from tests.support.wire_fuzzing import Attacker, tensors
 
@@ -162,7 +163,7 @@ def engine(stored_model: StoredModel) -> TorchEngine:
     return engine
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(tensor=tensors(), block=st.sampled_from([0, 1, 7]), start=st.sampled_from([0, 1, 2**32 - 1]))
 def test_any_tensor_is_computed_or_refused_and_a_refused_one_takes_no_memory(
     engine: TorchEngine, tensor: Tensor, block: int, start: int

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner import SOLVERS, solve
 from resplit.planner.baselines import bottleneck_dp, latency_dp, memory, uniform
@@ -16,13 +16,14 @@ from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
 from resplit.problem import read_problem
 from tests.support.problems import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 
 
 @pytest.mark.parametrize("name", BASELINES)
 @given(seed=seeds())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_a_baseline_returns_a_legal_plan_or_a_reason(name: str, seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     optimum, _ = best_by_enumeration(problem)
@@ -88,7 +89,7 @@ def test_memory_splits_blocks_in_proportion_to_memory_with_the_largest_node_firs
 
 
 @given(seed=seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_latency_dp_finds_the_least_latency_of_a_single_request(seed: int) -> None:
     instance = roomy_instance(seed, 5, [1e12] * 3)
     seconds = instance.alone_cost()
@@ -103,7 +104,7 @@ def test_latency_dp_finds_the_least_latency_of_a_single_request(seed: int) -> No
 
 
 @given(seed=seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_bottleneck_dp_finds_the_shortest_bottleneck_of_two_nodes(seed: int) -> None:
     instance = roomy_instance(seed, 5, [1e12] * 2)
     instance = replace(instance, headroom=np.full(2, np.inf))

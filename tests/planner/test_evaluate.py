@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
 from resplit.planner.instance import Instance
 from resplit.problem import read_problem
 from resplit.types import Problem
 from tests.support.problems import EXAMPLES, PLANNABLE, best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 PROVEN = [path for path in PLANNABLE if json.loads(path.read_text())["known"]["placement"]]
 
@@ -68,7 +69,7 @@ def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_number_follows_the_formulas(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     _, placement = best_by_enumeration(problem)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.infeasibility import infeasibility
 from resplit.planner.instance import Instance
 from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 @given(seeds())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_feasible_problem_has_no_reason(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     random = np.random.default_rng(seed)

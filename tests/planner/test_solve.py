@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.errors import ConfigError
 from resplit.planner import solve
@@ -16,6 +16,7 @@ from resplit.planner.evaluate import evaluate
 from resplit.problem import read_problem
 from resplit.types import Problem
 from tests.support.problems import EXAMPLES, PLANNABLE, best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 @pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
@@ -43,7 +44,7 @@ def test_the_plan_of_an_example_is_legal_and_reaches_its_known_optimum(path: Pat
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_exact_finds_the_optimum_of_enumeration(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     optimum, placement = best_by_enumeration(problem)
@@ -60,7 +61,7 @@ def test_exact_finds_the_optimum_of_enumeration(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_bound_is_below_the_optimum_and_the_objective_is_not(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     optimum, placement = best_by_enumeration(problem)
@@ -77,7 +78,7 @@ def test_the_bound_is_below_the_optimum_and_the_objective_is_not(seed: int) -> N
 
 
 @given(seeds())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_more_memory_never_raises_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed)
     richer = replace(problem, nodes=tuple(replace(n, memory_bytes=n.memory_bytes * 1.3) for n in problem.nodes))
@@ -90,7 +91,7 @@ def test_more_memory_never_raises_the_optimum(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_relabelling_nodes_changes_nothing(seed: int) -> None:
     problem = tiny_problem(seed)
     order = np.random.default_rng(seed).permutation(len(problem.nodes))
@@ -111,7 +112,7 @@ def test_relabelling_nodes_changes_nothing(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_scaling_time_units_scales_the_latency_and_nothing_else(seed: int) -> None:
     problem = tiny_problem(seed)
     factor = 1000.0

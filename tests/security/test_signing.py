@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import OctKey, OKPKey
@@ -25,6 +25,7 @@ from resplit.security.signing import (
     CommandSigner,
     CommandVerifier,
 )
+from tests.support.properties import examples
 
 
 class Clock:
@@ -117,7 +118,7 @@ def test_a_public_key_used_as_a_shared_secret_is_refused(signer: CommandSigner, 
     assert_refused(verifier, jws.serialize_compact(header, payload, secret, algorithms=["HS512"]), "altered")
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(where=st.floats(0, 1, exclude_max=True), letter=st.sampled_from("ABCghxyz0189-_.=+ \n"))
 def test_no_character_of_a_command_can_be_changed(ours: Path, where: float, letter: str) -> None:
     token = prepare(CommandSigner(Member.load(ours / "controller")))
@@ -315,7 +316,7 @@ def test_signed_claims_of_another_form_are_refused(
     assert_refused(verifier, resign(signer, prepare(signer), **claims), "malformed")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(garbage=st.text() | st.from_regex(r"[\w-]{0,40}(\.[\w-]{0,40}){0,4}") | st.binary().map(_encoded))
 def test_garbage_is_refused(ours: Path, garbage: str) -> None:
     verifier = CommandVerifier(Member.load(ours / "node-a"))
@@ -328,7 +329,7 @@ def with_header(header: bytes) -> str:
     return f"{_encoded(header)}.e30.{'A' * 86}"
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     header=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from resplit.errors import DataError
@@ -19,6 +19,7 @@ from tasks.expectations import forget_suites
 from tasks.telemetry_rules import RULES, Rule
 from tasks.validate import Need, ValidTelemetry, validate, validate_telemetry
 from tasks.validation_page import render_html
+from tests.support.properties import examples
 from tests.support.telemetry import MACHINES, block_rows, link_rows, node_rows
 
 NOW_S = 1_000_000.0
@@ -124,7 +125,7 @@ def test_the_cases_break_every_rule_except_the_missing_columns() -> None:
         assert rule.reason.endswith("is missing") or any(reason in rule.reason for reason in reasons), rule.reason
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.sets(st.integers(0, 71), max_size=30))
 def test_exactly_the_bad_rows_are_removed(clean: Telemetry, features: Features, tmp_path: Path, rows: set[int]) -> None:
     blocks = clean.blocks.copy()

@@ -6,18 +6,19 @@ import asyncio
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError
 from resplit.wire.links import Link, Sender, Shape
+from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 SHAPES = st.builds(Shape, st.floats(0, 1), st.floats(1e3, 1e9))
 MESSAGES = st.lists(st.tuples(st.floats(0, 2), st.integers(0, 10**6)), min_size=1, max_size=20)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(shape=SHAPES, messages=MESSAGES)
 def test_messages_keep_their_order_within_bandwidth_and_latency(
     shape: Shape, messages: list[tuple[float, int]]
@@ -45,7 +46,7 @@ def test_messages_keep_their_order_within_bandwidth_and_latency(
     run_simulated(check)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(before=SHAPES, after=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
 def test_no_message_overtakes_another_when_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
     async def check(clock: SimulatedClock) -> None:
@@ -78,7 +79,7 @@ def test_an_idle_link_saves_up_no_bandwidth() -> None:
     run_simulated(check)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(shape=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=1, max_size=12))
 def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[int]) -> None:
     async def check(clock: SimulatedClock) -> None:

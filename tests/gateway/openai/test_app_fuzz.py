@@ -8,12 +8,14 @@ from collections import Counter
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
+
+from tests.support.properties import examples
 
 HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
-QUICK = settings(max_examples=50, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+QUICK = examples(50, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

@@ -6,11 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError
 from resplit.gateway.sessions.admission import Admission, Deadline, Reservation
+from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 SESSIONS, TOKENS, QUEUE = 3, 100, 6
@@ -65,7 +66,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(actions=st.lists(ACTIONS, max_size=40))
 def test_limits_hold_no_request_overtakes_another_and_all_room_is_freed(actions: list[tuple[str, int]]) -> None:
     asyncio.run(_play(actions))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.planner.bound.branching import branch_and_bound, by_end, by_link, by_node
@@ -20,6 +20,7 @@ from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
 from resplit.types import Problem
 from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 def converged(dual: Dual) -> None:
@@ -43,7 +44,7 @@ def crosses(nodes_of: np.ndarray, origin: int, node: int) -> bool:
 
 
 @given(seeds(), st.sampled_from(["node", "end", "link"]), st.integers(0, 2), st.integers(1, 2), st.booleans())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: int, step: int, grows: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance, other = Instance.of(problem), (node + step) % 3
@@ -69,7 +70,7 @@ def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: in
 
 
 @given(seeds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_branch_and_bound_proves_no_more_than_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=6)
     optimum, placement = best_by_enumeration(problem)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.planner.bound.convex import relax_convex
@@ -20,10 +20,11 @@ from resplit.planner.evaluate import evaluate
 from resplit.planner.instance import Instance
 from resplit.problem import read_problem
 from tests.support.problems import EXAMPLES, best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 @given(seeds(), st.floats(0, 1), st.floats(0, 50), st.floats(0, 5))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: float, resource: float) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
@@ -71,7 +72,7 @@ def test_column_generation_gives_a_higher_bound_than_the_convex_relaxation(name:
 
 
 @given(seeds(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     if alike:  # all blocks but the first are of one kind
@@ -93,7 +94,7 @@ def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_legal_placement_satisfies_every_set_cut(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
@@ -110,7 +111,7 @@ def test_every_legal_placement_satisfies_every_set_cut(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_every_legal_placement_satisfies_the_entry_cuts(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
@@ -128,7 +129,7 @@ def test_every_legal_placement_satisfies_the_entry_cuts(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_growing_neighbourhoods_raise_the_bound_but_not_above_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.bound.dual import Dual
 from resplit.planner.bound.mip import candidates, solve_mip
@@ -15,6 +15,7 @@ from resplit.planner.bound.resources import Resources
 from resplit.planner.budget import Budget
 from resplit.planner.instance import Instance
 from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 def converged(instance: Instance) -> Dual:
@@ -24,7 +25,7 @@ def converged(instance: Instance) -> Dual:
 
 
 @given(seeds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_reduced_cost_fixing_keeps_every_interval_of_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)
@@ -41,7 +42,7 @@ def test_reduced_cost_fixing_keeps_every_interval_of_the_optimum(seed: int) -> N
 
 
 @given(seeds())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_the_program_without_a_cutoff_finds_and_proves_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.planner.bound import labels as labels_module
@@ -21,6 +21,7 @@ from resplit.planner.instance import Instance
 from resplit.types import Problem
 from tests.support.paths import path_price, random_costs
 from tests.support.problems import seeds, tiny_problem
+from tests.support.properties import examples
 
 PLENTY = 100_000
 EVERYTHING = np.ones((3, 3), dtype=bool)
@@ -45,7 +46,7 @@ def ng_paths(instance: Instance, contains: np.ndarray, max_labels: int = PLENTY,
 
 
 @given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_pricing_finds_the_cheapest_ng_route_of_enumeration(seed: int, bits: int, draw: type, coarse: bool) -> None:
     contains = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
@@ -63,7 +64,7 @@ def test_pricing_finds_the_cheapest_ng_route_of_enumeration(seed: int, bits: int
 
 
 @given(seeds())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_with_complete_neighbourhoods_a_path_costs_as_much_as_its_placement(seed: int) -> None:
     problem = layered_problem(seed, 5)
     instance = Instance.of(problem)
@@ -80,7 +81,7 @@ def test_with_complete_neighbourhoods_a_path_costs_as_much_as_its_placement(seed
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_coarse_states_only_make_paths_cheaper(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     exact, coarse = ng_paths(instance, EVERYTHING), ng_paths(instance, EVERYTHING, coarse=True)
@@ -91,7 +92,7 @@ def test_coarse_states_only_make_paths_cheaper(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, 6))
     exact = ng_paths(instance, EVERYTHING)
@@ -105,7 +106,7 @@ def test_merged_kinds_of_atoms_only_make_paths_cheaper(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_load_and_memory_of_a_state_are_at_most_those_of_its_atoms(seed: int) -> None:
     instance = Instance.of(layered_problem(seed))
     states = NodeStates.of(instance)

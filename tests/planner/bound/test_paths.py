@@ -6,12 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.bound.paths import IntervalPaths
 from resplit.planner.instance import Instance
 from tests.support.paths import path_price, random_costs
 from tests.support.problems import seeds, tiny_problem
+from tests.support.properties import examples
 
 
 def all_paths(atoms: int, nodes: int = 3) -> list[np.ndarray]:
@@ -19,7 +20,7 @@ def all_paths(atoms: int, nodes: int = 3) -> list[np.ndarray]:
 
 
 @given(seeds())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_pricing_finds_the_cheapest_path_of_enumeration(seed: int) -> None:
     paths, costs = IntervalPaths(Instance.of(tiny_problem(seed, 5))), random_costs(seed, 5)
 
@@ -31,7 +32,7 @@ def test_pricing_finds_the_cheapest_path_of_enumeration(seed: int) -> None:
 
 
 @given(seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_potentials_give_the_cheapest_path_through_each_interval(seed: int) -> None:
     paths, costs = IntervalPaths(Instance.of(tiny_problem(seed, 4))), random_costs(seed, 4)
     cheapest: dict[tuple[int, int, int], float] = {}
@@ -49,7 +50,7 @@ def test_potentials_give_the_cheapest_path_through_each_interval(seed: int) -> N
 
 
 @given(seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_no_path_uses_a_forbidden_pair_of_atom_and_node(seed: int) -> None:
     forbidden = np.random.default_rng(seed).random((4, 3)) < 0.3
     instance, costs = Instance.of(tiny_problem(seed, 4)), random_costs(seed, 4)

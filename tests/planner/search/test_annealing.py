@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.budget import Budget
 from resplit.planner.evaluate import block_bytes
 from resplit.planner.instance import Instance
 from resplit.planner.search.annealing import Annealing
 from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 def annealed(instance: Instance, steps: int, seed: int = 0) -> float:
@@ -26,7 +27,7 @@ def annealed(instance: Instance, steps: int, seed: int = 0) -> float:
 
 
 @given(seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_annealing_finds_the_optimum_of_enumeration(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
 

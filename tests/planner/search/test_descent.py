@@ -6,16 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.budget import Budget
 from resplit.planner.instance import Instance
 from resplit.planner.search.descent import Descent
 from tests.support.problems import best_by_enumeration, seeds, tiny_problem
+from tests.support.properties import examples
 
 
 @given(seeds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_the_delta_of_a_move_between_legal_placements_is_the_change_of_the_objective(seed: int) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance = Instance.of(problem)
@@ -35,7 +36,7 @@ def test_the_delta_of_a_move_between_legal_placements_is_the_change_of_the_objec
 
 
 @given(seeds())
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_no_move_improves_the_end_of_a_descent(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=6))
     runs = np.isfinite(instance.load)

@@ -7,19 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from resplit.planner.evaluate import block_bytes
 from resplit.planner.instance import Instance
 from resplit.planner.search.kernel_arrays import MIN_EXCESS_ATOMS, KernelArrays
 from resplit.planner.search.moves import LIMIT_KINDS, penalised_cost, walk
 from tests.support.problems import seeds, tiny_problem
+from tests.support.properties import examples
 
 FREE = np.zeros(LIMIT_KINDS)
 
 
 @given(seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_placement_costs_its_objective_if_it_is_legal_and_violates_a_limit_if_not(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=4))
     arrays = KernelArrays.of(instance)
@@ -50,7 +51,7 @@ def test_a_small_violation_counts_as_half_an_atom_more(short_bytes: float) -> No
 
 
 @given(seeds())
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_walk_returns_the_cost_of_its_best_legal_placement(seed: int) -> None:
     instance = Instance.of(tiny_problem(seed, blocks=6, nodes=4))
     here = np.random.default_rng(seed).integers(0, 4, 6)
