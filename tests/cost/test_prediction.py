@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from resplit.cost import CostModel, PassModel, PredictionError, block_timings, prediction_error
 from resplit.telemetry import Telemetry
 from resplit.types import BlockFeatures
@@ -20,3 +22,8 @@ def test_each_timing_of_a_known_node_is_paired_with_its_prediction() -> None:
         {"node": "hub", "phase": "decode", "kind": "layer", "predicted_s": 0.002, "measured_s": 0.003}
     ]
     assert prediction_error(model) == {"longer contexts, median": 0.03, "longer contexts, p90": 0.07}
+    judged = replace(model, held_out_contexts=unknown, held_out_nodes=PredictionError(0.2, 0.4, 5))
+    assert prediction_error(judged) == {
+        "nodes without block timings, median": 0.2,
+        "nodes without block timings, p90": 0.4,
+    }

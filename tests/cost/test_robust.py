@@ -113,3 +113,16 @@ def test_standard_errors_cover_the_truth_and_shrink_with_rows() -> None:
 def test_no_rows_are_a_data_error() -> None:
     with pytest.raises(DataError, match="no rows"):
         huber_nonnegative(np.zeros((0, 3)), np.zeros(0))
+
+
+def test_a_guess_weighs_as_much_as_a_twentieth_of_a_row() -> None:
+    design, target = np.ones((1, 1)), np.array([2.0])  # relative to its prediction, the only row has the target 1
+    guided = _fit(design, target, target, np.ones(1), np.array([2.02]))
+    assert guided.coefficients[0] == pytest.approx(2.0 + 0.02 * 0.05 / 1.05, rel=1e-5)
+    assert _fit(design, target, target, np.ones(1), None).coefficients[0] == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_scale_of_a_column_is_its_mean_over_the_rows_that_have_weight() -> None:
+    design, target = np.array([[1.0], [1.0], [1e6]]), np.array([2.0, 2.0, 1.0])
+    fit = _fit(design, target, np.full(3, 2.0), np.array([1.0, 1.0, 0.0]), np.array([2.02]))
+    assert fit.coefficients[0] == pytest.approx(2.0 + 0.02 * 0.05 / 2.05, rel=1e-4)

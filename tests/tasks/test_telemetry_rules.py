@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from resplit.telemetry import TABLES, Telemetry
-from tasks.telemetry_rules import RULES, derive
+from tasks.telemetry_rules import RULES, Rule, _between, _complete, _one_of, _present, derive
 
 NOW_S = 1000.0
 EXAMPLE = {"str": "x", "float64": 1.0, "int64": 1, "bool": False}
@@ -82,3 +82,26 @@ def test_the_limits_of_a_column_are_as_documented(column: str) -> None:
         if rule.column == column and rule.expectation == "ExpectColumnValuesToBeBetween"
     }
     assert found == {LIMITS[column]}
+
+
+def test_each_kind_of_rule_names_its_expectation_column_arguments_and_reason() -> None:
+    assert _present("node") == Rule("node is missing", "ExpectColumnValuesToNotBeNull", "node")
+    limits = (("min_value", 0), ("max_value", 9.5))
+    between = ("ExpectColumnValuesToBeBetween", "seconds")
+    assert _between("seconds", 0, 9.5, "too long") == Rule("too long", *between, (*limits, ("strict_min", False)))
+    assert _between("seconds", 0, 9.5, "wrong", strict=True) == Rule("wrong", *between, (*limits, ("strict_min", True)))
+    assert _one_of("phase", "prefill", "decode", reason="unknown") == Rule(
+        "unknown", "ExpectColumnValuesToBeInSet", "phase", (("value_set", ("prefill", "decode")),)
+    )
+
+
+def test_every_column_must_be_present_except_the_optional_ones() -> None:
+    reports = [rule.column for rule in _complete("nodes")]
+    assert reports == [column for column in TABLES["nodes"] if column not in ("gpu_utilization", "reference_s")]
+    assert [rule.column for rule in _complete("links")] == list(TABLES["links"])
+
+
+def test_a_row_up_to_a_second_ahead_counts_as_the_newest_of_its_node() -> None:
+    times = (NOW_S + 1.0, NOW_S + 0.5, NOW_S + 1.5, NOW_S)
+    table = derived("nodes", *({"node": "a", "time_s": time_s} for time_s in times))
+    assert table["behind_s"].fillna(-9.0).tolist() == [0.0, 0.5, -9.0, 1.0]
