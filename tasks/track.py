@@ -87,12 +87,6 @@ def track_run(
 
 
 @task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def track_decisions(study: Study, run_id: str, decisions: Sequence[Decision]) -> None:
-    """Write the decision log so far into a run: as JSON, as Parquet, and as a table that the UI shows."""
-    _log_decisions(client_of(study.tracking_uri), run_id, decisions)
-
-
-@task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
 def close_study(study: Study, files: Path | None = None) -> None:
     """End the parent run, store `files` (the report) with it, and save the views that compare its runs."""
     client = client_of(study.tracking_uri)

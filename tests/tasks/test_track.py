@@ -121,16 +121,15 @@ def test_a_record_that_fails_leaves_no_runs_behind(study: mlflow_store.Study, tm
     assert deleted, "the runs created before the error are deleted"
 
 
-def test_tracking_decisions_again_replaces_the_log(study: mlflow_store.Study, tmp_path: Path) -> None:
-    client = MlflowClient(study.tracking_uri)
-    for count in (3, 5):
-        track.track_decisions.fn(study, study.run_id, ADAPTIVE.decisions[:count])
-    folder = Path(client.download_artifacts(study.run_id, "decisions", str(tmp_path)))
-    assert json.loads((folder / "decisions.json").read_text()) == [
-        decision.to_json() for decision in ADAPTIVE.decisions[:5]
-    ]
-    assert pd.read_parquet(folder / "decisions.parquet").action.tolist() == [d.action for d in ADAPTIVE.decisions[:5]]
-    assert len(json.loads((folder / "table.json").read_text())["data"]) == 5
+def test_the_decisions_of_a_run_are_kept_with_it_and_shown_as_a_table(
+    study: mlflow_store.Study, tmp_path: Path
+) -> None:
+    run_id = track.track_run.fn(study, ADAPTIVE, "home", WEIGHTS)
+    folder = Path(MlflowClient(study.tracking_uri).download_artifacts(run_id, "decisions", str(tmp_path)))
+    decisions = ADAPTIVE.decisions
+    assert json.loads((folder / "decisions.json").read_text()) == [decision.to_json() for decision in decisions]
+    assert pd.read_parquet(folder / "decisions.parquet").action.tolist() == [decision.action for decision in decisions]
+    assert len(json.loads((folder / "table.json").read_text())["data"]) == len(decisions)
 
 
 def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(study: mlflow_store.Study) -> None:
