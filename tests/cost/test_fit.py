@@ -144,6 +144,8 @@ def test_without_holding_out_data_the_errors_are_those_of_the_previous_model(
     assert after.uncertainty == 0.5
     assert after.held_out_nodes == model.held_out_nodes
     assert fit_cost_model(telemetry, features, hold_out=False) == model  # there is no previous model
+    again = fit_cost_model(telemetry, features, odd)  # by default the errors are estimated again
+    assert again.held_out_contexts.median != 0.5
 
 
 @pytest.mark.parametrize(
@@ -158,3 +160,27 @@ def test_an_empty_table_is_a_data_error(features: Features, missing: str, messag
 def test_timings_of_an_unknown_block_are_a_data_error(telemetry: Telemetry, features: Features) -> None:
     with pytest.raises(DataError, match="block 'head'"):
         fit_cost_model(telemetry, features[:-1])
+
+
+def test_a_model_holds_the_newest_time_the_median_references_and_the_emulated_nodes(features: Features) -> None:
+    nodes = node_rows(MACHINES, [3.0, 9.0, 6.0])
+    for row, reference_s in zip([row for row in nodes if row["node"] == "edge"], (0.3, 0.1, 0.2), strict=True):
+        row |= {"reference_s": reference_s}
+    nodes = [row | {"emulated": row["node"] in ("edge", "cloud")} for row in nodes]
+    window = Telemetry.from_rows({"nodes": nodes, "blocks": block_rows(MACHINES, features, prompts=(8, 16))})
+    model = fit_cost_model(window, features)
+    assert model.fitted_at_s == 9.0
+    assert set(model.reference_s) == set(MACHINES)
+    assert model.reference_s["edge"] == 0.2
+    assert model.emulated == ("cloud", "edge")
+
+    only_edge = Telemetry.from_rows({"nodes": [row for row in nodes if row["node"] == "edge"]})
+    silent = Telemetry(only_edge.nodes.assign(emulated=False), only_edge.links, only_edge.blocks)
+    after = fit_cost_model(silent, features, model, hold_out=False)
+    assert after.emulated == ("cloud",)  # the cloud did not report, so it is still what it was
+    assert after.reference_s == model.reference_s
+
+    blocks_only = Telemetry.from_rows({"blocks": block_rows(MACHINES, features)})
+    assert (
+        fit_cost_model(blocks_only, features, model, hold_out=False).fitted_at_s == blocks_only.blocks["time_s"].max()
+    )

@@ -595,3 +595,8 @@ def test_a_move_from_a_node_that_is_gone_is_not_rolled_back() -> None:
     history = History(replace(_moved(), before=(*BEST[:-1], "gone")))
     decision = _decide(problem(halves(FAST, SLOW, 4)), history=history, measured=Measured(1.5, 20))
     assert "rollback" not in {option.action for option in decision.alternatives}
+
+
+def test_without_a_stated_uncertainty_the_threshold_is_that_of_the_settings() -> None:
+    decision = decide(problem(BEST), now_s=0.0, settings=SETTINGS, history=NO_HISTORY, solve=lambda *_, **__: NO_PLAN)
+    assert (decision.uncertainty, decision.threshold) == (0.0, SETTINGS.threshold)

@@ -243,3 +243,43 @@ def test_the_page_shows_every_rule_and_loads_nothing_from_elsewhere(
     assert "A &amp; B" in page
     assert "http" not in page
     assert str(valid.quarantine[0]) in page
+
+
+def test_the_result_of_every_rule_of_every_table_is_reported(
+    checked: tuple[Telemetry, ValidTelemetry, dict[str, tuple[str, int]]],
+) -> None:
+    dirty, valid, places = checked
+    assert [(fault.table, fault.rule) for fault in valid.faults] == [
+        (name, rule) for name, rules in RULES.items() for rule in rules
+    ]
+    assert {(fault.table, fault.rows) for fault in valid.faults} == {
+        (name, len(getattr(dirty, name))) for name in TABLES
+    }
+    assert {fault.failed for fault in valid.faults if fault.rule.reason == "cpu_utilization is missing"} == {1}
+    assert valid.failed >= len(places)
+    assert {path.name for path in valid.quarantine} == {f"{name}-{NOW_S:.3f}.parquet" for name in TABLES}
+
+
+def test_a_row_that_fails_several_rules_has_all_reasons(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+    dirty = _with(clean, "links", 4, {"peer": "stranger", "payload_bytes": 0.0})
+    valid = validate_telemetry(dirty, NODES, features, NOW_S, tmp_path / "new" / "folder")
+    bad = pd.read_parquet(valid.quarantine[0])
+    assert bad["reason"].tolist() == ["payload_bytes must be above 0 and at most 1e12; peer is not in this cluster"]
+    assert valid.failed == 2
+
+
+def test_tables_without_rows_pass_if_none_are_needed(clean: Telemetry, features: Features, tmp_path: Path) -> None:
+    only_nodes = Telemetry(clean.nodes, clean.links.head(0), clean.blocks.head(0))
+    valid = validate_telemetry(only_nodes, NODES, features, NOW_S, tmp_path)
+    assert valid.failed == 0
+    assert len(valid.faults) == sum(map(len, RULES.values()))
+
+
+def test_the_error_names_the_quarantine_only_if_rows_failed(
+    clean: Telemetry, features: Features, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"0 reports of home-a; .*0 reports of cloud$"):
+        validate_telemetry(Telemetry.from_rows({}), NODES, features, NOW_S, tmp_path)
+    dirty = _with(clean, "links", 3, {"seconds": 0.0})
+    with pytest.raises(DataError, match=r"passes of layer.* \(the rows that failed are in .*\)$"):
+        validate_telemetry(dirty, NODES, features, NOW_S, tmp_path, need=Need(passes=1000))
