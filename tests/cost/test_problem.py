@@ -135,6 +135,13 @@ def test_two_classes_with_consistent_times_determine_both_times_per_token() -> N
     )
 
 
+def test_times_of_milliseconds_have_the_same_relative_errors_as_times_of_seconds() -> None:
+    prompt, new, rate = [10.0, 20.0, 30.0], [4.0, 2.0, 9.0], [1.0, 3.0, 0.5]
+    seconds = _per_token(prompt, new, rate, [13.0, 15.0, 30.0])
+    milliseconds = _per_token(prompt, new, rate, [0.013, 0.015, 0.030])
+    assert milliseconds == pytest.approx([value / 1000 for value in seconds], rel=0.01)
+
+
 def test_one_class_takes_exactly_its_time_with_the_decode_step_as_given() -> None:
     assert _per_token([10], [4], [0.3], [26.0]) == pytest.approx((0.6, 5.0), rel=1e-3)
 
@@ -227,7 +234,7 @@ def test_a_node_has_its_reported_state_or_else_its_configured_memory(cluster: Cl
 def test_memory_is_that_of_the_newest_report_in_whatever_order_reports_arrive() -> None:
     rows = [
         row | {"memory_free_bytes": 1e8 + 1e7 * float(str(row["time_s"]))}
-        for row in reversed(node_rows(MACHINES, [0.0, 1.0, 2.0]))
+        for row in node_rows(MACHINES, [1.0, 2.0, 0.0])
     ]
     assert node_states(frame(rows, NODE_COLUMNS))["edge"].memory_bytes == 1.7e8
 
