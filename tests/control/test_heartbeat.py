@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from resplit.control.heartbeat import Heartbeats
+import pytest
+
+from resplit.control.heartbeat import BEAT_S, HANGS_AFTER_S, AnswerTime, Heartbeats
 from resplit.errors import NodeLostError
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
@@ -20,8 +22,10 @@ class FakeNode:
         self.awake = asyncio.Event()
         self.awake.set()
         self.down = False
+        self.calls: list[tuple[int, float]] = []  # payload and timeout of each echo
 
     async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+        self.calls.append((payload_bytes, timeout_s))
         if self.down:
             raise NodeLostError("down")
         await asyncio.sleep(self.delay_s)
@@ -160,3 +164,101 @@ async def test_a_node_that_joins_later_is_watched_too(watch: Watch) -> None:
     late.awake.clear()
     watch.nodes["late"] = late
     await watch.until(lambda: watch.hung == ["late"])
+
+
+@watched
+async def test_a_node_gets_an_empty_heartbeat_every_beat_and_has_five_seconds_to_answer(watch: Watch) -> None:
+    calls = watch.nodes["one"].calls
+    calls.clear()
+    await asyncio.sleep(2.0)
+    assert 9 <= len(calls) <= 10  # a beat takes 0.2 s, and an answer 0.001 s
+    assert set(calls) == {(0, 5.0)}
+
+
+@watched
+async def test_a_node_that_was_removed_is_not_reported(watch: Watch) -> None:
+    watch.nodes.pop("one").awake.clear()
+    await asyncio.sleep(3.0)
+    assert watch.hung == []
+
+
+def unwatched() -> Watch:
+    """Heartbeats that do not run, so that the test decides which time passes."""
+    return Watch(cast("Any", None))
+
+
+def silent_for(watch: Watch, *seconds: float) -> list[str]:
+    """Let time pass for node "one", while "other" is heard. Returns the nodes that were reported."""
+    for each in seconds:
+        watch.beats.heard("other")
+        watch.beats._pass_time(each)
+    return watch.hung
+
+
+def test_a_node_is_reported_once_and_only_above_the_limit() -> None:
+    watch = unwatched()
+    assert silent_for(watch, 0.3, 0.25) == []  # HANGS_AFTER_S exactly
+    assert silent_for(watch, 0.01) == ["one"]
+    assert silent_for(watch, 0.3, 0.3) == ["one"]
+    assert watch.beats.silent == {"one"}
+
+
+def test_a_node_that_is_heard_starts_its_silence_again() -> None:
+    watch = unwatched()
+    silent_for(watch, 0.3, 0.2)
+    watch.beats.heard("one")
+    assert watch.beats.silent == set()
+    assert silent_for(watch, 0.3, 0.25) == []
+    assert silent_for(watch, 0.01) == ["one"]
+
+
+def test_the_time_that_answers_take_is_added_to_the_limit() -> None:
+    watch = unwatched()
+    watch.beats._answers["one"].add(0.1, hung=False)  # 0.25 s more
+    assert silent_for(watch, 0.3, 0.3, 0.19) == []
+    assert silent_for(watch, 0.02) == ["one"]
+
+
+def test_time_without_any_sign_of_life_counts_for_two_beats_and_again_after_three_seconds() -> None:
+    watch = unwatched()
+    for seconds in (0.25, 2 * BEAT_S - 0.25):  # exactly two beats: both count
+        watch.beats._pass_time(seconds)
+    watch.beats._pass_time(2.0)  # does not count
+    assert watch.hung == []
+    assert silent_for(watch, 0.125) == []
+    assert silent_for(watch, 0.0625) == ["one"]
+
+    watch = unwatched()
+    for seconds in (0.25, 0.125, 0.125, 2.375):  # 0.375 s of 2.875 s count
+        watch.beats._pass_time(seconds)
+    watch.beats._pass_time(0.125)  # exactly three seconds: counts
+    assert watch.hung == []
+    watch.beats._pass_time(0.125)
+    assert sorted(watch.hung) == ["one", "other"]
+
+
+def test_the_limit_is_the_smoothed_mean_and_four_deviations() -> None:
+    answers = AnswerTime()
+    assert answers.limit_s == 0.0
+    answers.add(0.1, hung=False)
+    assert (answers.mean_s, answers.deviation_s) == pytest.approx((0.1, 0.0375))  # 0.05, less a quarter
+    answers.add(0.2, hung=False)
+    assert (answers.mean_s, answers.deviation_s) == pytest.approx((0.1125, 0.053125))
+    assert answers.limit_s == pytest.approx(0.1125 + 4 * 0.053125)
+
+
+def test_an_answer_counts_at_most_as_the_limit() -> None:
+    answers = AnswerTime()
+    answers.add(9.0, hung=False)
+    assert answers.mean_s == HANGS_AFTER_S
+
+
+def test_only_the_second_late_answer_after_a_hang_counts_as_slow() -> None:
+    answers = AnswerTime()
+    answers.add(0.1, hung=False)
+    answers.add(0.5, hung=True)
+    assert (answers.mean_s, answers.last_s) == (pytest.approx(0.1), 0.5)
+    answers.add(0.5, hung=True)
+    assert answers.mean_s == pytest.approx(0.15)
+    answers.add(0.1, hung=True)
+    assert answers.mean_s == pytest.approx(0.14375)

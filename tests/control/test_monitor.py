@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import pytest
 from structlog.testing import capture_logs
 
-from resplit.control.monitor import Monitor
+from resplit.control import monitor as monitor_module
+from resplit.control.monitor import KEEP_S, Monitor
 from resplit.errors import DataError, NodeLostError
 from resplit.status import NodeReport, ReportedState
-from resplit.telemetry_rows import LinkRow, TelemetryRows
+from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 
 def link_row(time_s: float) -> LinkRow:
@@ -28,6 +32,8 @@ class ReportingPeer:
     pid: int = 1
     rows: list[LinkRow] = field(default_factory=list)
     error: Exception | None = None
+    echo_error: Exception | None = None
+    calls: list[tuple[int, float]] = field(default_factory=list)  # arguments of each report
     polled: asyncio.Event = field(default_factory=asyncio.Event)
     answering: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -36,6 +42,7 @@ class ReportingPeer:
 
     async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
         self.polled.set()
+        self.calls.append((after, timeout_s))
         await self.answering.wait()
         if self.error:
             raise self.error
@@ -43,6 +50,8 @@ class ReportingPeer:
         return NodeReport(state, TelemetryRows(links=tuple(self.rows[after:]))), len(self.rows)
 
     async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+        if self.echo_error:
+            raise self.echo_error
         return 0.001
 
 
@@ -117,3 +126,108 @@ async def test_a_report_that_cannot_be_read_is_logged_and_other_nodes_are_polled
             await running
     assert "state.pid" in next(log["error"] for log in logs if log["event"] == "a node's report is ignored")
     assert set(monitor.states) == {"beta"}
+
+
+def simulated(test: Callable[..., Awaitable[None]]) -> Callable[[], None]:
+    """Run a test on a simulated clock."""
+
+    async def run(clock: SimulatedClock) -> None:
+        await test()
+
+    return lambda: run_simulated(run)
+
+
+async def test_only_new_rows_are_asked_for_and_an_answer_is_awaited_for_five_seconds() -> None:
+    peer = ReportingPeer(rows=[link_row(1.0), link_row(2.0)])
+    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    await monitor.poll("alpha")
+    await monitor.poll("alpha")
+    assert peer.calls == [(0, 5.0), (2, 5.0)]
+    peer.pid = 2
+    await monitor.poll("alpha")
+    assert peer.calls[2:] == [(2, 5.0), (0, 5.0)]  # it restarted: all rows
+
+
+async def test_rows_of_every_table_are_kept_and_handed_out_from_a_time_on() -> None:
+    def rows(time_s: float) -> TelemetryRows:
+        return TelemetryRows(
+            nodes=(NodeRow(time_s, "alpha", 0.5, 0.25, 1e6, 2e6, 0.0, 0.01, False),),
+            links=(link_row(time_s),),
+            blocks=(BlockRow(time_s, "alpha", "layer.0", "layer", "decode", 1, 8, 0.01, False),),
+        )
+
+    class Peer(ReportingPeer):
+        async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
+            return NodeReport(ReportedState("alpha", 1), rows(len(monitor.rows(0.0).links) + 1.0)), 1
+
+    monitor = Monitor({"alpha": Peer()})  # type: ignore[dict-item]
+    for _ in range(3):
+        await monitor.poll("alpha")
+    for table in ("nodes", "links", "blocks"):
+        assert [row.time_s for row in getattr(monitor.rows(2.0), table)] == [2.0, 3.0]
+
+
+def test_rows_older_than_the_time_to_keep_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module.time, "time", lambda: 1000.0)
+    simulated(_old_rows_are_forgotten)()
+
+
+async def _old_rows_are_forgotten() -> None:
+    old, oldest_kept = link_row(1000.0 - KEEP_S - 0.5), link_row(1000.0 - KEEP_S)
+    peer = ReportingPeer(rows=[old, oldest_kept])
+    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    await run_for(monitor, 1.5)
+    assert list(monitor.rows(0.0).links) == [oldest_kept]
+
+
+async def run_for(monitor: Monitor, seconds: float) -> None:
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(seconds)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@simulated
+async def test_every_node_is_polled_once_a_period_and_not_after_the_end() -> None:
+    peer = ReportingPeer()
+    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    await run_for(monitor, 3.5)
+    assert len(peer.calls) == 4
+    await asyncio.sleep(2.0)
+    assert len(peer.calls) == 4
+
+
+@simulated
+async def test_a_node_that_joins_is_polled_too_and_one_that_is_removed_is_not() -> None:
+    first, second = ReportingPeer(), ReportingPeer()
+    peers = {"alpha": first}
+    monitor = Monitor(peers)  # type: ignore[arg-type]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0.5)
+    peers["beta"] = second
+    await asyncio.sleep(2.0)
+    assert (len(first.calls), len(second.calls)) == (3, 2)
+    del peers["alpha"]
+    await asyncio.sleep(2.0)
+    assert (len(first.calls), len(second.calls)) == (3, 4)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@simulated
+async def test_a_report_counts_as_a_sign_of_life_and_a_silent_node_is_passed_on() -> None:
+    silent, reporting = (ReportingPeer(echo_error=NodeLostError("it hangs")) for _ in range(2))
+    silent.error = NodeLostError("it hangs")
+    hung: list[str] = []
+    monitor = Monitor({"alpha": silent, "beta": reporting, "gamma": ReportingPeer()}, hung.append)  # type: ignore[dict-item]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(0.9)
+    assert hung == ["alpha", "beta"]
+    await monitor.poll("beta")
+    monitor.heard("alpha")
+    await asyncio.sleep(0.3)
+    assert hung == ["alpha", "beta"]
+    await asyncio.sleep(1.5)
+    assert hung.count("alpha") == 2
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
