@@ -271,3 +271,18 @@ def test_details_that_are_not_json_change_nothing(log: EpochLog) -> None:
     with pytest.raises(ValueError, match="JSON"):
         log.append(1, "proposed", {"latency_s": float("nan")})
     assert log.steps(1) == []
+
+
+def test_the_log_makes_the_folders_that_are_missing(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path / "a" / "b" / "epochs.db")
+    log.append(1, "proposed", {})
+    assert log.unfinished() == [1]
+
+
+def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path / "epochs.db")
+    with pytest.raises(ValueError, match="JSON"):
+        log.append(1, "proposed", {"predicted_latency_s": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        log.append_decision({"gain": float("inf")})
+    assert (log.steps(1), log.decisions()) == ([], [])

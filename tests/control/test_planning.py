@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,54 @@ async def test_without_a_trusted_node_there_is_no_plan_and_the_reason_is_given(
     planner.set_problem(problem)
     with pytest.raises(InfeasibleError, match=r"^without alpha, beta there is no placement: "):
         await planner.plan(CURRENT, based_on=0)
+
+
+async def test_a_proposal_has_the_latency_and_the_bound_of_its_plan(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
+    planner.set_problem(problem)
+    proposal = await planner.plan(CURRENT, based_on=3, action="drain")
+    plan = plan_without(problem, [], CURRENT)
+    assert plan.terms is not None
+    assert proposal.action == "drain"
+    assert proposal.predicted_latency_s == pytest.approx(plan.terms.latency_s)
+    assert proposal.lower_bound is not None
+    assert 0 < proposal.lower_bound <= proposal.predicted_latency_s
+
+
+async def test_a_restarted_controller_plans_from_the_saved_problem(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner_of(cluster, stored_model, tmp_path, A, B, C).set_problem(problem)
+    proposal = await planner_of(cluster, stored_model, tmp_path, A, B).plan(CURRENT, based_on=0)
+    assert set(proposal.placement) <= {A, B}
+
+
+async def test_a_problem_for_another_model_is_no_problem_to_plan_with(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
+    planner.set_problem(replace(problem, blocks=problem.blocks[:-1]))
+    with pytest.raises(DataError, match=r"^there is no problem to plan with yet$"):
+        await planner.plan(CURRENT, based_on=0)
+
+
+async def test_a_node_that_left_the_cluster_and_a_drained_one_get_no_block(
+    problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    nodes = [{"name": name, "memory": "8 MiB"} for name in (A, B)]
+    smaller = three_node_config(kv_tokens=64, limits={}, nodes=nodes)
+    planner = planner_of(smaller, stored_model, tmp_path, A, B, C)
+    planner.set_problem(problem)
+    assert C not in (await planner.plan(CURRENT, based_on=0)).placement
+    whole = three_node_config(kv_tokens=64, limits={})
+    planner = planner_of(whole, stored_model, tmp_path, A, B, C)
+    planner._view.rules = replace(planner._view.rules, drained=frozenset({B}))
+    assert B not in (await planner.plan(CURRENT, based_on=0)).placement
+
+
+def test_more_demand_than_the_nodes_can_serve_is_planned_for_in_part(problem: Problem) -> None:
+    heavy = replace(problem, classes=tuple(replace(c, rate_rps=1e4 * c.rate_rps) for c in problem.classes))
+    plan = plan_without(heavy, [], CURRENT)
+    assert plan.placement is not None

@@ -1,0 +1,283 @@
+"""The life of an epoch, step by step, without nodes: what is on disk before what is sent, and what an error undoes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resplit.cancellation import BackgroundTasks
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
+from resplit.control.log import EpochLog
+from resplit.epochs import RECOVER, Proposal
+from resplit.errors import CapacityError, CommandRefusedError, ProposalRefusedError, ShardError
+from resplit.model.source import StoredModel
+from resplit.wire.addresses import Address
+from resplit.wire.commands import Prepare
+from tests.support.recording_control import RecordingCommands, RecordingGateway
+from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
+
+FULL = CommandRefusedError("insufficient_memory", "no room beside the old blocks")
+
+
+@dataclass
+class Bench:
+    """A deployment with stand-ins for all that it uses, and the events in their order."""
+
+    model: StoredModel
+    folder: Path
+    events: list[str] = field(default_factory=list)
+    outages: int = 0
+
+    def __post_init__(self) -> None:
+        config = three_node_config()
+        self.gateway = RecordingGateway({A, B, C}, self.events)
+        self.log = EpochLog(self.folder / "epochs.db")
+        self.commands = RecordingCommands(self.model, self.log, self.events)
+        self.tasks = BackgroundTasks()
+        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
+        gateway: Any = self.gateway
+        self.view = ClusterView(config, self.model, addresses, gateway)
+        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
+        self.deployment.on_outage = self._outage
+
+    def _outage(self) -> None:
+        self.outages += 1
+
+    async def deploy(
+        self, placement: list[str], action: str = "re-split", based_on: int | None = None, paused: bool = False
+    ) -> list[str]:
+        """Deploy a placement; the events until everything has ended."""
+        self.events.clear()
+        number = self.deployment.live_number if based_on is None else based_on
+        try:
+            await self.deployment.deploy(Proposal(tuple(placement), action, number, 1.5, 1.25), paused)
+        finally:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return list(self.events)
+
+    def steps(self, epoch: int) -> list[str]:
+        return [entry.step for entry in self.log.steps(epoch)]
+
+
+@pytest.fixture
+async def bench(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(stored_model, tmp_path)
+    yield bench
+    await bench.tasks.stop()
+
+
+async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
+    bench.gateway.oldest = 1
+    events = await bench.deploy(SPREAD)
+    assert events == [
+        *(f"prepare {node} 1 (proposed)" for node in (A, B, C)),
+        *(f"commit {node} 1 (None)" for node in (A, B, C)),
+        "activate 1",
+        *(f"release {node} 1 (None)" for node in (A, B, C)),
+    ]
+    assert bench.steps(1) == ["proposed", "prepared", "committed"]
+    assert bench.log.epochs.live == 1
+
+
+async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) -> None:
+    await bench.deploy(SPREAD, "initial")
+    (live,) = bench.deployment.history
+    assert (live.epoch, live.action, live.placement, live.staged) == (1, "initial", tuple(SPREAD), False)
+    assert (live.predicted_latency_s, live.lower_bound) == (1.5, 1.25)
+    assert live.loaded_bytes == sum(block.weight_bytes for block in bench.view.rules.features)
+    assert 0 <= live.prepare_s < 60
+    assert bench.log.last_committed() is not None
+    assert bench.log.last_committed()[1]["placement"] == SPREAD
+
+
+async def test_a_proposal_for_another_epoch_is_refused_before_anything_is_logged(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    for stale in (0, 2):
+        with pytest.raises(ProposalRefusedError, match=f"^planned against epoch {stale}, but 1 is live; plan again$"):
+            await bench.deploy(TURNED, based_on=stale)
+        assert bench.events == []
+    assert bench.log.next_epoch() == 2
+
+
+async def test_a_placement_that_violates_a_rule_is_refused_before_anything_is_logged(bench: Bench) -> None:
+    with pytest.raises(ProposalRefusedError, match="private and gamma is not trusted"):
+        await bench.deploy([C, *SPREAD[1:]])
+    assert (bench.events, bench.log.next_epoch()) == ([], 1)
+
+
+async def test_an_unreachable_node_of_the_placement_aborts_the_epoch(bench: Bench) -> None:
+    bench.gateway.connected = {A, B}
+    with pytest.raises(ProposalRefusedError, match="epoch 1 could not be prepared: gamma cannot be reached"):
+        await bench.deploy(SPREAD)
+    assert bench.events == [f"abort {node} 1 (None)" for node in (A, B)]
+    assert bench.steps(1) == ["proposed", "aborted"]
+    assert bench.deployment.live is None
+
+
+async def test_if_one_node_cannot_prepare_all_nodes_abort_and_the_old_epoch_stays_live(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.commands.answers["prepare", B] = ShardError("the shard is corrupt")
+    with pytest.raises(ProposalRefusedError, match="epoch 2 could not be prepared: the shard is corrupt"):
+        await bench.deploy(TURNED)
+    assert [event for event in bench.events if not event.startswith("prepare")] == [
+        f"abort {node} 2 (None)" for node in (A, B, C)
+    ]
+    assert bench.steps(2) == ["proposed", "aborted"]
+    assert (bench.deployment.live_number, bench.deployment.broken, bench.outages) == (1, None, 0)
+
+
+async def test_an_unexpected_error_aborts_the_epoch_and_is_raised_as_it_is(bench: Bench) -> None:
+    bench.commands.answers["prepare", B] = KeyError("defect")
+    with pytest.raises(KeyError):
+        await bench.deploy(SPREAD)
+    assert bench.steps(1) == ["proposed", "aborted"]
+
+
+async def test_without_room_for_old_and_new_blocks_the_move_is_staged(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.gateway.oldest = 2
+    refusals = [FULL]
+    answer = bench.commands._answer
+
+    def full_at_first(node: str, command: Any) -> Any:
+        return refusals.pop() if (command.kind, node) == ("prepare", C) and refusals else answer(node, command)
+
+    bench.commands._answer = full_at_first  # type: ignore[method-assign]
+    events = await bench.deploy(TURNED)
+    assert events[3:10] == [
+        "pause",
+        f"clear {C} 2 (proposed)",
+        "move all to 2",
+        f"prepare {C} 2 (proposed)",
+        *(f"commit {node} 2 (None)" for node in (A, B, C)),
+    ]
+    assert events.index("activate 2") < events.index("resume")
+    prepares = [(node, command) for node, command in bench.commands.sent if isinstance(command, Prepare)][-4:]
+    assert [(node, command.replace_current) for node, command in prepares] == [
+        (A, False), (B, False), (C, False), (C, True),
+    ]  # fmt: skip
+    assert bench.deployment.history[-1].staged
+    assert bench.deployment.history[-1].loaded_bytes == sum(b.weight_bytes for b in bench.view.rules.features)
+
+
+async def test_a_staged_move_that_fails_leaves_an_outage_with_its_reason(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.commands.answers["prepare", C] = FULL
+    with pytest.raises(ProposalRefusedError):
+        await bench.deploy(TURNED)
+    assert bench.deployment.broken is not None
+    assert bench.deployment.broken.startswith("a staged move failed: ")
+    assert (bench.deployment.live_number, bench.outages) == (1, 1)
+    assert bench.steps(2) == ["proposed", "aborted"]
+    assert bench.events.index(f"abort {A} 2 (None)") < bench.events.index("resume")
+    del bench.commands.answers["prepare", C]
+    await bench.deploy(TURNED)
+    assert bench.deployment.broken is None
+
+
+async def test_a_paused_deployment_moves_all_sessions_before_it_commits(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    events = await bench.deploy(TURNED, paused=True)
+    commits = events.index(f"commit {A} 2 (None)")
+    assert events[0] == "pause"
+    assert events.index(f"prepare {C} 2 (proposed)") < events.index("move all to 2") < commits
+    assert events.index("activate 2") < events.index("resume")
+
+
+async def test_a_recovery_replaces_the_live_blocks_and_its_failure_leaves_an_outage(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.commands.answers["prepare", A] = CapacityError("the disk is full")
+    with pytest.raises(ProposalRefusedError):
+        await bench.deploy(TURNED, RECOVER)
+    assert all(c.replace_current for _, c in bench.commands.sent[-6:] if isinstance(c, Prepare))
+    assert bench.deployment.broken == "the disk is full"
+
+
+async def test_a_node_lost_during_the_deployment_is_an_outage(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    assert bench.outages == 0
+    bench.gateway.activate = lambda route: bench.gateway.connected.discard(C)  # type: ignore[method-assign]
+    await bench.deploy(TURNED)
+    assert (bench.deployment.live_number, bench.outages) == (2, 1)
+
+
+async def test_earlier_epochs_are_released_once_no_session_uses_them(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.gateway.oldest = 1
+    await bench.deploy(TURNED)
+    bench.events.clear()
+    bench.deployment.sessions_left(1)
+    await asyncio.sleep(0.01)
+    assert bench.log.unreleased() == [1]
+    bench.gateway.oldest = 2
+    for _ in range(2):
+        bench.deployment.sessions_left(2)
+        await asyncio.sleep(0.01)
+    assert [event for event in bench.events if event.endswith(" 2 (None)")] == [
+        f"release {node} 2 (None)" for node in (A, B, C)
+    ]
+    assert (bench.log.unreleased(), bench.steps(1)[-1]) == ([], "released")
+
+
+async def test_sessions_in_an_epoch_that_is_not_live_release_nothing(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.events.clear()
+    bench.deployment.sessions_left(2)
+    await asyncio.sleep(0.01)
+    assert bench.events == []
+
+
+async def test_settling_waits_until_every_session_is_in_the_live_epoch(bench: Bench) -> None:
+    bench.gateway.oldest = 1
+    await bench.deploy(SPREAD)
+    await bench.deploy(TURNED)
+    settling = asyncio.create_task(bench.deployment.settle())
+    await asyncio.sleep(0.01)
+    assert not settling.done()
+    bench.gateway.oldest = 2
+    bench.deployment.sessions_left(2)
+    await asyncio.wait_for(settling, 1)
+    assert bench.log.unreleased() == []
+
+
+async def test_an_epoch_that_an_earlier_controller_left_unfinished_is_aborted(bench: Bench) -> None:
+    bench.log.append(1, "proposed", {})
+    await bench.deployment.abort_unfinished()
+    assert bench.steps(1) == ["proposed", "aborted"]
+    assert bench.events == [f"abort {node} 1 (None)" for node in (A, B, C)]
+    bench.log.append(2, "proposed", {})
+    await bench.deploy(SPREAD)
+    assert (bench.steps(2), bench.deployment.live_number) == (["proposed", "aborted"], 3)
+
+
+async def test_a_returned_node_is_sent_the_outcomes_that_it_missed(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    await bench.deploy(TURNED)
+    reports = iter([_report(prepared=(2, 3)), _report(epochs=(2,))])
+
+    class Peer:
+        async def report(self, after: int) -> tuple[Any, int]:
+            assert after == 0
+            return next(reports), 0
+
+    bench.events.clear()
+    peer: Any = Peer()
+    assert await bench.deployment.resync(B, peer) == (2,)
+    assert bench.events == [f"commit {B} 2 (None)", f"abort {B} 3 (None)", f"release {B} 2 (None)"]
+
+
+def _report(prepared: tuple[int, ...] = (), epochs: tuple[int, ...] = ()) -> Any:
+    class State:
+        pass
+
+    report, state = State(), State()
+    state.prepared, state.epochs = prepared, epochs  # type: ignore[attr-defined]
+    report.state = state  # type: ignore[attr-defined]
+    return report

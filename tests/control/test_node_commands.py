@@ -1,0 +1,133 @@
+"""What each command to a node contains, and what becomes of refusals and losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resplit.control.node_commands import NodeCommands
+from resplit.control.rules import PlacementRules
+from resplit.errors import CommandRefusedError, NodeLostError
+from resplit.model.source import StoredModel
+from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER, Member
+from resplit.security.signing import CommandVerifier
+from resplit.shards.keyring import Keyring
+from resplit.shards.packaging import package
+from resplit.shards.registry import Registry
+from resplit.shards.sealing import unwrap_key
+from resplit.wire.addresses import Address
+from resplit.wire.commands import Abort, Commit
+from resplit.wire.links import Shape
+from resplit.wire.routes import Route
+from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
+
+LINKS = {"default": {"latency": "3 ms", "bandwidth": "80 Mbit/s"}}
+
+
+class SigningPeer:
+    """Verifies commands with a node's own credentials, and answers with `answer` or raises it."""
+
+    def __init__(self, member: Member, answer: dict[str, list[int]] | Exception) -> None:
+        self._verifier = CommandVerifier(member)
+        self._answer = answer
+        self.received: list[tuple[str, dict[str, Any], int]] = []
+
+    async def command(self, kind: str, signed: str) -> dict[str, list[int]]:
+        command = self._verifier.verify(signed, kind=kind, current_epoch=0)
+        self.received.append((command.kind, dict(command.body), command.epoch))
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+class Bench:
+    def __init__(self, model: StoredModel, folder: Path) -> None:
+        keys_command(folder / "keys", [A, B, C])
+        self.keys = folder / "keys"
+        self.keyring = Keyring(folder / "keyring.json")
+        package(model, Registry(str(folder / "registry")), self.keyring)
+        answers: dict[str, dict[str, list[int]] | Exception] = {
+            A: {"dropped": [1]},
+            B: CommandRefusedError("unprepared", "epoch 4 is not prepared"),
+            C: NodeLostError("gamma does not answer"),
+        }
+        self.peers = {name: SigningPeer(Member.load(self.keys / name), answers[name]) for name in answers}
+        peers: Any = self.peers
+        self.commands = NodeCommands(model, Member.load(self.keys / CONTROLLER), self.keyring, peers)
+        self.rules = PlacementRules.of(three_node_config(links=LINKS), model)
+
+
+@pytest.fixture
+def bench(stored_model: StoredModel, tmp_path: Path) -> Bench:
+    return Bench(stored_model, tmp_path)
+
+
+async def test_each_node_gets_its_own_command_signed_for_the_epoch(bench: Bench) -> None:
+    answers = await bench.commands.send({A: Commit(4), B: Abort(5), C: Commit(4)}, 6)
+    assert bench.peers[A].received[-1] == ("commit", {"epoch": 4}, 6)
+    assert bench.peers[B].received[-1] == ("abort", {"epoch": 5}, 6)
+    assert answers[A] == {"dropped": [1]}
+    assert isinstance(answers[B], CommandRefusedError)
+    assert isinstance(answers[C], NodeLostError)
+
+
+async def test_a_required_command_raises_the_first_refusal_once_all_nodes_answered(bench: Bench) -> None:
+    assert await bench.commands.require({A: Commit(4)}, 4) == {A: {"dropped": [1]}}
+    before = len(bench.peers[C].received)
+    with pytest.raises(CommandRefusedError, match="not prepared"):
+        await bench.commands.require({A: Commit(4), B: Commit(4), C: Commit(4)}, 4)
+    assert len(bench.peers[C].received) == before + 1
+
+
+async def test_a_notification_passes_over_refusals_and_losses_but_not_over_defects(bench: Bench) -> None:
+    await bench.commands.notify({A: Commit(4), B: Commit(4), C: Commit(4)}, 4)
+    bench.peers[A]._answer = KeyError("defect")
+    with pytest.raises(KeyError):
+        await bench.commands.notify({A: Commit(4)}, 4)
+
+
+def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alone_opens(bench: Bench) -> None:
+    route = Route(3, tuple(SPREAD), {})
+    prepare = bench.commands.prepare(C, route, bench.rules, replace_current=True)
+    assert (prepare.route, prepare.replace_current, prepare.kv_tokens) == (route, True, 256)
+    assert prepare.private == {0, 1, 7}
+    assert set(prepare.shards) == {4, 5}
+    entry = bench.keyring["layer.3"]
+    assert prepare.shards[4].name == entry.shard
+    member = Member.load(bench.keys / C)
+    assert member.wrap_key is not None
+    assert unwrap_key(prepare.shards[4].key, member.wrap_key, node=C, shard=entry.shard) == entry.key
+
+
+@pytest.mark.parametrize(("node", "blocks"), [(A, (0, 1, 7)), (C, (2,))])
+def test_a_node_times_the_first_block_of_each_kind_that_it_may_hold(
+    bench: Bench, node: str, blocks: tuple[int, ...]
+) -> None:
+    profile = bench.commands.profile(node, bench.rules)
+    assert profile.blocks == blocks
+    assert set(profile.shards) == set(blocks)
+    assert profile.private == {0, 1, 7}
+
+
+def test_an_introduction_names_the_other_nodes_their_links_and_the_sessions(bench: Bench) -> None:
+    addresses = {name: Address("127.0.0.1", port) for port, name in enumerate((A, B, C), 1)}
+    connect = bench.commands.connect(C, addresses, bench.rules, ["1-a", "2-b"])
+    assert (connect.trusted, connect.private) == (False, {0, 1, 7})
+    assert connect.addresses == addresses
+    assert connect.links == {A: Shape(0.003, 1e7), B: Shape(0.003, 1e7)}
+    assert connect.sessions == {"1-a", "2-b"}
+    assert bench.commands.connect(A, addresses, bench.rules, []).trusted
+
+
+def test_without_emulated_links_an_introduction_has_none(bench: Bench, stored_model: StoredModel) -> None:
+    rules = PlacementRules.of(three_node_config(), stored_model)
+    assert bench.commands.connect(A, {B: Address("127.0.0.1", 2)}, rules, []).links == {}
+
+
+@pytest.mark.parametrize(("node", "trusted"), [(A, True), (C, False)])
+def test_the_trust_command_says_whether_the_node_is_trusted(bench: Bench, node: str, trusted: bool) -> None:
+    trust = bench.commands.trust(node, bench.rules)
+    assert (trust.trusted, trust.private) == (trusted, {0, 1, 7})

@@ -1,0 +1,214 @@
+"""Recovery from an outage, and resumption after a restart, without nodes: what is planned, deployed, tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resplit.cancellation import BackgroundTasks
+from resplit.control import recovery as recovery_module
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
+from resplit.control.log import EpochLog
+from resplit.control.recovery import Recovery
+from resplit.epochs import RECOVER, Proposal
+from resplit.errors import CapacityError, InfeasibleError
+from resplit.model.source import StoredModel
+from resplit.wire.addresses import Address
+from tests.support.recording_control import RecordingCommands, RecordingGateway
+from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
+
+WITHOUT_C = (A, A, B, B, B, B, B, A)
+
+
+class FixedPlanner:
+    """Plans `placement` whatever was lost, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.placement: tuple[str, ...] = WITHOUT_C
+        self.error: Exception | None = None
+        self.asked: list[tuple[tuple[str, ...], int]] = []
+
+    async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+        self.asked.append((current, based_on))
+        if self.error:
+            raise self.error
+        return Proposal(self.placement, action, based_on)
+
+
+class Bench:
+    """A recovery over a real deployment; nodes, gateway and planner are stand-ins."""
+
+    def __init__(self, model: StoredModel, folder: Path) -> None:
+        config = three_node_config()
+        self.events: list[str] = []
+        self.gateway = RecordingGateway({A, B, C}, self.events)
+        self.log = EpochLog(folder / "epochs.db")
+        self.commands = RecordingCommands(model, self.log, self.events)
+        self.tasks = BackgroundTasks()
+        self.planner = FixedPlanner()
+        gateway: Any = self.gateway
+        planner: Any = self.planner
+        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
+        self.view = ClusterView(config, model, addresses, gateway)
+        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
+        self.recovery = Recovery(self.view, self.deployment, planner, self.log)
+
+    async def start(self) -> None:
+        await self.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0, 1.5))
+
+    @property
+    def live(self) -> tuple[str, ...] | None:
+        return self.deployment.live.placement if self.deployment.live else None
+
+
+@pytest.fixture
+async def bench(stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(recovery_module, "_RETURN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(recovery_module, "_RETRY_INTERVAL_S", 0.01)
+    bench = Bench(stored_model, tmp_path)
+    yield bench
+    await bench.tasks.stop()
+
+
+async def test_while_the_live_epoch_can_serve_nothing_is_planned(bench: Bench) -> None:
+    await bench.recovery.recover()
+    await bench.start()
+    await bench.recovery.recover()
+    assert bench.planner.asked == []
+
+
+async def test_after_a_loss_a_plan_for_the_other_nodes_goes_live_and_is_logged(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.gateway.unavailable = "an earlier outage"
+    await bench.recovery.recover()
+    assert bench.planner.asked == [(tuple(SPREAD), 1)]
+    assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
+    ((_, decision),) = bench.log.decisions()
+    assert (decision["action"], decision["reason"], decision["outcome"]["deployed"]) == (RECOVER, "lost gamma", 2)
+    assert decision["outcome"]["plan_s"] >= 0
+    assert decision["outcome"]["prepare_s"] >= 0
+
+
+async def test_a_failed_staged_move_is_recovered_from_although_all_nodes_answer(bench: Bench) -> None:
+    await bench.start()
+    bench.deployment.broken = "a staged move failed"
+    await bench.recovery.recover()
+    assert bench.live == WITHOUT_C
+    assert bench.log.decisions()[0][1]["reason"] == "a staged move failed"
+
+
+async def test_a_placement_that_violates_privacy_is_recovered_from(bench: Bench) -> None:
+    await bench.start()
+    bench.view.adopt(three_node_config(trusted=[B]), frozenset(), bench.view.addresses)
+    bench.planner.placement = (B,) * 8
+    await bench.recovery.recover()
+    assert bench.live == (B,) * 8
+
+
+async def test_without_a_possible_plan_requests_fail_with_the_reason(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {C}
+    bench.planner.error = InfeasibleError("no trusted node is left")
+    await bench.recovery.recover()
+    assert bench.gateway.unavailable == "no trusted node is left"
+    assert bench.log.decisions() == []
+
+
+async def test_a_node_that_returns_while_no_plan_is_possible_is_planned_with(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {C}
+    bench.planner.error = InfeasibleError("no trusted node is left")
+    recovering = asyncio.create_task(bench.recovery.recover())
+    await asyncio.sleep(0.01)
+    bench.gateway.connected, bench.planner.error = {A, B, C}, None
+    bench.recovery.node_returned()
+    await recovering
+    assert (bench.live, bench.gateway.unavailable) == (tuple(SPREAD), None)
+
+
+async def test_a_node_that_answered_during_the_planning_is_planned_with_at_once(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, C}
+    planned = bench.planner.plan
+
+    async def returns_meanwhile(current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+        if not bench.planner.asked:
+            bench.planner.asked.append((current, based_on))
+            bench.gateway.connected = {A, B}
+            raise InfeasibleError("too little memory")
+        return await planned(current, based_on, action)
+
+    bench.planner.plan = returns_meanwhile  # type: ignore[method-assign]
+    await bench.recovery.recover()
+    assert bench.live == WITHOUT_C
+
+
+async def test_a_refused_recovery_is_tried_again_and_after_a_while_requests_get_the_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.commands.answers["prepare", B] = CapacityError("the disk is full")
+    recovering = asyncio.create_task(bench.recovery.recover())
+    await asyncio.sleep(0.05)
+    assert len(bench.planner.asked) > 1
+    assert bench.gateway.unavailable is None, "requests wait at first"
+    monkeypatch.setattr(recovery_module, "_UNAVAILABLE_AFTER_S", 0.0)
+    await asyncio.sleep(0.05)
+    assert bench.gateway.unavailable is not None
+    assert "the disk is full" in bench.gateway.unavailable
+    bench.commands.answers.clear()
+    await asyncio.wait_for(recovering, 2)
+    assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
+
+
+async def test_a_restarted_controller_deploys_the_last_committed_placement_again(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.start()
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    await restarted.recovery.resume()
+    assert (restarted.live, restarted.deployment.live_number) == (tuple(SPREAD), 2)
+    (live,) = restarted.deployment.history
+    assert (live.action, live.predicted_latency_s) == ("resume", 1.5)
+    assert restarted.planner.asked == []
+    await restarted.recovery.resume()
+    assert restarted.deployment.live_number == 2, "an epoch that is live is not deployed again"
+
+
+async def test_a_restarted_controller_plans_without_the_nodes_that_do_not_answer(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.start()
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    restarted.gateway.connected = {A, B}
+    await restarted.recovery.resume()
+    assert restarted.planner.asked == [(tuple(SPREAD), 0)]
+    assert restarted.live == WITHOUT_C
+
+
+async def test_without_a_committed_epoch_there_is_nothing_to_resume(bench: Bench) -> None:
+    await bench.recovery.resume()
+    assert (bench.live, bench.gateway.unavailable, bench.planner.asked) == (None, None, [])
+
+
+async def test_a_resumption_is_tried_three_times_and_then_requests_get_the_reason(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.start()
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    restarted.commands.answers["prepare", A] = CapacityError("the disk is full")
+    await restarted.recovery.resume()
+    assert restarted.live is None
+    assert restarted.gateway.unavailable is not None
+    assert "the disk is full" in restarted.gateway.unavailable
+    assert restarted.log.next_epoch() == 5

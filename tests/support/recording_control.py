@@ -1,0 +1,82 @@
+"""Stand-ins for the nodes and the gateway of a controller. They record what it does, in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from resplit.config import ClusterConfig
+from resplit.control.log import EpochLog
+from resplit.control.node_commands import NodeCommands
+from resplit.model.source import StoredModel
+from resplit.types import BlockFeatures
+from resplit.wire.commands import NodeCommand, Prepare, Reply, WrappedShard
+from resplit.wire.routes import Route
+
+
+class RecordingCommands(NodeCommands):
+    """Records each command as `KIND NODE EPOCH (STEP)`, where STEP is the pending epoch's step in the log at that time.
+
+    A command is answered with what `answers` has for its kind and node, an error included; else a prepare with the
+    blocks that the node is to load, and everything else with an empty reply.
+    """
+
+    def __init__(self, model: StoredModel, log: EpochLog, events: list[str]) -> None:
+        self._model = model
+        self._log = log
+        self._events = events
+        self.answers: dict[tuple[str, str], Reply | BaseException] = {}
+        self.sent: list[tuple[str, NodeCommand]] = []
+
+    async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
+        for node, command in commands.items():
+            self._events.append(f"{command.kind} {node} {epoch} ({self._log.epochs.pending_step})")
+            self.sent.append((node, command))
+        return {node: self._answer(node, command) for node, command in commands.items()}
+
+    def _answer(self, node: str, command: NodeCommand) -> Reply | BaseException:
+        loaded = list(command.route.blocks_of(node)) if isinstance(command, Prepare) else []
+        return self.answers.get((command.kind, node), {"loaded": loaded})
+
+    def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
+        return {block: WrappedShard(f"shard-{block}", b"") for block in blocks}
+
+
+@dataclass
+class RecordingGateway:
+    """The part of a gateway that epochs need. `connected` are the nodes that answer."""
+
+    connected: set[str]
+    events: list[str]
+    oldest: int = 0
+    unavailable: str | None = None
+
+    def connected_nodes(self) -> set[str]:
+        return self.connected
+
+    def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
+        self.events.append(f"reconfigure {cluster.name}")
+
+    def activate(self, route: Route) -> None:
+        self.events.append(f"activate {route.epoch}")
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        self.events.append("pause")
+        try:
+            yield
+        finally:
+            self.events.append("resume")
+
+    async def move_all(self, route: Route) -> None:
+        self.events.append(f"move all to {route.epoch}")
+
+    def oldest_epoch(self) -> int:
+        return self.oldest
+
+    def set_available(self) -> None:
+        self.unavailable = None
+
+    def set_unavailable(self, reason: str) -> None:
+        self.unavailable = reason
