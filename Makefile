@@ -33,8 +33,9 @@ install: .venv/installed-pipeline ## the environment that `make run` needs
 run: .venv/installed-pipeline ## the main job: a cluster on this machine, static against adaptive, a report
 	$(BIN)/python -m flows.study
 
-test: .venv/installed-test ## all tests
-	$(BIN)/python -m pytest
+test: .venv/installed-test ## all tests; those that start processes run one after another
+	$(BIN)/python -m pytest -m "not processes" --numprocesses 2
+	$(BIN)/python -m pytest -m processes
 
 test-fast: .venv/installed-test ## the tests that start no processes, with a tenth of the random examples
 	RESPLIT_QUICK_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2
