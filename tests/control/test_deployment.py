@@ -84,6 +84,8 @@ async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
     ]
     assert bench.steps(1) == ["proposed", "prepared", "committed"]
     assert bench.log.epochs.live == 1
+    routes = [command.route for _, command in bench.commands.sent if isinstance(command, Prepare)]
+    assert all(route.addresses == bench.view.addresses for route in routes)
 
 
 async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) -> None:
@@ -130,6 +132,7 @@ async def test_if_one_node_cannot_prepare_all_nodes_abort_and_the_old_epoch_stay
         f"abort {node} 2 (None)" for node in (A, B, C)
     ]
     assert bench.steps(2) == ["proposed", "aborted"]
+    assert bench.log.steps(2)[1].detail == {"reason": "the shard is corrupt"}
     assert (bench.deployment.live_number, bench.deployment.broken, bench.outages) == (1, None, 0)
 
 

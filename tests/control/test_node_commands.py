@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from resplit.control.node_commands import NodeCommands
 from resplit.control.rules import PlacementRules
@@ -24,7 +25,10 @@ from resplit.wire.links import Shape
 from resplit.wire.routes import Route
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
 
-LINKS = {"default": {"latency": "3 ms", "bandwidth": "80 Mbit/s"}}
+LINKS = {
+    "default": {"latency": "3 ms", "bandwidth": "80 Mbit/s"},
+    "pairs": [{"between": [A, C], "latency": "8 ms", "bandwidth": "80 Mbit/s"}],
+}
 
 
 class SigningPeer:
@@ -83,17 +87,24 @@ async def test_a_required_command_raises_the_first_refusal_once_all_nodes_answer
 
 
 async def test_a_notification_passes_over_refusals_and_losses_but_not_over_defects(bench: Bench) -> None:
-    await bench.commands.notify({A: Commit(4), B: Commit(4), C: Commit(4)}, 4)
+    with structlog.testing.capture_logs() as logged:
+        await bench.commands.notify({A: Commit(4), B: Commit(4), C: Commit(4)}, 4)
+    event = {"event": "a command was not carried out", "kind": "commit"}
+    refused = {"node": B, "error": "command refused (unprepared): epoch 4 is not prepared", "log_level": "warning"}
+    lost = {"node": C, "error": "gamma does not answer", "log_level": "info"}
+    assert [entry for entry in logged if entry["event"] == event["event"]] == [event | refused, event | lost]
     bench.peers[A]._answer = KeyError("defect")
     with pytest.raises(KeyError):
         await bench.commands.notify({A: Commit(4)}, 4)
 
 
-def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alone_opens(bench: Bench) -> None:
+def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alone_opens(
+    bench: Bench, stored_model: StoredModel
+) -> None:
     route = Route(3, tuple(SPREAD), {})
     prepare = bench.commands.prepare(C, route, bench.rules, replace_current=True)
     assert (prepare.route, prepare.replace_current, prepare.kv_tokens) == (route, True, 256)
-    assert prepare.private == {0, 1, 7}
+    assert (prepare.private, prepare.model) == ({0, 1, 7}, stored_model.spec)
     assert set(prepare.shards) == {4, 5}
     entry = bench.keyring["layer.3"]
     assert prepare.shards[4].name == entry.shard
@@ -104,12 +115,12 @@ def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alon
 
 @pytest.mark.parametrize(("node", "blocks"), [(A, (0, 1, 7)), (C, (2,))])
 def test_a_node_times_the_first_block_of_each_kind_that_it_may_hold(
-    bench: Bench, node: str, blocks: tuple[int, ...]
+    bench: Bench, stored_model: StoredModel, node: str, blocks: tuple[int, ...]
 ) -> None:
     profile = bench.commands.profile(node, bench.rules)
     assert profile.blocks == blocks
     assert set(profile.shards) == set(blocks)
-    assert profile.private == {0, 1, 7}
+    assert (profile.private, profile.model) == ({0, 1, 7}, stored_model.spec)
 
 
 def test_an_introduction_names_the_other_nodes_their_links_and_the_sessions(bench: Bench) -> None:
@@ -117,7 +128,7 @@ def test_an_introduction_names_the_other_nodes_their_links_and_the_sessions(benc
     connect = bench.commands.connect(C, addresses, bench.rules, ["1-a", "2-b"])
     assert (connect.trusted, connect.private) == (False, {0, 1, 7})
     assert connect.addresses == addresses
-    assert connect.links == {A: Shape(0.003, 1e7), B: Shape(0.003, 1e7)}
+    assert connect.links == {A: Shape(0.008, 1e7), B: Shape(0.003, 1e7)}
     assert connect.sessions == {"1-a", "2-b"}
     assert bench.commands.connect(A, addresses, bench.rules, []).trusted
 
