@@ -22,9 +22,8 @@ from prefect import flow
 from flows import STATE
 from flows.command import run_command
 from flows.params import Params, load_params
-from flows.study import REPORTS, inputs, publish, serve_policies
+from flows.study import REPORTS, inputs, publish, serve_policies, supervised_cluster
 from resplit.cluster.client import ControlClient
-from resplit.cluster.local import running
 from resplit.cluster.state import plan_or_fail
 from resplit.cost import block_timings, fit_cost_model, node_states, prediction_error, problem_from
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
@@ -54,7 +53,7 @@ def model(params: Params) -> None:
 
 def profile(params: Params) -> None:
     """Start the cluster and time its blocks and links; writes the telemetry."""
-    with running(params.cluster, STATE, params.model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+    with supervised_cluster(params, STATE) as cluster, ControlClient(cluster.url, cluster.token) as client:
         time_blocks.fn(client).save(GENERATED / "telemetry")
 
 
@@ -91,7 +90,7 @@ def study(params: Params) -> None:
 
     @flow(name="serve policies")
     def serve() -> list[RunRecord]:
-        started = running(params.cluster, STATE, params.model)
+        started = supervised_cluster(params, STATE)
         with started as cluster, ControlClient(cluster.url, cluster.token) as client:
             client.profile()
             return serve_policies(cluster, client, params, scenario, cost, first)

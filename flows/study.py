@@ -7,11 +7,12 @@ if __name__ == "__main__":  # before Prefect is imported
 
     prepare()
 
+import contextlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,7 @@ from flows.params import Params, load_params
 from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
+from resplit.cluster.supervision import supervised
 from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel, block_timings, prediction_error
@@ -51,7 +53,7 @@ def study(params: Params | None = None, state: Path = STATE, reports: Path = REP
     cluster_config, scenario = inputs(params)
     model = obtain_model(params.model, state, cluster_config)
     package(model, state)
-    with running(params.cluster, state, params.model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+    with supervised_cluster(params, state) as cluster, ControlClient(cluster.url, cluster.token) as client:
         valid, cost = profile(cluster.url, state)
         live = client.model()
         first = plan(problem(client, cluster.config, cost, valid.telemetry, live, 1.0))
@@ -64,6 +66,16 @@ def study(params: Params | None = None, state: Path = STATE, reports: Path = REP
         validation=valid,
     )
     return publish(records, params, cluster_config, state, reports, extras)
+
+
+@contextlib.contextmanager
+def supervised_cluster(params: Params, state: Path) -> Iterator[Cluster]:
+    """The cluster of a study. Nodes that end are started again.
+
+    The controller is not: the records of the study end with it, so the study ends with an error.
+    """
+    with running(params.cluster, state, params.model) as cluster, supervised(cluster, cluster.config.node_names):
+        yield cluster
 
 
 def inputs(params: Params) -> tuple[ClusterConfig, ScenarioConfig]:

@@ -18,7 +18,7 @@ from resplit.epochs import Proposal
 from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 from tests.support.cluster import load_unsplit, make_model, started
-from tests.support.processes import poll_until, ready, settled, start_controller
+from tests.support.processes import poll_until, ready, settled
 from tests.support.streams import expected_tokens, request_completion
 
 NEW_TOKENS = 24
@@ -76,8 +76,8 @@ async def change_until_killed(
     process = cluster.processes[CONTROLLER]
     process.kill()
     process.wait()
-    plain = list(process.args)
-    start_controller(cluster, [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number), *plain[3:]])
+    crashing = [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number)]
+    start_process(cluster, CONTROLLER, [*crashing, *process.args[3:]])
     controller = cluster.processes[CONTROLLER]
     await poll_until(lambda: controller.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):

@@ -11,11 +11,11 @@ import yaml
 from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.kills import NEW_TOKENS, use_all
 from resplit.cluster.client import ControlClient
-from resplit.cluster.local import Cluster, free_ports
+from resplit.cluster.local import Cluster, free_ports, start_process
 from resplit.security.identity import CONTROLLER
 from resplit.wire.addresses import Address
 from tests.support.cluster import NODES, load_unsplit, make_model, started
-from tests.support.processes import answering, kill, poll_until, ready, settled, start_controller
+from tests.support.processes import answering, kill, poll_until, ready, settled
 from tests.support.streams import expected_tokens, streaming
 from tests.support.tcp_proxy import TcpProxy
 
@@ -62,7 +62,7 @@ async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     kill(cluster, CONTROLLER)
     old, new = str(cluster.state / "cluster.yaml"), str(file)
-    start_controller(cluster, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
+    start_process(cluster, CONTROLLER, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
     return proxies
 
 

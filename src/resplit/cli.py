@@ -5,6 +5,7 @@ Parses arguments and prints. Each command imports its module when it runs, so th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -33,6 +34,7 @@ Url = Annotated[str, typer.Option(help="URL of the gateway.")]
 NodeName = Annotated[str, typer.Argument(help="The node's name in the cluster file.", metavar="NODE")]
 State = Annotated[Path, typer.Option(help="Folder for keys, logs, shards and the model.")]
 Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub name, or the default model.")]
+EndWithParent = Annotated[bool, typer.Option("--end-with-parent", hidden=True, help="End once stdin closes.")]
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _DEFAULT_STATE = Path(".resplit")
 _DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -45,18 +47,20 @@ def up(
     model: Model = _DEFAULT_MODEL,
     state: State = _DEFAULT_STATE,
 ) -> None:
-    """Start a cluster on this machine and deploy a first plan. Ctrl-C stops it."""
+    """Start a cluster on this machine and deploy a first plan. Ctrl-C stops it. A process that ends starts again."""
     import signal
 
     from resplit.cluster.local import running
     from resplit.cluster.state import first_plan
+    from resplit.cluster.supervision import supervised
 
     # SIGTERM acts like Ctrl-C from the start, because its default action would leave the node processes running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with running(cluster, state, model, port) as started:
+    with running(cluster, state, model, port) as started, supervised(started, started.processes) as watching:
         placement = first_plan(started)
         typer.echo(f"ready {started.url}  {placement}  (Ctrl-C stops it all)")
-        _wait_for_signal()
+        with contextlib.suppress(KeyboardInterrupt):
+            watching.result()
         typer.echo("stopping", err=True)
 
 
@@ -68,10 +72,12 @@ def node(
     keys: Annotated[Path | None, typer.Option(help="This node's key folder; by default STATE/keys/NAME.")] = None,
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
+    end_with_parent: EndWithParent = False,
 ) -> None:
     """Run one node until SIGTERM or Ctrl-C."""
     from resplit.config import load_cluster
 
+    _follow_parent(end_with_parent)
     config = load_cluster(cluster)  # before torch is imported, so that an error shows at once
     if name not in config.node_names:
         raise ConfigError("--name", f"{name!r} is not in {cluster}; it has {', '.join(config.node_names)}")
@@ -95,10 +101,12 @@ def serve(
     model: Model = _DEFAULT_MODEL,
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
+    end_with_parent: EndWithParent = False,
 ) -> None:
     """Run the gateway and the controller until SIGTERM or Ctrl-C."""
     from resplit.config import parse_cluster, read_cluster
 
+    _follow_parent(end_with_parent)
     content = read_cluster(cluster)
     config = parse_cluster(content, str(cluster))
     from resplit.cluster.server import ServePaths, serve
@@ -119,10 +127,17 @@ def status(
 ) -> None:
     """Show the epoch, the nodes and the sessions of a running cluster."""
     from resplit.cluster.client import ControlClient, describe_status
+    from resplit.cluster.supervision import describe_restarts, read_restarts
 
     with ControlClient.from_state(url, state) as client:
         found = client.status()
-    typer.echo(json.dumps(asdict(found), indent=1) if as_json else describe_status(found))
+    restarts = read_restarts(state)
+    if as_json:
+        ended = {name: asdict(each) for name, each in restarts.items()}
+        typer.echo(json.dumps(asdict(found) | {"restarts": ended}, indent=1))
+    else:
+        ended_lines = (f"  {name:10} {describe_restarts(each)}" for name, each in restarts.items())
+        typer.echo("\n".join([describe_status(found), *ended_lines]))
 
 
 @app.command()
@@ -226,12 +241,12 @@ def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) 
     typer.echo("\n".join(changed) or "nothing changes")
 
 
-def _wait_for_signal() -> None:
-    import contextlib
-    import signal
+def _follow_parent(wanted: bool) -> None:
+    """End with the process that started this one, if `wanted`."""
+    if wanted:
+        from resplit.cluster.parent import end_with_parent
 
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.pause()
+        end_with_parent()
 
 
 def _use_one_thread() -> None:

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
@@ -50,14 +49,6 @@ def kill(cluster: Cluster, name: str) -> float:
     cluster.processes[name].kill()
     cluster.processes[name].wait()
     return at_s
-
-
-def start_controller(cluster: Cluster, command: Sequence[Any]) -> None:
-    """Start the process of gateway and controller by another command line than the usual one."""
-    with (cluster.state / "log" / f"{CONTROLLER}.log").open("ab") as log:
-        cluster.processes[CONTROLLER] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
 
 
 def ready(client: ControlClient) -> bool:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,12 +61,14 @@ class Cluster:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            _let_go(process)
 
 
 @contextlib.contextmanager
 def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Iterator[Cluster]:
     """Run the cluster of `cluster_file` until the end of the block, then stop every process.
 
+    The processes end with this one, also if it is killed. One that ends by itself stays dead: see `supervision`.
     `port` 0 takes a free one. ConfigError if the port is in use; ResplitError, with the last line of its log, if a
     process ends before the cluster is ready.
     """
@@ -115,25 +117,26 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
         state / "ready",
         state / "latest_problem.json",
         state / "desired_state.json",
+        state / "restarts.json",
         *state.glob("epochs.db*"),
+        *(state / "log").glob("*.log"),
     ]:
         stale.unlink(missing_ok=True)
 
 
-def start_process(cluster: Cluster, name: str) -> None:
-    """Start or restart the process of a node, or of gateway and controller."""
-    file, port = str(cluster.state / "cluster.yaml"), cluster.url.rpartition(":")[2]
-    if name == CONTROLLER:
-        arguments = ["serve", file, "--port", port, "--model", cluster.model]
-    else:
-        arguments = ["node", file, "--name", name]
+def start_process(cluster: Cluster, name: str, command: Sequence[str] | None = None) -> None:
+    """Start or restart the process of a node, or of gateway and controller; `command` replaces the usual command.
+
+    Its log goes on where that of its previous life ended. OSError if the system has no room for a process.
+    """
     # The nodes share this machine's cores: more threads would only slow down the others.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state)]
-    with (cluster.state / "log" / f"{name}.log").open("wb") as log, _signals_deferred():
+    if name in cluster.processes:
+        _let_go(cluster.processes[name])
+    with (cluster.state / "log" / f"{name}.log").open("ab") as log, _signals_deferred():
         cluster.processes[name] = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
+            command or _command(cluster, name),
+            stdin=subprocess.PIPE,  # closes when this process ends: see `parent`
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -141,19 +144,34 @@ def start_process(cluster: Cluster, name: str) -> None:
         )
 
 
+def _command(cluster: Cluster, name: str) -> list[str]:
+    file, port = str(cluster.state / "cluster.yaml"), cluster.url.rpartition(":")[2]
+    if name == CONTROLLER:
+        arguments = ["serve", file, "--port", port, "--model", cluster.model]
+    else:
+        arguments = ["node", file, "--name", name]
+    return [sys.executable, "-m", "resplit.cli", *arguments, "--state", str(cluster.state), "--end-with-parent"]
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Close this side of the pipe to a process that has ended."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def _await_ready(cluster: Cluster) -> None:
     """Wait until `resplit serve` reports that it is ready; ResplitError if a process ends before that."""
     until_s = time.monotonic() + _READY_WITHIN_S
     while not (cluster.state / "ready").exists():
         if dead := cluster.dead():
-            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {_last_error(cluster.state, dead[0])}")
+            raise ResplitError(f"{dead[0]} ended before the cluster was ready: {last_error(cluster.state, dead[0])}")
         if time.monotonic() > until_s:
             raise ResplitError(f"not ready within {_READY_WITHIN_S:.0f} s; see {cluster.state / 'log'}")
         time.sleep(0.1)
 
 
-def _last_error(state: Path, name: str) -> str:
-    """The error with which a process ended, or the place of its log."""
+def last_error(state: Path, name: str) -> str:
+    """The error with which a process of `running` ended, or the place of its log."""
     log = state / "log" / f"{name}.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     prefix = "resplit: "
