@@ -139,7 +139,7 @@ def publish(
     tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), cluster.name, about | errors)
     for record in records:
         kept = load_configurations(state / "configurations", [int(epoch) for epoch in record.epochs.epoch])
-        track_run(tracked, record, cluster.name, cluster.weights.values(), kept)
+        track_run(tracked, record, cluster.name, cluster.objective.values(), kept)
     close_study(tracked, reports)
     publish_comparison(rows)
     return f"\n{comparison_text(rows)}\n\nReport  {page}\n{how_to_open(tracked)}"

@@ -17,7 +17,7 @@ from resplit.shards.registry import Registry
 @task(name="obtain model", retries=1, retry_delay_seconds=5, cache_policy=NO_CACHE)
 def obtain_model(model: str, state: Path, cluster: ClusterConfig) -> StoredModel:
     """The model as one file for each block, fetched and converted the first time only."""
-    return obtain(model, state / "models", cluster.dtype, cluster.split)
+    return obtain(model, state / "models", cluster.weights, cluster.split, cluster.engine)
 
 
 @task(name="package", retries=1, retry_delay_seconds=2, cache_policy=NO_CACHE)

@@ -61,7 +61,7 @@ def test_a_cluster_file_is_read_in_its_units(tmp_path: Path) -> None:
     emulation = config.node("hub").emulate
     assert emulation is not None
     assert emulation.decode_per_token.layer == 0.002
-    assert (config.limits.context_tokens, config.weights.latency, config.private_layers) == (512, 1.0, 1)
+    assert (config.limits.context_tokens, config.objective.latency, config.private_layers) == (512, 1.0, 1)
 
 
 def test_a_named_link_overrides_the_default_in_both_directions(tmp_path: Path) -> None:
@@ -94,7 +94,13 @@ def test_a_named_link_overrides_the_default_in_both_directions(tmp_path: Path) -
         ("name: far", "name: Far_1", 10, "nodes.1.name", "should match pattern"),
         ("new_tokens: 8", "new_tokens: 0", 17, "classes.0.new_tokens", "greater than or equal to 1"),
         ("rate_rps: 1", "rate_rps: soon", 17, "classes.0.rate_rps", "valid number"),
-        ("kv_tokens: 64", "kv_tokens: 64\nweights: {latency: -1}", 19, "weights.latency", "greater than or equal to 0"),
+        (
+            "kv_tokens: 64",
+            "kv_tokens: 64\nobjective: {latency: -1}",
+            19,
+            "objective.latency",
+            "greater than or equal to 0",
+        ),
         ("kv_tokens: 64", "", 1, "kv_tokens", "Field required"),
     ],
 )

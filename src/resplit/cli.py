@@ -87,7 +87,6 @@ def node(
     from resplit.node.server import serve_node
     from resplit.wire.addresses import Address
 
-    _use_one_thread()
     key_folder = keys or state / "keys" / name
     url = registry or str(state / "registry")
     _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop))
@@ -113,9 +112,8 @@ def serve(
     from resplit.model.source import obtain
     from resplit.wire.addresses import Address
 
-    stored = obtain(model, state / "models", config.dtype, config.split)
+    stored = obtain(model, state / "models", config.weights, config.split, config.engine)
     paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
-    _use_one_thread()
     _run_until_stopped(lambda stop: serve(content, stored, paths, stop, (state / "ready").touch))
 
 
@@ -247,12 +245,6 @@ def _follow_parent(wanted: bool) -> None:
         from resplit.cluster.parent import end_with_parent
 
         end_with_parent()
-
-
-def _use_one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

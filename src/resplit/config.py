@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from resplit.errors import ConfigError
-from resplit.types import Weights
+from resplit.types import EngineChoice, Split, Weights, Width
 from resplit.units import Bytes, BytesPerSecond, Seconds
 
 
@@ -34,12 +34,16 @@ class Emulation(_Strict):
 
 
 class NodeConfig(_Strict):
-    """One node. `memory` limits its weights and caches together; it listens at `address` (host:port)."""
+    """One node. `memory` limits its weights and caches together; it listens at `address` (host:port).
+
+    Its engine computes with `threads` threads.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     address: str | None = None
     memory: Bytes
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    threads: Annotated[int, Field(ge=1)] = 1
     emulate: Emulation | None = None
 
 
@@ -98,7 +102,7 @@ class LimitsConfig(_Strict):
     copy_every: Annotated[int, Field(ge=0)] = 4
 
 
-class WeightsConfig(_Strict):
+class ObjectiveConfig(_Strict):
     """alpha, beta, gamma of the planning objective."""
 
     latency: Annotated[float, Field(ge=0)] = 1.0
@@ -120,10 +124,11 @@ class ClusterConfig(_Strict):
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
     links: LinksConfig | None = None
     limits: LimitsConfig = LimitsConfig()
-    weights: WeightsConfig = WeightsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     kv_tokens: Annotated[int, Field(ge=1)]
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    split: Literal["layer", "sublayer"] = "layer"
+    weights: Width = "float32"
+    engine: EngineChoice = "auto"
+    split: Split = "layer"
     private_layers: Annotated[int, Field(ge=0)] = 1
 
     @model_validator(mode="after")

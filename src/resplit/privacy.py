@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Protocol
+
+from resplit.types import BlockFeatures
 
 
 class _Block(Protocol):
@@ -22,3 +25,13 @@ def exposed_blocks(placement: Sequence[str], blocks: Sequence[_Block], trusted: 
         for index, (node, block) in enumerate(zip(placement, blocks, strict=True))
         if block.private and node not in trusted
     ]
+
+
+def with_private_layers(blocks: Sequence[BlockFeatures], private_layers: int) -> tuple[BlockFeatures, ...]:
+    """The same blocks with embed, the first `private_layers` layers and head marked as private."""
+
+    def private(name: str) -> bool:
+        kind, _, rest = name.partition(".")
+        return kind != "layer" or int(rest.partition(".")[0]) < private_layers
+
+    return tuple(replace(block, private=private(block.name)) for block in blocks)

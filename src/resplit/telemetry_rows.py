@@ -7,16 +7,6 @@ columns and units are stated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
-
-from pydantic import Field
-
-# What a node may report at all. Whether a value is plausible is a question for the validation of telemetry.
-MAX_NAME_CHARS = 200
-Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
-UnixTime = Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
-_STRICT: dict[str, Any] = {"extra": "forbid"}  # applies when rows are parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +19,8 @@ class NodeRow:
     node that has no block timings yet.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    time_s: UnixTime
-    node: Name
+    time_s: float  # seconds since 1970
+    node: str
     cpu_utilization: float
     own_utilization: float
     memory_free_bytes: float
@@ -46,14 +34,12 @@ class NodeRow:
 class LinkRow:
     """One message from `node` to `peer`; `seconds` is its one-way time, software included."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    time_s: UnixTime
-    node: Name
-    peer: Name
+    time_s: float
+    node: str
+    peer: str
     payload_bytes: float
     seconds: float
-    source: Name  # "active": a probe; "passive": an activation
+    source: str  # "active": a probe; "passive": an activation
     emulated: bool
 
 
@@ -61,24 +47,20 @@ class LinkRow:
 class BlockRow:
     """One pass through one block: `tokens` new tokens after `context_tokens` cached ones."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-
-    time_s: UnixTime
-    node: Name
-    block: Name
-    kind: Name  # embed, layer, attention, mlp or head
-    phase: Name  # prefill or decode
-    tokens: Count
-    context_tokens: Count
+    time_s: float
+    node: str
+    block: str
+    kind: str  # embed, layer, attention, mlp or head
+    phase: str  # prefill or decode
+    tokens: int
+    context_tokens: int
     seconds: float
     emulated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryRows:
-    """Rows by table."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    """Rows by table, in order of arrival."""
 
     nodes: tuple[NodeRow, ...] = ()
     links: tuple[LinkRow, ...] = ()

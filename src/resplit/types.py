@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
+EngineName = Literal["onnx", "torch"]
+EngineChoice = Literal["auto", "onnx", "torch"]
+Split = Literal["layer", "sublayer"]
+Width = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 
 
 @dataclass(frozen=True)

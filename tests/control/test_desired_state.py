@@ -63,7 +63,7 @@ def test_commands_about_a_removed_node_are_forgotten() -> None:
 @pytest.mark.parametrize(
     ("key", "content"),
     [
-        ("dtype", {**FILE, "dtype": "bfloat16"}),
+        ("weights", {**FILE, "weights": "bfloat16"}),
         ("kv_tokens", {**FILE, "kv_tokens": 128}),
         ("limits", {**FILE, "limits": {"sessions": 3}}),
         ("source", {**FILE, "source": "beta"}),
@@ -82,14 +82,14 @@ def test_changes_that_a_running_cluster_can_follow_are_listed() -> None:
     now = DesiredState(FILE)
     nodes = [{**FILE["nodes"][0], "memory": "5 MiB"}, {**FILE["nodes"][1], "max_utilization": 0.5}]
     classes = [{**FILE["classes"][0], "slo": "3 s"}]
-    content = {**with_nodes(*nodes), "classes": classes, "private_layers": 2, "weights": {"latency": 2}}
+    content = {**with_nodes(*nodes), "classes": classes, "private_layers": 2, "objective": {"latency": 2}}
     assert changes(now, now.with_file(content)) == [
         "gamma is removed",
         "alpha: memory or emulate changed; restart the node with the file to apply it",
         "beta: max_utilization is 0.5",
         "private_layers is 2",
         "classes are changed",
-        "weights are changed",
+        "the objective is changed",
     ]
 
 
@@ -114,8 +114,8 @@ def test_a_restart_with_the_same_file_keeps_the_desired_state(tmp_path: Path) ->
 def test_a_restart_with_another_file_applies_it_but_does_not_undo_removed_trust(tmp_path: Path) -> None:
     path = tmp_path / "desired_state.json"
     save_desired_state(DesiredState(FILE).with_trust("beta", False).with_trust("gamma", True), FILE, path)
-    restarted = load_desired_state(path, {**FILE, "dtype": "bfloat16"})
-    assert restarted.cluster.dtype == "bfloat16"
+    restarted = load_desired_state(path, {**FILE, "weights": "bfloat16"})
+    assert restarted.cluster.weights == "bfloat16"
     assert restarted.cluster.trusted == ("alpha",)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 from transformers import BloomConfig, LlamaConfig
 
 from resplit.errors import ModelError
-from resplit.model.blocks import Chain, features
-from resplit.model.engine import TorchEngine, token_ids
+from resplit.model.activation import token_ids
+from resplit.model.engines.base import Engine
+from resplit.model.engines.torch.blocks import Chain, features
+from resplit.model.packaging import packager_for
+from resplit.model.sampling import sample
+from resplit.privacy import with_private_layers
 from resplit.types import Sampling
 from tests.support.cluster import reference
-from tests.support.engines import engine_with
+from tests.support.engines import engine_with, run_rows
 from tests.support.properties import repeats
 
 NEW_TOKENS = 16
@@ -29,36 +34,39 @@ def random_placement(blocks: int, nodes: int, rng: random.Random) -> list[int]:
     return placement
 
 
-def generate(engines: list[TorchEngine], placement: list[int], prompt: list[int]) -> list[int]:
+def generate(engines: list[Engine[Any]], placement: list[int], prompt: list[int]) -> list[int]:
     tokens: list[int] = []
     step, start = prompt, 0
     while len(tokens) < NEW_TOKENS:
         values = token_ids(step)
         for block, node in enumerate(placement):
-            values = engines[node].run("s", block, block, start, 64, values)
+            values = run_rows(engines[node], "s", (block, block), start, values)
         start += len(step)
-        step = [engines[placement[-1]].sample(values, Sampling(), start - 1)]
+        step = [sample(values, Sampling(), start - 1)]
         tokens += step
     return tokens
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
-def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(family_model: torch.nn.Module, split: str) -> None:
+def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(
+    packaged_family: tuple[torch.nn.Module, str], split: str
+) -> None:
+    model, engine = packaged_family
     rng = random.Random(split)
     for _ in range(repeats(20)):
         nodes = rng.randint(1, 5)
-        blocks = len(engine_with(family_model, [], split).kinds)
+        blocks = len(engine_with(model, [], split, engine).kinds)
         placement = random_placement(blocks, nodes, rng)
         engines = [
-            engine_with(family_model, [b for b, at in enumerate(placement) if at == n], split) for n in range(nodes)
+            engine_with(model, [b for b, at in enumerate(placement) if at == n], split, engine) for n in range(nodes)
         ]
         prompt = [rng.randrange(97) for _ in range(rng.randint(1, 20))]
-        assert generate(engines, placement, prompt) == reference(family_model, prompt, NEW_TOKENS)
+        assert generate(engines, placement, prompt) == reference(model, prompt, NEW_TOKENS)
 
 
 def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> None:
     chain = Chain(family_model.config)
-    counted = sum(block.parameters for block in features(chain, torch.float32, 1))
+    counted = sum(block.parameters for block in features(chain, [0.0] * len(chain.specs), 4))
     tied = family_model.config.tie_word_embeddings
     embedding = family_model.get_input_embeddings().weight.numel()
     assert counted == sum(p.numel() for p in family_model.parameters()) + (embedding if tied else 0)
@@ -75,11 +83,12 @@ def test_features_match_the_architecture(split: str) -> None:
         num_key_value_heads=2,
         tie_word_embeddings=False,
     )
-    by_name = {block.name: block for block in features(Chain(config, split), torch.bfloat16, 1)}
+    spec = packager_for(config, "bfloat16", split, "auto").spec([float(index) for index in range(8)])
+    by_name = {block.name: block for block in spec.blocks}
     attention, mlp = 32 * 32 + 2 * 32 * 16 + 32 * 32, 3 * 32 * 48  # q, k and v, o; gate, up, down
 
     embed = by_name["embed"]
-    assert (embed.parameters, embed.flops_per_token, embed.weight_bytes) == (97 * 32, 0, 2 * 97 * 32)
+    assert (embed.parameters, embed.flops_per_token, embed.weight_bytes) == (97 * 32, 0, 0)
     assert (embed.activation_bytes_per_token, embed.kv_bytes_per_token, embed.sensitivity) == (64, 0, 1)
 
     head = by_name["head"]
@@ -94,11 +103,7 @@ def test_features_match_the_architecture(split: str) -> None:
             (by_name["layer.1.mlp"], mlp + 32, mlp, False),
         ]
     for block, parameters, products, attends in parts:
-        assert (block.parameters, block.weight_bytes, block.flops_per_token) == (
-            parameters,
-            2 * parameters,
-            2 * products,
-        )
+        assert (block.parameters, block.flops_per_token) == (parameters, 2 * products)
         # 4 heads of width 8 attend to the keys and values of 2.
         assert block.flops_per_context_token == (4 * 4 * 8 if attends else 0)
         assert block.kv_bytes_per_token == (2 * 2 * 8 * 2 if attends else 0)
@@ -106,14 +111,16 @@ def test_features_match_the_architecture(split: str) -> None:
 
 
 def test_the_first_layers_and_both_ends_are_private(family_model: torch.nn.Module) -> None:
-    private = [block.name for block in features(Chain(family_model.config), torch.float32, 2) if block.private]
+    chain = Chain(family_model.config)
+    marked = with_private_layers(features(chain, [0.0] * len(chain.specs), 4), 2)
+    private = [block.name for block in marked if block.private]
     assert private == ["embed", "layer.0", "layer.1", "head"]
 
 
 def test_cache_bytes_equal_the_allocated_bytes(family_model: torch.nn.Module) -> None:
     engine = engine_with(family_model)
     weights = engine.held_bytes
-    engine.run("s", 0, len(engine.kinds) - 1, 0, 32, token_ids([1, 2, 3]))
+    run_rows(engine, "s", (0, len(engine.kinds) - 1), 0, token_ids([1, 2, 3]), 32)
     declared = sum(block.kv_bytes_per_token for block in engine.features) * 32
     held = sum(cache._pair.nbytes for cache in engine._caches.values())
     assert engine.held_bytes - weights == declared == held

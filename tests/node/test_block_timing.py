@@ -6,10 +6,12 @@ import asyncio
 import math
 import statistics
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from resplit.model.engine import TorchEngine
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.block_timing import time_block
 from resplit.node.emulation import Hardware
@@ -21,7 +23,7 @@ SLOW = Hardware(decode_s={"layer": 2e-3}, prefill_s={"layer": 0.0})
 class RecordingExecutor(Executor):
     """An executor that also records the node time of each pass, by the position at which the pass starts."""
 
-    def __init__(self, engine: TorchEngine) -> None:
+    def __init__(self, engine: Engine[Any]) -> None:
         super().__init__(engine, math.inf, SLOW)
         self.passes: list[tuple[int, float]] = []
 
@@ -33,8 +35,8 @@ class RecordingExecutor(Executor):
 
 @pytest.fixture
 def executor(stored_model: StoredModel) -> Iterator[RecordingExecutor]:
-    engine = TorchEngine(stored_model.spec)
-    engine.load(2, stored_model.tensors("layer.1"))
+    engine = open_engine(stored_model.spec)
+    engine.load(2, stored_model.content("layer.1"))
     executor = RecordingExecutor(engine)
     yield executor
     executor.close()

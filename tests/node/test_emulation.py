@@ -7,11 +7,13 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from resplit.config import BlockTimes, Emulation
-from resplit.model.engine import TorchEngine
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware, median_error
 from resplit.node.executor import Executor, SegmentPass
@@ -25,16 +27,16 @@ SIMULATED_OVERHEAD_S = 0.2e-3  # before the first block and after the last one
 
 
 @pytest.fixture(scope="module")
-def engine(stored_model: StoredModel) -> TorchEngine:
+def engine(stored_model: StoredModel) -> Engine[Any]:
     """All blocks of the model: embed, six layers, head."""
-    engine = TorchEngine(stored_model.spec)
-    for index, block in enumerate(engine.chain.specs):
-        engine.load(index, stored_model.tensors(block.name))
+    engine = open_engine(stored_model.spec)
+    for index, block in enumerate(engine.features):
+        engine.load(index, stored_model.content(block.name))
     return engine
 
 
 @pytest.fixture
-def executor(engine: TorchEngine) -> Iterator[Executor]:
+def executor(engine: Engine[Any]) -> Iterator[Executor]:
     executor = Executor(engine, math.inf, HARDWARE)
     yield executor
     engine.close("one")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from resplit.errors import CapacityError
-from resplit.model.engine import Activation, TorchEngine
+from resplit.model.activation import Activation
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.memory import Memory, reserved_bytes
 
@@ -14,40 +18,40 @@ CAPACITY = 16
 
 
 @pytest.fixture
-def engine(stored_model: StoredModel) -> TorchEngine:
+def engine(stored_model: StoredModel) -> Engine[Any]:
     """Holds one layer, block 2."""
-    engine = TorchEngine(stored_model.spec)
-    engine.load(2, stored_model.tensors("layer.1"))
+    engine = open_engine(stored_model.spec)
+    engine.load(2, stored_model.content("layer.1"))
     return engine
 
 
-def layer_bytes(engine: TorchEngine) -> float:
+def layer_bytes(engine: Engine[Any]) -> float:
     return engine.features[2].weight_bytes
 
 
-def cache_bytes(engine: TorchEngine) -> float:
+def cache_bytes(engine: Engine[Any]) -> float:
     return CAPACITY * engine.features[2].kv_bytes_per_token
 
 
-def store_cache(engine: TorchEngine, session: str, block: int) -> None:
+def store_cache(engine: Engine[Any], session: str, block: int) -> None:
     """Four positions of a cache of one layer: (2, heads, positions, width)."""
     engine.import_cache(session, block, 0, CAPACITY, Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4)))
 
 
-def test_reserved_bytes_are_weights_and_full_caches(engine: TorchEngine) -> None:
+def test_reserved_bytes_are_weights_and_full_caches(engine: Engine[Any]) -> None:
     layer = engine.features[2]
     assert reserved_bytes(engine, (), KV_TOKENS) == 0
     assert reserved_bytes(engine, (2, 3), KV_TOKENS) == 2 * (layer.weight_bytes + KV_TOKENS * layer.kv_bytes_per_token)
     assert reserved_bytes(engine, (0,), KV_TOKENS) == engine.features[0].weight_bytes
 
 
-def test_a_block_fits_to_the_last_byte(engine: TorchEngine) -> None:
+def test_a_block_fits_to_the_last_byte(engine: Engine[Any]) -> None:
     Memory(engine, 2 * layer_bytes(engine), 0).ensure_block(3)
     with pytest.raises(CapacityError, match=r"block layer\.2 needs"):
         Memory(engine, 2 * layer_bytes(engine) - 1, 0).ensure_block(3)
 
 
-def test_a_cache_of_a_hosted_block_fits_to_the_last_byte_and_is_counted_once(engine: TorchEngine) -> None:
+def test_a_cache_of_a_hosted_block_fits_to_the_last_byte_and_is_counted_once(engine: Engine[Any]) -> None:
     exact = layer_bytes(engine) + cache_bytes(engine)
     Memory(engine, exact, KV_TOKENS).ensure_cache("s", 2, CAPACITY)
     with pytest.raises(CapacityError, match="the cache of session s needs"):
@@ -56,7 +60,7 @@ def test_a_cache_of_a_hosted_block_fits_to_the_last_byte_and_is_counted_once(eng
     Memory(engine, exact, KV_TOKENS).ensure_caches("s", 2, 2, CAPACITY)
 
 
-def test_a_replica_uses_only_what_is_neither_reserved_nor_replicated(engine: TorchEngine) -> None:
+def test_a_replica_uses_only_what_is_neither_reserved_nor_replicated(engine: Engine[Any]) -> None:
     exact = reserved_bytes(engine, (2,), KV_TOKENS) + 2 * cache_bytes(engine)
     memory = Memory(engine, exact, KV_TOKENS)
     for block in (3, 4):
@@ -68,7 +72,7 @@ def test_a_replica_uses_only_what_is_neither_reserved_nor_replicated(engine: Tor
     assert memory.replicas() == [("s", 3, cache_bytes(engine)), ("s", 4, cache_bytes(engine))]
 
 
-def test_a_cache_of_an_expected_block_is_no_replica(engine: TorchEngine) -> None:
+def test_a_cache_of_an_expected_block_is_no_replica(engine: Engine[Any]) -> None:
     memory = Memory(engine, layer_bytes(engine) + cache_bytes(engine), KV_TOKENS)
     with pytest.raises(CapacityError, match="replica"):
         memory.ensure_cache("s", 3, CAPACITY)
@@ -78,7 +82,7 @@ def test_a_cache_of_an_expected_block_is_no_replica(engine: TorchEngine) -> None
     assert memory.replicas() == []
 
 
-def test_only_as_many_replicas_as_necessary_are_freed_oldest_first(engine: TorchEngine) -> None:
+def test_only_as_many_replicas_as_necessary_are_freed_oldest_first(engine: Engine[Any]) -> None:
     for block in (3, 4, 5):
         store_cache(engine, "old", block)
     memory = Memory(engine, layer_bytes(engine) + 3 * cache_bytes(engine), 0)
@@ -89,7 +93,7 @@ def test_only_as_many_replicas_as_necessary_are_freed_oldest_first(engine: Torch
     assert memory.replicas() == []
 
 
-def test_replicas_stay_when_there_is_room(engine: TorchEngine) -> None:
+def test_replicas_stay_when_there_is_room(engine: Engine[Any]) -> None:
     store_cache(engine, "old", 3)
     memory = Memory(engine, layer_bytes(engine) + 2 * cache_bytes(engine), 0)
     memory.ensure_caches("new", 2, 2, CAPACITY)

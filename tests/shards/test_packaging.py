@@ -23,9 +23,9 @@ class Model:
 
     @property
     def spec(self) -> SimpleNamespace:
-        return SimpleNamespace(chain=lambda: SimpleNamespace(specs=[SimpleNamespace(name=n) for n in self.contents]))
+        return SimpleNamespace(blocks=[SimpleNamespace(name=name) for name in self.contents])
 
-    def tensors(self, block: str) -> bytes:
+    def content(self, block: str) -> bytes:
         return self.contents[block]
 
 

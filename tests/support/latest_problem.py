@@ -26,6 +26,6 @@ def problem_of(cluster: ClusterConfig, features: Sequence[BlockFeatures], curren
         link_latency_s=1e-3 * between,
         link_bandwidth_bytes_per_s=1e8 * between,
         kv_tokens=float(cluster.kv_tokens),
-        weights=cluster.weights.values(),
+        weights=cluster.objective.values(),
         current=tuple(current),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resplit.config import ClusterConfig
-from resplit.model.engine import Activation
+from resplit.model.activation import Activation
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import CachePart
 from resplit.wire.tensors import to_wire

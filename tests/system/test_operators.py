@@ -216,8 +216,8 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         assert await under_streams(cluster, client, replace_node) == expected
         assert "gamma" not in client.model().placement
         assert [node.node for node in client.status().nodes] == ["alpha", "beta", "delta", "epsilon"]
-        with pytest.raises(ProposalRefusedError, match="dtype: cannot change on a running cluster; restart"):
-            client.apply({**without, "dtype": "bfloat16"})
+        with pytest.raises(ProposalRefusedError, match="weights: cannot change on a running cluster; restart"):
+            client.apply({**without, "weights": "int8"})
         with pytest.raises(ProposalRefusedError, match="'gamma': not in this cluster"):
             client.drain("gamma")
         assert await all_answers(cluster, NEW_TOKENS) == expected

@@ -16,7 +16,7 @@ from safetensors.numpy import load
 from resplit.control.controller import Controller
 from resplit.errors import CommandRefusedError, ShardError
 from resplit.gateway.engine import GenerationRequest
-from resplit.model.engine import token_ids
+from resplit.model.activation import token_ids
 from resplit.model.source import StoredModel
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER, Member
@@ -148,7 +148,7 @@ async def test_a_nodes_credentials_open_only_the_blocks_that_it_hosts(
                 assert member.wrap_key is not None
                 if name == host:
                     key = unwrap_key(wrapped, member.wrap_key, node=name, shard=shard["name"])
-                    assert open_shard(sealed, key) == stored_model.tensors(cluster.features[int(block)].name)
+                    assert open_shard(sealed, key) == stored_model.content(cluster.features[int(block)].name)
                 else:
                     for claimed in (name, host):
                         with pytest.raises(ShardError):
@@ -164,7 +164,7 @@ async def test_the_registry_of_a_running_cluster_reveals_no_model_layer_or_tenso
     stored = b"".join(path.read_bytes() for path in files)
     names, contents = set[str](), []
     for block in cluster.features:
-        for name, tensor in load(stored_model.tensors(block.name)).items():
+        for name, tensor in load(stored_model.content(block.name)).items():
             names.add(name)
             contents.append(np.ascontiguousarray(tensor).tobytes()[:32])
     readable = {
@@ -214,9 +214,8 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
             CommandSigner(renewed),
             old,
         ):  # the old one is valid for another day, as the controller restarts last
-            peer = cluster.peer(name)
-            signed = signer.sign("release", {"epoch": 0}, audience=peer.audience, epoch=0)
-            assert await peer.command("release", signed) == {"dropped": []}
+            signed = signer.sign("release", {"epoch": 0}, audience=name, epoch=0)
+            assert await cluster.peer(name).command("release", signed) == {"dropped": []}
 
 
 async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessCluster, controller: Controller) -> None:
@@ -226,9 +225,8 @@ async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessClu
     rotate(cluster.folder / "keys", honour_old_s=0)
     await cluster.stop(C)
     await cluster.start(C)
-    signed = stolen.sign("release", {"epoch": 0}, audience=cluster.peer(C).audience, epoch=0)
     with pytest.raises(CommandRefusedError) as refusal:
-        await cluster.peer(C).command("release", signed)
+        await cluster.peer(C).command("release", stolen.sign("release", {"epoch": 0}, audience=C, epoch=0))
     assert refusal.value.reason == "authority"
     assert (await cluster.state(C)).refusals["authority"] >= 1
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from resplit.errors import CommandRefusedError
-from resplit.model.engine import ModelSpec
+from resplit.model.spec import ModelSpec
 from resplit.wire.addresses import Address
 from resplit.wire.commands import (
     Abort,
@@ -27,11 +28,14 @@ from resplit.wire.commands import (
 )
 from resplit.wire.links import Shape
 from resplit.wire.routes import Route
+from tests.support.telemetry import block_features
 
 ROUTE = Route(3, ("alpha", "beta"), {"alpha": Address("alpha", 7001), "beta": Address("::1", 7002)})
 ROUTE_JSON = {"epoch": 3, "placement": ["alpha", "beta"], "addresses": {"alpha": "alpha:7001", "beta": "::1:7002"}}
-MODEL = ModelSpec({"model_type": "llama", "hidden_size": 8}, "float32", "layer")
-MODEL_JSON = {"config": {"model_type": "llama", "hidden_size": 8}, "dtype": "float32", "split": "layer"}
+MODEL = ModelSpec(
+    "onnx", "int4", "layer", {"model_type": "llama", "hidden_size": 8}, block_features(), 97, 32, 4, 2, 16
+)
+MODEL_JSON = json.loads(json.dumps(asdict(MODEL)))
 SHARDS = {1: WrappedShard("a1b2", b"\x00\xff")}
 SHARDS_JSON = {"1": {"name": "a1b2", "key": "00ff"}}
 PREPARE = Prepare(ROUTE, True, MODEL, frozenset({0, 1}), 64, SHARDS)

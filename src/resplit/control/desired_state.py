@@ -18,7 +18,7 @@ from resplit.errors import ConfigError
 from resplit.files import write_atomically
 
 # Nodes and gateway read these keys only when they start.
-_FIXED = ("name", "source", "dtype", "split", "kv_tokens", "limits")
+_FIXED = ("name", "source", "weights", "engine", "split", "kv_tokens", "limits")
 _RESTART = "cannot change on a running cluster; restart `resplit serve` and the nodes with the changed file"
 
 
@@ -126,7 +126,7 @@ def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
     if keys[0] != keys[1]:
         raise ConfigError("classes: api_keys", _RESTART)
     found = [] if before.classes == after.classes else ["classes are changed"]
-    return found if before.weights == after.weights else [*found, "weights are changed"]
+    return found if before.objective == after.objective else [*found, "the objective is changed"]
 
 
 def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:

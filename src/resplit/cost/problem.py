@@ -76,7 +76,7 @@ def problem_from(
         link_latency_s=latency,
         link_bandwidth_bytes_per_s=bandwidth,
         kv_tokens=float(cluster.kv_tokens),
-        weights=cluster.weights.values(),
+        weights=cluster.objective.values(),
         allowed_cuts=allowed_cuts,
         current=None if current is None else tuple(current),
     )

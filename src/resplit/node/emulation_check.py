@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
 from resplit.errors import ConfigError
-from resplit.model.engine import TorchEngine
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware
 
@@ -61,12 +63,12 @@ def measure_work(cluster: ClusterConfig, model: StoredModel) -> CoreSeconds:
 
     They are the thread time of the shortest of several passes, so that other load on this machine does not count.
     """
-    engine = TorchEngine(model.spec)
+    engine = open_engine(model.spec)
     shapes = {shape for demand in cluster.classes for shape in _passes(demand)}
     work_s: CoreSeconds = {}
     for kind in dict.fromkeys(engine.kinds):
         block = engine.kinds.index(kind)
-        engine.load(block, model.tensors(engine.chain.specs[block].name))
+        engine.load(block, model.content(engine.features[block].name))
         work_s |= {(kind, shape): min(_pass_s(engine, block, shape) for _ in range(_REPEATS)) for shape in shapes}
         engine.drop(block)
     return work_s
@@ -78,14 +80,15 @@ def _passes(demand: ClassConfig) -> dict[PassShape, float]:
     return {PassShape(prompt, 0): 1.0, PassShape(1, prompt + round(steps / 2)): steps}
 
 
-def _pass_s(engine: TorchEngine, block: int, shape: PassShape) -> float:
+def _pass_s(engine: Engine[Any], block: int, shape: PassShape) -> float:
     """Core seconds of one pass through one block."""
     capacity = shape.context + shape.tokens
     if shape.context:
-        engine.run(_SESSION, block, block, 0, capacity, engine.blank_input(block, shape.context))
-    values = engine.blank_input(block, shape.tokens)
+        prefix = engine.blank_input(block, shape.context)
+        engine.run(block, block, [SessionRows(_SESSION, 0, capacity, prefix)])
+    rows = SessionRows(_SESSION, shape.context, capacity, engine.blank_input(block, shape.tokens))
     begun_s = time.thread_time()
-    engine.run(_SESSION, block, block, shape.context, capacity, values)
+    engine.run(block, block, [rows])
     spent_s = time.thread_time() - begun_s
     engine.close(_SESSION)
     return spent_s
@@ -104,7 +107,7 @@ def _ensure_time(cluster: ClusterConfig, work_s: CoreSeconds) -> None:
 
 
 def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: CoreSeconds, cores: int) -> None:
-    kinds = [block.kind for block in model.spec.chain().specs]
+    kinds = [block.kind for block in model.spec.blocks]
     needed = sum(
         demand.rate_rps * count * sum(work_s[kind, shape] for kind in kinds)
         for demand in cluster.classes

@@ -8,9 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from resplit.model.engine import Activation, TorchEngine
+from resplit.errors import ResplitError
+from resplit.model.activation import Activation
+from resplit.model.engines.base import Engine, SessionRows
+from resplit.model.sampling import sample
 from resplit.node.attempts import Attempts
 from resplit.node.emulation import Hardware, Padding
 from resplit.node.memory import Memory
@@ -65,7 +68,7 @@ class Executor:
     """
 
     def __init__(
-        self, engine: TorchEngine, memory_bytes: float, hardware: Hardware | None, kv_tokens: float = 0.0
+        self, engine: Engine[Any], memory_bytes: float, hardware: Hardware | None, kv_tokens: float = 0.0
     ) -> None:
         self.engine = engine
         self.hardware = hardware
@@ -164,12 +167,13 @@ class Executor:
                 padding.after_block(self.engine.kinds[block], work.tokens, work.decoding)
             ends_s.append(time.perf_counter())
 
-        values = self.engine.run(
-            work.session, work.first, work.last, work.start, work.capacity, work.values, after_block
-        )
+        rows = SessionRows(work.session, work.start, work.capacity, work.values)
+        (values,) = self.engine.run(work.first, work.last, [rows], after_block)
+        if isinstance(values, ResplitError):
+            raise values
         token = None
         if work.sampling is not None:
-            token = self.engine.sample(values, work.sampling, work.start + work.tokens - 1)
+            token = sample(values, work.sampling, work.start + work.tokens - 1)
         if padding:
             padding.finish()
         self._record(work, ends_s)

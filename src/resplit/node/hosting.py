@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
 from resplit.garbage import freeze_startup_objects
-from resplit.model.engine import ModelSpec, TorchEngine
+from resplit.model.engines import open_engine
+from resplit.model.spec import ModelSpec
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor
 from resplit.node.memory import reserved_bytes
@@ -45,6 +46,7 @@ class Hosting:
         self._private: frozenset[int] = frozenset()
         self._cleared: frozenset[int] = frozenset()  # blocks without weights whose caches are still here
         self._kv_tokens = cluster.kv_tokens
+        self._threads = config.threads
         self._registry = registry
         self._unwrap = unwrap
         self._spec: ModelSpec | None = None
@@ -165,7 +167,7 @@ class Hosting:
     async def _start_executor(self, spec: ModelSpec) -> Executor:
         """The executor for this model; CommandRefusedError if it runs another one."""
         if self.executor is None:
-            engine = await asyncio.to_thread(TorchEngine, spec)
+            engine = await asyncio.to_thread(open_engine, spec, self._threads)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens)
             self._spec = spec
             freeze_startup_objects()

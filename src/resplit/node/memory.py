@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from resplit.errors import CapacityError
-from resplit.model.engine import TorchEngine
+from resplit.model.engines.base import Engine
 
 
-def reserved_bytes(engine: TorchEngine, blocks: Iterable[int], kv_tokens: float) -> float:
+def reserved_bytes(engine: Engine[Any], blocks: Iterable[int], kv_tokens: float) -> float:
     """Bytes of the weights of `blocks` and of their caches for `kv_tokens` cached tokens (constraint (4))."""
     features = [engine.features[block] for block in blocks]
     return sum(each.weight_bytes + kv_tokens * each.kv_bytes_per_token for each in features)
@@ -21,7 +22,7 @@ class Memory:
     node does not host, use only what remains. They are freed, oldest first, as soon as anything else needs their room.
     """
 
-    def __init__(self, engine: TorchEngine, limit_bytes: float, kv_tokens: float) -> None:
+    def __init__(self, engine: Engine[Any], limit_bytes: float, kv_tokens: float) -> None:
         # Blocks that are about to be loaded: their caches do not count as replicas.
         self.expected: frozenset[int] = frozenset()
         self._engine = engine
@@ -34,7 +35,7 @@ class Memory:
 
     def ensure_block(self, block: int) -> None:
         """CapacityError if the weights of `block` do not fit."""
-        self._ensure(self._engine.features[block].weight_bytes, f"block {self._engine.chain.specs[block].name}")
+        self._ensure(self._engine.features[block].weight_bytes, f"block {self._engine.features[block].name}")
 
     def ensure_caches(self, session: str, first: int, last: int, capacity: int) -> None:
         """CapacityError if caches of `session` in the hosted blocks `first..last` do not fit."""

@@ -9,7 +9,7 @@ import structlog
 
 from resplit.cancellation import cancel_and_wait
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
-from resplit.model.engine import Activation
+from resplit.model.activation import Activation
 from resplit.node.connections import Connections
 from resplit.node.executor import SegmentPass
 from resplit.node.hosting import Hosting

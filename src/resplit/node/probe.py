@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sys
 import time
 from collections import deque
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 import psutil
 
 from resplit.errors import NodeLostError
-from resplit.model.blocks import BlockSpec
 from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
 from resplit.status import ReportedState
 from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.types import BlockFeatures
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 
@@ -106,7 +107,7 @@ class Probe:
         self._add(NodeRow, row)
         if executor:
             timings = [executor.timings.popleft() for _ in range(len(executor.timings))]
-            for row in some_of_each([_block_row(executor.engine.chain.specs, timing) for timing in timings]):
+            for row in some_of_each([_block_row(executor.engine.features, timing) for timing in timings]):
                 self._add(BlockRow, row)
 
     def _use(self) -> tuple[float, float]:
@@ -177,11 +178,11 @@ def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)]]
 
 
-def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:
-    spec = specs[timing.block]
+def _block_row(features: tuple[BlockFeatures, ...], timing: Timing) -> dict[str, Any]:
+    feature = features[timing.block]
     return {
-        "block": spec.name,
-        "kind": spec.kind,
+        "block": feature.name,
+        "kind": feature.kind,
         "phase": timing.phase,
         "tokens": timing.tokens,
         "context_tokens": timing.context_tokens,
@@ -190,11 +191,11 @@ def _block_row(specs: tuple[BlockSpec, ...], timing: Timing) -> dict[str, Any]:
 
 
 def _gpu_utilization() -> float:
-    import torch
-
-    if not torch.cuda.is_available():
+    """NaN without a GPU, or where no engine has loaded torch: nothing of resplit uses a GPU then."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
         return math.nan
     try:
-        return torch.cuda.utilization() / 100
+        return float(torch.cuda.utilization()) / 100
     except (ImportError, RuntimeError):  # utilization needs NVML
         return math.nan

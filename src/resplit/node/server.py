@@ -17,6 +17,7 @@ from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
 from resplit.errors import ConfigError, ResplitError, wire_word
+from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
@@ -48,7 +49,6 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
-from resplit.wire.peers import EPOCH, NONCE
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200
@@ -83,11 +83,10 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             acknowledging.cancel()
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
-        """Send this process's hello to the calling gateway, then tokens until it disconnects."""
+        """Send tokens to the calling gateway until it disconnects."""
         gateway = _only_the_controller(stream)
         await receive_one(stream)
-        hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch)}
-        await stream.send_initial_metadata(metadata=hello)
+        await stream.send_initial_metadata()
         sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, stream.send_message)
         gateways = self._agent.passes.gateways
         gateways[gateway] = sender
@@ -175,6 +174,7 @@ async def serve_node(
 ) -> None:
     """Run one node until `stop` is set. ConfigError if it cannot listen at the address `listen`."""
     member = Member.load(keys)
+    preload(cluster.engine)
 
     def unwrap(wrapped: bytes, shard: str) -> bytes:
         return unwrap_key(wrapped, member.wrap_key or b"", node=name, shard=shard)

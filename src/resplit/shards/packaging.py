@@ -20,8 +20,8 @@ def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
     A second call for the same model writes nothing. ShardError if the registry or the keyring cannot be written.
     """
     written = 0
-    for block in model.spec.chain().specs:
-        plain = model.tensors(block.name)
+    for block in model.spec.blocks:
+        plain = model.content(block.name)
         content = hashlib.sha256(plain).hexdigest()
         known = keyring.find(block.name, content)
         if known is None or not registry.has(known.shard):

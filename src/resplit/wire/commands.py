@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from resplit.errors import CommandRefusedError, ConfigError
-from resplit.model.engine import ModelSpec
+from resplit.model.spec import ModelSpec
 from resplit.wire.links import Shape
 from resplit.wire.routes import AddressText, Route
 
-_Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=10_000)]
-# The changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`.
-Reply = dict[Literal["loaded", "dropped", "cleared", "ended"], _Numbers]
+Reply = dict[str, list[int]]  # the changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class StepStream:
                 tasks.create_task(sender.run())
                 await self._receive(self._stream)
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
-        except* Exception as errors:  # also what grpclib raises for an acknowledgement that it cannot read
+        except* CONNECTION_ERRORS as errors:
             _log.info("a stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
         lost = [step for _, step in self._pending.values()]
         self._pending.clear()

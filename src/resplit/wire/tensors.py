@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resplit.model.engine import Activation
+from resplit.model.activation import Activation
 from resplit.wire.node_pb2 import Tensor
 
 

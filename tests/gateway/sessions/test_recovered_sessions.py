@@ -12,7 +12,7 @@ import torch
 
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
-from resplit.model.engine import token_ids
+from resplit.model.activation import token_ids
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.tensors import to_wire

@@ -28,7 +28,7 @@ from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
-from resplit.model.engine import token_ids
+from resplit.model.activation import token_ids
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.wire.node_pb2 import Sampling, Step, Token

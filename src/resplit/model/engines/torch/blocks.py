@@ -7,6 +7,8 @@ checkpoint belong to which block, and states the features of each block.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,10 +17,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from resplit.errors import ModelError
-from resplit.types import BlockFeatures
+from resplit.types import BlockFeatures, Split
 
 Kind = Literal["embed", "layer", "attention", "mlp", "head"]
-Split = Literal["layer", "sublayer"]
 
 
 class KeyValueCache(Protocol):
@@ -119,6 +120,22 @@ class Chain:
             for part, prefix in self._parts(index).items()
             for name in self._skeleton.get_submodule(prefix).state_dict()
         }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor that a block needs, by its name in the whole model."""
+        names = {name for index in range(len(self.specs)) for name in self.tensor_names(index).values()}
+        return {name: tuple(_tensor_at(self._skeleton, name).shape) for name in sorted(names)}
+
+    @property
+    def base(self) -> str:
+        """The prefix of the base model's tensors."""
+        return self._family.base
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The head's tensor, if it shares the weights of the embedding, and the embedding's name."""
+        embedding = f"{self._family.base}.{self._family.embed}.weight"
+        return {"lm_head.weight": embedding} if self.config.tie_word_embeddings else {}
 
     def materialise(self, index: int, tensors: dict[str, torch.Tensor]) -> BlockModule:
         """Block `index` with these weights; ModelError if names or shapes differ from the model's."""
@@ -229,40 +246,39 @@ def _specs(layers: int, split: Split) -> tuple[BlockSpec, ...]:
     return (BlockSpec("embed", "embed", None), *inner, BlockSpec("head", "head", None))
 
 
-def features(chain: Chain, dtype: torch.dtype, private_layers: int) -> tuple[BlockFeatures, ...]:
-    """Features of every block, for weights and activations in `dtype`.
+def features(chain: Chain, weight_bytes: Sequence[float], item_bytes: int) -> tuple[BlockFeatures, ...]:
+    """Features of every block, none marked as private.
 
-    Embed, the first `private_layers` layers and head are private. The sensitivity is (1 - depth)^2, with depth 0 at
-    embed and at head, which see the input and output tokens, and (k + 1) / (layers + 1) at layer k.
+    `weight_bytes` has the size of each packaged block, and `item_bytes` is the size of an item of hidden states and
+    caches. The sensitivity is (1 - depth)^2, with depth 0 at embed and at head, which see the input and output tokens,
+    and (k + 1) / (layers + 1) at layer k.
     """
     config = chain.config
-    item_bytes = torch.empty((), dtype=dtype).element_size()
     key_value_heads, head_width = chain.cache_shape
-    result = []
+    all_shapes, result = chain.shapes(), []
     for index, spec in enumerate(chain.specs):
-        shapes = [_shape(chain, name) for name in chain.tensor_names(index).values()]
-        parameters = sum(shape.numel() for shape in shapes)
-        products = 0 if spec.kind == "embed" else sum(shape.numel() for shape in shapes if len(shape) == 2)
+        shapes = [all_shapes[name] for name in chain.tensor_names(index).values()]
+        products = 0 if spec.kind == "embed" else sum(math.prod(shape) for shape in shapes if len(shape) == 2)
         attends = spec.kind in ("layer", "attention")
         depth = 0.0 if spec.layer is None else (spec.layer + 1) / (config.num_hidden_layers + 1)
         result.append(
             BlockFeatures(
                 name=spec.name,
                 kind=spec.kind,
-                parameters=parameters,
+                parameters=sum(map(math.prod, shapes)),
                 flops_per_token=2.0 * products,
                 flops_per_context_token=4.0 * config.num_attention_heads * head_width if attends else 0.0,
-                weight_bytes=float(parameters * item_bytes),
+                weight_bytes=weight_bytes[index],
                 kv_bytes_per_token=float(2 * key_value_heads * head_width * item_bytes) if attends else 0.0,
                 activation_bytes_per_token=4.0 if spec.kind == "head" else float(config.hidden_size * item_bytes),
-                private=spec.layer is None or spec.layer < private_layers,
+                private=False,
                 sensitivity=(1.0 - depth) ** 2,
             )
         )
     return tuple(result)
 
 
-def _shape(chain: Chain, name: str) -> torch.Size:
+def _tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     module, _, tensor = name.rpartition(".")
-    shape: torch.Size = getattr(chain._skeleton.get_submodule(module), tensor).shape
-    return shape
+    found: torch.Tensor = getattr(model.get_submodule(module), tensor)
+    return found

@@ -1,0 +1,1 @@
+"""The ONNX Runtime engine: quantised, batched, and exact over any split."""

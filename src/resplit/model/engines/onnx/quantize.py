@@ -1,0 +1,101 @@
+"""Weight-only quantisation of matrices, in the layout of ONNX Runtime's MatMulNBits.
+
+Each output column is cut into blocks of `BLOCK_SIZE` weights. A block has one float32 scale and one integer zero point:
+weight = scale * (q - zero point).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+BLOCK_SIZE = 32
+_SHRINKS = (1.0, 0.95, 0.9, 0.85)
+FloatMatrix = np.ndarray[Any, np.dtype[np.float32]]
+ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class QuantisedMatrix:
+    """A matrix of `columns` outputs and `rows` inputs, packed in `bits` (4 or 8) per weight.
+
+    `packed` is (columns, blocks, BLOCK_SIZE * bits / 8), `scales` (columns, blocks), and `zero_points` (columns,
+    blocks * bits / 8 rounded up).
+    """
+
+    bits: int
+    rows: int
+    columns: int
+    packed: ByteArray
+    scales: FloatMatrix
+    zero_points: ByteArray
+
+    def dequantised(self) -> FloatMatrix:
+        """The weights that the packed integers stand for, (columns, rows)."""
+        blocks = self.scales.shape[1]
+        q = _unpacked(self.packed.reshape(self.columns, -1), self.bits)
+        zero = _unpacked(self.zero_points, self.bits)[:, :blocks]
+        steps = q.reshape(self.columns, blocks, BLOCK_SIZE).astype(np.float32) - zero[:, :, None].astype(np.float32)
+        weights: FloatMatrix = (steps * self.scales[:, :, None]).reshape(self.columns, -1)[:, : self.rows]
+        return weights
+
+
+def quantise(weight: FloatMatrix, bits: int) -> QuantisedMatrix:
+    """Quantise a weight matrix (columns, rows), as Hugging Face stores linear layers; `bits` is 4 or 8.
+
+    Of several ranges for each block, the one with the least squared error is taken.
+    """
+    columns, rows = weight.shape
+    blocks = -(-rows // BLOCK_SIZE)
+    padded = np.zeros((columns, blocks * BLOCK_SIZE), dtype=np.float32)
+    padded[:, :rows] = weight
+    grouped = padded.reshape(columns, blocks, BLOCK_SIZE)
+    q, scale, zero = _nearest(grouped, bits, _SHRINKS[0])
+    error = _squared_error(grouped, q, scale, zero)
+    for shrink in _SHRINKS[1:] if bits < 8 else ():
+        other = _nearest(grouped, bits, shrink)
+        other_error = _squared_error(grouped, *other)
+        better = other_error < error
+        q[better], scale[better], zero[better] = (each[better] for each in other)
+        error = np.minimum(error, other_error)
+    packed = _packed(q.reshape(columns, -1).astype(np.uint8), bits).reshape(columns, blocks, -1)
+    return QuantisedMatrix(bits, rows, columns, packed, scale, _packed(zero.astype(np.uint8), bits))
+
+
+def _nearest(grouped: FloatMatrix, bits: int, shrink: float) -> tuple[FloatMatrix, FloatMatrix, FloatMatrix]:
+    """Integers (columns, blocks, BLOCK_SIZE), scales and zero points (columns, blocks).
+
+    The grid contains 0, and spans the share `shrink` of the block's range; weights outside it are clipped.
+    """
+    steps = 2**bits - 1
+    low = np.minimum(grouped.min(axis=2), 0.0) * shrink
+    high = np.maximum(grouped.max(axis=2), 0.0) * shrink
+    scale = np.where(high > low, (high - low) / steps, 1.0).astype(np.float32)
+    zero = np.clip(np.rint(-low / scale), 0, steps).astype(np.float32)
+    q = np.clip(np.rint(grouped / scale[:, :, None]) + zero[:, :, None], 0, steps)
+    return q, scale, zero
+
+
+def _squared_error(grouped: FloatMatrix, q: FloatMatrix, scale: FloatMatrix, zero: FloatMatrix) -> FloatMatrix:
+    difference = (q - zero[:, :, None]) * scale[:, :, None] - grouped
+    error: FloatMatrix = np.einsum("cbi,cbi->cb", difference, difference)
+    return error
+
+
+def _packed(values: ByteArray, bits: int) -> ByteArray:
+    """Rows of small integers as bytes; with 4 bits the even items are the low halves."""
+    if bits == 8:
+        return values
+    even = np.zeros((values.shape[0], -(-values.shape[1] // 2) * 2), dtype=np.uint8)
+    even[:, : values.shape[1]] = values
+    packed: ByteArray = even[:, 0::2] | (even[:, 1::2] << 4)
+    return packed
+
+
+def _unpacked(packed: ByteArray, bits: int) -> ByteArray:
+    if bits == 8:
+        return packed
+    values: ByteArray = np.stack((packed & 0xF, packed >> 4), axis=-1).reshape(packed.shape[0], -1)
+    return values

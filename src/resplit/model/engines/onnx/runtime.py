@@ -1,0 +1,78 @@
+"""ONNX Runtime as this engine uses it: graphs from bytes, run on memory that the caller owns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from resplit.errors import ModelError
+
+Array = np.ndarray[Any, Any]
+# A bound tensor: its name in the graph, the type of its items, its shape, and its address.
+Bound = tuple[str, type[np.generic], tuple[int, ...], int]
+
+_CPU = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
+# Prepared bindings of one graph above this number are forgotten: batches change as sessions come and go.
+_MOST_BINDINGS = 128
+
+
+class Graph:
+    """One graph with its weights, run on bound memory. Bindings are prepared once and reused."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._bindings: dict[Hashable, Any] = {}
+
+    def run(self, key: Hashable, bind: Callable[[], tuple[Iterable[Bound], Iterable[Bound]]]) -> None:
+        """Run on the memory that `bind()` names: inputs, then outputs. Equal keys must stand for equal memory."""
+        binding = self._bindings.get(key)
+        if binding is None:
+            if len(self._bindings) >= _MOST_BINDINGS:
+                self._bindings.clear()
+            binding = self._bindings[key] = onnxruntime.capi._pybind_state.SessionIOBinding(self._session)
+            inputs, outputs = bind()
+            for name, kind, shape, address in inputs:
+                binding.bind_input(name, _CPU, kind, shape, address)
+            for name, kind, shape, address in outputs:
+                binding.bind_output(name, _CPU, kind, shape, address)
+        self._session.run_with_iobinding(binding, None)
+
+
+class Runtime:
+    """Loads graphs. All graphs of the process share one pool of threads."""
+
+    _threads: int | None = None  # of the process: the pool is made once
+
+    def __init__(self, threads: int) -> None:
+        if Runtime._threads is None:
+            onnxruntime.set_default_logger_severity(3)
+            onnxruntime.set_global_thread_pool_sizes(threads, 1)
+            Runtime._threads = threads
+        self._shared: dict[bytes, Any] = {}
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3
+        self._options.use_per_session_threads = False
+        self._options.enable_cpu_mem_arena = False  # an arena for each graph would hold more than the blocks
+
+    def graph(self, model: Array) -> Graph:
+        """A graph with its weights; ModelError if the bytes are no graph that this runtime can run."""
+        return Graph(self._load(model.tobytes()))
+
+    def shared_graph(self, model: Array) -> Graph:
+        """A graph without weights: equal ones share a session, but not their bindings."""
+        serialised = model.tobytes()
+        digest = hashlib.sha256(serialised).digest()
+        if digest not in self._shared:
+            self._shared[digest] = self._load(serialised)
+        return Graph(self._shared[digest])
+
+    def _load(self, serialised: bytes) -> Any:
+        try:
+            session = onnxruntime.InferenceSession(serialised, self._options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises a class of its own for every kind of failure
+            raise ModelError(f"ONNX Runtime cannot load a graph: {(str(error).splitlines() or [''])[0]}") from error
+        return session._sess

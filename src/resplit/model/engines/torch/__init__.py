@@ -1,0 +1,1 @@
+"""The torch engine: any supported Hugging Face decoder, and the oracle of the others."""
