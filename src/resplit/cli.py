@@ -216,8 +216,9 @@ def main() -> None:
 def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run `work` on an event loop with timers of 0.1 ms accuracy; SIGINT and SIGTERM set its event."""
     import asyncio
-    import selectors
     import signal
+
+    from resplit import event_loop
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -225,9 +226,7 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await work(stop)
 
-    # epoll rounds timers to whole milliseconds, which is as long as a hop over an emulated link.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(run())
+    event_loop.run(run())
 
 
 def _operate(url: str, state: Path, work: Callable[[ControlClient], list[str]]) -> None:
