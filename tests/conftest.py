@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from resplit.cluster.local import Cluster
     from resplit.model.source import StoredModel
+    from tests.support.shared_cluster import SharedCluster
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +44,25 @@ def stored_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return obtain(str(model_folder), tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Four node processes, and one for gateway and controller, with a first plan deployed."""
-    from tests.support.cluster import started
+@pytest.fixture(scope="session")
+def shared_cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedCluster]:
+    """The cluster behind `cluster`. Starting one takes many seconds."""
+    from tests.support.shared_cluster import SharedCluster
 
-    with started(tmp_path_factory.mktemp("cluster"), model_folder) as running:
-        yield running
+    shared = SharedCluster(tmp_path_factory.mktemp("cluster"), model_folder)
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_cluster: SharedCluster) -> Cluster:
+    """Four node processes, and one for gateway and controller, with a plan deployed. Earlier modules have used it."""
+    return shared_cluster.restored()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of the shared cluster last: while it runs, it takes a part of the processor."""
+    items.sort(key=lambda item: "shared_cluster" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture

@@ -40,15 +40,21 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     """30 kills, one after another, under eight streams."""
     model = make_model(folder)
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS)
+    with started(folder, model) as cluster:
+        return await kill_nodes(cluster, expected, max(2, round(KILLS * scale)))
+
+
+async def kill_nodes(cluster: Cluster, expected: list[list[int]], kills: int) -> list[Finding]:
+    """Kill nodes of a running cluster. `expected` holds the tokens of each stream of one request."""
     rng, times = random.Random(11), Times()
-    kills = max(2, round(KILLS * scale))
-    with started(folder, model) as cluster, ControlClient(cluster.url, cluster.token) as client:
+    with ControlClient(cluster.url, cluster.token) as client:
+        earlier = len(client.records())
         async with streaming(cluster, expected) as streams:
             for _ in range(kills):
                 await asyncio.to_thread(use_all, client, rng)
                 await asyncio.sleep(rng.uniform(0.1, 1.5))
                 await one_kill(cluster, client, streams, [rng.choice(NODES)], times)
-        moves = [move for record in client.records() for move in record.moves]
+        moves = [move for record in client.records(earlier) for move in record.moves]
     replays_s = [move.pause_s for move in moves if move.replayed]
     count = Finding("kills", "kills of nodes that served", str(kills))
     return [*stream_findings("kills", streams), count, *time_findings("kills", times, replays_s)]
