@@ -57,10 +57,6 @@ def place(client: ControlClient, *placement: str) -> None:
     client.propose(Proposal(placement, "re-split", client.model().epoch))
 
 
-def node_of(client: ControlClient, name: str) -> NodeStatus:
-    return next(node for node in client.status().nodes if node.node == name)
-
-
 async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[], object]) -> list[list[int]]:
     """The answers of eight streams, in the middle of which `act` is called."""
 
@@ -109,7 +105,7 @@ async def test_a_drained_node_holds_no_block_and_no_stream_is_disturbed(
         def drain() -> None:
             printed.extend(client.drain("gamma"))
             assert "gamma" not in client.model().placement
-            assert node_states(client, "gamma").blocks == ()
+            assert blocks_of(client, "gamma") == set()
 
         assert await under_streams(cluster, client, drain) == expected
         assert printed == ["gamma is drained"]
@@ -159,7 +155,7 @@ async def test_a_node_that_loses_trust_holds_no_private_block_once_the_command_r
 
         def distrust() -> None:
             assert client.trust("beta", False) == ["beta is not trusted any more"]
-            assert not PRIVATE & set(node_states(client, "beta").blocks)
+            assert not PRIVATE & blocks_of(client, "beta")
             placement = client.model().placement
             assert {placement[block] for block in PRIVATE} == {"alpha"}
 
@@ -179,8 +175,7 @@ def test_without_a_trusted_node_requests_get_503_and_no_node_holds_a_private_blo
     with ControlClient(cluster.url, cluster.token) as client:
         client.trust("beta", False)
         client.trust("alpha", False)
-        for name in ("alpha", "beta", "gamma", "delta"):
-            assert not PRIVATE & set(node_states(client, name).blocks)
+        assert not any(PRIVATE & set(node.blocks) for node in reported_after(client))
         refused = completion(cluster)
         assert refused.status_code == 503
         assert "no placement" in refused.json()["error"]["message"]
@@ -223,9 +218,14 @@ async def test_a_changed_cluster_file_adds_a_node_and_removes_another(
         assert await all_answers(cluster, NEW_TOKENS) == expected
 
 
-def node_states(client: ControlClient, name: str) -> NodeStatus:
-    """A node's state as reported after this call."""
+def blocks_of(client: ControlClient, name: str) -> set[int]:
+    """The blocks that a node reports after this call."""
+    return next(set(node.blocks) for node in reported_after(client) if node.node == name)
+
+
+def reported_after(client: ControlClient) -> tuple[NodeStatus, ...]:
+    """The states of all nodes as they report them after this call."""
     called_s = time.monotonic()
-    while time.monotonic() < called_s + 1.2:  # the controller polls it every second
+    while time.monotonic() < called_s + 1.2:  # the controller polls them every second
         time.sleep(0.05)
-    return node_of(client, name)
+    return client.status().nodes
