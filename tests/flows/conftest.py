@@ -1,4 +1,4 @@
-"""One Prefect test server for all tests of the flows."""
+"""One Prefect test server for all tests that run flows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.environment import prepare
 prepare()  # before prefect is imported
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A server with a database of its own."""
     from prefect.testing.utilities import prefect_test_harness

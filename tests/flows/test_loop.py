@@ -12,7 +12,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from tasks.observe import read_decisions
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
