@@ -91,6 +91,8 @@ class ClassConfig(_Strict):
 class LimitsConfig(_Strict):
     """Limits of the gateway. `context_tokens` bounds one session's cache, `sessions` the sessions that run at once.
 
+    `connections` bounds the open connections at the port of the gateway, and at that of each node.
+
     A running session's caches are replicated to stand-by nodes every `copy_every` positions; 0 turns this off.
     """
 
@@ -100,6 +102,7 @@ class LimitsConfig(_Strict):
     body: Bytes = 2**20
     deadline: Seconds = 120.0
     copy_every: Annotated[int, Field(ge=0)] = 4
+    connections: Annotated[int, Field(ge=1)] = 512
 
 
 class ObjectiveConfig(_Strict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
 from resplit.config import ClusterConfig
@@ -23,7 +23,7 @@ from resplit.control.desired_state import DesiredState, load_desired_state
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
-from resplit.errors import ConfigError, NodeLostError
+from resplit.errors import NodeLostError
 from resplit.files import write_atomically
 from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
@@ -36,6 +36,7 @@ from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from resplit.wire.addresses import Address
+from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
 
 _log = structlog.get_logger(__name__)
 _NODES_ANSWER_WITHIN_S = 120.0
@@ -73,8 +74,8 @@ async def serve(
     the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
     ConfigError if the port is taken, or if this machine is too slow for its emulated nodes.
     """
-    bound = _bind(paths.listen)
     desired = load_desired_state(paths.desired_state_file, content)
+    listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
     await asyncio.to_thread(check_emulation, desired.cluster, model)
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
@@ -82,13 +83,13 @@ async def serve(
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
     parts = _assemble(content, desired, model, member, keyring, paths)
-    server = _Server(uvicorn.Config(parts.app, log_level="warning", lifespan="off"))
+    server = _http_server(parts.app, listener)
     try:
         first = parts.controller.log.last_committed() is None
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
         await parts.controller.start()
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
+            serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
             polling = tasks.create_task(parts.monitor.run(), name="monitor")
             freeze_startup_objects()
             ready()
@@ -99,7 +100,7 @@ async def serve(
     finally:
         await parts.controller.stop()
         await parts.router.disconnect()
-        bound.close()
+        listener.close()
 
 
 @dataclass(frozen=True)
@@ -166,17 +167,23 @@ def _token(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _bind(listen: Address) -> socket.socket:
-    """Bind the port first, so that a port in use is an error before anything starts."""
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((listen.host, listen.port))
-    except OSError as error:
-        bound.close()
-        raise ConfigError(f"--listen {listen}", f"cannot listen there: {error.strerror}; choose another port") from None
-    return bound
+def _http_server(app: ASGIApp, listener: Listener) -> _Server:
+    """A server of `app`, which tells the listener which connections have a request."""
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        with listener.serving(tuple(scope["client"])):
+            await app(scope, receive, send)
+
+    return _Server(
+        uvicorn.Config(
+            noted,
+            log_level="warning",
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,  # else a client could choose its own address
+            backlog=ACCEPTED_PER_TURN,
+        )
+    )
 
 
 class _Server(uvicorn.Server):

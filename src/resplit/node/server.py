@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from grpclib import events
 from grpclib.const import Handler, Status
+from grpclib.events import RecvRequest
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
 from resplit.config import ClusterConfig
-from resplit.errors import ConfigError, ResplitError, wire_word
+from resplit.errors import ResplitError, wire_word
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.security import signing
@@ -27,6 +29,7 @@ from resplit.status import NodeReport
 from resplit.wire.addresses import Address
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
+from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
 from resplit.wire.message_limits import limited, receive_one
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
@@ -181,10 +184,14 @@ async def serve_node(
 
     agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
     server = Server([NodeService(agent, signing.CommandVerifier(member))])
-    try:
-        await server.start(listen.host, listen.port, ssl=member.server_context())
-    except OSError as error:
-        raise ConfigError(f"--listen {listen}", f"cannot listen there: {error.strerror or error}") from None
+    listener = Listener(listen, cluster.limits.connections)
+
+    async def member_calls(event: RecvRequest) -> None:
+        if address := event.peer.addr():
+            listener.begin(address[:2])
+
+    events.listen(server, RecvRequest, member_calls)
+    await server.start(sock=listener, backlog=ACCEPTED_PER_TURN, ssl=member.server_context())
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
     probing = asyncio.create_task(agent.probe.run(), name="probe")
     try:
