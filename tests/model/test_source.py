@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -17,6 +18,8 @@ from resplit.model.engines import open_engine
 from resplit.model.source import DEFAULT_MODEL, obtain
 from tests.support.cluster import reference
 from tests.support.engines import run_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_blocks_together_are_the_model(model_folder: Path, unsplit_model: torch.nn.Module, tmp_path: Path) -> None:
@@ -133,3 +136,61 @@ def test_an_interrupted_conversion_is_repeated(model_folder: Path, tmp_path: Pat
     assert again == stored
     assert len(again.content("head")) > 100
     assert json.loads((again.folder / "model.json").read_text())["note"] == ""
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_model_with_code_of_its_own_is_refused_in_words(model_folder: Path, tmp_path: Path, file: str) -> None:
+    settings = json.loads((model_folder / file).read_text()) | {"auto_map": {"AutoModelForCausalLM": "theirs.Model"}}
+    copy = broken(model_folder, tmp_path, file, json.dumps(settings).encode())
+    (copy / "theirs.py").write_text("raise SystemExit('code of the model ran')")
+    with pytest.raises(
+        ModelError, match=rf"{file} names Python code of the model's own \(auto_map\).* never runs code"
+    ):
+        obtain(str(copy), tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])
+def test_pickled_weights_are_refused_and_the_error_says_how_to_convert_them(
+    model_folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = broken(model_folder, tmp_path, "model.safetensors", None)
+    torch.save(load_file(model_folder / "model.safetensors"), copy / name)
+    with pytest.raises(ModelError, match=rf"weights in {name}; .*save_pretrained\(OTHER_FOLDER\)"):
+        obtain(str(copy), tmp_path / "store")
+
+
+def test_an_index_cannot_name_a_pickled_file(model_folder: Path, tmp_path: Path) -> None:
+    index = {"weight_map": dict.fromkeys(load_file(model_folder / "model.safetensors"), "pytorch_model.bin")}
+    copy = broken(model_folder, tmp_path, "model.safetensors.index.json", json.dumps(index).encode())
+    (copy / "pytorch_model.bin").write_bytes((model_folder / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match=r"weights in pytorch_model\.bin; "):
+        obtain(str(copy), tmp_path / "store")
+
+
+def test_a_hub_model_without_safetensors_is_refused_with_the_way_to_convert_it(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = broken(model_folder, tmp_path, "model.safetensors", None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(copy))
+    with pytest.raises(ModelError, match=r"'they/theirs' has no safetensors file on the hub; .*save_pretrained"):
+        obtain("they/theirs", tmp_path / "store")
+
+
+def test_every_call_that_opens_a_model_refuses_its_code_and_pickled_weights() -> None:
+    required = {
+        "AutoConfig.from_pretrained": {"trust_remote_code": False},
+        "AutoTokenizer.from_pretrained": {"trust_remote_code": False},
+        "AutoModelForCausalLM.from_config": {"trust_remote_code": False},
+        "AutoModelForCausalLM.from_pretrained": {"trust_remote_code": False, "use_safetensors": True},
+        "GenerationConfig.from_pretrained": {},  # reads one JSON file
+    }
+    found = set()
+    for file in (each for folder in ("src", "tasks", "flows") for each in (ROOT / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if name.endswith((".from_pretrained", ".from_config")):
+                given = {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg in required[name]}
+                assert given == required[name], f"{file}:{call.lineno}"
+                found.add(name)
+            assert name not in ("torch.load", "pickle.load", "pickle.loads"), f"{file}:{call.lineno}"
+    assert found == required.keys()

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+HOW_TO_CONVERT = (
+    "a pickled file can run any code when it is read, so resplit reads safetensors only; convert the model where that "
+    "does no harm: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER)"
+)
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Buffers that old checkpoints contain and that every implementation computes itself.
 _COMPUTED = re.compile(r"(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 
@@ -66,6 +71,7 @@ class SafetensorsFolder:
         self._files: dict[str, Any] = {}  # the open file of each tensor
         named = _indexed_files(folder)
         for file in sorted(set(named.values())) or [_SINGLE]:
+            _refuse_pickled(folder, file)
             try:
                 opened: Any = safe_open(folder / file, framework="pt")
             except (OSError, SafetensorError) as error:
@@ -110,6 +116,15 @@ def locate(
     if unused := [name for name in unused if not _COMPUTED.search(name)]:
         raise ModelError(f"{checkpoint.place} contains {_some(unused)}, which no block of this model uses")
     return names
+
+
+def _refuse_pickled(folder: Path, file: str) -> None:
+    """ModelError if weights would have to be read from a pickled file: reading one runs code that it contains."""
+    pickled = [file] if file.endswith(_PICKLED) else []
+    if not pickled and not (folder / file).exists():
+        pickled = sorted(each.name for each in folder.iterdir() if each.suffix in _PICKLED)
+    if pickled:
+        raise ModelError(f"{folder} has its weights in {_some(pickled)}; {HOW_TO_CONVERT}")
 
 
 def _indexed_files(folder: Path) -> dict[str, str]:

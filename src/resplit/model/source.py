@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from resplit.errors import ModelError
-from resplit.model.checkpoint import Checkpoint, LoadedCheckpoint, SafetensorsFolder, locate
+from resplit.model.checkpoint import HOW_TO_CONVERT, Checkpoint, LoadedCheckpoint, SafetensorsFolder, locate
 from resplit.model.spec import ModelSpec, parse_spec
 from resplit.privacy import with_private_layers
 from resplit.types import BlockFeatures, EngineChoice, Split, Width
@@ -127,6 +127,7 @@ def _open(model: str, scratch: Path) -> _Source:
         if model == DEFAULT_MODEL:
             return _open_default(scratch)
         folder = Path(model) if Path(model).is_dir() else _from_hub(model, scratch)
+        _refuse_own_code(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if quantisation := getattr(config, "quantization_config", None):
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
@@ -143,10 +144,25 @@ def _open(model: str, scratch: Path) -> _Source:
         ) from error
 
 
+def _refuse_own_code(folder: Path) -> None:
+    """ModelError if the model's settings name Python code of its own: none is run, and no other class replaces it."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if isinstance(settings, dict) and "auto_map" in settings:
+            raise ModelError(
+                f"{file} names Python code of the model's own (auto_map), and resplit never runs code that comes with "
+                "a model; give a version of the model for a class of transformers, without auto_map"
+            )
+
+
 def _from_hub(model: str, scratch: Path) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_dir=scratch / "hub"))
+    folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_dir=scratch / "hub"))
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model {model!r} has no safetensors file on the hub; {HOW_TO_CONVERT}")
+    return folder
 
 
 def _open_default(scratch: Path) -> _Source:
@@ -155,12 +171,14 @@ def _open_default(scratch: Path) -> _Source:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, gguf = _fetch_default(scratch)
-    whole = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=gguf, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     config = whole.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     note = "weights are a dequantised 4-bit copy (Q4_1)"
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf, trust_remote_code=False)
     return _Source(LoadedCheckpoint(gguf, whole.state_dict()), config, tokenizer, whole.generation_config, note)
 
 

@@ -31,7 +31,7 @@ class Text:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             return cls(tokenizer, frozenset(stop_ids) | _generation_stop_ids(folder))
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]

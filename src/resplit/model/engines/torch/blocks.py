@@ -96,7 +96,7 @@ class Chain:
             raise ModelError(f"model type {config.model_type!r} is not supported; supported: {', '.join(_FAMILIES)}")
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config).eval()
+            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
         self.config = config
         self.specs = _specs(config.num_hidden_layers, split)
         self._family = family
