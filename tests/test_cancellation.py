@@ -1,10 +1,12 @@
-"""The cancellation of tasks."""
+"""The cancellation of tasks, and tasks whose failure ends their process."""
 
 from __future__ import annotations
 
 import asyncio
 
-from resplit.cancellation import cancel_and_wait
+import pytest
+
+from resplit.cancellation import VitalTasks, cancel_and_wait, until_stopped
 
 
 async def test_a_task_that_takes_the_first_cancellation_for_a_lost_connection_still_ends() -> None:
@@ -40,3 +42,41 @@ async def test_a_task_that_ends_with_an_error_raises_nothing_here() -> None:
 
     assert task.done()
     await cancel_and_wait([])
+
+
+async def fail_once(begin: asyncio.Event) -> None:
+    await begin.wait()
+    raise ValueError("a defect")
+
+
+async def test_a_failure_of_any_owners_task_ends_the_wait_for_the_end() -> None:
+    tasks, others, begin = VitalTasks(), VitalTasks(), asyncio.Event()
+    others.spawn(fail_once(begin), "broken")
+    waiting = asyncio.create_task(until_stopped(asyncio.Event(), tasks, others))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+
+    begin.set()
+
+    with pytest.raises(ValueError, match="a defect"):
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_failure_before_the_wait_ends_it_at_once() -> None:
+    tasks, begin = VitalTasks(), asyncio.Event()
+    begin.set()
+    with pytest.raises(ValueError, match="a defect"):
+        await tasks.spawn(fail_once(begin), "broken")
+
+    with pytest.raises(ValueError, match="a defect"):
+        await asyncio.wait_for(until_stopped(asyncio.Event(), tasks), 5)
+
+
+async def test_tasks_that_end_or_are_stopped_have_not_failed() -> None:
+    tasks, stop = VitalTasks(), asyncio.Event()
+    await tasks.spawn(asyncio.sleep(0), "short")
+    tasks.spawn(asyncio.sleep(60), "long")
+    await tasks.stop()
+    stop.set()
+
+    await asyncio.wait_for(until_stopped(stop, tasks), 5)

@@ -1,4 +1,4 @@
-"""Cancels tasks reliably, and runs tasks in the background of their owner."""
+"""Cancels tasks reliably, and ends the process with an error when a task fails without which it cannot serve."""
 
 from __future__ import annotations
 
@@ -28,23 +28,50 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
                 task.exception()  # retrieve it, so that asyncio does not log it
 
 
-class BackgroundTasks:
-    """Tasks that run in the background until they end or their owner stops them. A failure is logged."""
+class VitalTasks:
+    """Tasks that run until they end or their owner stops them. Their process must not continue after one has failed.
+
+    The process waits in `until_stopped`. Work whose failure harms only one session or one peer does not belong here.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._failure: BaseException | None = None
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def stop(self) -> None:
         """Cancel all tasks and wait for their end."""
         await cancel_and_wait(self._tasks)
 
+    async def failure(self) -> BaseException:
+        """Wait until a task fails. Returns the error of the first one that did."""
+        await self._failed.wait()
+        assert self._failure is not None
+        return self._failure
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            _log.error("a background task failed", exc_info=error)
+            _log.error("a vital task failed", task=task.get_name(), exc_info=error)
+            self._failure = self._failure or error
+            self._failed.set()
+
+
+async def until_stopped(stop: asyncio.Event, *owners: VitalTasks) -> None:
+    """Wait until `stop` is set. Raises the error of a vital task as soon as one fails."""
+    stopping = asyncio.create_task(stop.wait())
+    failures = [asyncio.create_task(tasks.failure()) for tasks in owners]
+    try:
+        await asyncio.wait([stopping, *failures], return_when=asyncio.FIRST_COMPLETED)
+        for failed in failures:
+            if failed.done():
+                raise failed.result()
+    finally:
+        await cancel_and_wait([stopping, *failures])

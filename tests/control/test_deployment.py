@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resplit.cancellation import BackgroundTasks
+from resplit.cancellation import VitalTasks
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
@@ -39,7 +39,7 @@ class Bench:
         self.gateway = RecordingGateway({A, B, C}, self.events)
         self.log = EpochLog(self.folder / "epochs.db")
         self.commands = RecordingCommands(self.model, self.log, self.events)
-        self.tasks = BackgroundTasks()
+        self.tasks = VitalTasks()
         addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
         gateway: Any = self.gateway
         self.view = ClusterView(config, self.model, addresses, gateway)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resplit.cancellation import BackgroundTasks
+from resplit.cancellation import VitalTasks
 from resplit.control import recovery as recovery_module
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
@@ -49,7 +49,7 @@ class Bench:
         self.gateway = RecordingGateway({A, B, C}, self.events)
         self.log = EpochLog(folder / "epochs.db")
         self.commands = RecordingCommands(model, self.log, self.events)
-        self.tasks = BackgroundTasks()
+        self.tasks = VitalTasks()
         self.planner = FixedPlanner()
         gateway: Any = self.gateway
         planner: Any = self.planner

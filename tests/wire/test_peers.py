@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.server import Server, Stream
 
 from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
 from resplit.errors import DataError, NodeLostError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
+from resplit.security.identity import Member
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
-from resplit.wire.node_pb2 import ReportReply, ReportRequest, Step, Token
+from resplit.wire.node_grpc import NodeBase
+from resplit.wire.node_pb2 import Ack, ReportReply, ReportRequest, Step, Token
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 from resplit.wire.tensors import from_wire, to_wire
@@ -199,3 +203,47 @@ async def test_a_report_that_cannot_be_read_is_an_error_that_names_the_node_and_
 def test_an_activation_is_transferred_bit_for_bit() -> None:
     given = Activation("bfloat16", (1, 2, 3), bytes(range(12)))
     assert from_wire(to_wire(given)) == given
+
+
+class _Nonsense(ProtoCodec):  # type: ignore[misc]
+    """Encodes every message as bytes that are no message."""
+
+    def encode(self, message: object, message_type: object) -> bytes:
+        return b"\xff\xff\xff"
+
+
+class _Liar(NodeBase):  # type: ignore[misc]
+    """A member that answers every call with nonsense."""
+
+    async def _lie(self, stream: Stream[object, object]) -> None:
+        await stream.recv_message()
+        await stream.send_message(Ack())
+
+    Steps = Tokens = Command = Report = Echo = Cache = TransferCache = Attempt = Close = _lie
+
+
+async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProcessCluster) -> None:
+    address = Address("127.0.0.1", free_ports(1)[0])
+    server = Server([_Liar()], codec=_Nonsense())
+    await server.start(address.host, address.port, ssl=Member.load(nodes.folder / "keys" / "far").server_context())
+    watched = Watched(nodes, address)
+    try:
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: watched.peer.report(0),
+            lambda: watched.peer.echo_s(0),
+            lambda: watched.peer.command("abort", "signed"),
+            lambda: watched.peer.begin_attempt("a", 1),
+            lambda: anext(watched.peer.tokens()),
+        ]
+        for call in calls:
+            with pytest.raises(NodeLostError, match="does not answer"):
+                await call()
+
+        watched.peer.send(Step(session="a"))
+        async with asyncio.timeout(5):
+            name, steps = await watched.lost.get()
+        assert (name, [step.session for step in steps]) == ("far", ["a"])
+    finally:
+        await watched.peer.disconnect()
+        server.close()
+        await server.wait_closed()

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
+from resplit.cancellation import VitalTasks, until_stopped
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
@@ -72,7 +73,8 @@ async def serve(
 
     `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
     the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
-    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes.
+    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes. The error of a vital task
+    if one fails.
     """
     desired = load_desired_state(paths.desired_state_file, content)
     listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
@@ -83,21 +85,20 @@ async def serve(
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
     parts = _assemble(content, desired, model, member, keyring, paths)
-    server = _http_server(parts.app, listener)
+    server, tasks = _http_server(parts.app, listener), VitalTasks()
     try:
         first = parts.controller.log.last_committed() is None
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
         await parts.controller.start()
-        async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-            polling = tasks.create_task(parts.monitor.run(), name="monitor")
-            freeze_startup_objects()
-            ready()
-            await stop.wait()
-            server.should_exit = True
-            await serving
-            polling.cancel()
+        http = tasks.spawn(server.serve(sockets=[listener]), "http")
+        tasks.spawn(parts.monitor.run(), "monitor")
+        freeze_startup_objects()
+        ready()
+        await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)
+        server.should_exit = True
+        await http
     finally:
+        await tasks.stop()
         await parts.controller.stop()
         await parts.router.disconnect()
         listener.close()

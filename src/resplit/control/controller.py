@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
-from resplit.cancellation import BackgroundTasks
+import structlog
+
+from resplit.cancellation import VitalTasks
 from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
@@ -16,6 +19,7 @@ from resplit.control.node_commands import NodeCommands
 from resplit.control.planning import ControllerPlanner
 from resplit.control.recovery import Recovery
 from resplit.epochs import LiveEpoch, Proposal
+from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.shards.keyring import Keyring
@@ -23,9 +27,11 @@ from resplit.wire.addresses import Address
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
+_log = structlog.get_logger(__name__)
+
 
 class Controller:
-    """Owns the parts and their background tasks, and passes events on to them."""
+    """Owns the parts and their vital `tasks`, and passes events on to them."""
 
     def __init__(
         self,
@@ -40,12 +46,12 @@ class Controller:
         problem_file: Path,
     ) -> None:
         self.log = log
-        self._tasks = BackgroundTasks()
+        self.tasks = VitalTasks()
         commands = NodeCommands(model, member, keyring, peers)
         self.member = member
         self.view = ClusterView(cluster, model, addresses, gateway)
         self.planner = ControllerPlanner(self.view, problem_file)
-        self.deployment = Deployment(self.view, commands, log, self._tasks)
+        self.deployment = Deployment(self.view, commands, log, self.tasks)
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
@@ -73,11 +79,22 @@ class Controller:
         """A node answers, for the first time or again: bring it up to date."""
         self.recovery.node_returned()
         if self.membership.introduced and name in self.view.addresses:
-            self._tasks.spawn(self.membership.welcome(name))
+            self._start(self.membership.welcome(name), f"welcome {name}")
 
     async def stop(self) -> None:
         """Cancel the background tasks."""
-        await self._tasks.stop()
+        await self.tasks.stop()
 
     def _recover(self) -> None:
-        self._tasks.spawn(self.recovery.recover())
+        self._start(self.recovery.recover(), "recover")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self.tasks.spawn(_unless_refused(work, name), name)
+
+
+async def _unless_refused(work: Coroutine[Any, Any, None], name: str) -> None:
+    """Do this work. If a node is lost meanwhile, or a disk is full, log that: the next event tries again."""
+    try:
+        await work
+    except ResplitError as error:
+        _log.warning("not completed", task=name, error=str(error))

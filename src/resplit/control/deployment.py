@@ -17,7 +17,7 @@ from dataclasses import asdict
 
 import structlog
 
-from resplit.cancellation import BackgroundTasks
+from resplit.cancellation import VitalTasks
 from resplit.control.cluster_view import ClusterView
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import NodeCommands
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 class Deployment:
     """The epochs of one cluster. `on_outage` is called when a deployment leaves a live epoch that cannot serve."""
 
-    def __init__(self, view: ClusterView, commands: NodeCommands, log: EpochLog, tasks: BackgroundTasks) -> None:
+    def __init__(self, view: ClusterView, commands: NodeCommands, log: EpochLog, tasks: VitalTasks) -> None:
         self._view = view
         self._commands = commands
         self._log = log
@@ -199,7 +199,7 @@ class Deployment:
         self._settling = asyncio.Event()
         if self._oldest_used < oldest <= self.live_number:
             self._oldest_used = oldest
-            self._tasks.spawn(self._release(oldest))
+            self._tasks.spawn(self._release(oldest), "release")
 
     async def settle(self) -> None:
         """Wait until every session is in the live epoch and the nodes have released the earlier ones."""

@@ -17,6 +17,7 @@ from grpclib.events import RecvRequest
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Server, Stream
 
+from resplit.cancellation import VitalTasks, until_stopped
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError, wire_word
 from resplit.model.engines import preload
@@ -175,7 +176,10 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 async def serve_node(
     name: str, cluster: ClusterConfig, keys: Path, registry_url: str, listen: Address, stop: asyncio.Event
 ) -> None:
-    """Run one node until `stop` is set. ConfigError if it cannot listen at the address `listen`."""
+    """Run one node until `stop` is set.
+
+    ConfigError if it cannot listen at the address `listen`. The error of a vital task if one fails.
+    """
     member = Member.load(keys)
     preload(cluster.engine)
 
@@ -193,14 +197,12 @@ async def serve_node(
     events.listen(server, RecvRequest, member_calls)
     await server.start(sock=listener, backlog=ACCEPTED_PER_TURN, ssl=member.server_context())
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
-    probing = asyncio.create_task(agent.probe.run(), name="probe")
+    tasks = VitalTasks()
+    tasks.spawn(agent.probe.run(), "probe")
     try:
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((probing, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if probing.done():
-            probing.result()
+        await until_stopped(stop, tasks)
     finally:
-        probing.cancel()
+        await tasks.stop()
         server.close()
         await agent.disconnect()
         with contextlib.suppress(asyncio.TimeoutError):

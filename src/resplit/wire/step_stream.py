@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from google.protobuf.message import DecodeError
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from resplit.cancellation import cancel_and_wait
 from resplit.wire.links import Link, Sender
@@ -17,7 +18,17 @@ from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, Step
 
 _log = structlog.get_logger(__name__)
-CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
+# What ends a call: the connection, the peer's refusal, or an answer that grpclib cannot read (the last four).
+CONNECTION_ERRORS = (
+    OSError,
+    GRPCError,
+    StreamTerminatedError,
+    asyncio.TimeoutError,
+    ProtocolError,
+    DecodeError,
+    NotImplementedError,
+    AssertionError,
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from resplit.cancellation import until_stopped
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
+from resplit.wire.node_pb2 import Token
 from tests.support.in_process import deploy, in_process, until
 from tests.support.three_nodes import SPREAD, C, generation_request, three_node_config
 
@@ -58,4 +60,23 @@ async def test_a_connection_that_breaks_for_a_moment_does_not_fail_a_request(
             if len(tokens) == 2:
                 nodes.break_connections(C)  # the controller has no problem yet, so it cannot plan
         assert len(tokens) == generation_request().max_new_tokens
+        await controller.stop()
+
+
+async def test_a_defect_while_tokens_are_received_is_a_failure_of_the_process(
+    stored_model: StoredModel, tmp_path: Path
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
+        controller = nodes.controller()
+        await deploy(controller, SPREAD)
+
+        def defect(token: Token) -> None:
+            raise KeyError(token.session)
+
+        nodes.router.on_token = defect
+        request = asyncio.create_task(first_token(nodes.sessions))
+
+        with pytest.raises(KeyError):
+            await asyncio.wait_for(until_stopped(asyncio.Event(), nodes.router.tasks), 5)
+        request.cancel()
         await controller.stop()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
-from resplit.cancellation import cancel_and_wait
+from resplit.cancellation import VitalTasks, cancel_and_wait
 from resplit.config import ClusterConfig, LinkShape
 from resplit.errors import NodeLostError
 from resplit.security.identity import Member
@@ -41,10 +40,10 @@ class Router:
     listening: set[str] = field(default_factory=set)  # the nodes whose stream of tokens is open; a subset of `peers`
 
     def __post_init__(self) -> None:
+        self.tasks = VitalTasks()
         self._unavailable_reason: str | None = None
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        self._background: set[asyncio.Task[None]] = set()
 
     def connect(self, addresses: dict[str, Address]) -> None:
         """Connect to nodes and listen to their tokens; a changed address replaces the connection."""
@@ -62,7 +61,7 @@ class Router:
         for name in names & set(self.peers):
             self._listeners.pop(name).cancel()
             self.listening.discard(name)
-            self._start(self.peers.pop(name).disconnect(), f"disconnect from {name}")
+            self.tasks.spawn(self.peers.pop(name).disconnect(), f"disconnect from {name}")
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
         """Return once the token streams of all these nodes are open; NodeLostError names the nodes that are silent."""
@@ -140,7 +139,7 @@ class Router:
     def close_session(self, session: str, nodes: set[str]) -> None:
         """Have nodes drop a session's caches, in the background."""
         for name in nodes & set(self.peers):
-            self._start(self.peers[name].close_sessions([session]), f"close session {session} on {name}")
+            self.tasks.spawn(self.peers[name].close_sessions([session]), f"close session {session} on {name}")
 
     def set_link(self, other: str, shape: Shape) -> None:
         """Change the emulated link from the source to another node."""
@@ -160,7 +159,7 @@ class Router:
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
 
     def _start_listening(self, name: str) -> None:
-        self._listeners[name] = asyncio.create_task(self._listen(name), name=f"tokens of {name}")
+        self._listeners[name] = self.tasks.spawn(self._listen(name), f"tokens of {name}")
 
     async def _listen(self, name: str) -> None:
         """Receive a node's tokens, and reconnect when the stream breaks; a node whose open stream breaks is lost."""
@@ -188,11 +187,6 @@ class Router:
         """Wake all callers of `changed`."""
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     def _step_lost(self, name: str, steps: list[Step]) -> None:
         for step in steps:
