@@ -227,7 +227,7 @@ def test_a_node_has_its_reported_state_or_else_its_configured_memory(cluster: Cl
     assert [node.max_utilization for node in posed.nodes] == [cluster.node(n).max_utilization for n in MACHINES]
     assert posed.blocks == (LAYER.block(),)
     assert posed.classes == (CHAT,)
-    assert posed.weights == cluster.weights.values()
+    assert posed.weights == cluster.objective.values()
     assert posed.allowed_cuts == {1}
 
 
