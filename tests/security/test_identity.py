@@ -17,7 +17,7 @@ from grpclib.server import Server
 from resplit.errors import CommandRefusedError, ConfigError, ShardError
 from resplit.security.authority import keys_command
 from resplit.security.identity import Member, certificate_name
-from resplit.shards.keyring import Keyring
+from resplit.shards.keyring import Keyring, KeyringEntry
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import new_key, open_shard, seal, unwrap_key, wrap_key
 from tests.support.tls_echo import echo_server, say
@@ -145,13 +145,14 @@ def test_a_node_can_open_its_own_blocks_only(ours: Path, tmp_path: Path) -> None
     controller, nodes = Member.load(ours / "controller"), [Member.load(ours / name) for name in ("node-a", "node-b")]
     for host in nodes:
         data_key = new_key()
-        entry = keyring.add(host.name, "", registry.put(seal(host.name.encode(), data_key)), data_key)
+        sealed = seal(host.name.encode(), data_key)
+        entry = keyring.add(host.name, KeyringEntry(registry.put(sealed), len(sealed), data_key, ""))
         public = controller.public_wrap_key(host.name)
         wrapped = wrap_key(entry.key, public, node=host.name, shard=entry.shard)
         for node in nodes:
             if node == host:
                 key = unwrap_key(wrapped, node.wrap_key, node=node.name, shard=entry.shard)
-                assert open_shard(registry.get(entry.shard), key) == host.name.encode()
+                assert open_shard(registry.get(entry.shard, entry.sealed_bytes), key) == host.name.encode()
             else:
                 with pytest.raises(ShardError, match="is not for"):
                     unwrap_key(wrapped, node.wrap_key, node=node.name, shard=entry.shard)

@@ -34,7 +34,8 @@ def sha256(content: bytes) -> str:
 def package(block: str, plain: bytes, registry: Registry, keyring: Keyring) -> KeyringEntry:
     """Seal and store one block."""
     key = new_key()
-    return keyring.add(block, sha256(plain), registry.put(seal(plain, key)), key)
+    sealed = seal(plain, key)
+    return keyring.add(block, KeyringEntry(registry.put(sealed), len(sealed), key, sha256(plain)))
 
 
 def test_a_packaged_block_is_found_by_its_content(folder: Path, keyring: Keyring, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_packaged_block_is_found_by_its_content(folder: Path, keyring: Keyring
     assert again.find("layer.0", sha256(b"weights")) == again["layer.0"] == first
     assert again.find("layer.0", sha256(b"other weights")) is None
     assert again.find("layer.1", sha256(b"weights")) is None
-    assert open_shard(registry.get(first.shard), again["layer.0"].key) == b"weights"
+    assert open_shard(registry.get(first.shard, first.sealed_bytes), again["layer.0"].key) == b"weights"
 
 
 def test_packaging_changed_content_replaces_the_entry(folder: Path, keyring: Keyring, tmp_path: Path) -> None:

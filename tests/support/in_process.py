@@ -120,7 +120,7 @@ class InProcessCluster:
     def _shard(self, node: str, block: int) -> WrappedShard:
         entry = self.keyring[self.features[block].name]
         wrapped = wrap_key(entry.key, self.member.public_wrap_key(node), node=node, shard=entry.shard)
-        return WrappedShard(entry.shard, wrapped)
+        return WrappedShard(entry.shard, entry.sealed_bytes, wrapped)
 
     def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
         """A controller that is notified of lost and returned nodes. By default its log is in the folder."""

@@ -40,7 +40,7 @@ class RecordingCommands(NodeCommands):
         return self.answers.get((command.kind, node), {"loaded": loaded})
 
     def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
-        return {block: WrappedShard(f"shard-{block}", b"") for block in blocks}
+        return {block: WrappedShard(f"shard-{block}", 0, b"") for block in blocks}
 
 
 @dataclass

@@ -143,7 +143,7 @@ async def test_a_nodes_credentials_open_only_the_blocks_that_it_hosts(
     members = {name: Member.load(cluster.folder / "keys" / name) for name in (A, B, C)}
     for host in (A, B, C):
         for block, shard in cluster.prepare_body(host, SPREAD, 1)["shards"].items():
-            sealed, wrapped = registry.get(shard["name"]), bytes.fromhex(shard["key"])
+            sealed, wrapped = registry.get(shard["name"], shard["sealed_bytes"]), bytes.fromhex(shard["key"])
             for name, member in members.items():
                 assert member.wrap_key is not None
                 if name == host:

@@ -36,8 +36,8 @@ MODEL = ModelSpec(
     "onnx", "int4", "layer", {"model_type": "llama", "hidden_size": 8}, block_features(), 97, 32, 4, 2, 16
 )
 MODEL_JSON = json.loads(json.dumps(asdict(MODEL)))
-SHARDS = {1: WrappedShard("a1b2", b"\x00\xff")}
-SHARDS_JSON = {"1": {"name": "a1b2", "key": "00ff"}}
+SHARDS = {1: WrappedShard("a1b2", 3, b"\x00\xff")}
+SHARDS_JSON = {"1": {"name": "a1b2", "sealed_bytes": 3, "key": "00ff"}}
 PREPARE = Prepare(ROUTE, True, MODEL, frozenset({0, 1}), 64, SHARDS)
 PREPARE_JSON = {
     "route": ROUTE_JSON,
@@ -96,7 +96,7 @@ def test_an_unknown_kind_is_refused() -> None:
     [
         ("commit", {}, "epoch: Field required"),
         ("prepare", PREPARE_JSON | {"shards": {"one": SHARDS_JSON["1"]}}, "shards.one"),
-        ("prepare", PREPARE_JSON | {"shards": {"1": {"name": "a1b2", "key": "no hex"}}}, "shards.1.key"),
+        ("prepare", PREPARE_JSON | {"shards": {"1": SHARDS_JSON["1"] | {"key": "no hex"}}}, "shards.1.key"),
         ("connect", CONNECT_JSON | {"addresses": {"alpha": "alpha"}}, "'alpha': is not host:port"),
     ],
 )

@@ -99,5 +99,6 @@ class NodeCommands:
         shards = {}
         for block in blocks:
             entry = self._keyring[features[block].name]
-            shards[block] = WrappedShard(entry.shard, wrap_key(entry.key, public_key, node=node, shard=entry.shard))
+            wrapped = wrap_key(entry.key, public_key, node=node, shard=entry.shard)
+            shards[block] = WrappedShard(entry.shard, entry.sealed_bytes, wrapped)
         return shards

@@ -195,7 +195,7 @@ class Hosting:
             for block in missing:
                 shard = shards[block]
                 key = self._unwrap(shard.key, shard.name)
-                sealed = await asyncio.to_thread(self._registry.get, shard.name)
+                sealed = await asyncio.to_thread(self._registry.get, shard.name, shard.sealed_bytes)
                 tensors = await asyncio.to_thread(open_shard, sealed, key)
                 await asyncio.to_thread(executor.load, block, tensors)
         except (ResplitError, KeyError):

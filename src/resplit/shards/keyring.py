@@ -13,9 +13,10 @@ from resplit.files import write_atomically
 
 @dataclass(frozen=True)
 class KeyringEntry:
-    """The shard of one block: its name in the registry, its data key, and the SHA-256 of its plain content."""
+    """The shard of one block: its name in the registry and size, its data key, and the SHA-256 of its plain content."""
 
     shard: str
+    sealed_bytes: int
     key: bytes
     content: str
 
@@ -42,9 +43,8 @@ class Keyring:
         known = self._entries.get(block)
         return known if known is not None and known.content == content else None
 
-    def add(self, block: str, content: str, shard: str, key: bytes) -> KeyringEntry:
+    def add(self, block: str, entry: KeyringEntry) -> KeyringEntry:
         """Store the shard of `block`, replacing an earlier one; ShardError if the file cannot be written."""
-        entry = KeyringEntry(shard, key, content)
         entries = self._entries | {block: entry}
         _write_entries(self._path, entries)
         self._entries = entries
@@ -55,7 +55,12 @@ def _read_entries(path: Path) -> dict[str, KeyringEntry]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {
-            block: KeyringEntry(entry["shard"], base64.b64decode(entry["key"], validate=True), entry["content"])
+            block: KeyringEntry(
+                entry["shard"],
+                int(entry["sealed_bytes"]),
+                base64.b64decode(entry["key"], validate=True),
+                entry["content"],
+            )
             for block, entry in stored.items()
         }
     except FileNotFoundError:

@@ -7,7 +7,7 @@ import hashlib
 import structlog
 
 from resplit.model.source import StoredModel
-from resplit.shards.keyring import Keyring
+from resplit.shards.keyring import Keyring, KeyringEntry
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import new_key, seal
 
@@ -24,9 +24,10 @@ def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
         plain = model.content(block.name)
         content = hashlib.sha256(plain).hexdigest()
         known = keyring.find(block.name, content)
-        if known is None or not registry.has(known.shard):
+        if known is None or not registry.has(known.shard, known.sealed_bytes):
             key = new_key()
-            keyring.add(block.name, content, registry.put(seal(plain, key)), key)
+            sealed = seal(plain, key)
+            keyring.add(block.name, KeyringEntry(registry.put(sealed), len(sealed), key, content))
             written += 1
     _log.info("packaged", model=model.name, written=written, registry=registry.url)
     return written

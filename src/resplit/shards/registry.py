@@ -1,82 +1,146 @@
-"""The registry: a shared folder or bucket of sealed shards, each stored under the hash of its ciphertext."""
+"""The registry: a shared folder or bucket of sealed shards, each stored under the hash of its ciphertext.
+
+Others can write to it. So an access reads no more than the size that is wanted, and ends within a time limit.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import stat
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from resplit.errors import ShardError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_ACCESS_WITHIN_S = 45.0  # less than a command may take, so that its answer can name the registry
+Result = TypeVar("Result")
 
 
 class Registry:
-    """A folder or bucket (any fsspec URL) of sealed shards. The name of a shard is the SHA-256 of its ciphertext."""
+    """A folder or bucket (any fsspec URL) of sealed shards. The name of a shard is the SHA-256 of its ciphertext.
 
-    def __init__(self, url: str) -> None:
+    No method takes longer than `within_s`: then it raises ShardError. They block, so call them outside the event loop.
+    """
+
+    def __init__(self, url: str, within_s: float = _ACCESS_WITHIN_S) -> None:
         self.url = url
+        self._within_s = within_s
         self._files, self._root = fsspec.core.url_to_fs(url)
 
     def put(self, sealed: bytes) -> str:
         """Store a sealed shard in one step and return its name; ShardError if the registry cannot be written."""
         name = hashlib.sha256(sealed).hexdigest()
-        if self._size(name) == len(sealed):
-            return name
-        partial = f"{self._root}/.{uuid.uuid4().hex}.new"
-        with self._registry_errors("make room there, or choose another registry"):
+        path, partial = self._path(name), f"{self._root}/.{uuid.uuid4().hex}.new"
+
+        def store() -> None:
+            if self._size(path) == len(sealed):
+                return
             try:
                 self._files.makedirs(self._root, exist_ok=True)
                 self._files.pipe_file(partial, sealed)
-                self._files.mv(partial, self._path(name))
+                self._files.mv(partial, path)
             except BaseException:
                 with contextlib.suppress(Exception):  # the caller must see the first error, not this one
                     self._files.rm_file(partial)
                 raise
+
+        self._access(store, "make room there, or choose another registry")
         return name
 
-    def get(self, name: str) -> bytes:
-        """The sealed shard called `name`; ShardError if it is missing, corrupt or cannot be reached."""
-        with self._registry_errors("check that this machine can reach it"):
-            try:
-                sealed: bytes = self._files.cat_file(self._path(name))
-            except FileNotFoundError:
-                raise ShardError(f"shard {name} is not in {self.url}; package the model again") from None
+    def get(self, name: str, size_bytes: int) -> bytes:
+        """The sealed shard called `name`; at most its `size_bytes` are read.
+
+        ShardError if it is missing, no regular file of that size, corrupt, or cannot be reached.
+        """
+        path = self._path(name)
+        try:
+            sealed = self._access(lambda: self._read(path, size_bytes), "check that this machine can reach it")
+        except FileNotFoundError:
+            raise ShardError(f"shard {name} is not in {self.url}; package the model again") from None
         if hashlib.sha256(sealed).hexdigest() != name:
             raise ShardError(f"shard {name} in {self.url} is corrupt; delete it and package the model again")
         return sealed
 
-    def has(self, name: str) -> bool:
-        """Whether a shard of this name exists. ShardError if the registry cannot be reached."""
-        return self._size(name) is not None
+    def has(self, name: str, size_bytes: int) -> bool:
+        """Whether a shard of this name and size exists. ShardError if the registry cannot be reached."""
+        path = self._path(name)
+        return self._access(lambda: self._size(path), "check that this machine can reach it") == size_bytes
 
     def delete(self, name: str) -> None:
         """Remove a shard if it exists; ShardError if the registry cannot be written."""
-        with self._registry_errors("check that it can be written to"), contextlib.suppress(FileNotFoundError):
-            self._files.rm_file(self._path(name))
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            self._access(lambda: self._files.rm_file(path), "check that it can be written to")
 
-    def _size(self, name: str) -> int | None:
-        with self._registry_errors("check that this machine can reach it"):
-            try:
-                return int(self._files.info(self._path(name))["size"])
-            except FileNotFoundError:
-                return None
+    def _read(self, path: str, size_bytes: int) -> bytes:
+        if isinstance(self._files, LocalFileSystem):
+            return _read_regular(path, size_bytes)
+        content: bytes = self._files.cat_file(path, end=size_bytes)
+        return content
+
+    def _size(self, path: str) -> int | None:
+        """The size of the regular file at `path`; None for anything else."""
+        try:
+            info = self._files.info(path)
+        except FileNotFoundError:
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
 
     def _path(self, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ShardError(f"{name!r:.80} is not the name of a shard (64 hexadecimal digits)")
         return f"{self._root}/{name}"
 
-    @contextlib.contextmanager
-    def _registry_errors(self, remedy: str) -> Iterator[None]:
-        """Turn every error of the file system into ShardError: each fsspec backend raises exceptions of its own."""
+    def _access(self, call: Callable[[], Result], remedy: str) -> Result:
+        """The result of `call`. Its errors become ShardError, as does a call that takes too long.
+
+        FileNotFoundError remains. Every other fsspec backend raises exceptions of its own.
+        """
         try:
-            yield
-        except ShardError:
+            return _within(self._within_s, call)
+        except (ShardError, FileNotFoundError):
             raise
+        except TimeoutError:
+            raise ShardError(f"registry {self.url}: no answer within {self._within_s:g} s; {remedy}") from None
         except Exception as error:
             raise ShardError(f"registry {self.url}: {error or type(error).__name__}; {remedy}") from error
+
+
+def _within(limit_s: float, call: Callable[[], Result]) -> Result:
+    """The result of `call`; TimeoutError after `limit_s` seconds.
+
+    A call that hangs cannot be stopped. It stays in a daemon thread, which does not keep the process from ending.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="registry", daemon=True).start()
+    return result.result(limit_s)
+
+
+def _read_regular(path: str, size_bytes: int) -> bytes:
+    """Content of a regular file of exactly `size_bytes`; ShardError for any other file, of which nothing is read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a pipe would hang
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ShardError(f"{path} is not a regular file; delete it and package the model again")
+        if found.st_size != size_bytes:
+            rule = f"has {found.st_size} bytes, and the shard has {size_bytes}; delete it and package the model again"
+            raise ShardError(f"{path} is corrupt: it {rule}")
+        return file.read(size_bytes)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.model.spec import ModelSpec
@@ -21,9 +21,10 @@ Reply = dict[str, list[int]]  # the changes by a command: blocks `loaded`, `drop
 
 @dataclass(frozen=True)
 class WrappedShard:
-    """The name of a block's shard in the registry, and its data key, wrapped for one node."""
+    """The name of a block's shard in the registry, its size, and its data key, wrapped for one node."""
 
     name: str
+    sealed_bytes: Annotated[int, Field(ge=0)]
     key: Annotated[bytes, PlainValidator(bytes.fromhex), PlainSerializer(bytes.hex)]
 
 
