@@ -24,6 +24,7 @@ from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.engines import run_rows
+from tests.support.hostile import HostileClient
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.properties import examples
 from tests.support.two_nodes import MIDDLE, two_node_config
@@ -232,8 +233,8 @@ async def test_refusals_are_counted_by_reason_in_the_state_of_the_node(nodes: In
 
 
 async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessCluster) -> None:
-    attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
-    stub = attacker._stub("plain")
+    attacker = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
+    stub = attacker.stub("plain")
     with pytest.raises(GRPCError) as refusal:
         await stub.Close(CloseRequest(sessions=["honest"]))
     assert refusal.value.status is Status.PERMISSION_DENIED

@@ -20,7 +20,7 @@ from resplit.epochs import Proposal
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
-from resplit.node.server import serve_node
+from resplit.node.server import NodeService, serve_node
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER, Member
 from resplit.security.signing import CommandSigner
@@ -60,12 +60,10 @@ class InProcessCluster:
         self.router = Router(self.config, self.member)
         self.sessions = Sessions(self.config, self.router, self.features)
 
-    async def start(self, name: str) -> None:
-        """Start one node and wait until the gateway receives its tokens."""
-        stop = asyncio.Event()
-        serving = serve_node(
-            name, self.config, self.folder / "keys" / name, str(self.folder / "registry"), self._inside[name], stop
-        )
+    async def start(self, name: str, service: Callable[..., Any] = NodeService) -> None:
+        """Start one node and wait until the gateway receives its tokens. `service` replaces that of an honest node."""
+        stop, keys, registry = asyncio.Event(), self.folder / "keys" / name, str(self.folder / "registry")
+        serving = serve_node(name, self.config, keys, registry, self._inside[name], stop, service)
         self._running[name] = stop, asyncio.create_task(serving)
         await self.proxies[name].open()
         self.router.connect({name: self.addresses[name]})
@@ -148,11 +146,13 @@ async def deploy(controller: Controller, placement: Sequence[str]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def in_process(config: ClusterConfig, model: StoredModel, folder: Path) -> AsyncIterator[InProcessCluster]:
-    """Run all nodes of `config`."""
-    cluster = InProcessCluster(config, model, folder)
+async def in_process(
+    config: ClusterConfig, model: StoredModel, folder: Path, services: Mapping[str, Callable[..., Any]] | None = None
+) -> AsyncIterator[InProcessCluster]:
+    """Run all nodes of `config`. `services` replaces those of some nodes."""
+    cluster, others = InProcessCluster(config, model, folder), services or {}
     try:
-        await asyncio.gather(*(cluster.start(name) for name in config.node_names))
+        await asyncio.gather(*(cluster.start(name, others.get(name, NodeService)) for name in config.node_names))
         yield cluster
     finally:
         await cluster.stop_all()

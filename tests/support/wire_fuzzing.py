@@ -6,7 +6,6 @@ The attacker is a member of the cluster: it holds certificates. It also sends by
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import struct
 from collections import Counter
@@ -15,17 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.message import Message
-from grpclib.client import Channel
-from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.exceptions import H2Error
 from hypothesis import strategies as st
 
-from resplit.security.identity import CONTROLLER, Member
+from resplit.security.identity import CONTROLLER
 from resplit.wire.addresses import Address
-from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     CachePart,
     CloseRequest,
@@ -38,6 +32,7 @@ from resplit.wire.node_pb2 import (
     TransferRequest,
 )
 from tests.support.fuzzing import send_for
+from tests.support.hostile import HostileClient, exchange
 
 _ANSWER_WITHIN_S = 10.0
 _PATHS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
@@ -172,9 +167,8 @@ class Attacker:
     broken: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._me = Member.load(self.keys)
-        self._controller = Member.load(self.keys.parent / CONTROLLER)
-        self._channels: dict[tuple[str, str], Channel] = {}
+        self._me = HostileClient(self.addresses, self.keys)
+        self._controller = HostileClient(self.addresses, self.keys.parent / CONTROLLER)
 
     async def deliver(self, what: str, sending: Awaitable[str]) -> None:
         """Send one payload and count its outcome. No answer in time counts as a hang."""
@@ -193,73 +187,43 @@ class Attacker:
 
     async def steps(self, node: str, steps: list[Step]) -> str:
         """Send steps on one stream, and wait for the acknowledgement of each."""
-        async with self._stub(node).Steps.open() as stream:
-            await stream.send_request()
-            for step in steps:
-                await stream.send_message(step)
-            for _ in steps:
-                await stream.recv_message()
-            await stream.cancel()
+        await self._me.steps(node, steps)
         await self._close(node, [step.session for step in steps])
         return "acknowledged"
 
     async def parts(self, node: str, parts: list[CachePart]) -> str:
         """Send parts of caches on one stream."""
-        reply = await self._stub(node).Cache(parts)
+        reply = await self._me.cache(node, parts)
         await self._close(node, [part.session for part in parts])
         return "refused" if reply.error else "taken"
 
     async def call(self, node: str, name: str, message: Message, member: str) -> str:
-        """Make one call with one answer."""
-        reply = await getattr(self._stub(node, member), name)(message)
+        """Make one call with one answer, as the attacker or as the controller."""
+        client = self._controller if member == CONTROLLER else self._me
+        reply = await client.call(node, name, message)
         return "refused" if getattr(reply, "error", "") else "answered"
 
     async def frame(self, node: str, path: str, body: bytes, waits_s: float = 0.1) -> str:
         """Send any bytes as the body of a call, in well-formed HTTP/2 and TLS."""
-        connection = H2Connection(H2Configuration(header_encoding="ascii"))
-        connection.initiate_connection()
-        headers = [(":method", "POST"), (":scheme", "https"), (":path", f"/resplit.wire.Node/{path}")]
-        headers += [(":authority", node), ("te", "trailers"), ("content-type", "application/grpc")]
-        connection.send_headers(1, headers)
-        connection.send_data(1, body, end_stream=True)
-        return await self.raw(node, connection.data_to_send(), True, waits_s)
+        await self._me.frame(node, path, body, waits_s)
+        return "closed"
 
     async def raw(self, node: str, content: bytes, tls: bool, waits_s: float = 0.1) -> str:
         """Send any bytes on the port: inside TLS after a valid handshake, or instead of the handshake."""
-        address, context = self.addresses[node], self._me.client_context() if tls else None
-        reader, writer = await asyncio.open_connection(
-            address.host, address.port, ssl=context, server_hostname=node if tls else None
-        )
-        try:
-            writer.write(content)
-            await writer.drain()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(waits_s):
-                    while await reader.read(65536):
-                        pass
-        finally:
-            writer.transport.abort()
+        if tls:
+            await self._me.raw(node, content, waits_s)
+        else:
+            await exchange(self.addresses[node], content, waits_s)
         return "closed"
 
     async def disconnect(self) -> None:
         """Close every connection."""
-        for channel in self._channels.values():
-            channel.close()
+        await self._me.disconnect()
+        await self._controller.disconnect()
 
     async def _close(self, node: str, sessions: list[str]) -> None:
         """Close sessions as the gateway does when they end, so that the attack's sessions free their memory."""
-        await self._stub(node, CONTROLLER).Close(CloseRequest(sessions=sessions))
-
-    def _stub(self, node: str, member: str = "") -> NodeStub:
-        if (node, member) not in self._channels:
-            address, who = self.addresses[node], self._controller if member == CONTROLLER else self._me
-            self._channels[node, member] = Channel(
-                address.host,
-                address.port,
-                ssl=who.client_context(),
-                config=Configuration(ssl_target_name_override=node),
-            )
-        return NodeStub(self._channels[node, member])
+        await self._controller.call(node, "Close", CloseRequest(sessions=sessions))
 
 
 def attack(attacker: Attacker, lasts_s: float) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,13 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
 
 async def serve_node(
-    name: str, cluster: ClusterConfig, keys: Path, registry_url: str, listen: Address, stop: asyncio.Event
+    name: str,
+    cluster: ClusterConfig,
+    keys: Path,
+    registry_url: str,
+    listen: Address,
+    stop: asyncio.Event,
+    service: Callable[[Agent, signing.CommandVerifier], NodeService] = NodeService,
 ) -> None:
     """Run one node until `stop` is set.
 
@@ -187,7 +194,7 @@ async def serve_node(
         return unwrap_key(wrapped, member.wrap_key or b"", node=name, shard=shard)
 
     agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
-    server = Server([NodeService(agent, signing.CommandVerifier(member))])
+    server = Server([service(agent, signing.CommandVerifier(member))])
     listener = Listener(listen, cluster.limits.connections)
 
     async def member_calls(event: RecvRequest) -> None:

@@ -1,0 +1,272 @@
+"""A node that lies, a client that sends anything, and a stranger without keys. All of them use real sockets and TLS.
+
+The node and the client hold a member's own credentials, and no others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+from grpclib.client import Channel
+from grpclib.config import Configuration
+from grpclib.const import Handler
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.server import Stream
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
+from resplit.node.server import NodeService
+from resplit.security.identity import Member, certificate_name
+from resplit.wire.addresses import Address
+from resplit.wire.node_grpc import NodeStub
+from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, ReportReply, Step, Token
+
+Sent = Message | bytes  # bytes are sent in place of a serialised message
+Honest = Callable[[Any], Awaitable[None]]
+Lie = Callable[[Any, Honest], Awaitable[None]]  # serves one call, given its stream and the honest handler
+
+
+class _AnyBytes(ProtoCodec):
+    """Sends bytes as they are."""
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return message if isinstance(message, bytes) else bytes(super().encode(message, message_type))
+
+
+def answers(*replies: Sent) -> Lie:
+    """Read one message of the caller, and answer with these replies."""
+
+    async def lie(stream: Stream[Any, Any], honest: Honest) -> None:
+        await stream.recv_message()
+        for reply in replies:
+            await stream.send_message(reply)
+
+    return lie
+
+
+def draws(replies: Sequence[Sent], seed: int = 0) -> Lie:
+    """Answer each call with one of these replies, drawn at random."""
+    rng = random.Random(seed)
+
+    async def lie(stream: Stream[Any, Any], honest: Honest) -> None:
+        await answers(rng.choice(replies))(stream, honest)
+
+    return lie
+
+
+def alters(change: Callable[[Any], Sent]) -> Lie:
+    """Do what an honest node does, and change each message that it answers."""
+
+    async def lie(stream: Stream[Any, Any], honest: Honest) -> None:
+        send = stream.send_message
+
+        async def send_changed(message: Any) -> None:
+            await send(change(message))
+
+        stream.send_message = send_changed  # type: ignore[method-assign]
+        await honest(stream)
+
+    return lie
+
+
+async def hangs(stream: Stream[Any, Any], honest: Honest) -> None:
+    """Never answer."""
+    await asyncio.Event().wait()
+
+
+async def breaks(stream: Stream[Any, Any], honest: Honest) -> None:
+    """Break the caller's connection."""
+    stream._stream._transport.abort()
+
+
+# What an answer to a command or a request for a report may be instead of the JSON object that is expected.
+NONSENSE = ("[]", "{", "{}", "", "null", "7", '"text"', '{"loaded": [-1]}', '{"loaded": "all"}', "NaN", "[" * 9999)
+NONSENSE_REPLIES: Mapping[str, tuple[Sent, ...]] = {
+    "Command": (
+        *(CommandReply(body=body) for body in NONSENSE),
+        CommandReply(error="no", error_kind="no such word"),
+        b"\xff" * 9,
+    ),
+    "Report": (
+        *(ReportReply(body=body, last=2**64 - 1) for body in NONSENSE),
+        ReportReply(body='{"state": {}, "rows": {"unknown": []}}'),
+        b"\xff" * 9,
+    ),
+}
+
+
+@dataclass
+class HostileNode:
+    """A node that lies in the calls of `lies`, by name, and is honest in all others.
+
+    `lies` may change at any time. It counts for calls that begin later. `heard` has the name and the caller of every
+    call. Start one with `InProcessCluster.start(name, hostile.service)`.
+    """
+
+    lies: dict[str, Lie] = field(default_factory=dict)
+    heard: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._streams: list[Stream[Any, Token]] = []  # the open streams of tokens
+
+    def service(self, *parts: Any) -> NodeService:
+        """A node's service with these parts that lies."""
+        return _LyingService(self.serving, *parts)
+
+    def talk_nonsense(self, *calls: str) -> None:
+        """Answer these calls, by default commands and requests for reports, with nonsense."""
+        for call in calls or NONSENSE_REPLIES:
+            self.lies[call] = draws(NONSENSE_REPLIES[call])
+
+    async def say(self, *tokens: Sent) -> None:
+        """Send tokens to each gateway that listens."""
+        for stream in list(self._streams):
+            with contextlib.suppress(StreamTerminatedError):
+                for token in tokens:
+                    await stream.send_message(token)  # type: ignore[arg-type]
+
+    def serving(self, call: str, honest: Honest) -> Honest:
+        """The handler of a call: the lie for it, or else the honest one."""
+
+        async def serve(stream: Stream[Any, Any]) -> None:
+            stream._codec = _AnyBytes()
+            self.heard.append((call, certificate_name(stream.peer.cert())))
+            if call == "Tokens":
+                self._streams.append(stream)
+            try:
+                if lie := self.lies.get(call):
+                    await lie(stream, honest)
+                else:
+                    await honest(stream)
+            finally:
+                if call == "Tokens":
+                    self._streams.remove(stream)
+
+        return serve
+
+
+class _LyingService(NodeService):
+    """A node's service. `serving` replaces the handler of each call."""
+
+    def __init__(self, serving: Callable[[str, Honest], Honest], *parts: Any) -> None:
+        super().__init__(*parts)
+        self._serving = serving
+
+    def __mapping__(self) -> dict[str, Handler]:
+        honest = super().__mapping__()
+        return {p: h._replace(func=self._serving(p.rpartition("/")[2], h.func)) for p, h in honest.items()}
+
+
+class HostileClient:
+    """Sends anything to nodes as the member whose keys are in `keys`."""
+
+    def __init__(self, addresses: Mapping[str, Address], keys: Path) -> None:
+        self.member = Member.load(keys)
+        self._addresses = addresses
+        self._channels: dict[str, Channel] = {}
+
+    def stub(self, node: str) -> NodeStub:
+        """The calls of a node. Bytes may stand for any message."""
+        if node not in self._channels:
+            address = self._addresses[node]
+            self._channels[node] = Channel(
+                address.host,
+                address.port,
+                ssl=self.member.client_context(),
+                codec=_AnyBytes(),
+                config=Configuration(ssl_target_name_override=node),
+            )
+        return NodeStub(self._channels[node])
+
+    async def call(self, node: str, name: str, message: Sent) -> Any:
+        """Make a call with one message and one answer."""
+        return await getattr(self.stub(node), name)(message)
+
+    async def steps(self, node: str, steps: Sequence[Step | bytes]) -> None:
+        """Send steps on one stream, and wait for the acknowledgement of each."""
+        async with self.stub(node).Steps.open() as stream:
+            await stream.send_request()
+            for step in steps:
+                await stream.send_message(step)
+            for _ in steps:
+                await stream.recv_message()
+            await stream.cancel()
+
+    async def cache(self, node: str, parts: Sequence[CachePart | bytes]) -> CacheReply:
+        """Send parts of caches on one stream."""
+        return await self.stub(node).Cache(parts)
+
+    async def frame(self, node: str, path: str, body: bytes, waits_s: float = 0.1) -> None:
+        """Send any bytes as the body of a call, in well-formed HTTP/2 and TLS."""
+        connection = H2Connection(H2Configuration(header_encoding="ascii"))
+        connection.initiate_connection()
+        headers = [(":method", "POST"), (":scheme", "https"), (":path", f"/resplit.wire.Node/{path}")]
+        headers += [(":authority", node), ("te", "trailers"), ("content-type", "application/grpc")]
+        connection.send_headers(1, headers)
+        connection.send_data(1, body, end_stream=True)
+        await self.raw(node, connection.data_to_send(), waits_s)
+
+    async def raw(self, node: str, content: bytes, waits_s: float = 0.1) -> bytes:
+        """Send any bytes inside TLS, after a valid handshake, and return what comes back."""
+        return await exchange(self._addresses[node], content, waits_s, self.member.client_context(), node)
+
+    async def disconnect(self) -> None:
+        """Close every connection."""
+        for channel in self._channels.values():
+            channel.close()
+
+
+async def exchange(
+    address: Address,
+    content: bytes,
+    waits_s: float = 0.1,
+    context: ssl.SSLContext | None = None,
+    server_hostname: str | None = None,
+) -> bytes:
+    """Send any bytes to a port, and return what comes back until it closes, or within `waits_s`."""
+    reader, writer = await asyncio.open_connection(
+        address.host, address.port, ssl=context, server_hostname=server_hostname
+    )
+    back = b""
+    try:
+        writer.write(content)
+        await writer.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(waits_s):
+                while received := await reader.read(65536):
+                    back += received
+    finally:
+        writer.transport.abort()
+    return back
+
+
+def without_certificate() -> ssl.SSLContext:
+    """TLS of a client that shows no certificate and trusts every server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@contextlib.asynccontextmanager
+async def idle_connections(address: Address, count: int) -> Any:
+    """Keep `count` TCP connections open that send nothing, as far as the port accepts them."""
+    writers: list[asyncio.StreamWriter] = []
+    try:
+        for _ in range(count):
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(address.host, address.port)
+                writers.append(writer)
+        yield writers
+    finally:
+        for writer in writers:
+            writer.transport.abort()
