@@ -22,6 +22,7 @@ _NODE_KEYS = ("name", "memory_bytes", "background_utilization", "max_utilization
 _OPTIONAL_NODE_KEYS = ("load_share", "compute_w")
 _CLASS_KEYS = ("name", "source", "rate_rps", "prompt_tokens", "new_tokens")
 _WEIGHT_KEYS = ("latency", "balance", "privacy")
+_OPTIONAL_WEIGHT_KEYS = ("energy",)
 _PROBLEM_KEYS = ("version", "blocks", "nodes", "classes", "prefill_s_per_token", "decode_s_per_token",
                  "link_latency_s", "link_bandwidth_bytes_per_s", "kv_tokens", "weights")  # fmt: skip
 _OPTIONAL_PROBLEM_KEYS = ("token_bytes", "allowed_cuts", "current")
@@ -64,13 +65,10 @@ def problem_from_json(obj: object) -> Problem:
     _unique([request_class.name for request_class in classes], "classes")
     times = _matrix_pair(raw, "prefill_s_per_token", "decode_s_per_token", (len(blocks), len(nodes)))
     links = _matrix_pair(raw, "link_latency_s", "link_bandwidth_bytes_per_s", (len(nodes), len(nodes)))
-    weights = _members(raw["weights"], "weights", _WEIGHT_KEYS, ("energy",), unknown)
-    if (energy := _number(weights.get("energy", 0), "weights.energy", minimum=0)) != 0:
-        raise ProblemFormatError("weights.energy", energy, "0, as this planner does not minimise energy yet")
     problem = Problem(
         blocks, nodes, classes, *times, *links,
         kv_tokens=_number(raw["kv_tokens"], "kv_tokens", minimum=0),
-        weights=Weights(*(_number(weights[key], f"weights.{key}", minimum=0) for key in _WEIGHT_KEYS)),
+        weights=_weights(raw["weights"], unknown),
         token_bytes=_number(raw.get("token_bytes", 4), "token_bytes", minimum=0),
         allowed_cuts=_cuts(raw["allowed_cuts"], len(blocks)) if "allowed_cuts" in raw else None,
         current=_current(raw["current"], len(blocks)) if "current" in raw else None,
@@ -197,9 +195,6 @@ def _block(obj: object, key: str, unknown: dict[str, None]) -> Block:
 
 def _node(obj: object, key: str, unknown: dict[str, None]) -> Node:
     raw = _members(obj, key, _NODE_KEYS, _OPTIONAL_NODE_KEYS, unknown)
-    _number(raw.get("compute_w", 0), f"{key}.compute_w", minimum=0)  # without effect while `weights.energy` is 0
-    if (share := _number(raw.get("load_share", 1), f"{key}.load_share", above=0, maximum=1)) != 1:
-        raise ProblemFormatError(f"{key}.load_share", share, "1, as this planner does not model shared passes yet")
     return Node(
         name=_text(raw["name"], f"{key}.name"),
         memory_bytes=_number(raw["memory_bytes"], f"{key}.memory_bytes", minimum=0),
@@ -207,6 +202,8 @@ def _node(obj: object, key: str, unknown: dict[str, None]) -> Node:
                                        minimum=0, below=1),
         max_utilization=_number(raw["max_utilization"], f"{key}.max_utilization", minimum=0, below=1),
         trusted=_flag(raw["trusted"], f"{key}.trusted"),
+        load_share=_number(raw.get("load_share", 1), f"{key}.load_share", above=0, maximum=1),
+        compute_w=_number(raw.get("compute_w", 0), f"{key}.compute_w", minimum=0),
     )  # fmt: skip
 
 
@@ -223,6 +220,12 @@ def _request_class(obj: object, key: str, nodes: Collection[str], unknown: dict[
         new_tokens=_number(raw["new_tokens"], f"{key}.new_tokens", minimum=1),
         slo_s=_number(raw["slo_s"], f"{key}.slo_s", above=0) if "slo_s" in raw else None,
     )
+
+
+def _weights(obj: object, unknown: dict[str, None]) -> Weights:
+    raw = _members(obj, "weights", _WEIGHT_KEYS, _OPTIONAL_WEIGHT_KEYS, unknown)
+    keys = (*_WEIGHT_KEYS, *_OPTIONAL_WEIGHT_KEYS)
+    return Weights(**{key: _number(raw.get(key, 0), f"weights.{key}", minimum=0) for key in keys})
 
 
 def _unique(names: list[str], key: str) -> set[str]:

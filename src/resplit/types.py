@@ -61,13 +61,19 @@ class BlockFeatures:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine that can hold blocks; `background_utilization` is the share of it that other work uses."""
+    """A machine that can hold blocks.
+
+    `background_utilization` is the share of it that other work uses. `load_share` (0 to 1) is the part of a request's
+    node time that adds to the load, as sessions share the rest; `compute_w` the power above idle, in watts.
+    """
 
     name: str
     memory_bytes: float
     background_utilization: float
     max_utilization: float
     trusted: bool
+    load_share: float = 1.0
+    compute_w: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,12 @@ class RequestClass:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights alpha, beta and gamma of the objective (eq. 3)."""
+    """The weights of the objective (eq. 3): alpha, beta, gamma, and delta (per joule) for energy."""
 
     latency: float = 1.0
     balance: float = 0.0
     privacy: float = 0.0
+    energy: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +146,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Terms:
-    """The unweighted terms of the objective: seconds per request, highest utilisation, share of exposed sensitivity."""
+    """The unweighted terms of the objective.
+
+    They are seconds per request, the highest utilisation, the share of exposed sensitivity, and joules per request.
+    """
 
     latency_s: float
     balance: float
     privacy: float
+    energy_j: float
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def test_bottleneck_dp_finds_the_shortest_bottleneck_of_two_nodes(seed: int) -> 
 
     def period(cut: int, first: int) -> float:
         """The slowest stage with blocks 0..cut-1 on node `first` and the rest on the other one."""
-        load = instance.queue_weight * np.array(
+        load = instance.latency_weight * np.array(
             [
                 instance.load_prefix[cut, first],
                 instance.load_prefix[5, 1 - first] - instance.load_prefix[cut, 1 - first],

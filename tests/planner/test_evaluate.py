@@ -15,10 +15,10 @@ from resplit.planner.evaluate import evaluate, moved_bytes, slo_shortfall_s
 from resplit.planner.instance import Instance
 from resplit.problem import read_problem
 from resplit.types import Problem
-from tests.support.problems import EXAMPLES, PLANNABLE, best_by_enumeration, seeds, tiny_problem
+from tests.support.problems import EVERY_EXAMPLE, EXAMPLES, best_by_enumeration, seeds, tiny_problem
 from tests.support.properties import examples
 
-PROVEN = [path for path in PLANNABLE if json.loads(path.read_text())["known"]["placement"]]
+PROVEN = [path for path in EVERY_EXAMPLE if json.loads(path.read_text())["known"]["placement"]]
 
 
 @pytest.mark.parametrize("path", PROVEN, ids=lambda path: path.stem)
@@ -35,18 +35,19 @@ def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
     """The objective of docs/problem.md, computed in plain loops."""
     node_of = [problem.node_index(name) for name in placement]
     rate = sum(c.rate_rps for c in problem.classes)
-    latency = 0.0
-    peak = 0.0
+    latency = peak = energy = 0.0
     for i, node in enumerate(problem.nodes):
         u = node.background_utilization
         for c in problem.classes:
             for j, k in enumerate(node_of):
                 if k == i:
-                    u += c.rate_rps * (
+                    seconds = (
                         c.prompt_tokens * problem.prefill_s_per_token[j, i]
                         + c.new_tokens * problem.decode_s_per_token[j, i]
                     )
-        latency += ((1 - node.background_utilization) / (1 - u) - 1) / rate
+                    u += node.load_share * c.rate_rps * seconds
+        latency += ((1 - node.background_utilization) / (1 - u) - 1) / node.load_share / rate
+        energy += node.compute_w * (u - node.background_utilization) / rate
         peak = max(peak, u)
     for c in problem.classes:
         source = problem.node_index(c.source)
@@ -65,7 +66,8 @@ def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
                 latency += c.rate_rps / rate * seconds
     exposed = sum(b.sensitivity for b, i in zip(problem.blocks, node_of, strict=True) if not problem.nodes[i].trusted)
     weights = problem.weights
-    return weights.latency * latency + weights.balance * peak + weights.privacy * exposed / len(problem.blocks)
+    privacy = exposed / len(problem.blocks)
+    return weights.latency * latency + weights.balance * peak + weights.privacy * privacy + weights.energy * energy
 
 
 @given(seeds())
@@ -105,6 +107,7 @@ def test_the_text_of_a_violation_names_the_constraint() -> None:
         ("memory", {"memory_bytes": 1e9}, 1e9, 1e9),
         ("utilization", {"max_utilization": 0.25}, 0.25, 0.25),
         ("utilization", {"background_utilization": 0.25, "max_utilization": 0.5}, 0.25, 0.5),
+        ("utilization", {"load_share": 0.5, "max_utilization": 0.125}, 0.125, 0.125),
         ("privacy", {"trusted": False}, 0.0, 0.0),
     ],
 )
@@ -133,7 +136,10 @@ def test_a_missing_link_and_a_block_that_cannot_run_are_violations() -> None:
 def two_blocks(**node: object) -> Problem:
     """Two blocks of 1 GB, each loading a node by 0.25, the first private. `node` changes the first of two nodes."""
     problem = tiny_problem(3, blocks=2, nodes=2)
-    roomy = {"memory_bytes": 1e12, "background_utilization": 0.0, "max_utilization": 0.9, "trusted": True}
+    roomy = {
+        "memory_bytes": 1e12, "background_utilization": 0.0, "max_utilization": 0.9, "trusted": True,
+        "load_share": 1.0, "compute_w": 0.0,
+    }  # fmt: skip
     return replace(
         problem,
         blocks=tuple(

@@ -37,3 +37,18 @@ def test_without_a_binding_limit_no_gain_is_shown() -> None:
     problem = replace(problem, nodes=tuple(replace(node, trusted=True) for node in problem.nodes))
 
     assert "nothing: no memory, trust or ceiling" in explain(problem, solve(problem))
+
+
+def test_shared_passes_and_energy_are_shown_where_the_problem_has_them() -> None:
+    problem = read_problem(EXAMPLES / "n008-llama3.2-3b-c1-batch-tight-33.json")
+    plain = read_problem(EXAMPLES / "n004-smollm2-135m-c1-11.json")
+
+    plan = solve(problem, solver="greedy")
+    page, other = explain(problem, plan, time_limit_s=0.0), explain(plain, solve(plain), time_limit_s=0.0)
+
+    assert plan.terms is not None
+    assert f"energy {plan.terms.energy_j:.4g} J per request" in page
+    assert ", load share 0." in page
+    assert " W above idle" in page
+    assert "energy" not in other
+    assert "load share" not in other

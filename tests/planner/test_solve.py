@@ -15,11 +15,11 @@ from resplit.planner import solve
 from resplit.planner.evaluate import evaluate
 from resplit.problem import read_problem
 from resplit.types import Problem
-from tests.support.problems import EXAMPLES, PLANNABLE, best_by_enumeration, seeds, tiny_problem
+from tests.support.problems import EVERY_EXAMPLE, EXAMPLES, best_by_enumeration, seeds, tiny_problem
 from tests.support.properties import examples
 
 
-@pytest.mark.parametrize("path", PLANNABLE, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EVERY_EXAMPLE, ids=lambda path: path.stem)
 def test_the_plan_of_an_example_is_legal_and_reaches_its_known_optimum(path: Path) -> None:
     known = json.loads(path.read_text())["known"]
     problem = read_problem(path)
@@ -123,7 +123,9 @@ def test_scaling_time_units_scales_the_latency_and_nothing_else(seed: int) -> No
         decode_s_per_token=problem.decode_s_per_token * factor,
         link_latency_s=problem.link_latency_s * factor,
         link_bandwidth_bytes_per_s=problem.link_bandwidth_bytes_per_s / factor,
-        weights=replace(problem.weights, latency=problem.weights.latency / factor),
+        weights=replace(
+            problem.weights, latency=problem.weights.latency / factor, energy=problem.weights.energy / factor
+        ),
     )
 
     plan, other = (solve(p, solver="exact", time_limit_s=20.0) for p in (problem, scaled))
@@ -132,6 +134,7 @@ def test_scaling_time_units_scales_the_latency_and_nothing_else(seed: int) -> No
     if plan.terms is not None and plan.placement is not None:
         terms = evaluate(scaled, plan.placement).terms
         assert terms.latency_s == pytest.approx(factor * plan.terms.latency_s)
+        assert terms.energy_j == pytest.approx(factor * plan.terms.energy_j)
         assert (terms.balance, terms.privacy) == pytest.approx((plan.terms.balance, plan.terms.privacy))
         assert other.objective == pytest.approx(plan.objective, rel=2e-6)
 

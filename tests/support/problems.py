@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,12 +14,14 @@ from resplit.problem import problem_from_json
 from resplit.types import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "problems"
-BATCHING = sorted(EXAMPLES.glob("*-batch-*.json"))  # with a load_share below 1 or a weight for energy
-PLANNABLE = [path for path in sorted(EXAMPLES.glob("*.json")) if path not in BATCHING]
+EVERY_EXAMPLE = sorted(EXAMPLES.glob("*.json"))
 
 
 def tiny_problem(seed: int, blocks: int = 5, nodes: int = 3, **changes: object) -> Problem:
-    """A random problem, small enough to enumerate its placements. Some have no legal one."""
+    """A random problem, small enough to enumerate its placements. Some have no legal one.
+
+    Odd seeds have a `load_share` below 1 on most nodes, and two of three of them a price of energy.
+    """
     rng = np.random.default_rng(seed)
     times = rng.uniform(0.2e-3, 4e-3, (blocks, nodes))
     runs = rng.random((blocks, nodes)) > 0.08
@@ -26,7 +29,7 @@ def tiny_problem(seed: int, blocks: int = 5, nodes: int = 3, **changes: object) 
     bandwidth = rng.uniform(1e6, 1e8, (nodes, nodes))
     linked = (rng.random((nodes, nodes)) > 0.08) | np.eye(nodes, dtype=bool)
     need = rng.uniform(0.5, 1.5, blocks) * 1e9
-    obj = {
+    obj: dict[str, Any] = {
         "version": 1,
         "blocks": [
             {
@@ -58,7 +61,16 @@ def tiny_problem(seed: int, blocks: int = 5, nodes: int = 3, **changes: object) 
         "kv_tokens": 1000,
         "weights": {"latency": 1.0, "balance": float(rng.choice([0, 0.5])), "privacy": float(rng.choice([0, 1]))},
     }  # fmt: skip
+    if seed % 2:
+        _share_passes(obj, np.random.default_rng([seed, 1]))
     return problem_from_json(obj | changes)
+
+
+def _share_passes(obj: dict[str, Any], rng: np.random.Generator) -> None:
+    for node in obj["nodes"]:
+        node["load_share"] = float(rng.choice([1.0, rng.uniform(0.05, 1.0), rng.uniform(0.05, 0.3)]))
+        node["compute_w"] = float(rng.uniform(0, 60))
+    obj["weights"]["energy"] = float(rng.choice([0.0, 0.002, 0.05]))
 
 
 def seeds() -> st.SearchStrategy[int]:

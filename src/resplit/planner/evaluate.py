@@ -69,21 +69,25 @@ def evaluate(problem: Problem, placement: Sequence[str]) -> Evaluation:
     rates = np.array([c.rate_rps for c in problem.classes])
     service = _service_s(problem, nodes_of)  # (R, J)
     background = np.array([node.background_utilization for node in problem.nodes])
-    utilization: FloatArray = background + np.bincount(nodes_of, rates @ service, len(problem.nodes))  # (N,)
+    busy = np.bincount(nodes_of, rates @ service, len(problem.nodes))  # node seconds per second (N,)
+    load = np.array([node.load_share for node in problem.nodes]) * busy
+    utilization: FloatArray = background + load
     network = np.array([_network_s(problem, request_class, nodes_of) for request_class in problem.classes])
-    slowdown = _reciprocal(1 - utilization)[nodes_of]  # (J,)
+    slowdown = _reciprocal(1 - utilization)  # (N,)
     compute = service.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        queueing = np.where(service > 0, service * slowdown, 0).sum(axis=1) - compute
-        queue_lengths = np.where(utilization > background, (1 - background) * _reciprocal(1 - utilization) - 1, 0)
+        queueing = np.where(service > 0, service * slowdown[nodes_of], 0).sum(axis=1) - compute
+        requests = np.where(busy > 0, busy * slowdown, 0)  # in progress on each node (N,), by Little's law
     terms = Terms(
-        latency_s=float((queue_lengths.sum() + rates @ network) / rates.sum()),
+        latency_s=float((requests.sum() + rates @ network) / rates.sum()),
         balance=float(utilization.max()),
         privacy=_privacy(problem, nodes_of),
+        energy_j=float(np.array([node.compute_w for node in problem.nodes]) @ load / rates.sum()),
     )
+    weights = problem.weights
     weighted = zip(
-        (problem.weights.latency, problem.weights.balance, problem.weights.privacy),
-        (terms.latency_s, terms.balance, terms.privacy),
+        (weights.latency, weights.balance, weights.privacy, weights.energy),
+        (terms.latency_s, terms.balance, terms.privacy, terms.energy_j),
         strict=True,
     )
     objective = sum(weight * term for weight, term in weighted if weight > 0)

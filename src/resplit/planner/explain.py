@@ -34,6 +34,7 @@ def explain(problem: Problem, plan: Plan, time_limit_s: float = 5.0) -> str:
         return f"{head}: no plan\n  {plan.reason}\n"
     bound = f", bound {plan.lower_bound:.6g}, gap {plan.gap:.2%}" if plan.gap is not None else ""
     terms = f"latency {plan.terms.latency_s:.4g} s, balance {plan.terms.balance:.3f}, privacy {plan.terms.privacy:.3f}"
+    terms += f", energy {plan.terms.energy_j:.4g} J per request" if plan.terms.energy_j > 0 else ""
     sections = [
         f"{head}: objective {plan.objective:.6g}{bound}\n  {terms}",
         "Chain\n" + "\n".join(_chain(problem, plan)),
@@ -82,8 +83,17 @@ def _nodes(problem: Problem, plan: Plan) -> Iterator[str]:
             binds = _binding(problem, plan, node.name, used_bytes)
             yield (
                 f"  {node.name:16} memory {used_bytes / GIB:7.2f} of {node.memory_bytes / GIB:7.2f} GiB ({share:.0%}), "
-                f"utilization {plan.utilization[node.name]:.3f} of {node.max_utilization:.2f}{binds}"
+                f"utilization {plan.utilization[node.name]:.3f} of {node.max_utilization:.2f}"
+                f"{_shared_passes_and_power(node, plan.utilization[node.name])}{binds}"
             )
+
+
+def _shared_passes_and_power(node: Node, utilization: float) -> str:
+    """The load share of a node whose sessions share passes, and the power that its load takes; "" if neither is set."""
+    power_w = node.compute_w * (utilization - node.background_utilization)
+    parts = [f"load share {node.load_share:.2g}"] if node.load_share < 1 else []
+    parts += [f"{power_w:.3g} W above idle"] if node.compute_w > 0 else []
+    return "".join(f", {part}" for part in parts)
 
 
 def _binding(problem: Problem, plan: Plan, name: str, used_bytes: float) -> str:

@@ -27,12 +27,12 @@ class Instance:
 
     - `first` (A,): the first block of each atom.
     - `load` (A, N): the utilisation that an atom adds to a node; inf if it may not run there (its times are null, or
-      it is private and the node is not trusted).
+      it is private and the node is not trusted). `load_share` (N,): the factor rho_i in it.
     - `memory` (A,), `memory_limit` (N,): bytes.
-    - `fixed` (A, N): privacy cost.
+    - `fixed` (A, N): privacy and energy cost, both of which add up over atoms.
     - `start`, `end` (N,): transfer cost from the sources to the first node, and from the last node to the sources.
     - `hops[hop_of[b]]` (N, N): transfer cost at boundary b = 1..A-1; inf on the diagonal and without a link.
-    - `queue_weight`: alpha / L. `balance_weight`: beta.
+    - `latency_weight`: alpha / L. `balance_weight`: beta.
     - `background` (N,): utilisation by other work.
     - `headroom` (N,): the load that a node may take; negative if its background exceeds the ceiling.
     """
@@ -40,6 +40,7 @@ class Instance:
     problem: Problem
     first: IntArray
     load: FloatArray
+    load_share: FloatArray
     memory: FloatArray
     memory_limit: FloatArray
     fixed: FloatArray
@@ -47,7 +48,7 @@ class Instance:
     end: FloatArray
     hops: tuple[FloatArray, ...]
     hop_of: IntArray
-    queue_weight: float
+    latency_weight: float
     background: FloatArray
     headroom: FloatArray
     balance_weight: float
@@ -57,7 +58,8 @@ class Instance:
         """Make the arrays of `problem`."""
         cuts = range(1, len(problem.blocks)) if problem.allowed_cuts is None else sorted(problem.allowed_cuts)
         first = np.array([0, *cuts], dtype=np.intp)
-        fixed = _privacy_cost(problem)
+        block_load = _block_load(problem)
+        fixed = _privacy_cost(problem) + _energy_cost(problem, block_load)
         hops, hop_of = _hops(problem, first)
         start, end = _ends(problem)
         background = np.array([node.background_utilization for node in problem.nodes])
@@ -65,7 +67,8 @@ class Instance:
         return cls(
             problem=problem,
             first=first,
-            load=np.add.reduceat(_block_load(problem), first, axis=0),
+            load=np.add.reduceat(block_load, first, axis=0),
+            load_share=_load_share(problem),
             memory=np.add.reduceat(block_bytes(problem), first),
             memory_limit=np.array([node.memory_bytes for node in problem.nodes]) * (1 + SLACK),
             fixed=np.add.reduceat(fixed, first, axis=0),
@@ -73,7 +76,7 @@ class Instance:
             end=end,
             hops=hops,
             hop_of=hop_of,
-            queue_weight=problem.weights.latency / _total_rate(problem),
+            latency_weight=problem.weights.latency / _total_rate(problem),
             background=background,
             headroom=ceiling - background + SLACK,
             balance_weight=problem.weights.balance,
@@ -83,6 +86,12 @@ class Instance:
     def shape(self) -> tuple[int, int]:
         """(atoms, nodes)."""
         return self.load.shape[0], self.load.shape[1]
+
+    @cached_property
+    def queue_weight(self) -> FloatArray:
+        """The weight alpha / (L rho_i) of the queueing term of each node (N,)."""
+        weight: FloatArray = self.latency_weight / self.load_share
+        return weight
 
     @cached_property
     def load_prefix(self) -> FloatArray:
@@ -97,7 +106,7 @@ class Instance:
 
     @cached_property
     def fixed_prefix(self) -> FloatArray:
-        """Prefix sums of the privacy cost (A + 1, N)."""
+        """Prefix sums of the privacy and energy cost (A + 1, N)."""
         return np.vstack([np.zeros(self.fixed.shape[1]), self.fixed.cumsum(axis=0)])
 
     @cached_property
@@ -111,7 +120,7 @@ class Instance:
         return self.hops[int(self.hop_of[boundary])]
 
     def queue_cost(self, load: FloatArray) -> FloatArray:
-        """Queueing cost (alpha / L) ((1 - b_i) / (1 - b_i - load) - 1) of a `load` (..., N) within the headroom."""
+        """Queueing cost (alpha / (L rho_i)) load / (1 - b_i - load) of a `load` (..., N) within the headroom."""
         cost: FloatArray = self.queue_weight * load / (1 - self.background - load)
         return cost
 
@@ -153,7 +162,7 @@ class Instance:
         return float(broken + over_memory.clip(min=0).sum() / needed + over_load.clip(min=0).sum())
 
     def path_cost(self, nodes_of: IntArray) -> float:
-        """Transfer and privacy cost of a placement (A,); inf if a link is missing."""
+        """Transfer, privacy and energy cost of a placement (A,); inf if a link is missing."""
         atoms = np.arange(len(nodes_of))
         total = self.start[nodes_of[0]] + self.end[nodes_of[-1]] + self.fixed[atoms, nodes_of].sum()
         for b in np.flatnonzero(nodes_of[1:] != nodes_of[:-1]) + 1:
@@ -180,11 +189,15 @@ def _total_rate(problem: Problem) -> float:
     return sum(request_class.rate_rps for request_class in problem.classes)
 
 
+def _load_share(problem: Problem) -> FloatArray:
+    return np.array([node.load_share for node in problem.nodes])
+
+
 def _block_load(problem: Problem) -> FloatArray:
-    """sum_r lambda_r s[r, j, i] (J, N); inf if block j may not run on node i."""
+    """rho_i sum_r lambda_r s[r, j, i] (J, N); inf if block j may not run on node i."""
     prompts = sum(c.rate_rps * c.prompt_tokens for c in problem.classes)
     tokens = sum(c.rate_rps * c.new_tokens for c in problem.classes)
-    load = prompts * problem.prefill_s_per_token + tokens * problem.decode_s_per_token
+    load = _load_share(problem) * (prompts * problem.prefill_s_per_token + tokens * problem.decode_s_per_token)
     private = np.array([block.private for block in problem.blocks])
     trusted = np.array([node.trusted for node in problem.nodes])
     return np.where(np.isnan(load) | np.outer(private, ~trusted), np.inf, load)
@@ -194,6 +207,12 @@ def _privacy_cost(problem: Problem) -> FloatArray:
     sensitivity = np.array([block.sensitivity for block in problem.blocks]) / len(problem.blocks)
     untrusted = np.array([not node.trusted for node in problem.nodes])
     return problem.weights.privacy * np.outer(sensitivity, untrusted)
+
+
+def _energy_cost(problem: Problem, load: FloatArray) -> FloatArray:
+    """(delta / L) P_i load[j, i] (J, N); 0 if block j may not run on node i."""
+    price = problem.weights.energy / _total_rate(problem) * np.array([node.compute_w for node in problem.nodes])
+    return price * np.where(np.isfinite(load), load, 0)
 
 
 def _ends(problem: Problem) -> tuple[FloatArray, FloatArray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,24 @@ def test_the_program_without_a_cutoff_finds_and_proves_the_optimum(seed: int) ->
         assert instance.cost(nodes_of) == pytest.approx(optimum, rel=1e-5)
         assert bound == pytest.approx(optimum, rel=1e-5)
         assert bound <= optimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("load_share", "rates"), [(1.0, 1e-5), (3e-9, 1e3), (1e-9, 1e4)])
+@pytest.mark.parametrize("seed", [0, 12, 22, 33])
+def test_the_program_proves_the_optimum_if_loads_are_tiny(seed: int, load_share: float, rates: float) -> None:
+    problem = tiny_problem(seed, blocks=4)
+    idle = replace(
+        problem,
+        nodes=tuple(replace(node, load_share=load_share) for node in problem.nodes),
+        classes=tuple(replace(c, rate_rps=c.rate_rps * rates) for c in problem.classes),
+    )
+    dual = converged(Instance.of(idle))
+
+    _, bound = solve_mip(dual, candidates(dual, float("inf")), float("inf"), Budget(20.0), None, 1e-6)
+
+    optimum, _ = best_by_enumeration(idle)
+    assert bound == pytest.approx(optimum, rel=1e-5)
+    assert bound <= optimum * (1 + 1e-9)
 
 
 def test_the_bound_is_the_cutoff_if_no_candidate_is_left() -> None:

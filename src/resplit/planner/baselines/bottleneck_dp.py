@@ -68,7 +68,7 @@ def _best(labels: list[_Label]) -> list[_Label]:
 
 
 def _stages(instance: Instance, p: int) -> list[tuple[int, np.ndarray]]:
-    """(q, compute time (N,)) of every stage p..q-1 that some node can hold."""
+    """(q, node time that a request takes from others (N,)) of every stage p..q-1 that some node can hold."""
     stages = []
     for q in range(p + 1, instance.shape[0] + 1):
         fits = (
@@ -79,5 +79,5 @@ def _stages(instance: Instance, p: int) -> list[tuple[int, np.ndarray]]:
         if not fits.any():
             break
         load = instance.load_prefix[q] - instance.load_prefix[p]
-        stages.append((q, np.where(fits, instance.queue_weight * load, np.inf)))
+        stages.append((q, np.where(fits, instance.latency_weight * load, np.inf)))
     return stages

@@ -35,15 +35,15 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     """Solve the relaxation; None if it is infeasible:
 
         minimise    sum_b <T_b, z_b> + <start, x_0> + <end, x_A-1> + <fixed, x>
-                    + a sum_i (1 - b_i) (1 / (1 - u_i) - 1 / (1 - b_i)) + beta m
+                    + sum_i a_i (1 - b_i) (1 / (1 - u_i) - 1 / (1 - b_i)) + beta m
         subject to  sum_i x_ai = 1                                 every atom on one node (eq. 4)
                     sum_k z_b,ik = x_b-1,i,  sum_i z_b,ik = x_b,k  a flow along the chain
                     u_i >= b_i + sum_a load_ai x_ai,  u_i <= max(u_max_i, b_i)
                     sum_a memory_a x_ai <= memory_i                (eq. 5)
                     m >= u_i,  x >= 0,  z >= 0
 
-    with a = alpha / L. `1 / (1 - u)` is the convex atom `inv_pos`. The utilization u is a variable of its own, as
-    disciplined parametrised programming (DPP) requires.
+    with a_i = alpha / (L rho_i). `load` contains rho_i, and `fixed` the energy. `1 / (1 - u)` is the convex atom
+    `inv_pos`. The utilization u is a variable of its own, as disciplined parametrised programming (DPP) requires.
     """
     atoms, nodes = instance.shape
     x = cp.Variable((atoms, nodes), nonneg=True)
@@ -70,7 +70,8 @@ def relax_convex(instance: Instance) -> Relaxation | None:
         cp.sum(cp.multiply(instance.fixed, x))
         + np.where(start, instance.start, 0) @ x[0]
         + np.where(end, instance.end, 0) @ x[atoms - 1]
-        + instance.queue_weight * (cp.sum(cp.multiply(free, cp.inv_pos(1 - u))) - nodes)
+        + cp.sum(cp.multiply(instance.queue_weight * free, cp.inv_pos(1 - u)))
+        - instance.queue_weight.sum()
         + instance.balance_weight * m
     )
     for b in range(1, atoms):

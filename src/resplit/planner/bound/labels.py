@@ -34,7 +34,7 @@ class ChainArrays(NamedTuple):
     - `end` (A, N): the last boundary of a feasible interval that begins at an atom.
     - `load` (A + 1, N), `memory` (A + 1,): prefix sums.
     - `least_load` (A + 2, N), `least_memory` (A + 2,): of any single later atom.
-    - `free`, `headroom`, `memory_limit` (N,).
+    - `free`, `headroom`, `memory_limit`, `queue_weight` (N,).
     - `slot` (N,): the slot of each node, or -1.
     - `state` (A + 1,): prefix sums of node states if `unit_bytes` is 0; otherwise a state counts units of memory.
     - `state_load` (T, L), `state_memory` (L,): of each state. State L - 1 stands for a full node.
@@ -49,7 +49,7 @@ class ChainArrays(NamedTuple):
     free: FloatArray
     headroom: FloatArray
     memory_limit: FloatArray
-    queue_weight: float
+    queue_weight: FloatArray
     hop_of: Indices
     slot: Indices
     state: Indices
@@ -274,14 +274,14 @@ def _extend_on_node(chain, prices, pool, count, label, boundary):  # type: ignor
     load, memory = 0.0, 0.0
     if held > 0:
         load, memory = chain.state_load[slot, held], chain.state_memory[held]
-    free, atoms = chain.free[node], len(chain.hop_of)
-    paid = chain.queue_weight * load / (free - load)
+    free, weight, atoms = chain.free[node], chain.queue_weight[node], len(chain.hop_of)
+    paid = weight * load / (free - load)
     for end in range(boundary + 1, chain.end[boundary, node] + 1):
         filled = memory + chain.memory[end] - chain.memory[boundary]
         busy = load + chain.load[end, node] - chain.load[boundary, node]
         if filled > chain.memory_limit[node] or busy > chain.headroom[node]:
             break
-        queue = prices.share[node] * (chain.queue_weight * busy / (free - busy) - paid)
+        queue = prices.share[node] * (weight * busy / (free - busy) - paid)
         cost = pool.cost[label] + queue + prices.atom[end, node] - prices.atom[boundary, node]
         if not cost < prices.leave_below[end, node]:
             continue
@@ -323,7 +323,7 @@ def _example() -> tuple[ChainArrays, PricingArrays, LabelPool]:
     line, plane, cube = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1))
     whole, wholes = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     words = np.zeros((1, 1), np.uint64)
-    limits = line, line, line, 0.0, whole, whole, whole
+    limits = line, line, line, line, whole, whole, whole
     packing = words[0], np.uint64(0), 1
     chain = ChainArrays(wholes, plane, line, plane, line, *limits, 0.0, plane, line, *packing)
     prices = PricingArrays(line, plane, line, line, cube, plane, plane, words)

@@ -78,7 +78,10 @@ def solve_mip(
 
 
 class _Model:
-    """The program. Columns: intervals y (binary), hops z, node costs c (in units of `scale`), loads l, the peak m."""
+    """The program. Columns: intervals y (binary), hops z, node costs c (in units of `scale`), loads l, the peak m.
+
+    A load is in units of that of the whole model on its node, as HiGHS takes tiny entries for 0.
+    """
 
     def __init__(self, dual: Dual, chosen: Candidates, extra_tangents: list[FloatArray]) -> None:
         self.dual = dual
@@ -87,6 +90,8 @@ class _Model:
         self.instance: Instance = dual.instance
         self.atoms, self.nodes = self.instance.shape
         self.scale = abs(dual.bound) or 1.0  # the unit of costs, as HiGHS's tolerances are absolute
+        whole = self.instance.load_prefix[-1]
+        self.load_unit = np.where(whole > 0, whole, 1.0)  # (N,)
         self.p, self.q, self.i = chosen.intervals.T
         self.steps = len(chosen.intervals)
         self.width = self.steps + len(chosen.hops) + 2 * self.nodes + 1
@@ -125,13 +130,13 @@ class _Model:
         one = self._matrix([np.zeros(int((~inner_start).sum()), dtype=np.intp)], [steps[~inner_start]], [1.0], 1)
         c, load = self.node_column + np.arange(n), self.node_column + n + np.arange(n)
         queue = np.array([self.dual.paths.queue[q][p, i] for p, q, i in self.chosen.intervals])
-        added_load = inst.load_prefix[self.q, self.i] - inst.load_prefix[self.p, self.i]
+        added_load = (inst.load_prefix[self.q, self.i] - inst.load_prefix[self.p, self.i]) / self.load_unit[self.i]
         alone = self._matrix([self.i, np.arange(n)], [steps, c], [-queue / self.scale, 1.0], n)
         total = self._matrix([self.i, np.arange(n)], [steps, load], [-added_load, 1.0], n)
         use = np.hstack([np.zeros((len(self.dual.resources.use), 1)), self.dual.resources.use.cumsum(axis=1)])
         stored = [self._matrix([self.i], [steps], [u[self.q] - u[self.p]], n) for u in use]
         cut_rows = self._set_cuts(use)
-        peak = self._matrix([np.arange(n), np.arange(n)], [np.full(n, self.width - 1), load], [1.0, -1.0], n)
+        peak = self._matrix([np.arange(n), np.arange(n)], [np.full(n, self.width - 1), load], [1.0, -self.load_unit], n)
         tangents, tangent_lower = self._tangents(c, load)
         matrix = sparse.vstack([leave, enter, one, alone, total, *stored, cut_rows, peak, tangents], format="csr")
         flows, kinds = 2 * self.atoms * n, len(stored)
@@ -172,10 +177,11 @@ class _Model:
         at = np.minimum(at, np.tile(top, len(at) // n))
         node = np.tile(np.arange(n), len(at) // n)
         free = (1 - inst.background)[node]
-        slope = inst.queue_weight * free / (free - at) ** 2 / self.scale
+        weight = inst.queue_weight[node] / self.scale
+        slope = weight * free / (free - at) ** 2
         rows = np.arange(len(at))
-        matrix = self._matrix([rows, rows], [c[node], load[node]], [1.0, -slope], len(at))
-        return matrix, inst.queue_weight * at / (free - at) / self.scale - slope * at
+        matrix = self._matrix([rows, rows], [c[node], load[node]], [1.0, -slope * self.load_unit[node]], len(at))
+        return matrix, weight * at / (free - at) - slope * at
 
     def _matrix(
         self, rows: list[IntArray], columns: list[IntArray], values: list[FloatArray | float], height: int
@@ -191,7 +197,7 @@ class _Model:
         lp.num_col_, lp.num_row_ = self.width, matrix.shape[0]
         lp.col_cost_ = self._costs()
         lp.col_lower_ = np.concatenate((np.zeros(self.width - 1), [self.instance.background.max()]))
-        top = np.clip(self.instance.headroom, 0, None)
+        top = np.clip(self.instance.headroom, 0, None) / self.load_unit
         lp.col_upper_ = np.concatenate((np.ones(self.node_column), np.full(self.nodes, highspy.kHighsInf), top, [1.0]))
         lp.row_lower_, lp.row_upper_ = lower, upper
         lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise

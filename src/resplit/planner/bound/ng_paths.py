@@ -187,7 +187,7 @@ class NgPaths:
             if not fits or busy > inst.headroom[node] or filled > inst.memory_limit[node]:
                 paid[node] = np.inf
             else:
-                paid[node] += inst.queue_weight * (busy / (free - busy) - load / (free - load))
+                paid[node] += inst.queue_weight[node] * (busy / (free - busy) - load / (free - load))
         return paid
 
     def _steps(self, nodes_of: IntArray) -> Iterator[tuple[int, int, int, int]]:
@@ -237,7 +237,7 @@ def _gain(instance: Instance, node: int, first: tuple[int, int], second: tuple[i
     if sum(loads) > instance.headroom[node]:
         return over + OVERLOAD_GAIN
     free = 1 - instance.background[node]
-    queue = [instance.queue_weight * load / (free - load) for load in (sum(loads), *loads)]
+    queue = [instance.queue_weight[node] * load / (free - load) for load in (sum(loads), *loads)]
     return over + float(queue[0] - queue[1] - queue[2]) / max(abs(value), 1e-300)
 
 

@@ -110,5 +110,5 @@ class Descent:
         over_memory = np.maximum(memory - inst.memory_limit[node], 0) / self._memory_unit
         broken = (over_load > 1e-12) | (over_memory > 0)
         excess = over_load + 10 * over_memory + 0.3 * broken + (self._closed[node] & (memory > 0))
-        cost: FloatArray = inst.queue_weight * within / ((1 - inst.background)[node] - within)
+        cost: FloatArray = inst.queue_weight[node] * within / ((1 - inst.background)[node] - within)
         return np.asarray(cost + self.penalty * excess)

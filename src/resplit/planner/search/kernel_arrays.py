@@ -37,7 +37,7 @@ class KernelArrays(NamedTuple):
     background: FloatArray
     headroom: FloatArray
     nearest: Indices
-    queue_weight: float
+    queue_weight: FloatArray
     balance_weight: float
     peak: float
     min_excess: FloatArray
@@ -61,7 +61,7 @@ class KernelArrays(NamedTuple):
             background=instance.background,
             headroom=instance.headroom,
             nearest=np.ascontiguousarray(nearest, np.int64),
-            queue_weight=float(instance.queue_weight),
+            queue_weight=instance.queue_weight,
             balance_weight=float(instance.balance_weight),
             peak=float(instance.background.max()),
             min_excess=np.array([MIN_EXCESS_ATOMS * float(instance.memory.mean()), MIN_EXCESS_LOAD]),

@@ -282,12 +282,12 @@ def _finite(cost):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _node_cost(load, memory, memory_limit, headroom, free, unit_costs):  # type: ignore[no-untyped-def]
+def _node_cost(load, memory, memory_limit, headroom, free, queue_weight, unit_costs):  # type: ignore[no-untyped-def]
     """The cost of a node that holds atoms, with penalties for violated limits, and whether it violates any.
 
     All arguments are scalars, as passing an array costs more than this computation.
     """
-    queue_weight, per_byte, least_bytes, per_load, least_load = unit_costs
+    per_byte, least_bytes, per_load, least_load = unit_costs
     cost, broken = 0.0, 0.0
     if memory > memory_limit * (1.0 + ROUNDING):
         cost += per_byte * (memory - memory_limit + least_bytes)
@@ -301,8 +301,8 @@ def _node_cost(load, memory, memory_limit, headroom, free, unit_costs):  # type:
 
 @njit(cache=True, nogil=True)
 def _unit_costs(arrays, penalty):  # type: ignore[no-untyped-def]
-    """The queueing weight, and for memory and load the penalty per unit and the least excess counted."""
-    return arrays.queue_weight, penalty[0], arrays.min_excess[0], penalty[1], arrays.min_excess[1]
+    """The penalty per unit and the least excess counted, for memory and for load."""
+    return penalty[0], arrays.min_excess[0], penalty[1], arrays.min_excess[1]
 
 
 @njit(cache=True, nogil=True)
@@ -336,7 +336,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
     ends, hops, hop_of = arrays.ends, arrays.hops, arrays.hop_of
     loads, fixed, memory = arrays.load, arrays.fixed, arrays.memory
     memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
-    unit_costs = _unit_costs(arrays, penalty)
+    queue_weight, unit_costs = arrays.queue_weight, _unit_costs(arrays, penalty)
     change, missing, touched = 0.0, 0.0, 0
     for atom in range(begin, end + 1):
         if atom == 0:
@@ -376,6 +376,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
                 memory_limits[node],
                 headroom[node],
                 1.0 - background[node],
+                queue_weight[node],
                 unit_costs,
             )
         else:  # removes the rounding errors of many moves
@@ -390,7 +391,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
 def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     """Fill `sums` for a placement. Returns its cost with penalties, the number of violated limits, and its peak."""
     memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
-    cost, missing, unit_costs = 0.0, 0.0, _unit_costs(arrays, penalty)
+    cost, missing, queue_weight, unit_costs = 0.0, 0.0, arrays.queue_weight, _unit_costs(arrays, penalty)
     sums[:] = 0.0
     for atom in range(len(x) + 1):
         if atom == 0:
@@ -420,6 +421,7 @@ def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
                 memory_limits[node],
                 headroom[node],
                 1.0 - background[node],
+                queue_weight[node],
                 unit_costs,
             )
         cost += sums[node, COST]
@@ -453,7 +455,7 @@ def _example() -> tuple[KernelArrays, FloatArray, Indices, float, int, State]:
     """Arrays whose types define the signatures of the compiled functions."""
     line, plane, cube, whole = np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1, 1)), np.zeros(1, np.int64)
     wholes = np.zeros((1, 1), np.int64)
-    arrays = KernelArrays(plane, plane, line, line, plane, cube, whole, line, line, wholes, 0.0, 0.0, 0.0, line)
+    arrays = KernelArrays(plane, plane, line, line, plane, cube, whole, line, line, wholes, line, 0.0, 0.0, line)
     return arrays, line, whole, 0.0, 0, np.zeros(1, np.uint64)
 
 
