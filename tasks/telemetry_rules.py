@@ -79,6 +79,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         *_TIME_AND_NODE,
         _SECONDS,
         _between("tokens", 1, 1e6, "tokens must lie within 1..1e6"),
+        _between("sessions", 1, 1e4, "sessions must lie within 1..10000"),
         _between("context_tokens", 0, 1e7, "context_tokens must lie within 0..1e7"),
         _between("s_per_token", 0, 60, "seconds / tokens is more than a minute"),
         _one_of("phase", "prefill", "decode", reason="phase must be prefill or decode"),

@@ -18,17 +18,37 @@ class _Strict(BaseModel):
 
 
 class BlockTimes(_Strict):
-    """Declared time of one token of a block, by kind of block."""
+    """Declared time of one prompt token of a block, by kind of block."""
 
     embed: Seconds
     layer: Seconds
     head: Seconds
 
 
+class SharedTime(_Strict):
+    """Declared time of a decode step that sessions share: a fixed part, and a part for each session in the pass."""
+
+    fixed: Seconds
+    per_session: Seconds
+
+
+class DecodeTimes(_Strict):
+    """Declared time of a decode step through a block, by kind of block. One number is a time for each session."""
+
+    embed: Seconds | SharedTime
+    layer: Seconds | SharedTime
+    head: Seconds | SharedTime
+
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """The fixed part and the part for each session, in seconds, by kind of block."""
+        times = {kind: getattr(self, kind) for kind in ("embed", "layer", "head")}
+        return {kind: (t.fixed, t.per_session) if isinstance(t, SharedTime) else (0.0, t) for kind, t in times.items()}
+
+
 class Emulation(_Strict):
     """The hardware that a node emulates: its compute is padded to these times."""
 
-    decode_per_token: BlockTimes
+    decode_per_token: DecodeTimes
     prefill_per_token: BlockTimes
     background_utilization: Annotated[float, Field(ge=0, lt=1)] = 0.0
 

@@ -45,7 +45,10 @@ class LinkRow:
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
-    """One pass through one block: `tokens` new tokens after `context_tokens` cached ones."""
+    """One pass through one block, of `sessions` sessions together.
+
+    `tokens` are the new tokens of all of them, `context_tokens` the mean number of tokens cached before.
+    """
 
     time_s: float
     node: str
@@ -54,6 +57,7 @@ class BlockRow:
     phase: str  # prefill or decode
     tokens: int
     context_tokens: int
+    sessions: int
     seconds: float
     emulated: bool
 

@@ -153,7 +153,7 @@ async def test_rows_of_every_table_are_kept_and_handed_out_from_a_time_on() -> N
         return TelemetryRows(
             nodes=(NodeRow(time_s, "alpha", 0.5, 0.25, 1e6, 2e6, 0.0, 0.01, False),),
             links=(link_row(time_s),),
-            blocks=(BlockRow(time_s, "alpha", "layer.0", "layer", "decode", 1, 8, 0.01, False),),
+            blocks=(BlockRow(time_s, "alpha", "layer.0", "layer", "decode", 1, 8, 1, 0.01, False),),
         )
 
     class Peer(ReportingPeer):

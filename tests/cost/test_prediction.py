@@ -15,7 +15,10 @@ def test_each_timing_of_a_known_node_is_paired_with_its_prediction() -> None:
     unknown = PredictionError(None, None, 0)
     model = CostModel(0.0, {"hub": 0.002}, (fitted,), (), PredictionError(0.03, 0.07, 9), unknown)
     row = {"time_s": 0.0, "node": "hub", "block": "layer.0", "kind": "layer", "phase": "decode", "tokens": 1}
-    rows = [row | {"context_tokens": 8, "seconds": seconds, "emulated": True} for seconds in (0.002, 0.003, 0.004)]
+    rows = [
+        row | {"context_tokens": 8, "sessions": 1, "seconds": seconds, "emulated": True}
+        for seconds in (0.002, 0.003, 0.004)
+    ]
     elsewhere = [rows[0] | {"node": "unknown-node"}]
     timings = block_timings(model, Telemetry.from_rows({"blocks": rows + elsewhere}), [layer])
     assert timings.to_dict("records") == [

@@ -13,11 +13,12 @@ import pytest
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
+from resplit.node.batching import SegmentPass
 from resplit.node.block_timing import time_block
 from resplit.node.emulation import Hardware
-from resplit.node.executor import Executor, SegmentPass
+from resplit.node.executor import Executor
 
-SLOW = Hardware(decode_s={"layer": 2e-3}, prefill_s={"layer": 0.0})
+SLOW = Hardware(fixed_s={"layer": 2e-3}, session_s={"layer": 0.0}, prefill_s={"layer": 0.0})
 
 
 class RecordingExecutor(Executor):

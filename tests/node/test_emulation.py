@@ -7,19 +7,22 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from resplit.config import BlockTimes, Emulation
+from resplit.config import BlockTimes, DecodeTimes, Emulation
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
-from resplit.node.emulation import Hardware, median_error
-from resplit.node.executor import Executor, SegmentPass
+from resplit.node.batching import SegmentPass
+from resplit.node.emulation import Hardware, Load, median_error
+from resplit.node.executor import Executor
 
 HARDWARE = Hardware(
-    decode_s={"embed": 2e-3, "layer": 8e-3, "head": 12e-3},
+    fixed_s={"embed": 0.0, "layer": 0.0, "head": 0.0},
+    session_s={"embed": 2e-3, "layer": 8e-3, "head": 12e-3},
     prefill_s={"embed": 0.1e-3, "layer": 0.5e-3, "head": 0.0},
 )
 LAYERS_S = 6 * 8e-3
@@ -74,7 +77,8 @@ async def pass_s(executor: Executor, first: int, last: int, start: int, tokens: 
 
 async def run_pass(executor: Executor, first: int, last: int, start: int, tokens: int) -> None:
     values = executor.engine.blank_input(first, tokens)
-    await executor.run(SegmentPass("one", first, last, start, 128, values, None))
+    async for _ in executor.run(SegmentPass("one", first, last, start, 128, values, None)):
+        pass
 
 
 async def decode_times_s(executor: Executor, first: int, last: int, passes: int) -> list[float]:
@@ -151,26 +155,40 @@ async def test_real_hardware_is_not_padded(executor: Executor) -> None:
 
 
 def test_a_pass_costs_a_fixed_time_and_a_time_for_each_prefill_token() -> None:
-    assert HARDWARE.node_s("layer", 1, decoding=True) == 8e-3
-    assert HARDWARE.node_s("layer", 16, decoding=False) == pytest.approx(8e-3 + 16 * 0.5e-3)
-    halves = [HARDWARE.node_s(half, 16, decoding=False) for half in ("attention", "mlp")]
-    assert sum(halves) == pytest.approx(HARDWARE.node_s("layer", 16, decoding=False))
+    prompt = Load(0, 16)
+    assert HARDWARE.node_s("layer") == 8e-3
+    assert HARDWARE.node_s("layer", prompt) == pytest.approx(8e-3 + 16 * 0.5e-3)
+    halves = [HARDWARE.node_s(half, prompt) for half in ("attention", "mlp")]
+    assert sum(halves) == pytest.approx(HARDWARE.node_s("layer", prompt))
+
+
+def test_sessions_in_one_pass_share_its_fixed_part() -> None:
+    shared = replace(HARDWARE, fixed_s={"layer": 6e-3}, session_s={"layer": 2e-3})
+    assert shared.node_s("layer") == 8e-3
+    assert shared.node_s("layer", Load(5, 0)) == pytest.approx(6e-3 + 5 * 2e-3)
+    assert shared.node_s("layer", Load(5, 16)) == pytest.approx(6e-3 + 6 * 2e-3 + 16 * 0.5e-3)
 
 
 def test_background_load_lengthens_the_elapsed_time_but_not_the_node_time() -> None:
     busy = HARDWARE.changed(None, background_utilization=0.75)
-    assert busy.node_s("layer", 1, decoding=True) == HARDWARE.node_s("layer", 1, decoding=True)
-    assert busy.elapsed_s("layer", 1, decoding=True) == pytest.approx(4 * 8e-3)
-    assert busy.changed(3.0, None) == Hardware(HARDWARE.decode_s, HARDWARE.prefill_s, 3.0, 0.75)
+    assert busy.node_s("layer") == HARDWARE.node_s("layer")
+    assert busy.elapsed_s("layer") == pytest.approx(4 * 8e-3)
+    assert busy.changed(3.0, None) == replace(HARDWARE, slowdown=3.0, background_utilization=0.75)
 
 
 def test_hardware_is_what_the_cluster_file_declares() -> None:
-    times = BlockTimes(embed="2 ms", layer="8 ms", head="12 ms")
+    times = DecodeTimes(embed="2 ms", layer="8 ms", head="12 ms")
     prefill = BlockTimes(embed="0.1 ms", layer="0.5 ms", head="0 ms")
     declared = Hardware.declared(
         Emulation(decode_per_token=times, prefill_per_token=prefill, background_utilization=0.25)
     )
     assert declared == HARDWARE.changed(None, 0.25)
+
+
+def test_a_decode_time_may_have_a_part_that_sessions_share() -> None:
+    shared = {"fixed": "6 ms", "per_session": "2 ms"}
+    times = DecodeTimes.model_validate({"embed": "2 ms", "layer": shared, "head": "12 ms"})
+    assert times.parts() == {"embed": (0.0, 2e-3), "layer": (6e-3, 2e-3), "head": (0.0, 12e-3)}
 
 
 def test_the_error_is_the_median_of_the_absolute_errors_of_passes() -> None:

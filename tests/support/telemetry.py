@@ -82,6 +82,7 @@ def block_rows(
             "phase": phase,
             "tokens": tokens,
             "context_tokens": context,
+            "sessions": 1,
             "seconds": machine.seconds(feature.kind, tokens, context) * float(np.exp(noise * rng.standard_normal())),
             "emulated": True,
         }

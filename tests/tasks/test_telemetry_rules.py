@@ -68,6 +68,7 @@ LIMITS = {
     "payload_bytes": (0, 1e12),
     "bytes_per_s": (0, 1e11),
     "tokens": (1, 1e6),
+    "sessions": (1, 1e4),
     "context_tokens": (0, 1e7),
     "s_per_token": (0, 60),
 }

@@ -76,6 +76,7 @@ BAD = {
     "an unknown source": ("links", {"source": "guess"}, "source must be active or passive"),
     "no tokens": ("blocks", {"tokens": 0}, "tokens must lie within"),
     "a negative context": ("blocks", {"context_tokens": -1}, "context_tokens must lie within"),
+    "a pass without sessions": ("blocks", {"sessions": 0}, "sessions must lie within"),
     "an unknown block": ("blocks", {"block": "layer.99"}, "block is not in this model"),
     "an unknown phase": ("blocks", {"phase": "training"}, "phase must be prefill or decode"),
     "a wrong kind": ("blocks", {"block": "head", "kind": "embed"}, "kind is not that of the block"),

@@ -26,7 +26,7 @@ PassModels = Mapping[PassKey, PassModel]
 def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.DataFrame:
     """The cells of `blocks` (columns `telemetry.BLOCK_COLUMNS`): one row for all passes that require the same work.
 
-    Columns: node, phase, kind, `length` (tokens in the cache after the pass), the median `seconds`, the number of
+    Columns: node, phase, kind, `length` (mean tokens in a cache after the pass), the median `seconds`, the number of
     `rows`, and those of `design`. Equal blocks share a cell, because thirty equal layers are one observation repeated.
     DataError for an unknown block.
     """
@@ -36,7 +36,7 @@ def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.Data
     shapes: dict[tuple[object, ...], int] = {}
     shape_of = {name: shapes.setdefault(_shape(feature), len(shapes)) for name, feature in by_name.items()}
     keyed = blocks.assign(shape=blocks["block"].map(shape_of), step=blocks["context_tokens"] // CONTEXT_STEP)
-    groups = keyed.groupby(["node", "phase", "kind", "shape", "tokens", "step"], sort=True)
+    groups = keyed.groupby(["node", "phase", "kind", "shape", "tokens", "sessions", "step"], sort=True)
     cells = groups.agg(
         seconds=("seconds", "median"),
         context_tokens=("context_tokens", "mean"),
@@ -44,7 +44,7 @@ def cells_of(blocks: pd.DataFrame, features: Sequence[BlockFeatures]) -> pd.Data
         block=("block", "first"),
     ).reset_index()
     cells[list(COLUMNS)] = _design(cells, by_name)
-    return cells.assign(length=cells["tokens"] + cells["context_tokens"])
+    return cells.assign(length=cells["tokens"] / cells["sessions"] + cells["context_tokens"])
 
 
 def _shape(feature: BlockFeatures) -> tuple[object, ...]:
@@ -56,7 +56,7 @@ def _design(cells: pd.DataFrame, by_name: Mapping[str, BlockFeatures]) -> FloatA
     matrix = np.zeros((len(cells), len(COLUMNS)))
     for name, positions in cells.groupby("block").indices.items():
         some = cells.iloc[positions]
-        matrix[positions] = design(by_name[str(name)], some["tokens"], some["context_tokens"])
+        matrix[positions] = design(by_name[str(name)], some["tokens"], some["context_tokens"], some["sessions"])
     return matrix
 
 

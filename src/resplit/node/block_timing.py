@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from resplit.node.executor import Executor, SegmentPass
+from resplit.node.batching import SegmentPass
+from resplit.node.executor import Executor
 
 _SESSION = "profile"
 _PREFILL_TOKENS = (8, 32, 64)

@@ -11,15 +11,28 @@ from resplit.config import Emulation
 
 
 @dataclass(frozen=True)
+class Load:
+    """What one pass computes: a decode step for each of `decodes` sessions, and `prefill_tokens` of a prompt."""
+
+    decodes: int
+    prefill_tokens: int
+
+
+ONE_STEP = Load(1, 0)
+
+
+@dataclass(frozen=True)
 class Hardware:
     """The current times of one emulated node, in seconds by kind of block.
 
-    A decode step takes `decode_s`, a prefill of n tokens `decode_s + n * prefill_s`: in the placement problem, too, the
-    fixed cost of a pass is that of a decode step. `slowdown` multiplies both. With background load everything takes
-    1 / (1 - background_utilization) times as long.
+    A pass takes `fixed_s`, `session_s` more for each session that decodes, and for a prompt `session_s` and
+    `prefill_s` more for each token. In the placement problem, too, the fixed cost of a prefill is that of a decode
+    step. `slowdown` multiplies all. With background load everything takes 1 / (1 - background_utilization) times as
+    long.
     """
 
-    decode_s: dict[str, float]
+    fixed_s: dict[str, float]
+    session_s: dict[str, float]
     prefill_s: dict[str, float]
     slowdown: float = 1.0
     background_utilization: float = 0.0
@@ -27,8 +40,10 @@ class Hardware:
     @classmethod
     def declared(cls, emulation: Emulation) -> Hardware:
         """The hardware that the cluster file declares."""
+        decode = emulation.decode_per_token.parts()
         return cls(
-            emulation.decode_per_token.model_dump(),
+            {kind: fixed for kind, (fixed, _) in decode.items()},
+            {kind: session for kind, (_, session) in decode.items()},
             emulation.prefill_per_token.model_dump(),
             background_utilization=emulation.background_utilization,
         )
@@ -39,16 +54,17 @@ class Hardware:
         background = self.background_utilization if background_utilization is None else background_utilization
         return replace(self, slowdown=slowdown, background_utilization=background)
 
-    def node_s(self, kind: str, tokens: int, decoding: bool) -> float:
+    def node_s(self, kind: str, load: Load = ONE_STEP) -> float:
         """Seconds of one pass through a block of this kind, without background load."""
         # Times are declared for layers; attention and mlp count as one half each.
         share, kind = (0.5, "layer") if kind in ("attention", "mlp") else (1.0, kind)
-        fixed_s = self.decode_s[kind]
-        return share * self.slowdown * (fixed_s if decoding else fixed_s + tokens * self.prefill_s[kind])
+        sessions = load.decodes + (1 if load.prefill_tokens else 0)
+        pass_s = self.fixed_s[kind] + sessions * self.session_s[kind] + load.prefill_tokens * self.prefill_s[kind]
+        return share * self.slowdown * pass_s
 
-    def elapsed_s(self, kind: str, tokens: int, decoding: bool) -> float:
+    def elapsed_s(self, kind: str, load: Load = ONE_STEP) -> float:
         """Seconds of the same pass on the clock, with background load."""
-        return self.node_s(kind, tokens, decoding) / (1 - self.background_utilization)
+        return self.node_s(kind, load) / (1 - self.background_utilization)
 
 
 class Padding:
@@ -63,9 +79,9 @@ class Padding:
         self._begun_s = time.perf_counter()
         self._due_s = self._begun_s
 
-    def after_block(self, kind: str, tokens: int, decoding: bool) -> None:
+    def after_block(self, kind: str, load: Load) -> None:
         """Sleep until the block would be done on the emulated hardware."""
-        self._due_s += self._hardware.elapsed_s(kind, tokens, decoding)
+        self._due_s += self._hardware.elapsed_s(kind, load)
         wait_s = self._due_s - time.perf_counter()
         if wait_s > 0:
             time.sleep(wait_s)

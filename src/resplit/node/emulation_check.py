@@ -16,7 +16,7 @@ from resplit.errors import ConfigError
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.source import StoredModel
-from resplit.node.emulation import Hardware
+from resplit.node.emulation import Hardware, Load
 
 _REPEATS = 8
 # A block that is measured alone has its weights in the processor's cache; in a pass through many blocks it has not.
@@ -37,6 +37,11 @@ class PassShape:
     def decoding(self) -> bool:
         """Whether this is a decode step, not a prefill."""
         return self.context > 0
+
+    @property
+    def load(self) -> Load:
+        """The pass as emulated hardware counts it."""
+        return Load(1, 0) if self.decoding else Load(0, self.tokens)
 
     def __str__(self) -> str:
         return f"a decode step after {self.context} tokens" if self.decoding else f"a prefill of {self.tokens} tokens"
@@ -98,7 +103,7 @@ def _ensure_time(cluster: ClusterConfig, work_s: CoreSeconds) -> None:
     for node in cluster.nodes:
         hardware = Hardware.declared(node.emulate) if node.emulate else None
         for (kind, shape), true_s in work_s.items():
-            if hardware and (declared_s := hardware.node_s(kind, shape.tokens, shape.decoding)) < true_s * _HEADROOM:
+            if hardware and (declared_s := hardware.node_s(kind, shape.load)) < true_s * _HEADROOM:
                 raise ConfigError(
                     f"{cluster.name}: nodes.{node.name}.emulate",
                     f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "

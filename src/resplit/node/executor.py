@@ -1,70 +1,73 @@
-"""Runs passes on the engine in one thread, times every block, and measures how busy the node is."""
+"""Runs passes on the engine in one thread, many sessions at once, times blocks, and measures how busy the node is."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
 
 from resplit.errors import ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import sample
 from resplit.node.attempts import Attempts
-from resplit.node.emulation import Hardware, Padding
+from resplit.node.batching import Batch, Part, SegmentPass, Waiting, chunk_tokens, next_batch
+from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
-from resplit.types import Sampling
 
-Result = TypeVar("Result")
+_log = structlog.get_logger(__name__)
+_SMOOTHING = 0.2  # weight of the newest pass in the smoothed times of passes
 
 
 @dataclass(frozen=True)
-class SegmentPass:
-    """One pass of a session through blocks `first..last`; `sampling` is set if the last of them is the head.
+class PassResult:
+    """The result of one part of a pass, `tokens` positions from `start` on.
 
-    `start` is the position of the first token, `capacity` the number of tokens that the session may cache.
+    `value` is hidden states, or the sampled token; None after the head of a part that is not the last.
     """
 
-    session: str
-    first: int
-    last: int
     start: int
-    capacity: int
-    values: Activation
-    sampling: Sampling | None
-    attempt: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in this pass: `values` is (1, tokens) or (1, tokens, width). 0 for a malformed tensor."""
-        return self.values.shape[1] if len(self.values.shape) > 1 else 0
-
-    @property
-    def decoding(self) -> bool:
-        """Whether this is a decode step, not a prefill."""
-        return self.start > 0 and self.tokens == 1
+    tokens: int
+    value: Activation | int | None
+    is_last: bool
+    node_s: float  # of the batch, without the time that background load added
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Node time of one block in one pass, without the time that background load added."""
+    """Node time of one block in one pass of `sessions` sessions, without the time that background load added.
+
+    `tokens` are those of all sessions, `context_tokens` is the mean number of tokens cached before the pass.
+    """
 
     block: int
     phase: str
     tokens: int
     context_tokens: int
+    sessions: int
     seconds: float
+
+
+@dataclass(eq=False)
+class _Queued(Waiting):
+    """A waiting pass, and who waits for it."""
+
+    emit: Callable[[PassResult | Exception], None] = lambda result: None
 
 
 class Executor:
     """The engine, its thread, the accounting of its memory, and the attempts of its sessions.
 
-    `hardware` is None on real hardware. Passes run one at a time in the thread. Loading blocks, transferring caches
-    and ending sessions run in other threads, so that they need not wait for the passes of other sessions.
+    `hardware` is None on real hardware. Passes run in the thread, in batches. Loading blocks, transferring caches and
+    ending sessions run in other threads, so that they need not wait for the passes of other sessions.
     """
 
     def __init__(
@@ -78,31 +81,59 @@ class Executor:
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)  # relative errors of padded passes
         self.timings: deque[Timing] = deque(maxlen=4096)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor")
+        self._waiting: list[_Queued] = []  # in order of arrival; guarded by `_changed`
+        self._changed = threading.Condition()
+        self._closed = False
         self._passes = 0
-        self._current: tuple[str, Future[None]] | None = None  # session and end of the running pass
+        self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
+        self._decode_s = self._prefill_token_s = 0.0  # smoothed
+        self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
+        self._thread.start()
 
-    async def run(self, work: SegmentPass) -> Activation | int:
-        """Run a pass. Returns its activations, or the sampled token if it ran the head.
+    async def run(self, work: SegmentPass) -> AsyncIterator[PassResult]:
+        """Run a pass, and yield the result of each part as it is done; most passes have one part.
 
         CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches do not fit;
         DataError for values or positions that do not match what is held.
         """
-        return await self._in_thread(self._run, work)
+        # Before it waits: a malformed tensor cannot be cut into chunks.
+        self.engine.ensure_input(SessionRows(work.session, work.start, work.capacity, work.values), work.first)
+        loop, results = asyncio.get_running_loop(), asyncio.Queue[PassResult | Exception]()
+
+        def emit(result: PassResult | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(results.put_nowait, result)
+
+        queued = _Queued(work, emit=emit)
+        with self._changed:
+            self._waiting.append(queued)
+            self._changed.notify()
+        try:
+            while True:
+                result = await results.get()
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+                if result.is_last:
+                    return
+        finally:
+            self._forget(queued)
 
     async def node_s(self, work: SegmentPass) -> float:
-        """Run a pass. Returns its node time in seconds, without the time that background load added."""
-        return await self._in_thread(self._node_s, work)
+        """Run a pass alone. Returns its node time in seconds, without the time that background load added."""
+        return sum([result.node_s async for result in self.run(replace(work, alone=True))])
 
     def close(self) -> None:
-        """Stop the thread after the running pass."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Stop the thread after the running batch."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
 
-    def load(self, block: int, tensors: bytes) -> None:
+    def load(self, block: int, content: bytes) -> None:
         """Load a block unless it is loaded; CapacityError if it does not fit."""
         if block not in self.engine.blocks:
             self.memory.ensure_block(block)
-            self.engine.load(block, tensors)
+            self.engine.load(block, content)
 
     def take_cache(
         self, session: str, block: int, first: int, capacity: int, part: Activation, attempt: int = 0
@@ -115,8 +146,8 @@ class Executor:
     async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
         """Refuse earlier attempts. Returns the cached positions by block, once no earlier pass can change them."""
         self.attempts.ensure_current(session, attempt)
-        running = self._current
-        if running and running[0] == session:
+        running = self._running
+        if running and session in running[0]:
             await asyncio.wrap_future(running[1])
         return self.engine.lengths(session)
 
@@ -133,63 +164,148 @@ class Executor:
     def _background(self) -> float:
         return self.hardware.background_utilization if self.hardware else self.background_utilization
 
-    async def _in_thread(self, function: Callable[[SegmentPass], Result], work: SegmentPass) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, work)
+    def _forget(self, queued: Waiting) -> None:
+        with self._changed:
+            self._waiting = [each for each in self._waiting if each is not queued]
 
-    def _node_s(self, work: SegmentPass) -> float:
-        before_s = self.busy_s
-        self._run(work)
-        return self.busy_s - before_s
+    def _work(self) -> None:
+        """The executor's thread: run one batch after another."""
+        while batch := self._take():
+            for part, outcome in self._outcomes(batch):
+                _emit(part, outcome)
 
-    def _run(self, work: SegmentPass) -> Activation | int:
+    def _take(self) -> Batch | None:
+        """Wait for passes and take the next batch; None after `close`."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            batch = next_batch(self._waiting, chunk_tokens(self._decode_s, self._prefill_token_s))
+            taken = {id(part.waiting) for part in batch.parts}
+            self._waiting = [each for each in self._waiting if id(each) not in taken]
+            for part in batch.parts:
+                if not part.is_last:
+                    self._requeue(part.waiting)
+            # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
+            self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
+            return batch
+
+    def _requeue(self, prompt: Waiting) -> None:
+        """Put a prompt of which more is left behind all that wait, but before later passes of its session."""
+        sessions = [each.work.session for each in self._waiting]
+        session = prompt.work.session
+        place = sessions.index(session) if session in sessions else len(sessions)
+        assert isinstance(prompt, _Queued)
+        self._waiting.insert(place, prompt)
+
+    def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
+        """Run a batch. A pass that ends with an error leaves the line, whatever is left of it."""
         begun_s = time.perf_counter()
-        done: Future[None] = Future()
-        # Set before the check: a new attempt is either seen by this pass, or sees the pass and waits for it.
-        self._current = work.session, done
         try:
-            self.attempts.ensure_current(work.session, work.attempt)
-            self.memory.ensure_caches(work.session, work.first, work.last, work.capacity)
-            return self._timed(work, begun_s)
-        finally:
-            self.busy_s += (time.perf_counter() - begun_s) * (1 - self._background)
-            if self.attempts.has_ended(work.session):  # during this pass, which may have created caches again
-                self.engine.close(work.session)
-            self._current = None
-            done.set_result(None)
+            outcomes = self._run(batch, begun_s)
+        except Exception as error:  # a defect must not end the thread, and everybody gets an answer
+            _log.exception("a batch failed because of a defect")
+            outcomes = [(part, error) for part in batch.parts]
+        self.busy_s += (time.perf_counter() - begun_s) * (1 - self._background)
+        for part, outcome in outcomes:
+            session = part.waiting.work.session
+            part.waiting.done += part.tokens
+            if isinstance(outcome, Exception):
+                self._forget(part.waiting)
+            if self.attempts.has_ended(session):  # during this batch, which may have created caches again
+                self.engine.close(session)
+        assert self._running is not None
+        _, done = self._running
+        self._running = None
+        done.set_result(None)
+        return outcomes
 
-    def _timed(self, work: SegmentPass, begun_s: float) -> Activation | int:
-        """Run the pass, padded on emulated hardware, and keep timings of its blocks."""
+    def _run(self, batch: Batch, begun_s: float) -> list[tuple[Part, PassResult | Exception]]:
+        """Check each pass, and run those that may run together."""
+        refused: list[tuple[Part, PassResult | Exception]] = []
+        runnable: list[Part] = []
+        for part in batch.parts:
+            work = part.waiting.work
+            try:
+                self.attempts.ensure_current(work.session, work.attempt)
+                self.memory.ensure_caches(work.session, work.first, work.last, work.capacity)
+                runnable.append(part)
+            except ResplitError as error:
+                refused.append((part, error))
+        return [*refused, *(self._timed(replace(batch, parts=runnable), begun_s) if runnable else [])]
+
+    def _timed(self, batch: Batch, begun_s: float) -> list[tuple[Part, PassResult | Exception]]:
+        """Run a batch, padded on emulated hardware, and keep the timings of its blocks."""
+        load = Load(batch.decodes, batch.prefill_tokens)
         padding = Padding(self.hardware, self.errors) if self.hardware else None
         ends_s = [begun_s]
 
         def after_block(block: int) -> None:
             if padding:
-                padding.after_block(self.engine.kinds[block], work.tokens, work.decoding)
+                padding.after_block(self.engine.kinds[block], load)
             ends_s.append(time.perf_counter())
 
-        rows = SessionRows(work.session, work.start, work.capacity, work.values)
-        (values,) = self.engine.run(work.first, work.last, [rows], after_block)
-        if isinstance(values, ResplitError):
-            raise values
-        token = None
-        if work.sampling is not None:
-            token = sample(values, work.sampling, work.start + work.tokens - 1)
-        if padding:
-            padding.finish()
-        self._record(work, ends_s)
-        return values if token is None else token
+        answers = self.engine.run(batch.first, batch.last, [part.rows() for part in batch.parts], after_block)
+        results = [self._result(part, answer) for part, answer in zip(batch.parts, answers, strict=True)]
+        node_s = (time.perf_counter() - begun_s) * (1 - self._background)
+        if len(ends_s) > 1:  # else no pass of the batch could run
+            if padding:
+                padding.finish()
+            self._record(batch, ends_s)
+            self._smooth(load, node_s)
+        timed = [replace(each, node_s=node_s) if isinstance(each, PassResult) else each for each in results]
+        return list(zip(batch.parts, timed, strict=True))
 
-    def _record(self, work: SegmentPass, ends_s: list[float]) -> None:
+    def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError:
+        """What a part of a pass gives: hidden states, the sampled token, nothing, or an error."""
+        work, start = part.waiting.work, part.waiting.work.start + part.waiting.done
+        if isinstance(answer, ResplitError):
+            return answer
+        value: Activation | int | None = answer
+        if work.sampling is not None:
+            value = None
+            if part.is_last and not work.more:
+                try:
+                    value = sample(answer, work.sampling, start + part.tokens - 1)
+                except ResplitError as error:
+                    return error
+        return PassResult(start, part.tokens, value, part.is_last, 0.0)
+
+    def _record(self, batch: Batch, ends_s: list[float]) -> None:
         """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
 
-        Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`.
+        Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`. A pass that mixes decode steps and a prompt is not
+        recorded, because it is of neither phase.
         """
+        sessions = len(batch.parts)
+        if 0 < batch.decodes < sessions:
+            return
         kinds: dict[str, list[int]] = {}
-        for block in range(work.first, work.last + 1):
+        for block in range(batch.first, batch.last + 1):
             kinds.setdefault(self.engine.kinds[block], []).append(block)
-        phase = "decode" if work.decoding else "prefill"
+        phase = "decode" if batch.decodes else "prefill"
+        tokens = sum(part.tokens for part in batch.parts)
+        contexts = [part.waiting.work.start + part.waiting.done for part in batch.parts]
         for blocks in kinds.values():
-            index = blocks[self._passes % len(blocks)] - work.first
+            index = blocks[self._passes % len(blocks)] - batch.first
             seconds = (ends_s[index + 1] - ends_s[index]) * (1 - self._background)
-            self.timings.append(Timing(work.first + index, phase, work.tokens, work.start, seconds))
+            context_tokens = round(sum(contexts) / sessions)
+            self.timings.append(Timing(batch.first + index, phase, tokens, context_tokens, sessions, seconds))
         self._passes += 1
+
+    def _smooth(self, load: Load, node_s: float) -> None:
+        """Update the times by which the length of chunks is chosen."""
+        if not load.prefill_tokens:
+            before_s = self._decode_s or node_s
+            self._decode_s = before_s + _SMOOTHING * (node_s - before_s)
+        elif not load.decodes:
+            token_s = node_s / load.prefill_tokens
+            self._prefill_token_s += (
+                _SMOOTHING * (token_s - self._prefill_token_s) if self._prefill_token_s else token_s
+            )
+
+
+def _emit(part: Part, result: PassResult | Exception) -> None:
+    assert isinstance(part.waiting, _Queued)
+    part.waiting.emit(result)

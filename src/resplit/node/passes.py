@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 
 import structlog
 
 from resplit.cancellation import cancel_and_wait
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
 from resplit.model.activation import Activation
+from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
-from resplit.node.executor import SegmentPass
+from resplit.node.executor import PassResult
 from resplit.node.hosting import Hosting
 from resplit.types import Sampling
 from resplit.wire.links import Sender
@@ -50,7 +52,8 @@ class Passes:
 
     async def _serve(self, step: Step) -> None:
         try:
-            self._forward(step, await self._compute(step))
+            async for result in self._compute(step):
+                self._forward(step, result)
         except ResplitError as error:
             self._answer(step, error=error)
         except Exception as error:
@@ -58,25 +61,30 @@ class Passes:
             _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
             self._answer(step, error=error)
 
-    async def _compute(self, step: Step) -> Activation | int:
+    async def _compute(self, step: Step) -> AsyncIterator[PassResult]:
         route = self._route(step)
         if step.segment >= len(route.segments) or route.segments[step.segment].node != self._name:
             raise self._stale(step)
         try:
-            return await self._hosting.running().run(_segment_pass(step, route))
+            async for result in self._hosting.running().run(_segment_pass(step, route)):
+                yield result
         except DataError as error:
             if self._hosting.routes.get(step.epoch) is route:
                 raise
             raise self._stale(step) from error  # the epoch ended and its blocks were dropped during the pass
 
-    def _forward(self, step: Step, result: Activation | int) -> None:
-        if isinstance(result, int):
-            self._answer(step, token_id=result)
+    def _forward(self, step: Step, result: PassResult) -> None:
+        """Send hidden states to the next node as soon as a part of the pass is done, and a token to the gateway."""
+        if isinstance(result.value, int):
+            self._answer(step, token_id=result.value)
+        if not isinstance(result.value, Activation):
             return
         onward = Step()
         onward.CopyFrom(step)
         onward.segment += 1
-        onward.values.CopyFrom(to_wire(result))
+        onward.start = result.start
+        onward.more = step.more or not result.is_last
+        onward.values.CopyFrom(to_wire(result.value))
         self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
 
     def _route(self, step: Step) -> Route:
@@ -119,4 +127,5 @@ def _segment_pass(step: Step, route: Route) -> SegmentPass:
         values=from_wire(step.values),
         sampling=Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed) if is_last else None,
         attempt=step.attempt,
+        more=step.more,
     )

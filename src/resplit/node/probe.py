@@ -159,7 +159,7 @@ class Probe:
 
     def _current_reference_s(self) -> float:
         hardware = self._hosting.hardware
-        return hardware.node_s("layer", 1, decoding=True) if hardware else self._reference_s
+        return hardware.node_s("layer") if hardware else self._reference_s
 
     def _add(self, kind: type[NodeRow | LinkRow | BlockRow], row: dict[str, Any]) -> None:
         self._number += 1
@@ -186,6 +186,7 @@ def _block_row(features: tuple[BlockFeatures, ...], timing: Timing) -> dict[str,
         "phase": timing.phase,
         "tokens": timing.tokens,
         "context_tokens": timing.context_tokens,
+        "sessions": timing.sessions,
         "seconds": timing.seconds,
     }
 

@@ -27,7 +27,8 @@ class SessionRows:
 
     `values` is token ids (1, tokens) if the segment begins with the embedding, else hidden states (1, tokens, width).
     `capacity` is the number of tokens that the session may cache. With `stepwise`, every position gets the bits that it
-    would get in a pass of its own, and the head answers for all positions, not for the last one only.
+    would get in a pass of its own, and the head answers for all positions, not for the last one only. Without
+    `logits`, it answers for none.
     """
 
     session: str
@@ -35,6 +36,7 @@ class SessionRows:
     capacity: int
     values: Activation
     stepwise: bool = False
+    logits: bool = True
 
     @property
     def tokens(self) -> int:
@@ -112,8 +114,8 @@ class Engine(ABC, Generic[Cache]):
         """Run blocks `first..last` for all rows of `batch`; later positions in the sessions' caches are discarded.
 
         Each result is hidden states (1, tokens, width), or logits if `last` is the head: (1, vocabulary) of the last
-        position, or (tokens, vocabulary) of rows that are `stepwise`. `after_block` is called after each block with
-        its index. A session may appear once in a batch.
+        position, (tokens, vocabulary) of rows that are `stepwise`, and none (0, vocabulary) of rows without `logits`.
+        `after_block` is called after each block with its index. A session may appear once in a batch.
 
         DataError if a block is not loaded. What is wrong with one session's rows is its result, and stops no other:
         DataError if shape, dtype or positions do not match the block and the cache, CapacityError if a cache is full.
@@ -233,7 +235,7 @@ class Engine(ABC, Generic[Cache]):
         if not (fits and known and part.dtype == spec.activations):
             raise DataError(f"block {block} was given a cache of {part.dtype} {shape}")
 
-    def _check_rows(self, rows: SessionRows, first: int) -> None:
+    def ensure_input(self, rows: SessionRows, first: int) -> None:
         """DataError unless the values of `rows` are an input of block `first`."""
         rows.values.ensure_valid()
         shape, dtype = rows.values.shape, rows.values.dtype

@@ -206,6 +206,8 @@ class Head:
         """Compute the logits of every session's last row, or of all its rows if they are stepwise."""
         wanted = [row for each in batch for row in range(first_answer_row(each), each.end_row)]
         buffers.begin_answers(len(wanted))
+        if not wanted:
+            return
         hidden = buffers.array("hidden")
         if len(wanted) < len(hidden):
             hidden[: len(wanted)] = hidden[wanted]
@@ -218,7 +220,9 @@ BLOCKS: dict[str, Any] = {"embed": Embedding, "layer": Layer, "attention": Layer
 
 
 def first_answer_row(placed: PlacedRows) -> int:
-    """The first row of a session whose logits are wanted."""
+    """The first row of a session whose logits are wanted; those after it are wanted too."""
+    if not placed.rows.logits:
+        return placed.end_row
     return placed.row if placed.rows.stepwise else placed.end_row - 1
 
 

@@ -73,7 +73,7 @@ class OnnxEngine(Engine[OnnxCache]):
         for index in sorted(range(len(batch)), key=lambda index: batch[index].tokens > 1):
             rows = batch[index]
             try:
-                self._check_rows(rows, first)
+                self.ensure_input(rows, first)
                 caches = {b: self._cache_for(rows, b) for b in range(first, last + 1) if self.has_cache(b)}
             except ResplitError as error:
                 errors[index] = error

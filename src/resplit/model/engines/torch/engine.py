@@ -98,7 +98,7 @@ class TorchEngine(Engine[TorchCache]):
         hidden: dict[int, torch.Tensor] = {}
         for place, rows in enumerate(batch):
             try:
-                self._check_rows(rows, first)
+                self.ensure_input(rows, first)
                 for index in filter(self.has_cache, blocks):
                     self._cache_for(rows, index)
                 hidden[place] = _to_tensor(rows.values)

@@ -1,0 +1,156 @@
+"""Which waiting passes run together next (continuous batching). Pure: the executor asks, and runs the answer.
+
+Decode steps of all sessions share a pass, and join at any time. Prompts run in chunks between them, so that a long
+prompt delays running streams by little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from resplit.model.activation import Activation
+from resplit.model.engines.base import CHUNK_TOKENS, SessionRows
+from resplit.types import Sampling
+
+MOST_SESSIONS = 32
+# A chunk delays the streams that decode meanwhile by at most about this many of their own passes.
+_MOST_DELAY = 3
+_LONGEST_CHUNK = 8 * CHUNK_TOKENS
+
+
+@dataclass(frozen=True)
+class SegmentPass:
+    """One pass of a session through blocks `first..last`; `sampling` is set if the last of them is the head.
+
+    `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
+    `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `alone`: the pass
+    is timed, and shares its time with no other.
+    """
+
+    session: str
+    first: int
+    last: int
+    start: int
+    capacity: int
+    values: Activation
+    sampling: Sampling | None
+    attempt: int = 0
+    more: bool = False
+    alone: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in this pass: `values` is (1, tokens) or (1, tokens, width). 0 for a malformed tensor."""
+        return self.values.shape[1] if len(self.values.shape) > 1 else 0
+
+    @property
+    def decoding(self) -> bool:
+        """Whether this is a decode step, not a prefill."""
+        return self.start > 0 and self.tokens == 1
+
+
+@dataclass
+class Waiting:
+    """A pass that waits; the first `done` of its tokens have been computed in earlier chunks."""
+
+    work: SegmentPass
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not computed yet; at least 1, so that a malformed pass runs and is refused."""
+        return max(1, self.work.tokens - self.done)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The next `tokens` of a waiting pass."""
+
+    waiting: Waiting
+    tokens: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of the pass is left afterwards."""
+        return self.tokens >= self.waiting.left
+
+    def rows(self) -> SessionRows:
+        """The rows that the engine computes."""
+        work, done = self.waiting.work, self.waiting.done
+        values = work.values if done == 0 and self.is_last else _slice(work.values, done, done + self.tokens)
+        logits = self.is_last and not work.more
+        return SessionRows(work.session, work.start + done, work.capacity, values, logits=logits)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Parts of passes that run together through blocks `first..last`."""
+
+    first: int
+    last: int
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def decodes(self) -> int:
+        """The number of decode steps."""
+        return sum(part.waiting.work.decoding for part in self.parts)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens in the batch."""
+        return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)
+
+
+def next_batch(waiting: Sequence[Waiting], chunk_tokens: int) -> Batch:
+    """The next batch of `waiting`, which is in order of arrival and not empty.
+
+    It runs the segment of the pass that waits longest: every decode step for that segment, and one chunk of the prompt
+    that waits longest. A session has one pass in a batch, its oldest. Without decode steps the chunk is as long as may
+    be, else at most `chunk_tokens`.
+    """
+    oldest = waiting[0].work
+    batch = Batch(oldest.first, oldest.last)
+    if oldest.alone:
+        batch.parts.append(Part(waiting[0], waiting[0].left))
+        return batch
+    seen: set[str] = set()
+    prompt: Waiting | None = None
+    for each in waiting:
+        work = each.work
+        if work.alone:
+            break
+        if work.session in seen or len(seen) >= MOST_SESSIONS:
+            continue
+        seen.add(work.session)
+        if (work.first, work.last) != (oldest.first, oldest.last):
+            continue
+        if work.decoding:
+            batch.parts.append(Part(each, 1))
+        elif prompt is None:
+            prompt = each
+    if prompt is not None:
+        limit = chunk_tokens if batch.parts else _LONGEST_CHUNK
+        batch.parts.append(Part(prompt, _chunk(prompt, limit)))
+    return batch
+
+
+def chunk_tokens(decode_s: float, prefill_token_s: float) -> int:
+    """How many prompt tokens may join a pass of decode steps that takes `decode_s` without them."""
+    affordable = _MOST_DELAY * decode_s / prefill_token_s if prefill_token_s > 0 else _LONGEST_CHUNK
+    return int(min(_LONGEST_CHUNK, max(1, affordable // CHUNK_TOKENS) * CHUNK_TOKENS))
+
+
+def _chunk(prompt: Waiting, limit: int) -> int:
+    """Tokens of the next chunk: all that are left, or up to a position at which a prompt may be cut."""
+    if prompt.left <= limit:
+        return prompt.left
+    end = prompt.work.start + prompt.done + limit
+    return end // CHUNK_TOKENS * CHUNK_TOKENS - prompt.work.start - prompt.done
+
+
+def _slice(values: Activation, first: int, last: int) -> Activation:
+    """Tokens `first..last-1` of token ids (1, tokens) or hidden states (1, tokens, width)."""
+    token_bytes = len(values.data) // values.shape[1]
+    shape = (1, last - first, *values.shape[2:])
+    return Activation(values.dtype, shape, values.data[first * token_bytes : last * token_bytes])

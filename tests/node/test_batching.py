@@ -1,0 +1,87 @@
+"""Which passes run together: every decode step of a segment, and one chunk of the prompt that waits longest."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resplit.model.activation import token_ids
+from resplit.model.engines.base import CHUNK_TOKENS
+from resplit.node.batching import MOST_SESSIONS, SegmentPass, Waiting, chunk_tokens, next_batch
+
+
+def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
+    return Waiting(SegmentPass(session, *segment, start, 64, token_ids([1]), None))
+
+
+def prompt(session: str, tokens: int, done: int = 0, start: int = 0, alone: bool = False) -> Waiting:
+    return Waiting(SegmentPass(session, 0, 3, start, 4096, token_ids([1] * tokens), None, alone=alone), done)
+
+
+def chosen(waiting: list[Waiting], chunk: int = 32) -> list[tuple[str, int]]:
+    return [(part.waiting.work.session, part.tokens) for part in next_batch(waiting, chunk).parts]
+
+
+def test_decode_steps_of_one_segment_share_a_pass_with_one_chunk_of_the_oldest_prompt() -> None:
+    waiting = [step("a"), prompt("b", 100), step("c"), prompt("d", 40), step("e")]
+    assert chosen(waiting) == [("a", 1), ("c", 1), ("e", 1), ("b", 32)]
+
+
+def test_the_oldest_pass_decides_which_segment_runs() -> None:
+    waiting = [step("a", segment=(0, 1)), step("b", segment=(2, 3)), step("c", segment=(0, 1))]
+    assert chosen(waiting) == [("a", 1), ("c", 1)]
+
+
+def test_a_session_has_its_oldest_pass_only_in_a_batch() -> None:
+    assert chosen([prompt("a", 20), step("a", 20), step("b")]) == [("b", 1), ("a", 20)]
+    assert chosen([step("a", segment=(2, 3)), step("a"), step("b", segment=(2, 3))]) == [("a", 1), ("b", 1)]
+
+
+def test_without_decode_steps_a_chunk_is_long() -> None:
+    assert chosen([prompt("a", 100), prompt("b", 4)], chunk=16) == [("a", 100)]
+    assert chosen([prompt("a", 1000)], chunk=16) == [("a", 128)]
+
+
+def test_chunks_end_where_a_prompt_may_be_cut() -> None:
+    assert chosen([step("x"), prompt("a", 100, start=40)]) == [("x", 1), ("a", 24)]
+    assert chosen([step("x"), prompt("a", 100, done=32)]) == [("x", 1), ("a", 32)]
+
+
+def test_a_pass_that_is_timed_runs_alone() -> None:
+    assert chosen([prompt("a", 200, alone=True), step("b")]) == [("a", 200)]
+    assert chosen([step("b"), prompt("a", 200, alone=True), step("c")]) == [("b", 1)]
+
+
+def test_a_batch_has_a_limit() -> None:
+    assert len(chosen([step(str(number)) for number in range(MOST_SESSIONS + 5)])) == MOST_SESSIONS
+
+
+def test_a_chunk_delays_decode_steps_by_a_few_of_their_passes() -> None:
+    assert chunk_tokens(decode_s=0.013, prefill_token_s=0.0022) == 16
+    assert chunk_tokens(decode_s=0.040, prefill_token_s=0.0022) == 48
+    assert chunk_tokens(decode_s=1.0, prefill_token_s=0.001) == 128
+    assert chunk_tokens(decode_s=0.0, prefill_token_s=0.1) == CHUNK_TOKENS
+    assert chunk_tokens(decode_s=0.0, prefill_token_s=0.0) == 128
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 200), st.booleans()), min_size=1, max_size=20))
+def test_all_that_waits_is_done_in_order_for_each_session(arrivals: list[tuple[int, int, bool]]) -> None:
+    positions: dict[int, int] = {}
+    waiting: list[Waiting] = []
+    for session, tokens, decodes in arrivals:
+        start = positions.get(session, 0)
+        tokens = 1 if decodes and start else tokens
+        waiting.append(prompt(str(session), tokens, start=start))
+        positions[session] = start + tokens
+    computed: dict[str, int] = {}
+    for _ in range(1000):
+        if not waiting:
+            break
+        for part in next_batch(waiting, 32).parts:
+            work = part.waiting.work
+            assert computed.get(work.session, 0) == work.start + part.waiting.done
+            computed[work.session] = work.start + part.waiting.done + part.tokens
+            part.waiting.done += part.tokens
+            assert part.waiting.done == work.tokens or (work.start + part.waiting.done) % CHUNK_TOKENS == 0
+        waiting = [each for each in waiting if each.done < each.work.tokens]
+    assert computed == {str(session): end for session, end in positions.items()}

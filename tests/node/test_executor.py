@@ -1,0 +1,138 @@
+"""Passes of many sessions at once: the same results as one by one, in order, and nobody waits for a defect."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from resplit.errors import CommandRefusedError, DataError
+from resplit.model.activation import Activation, token_ids
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import Engine
+from resplit.model.source import StoredModel
+from resplit.node.batching import SegmentPass
+from resplit.node.executor import Executor, PassResult
+from resplit.types import Sampling
+
+LAST = 7
+PROMPT = [(5 * position) % 50 for position in range(75)]
+
+
+def new_engine(model: StoredModel) -> Engine[Any]:
+    engine = open_engine(model.spec)
+    for index, block in enumerate(engine.features):
+        engine.load(index, model.content(block.name))
+    return engine
+
+
+@pytest.fixture
+def executor(stored_model: StoredModel) -> Iterator[Executor]:
+    executor = Executor(new_engine(stored_model), math.inf, None)
+    yield executor
+    executor.close()
+
+
+def whole(session: str, start: int, tokens: list[int], **more: Any) -> SegmentPass:
+    return SegmentPass(session, 0, LAST, start, 256, token_ids(tokens), Sampling(), **more)
+
+
+async def results(executor: Executor, work: SegmentPass) -> list[PassResult]:
+    return [result async for result in executor.run(work)]
+
+
+async def generated(executor: Executor, session: str, prompt: list[int], count: int) -> list[int]:
+    tokens: list[int] = []
+    step, start = prompt, 0
+    while len(tokens) < count:
+        answer = (await results(executor, whole(session, start, step)))[-1].value
+        assert isinstance(answer, int)
+        start += len(step)
+        step = [answer]
+        tokens += step
+    return tokens
+
+
+async def test_sessions_at_once_get_the_tokens_that_each_gets_alone(executor: Executor) -> None:
+    prompts = [PROMPT[number : 2 * number + 3] for number in range(12)]
+    alone = [await generated(executor, f"alone {number}", prompt, 8) for number, prompt in enumerate(prompts)]
+    together = await asyncio.gather(
+        *(generated(executor, f"together {number}", prompt, 8) for number, prompt in enumerate(prompts))
+    )
+    assert together == alone
+
+
+async def test_decode_steps_that_wait_share_a_pass(executor: Executor) -> None:
+    for number in range(6):
+        await results(executor, whole(str(number), 0, [1, 2, 3]))
+    executor.timings.clear()
+    await asyncio.gather(*(results(executor, whole(str(number), 3, [4])) for number in range(6)))
+    sessions = [timing.sessions for timing in executor.timings if timing.block == LAST]
+    assert sum(sessions) == 6
+    assert len(sessions) < 6
+    assert all(timing.tokens == timing.sessions and timing.context_tokens == 3 for timing in executor.timings)
+
+
+async def test_a_long_prompt_is_answered_once_at_its_end_with_the_same_token(executor: Executor) -> None:
+    *chunks, last = await results(executor, whole("chunks", 0, [*PROMPT, *PROMPT]))
+    assert [(chunk.start, chunk.tokens, chunk.value, chunk.is_last) for chunk in chunks] == [(0, 128, None, False)]
+    assert (last.start, last.tokens, last.is_last) == (128, 22, True)
+    for first, tokens in ((0, PROMPT[:48]), (48, PROMPT[48:])):
+        (part,) = await results(executor, whole("parts", first, tokens, more=first == 0))
+        assert part.value is None or first
+    (rest,) = await results(executor, whole("parts", 75, PROMPT))
+    assert rest.value == last.value
+
+
+async def test_parts_of_hidden_states_are_yielded_as_they_are_done(executor: Executor) -> None:
+    work = SegmentPass("s", 0, 3, 0, 256, token_ids([*PROMPT, *PROMPT]), None)
+    parts = await results(executor, work)
+    assert [part.value.shape for part in parts if isinstance(part.value, Activation)] == [(1, 128, 64), (1, 22, 64)]
+
+
+async def test_a_refused_pass_stops_no_other(executor: Executor) -> None:
+    executor.end("ended")
+    await results(executor, whole("good", 0, [1, 2, 3]))
+    outcomes = await asyncio.gather(
+        results(executor, whole("good", 3, [4])),
+        results(executor, whole("gap", 9, [4])),
+        results(executor, whole("ended", 0, [4])),
+        results(executor, whole("unknown token", 0, [10**6])),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [list, DataError, CommandRefusedError, DataError]
+
+
+async def test_after_a_defect_everybody_gets_an_answer_and_the_next_pass_runs(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor.engine, "run", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            await results(executor, whole("s", 0, [1, 2]))
+    assert len(await results(executor, whole("s", 0, [1, 2]))) == 1
+
+
+async def test_a_pass_that_nobody_waits_for_any_more_leaves_the_line(executor: Executor) -> None:
+    tasks = [asyncio.create_task(results(executor, whole(str(n), 0, PROMPT))) for n in range(6)]
+    await asyncio.sleep(0)
+    for task in tasks[2:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert executor._waiting == []
+
+
+async def test_a_new_attempt_waits_for_the_pass_that_runs(executor: Executor) -> None:
+    running = asyncio.create_task(results(executor, whole("s", 0, PROMPT)))
+    while executor._running is None and not running.done():  # noqa: ASYNC110 - a thread sets it
+        await asyncio.sleep(0)
+    lengths = await executor.begin_attempt("s", 1)
+    assert set(lengths.values()) <= {0, len(PROMPT)}
+    await asyncio.gather(running, return_exceptions=True)
+    assert executor.engine.lengths("s") == lengths
