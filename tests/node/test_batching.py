@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
-from resplit.node.batching import MOST_SESSIONS, SegmentPass, Waiting, chunk_tokens, next_batch
+from resplit.node.batching import MOST_SESSIONS, Pace, SegmentPass, Waiting, next_batch
 
 
 def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
@@ -37,13 +37,8 @@ def test_a_session_has_its_oldest_pass_only_in_a_batch() -> None:
     assert chosen([step("a", segment=(2, 3)), step("a"), step("b", segment=(2, 3))]) == [("a", 1), ("b", 1)]
 
 
-def test_without_decode_steps_a_chunk_is_long() -> None:
-    assert chosen([prompt("a", 100), prompt("b", 4)], chunk=16) == [("a", 100)]
-    assert chosen([prompt("a", 1000)], chunk=16) == [("a", 128)]
-
-
 def test_chunks_end_where_a_prompt_may_be_cut() -> None:
-    assert chosen([step("x"), prompt("a", 100, start=40)]) == [("x", 1), ("a", 24)]
+    assert chosen([step("x"), prompt("a", 100, start=44)]) == [("x", 1), ("a", 28)]
     assert chosen([step("x"), prompt("a", 100, done=32)]) == [("x", 1), ("a", 32)]
 
 
@@ -56,12 +51,42 @@ def test_a_batch_has_a_limit() -> None:
     assert len(chosen([step(str(number)) for number in range(MOST_SESSIONS + 5)])) == MOST_SESSIONS
 
 
-def test_a_chunk_delays_decode_steps_by_a_few_of_their_passes() -> None:
-    assert chunk_tokens(decode_s=0.013, prefill_token_s=0.0022) == 16
-    assert chunk_tokens(decode_s=0.040, prefill_token_s=0.0022) == 48
-    assert chunk_tokens(decode_s=1.0, prefill_token_s=0.001) == 128
-    assert chunk_tokens(decode_s=0.0, prefill_token_s=0.1) == CHUNK_TOKENS
-    assert chunk_tokens(decode_s=0.0, prefill_token_s=0.0) == 128
+def pace(gap_s: float, prefill_token_s: float) -> Pace:
+    """Two streams with this gap; the last step ended at time 1."""
+    pace = Pace()
+    pace.timed(100, 100 * prefill_token_s)
+    for session in "ab":
+        pace.decoded(session, 1 - gap_s)
+        pace.decoded(session, 1)
+    return pace
+
+
+def test_two_chunks_delay_a_stream_by_three_of_its_gaps() -> None:
+    assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.001) == 8
+    assert pace(gap_s=0.040, prefill_token_s=0.0022).chunk_tokens(1.001) == 24
+    assert pace(gap_s=1.0, prefill_token_s=0.001).chunk_tokens(1.001) == 128
+    assert pace(gap_s=0.001, prefill_token_s=0.1).chunk_tokens(1.001) == CHUNK_TOKENS
+
+
+def test_a_chunk_is_long_while_no_stream_decodes() -> None:
+    assert Pace().chunk_tokens(1.0) == 128
+    assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26) == 128
+
+
+def test_the_gap_is_that_of_a_stream_and_not_of_the_node() -> None:
+    found = pace(gap_s=0.040, prefill_token_s=0.0022)
+    found.ended("a")
+    found.decoded("c", 1.0)
+    assert found.chunk_tokens(1.001) == 24
+
+
+def test_a_gap_in_which_a_prompt_ran_is_not_a_usual_one() -> None:
+    found = pace(gap_s=0.040, prefill_token_s=0.0022)
+    found.prefilled(1.1)
+    found.decoded("a", 1.2)
+    assert found.chunk_tokens(1.2) == 24
+    found.decoded("a", 1.3)
+    assert found.chunk_tokens(1.3) == 32
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 200), st.booleans()), min_size=1, max_size=20))

@@ -6,6 +6,7 @@ prompt delays running streams by little.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +15,12 @@ from resplit.model.engines.base import CHUNK_TOKENS, SessionRows
 from resplit.types import Sampling
 
 MOST_SESSIONS = 32
-# A chunk delays the streams that decode meanwhile by at most about this many of their own passes.
-_MOST_DELAY = 3
-_LONGEST_CHUNK = 8 * CHUNK_TOKENS
+# A chunk takes at most this many of the usual gaps of the streams that decode meanwhile. A stream may wait for two
+# chunks: its next step comes back when the second one has begun.
+_MOST_DELAY = 1.5
+LONGEST_CHUNK = 16 * CHUNK_TOKENS
+_SMOOTHING = 0.2  # weight of the newest value
+_IDLE_S = 0.25  # a stream's next step may be late by this much; after it, no stream decodes
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,11 @@ class Batch:
         return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)
 
 
-def next_batch(waiting: Sequence[Waiting], chunk_tokens: int) -> Batch:
+def next_batch(waiting: Sequence[Waiting], most_tokens: int) -> Batch:
     """The next batch of `waiting`, which is in order of arrival and not empty.
 
     It runs the segment of the pass that waits longest: every decode step for that segment, and one chunk of the prompt
-    that waits longest. A session has one pass in a batch, its oldest. Without decode steps the chunk is as long as may
-    be, else at most `chunk_tokens`.
+    that waits longest, of at most `most_tokens`. A session has one pass in a batch, its oldest.
     """
     oldest = waiting[0].work
     batch = Batch(oldest.first, oldest.last)
@@ -130,15 +133,50 @@ def next_batch(waiting: Sequence[Waiting], chunk_tokens: int) -> Batch:
         elif prompt is None:
             prompt = each
     if prompt is not None:
-        limit = chunk_tokens if batch.parts else _LONGEST_CHUNK
-        batch.parts.append(Part(prompt, _chunk(prompt, limit)))
+        batch.parts.append(Part(prompt, _chunk(prompt, most_tokens)))
     return batch
 
 
-def chunk_tokens(decode_s: float, prefill_token_s: float) -> int:
-    """How many prompt tokens may join a pass of decode steps that takes `decode_s` without them."""
-    affordable = _MOST_DELAY * decode_s / prefill_token_s if prefill_token_s > 0 else _LONGEST_CHUNK
-    return int(min(_LONGEST_CHUNK, max(1, affordable // CHUNK_TOKENS) * CHUNK_TOKENS))
+class Pace:
+    """How fast the streams of a node decode, and how long prompts take: from these follows the length of a chunk."""
+
+    def __init__(self) -> None:
+        self._gap_s = 0.0  # between two decode steps of a stream, smoothed
+        self._prefill_token_s = 0.0  # smoothed
+        self._last_s = -math.inf  # when a stream decoded last
+        self._prefilled_s = -math.inf  # when a prompt ran last
+        self._decoded_s: dict[str, float] = {}  # when each stream did
+
+    def decoded(self, session: str, now_s: float) -> None:
+        """Note the end of a decode step. A gap during which a prompt ran is not a usual one."""
+        before_s = self._decoded_s.get(session, -math.inf)
+        if before_s > self._prefilled_s:
+            self._gap_s = _smoothed(self._gap_s, now_s - before_s)
+        self._decoded_s[session] = self._last_s = now_s
+
+    def prefilled(self, now_s: float) -> None:
+        """Note the end of a pass in which a prompt ran."""
+        self._prefilled_s = now_s
+
+    def timed(self, tokens: int, seconds: float) -> None:
+        """Note the time of a pass over so many prompt tokens and nothing else."""
+        self._prefill_token_s = _smoothed(self._prefill_token_s, seconds / tokens)
+
+    def ended(self, session: str) -> None:
+        """Forget a stream."""
+        self._decoded_s.pop(session, None)
+
+    def chunk_tokens(self, now_s: float) -> int:
+        """How many tokens of a prompt may run in one pass: few while streams decode, many while none does."""
+        idle = now_s - self._last_s > max(_IDLE_S, 4 * self._gap_s)
+        if idle or not self._gap_s or not self._prefill_token_s:
+            return LONGEST_CHUNK
+        affordable = _MOST_DELAY * self._gap_s / self._prefill_token_s
+        return int(min(LONGEST_CHUNK, max(1, affordable // CHUNK_TOKENS) * CHUNK_TOKENS))
+
+
+def _smoothed(before: float, value: float) -> float:
+    return before + _SMOOTHING * (value - before) if before else value
 
 
 def _chunk(prompt: Waiting, limit: int) -> int:

@@ -19,12 +19,11 @@ from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import sample
 from resplit.node.attempts import Attempts
-from resplit.node.batching import Batch, Part, SegmentPass, Waiting, chunk_tokens, next_batch
+from resplit.node.batching import Batch, Pace, Part, SegmentPass, Waiting, next_batch
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 
 _log = structlog.get_logger(__name__)
-_SMOOTHING = 0.2  # weight of the newest pass in the smoothed times of passes
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Executor:
         self._closed = False
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
-        self._decode_s = self._prefill_token_s = 0.0  # smoothed
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
@@ -159,6 +158,7 @@ class Executor:
         """Free a session's caches, and refuse its messages from now on."""
         self.engine.close(session)
         self.attempts.end(session)
+        self._pace.ended(session)
 
     @property
     def _background(self) -> float:
@@ -181,7 +181,7 @@ class Executor:
                 self._changed.wait()
             if self._closed:
                 return None
-            batch = next_batch(self._waiting, chunk_tokens(self._decode_s, self._prefill_token_s))
+            batch = next_batch(self._waiting, self._pace.chunk_tokens(time.perf_counter()))
             taken = {id(part.waiting) for part in batch.parts}
             self._waiting = [each for each in self._waiting if id(each) not in taken]
             for part in batch.parts:
@@ -253,7 +253,7 @@ class Executor:
             if padding:
                 padding.finish()
             self._record(batch, ends_s)
-            self._smooth(load, node_s)
+            self._note_pace(batch, load, node_s)
         timed = [replace(each, node_s=node_s) if isinstance(each, PassResult) else each for each in results]
         return list(zip(batch.parts, timed, strict=True))
 
@@ -294,16 +294,15 @@ class Executor:
             self.timings.append(Timing(batch.first + index, phase, tokens, context_tokens, sessions, seconds))
         self._passes += 1
 
-    def _smooth(self, load: Load, node_s: float) -> None:
-        """Update the times by which the length of chunks is chosen."""
-        if not load.prefill_tokens:
-            before_s = self._decode_s or node_s
-            self._decode_s = before_s + _SMOOTHING * (node_s - before_s)
-        elif not load.decodes:
-            token_s = node_s / load.prefill_tokens
-            self._prefill_token_s += (
-                _SMOOTHING * (token_s - self._prefill_token_s) if self._prefill_token_s else token_s
-            )
+    def _note_pace(self, batch: Batch, load: Load, node_s: float) -> None:
+        now_s = time.perf_counter()
+        for part in batch.parts:
+            if part.waiting.work.decoding:
+                self._pace.decoded(part.waiting.work.session, now_s)
+        if load.prefill_tokens:
+            self._pace.prefilled(now_s)
+        if not load.decodes:
+            self._pace.timed(load.prefill_tokens, node_s)
 
 
 def _emit(part: Part, result: PassResult | Exception) -> None:

@@ -18,7 +18,7 @@ from resplit.model.activation import Activation, token_ids
 from resplit.model.spec import ModelSpec
 
 # A prompt may be cut into passes at multiples of this many positions without a change of any bit.
-CHUNK_TOKENS = 16
+CHUNK_TOKENS = 8
 
 
 @dataclass(frozen=True)
