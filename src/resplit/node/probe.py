@@ -10,7 +10,7 @@ import contextlib
 import math
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import psutil
@@ -41,7 +41,7 @@ class Probe:
         self._connections = connections
         self._rows: deque[tuple[int, NodeRow | LinkRow | BlockRow]] = deque(maxlen=20_000)
         self._number = 0
-        self._half_trip_s: dict[str, float] = {}
+        self._half_trips_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=3))  # by peer
         self._reference_s = math.nan
         self._process = psutil.Process()
         # The first call of each only starts the period that the next call measures.
@@ -61,8 +61,9 @@ class Probe:
 
     def crossed(self, crossing: Crossing) -> None:
         """Add a row for a step sent to a peer: its round trip less half the round trip of a small message."""
-        back_s = self._half_trip_s.get(crossing.peer)
-        if back_s is not None and crossing.round_trip_s > back_s:
+        # The shortest of the last ones: an echo may have waited behind a larger message.
+        back_s = min(self._half_trips_s[crossing.peer], default=math.inf)
+        if crossing.round_trip_s > back_s:
             self._link_row(crossing.peer, crossing.payload_bytes, crossing.round_trip_s - back_s, "passive")
 
     async def run(self) -> None:
@@ -150,7 +151,7 @@ class Probe:
     async def _echo(self, peer: Peer) -> None:
         small, large = _ECHO_BYTES
         half_s = await peer.echo_s(small) / 2
-        self._half_trip_s[peer.name] = half_s
+        self._half_trips_s[peer.name].append(half_s)
         self._link_row(peer.name, small, half_s, "active")
         self._link_row(peer.name, large, max(half_s, await peer.echo_s(large) - half_s), "active")
 
