@@ -186,3 +186,20 @@ def test_at_most_half_of_the_descriptors_are_for_connections() -> None:
             assert listener.limit == 100
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_small_messages_are_sent_at_once() -> None:
+    accepted = asyncio.get_running_loop().create_future()
+
+    class Accepting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport.get_extra_info("socket"))
+
+    listener = Listener(Address("127.0.0.1", 0), limit=4)
+    server = await asyncio.get_running_loop().create_server(Accepting, sock=listener)
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    async with asyncio.timeout(WITHIN_S):
+        connection = await accepted
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    writer.close()
+    server.close()

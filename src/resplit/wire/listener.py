@@ -41,7 +41,8 @@ class Listener(socket.socket):
         At most `limit` connections are open at once, and at most half as many as the process may have descriptors.
         """
         family, sockaddr = _resolve(address)
-        super().__init__(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio turns off the delay of small messages (TCP_NODELAY); 0 would leave it on.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.bind(sockaddr)
