@@ -125,6 +125,17 @@ class LimitsConfig(_Strict):
     connections: Annotated[int, Field(ge=1)] = 512
 
 
+class HttpConfig(_Strict):
+    """Which browsers the gateway answers: `hosts` are names by which it may be called, `origins` are other sites.
+
+    An origin is `http://host:port` or `https://host`. Without API keys, loopback names are always among the hosts and
+    all others are refused. With API keys, other hosts are refused only if `hosts` names some.
+    """
+
+    hosts: tuple[Annotated[str, Field(pattern=r"^[^/@\s\[\]]+$")], ...] = ()
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
+
+
 class ObjectiveConfig(_Strict):
     """alpha, beta, gamma of the planning objective."""
 
@@ -147,6 +158,7 @@ class ClusterConfig(_Strict):
     classes: Annotated[tuple[ClassConfig, ...], Field(min_length=1)]
     links: LinksConfig | None = None
     limits: LimitsConfig = LimitsConfig()
+    http: HttpConfig = HttpConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     kv_tokens: Annotated[int, Field(ge=1)]
     weights: Width = "float32"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit.cluster.local import free_ports
 from resplit.cluster.server import _app, _http_server
@@ -18,6 +18,25 @@ from resplit.model.source import StoredModel
 from resplit.wire import listener
 from resplit.wire.addresses import Address
 from tests.support.in_process import InProcessCluster
+
+
+def _config(api_keys: list[str], **http: list[str]) -> ClusterConfig:
+    return ClusterConfig.model_validate(
+        {
+            "name": "test",
+            "source": "alone",
+            "trusted": ["alone"],
+            "nodes": [{"name": "alone", "memory": "8 MiB"}],
+            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8, "api_keys": api_keys}],
+            "kv_tokens": 64,
+            "http": http,
+        }
+    )
+
+
+async def _answer(app: ASGIApp, headers: dict[str, str], method: str = "GET") -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080") as client:
+        return await client.request(method, "/v1/models", headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -35,26 +54,76 @@ from tests.support.in_process import InProcessCluster
 async def test_api_keys_are_off_by_default_on_loopback_only(
     stored_model: StoredModel, tmp_path: Path, host: str, api_keys: list[str], open_to_all: bool
 ) -> None:
-    config = ClusterConfig.model_validate(
-        {
-            "name": "test",
-            "source": "alone",
-            "trusted": ["alone"],
-            "nodes": [{"name": "alone", "memory": "8 MiB"}],
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8, "api_keys": api_keys}],
-            "kv_tokens": 64,
-        }
-    )
+    config = _config(api_keys)
     app = _app(config, stored_model, InProcessCluster(config, stored_model, tmp_path).sessions, Address(host, 8080))
 
     async def status(**headers: str) -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
-            return (await client.get("/v1/models", headers=headers)).status_code
+        return (await _answer(app, headers)).status_code
 
     assert await status() == (200 if open_to_all else 401)
     assert await status(Authorization="Bearer guessed") == (200 if open_to_all else 401)
     for key in api_keys:
         assert await status(Authorization=f"Bearer {key}") == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "status_with_a_key"),
+    [
+        ("127.0.0.1:8080", 200, 200),
+        ("localhost", 200, 200),
+        ("LOCALHOST:1", 200, 200),
+        ("[::1]:8080", 200, 200),
+        ("models.example:8080", 200, 200),
+        ("evil.example:8080", 403, 200),
+        ("127.0.0.1.evil.example", 403, 200),
+        ("localhost@evil.example", 403, 200),
+        ("[::1", 403, 200),
+        ("", 403, 200),
+    ],
+)
+async def test_a_gateway_without_keys_answers_to_loopback_names_and_configured_ones_only(
+    stored_model: StoredModel, tmp_path: Path, host: str, status: int, status_with_a_key: int
+) -> None:
+    open_config = _config([], hosts=["models.example"])
+    sessions = InProcessCluster(open_config, stored_model, tmp_path).sessions
+    without_keys = _app(open_config, stored_model, sessions, Address("127.0.0.1", 8080))
+    with_keys = _app(_config(["key"]), stored_model, sessions, Address("0.0.0.0", 8080))
+
+    assert (await _answer(without_keys, {"Host": host})).status_code == status
+    assert (await _answer(with_keys, {"Host": host, "Authorization": "Bearer key"})).status_code == status_with_a_key
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("https://app.example", True),
+        ("http://127.0.0.1:8080", True),  # the gateway's own
+        ("http://127.0.0.1:9000", False),
+        ("http://app.example", False),
+        ("https://app.example.evil.example", False),
+        ("null", False),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+async def test_cross_origin_requests_are_refused_unless_their_origin_is_configured(
+    stored_model: StoredModel, tmp_path: Path, method: str, origin: str, allowed: bool
+) -> None:
+    config = _config(["key"], origins=["https://app.example"])
+    sessions = InProcessCluster(config, stored_model, tmp_path).sessions
+    app = _app(config, stored_model, sessions, Address("127.0.0.1", 8080))
+    headers = {"Origin": origin, "Authorization": "Bearer key"}
+    if method == "OPTIONS":
+        headers |= {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+
+    answer = await _answer(app, headers, method)
+
+    if not allowed:
+        assert answer.status_code == 403
+        assert origin in answer.json()["error"]["message"]
+    elif origin == "https://app.example":
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == origin
+    assert "access-control-allow-origin" not in answer.headers or origin == "https://app.example"
 
 
 IDLE_S = 0.5

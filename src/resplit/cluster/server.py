@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
@@ -28,6 +29,7 @@ from resplit.errors import NodeLostError
 from resplit.files import write_atomically
 from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
+from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
@@ -143,8 +145,14 @@ def _assemble(
 
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
     api_keys = {key: c.name for c in cluster.classes for key in c.api_keys}
-    on_loopback = listen.host in ("127.0.0.1", "::1", "localhost")
-    return create_app(sessions, model.folder, model.name, cluster.limits, api_keys, bool(api_keys) or not on_loopback)
+    require_key = bool(api_keys) or listen.host not in LOOPBACK
+    app = create_app(sessions, model.folder, model.name, cluster.limits, api_keys, require_key)
+    hosts, origins = cluster.http.hosts, cluster.http.origins
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",))
+    allowed_hosts = None if require_key and not hosts else (*LOOPBACK, *hosts)
+    app.add_middleware(BrowserRules, hosts=allowed_hosts, origins=origins)  # the last one added is the first to run
+    return app
 
 
 async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:

@@ -5,11 +5,10 @@ Translates between JSON and the controller's parts.
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +17,7 @@ from resplit.control.controller import Controller
 from resplit.control.gateway import Gateway
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
+from resplit.control.token_gate import TokenGate
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
 from resplit.problem import problem_from_json
@@ -61,11 +61,8 @@ class LinkEmulationBody(_Strict):
 def create_control_api(controller: Controller, operator: Operator, monitor: Monitor, token: str) -> FastAPI:
     """The application that answers below `/control`; every call needs the bearer token."""
 
-    def authorised(authorization: Annotated[str, Header()] = "") -> None:
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "the control API needs the token in the state folder")
-
-    api = FastAPI(title="resplit control", dependencies=[Depends(authorised)], docs_url=None, redoc_url=None)
+    api = FastAPI(title="resplit control", docs_url=None, redoc_url=None)
+    api.add_middleware(TokenGate, token=token)
     for router in (
         _observation(controller, monitor),
         _planning(controller, monitor),

@@ -17,8 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from resplit import request_body
 from resplit.config import LimitsConfig
 from resplit.errors import ConfigError
+from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
@@ -216,6 +218,24 @@ def test_an_application_mounted_beside_the_api_has_its_own_limits(model, text, s
         _refused(client.post("/v1/completions", content=b"x" * 5000), 413)
 
 
+def test_a_body_that_stops_arriving_is_refused_within_seconds(server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "PAUSE_S", 0.2)  # the deadline is two minutes
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("key", ["", "Bearer guessed"])
+def test_without_a_key_no_byte_of_the_body_is_asked_for(serve, key: str) -> None:
+    url, _ = serve(require_key=True)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nContent-Length: 100\r\n"
+        connection.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_a_body_that_never_ends_is_refused_at_the_deadline(serve) -> None:
     url, _ = serve(limits={"deadline": "200 ms"})
     host, port = url.removeprefix("http://").split(":")
@@ -343,8 +363,8 @@ async def test_a_request_ends_if_its_client_reads_nothing(monkeypatch: pytest.Mo
     async def receive():
         return bodies.pop() if bodies else await asyncio.Future()
 
-    limited = RequestLimits(app, RequestMetrics(), LimitsConfig(deadline="50 ms"), ())
+    limited = RequestLimits(app, RequestMetrics(), LimitsConfig(deadline="50 ms"), (), ApiKeys({}, required=False))
     started_s = time.monotonic()
-    await limited({"type": "http", "path": "/v1/completions"}, receive, send)
+    await limited({"type": "http", "path": "/v1/completions", "headers": []}, receive, send)
     assert closed.is_set()
     assert time.monotonic() - started_s >= 0.1

@@ -47,10 +47,10 @@ def create_app(
     app.state.service = CompletionService(
         engine, text if isinstance(text, Text) else Text.from_folder(text), model_name
     )
-    app.state.api_keys = ApiKeys.of(api_keys, engine.classes, require_key)
+    keys = app.state.api_keys = ApiKeys.of(api_keys, engine.classes, require_key)
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics
-    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED)
+    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED, api_keys=keys)
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.include_router(_router)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from resplit.errors import CapacityError, http_status
 
-_CODES = {429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
+_CODES = {413: "too_large", 429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
 _MAX_SHOWN_CHARS = 200  # of a client's input in an error message
 
 
@@ -34,7 +34,11 @@ def as_http(error: Exception) -> HTTPException:
     match error:
         case HTTPException():
             ours = isinstance(error.detail, dict)
-            return error if ours else http_error(error.status_code, error.detail, headers=error.headers)
+            return (
+                error
+                if ours
+                else http_error(error.status_code, error.detail, _CODES.get(error.status_code), headers=error.headers)
+            )
         case RequestValidationError():
             return _invalid(error.errors()[0])
     status = http_status(error)

@@ -1,32 +1,37 @@
-"""ASGI middleware around the API's requests: bounded bodies, cancellation when a client leaves, and a stopwatch."""
+"""ASGI middleware around the API's requests: keys, bounded bodies, cancellation when a client leaves, a stopwatch."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit.config import LimitsConfig
-from resplit.gateway.openai.http_errors import http_error, response
+from resplit.gateway.openai.api_keys import ApiKeys
+from resplit.gateway.openai.http_errors import response
 from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
+from resplit.request_body import read_body
 
 _LIMITED = "/v1/"  # other applications that are mounted on the app have their own rules
-_CLOSE = {"Connection": "close"}  # the rest of the body is not read, so the connection cannot be used again
 _GRACE_S = 5.0  # beyond the deadline, for a client that does not read its answer
 
 
 class RequestLimits:
-    """Reads the whole body, up to a limit, then runs the app in a task, which it cancels if the client leaves.
+    """Checks the key, reads the whole body, then runs the app in a task, which it cancels if the client leaves.
 
     So a request stops waiting and generating as soon as its client disconnects. The app finds the request's
     `Stopwatch` in `request.state.stopwatch`; the metrics count requests of `metered` paths.
     """
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: LimitsConfig, metered: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: RequestMetrics, limits: LimitsConfig, metered: Collection[str], api_keys: ApiKeys
+    ) -> None:
         self._app = app
+        self._api_keys = api_keys
         self._metrics = metrics
         self._limits = limits
         self._metered = metered
@@ -48,7 +53,8 @@ class RequestLimits:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, stopwatch: Stopwatch) -> None:
         sender = _Sender(send, stopwatch)
         try:
-            body = await self._body(receive)
+            self._api_keys.class_of(Headers(scope=scope).get("authorization", ""))
+            body = await read_body(scope, receive, int(self._limits.body), self._limits.deadline)
         except ClientDisconnect:
             return
         except HTTPException as error:
@@ -69,23 +75,6 @@ class RequestLimits:
             app.cancel()
             gone.cancel()
             await asyncio.wait({app, gone})
-
-    async def _body(self, receive: Receive) -> bytes:
-        limit_bytes, limit_s = int(self._limits.body), self._limits.deadline
-        body = bytearray()
-        try:
-            async with asyncio.timeout(limit_s):
-                while (message := await receive())["type"] == "http.request":
-                    body += message.get("body", b"")
-                    if len(body) > limit_bytes:
-                        raise http_error(
-                            413, f"the body is larger than {limit_bytes} bytes", "too_large", headers=_CLOSE
-                        )
-                    if not message.get("more_body"):
-                        return bytes(body)
-        except TimeoutError:
-            raise http_error(408, f"the body did not arrive within {limit_s:g} s", headers=_CLOSE) from None
-        raise ClientDisconnect
 
 
 class _Sender:
