@@ -66,6 +66,10 @@ class NodeLostError(ResplitError):
     """A node, or the controller, does not answer."""
 
 
+class PeerFaultError(NodeLostError):
+    """A member said what no member says: its answer cannot be read, or contradicts itself. It counts as lost."""
+
+
 class CapacityError(ResplitError):
     """A node or the gateway has no room now; trying again in `retry_after_s` seconds may succeed."""
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from resplit.telemetry_rows import TelemetryRows
+from pydantic import Field
+
+from resplit.telemetry_rows import Count, Name, TelemetryRows
 from resplit.types import BlockFeatures
+
+_Bytes = Annotated[float, Field(ge=0, le=2.0**63)]
+_Counts = Annotated[tuple[Count, ...], Field(max_length=10_000)]
 
 
 @dataclass(frozen=True)
@@ -18,25 +23,29 @@ class ReportedState:
     refused commands by reason. `emulation_error` is the median of |padded / declared - 1| over the passes so far.
     """
 
-    node: str
-    pid: int | None
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a report is parsed
+
+    node: Name
+    pid: Count | None
     trusted: bool = False
     emulated: bool = False
     emulation_error: float | None = None
-    memory_bytes: float = 0.0
-    held_bytes: float = 0.0
-    blocks: tuple[int, ...] = ()
-    sessions: int = 0
-    copies: tuple[int, ...] = ()
-    copy_bytes: float = 0.0
-    epochs: tuple[int, ...] = ()
-    prepared: tuple[int, ...] = ()
-    refusals: dict[str, int] = field(default_factory=dict)
+    memory_bytes: _Bytes = 0.0
+    held_bytes: _Bytes = 0.0
+    blocks: _Counts = ()
+    sessions: Count = 0
+    copies: _Counts = ()
+    copy_bytes: _Bytes = 0.0
+    epochs: _Counts = ()
+    prepared: _Counts = ()
+    refusals: Annotated[dict[Name, Count], Field(max_length=100)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NodeReport:
     """A node's answer to the monitor: its state, and its telemetry rows since the previous answer."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     state: ReportedState
     rows: TelemetryRows
@@ -44,11 +53,15 @@ class NodeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeStatus(ReportedState):
-    """A node as the controller sees it: its last report, its address, and whether it answers now."""
+    """A node as the controller sees it: its last report, its address, and whether it answers now.
+
+    `fault` says what it did that no node does. It counts as lost for that, and is tried again after a while.
+    """
 
     address: str
     answers: bool
     drained: bool
+    fault: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pandas as pd
 
@@ -18,8 +18,9 @@ from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow
 _DTYPES = {float: "float64", int: "int64", str: "str", bool: "bool"}
 
 
-def _columns(row: type) -> dict[str, str]:
-    return {name: _DTYPES[kind] for name, kind in get_type_hints(row).items()}
+def _columns(row: Any) -> dict[str, str]:
+    kinds = get_type_hints(row)
+    return {column.name: _DTYPES[kinds[column.name]] for column in fields(row)}
 
 
 NODE_COLUMNS, LINK_COLUMNS, BLOCK_COLUMNS = _columns(NodeRow), _columns(LinkRow), _columns(BlockRow)

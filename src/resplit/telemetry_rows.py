@@ -7,6 +7,16 @@ columns and units are stated.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+# What a node may report at all. Whether a value is plausible is a question for the validation of telemetry.
+MAX_NAME_CHARS = 200
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+UnixTime = Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
+_STRICT: dict[str, Any] = {"extra": "forbid"}  # applies when rows are parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +29,10 @@ class NodeRow:
     node that has no block timings yet.
     """
 
-    time_s: float  # seconds since 1970
-    node: str
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    time_s: UnixTime
+    node: Name
     cpu_utilization: float
     own_utilization: float
     memory_free_bytes: float
@@ -34,12 +46,14 @@ class NodeRow:
 class LinkRow:
     """One message from `node` to `peer`; `seconds` is its one-way time, software included."""
 
-    time_s: float
-    node: str
-    peer: str
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    time_s: UnixTime
+    node: Name
+    peer: Name
     payload_bytes: float
     seconds: float
-    source: str  # "active": a probe; "passive": an activation
+    source: Name  # "active": a probe; "passive": an activation
     emulated: bool
 
 
@@ -50,21 +64,25 @@ class BlockRow:
     `tokens` are the new tokens of all of them, `context_tokens` the mean number of tokens cached before.
     """
 
-    time_s: float
-    node: str
-    block: str
-    kind: str  # embed, layer, attention, mlp or head
-    phase: str  # prefill or decode
-    tokens: int
-    context_tokens: int
-    sessions: int
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    time_s: UnixTime
+    node: Name
+    block: Name
+    kind: Name  # embed, layer, attention, mlp or head
+    phase: Name  # prefill or decode
+    tokens: Count
+    context_tokens: Count
+    sessions: Count
     seconds: float
     emulated: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TelemetryRows:
-    """Rows by table, in order of arrival."""
+    """Rows by table."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     nodes: tuple[NodeRow, ...] = ()
     links: tuple[LinkRow, ...] = ()

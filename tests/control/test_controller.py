@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import httpx
 import pytest
@@ -12,9 +13,12 @@ from structlog.testing import capture_logs
 
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
+from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import ProposalRefusedError
+from resplit.node.server import NodeService
+from resplit.wire.node_pb2 import ReportReply
 from tests.support.controllers import FIRST, LONG, SECOND, operator_of, placed, served, started, steps
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
@@ -202,7 +206,7 @@ async def test_a_profile_times_the_blocks_that_each_node_may_hold_and_all_links(
 
 @pytest.fixture
 async def api(nodes: InProcessCluster, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_control_api(controller, operator_of(nodes, controller), Monitor(nodes.router.peers), "secret")
+    app = create_control_api(controller, operator_of(nodes, controller), Monitor(nodes.router.peers, 8), "secret")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"Authorization": "Bearer secret"}
     async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
@@ -256,3 +260,64 @@ async def test_the_api_shows_a_deployed_placement(api: httpx.AsyncClient) -> Non
     decisions = (await api.get("/decisions")).json()
     assert [decision["action"] for decision in decisions][-1] == "keep"
     assert (await api.get("/decisions", params={"since": decisions[-1]["id"]})).json() == []
+
+
+@pytest.mark.parametrize("body", ["[]", "{", "{}", '{"state": {}, "rows": {"secrets": []}}', "[" * 100_000])
+async def test_a_node_with_a_bad_report_is_lost_with_the_reason_and_harms_nobody(
+    nodes: InProcessCluster, controller: Controller, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    honest = NodeService.Report
+
+    async def report(service: NodeService, stream: Any) -> None:
+        if service._agent.name != C:
+            return await honest(service, stream)
+        await stream.recv_message()
+        return await stream.send_message(ReportReply(body=body))
+
+    monkeypatch.setattr(NodeService, "Report", report)
+    await nodes.stop(C)
+    await nodes.start(C)
+    await deploy(controller, [A, A, B, B, B, B, B, A])
+    monitor = Monitor(nodes.router.peers, 8)
+    app = create_control_api(controller, operator_of(nodes, controller), monitor, "secret")
+    headers = {"Authorization": "Bearer secret"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://control", headers=headers
+    ) as client:
+        polling = asyncio.create_task(monitor.run())
+        tokens = await served(nodes, LONG)
+        await until(lambda: _is_faulty(client))
+        assert await served(nodes, LONG) == tokens
+        assert not polling.done()
+        shown = {node["node"]: node for node in (await client.get("/status")).json()["nodes"]}
+        assert shown[C]["fault"].startswith("its report cannot be read")
+        assert [shown[name]["answers"] for name in (A, B)] == [True, True]
+        assert controller.deployment.live_number == 1
+        polling.cancel()
+        await asyncio.gather(polling, return_exceptions=True)
+
+
+async def _is_faulty(client: httpx.AsyncClient) -> bool:
+    nodes = (await client.get("/status")).json()["nodes"]
+    return any(node["fault"] and not node["answers"] for node in nodes)
+
+
+async def test_a_controller_whose_log_is_an_older_copy_numbers_above_what_the_nodes_know(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    for placement in (FIRST, SECOND, FIRST):
+        await deploy(controller, placement)
+    tokens = await served(nodes)
+    await controller.stop()
+    await nodes.router.disconnect()
+    older = EpochLog(nodes.folder / "older.db")
+    for step in ("proposed", "prepared", "committed"):
+        older.append(1, step, {"placement": FIRST})
+    nodes.start_gateway()
+    nodes.router.connect(nodes.addresses)
+    await nodes.router.wait_for({A, B, C}, 10)
+    restored = nodes.controller(older)
+    await restored.start()
+    assert restored.deployment.live_number == 4
+    assert await served(nodes) == tokens
+    await restored.stop()

@@ -263,17 +263,53 @@ async def test_an_epoch_that_an_earlier_controller_left_unfinished_is_aborted(be
 async def test_a_returned_node_is_sent_the_outcomes_that_it_missed(bench: Bench) -> None:
     await bench.deploy(SPREAD)
     await bench.deploy(TURNED)
-    reports = iter([_report(prepared=(2, 3)), _report(epochs=(2,))])
+    bench.events.clear()
+    assert await bench.deployment.resync(B, reporting(_report(prepared=(2, 3)), _report(epochs=(2,))))
+    assert bench.events == [f"commit {B} 2 (None)", f"abort {B} 3 (None)", f"release {B} 2 (None)"]
+
+
+@pytest.mark.parametrize(
+    ("node", "epochs", "up_to_date"),
+    [(C, (1,), True), (C, (), False), (B, (), True), (C, (1, 9), False), (B, (9,), False)],
+)
+async def test_a_returned_node_is_up_to_date_with_the_live_epoch_and_none_after_it(
+    bench: Bench, node: str, epochs: tuple[int, ...], up_to_date: bool
+) -> None:
+    await bench.deploy([A, A, A, C, C, A, A, A])
+    assert await bench.deployment.resync(node, reporting(_report(), _report(epochs=epochs))) == up_to_date
+
+
+async def test_an_epoch_is_numbered_above_all_that_nodes_know(bench: Bench) -> None:
+    bench.commands.obeyed = {A: 4, B: 9}
+    await bench.deploy(SPREAD)
+    assert (bench.deployment.live_number, bench.log.next_epoch()) == (10, 11)
+    bench.commands.obeyed = {A: 4, B: 9}
+    await bench.deploy(TURNED)
+    assert bench.deployment.live_number == 11
+
+
+@pytest.mark.parametrize("lie", [2**53 - 1, 1_000_002])
+async def test_a_node_that_claims_an_absurd_epoch_is_faulty_and_changes_no_number(bench: Bench, lie: int) -> None:
+    bench.commands.obeyed = {A: 5, C: lie}
+    await bench.deploy([A, A, B, B, B, B, B, A])
+    assert bench.deployment.live_number == 6
+    assert list(bench.gateway.faults) == [C]
+    assert f"obeyed epoch {lie}" in bench.gateway.faults[C]
+    bench.commands.obeyed = {A: 1_000_007}
+    await bench.deploy([A, A, B, B, B, B, B, A])
+    assert bench.deployment.live_number == 1_000_008
+
+
+def reporting(*reports: Any) -> Any:
+    """A peer that gives these reports, one after the other."""
+    given = iter(reports)
 
     class Peer:
         async def report(self, after: int) -> tuple[Any, int]:
             assert after == 0
-            return next(reports), 0
+            return next(given), 0
 
-    bench.events.clear()
-    peer: Any = Peer()
-    assert await bench.deployment.resync(B, peer) == (2,)
-    assert bench.events == [f"commit {B} 2 (None)", f"abort {B} 3 (None)", f"release {B} 2 (None)"]
+    return Peer()
 
 
 def _report(prepared: tuple[int, ...] = (), epochs: tuple[int, ...] = ()) -> Any:

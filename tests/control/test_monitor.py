@@ -1,4 +1,4 @@
-"""The monitor keeps the reports of nodes, each row once. A report that cannot be read does not stop the polling."""
+"""The monitor keeps the reports of nodes, each row once. A faulty node does not stop the polling."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
-from structlog.testing import capture_logs
 
 from resplit.control import monitor as monitor_module
 from resplit.control.monitor import KEEP_S, Monitor
-from resplit.errors import DataError, NodeLostError
+from resplit.errors import NodeLostError, PeerFaultError
 from resplit.status import NodeReport, ReportedState
 from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from tests.support.simulated_clock import SimulatedClock, run_simulated
@@ -33,6 +32,8 @@ class ReportingPeer:
     rows: list[LinkRow] = field(default_factory=list)
     error: Exception | None = None
     echo_error: Exception | None = None
+    blocks: tuple[int, ...] = ()
+    faults: list[str] = field(default_factory=list)
     calls: list[tuple[int, float]] = field(default_factory=list)  # arguments of each report
     polled: asyncio.Event = field(default_factory=asyncio.Event)
     answering: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,8 +47,12 @@ class ReportingPeer:
         await self.answering.wait()
         if self.error:
             raise self.error
-        state = ReportedState("alpha", self.pid, sessions=len(self.rows))
+        state = ReportedState("alpha", self.pid, blocks=self.blocks, sessions=len(self.rows))
         return NodeReport(state, TelemetryRows(links=tuple(self.rows[after:]))), len(self.rows)
+
+    def fault(self, reason: str) -> PeerFaultError:
+        self.faults.append(reason)
+        return PeerFaultError(reason)
 
     async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
         if self.echo_error:
@@ -57,7 +62,7 @@ class ReportingPeer:
 
 async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
     peer = ReportingPeer(rows=[link_row(1.0)])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await monitor.poll("alpha")
     peer.rows.append(link_row(2.0))
     await monitor.poll("alpha")
@@ -67,7 +72,7 @@ async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
 
 async def test_polls_of_one_node_that_overlap_keep_each_row_once() -> None:
     peer = ReportingPeer(rows=[link_row(1.0)])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     peer.answering.clear()
     polls = [asyncio.create_task(monitor.poll("alpha")) for _ in range(2)]
     await peer.polled.wait()
@@ -80,7 +85,7 @@ async def test_polls_of_one_node_that_overlap_keep_each_row_once() -> None:
 async def test_a_node_that_leaves_while_a_poll_of_it_waits_is_not_polled_again() -> None:
     peer = ReportingPeer(rows=[link_row(1.0)])
     peers = {"alpha": peer}
-    monitor = Monitor(peers)  # type: ignore[arg-type]
+    monitor = Monitor(peers, 8)  # type: ignore[arg-type]
     peer.answering.clear()
     polls = [asyncio.create_task(monitor.poll("alpha")) for _ in range(2)]
     await peer.polled.wait()
@@ -93,7 +98,7 @@ async def test_a_node_that_leaves_while_a_poll_of_it_waits_is_not_polled_again()
 
 async def test_after_a_restart_of_a_node_all_its_rows_are_kept_although_it_counts_from_zero() -> None:
     peer = ReportingPeer(rows=[link_row(1.0), link_row(2.0)])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await monitor.poll("alpha")
     peer.pid, peer.rows = 2, [link_row(3.0)]
     await monitor.poll("alpha")
@@ -102,30 +107,49 @@ async def test_after_a_restart_of_a_node_all_its_rows_are_kept_although_it_count
 
 async def test_a_node_that_does_not_answer_keeps_its_last_state() -> None:
     peer = ReportingPeer(rows=[link_row(1.0)])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await monitor.poll("alpha")
     peer.error = NodeLostError("alpha does not answer")
     await monitor.poll("alpha")
     assert monitor.states["alpha"].sessions == 1
 
 
-async def test_a_report_that_cannot_be_read_is_logged_and_other_nodes_are_polled_on() -> None:
-    bad = ReportingPeer(error=DataError("alpha: the report cannot be read: state.pid: Field required"))
+async def test_a_faulty_node_is_polled_on_like_the_others() -> None:
+    bad = ReportingPeer(error=PeerFaultError("alpha: its report cannot be read: state.pid: Field required"))
     good = ReportingPeer(rows=[link_row(1.0)])
-    monitor = Monitor({"alpha": bad, "beta": good})  # type: ignore[dict-item]
-    with capture_logs() as logs:
-        running = asyncio.create_task(monitor.run())
+    monitor = Monitor({"alpha": bad, "beta": good}, 8)  # type: ignore[dict-item]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.gather(bad.polled.wait(), good.polled.wait())
+    bad.polled.clear()
+    good.polled.clear()
+    async with asyncio.timeout(5.0):  # both are polled again, a period later
         await asyncio.gather(bad.polled.wait(), good.polled.wait())
-        bad.polled.clear()
-        good.polled.clear()
-        async with asyncio.timeout(5.0):  # both are polled again, a period later
-            await asyncio.gather(bad.polled.wait(), good.polled.wait())
-        assert not running.done()
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
-    assert "state.pid" in next(log["error"] for log in logs if log["event"] == "a node's report is ignored")
+    assert not running.done()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
     assert set(monitor.states) == {"beta"}
+
+
+async def test_a_node_that_holds_a_block_which_the_model_does_not_have_is_faulty() -> None:
+    for block, faults in [(7, []), (8, ["it holds block 8, and the model has 8 blocks"])]:
+        peer = ReportingPeer(blocks=(0, block))
+        monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
+        await monitor.poll("alpha")
+        assert peer.faults == faults
+        assert ("alpha" in monitor.states) == (not faults)
+
+
+async def test_a_node_that_reports_without_end_takes_no_room_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "_MAX_ROWS", 3)
+    flood = ReportingPeer(rows=[link_row(1e12 + n) for n in range(10)])  # in the far future, so that none is forgotten
+    other = ReportingPeer(rows=[link_row(5.0), link_row(6.0)])
+    monitor = Monitor({"alpha": flood, "beta": other}, 8)  # type: ignore[dict-item]
+    for name in ("alpha", "beta"):
+        await monitor.poll(name)
+    assert [row.time_s for row in monitor.rows(0.0).links] == [5.0, 6.0, 1e12 + 7, 1e12 + 8, 1e12 + 9]
+    monitor._forget(5.5)
+    assert [row.time_s for row in monitor.rows(0.0).links] == [6.0, 1e12 + 7, 1e12 + 8, 1e12 + 9]
 
 
 def simulated(test: Callable[..., Awaitable[None]]) -> Callable[[], None]:
@@ -139,7 +163,7 @@ def simulated(test: Callable[..., Awaitable[None]]) -> Callable[[], None]:
 
 async def test_only_new_rows_are_asked_for_and_an_answer_is_awaited_for_five_seconds() -> None:
     peer = ReportingPeer(rows=[link_row(1.0), link_row(2.0)])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await monitor.poll("alpha")
     await monitor.poll("alpha")
     assert peer.calls == [(0, 5.0), (2, 5.0)]
@@ -160,7 +184,7 @@ async def test_rows_of_every_table_are_kept_and_handed_out_from_a_time_on() -> N
         async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
             return NodeReport(ReportedState("alpha", 1), rows(len(monitor.rows(0.0).links) + 1.0)), 1
 
-    monitor = Monitor({"alpha": Peer()})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": Peer()}, 8)  # type: ignore[dict-item]
     for _ in range(3):
         await monitor.poll("alpha")
     for table in ("nodes", "links", "blocks"):
@@ -175,7 +199,7 @@ def test_rows_older_than_the_time_to_keep_are_forgotten(monkeypatch: pytest.Monk
 async def _old_rows_are_forgotten() -> None:
     old, oldest_kept = link_row(1000.0 - KEEP_S - 0.5), link_row(1000.0 - KEEP_S)
     peer = ReportingPeer(rows=[old, oldest_kept])
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await run_for(monitor, 1.5)
     assert list(monitor.rows(0.0).links) == [oldest_kept]
 
@@ -190,7 +214,7 @@ async def run_for(monitor: Monitor, seconds: float) -> None:
 @simulated
 async def test_every_node_is_polled_once_a_period_and_not_after_the_end() -> None:
     peer = ReportingPeer()
-    monitor = Monitor({"alpha": peer})  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
     await run_for(monitor, 3.5)
     assert len(peer.calls) == 4
     await asyncio.sleep(2.0)
@@ -201,7 +225,7 @@ async def test_every_node_is_polled_once_a_period_and_not_after_the_end() -> Non
 async def test_a_node_that_joins_is_polled_too_and_one_that_is_removed_is_not() -> None:
     first, second = ReportingPeer(), ReportingPeer()
     peers = {"alpha": first}
-    monitor = Monitor(peers)  # type: ignore[arg-type]
+    monitor = Monitor(peers, 8)  # type: ignore[arg-type]
     running = asyncio.create_task(monitor.run())
     await asyncio.sleep(0.5)
     peers["beta"] = second
@@ -219,7 +243,7 @@ async def test_a_report_counts_as_a_sign_of_life_and_a_silent_node_is_passed_on(
     silent, reporting = (ReportingPeer(echo_error=NodeLostError("it hangs")) for _ in range(2))
     silent.error = NodeLostError("it hangs")
     hung: list[str] = []
-    monitor = Monitor({"alpha": silent, "beta": reporting, "gamma": ReportingPeer()}, hung.append)  # type: ignore[dict-item]
+    monitor = Monitor({"alpha": silent, "beta": reporting, "gamma": ReportingPeer()}, 8, hung.append)  # type: ignore[dict-item]
     running = asyncio.create_task(monitor.run())
     await asyncio.sleep(0.9)
     assert hung == ["alpha", "beta"]

@@ -14,7 +14,7 @@ from resplit.errors import CommandRefusedError, NodeLostError
 from resplit.model.source import StoredModel
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER, Member
-from resplit.security.signing import CommandVerifier
+from resplit.security.signing import CommandVerifier, audience_of
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
@@ -37,6 +37,7 @@ class SigningPeer:
     def __init__(self, member: Member, answer: dict[str, list[int]] | Exception) -> None:
         self._verifier = CommandVerifier(member)
         self._answer = answer
+        self.audience = audience_of(member.name, self._verifier.nonce)
         self.received: list[tuple[str, dict[str, Any], int]] = []
 
     async def command(self, kind: str, signed: str) -> dict[str, list[int]]:

@@ -239,14 +239,15 @@ async def test_an_emulated_node_reports_its_emulated_hardware_and_the_error(
 
 async def test_invalid_commands_are_refused_and_counted_by_reason(nodes: InProcessCluster) -> None:
     peer = nodes.peer("plain")
-    release = nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1)
+    here = peer.audience
+    release = nodes.signer.sign("release", {"epoch": 1}, audience=here, epoch=1)
     await peer.command("release", release)
-    for_other = nodes.signer.sign("release", {"epoch": 1}, audience="trusted", epoch=1)
-    header, payload, signature = nodes.signer.sign("abort", {"epoch": 1}, audience="plain", epoch=1).split(".")
+    for_other = nodes.signer.sign("release", {"epoch": 1}, audience=nodes.peer("trusted").audience, epoch=1)
+    header, payload, signature = nodes.signer.sign("abort", {"epoch": 1}, audience=here, epoch=1).split(".")
     for kind, signed, reason in [
         ("release", release, "replayed"),
         ("release", for_other, "misaddressed"),
-        ("commit", nodes.signer.sign("release", {"epoch": 1}, audience="plain", epoch=1), "kind"),
+        ("commit", nodes.signer.sign("release", {"epoch": 1}, audience=here, epoch=1), "kind"),
         ("abort", f"{header}.{payload[:-2]}AA.{signature}", "altered"),
         ("abort", "no command", "malformed"),
     ]:
@@ -255,6 +256,18 @@ async def test_invalid_commands_are_refused_and_counted_by_reason(nodes: InProce
         assert refusal.value.reason == reason
     counted = (await nodes.state("plain")).refusals
     assert counted == {"replayed": 1, "misaddressed": 1, "kind": 1, "altered": 1, "malformed": 1}
+
+
+async def test_a_node_that_restarted_a_moment_ago_refuses_the_commands_to_its_earlier_process(
+    nodes: InProcessCluster,
+) -> None:
+    before = nodes.signer.sign("release", {"epoch": 1}, audience=nodes.peer("plain").audience, epoch=1)
+    await nodes.stop("plain")
+    await nodes.start("plain")
+    with pytest.raises(CommandRefusedError) as refusal:
+        await nodes.peer("plain").command("release", before)
+    assert refusal.value.reason == "replayed"
+    assert await nodes.command("plain", "release", {"epoch": 1}) == {"dropped": []}
 
 
 async def test_an_unknown_command_is_refused(nodes: InProcessCluster) -> None:

@@ -14,7 +14,7 @@ from cryptography import x509
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.security.authority import HONOUR_OLD_S, issue, keys_command, make_authority, rotate
 from resplit.security.identity import Member
-from resplit.security.signing import CommandSigner, CommandVerifier
+from resplit.security.signing import CommandSigner, CommandVerifier, audience_of
 from tests.support.tls_echo import echo_server, say
 
 
@@ -122,7 +122,8 @@ def test_an_old_signing_key_is_accepted_until_it_expires(tmp_path: Path) -> None
     retires_s = node.command_keys[1]["exp"]
 
     def verify(verifier: CommandVerifier, signer: CommandSigner) -> str:
-        return verifier.verify(signer.sign("ping", {}, audience="node-a", epoch=0), kind="ping", current_epoch=0).kind
+        audience = audience_of("node-a", verifier.nonce)
+        return verifier.verify(signer.sign("ping", {}, audience=audience, epoch=0), kind="ping", current_epoch=0).kind
 
     assert verify(CommandVerifier(node), old_signer) == verify(CommandVerifier(node), new_signer) == "ping"
     assert retires_s == pytest.approx(time.time() + HONOUR_OLD_S, abs=60)

@@ -93,7 +93,8 @@ class InProcessCluster:
 
     async def command(self, node: str, kind: str, body: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
         """Send one signed command."""
-        return await self.peer(node).command(kind, self.signer.sign(kind, body, audience=node, epoch=epoch))
+        peer = self.peer(node)
+        return await peer.command(kind, self.signer.sign(kind, body, audience=peer.audience, epoch=epoch))
 
     async def state(self, node: str) -> ReportedState:
         """The node's state as it reports it now."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from resplit.config import ClusterConfig
 from resplit.control.log import EpochLog
@@ -28,12 +28,16 @@ class RecordingCommands(NodeCommands):
         self._events = events
         self.answers: dict[tuple[str, str], Reply | BaseException] = {}
         self.sent: list[tuple[str, NodeCommand]] = []
+        self.obeyed: dict[str, int] = {}  # the highest epoch that a node has obeyed, if not 0
 
     async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
         for node, command in commands.items():
             self._events.append(f"{command.kind} {node} {epoch} ({self._log.epochs.pending_step})")
             self.sent.append((node, command))
         return {node: self._answer(node, command) for node, command in commands.items()}
+
+    def obeyed_epochs(self, nodes: Iterable[str]) -> dict[str, int]:
+        return {node: self.obeyed.get(node, 0) for node in nodes}
 
     def _answer(self, node: str, command: NodeCommand) -> Reply | BaseException:
         loaded = list(command.route.blocks_of(node)) if isinstance(command, Prepare) else []
@@ -51,6 +55,7 @@ class RecordingGateway:
     events: list[str]
     oldest: int = 0
     unavailable: str | None = None
+    faults: dict[str, str] = field(default_factory=dict)
 
     def connected_nodes(self) -> set[str]:
         return self.connected
@@ -71,6 +76,10 @@ class RecordingGateway:
 
     async def move_all(self, route: Route) -> None:
         self.events.append(f"move all to {route.epoch}")
+
+    def fault(self, node: str, reason: str) -> None:
+        self.faults[node] = reason
+        self.connected = self.connected - {node}
 
     def oldest_epoch(self) -> int:
         return self.oldest

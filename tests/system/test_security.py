@@ -214,8 +214,9 @@ async def test_keys_are_renewed_node_by_node_while_streams_run(
             CommandSigner(renewed),
             old,
         ):  # the old one is valid for another day, as the controller restarts last
-            signed = signer.sign("release", {"epoch": 0}, audience=name, epoch=0)
-            assert await cluster.peer(name).command("release", signed) == {"dropped": []}
+            peer = cluster.peer(name)
+            signed = signer.sign("release", {"epoch": 0}, audience=peer.audience, epoch=0)
+            assert await peer.command("release", signed) == {"dropped": []}
 
 
 async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessCluster, controller: Controller) -> None:
@@ -225,8 +226,9 @@ async def test_a_stolen_signing_key_can_be_refused_at_once(cluster: InProcessClu
     rotate(cluster.folder / "keys", honour_old_s=0)
     await cluster.stop(C)
     await cluster.start(C)
+    signed = stolen.sign("release", {"epoch": 0}, audience=cluster.peer(C).audience, epoch=0)
     with pytest.raises(CommandRefusedError) as refusal:
-        await cluster.peer(C).command("release", stolen.sign("release", {"epoch": 0}, audience=C, epoch=0))
+        await cluster.peer(C).command("release", signed)
     assert refusal.value.reason == "authority"
     assert (await cluster.state(C)).refusals["authority"] >= 1
 

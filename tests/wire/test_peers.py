@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
+from grpclib.const import Status
 from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
 
 from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
-from resplit.errors import DataError, NodeLostError
+from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
+from resplit.wire import message_limits
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_grpc import NodeBase
-from resplit.wire.node_pb2 import Ack, ReportReply, ReportRequest, Step, Token
+from resplit.wire.node_pb2 import Ack, CommandReply, ReportReply, Step, Token, TransferRequest
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 from resplit.wire.tensors import from_wire, to_wire
@@ -179,25 +185,156 @@ async def test_a_report_contains_only_new_rows(nodes: InProcessCluster) -> None:
     await until(nothing_more)
 
 
+STATE = '"state": {"node": "far", "pid": 1}'
+LINK = '"peer": "near", "payload_bytes": 64, "seconds": 0.01, "source": "active", "emulated": false'
+BAD_REPORTS = [
+    ("no JSON", "Invalid JSON"),
+    ("", "Invalid JSON"),
+    ("[]", "should be an object"),
+    ("{}", "state: Field required"),
+    ("[" * 100_000, "Invalid JSON"),
+    ('{"state": ' * 5_000, "Invalid JSON"),
+    ('{"state": {"node": "far"}, "rows": {}}', "state.pid: Field required"),
+    ('{"state": {"node": "near", "pid": 1}, "rows": {}}', "about 'near'"),
+    (f'{{{STATE}, "rows": {{}}, "more": 1}}', "more: Unexpected"),
+    (f'{{{STATE}, "rows": {{"secrets": []}}}}', "rows.secrets: Unexpected"),
+    ('{"state": {"node": "far", "pid": 1, "epochs": [9223372036854775808]}, "rows": {}}', "state.epochs.0"),
+    ('{"state": {"node": "far", "pid": 1, "blocks": [-1]}, "rows": {}}', "state.blocks.0"),
+    ('{"state": {"node": "far", "pid": 1, "memory_bytes": NaN}, "rows": {}}', "state.memory_bytes"),
+    ('{"state": {"node": "far", "pid": 1' + "0" * 5_000 + '}, "rows": {}}', "cannot be read"),
+    (f'{{{STATE}, "rows": {{"links": [{{"time_s": "now"}}]}}}}', "rows.links.0.time_s"),
+    (f'{{{STATE}, "rows": {{"links": [{{"time_s": NaN, "node": "far", {LINK}}}]}}}}', "rows.links.0.time_s"),
+    (f'{{{STATE}, "rows": {{"links": [{{"time_s": 1, "node": "near", {LINK}}}]}}}}', "about 'near'"),
+]
+
+
+class Answering:
+    """A stand-in for the remote end of a peer. It answers every call with one message, or raises an error."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    async def __call__(self, request: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+
+@pytest.fixture
+async def answering(nodes: InProcessCluster) -> AsyncIterator[tuple[Peer, list[str]]]:
+    """A peer to put answers into, and the faults that it reports."""
+    faults: list[str] = []
+    context = nodes.member.client_context()
+    peer = Peer(
+        "far", nodes.addresses["far"], context, on_fault=lambda name, reason: faults.append(f"{name}: {reason}")
+    )
+    yield peer, faults
+    await peer.disconnect()
+
+
+@pytest.mark.parametrize(("body", "says"), BAD_REPORTS)
+async def test_a_report_that_no_node_gives_is_a_fault_that_names_the_node_and_the_place(
+    answering: tuple[Peer, list[str]], body: str, says: str
+) -> None:
+    peer, faults = answering
+    peer._stub.Report = Answering(ReportReply(body=body))
+    with pytest.raises(PeerFaultError, match=f"^far: .*{re.escape(says)}"):
+        await peer.report(0)
+    assert len(faults) == 1
+    assert len(faults[0]) < 400
+
+
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("reply", "says"),
     [
-        ("no JSON", "Invalid JSON"),
-        ('{"state": {"node": "far"}, "rows": {}}', "state.pid: Field required"),
-        ('{"state": {"node": "far", "pid": 1}, "rows": {"links": [{"time_s": "now"}]}}', "rows.links.0.time_s"),
+        (CommandReply(body="nonsense"), "Invalid JSON"),
+        (CommandReply(), "Invalid JSON"),
+        (CommandReply(body="[]"), "should be an object"),
+        (CommandReply(body="{" * 50_000), "Invalid JSON"),
+        (CommandReply(body='{"obeyed": [1]}'), "'loaded'"),
+        (CommandReply(body='{"loaded": [-1]}'), "loaded.0"),
+        (CommandReply(body='{"loaded": 7}'), "loaded"),
+        (CommandReply(error="no", error_kind="W" * 1000), "has no reason but"),
     ],
 )
-async def test_a_report_that_cannot_be_read_is_an_error_that_names_the_node_and_the_key(
-    nodes: InProcessCluster, body: str, says: str
+async def test_a_reply_to_a_command_that_no_node_gives_is_a_fault(
+    answering: tuple[Peer, list[str]], reply: CommandReply, says: str
 ) -> None:
-    peer = nodes.peer("far")
+    peer, faults = answering
+    peer._stub.Command = Answering(reply)
+    with pytest.raises(PeerFaultError, match=says):
+        await peer.command("commit", "signed")
+    assert len(faults) == 1
 
-    async def report(request: ReportRequest, timeout: float) -> ReportReply:  # noqa: ASYNC109
-        return ReportReply(body=body)
 
-    peer._stub.Report = report
-    with pytest.raises(DataError, match=f"far: the report cannot be read: .*{says}"):
+async def test_a_refusal_in_the_words_of_a_node_is_no_fault(answering: tuple[Peer, list[str]]) -> None:
+    peer, faults = answering
+    peer._stub.Command = Answering(CommandReply(error="not prepared", error_kind="unprepared"))
+    with pytest.raises(CommandRefusedError, match="not prepared"):
+        await peer.command("commit", "signed")
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fault"),
+    [
+        (GRPCError(Status.UNIMPLEMENTED), True),
+        (GRPCError(Status.UNKNOWN, "Internal Server Error"), True),
+        (GRPCError(Status.UNAVAILABLE), False),
+        (ConnectionResetError(), False),
+        (TimeoutError(), False),
+        (DecodeError("truncated"), True),
+        (AssertionError("3 != 4"), True),
+        (NotImplementedError("compressed"), True),
+        (KeyError(":status"), True),
+        (RecursionError(), True),
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_a_fault_and_silence_is_none(
+    answering: tuple[Peer, list[str]], error: Exception, is_fault: bool
+) -> None:
+    peer, faults = answering
+    call = Answering(error)
+    peer._stub.Report = peer._stub.Echo = peer._stub.Attempt = peer._stub.TransferCache = call
+    for ask in (peer.report(0), peer.echo_s(64), peer.begin_attempt("s", 1), peer.transfer_cache(TransferRequest())):
+        with pytest.raises(PeerFaultError if is_fault else NodeLostError):
+            await ask
+    assert len(faults) == (4 if is_fault else 0)
+
+
+async def test_a_node_that_does_not_answer_a_command_in_time_is_faulty(answering: tuple[Peer, list[str]]) -> None:
+    peer, faults = answering
+    peer._stub.Command = Answering(TimeoutError())
+    with pytest.raises(PeerFaultError, match="did not answer 'trust' within 3 s"):
+        await peer.command("trust", "signed", 3.0)
+    assert len(faults) == 1
+
+
+async def test_an_answer_of_endless_length_is_refused_before_it_is_read(
+    nodes: InProcessCluster, answering: tuple[Peer, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, _ = answering
+    await peer.report(0)
+    monkeypatch.setattr(message_limits, "MAX_ANSWER_BYTES", 100)
+    with pytest.raises(PeerFaultError, match=r"an answer of \d+ bytes is too long"):
         await peer.report(0)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        Token(session="s", token_id=-1),
+        Token(session="s", token_id=2**31),
+        Token(session="s" * 201, token_id=1),
+        Token(session="s", error="no reason"),
+        Token(session="s", error="x", error_kind="LOST!"),
+    ],
+)
+def test_a_token_that_no_model_has_is_a_fault(token: Token) -> None:
+    peer: Any = Peer.__new__(Peer)
+    peer.name, peer.on_fault = "far", lambda name, reason: None
+    with pytest.raises(PeerFaultError, match="it sent no token"):
+        peer._check(token)
 
 
 def test_an_activation_is_transferred_bit_for_bit() -> None:
@@ -236,7 +373,7 @@ async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProce
             lambda: anext(watched.peer.tokens()),
         ]
         for call in calls:
-            with pytest.raises(NodeLostError, match="does not answer"):
+            with pytest.raises(PeerFaultError, match=r"far: its .* cannot be read"):
                 await call()
 
         watched.peer.send(Step(session="a"))

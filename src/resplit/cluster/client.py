@@ -172,7 +172,7 @@ def describe_status(status: ClusterStatus) -> str:
 def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
     marks = {"trusted": node.trusted, "drained": node.drained, "emulated": node.emulated}
     shown = " ".join(mark for mark, on in marks.items() if on)
-    answers = "" if node.answers else "  DOES NOT ANSWER"
+    answers = "" if node.answers else f"  LOST: {node.fault}" if node.fault else "  DOES NOT ANSWER"
     return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}"
 
 

@@ -133,7 +133,7 @@ def _assemble(
     latest_problem = paths.state / "latest_problem.json"
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
     operator = Operator(controller, router, content, paths.desired_state_file)
-    monitor = Monitor(router.peers, router.drop)
+    monitor = Monitor(router.peers, len(controller.view.rules.features), router.drop)
     sessions.on_settled = controller.deployment.sessions_left
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found

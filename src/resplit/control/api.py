@@ -214,7 +214,6 @@ def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]
 def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
     live, view = controller.live, controller.view
     newest = controller.deployment.history[-1] if controller.deployment.history else None
-    connected = view.gateway.connected_nodes()
     return ClusterStatus(
         cluster=view.cluster.name,
         model=view.model.name,
@@ -224,16 +223,17 @@ def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
         placement=live.placement if live else None,
         action=newest.action if newest else None,
         predicted_latency_s=newest.predicted_latency_s if newest else None,
-        nodes=tuple(_node_status(view, monitor, name, name in connected) for name in view.addresses),
+        nodes=tuple(_node_status(view, monitor, name) for name in view.addresses),
         **vars(view.gateway.status()),
     )
 
 
-def _node_status(view: ClusterView, monitor: Monitor, name: str, answers: bool) -> NodeStatus:
+def _node_status(view: ClusterView, monitor: Monitor, name: str) -> NodeStatus:
     state = replace(monitor.states.get(name, ReportedState(name, pid=None)), trusted=name in view.cluster.trusted)
     return NodeStatus(
         **vars(state),
         address=str(view.addresses[name]),
-        answers=answers,
+        answers=name in view.gateway.connected_nodes(),
         drained=name in view.rules.drained,
+        fault=view.gateway.faults().get(name),
     )

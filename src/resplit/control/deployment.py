@@ -28,6 +28,9 @@ from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
+# A log restored from a backup lacks far fewer epochs than this. A node that says more lies, and must not use up the
+# numbers.
+_MAX_LACKING = 1_000_000
 
 
 class Deployment:
@@ -88,7 +91,7 @@ class Deployment:
     async def _run(self, proposal: Proposal, paused: bool) -> LiveEpoch:
         """Both phases: prepare on all nodes, then commit. Aborts if any node cannot prepare."""
         started_s, detail = time.monotonic(), asdict(proposal)
-        route = Route(self._log.next_epoch(), proposal.placement, dict(self._view.addresses))
+        route = Route(self._next_epoch(), proposal.placement, dict(self._view.addresses))
         self._log.append(route.epoch, "proposed", detail)
         async with contextlib.AsyncExitStack() as pause:
             try:
@@ -112,6 +115,17 @@ class Deployment:
                 raise
             await self._notify_all(Commit(route.epoch), route.epoch)
             return self._go_live(route, proposal, loaded, time.monotonic() - started_s, staged=bool(full))
+
+    def _next_epoch(self) -> int:
+        """A number above all epochs in the log and all that nodes know: the log may be an older copy of itself."""
+        logged = self._log.next_epoch()
+        numbers = [logged]
+        for node, obeyed in self._commands.obeyed_epochs(self._view.reachable).items():
+            if obeyed > logged + _MAX_LACKING:
+                self._gateway.fault(node, f"it says that it obeyed epoch {obeyed}; the log would be at {logged}")
+            else:
+                numbers.append(obeyed + 1)
+        return max(numbers)
 
     async def _prepare(self, route: Route, replace_current: bool) -> tuple[list[int], list[str]]:
         """Prepare an epoch on every node. Returns the blocks loaded, and the nodes without room beside the old blocks.
@@ -215,8 +229,11 @@ class Deployment:
                     if epoch < oldest:
                         self._log.append(epoch, "released", {})
 
-    async def resync(self, name: str, peer: Peer) -> tuple[int, ...]:
-        """Send a node again the commit, abort or release that it may have missed. Returns the epochs it serves."""
+    async def resync(self, name: str, peer: Peer) -> bool:
+        """Send a node again the commit, abort or release that it may have missed. Returns whether it is up to date.
+
+        It is if it serves the live epoch, should it be part of it, and no later one.
+        """
         async with self._changing:
             report, _ = await peer.report(0)
             for epoch in report.state.prepared:
@@ -224,7 +241,9 @@ class Deployment:
                 await self._commands.notify({name: outcome}, epoch)
             await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
         report, _ = await peer.report(0)
-        return report.state.epochs
+        served, live = report.state.epochs, self.live
+        hosts = live is not None and name in live.placement
+        return max(served, default=0) <= self.live_number and (not hosts or self.live_number in served)
 
     async def _notify_all(self, command: Commit | Abort | Release, epoch: int) -> None:
         await self._commands.notify(dict.fromkeys(self._view.reachable, command), epoch)

@@ -45,6 +45,14 @@ class Gateway(Protocol):
         """The nodes to which the gateway is connected."""
         ...
 
+    def fault(self, node: str, reason: str) -> None:
+        """Treat a node as lost because of what it did; it is tried again after a while."""
+        ...
+
+    def faults(self) -> dict[str, str]:
+        """What each node did that counts as lost for it."""
+        ...
+
     def set_unavailable(self, reason: str) -> None:
         """Fail requests with `reason`: no placement is possible now."""
         ...

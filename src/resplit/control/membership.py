@@ -44,16 +44,16 @@ class Membership:
         await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)
 
     async def welcome(self, name: str) -> None:
-        """Connect a node that answers again. If it cannot serve the live epoch, deploy the placement again."""
+        """Connect a node that answers again. If it is not up to date, deploy the placement again."""
         try:
             await self._commands.require(self._connects([name]), self._deployment.live_number)
-            served = await self._deployment.resync(name, self._peers[name])
+            up_to_date = await self._deployment.resync(name, self._peers[name])
         except ResplitError as error:
             _log.warning("a node returned and was lost again", node=name, error=str(error))
             return
         await self._recovery.resume()
         live = self._deployment.live
-        if live and name in live.placement and live.epoch not in served:
+        if live and not up_to_date:
             with contextlib.suppress(ProposalRefusedError):
                 await self._deployment.deploy(Proposal(live.placement, RECOVER, live.epoch))
         await self._recovery.recover()

@@ -1,37 +1,52 @@
-"""Polls every node for its state and telemetry, keeps the last minutes of both, and watches for nodes that hang."""
+"""Polls every node for its state and telemetry, keeps the last minutes of both, and watches for nodes that hang.
+
+No node takes room or time from another: each has its own rows, up to a limit, and its own pace.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
-
-import structlog
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from resplit.control.heartbeat import Heartbeats
-from resplit.errors import DataError, NodeLostError
+from resplit.errors import NodeLostError
 from resplit.status import NodeReport, ReportedState
 from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Peer
 
-_log = structlog.get_logger(__name__)
 PERIOD_S = 1.0
 KEEP_S = 600.0
 _ANSWER_WITHIN_S = 5.0
+# A busy node reports fewer than 100 rows a second.
+_MAX_ROWS = round(100 * KEEP_S)
+_Row = TypeVar("_Row", NodeRow, LinkRow, BlockRow)
+
+
+@dataclass
+class _NodeRows:
+    """The rows of one node, in order of arrival."""
+
+    nodes: deque[NodeRow] = field(default_factory=lambda: deque(maxlen=_MAX_ROWS))
+    links: deque[LinkRow] = field(default_factory=lambda: deque(maxlen=_MAX_ROWS))
+    blocks: deque[BlockRow] = field(default_factory=lambda: deque(maxlen=_MAX_ROWS))
 
 
 class Monitor:
-    """Telemetry rows of all nodes in order of arrival, and the newest state of each node."""
+    """Telemetry rows of all nodes, and the newest state of each node. `blocks` is the length of the model's chain."""
 
-    def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None] = lambda node: None) -> None:
+    def __init__(
+        self, peers: Mapping[str, Peer], blocks: int, on_hang: Callable[[str], None] = lambda node: None
+    ) -> None:
         self._peers = peers
+        self._blocks = blocks
         self._heartbeats = Heartbeats(peers, on_hang)
         self._polling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
-        self._nodes: deque[NodeRow] = deque()
-        self._links: deque[LinkRow] = deque()
-        self._blocks: deque[BlockRow] = deque()
+        self._rows: defaultdict[str, _NodeRows] = defaultdict(_NodeRows)  # by node
         self.states: dict[str, ReportedState] = {}
         self._stopped = False
 
@@ -57,7 +72,7 @@ class Monitor:
     async def poll(self, name: str) -> None:
         """Ask one node for a report now, after any poll of it that is under way.
 
-        If the node does not answer, or its answer cannot be read, its last state is kept.
+        If the node does not answer, or is faulty, its last state is kept.
         """
         # One poll at a time: two with the same last row would both store the rows after it.
         async with self._polling[name]:
@@ -68,18 +83,15 @@ class Monitor:
                 report, last_row = await self._report(name, peer)
             except NodeLostError:
                 return
-            except DataError as error:
-                _log.warning("a node's report is ignored", node=name, error=str(error))
-                return
             self.heard(name)
             self._store(name, report, last_row)
 
     def rows(self, since_s: float) -> TelemetryRows:
-        """Rows not older than `since_s` (seconds since 1970), by table."""
+        """Rows not older than `since_s` (seconds since 1970), by table, in order of time."""
         return TelemetryRows(
-            nodes=tuple(row for row in self._nodes if row.time_s >= since_s),
-            links=tuple(row for row in self._links if row.time_s >= since_s),
-            blocks=tuple(row for row in self._blocks if row.time_s >= since_s),
+            nodes=_in_order((rows.nodes for rows in self._rows.values()), since_s),
+            links=_in_order((rows.links for rows in self._rows.values()), since_s),
+            blocks=_in_order((rows.blocks for rows in self._rows.values()), since_s),
         )
 
     async def _watch(self, name: str) -> None:
@@ -90,19 +102,29 @@ class Monitor:
     def _store(self, name: str, report: NodeReport, last_row: int) -> None:
         self._last_row[name] = last_row
         self.states[name] = report.state
-        self._nodes.extend(report.rows.nodes)
-        self._links.extend(report.rows.links)
-        self._blocks.extend(report.rows.blocks)
+        rows = self._rows[name]
+        rows.nodes.extend(report.rows.nodes)
+        rows.links.extend(report.rows.links)
+        rows.blocks.extend(report.rows.blocks)
 
     async def _report(self, name: str, peer: Peer) -> tuple[NodeReport, int]:
         """The node's report with its new rows. With all rows if it restarted, because it then counts from 0 again."""
         known = self.states.get(name)
         report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S)
         if known and known.pid != report.state.pid:
-            return await peer.report(0, _ANSWER_WITHIN_S)
+            report, last_row = await peer.report(0, _ANSWER_WITHIN_S)
+        held = {*report.state.blocks, *report.state.copies}
+        if absent := sorted(block for block in held if block >= self._blocks):
+            raise peer.fault(f"it holds block {absent[0]}, and the model has {self._blocks} blocks")
         return report, last_row
 
     def _forget(self, before_s: float) -> None:
-        for rows in (self._nodes, self._links, self._blocks):
-            while rows and rows[0].time_s < before_s:
-                rows.popleft()
+        for rows in self._rows.values():
+            for table in (rows.nodes, rows.links, rows.blocks):
+                while table and table[0].time_s < before_s:
+                    table.popleft()
+
+
+def _in_order(tables: Iterable[deque[_Row]], since_s: float) -> tuple[_Row, ...]:
+    rows = [row for table in tables for row in table if row.time_s >= since_s]
+    return tuple(sorted(rows, key=lambda row: row.time_s))

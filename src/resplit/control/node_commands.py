@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
@@ -36,11 +36,7 @@ class NodeCommands:
 
     async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
         """Send each node its command, all at once. Returns the reply of each node, or its error."""
-        signed = {
-            node: self._signer.sign(command.kind, to_body(command), audience=node, epoch=epoch)
-            for node, command in commands.items()
-        }
-        calls = [self._peers[node].command(commands[node].kind, text) for node, text in signed.items()]
+        calls = [self._send(self._peers[node], command, epoch) for node, command in commands.items()]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         return dict(zip(commands, answers, strict=True))
 
@@ -61,6 +57,11 @@ class NodeCommands:
                 level("a command was not carried out", kind=commands[node].kind, node=node, error=str(answer))
             elif isinstance(answer, BaseException):
                 raise answer
+
+    def obeyed_epochs(self, nodes: Iterable[str]) -> dict[str, int]:
+        """The highest epoch that each node had obeyed when it was connected."""
+        hellos = {node: self._peers[node].hello for node in nodes}
+        return {node: hello.epoch for node, hello in hellos.items() if hello}
 
     def prepare(self, node: str, route: Route, rules: PlacementRules, replace_current: bool) -> Prepare:
         """The command that has a node load its blocks of a route."""
@@ -92,6 +93,10 @@ class NodeCommands:
     def trust(self, node: str, rules: PlacementRules) -> Trust:
         """The command that says whether a node is trusted, and which blocks are private."""
         return Trust(node in rules.cluster.trusted, rules.private)
+
+    async def _send(self, peer: Peer, command: NodeCommand, epoch: int) -> Reply:
+        signed = self._signer.sign(command.kind, to_body(command), audience=peer.audience, epoch=epoch)
+        return await peer.command(command.kind, signed)
 
     def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
         """The shard of each block, its data key wrapped for this node alone."""

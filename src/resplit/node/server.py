@@ -54,6 +54,7 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
+from resplit.wire.peers import EPOCH, NONCE
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200
@@ -88,10 +89,11 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             acknowledging.cancel()
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
-        """Send tokens to the calling gateway until it disconnects."""
+        """Send this process's hello to the calling gateway, then tokens until it disconnects."""
         gateway = _only_the_controller(stream)
         await receive_one(stream)
-        await stream.send_initial_metadata()
+        hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch)}
+        await stream.send_initial_metadata(metadata=hello)
         sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, stream.send_message)
         gateways = self._agent.passes.gateways
         gateways[gateway] = sender

@@ -36,7 +36,7 @@ Reason = Literal[
     "expired",
     "early",  # signed in the future
     "stale",  # of an epoch that a later one replaced
-    "replayed",  # accepted before, or signed before this member started
+    "replayed",  # accepted before, or for an earlier process of this member
     "flooded",  # more unexpired commands than are remembered
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -72,6 +72,11 @@ class Command:
     unique_id: str
 
 
+def audience_of(member: str, nonce: str) -> str:
+    """The audience of commands to one process of a member."""
+    return f"{member}/{nonce}"
+
+
 class CommandSigner:
     """Signs commands with the controller's key."""
 
@@ -86,7 +91,7 @@ class CommandSigner:
         self._clock = clock
 
     def sign(self, kind: str, body: Mapping[str, Any], *, audience: str, epoch: int, lifetime_s: float = 30) -> str:
-        """A command for the member `audience` only, valid for `lifetime_s`, as a compact JWS.
+        """A command for one process of one member (`audience_of`), valid for `lifetime_s`, as a compact JWS.
 
         `body` must be representable as JSON. ValueError if verifiers would refuse the command for its length or its
         lifetime.
@@ -110,22 +115,27 @@ class CommandSigner:
 
 
 class CommandVerifier:
-    """Decides which commands one member obeys, and counts the refused ones in `refusals` by reason.
+    """Decides which commands one process obeys, and counts the refused ones in `refusals` by reason. Not thread-safe.
 
-    Commands signed before the verifier was created are refused as replays, because an earlier process of this member
-    may have obeyed them. Not thread-safe.
+    An earlier process of this member may have obeyed any command. So commands are for one process: its `nonce` is part
+    of their audience. The controller learns it over TLS from the member itself.
     """
 
-    def __init__(self, member: Member, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, member: Member, clock: Callable[[], float] = time.time, nonce: str | None = None) -> None:
         self.refusals: Counter[str] = Counter()
+        self.nonce = nonce or uuid.uuid4().hex
         self._name = member.name
         self._clock = clock
-        self._started_s = clock()
         self._keys = {key["kid"]: _imported(key) for key in member.command_keys}
         self._registry = JWSRegistry(algorithms=[_ALGORITHM])
         self._registry.max_payload_length = MAX_TOKEN_CHARS
         self._highest_epoch: Counter[str] = Counter()
         self._seen = _Seen()
+
+    @property
+    def highest_epoch(self) -> int:
+        """The highest epoch of an obeyed command; 0 before the first."""
+        return max(self._highest_epoch.values(), default=0)
 
     def verify(self, token: str, *, kind: str, current_epoch: int) -> Command:
         """The command in `token` if the member must obey it now; CommandRefusedError with one of `REASONS` if not.
@@ -138,12 +148,12 @@ class CommandVerifier:
             self._check_address(command, kind)
             _check_time(command, now_s)
             self._check_epoch(command, current_epoch)
-            self._check_first_use(command, now_s)
+            self._seen.add(command.unique_id, command.expires_s, now_s)
         except CommandRefusedError as refusal:
             self.refusals[refusal.reason] += 1
             _log.warning("command refused", member=self._name, kind=kind, reason=refusal.reason, detail=str(refusal))
             raise
-        self._highest_epoch[kind] = command.epoch  # a prepare or a commit for a lower epoch was refused
+        self._highest_epoch[kind] = max(self._highest_epoch[kind], command.epoch)
         return command
 
     def _payload(self, token: str, now_s: float) -> bytes:
@@ -176,8 +186,11 @@ class CommandVerifier:
         return signed
 
     def _check_address(self, command: Command, kind: str) -> None:
-        if command.audience != self._name:
+        name, _, nonce = command.audience.partition("/")
+        if name != self._name:
             raise _refused("misaddressed", f"it is for {command.audience!r:.60}, not for {self._name!r}")
+        if nonce != self.nonce:
+            raise _refused("replayed", f"it is for another process of {self._name!r}; send it again")
         if command.kind != kind:
             raise _refused("kind", f"it is of kind {command.kind!r:.60}, expected {kind!r}")
 
@@ -189,11 +202,6 @@ class CommandVerifier:
             raise _refused(
                 "stale", f"it is for epoch {command.epoch}; epoch {max(current_epoch, overtaken)} has replaced it"
             )
-
-    def _check_first_use(self, command: Command, now_s: float) -> None:
-        if command.issued_s < self._started_s - CLOCK_SKEW_S:
-            raise _refused("replayed", "it was signed before this member started; send it again")
-        self._seen.add(command.unique_id, command.expires_s, now_s)
 
 
 class _Seen:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
@@ -16,7 +16,9 @@ from resplit.model.spec import ModelSpec
 from resplit.wire.links import Shape
 from resplit.wire.routes import AddressText, Route
 
-Reply = dict[str, list[int]]  # the changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`
+_Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=10_000)]
+# The changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`.
+Reply = dict[Literal["loaded", "dropped", "cleared", "ended"], _Numbers]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Limits on incoming messages: their size, and their form.
 
-grpclib itself reads as many bytes as a caller announces, up to 4 GiB, and treats malformed messages as a defect of the
-server.
+grpclib itself reads as many bytes as the other side announces, up to 4 GiB, and treats malformed messages as a defect
+of the server.
 """
 
 from __future__ import annotations
@@ -9,12 +9,41 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from grpclib.client import Channel
+from grpclib.client import Stream as Call
 from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 # The hidden states of a whole prompt are one message: 4096 tokens of width 16384 in fp32.
 MAX_MESSAGE_BYTES = 256 * 2**20
+# The longest answer is a report with all the rows that a node keeps: about 4 MiB.
+MAX_ANSWER_BYTES = 16 * 2**20
+
+
+class BoundedChannel(Channel):  # type: ignore[misc]  # grpclib has no types here
+    """A channel to a server whose answers are limited too: DecodeError for one of more than `MAX_ANSWER_BYTES`."""
+
+    def request(self, *arguments: Any, **named: Any) -> Any:
+        """A call whose answers are limited."""
+        call = super().request(*arguments, **named)
+        call.__class__ = _BoundedCall  # `Channel` offers no other way to choose the class
+        return call
+
+
+class _BoundedCall(Call):  # type: ignore[misc]
+    async def send_request(self, *, end: bool = False) -> None:
+        await super().send_request(end=end)
+        incoming: Any = self._stream
+        receive = incoming.recv_data
+
+        async def receive_bounded(size: int) -> bytes:
+            if size > MAX_ANSWER_BYTES:
+                raise DecodeError(f"an answer of {size} bytes is too long")
+            content: bytes = await receive(size)
+            return content
+
+        incoming.recv_data = receive_bounded
 
 
 def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:

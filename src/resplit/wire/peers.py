@@ -1,24 +1,32 @@
-"""The connection to one node: a mutual TLS channel for calls, a stream of steps and a stream of tokens."""
+"""The connection to one node: a mutual TLS channel for calls, a stream of steps and a stream of tokens.
+
+This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, TypeVar
 
-from grpclib.client import Channel
 from grpclib.config import Configuration
-from pydantic import TypeAdapter, ValidationError
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from resplit.errors import CapacityError, DataError, NodeLostError, error_from_wire
+from resplit.errors import CapacityError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
+from resplit.security.signing import audience_of
 from resplit.status import NodeReport
+from resplit.telemetry_rows import MAX_NAME_CHARS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire.addresses import Address
+from resplit.wire.commands import Reply
 from resplit.wire.links import Link, until
+from resplit.wire.message_limits import BoundedChannel
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     AttemptRequest,
@@ -39,16 +47,42 @@ from resplit.wire.step_stream import CONNECTION_ERRORS, Crossing, StepStream
 CHUNK_BYTES = 256 * 1024
 # A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
 BACKGROUND_BYTES = 64 * 1024
+# The keys of a node's hello, in the initial metadata of a stream of tokens.
+NONCE, EPOCH = "resplit-nonce", "resplit-epoch"
 _WINDOW_BYTES = 8 * 2**20
+_MAX_REPORTED_ROWS = 100_000
+_WORD = re.compile("[a-z_]{1,40}")
+# A node that stops or is overloaded answers with these. It is lost, and has done nothing wrong.
+_NO_FAULT = (
+    Status.CANCELLED,
+    Status.DEADLINE_EXCEEDED,
+    Status.FAILED_PRECONDITION,
+    Status.RESOURCE_EXHAUSTED,
+    Status.UNAVAILABLE,
+)
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first words of a node on a stream of tokens: the nonce of its process, and the highest epoch it obeyed."""
+
+    nonce: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    epoch: Count
+
+
+_HELLO = TypeAdapter(Hello)
 _REPORT = TypeAdapter(NodeReport)
+_REPLY = TypeAdapter(Reply)
+_Answer = TypeVar("_Answer")
 
 
 @dataclass
 class Peer:
     """A node to which this member connects with the certificate in `context`. `link` delays the messages to it.
 
-    Every call raises NodeLostError if the peer does not answer. `on_crossing` gets the time of each acknowledged
-    step; `on_lost` gets the peer's name and the steps that were not acknowledged when their stream broke.
+    Every call raises NodeLostError if the peer does not answer, and PeerFaultError if it answers what no node answers.
+    `on_crossing` gets the time of each acknowledged step; `on_lost` gets the peer's name and the steps that were not
+    acknowledged when their stream broke; `on_fault` gets the peer's name and what it did.
     """
 
     name: str
@@ -57,6 +91,8 @@ class Peer:
     link: Link = field(default_factory=Link)
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
+    on_fault: Callable[[str, str], None] = lambda name, reason: None
+    hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
 
     def __post_init__(self) -> None:
         config = Configuration(
@@ -64,7 +100,7 @@ class Peer:
             http2_connection_window_size=_WINDOW_BYTES,
             http2_stream_window_size=_WINDOW_BYTES,
         )
-        self._channel = Channel(self.address.host, self.address.port, ssl=self.context, config=config)
+        self._channel = BoundedChannel(self.address.host, self.address.port, ssl=self.context, config=config)
         self._stub = NodeStub(self._channel)
         self._background = asyncio.Lock()
         self._steps = StepStream(
@@ -75,6 +111,18 @@ class Peer:
             lambda name, steps: self.on_lost(name, steps),
         )
 
+    @property
+    def audience(self) -> str:
+        """The audience of commands to the node's present process; NodeLostError before its first stream of tokens."""
+        if self.hello is None:
+            raise NodeLostError(f"{self.name} has not been connected yet")
+        return audience_of(self.name, self.hello.nonce)
+
+    def fault(self, reason: str) -> PeerFaultError:
+        """Report a fault of this peer to `on_fault`; the error to raise."""
+        self.on_fault(self.name, reason)
+        return PeerFaultError(f"{self.name}: {reason}")
+
     def send(self, step: Step) -> None:
         """Queue a step. The peer acknowledges it, or it is passed to `on_lost` if the connection breaks.
 
@@ -82,48 +130,55 @@ class Peer:
         """
         self._steps.send(step)
 
-    async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Send a signed command and return the reply. Raises the error with which the node refuses it."""
-        with self._lost_if_silent():
-            reply = await self._stub.Command(CommandRequest(kind=kind, signed=signed), timeout=timeout_s)
-        if reply.error_kind:
-            raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
-        body: dict[str, Any] = json.loads(reply.body or "{}")
-        return body
+    async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> Reply:
+        """Send a signed command and return the reply. Raises the error with which the node refuses it.
+
+        No answer in time is a fault: a node that hangs altogether is noticed much earlier, by its heartbeat.
+        """
+        with self._asking():
+            try:
+                reply = await self._stub.Command(CommandRequest(kind=kind, signed=signed), timeout=timeout_s)
+            except TimeoutError:
+                raise self.fault(f"it did not answer {kind!r} within {timeout_s:g} s") from None
+        if not reply.error_kind:
+            return self._parsed(_REPLY, reply.body, f"its reply to {kind!r}")
+        if not _WORD.fullmatch(reply.error_kind):
+            raise self.fault(f"its reply to {kind!r} has no reason but {reply.error_kind!r:.60}")
+        raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
 
     async def report(self, after: int, timeout_s: float = 5.0) -> tuple[NodeReport, int]:
-        """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
-
-        DataError if the answer is not a report.
-        """
-        with self._lost_if_silent():
+        """The node's state and its telemetry rows numbered above `after`, and the number of the last row."""
+        with self._asking():
             reply = await self._stub.Report(ReportRequest(after=after), timeout=timeout_s)
-        try:
-            return _REPORT.validate_json(reply.body), reply.last
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "its answer"
-            raise DataError(f"{self.name}: the report cannot be read: {place}: {first['msg']}") from None
+        report = self._parsed(_REPORT, reply.body, "its report")
+        rows: list[NodeRow | LinkRow | BlockRow] = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
+        if len(rows) > _MAX_REPORTED_ROWS:
+            raise self.fault(f"its report has {len(rows)} rows, the limit is {_MAX_REPORTED_ROWS}")
+        if others := {report.state.node, *(row.node for row in rows)} - {self.name}:
+            raise self.fault(f"its report is about {min(others)!r:.60}")
+        return report, reply.last
 
     async def echo_s(self, payload_bytes: int, timeout_s: float = 10.0) -> float:
         """Round trip of a message of this size and an empty answer, in seconds."""
         begun_s = time.monotonic()
         await self.link.cross(payload_bytes)
-        with self._lost_if_silent():
+        with self._asking():
             await self._stub.Echo(EchoRequest(payload=bytes(payload_bytes)), timeout=timeout_s)
         return time.monotonic() - begun_s
 
     async def tokens(self, on_open: Callable[[], None] = lambda: None) -> AsyncIterator[Token]:
         """Every token (or error) that the node sends to this gateway; `on_open` is called once the stream is open.
 
-        Raises NodeLostError when the stream breaks.
+        Then `hello` is that of the node's present process. Raises NodeLostError when the stream breaks.
         """
-        with self._lost_if_silent():
+        with self._asking():
             async with self._stub.Tokens.open() as stream:
                 await stream.send_message(TokensRequest(), end=True)
                 await stream.recv_initial_metadata()
+                self.hello = self._hello(stream.initial_metadata)
                 on_open()
                 async for token in stream:
+                    self._check(token)
                     yield token
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
@@ -131,7 +186,7 @@ class Peer:
         """Send parts of caches to the node. Returns the bytes sent. CapacityError if the node refuses a part."""
         # All arrival times are computed at once: a part waits for the bandwidth, not for the arrival of others.
         due_s = [self.link.due_s(len(part.values.data)) for part in parts]
-        with self._lost_if_silent():
+        with self._asking():
             async with self._stub.Cache.open(timeout=timeout_s) as stream:
                 for part, arrives_s in zip(parts, due_s, strict=True):
                     await until(arrives_s)
@@ -158,19 +213,21 @@ class Peer:
 
     async def transfer_cache(self, request: TransferRequest, timeout_s: float = 60.0) -> TransferReply:
         """Have the node send a session's caches to other nodes."""
-        with self._lost_if_silent():
+        with self._asking():
             reply: TransferReply = await self._stub.TransferCache(request, timeout=timeout_s)
+        if reply.bytes >= 2**53:
+            raise self.fault(f"it says that it transferred {reply.bytes} bytes")
         return reply
 
     async def begin_attempt(self, session: str, attempt: int, timeout_s: float = 5.0) -> dict[int, int]:
         """Have the node refuse messages of older attempts. Returns the cached positions of the session, by block."""
-        with self._lost_if_silent():
+        with self._asking():
             reply = await self._stub.Attempt(AttemptRequest(session=session, attempt=attempt), timeout=timeout_s)
         return dict(reply.lengths)
 
     async def close_sessions(self, sessions: list[str], timeout_s: float = 5.0) -> None:
         """Have the node free the caches of these sessions. A lost node has no caches, so its silence is no error."""
-        with contextlib.suppress(*CONNECTION_ERRORS):
+        with contextlib.suppress(NodeLostError), self._asking():
             await self._stub.Close(CloseRequest(sessions=sessions), timeout=timeout_s)
 
     async def disconnect(self) -> None:
@@ -178,14 +235,49 @@ class Peer:
         await self._steps.close()
         self._channel.close()
 
+    def _hello(self, metadata: Mapping[str, str]) -> Hello:
+        try:
+            return _HELLO.validate_python({"nonce": metadata.get(NONCE), "epoch": metadata.get(EPOCH)})
+        except ValidationError as error:
+            raise self.fault(f"its first words cannot be read: {_first(error)}") from None
+
+    def _check(self, token: Token) -> None:
+        """PeerFaultError for a token that no model has, or for an error without a reason."""
+        fits = len(token.session) <= MAX_NAME_CHARS and 0 <= token.token_id < 2**31
+        if not fits or ((token.error or token.error_kind) and not _WORD.fullmatch(token.error_kind)):
+            raise self.fault(f"it sent no token of a session: {token.token_id}, {token.error_kind!r:.60}")
+
+    def _parsed(self, adapter: TypeAdapter[_Answer], text: str, what: str) -> _Answer:
+        try:
+            return adapter.validate_json(text)
+        except ValidationError as error:
+            raise self.fault(f"{what} cannot be read: {_first(error)}") from None
+
     @contextlib.contextmanager
-    def _lost_if_silent(self) -> Iterator[None]:
+    def _asking(self) -> Iterator[None]:
+        """Around a call: NodeLostError if the peer does not answer, PeerFaultError for an answer of no node."""
         try:
             yield
+        except ResplitError:
+            raise
+        except GRPCError as error:
+            if error.status not in _NO_FAULT:
+                raise self.fault(f"it answers {error.status.name}: {error.message or ''!s:.200}") from error
+            raise self._lost(error) from error
         except CONNECTION_ERRORS as error:
-            raise NodeLostError(
-                f"{self.name} at {self.address} does not answer ({type(error).__name__}: {error})"
-            ) from error
+            raise self._lost(error) from error
+        except Exception as error:  # grpclib and protobuf raise errors of any kind for what they cannot read
+            raise self.fault(f"its answer cannot be read ({type(error).__name__}: {error!s:.200})") from error
+
+    def _lost(self, error: Exception) -> NodeLostError:
+        return NodeLostError(f"{self.name} at {self.address} does not answer ({type(error).__name__}: {error})")
+
+
+def _first(error: ValidationError) -> str:
+    """The first place that does not fit, and why, in at most 300 characters."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "all of it"
+    return f"{place}: {first['msg']}"[:300]
 
 
 def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:

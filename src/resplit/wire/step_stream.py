@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from google.protobuf.message import DecodeError
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from resplit.cancellation import cancel_and_wait
 from resplit.wire.links import Link, Sender
@@ -18,17 +17,7 @@ from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, Step
 
 _log = structlog.get_logger(__name__)
-# What ends a call: the connection, the peer's refusal, or an answer that grpclib cannot read (the last four).
-CONNECTION_ERRORS = (
-    OSError,
-    GRPCError,
-    StreamTerminatedError,
-    asyncio.TimeoutError,
-    ProtocolError,
-    DecodeError,
-    NotImplementedError,
-    AssertionError,
-)
+CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class StepStream:
                 tasks.create_task(sender.run())
                 await self._receive(self._stream)
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
-        except* CONNECTION_ERRORS as errors:
+        except* Exception as errors:  # also what grpclib raises for an acknowledgement that it cannot read
             _log.info("a stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
         lost = [step for _, step in self._pending.values()]
         self._pending.clear()

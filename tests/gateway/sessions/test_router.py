@@ -1,4 +1,4 @@
-"""Requests wait while lost nodes are replaced, and fail at once when no replacement is possible."""
+"""Requests wait while lost nodes are replaced, and fail at once if none can be. Faulty nodes count as lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 
 from resplit.cancellation import until_stopped
 from resplit.errors import NodeLostError
+from resplit.gateway.sessions import router as router_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import Token
+from resplit.wire.peers import EPOCH, NONCE, Peer
 from tests.support.in_process import deploy, in_process, until
-from tests.support.three_nodes import SPREAD, C, generation_request, three_node_config
+from tests.support.three_nodes import SPREAD, A, B, C, generation_request, three_node_config
 
 
 async def first_token(sessions: Sessions) -> int:
@@ -80,3 +82,39 @@ async def test_a_defect_while_tokens_are_received_is_a_failure_of_the_process(
             await asyncio.wait_for(until_stopped(asyncio.Event(), nodes.router.tasks), 5)
         request.cancel()
         await controller.stop()
+
+
+async def test_a_faulty_node_is_lost_with_the_reason_and_tried_again_after_a_wait_that_doubles(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_module, "_FIRST_WAIT_S", 0.2)
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
+        router, lost = nodes.router, list[str]()
+        nodes.sessions.on_lost = lost.append
+        for wait_s in (0.2, 0.4):
+            begun_s = time.monotonic()
+            nodes.peer(C).fault("it talks nonsense")
+            nodes.peer(C).fault("again, while it counts as lost")
+            assert router.listening == {A, B}
+            assert nodes.sessions.faults() == {C: "it talks nonsense"}
+            await router.wait_for({A, B, C}, 5)
+            assert wait_s <= time.monotonic() - begun_s
+            assert nodes.sessions.faults() == {}
+        assert lost == [C, C]
+        assert router.faults[C].wait_s == 0.4
+
+
+@pytest.mark.parametrize("hello", [{}, {NONCE: "x", EPOCH: "0"}, {NONCE: "5" * 32, EPOCH: "-1"}, {EPOCH: "0"}])
+async def test_a_node_without_a_hello_is_not_connected(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hello: dict[str, str]
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
+        monkeypatch.setattr(Peer, "_hello", lambda self, metadata, read=Peer._hello: read(self, hello))
+        nodes.break_connections(C)
+
+        async def faulty() -> bool:
+            return C in nodes.router.faults
+
+        await until(faulty)
+        assert nodes.sessions.faults()[C].startswith("its first words cannot be read")
+        assert C not in nodes.router.listening

@@ -126,6 +126,15 @@ class Sessions:
         """The nodes whose token streams are open."""
         return set(self._context.router.listening)
 
+    def fault(self, node: str, reason: str) -> None:
+        """Treat a node as lost because of what it did; it is tried again after a while."""
+        self._context.router.fault(node, reason)
+
+    def faults(self) -> dict[str, str]:
+        """What each node did that counts as lost for it."""
+        router = self._context.router
+        return {name: fault.reason for name, fault in router.faults.items() if name not in router.listening}
+
     def set_unavailable(self, reason: str) -> None:
         """Fail requests with `reason`: no placement is possible now."""
         self._context.router.set_unavailable(reason)

@@ -23,6 +23,18 @@ from resplit.wire.routes import Route
 _log = structlog.get_logger(__name__)
 _RECONNECT_S = 0.25
 _REPLACED_WITHIN_S = 20.0  # how long a request waits for lost nodes to be replaced
+# A faulty node is tried again after the first wait, and after twice the wait at each later fault.
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a node did that no node does, and how long it is not tried again. `until_s` is on the monotonic clock."""
+
+    reason: str
+    wait_s: float
+    until_s: float
 
 
 @dataclass
@@ -38,6 +50,7 @@ class Router:
     live: Route | None = None  # of the live epoch; None only before the first placement
     peers: dict[str, Peer] = field(default_factory=dict)  # every node of the cluster
     listening: set[str] = field(default_factory=set)  # the nodes whose stream of tokens is open; a subset of `peers`
+    faults: dict[str, Fault] = field(default_factory=dict)  # the last fault of each node that had one
 
     def __post_init__(self) -> None:
         self.tasks = VitalTasks()
@@ -53,7 +66,8 @@ class Router:
                 if name in self._listeners:
                     self._listeners[name].cancel()
                 link = Link(_shape(self.cluster.link(self.cluster.source, name)))
-                self.peers[name] = Peer(name, address, self.member.client_context(), link, on_lost=self._step_lost)
+                context = self.member.client_context()
+                self.peers[name] = Peer(name, address, context, link, on_lost=self._step_lost, on_fault=self.fault)
                 self._start_listening(name)
 
     def forget(self, names: set[str]) -> None:
@@ -61,6 +75,7 @@ class Router:
         for name in names & set(self.peers):
             self._listeners.pop(name).cancel()
             self.listening.discard(name)
+            self.faults.pop(name, None)
             self.tasks.spawn(self.peers.pop(name).disconnect(), f"disconnect from {name}")
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
@@ -153,6 +168,19 @@ class Router:
             self._start_listening(name)
             self._lose(name)
 
+    def fault(self, name: str, reason: str) -> None:
+        """Treat a node as lost because of what it did. It is tried again after a wait that grows with each fault."""
+        now_s, last = time.monotonic(), self.faults.get(name)
+        if name not in self.peers or (last and now_s < last.until_s):  # it counts as lost for an earlier fault
+            return
+        wait_s = min(2 * last.wait_s, _LONGEST_WAIT_S) if last else _FIRST_WAIT_S
+        self.faults[name] = Fault(reason, wait_s, now_s + wait_s)
+        _log.warning("a node is faulty and counts as lost", node=name, reason=reason, wait_s=wait_s)
+        self._listeners[name].cancel()
+        self._start_listening(name)
+        if name in self.listening:
+            self._lose(name)
+
     async def disconnect(self) -> None:
         """Close every connection."""
         await cancel_and_wait(self._listeners.values())
@@ -164,6 +192,8 @@ class Router:
     async def _listen(self, name: str) -> None:
         """Receive a node's tokens, and reconnect when the stream breaks; a node whose open stream breaks is lost."""
         while self._listeners.get(name) is asyncio.current_task():  # another listener may have replaced this one
+            if fault := self.faults.get(name):
+                await asyncio.sleep(max(0.0, fault.until_s - time.monotonic()))
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_heard(name)
