@@ -59,7 +59,14 @@ class CommandRefusedError(ResplitError):
 
 
 class ProposalRefusedError(ResplitError):
-    """A placement that the controller does not deploy: it is stale, breaks a rule, or could not be prepared."""
+    """A placement that the controller does not deploy: it is stale, breaks a rule, or could not be prepared.
+
+    `refused_by` are the nodes that did not prepare it.
+    """
+
+    def __init__(self, message: str, refused_by: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.refused_by = refused_by
 
 
 class NodeLostError(ResplitError):

@@ -11,6 +11,8 @@ from resplit.types import BlockFeatures
 
 class _Block(Protocol):
     @property
+    def name(self) -> str: ...
+    @property
     def private(self) -> bool: ...
 
 
@@ -25,6 +27,12 @@ def exposed_blocks(placement: Sequence[str], blocks: Sequence[_Block], trusted: 
         for index, (node, block) in enumerate(zip(placement, blocks, strict=True))
         if block.private and node not in trusted
     ]
+
+
+def privacy_violation(placement: Sequence[str], blocks: Sequence[_Block], trusted: Collection[str]) -> str | None:
+    """The first of the `exposed_blocks`, in words; None if there is none."""
+    exposed = exposed_blocks(placement, blocks, trusted)
+    return f"block {blocks[exposed[0]].name} is private and {placement[exposed[0]]} is not trusted" if exposed else None
 
 
 def with_private_layers(blocks: Sequence[BlockFeatures], private_layers: int) -> tuple[BlockFeatures, ...]:

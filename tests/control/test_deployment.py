@@ -15,7 +15,14 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import CapacityError, CommandRefusedError, ProposalRefusedError, ShardError
+from resplit.errors import (
+    CapacityError,
+    CommandRefusedError,
+    NodeLostError,
+    PeerFaultError,
+    ProposalRefusedError,
+    ShardError,
+)
 from resplit.model.source import StoredModel
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare
@@ -39,6 +46,7 @@ class Bench:
         self.gateway = RecordingGateway({A, B, C}, self.events)
         self.log = EpochLog(self.folder / "epochs.db")
         self.commands = RecordingCommands(self.model, self.log, self.events)
+        self.commands.on_fault = self.gateway.lose
         self.tasks = VitalTasks()
         addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
         gateway: Any = self.gateway
@@ -50,13 +58,17 @@ class Bench:
         self.outages += 1
 
     async def deploy(
-        self, placement: list[str], action: str = "re-split", based_on: int | None = None, paused: bool = False
+        self,
+        placement: list[str],
+        action: str = "re-split",
+        based_on: int | None = None,
+        suspects: tuple[str, ...] = (),
     ) -> list[str]:
         """Deploy a placement; the events until everything has ended."""
         self.events.clear()
         number = self.deployment.live_number if based_on is None else based_on
         try:
-            await self.deployment.deploy(Proposal(tuple(placement), action, number, 1.5, 1.25), paused)
+            await self.deployment.deploy(Proposal(tuple(placement), action, number, 1.5, 1.25), suspects)
         finally:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -185,13 +197,78 @@ async def test_a_staged_move_that_fails_leaves_an_outage_with_its_reason(bench: 
     assert bench.deployment.broken is None
 
 
-async def test_a_paused_deployment_moves_all_sessions_before_it_commits(bench: Bench) -> None:
+REFUSALS = [
+    CommandRefusedError("privacy", "I will not"),
+    ShardError("no shard for me"),
+    CapacityError("no room"),
+    FULL,
+    PeerFaultError("gamma: its reply to 'prepare' cannot be read"),
+    NodeLostError("gamma does not answer"),
+]
+WITHOUT_C = [A, A, B, B, B, B, B, A]
+
+
+@pytest.mark.parametrize("action", ["re-split", RECOVER])
+@pytest.mark.parametrize("kind", ["prepare", "commit", "release", "abort"])
+@pytest.mark.parametrize("answer", REFUSALS)
+async def test_a_node_that_hosts_nothing_of_an_epoch_has_no_say_in_it(
+    bench: Bench, action: str, kind: str, answer: Exception
+) -> None:
     await bench.deploy(SPREAD)
-    events = await bench.deploy(TURNED, paused=True)
-    commits = events.index(f"commit {A} 2 (None)")
-    assert events[0] == "pause"
-    assert events.index(f"prepare {C} 2 (proposed)") < events.index("move all to 2") < commits
-    assert events.index("activate 2") < events.index("resume")
+    bench.commands.answers[kind, C] = answer
+    await bench.deploy(WITHOUT_C, action)
+    assert (bench.deployment.live_number, bench.deployment.broken) == (2, None)
+    assert not bench.deployment.history[-1].staged
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_fault"),
+    [
+        (CommandRefusedError("privacy", "I will not"), True),
+        (ShardError("no shard for me"), True),
+        (CommandRefusedError("stale", "my epoch is later"), False),
+        (CommandRefusedError("unprepared", "I was absent"), False),
+        (NodeLostError("gamma does not answer"), False),
+    ],
+)
+async def test_a_node_that_refuses_what_does_not_concern_it_is_faulty(
+    bench: Bench, answer: Exception, is_fault: bool
+) -> None:
+    bench.commands.answers["prepare", C] = answer
+    await bench.deploy(WITHOUT_C)
+    assert list(bench.commands.faults) == ([C] if is_fault else [])
+
+
+async def test_a_host_that_refuses_to_serve_what_it_prepared_is_faulty_and_leaves_an_outage(bench: Bench) -> None:
+    bench.commands.answers["commit", C] = CommandRefusedError("unprepared", "what epoch?")
+    await bench.deploy(SPREAD)
+    assert "does not serve epoch 1, which it prepared" in bench.commands.faults[C]
+    assert (bench.deployment.live_number, bench.outages) == (1, 1)
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+async def test_the_nodes_that_did_not_prepare_an_epoch_are_named(bench: Bench, answer: Exception) -> None:
+    bench.commands.answers["prepare", C] = answer
+    with pytest.raises(ProposalRefusedError) as refusal:
+        await bench.deploy(SPREAD)
+    assert refusal.value.refused_by == {C}
+
+
+async def test_a_host_that_says_that_it_loaded_blocks_of_others_is_not_believed(bench: Bench) -> None:
+    bench.commands.answers["prepare", C] = {"loaded": [0, 4, 9999]}
+    await bench.deploy(SPREAD)
+    others = sum(block.weight_bytes for index, block in enumerate(bench.view.rules.features) if index != 5)
+    assert bench.deployment.history[-1].loaded_bytes == others
+
+
+async def test_a_suspect_gets_less_time_to_prepare(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    assert bench.commands.limits_s == []
+    await bench.deploy(TURNED, "obey", suspects=(C,))
+    assert bench.commands.limits_s == [{C: 10.0}]
+    bench.gateway.suspected = (B,)
+    await bench.deploy(SPREAD)
+    assert bench.commands.limits_s[1:] == [{B: 10.0}]
 
 
 async def test_a_recovery_replaces_the_live_blocks_and_its_failure_leaves_an_outage(bench: Bench) -> None:
@@ -241,12 +318,13 @@ async def test_settling_waits_until_every_session_is_in_the_live_epoch(bench: Be
     bench.gateway.oldest = 1
     await bench.deploy(SPREAD)
     await bench.deploy(TURNED)
-    settling = asyncio.create_task(bench.deployment.settle())
+    assert not await bench.deployment.settle(0.01)
+    settling = asyncio.create_task(bench.deployment.settle(1))
     await asyncio.sleep(0.01)
     assert not settling.done()
     bench.gateway.oldest = 2
     bench.deployment.sessions_left(2)
-    await asyncio.wait_for(settling, 1)
+    assert await asyncio.wait_for(settling, 1)
     assert bench.log.unreleased() == []
 
 
@@ -293,8 +371,8 @@ async def test_a_node_that_claims_an_absurd_epoch_is_faulty_and_changes_no_numbe
     bench.commands.obeyed = {A: 5, C: lie}
     await bench.deploy([A, A, B, B, B, B, B, A])
     assert bench.deployment.live_number == 6
-    assert list(bench.gateway.faults) == [C]
-    assert f"obeyed epoch {lie}" in bench.gateway.faults[C]
+    assert list(bench.commands.faults) == [C]
+    assert f"obeyed epoch {lie}" in bench.commands.faults[C]
     bench.commands.obeyed = {A: 1_000_007}
     await bench.deploy([A, A, B, B, B, B, B, A])
     assert bench.deployment.live_number == 1_000_008

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
 from resplit.wire.addresses import Address
-from resplit.wire.commands import Abort, Commit
+from resplit.wire.commands import Abort, Commit, Release
 from resplit.wire.links import Shape
 from resplit.wire.routes import Route
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
@@ -38,9 +39,20 @@ class SigningPeer:
         self._verifier = CommandVerifier(member)
         self._answer = answer
         self.audience = audience_of(member.name, self._verifier.nonce)
+        self.faults: list[str] = []
+        self.limits_s: dict[str, float] = {}
+        self.running = 0
         self.received: list[tuple[str, dict[str, Any], int]] = []
 
-    async def command(self, kind: str, signed: str) -> dict[str, list[int]]:
+    def fault(self, reason: str) -> None:
+        self.faults.append(reason)
+
+    async def command(self, kind: str, signed: str, timeout_s: float) -> dict[str, list[int]]:
+        self.limits_s[kind] = timeout_s
+        self.running += 1
+        assert self.running == 1, "a node carries out one command at a time"
+        await asyncio.sleep(0)
+        self.running -= 1
         command = self._verifier.verify(signed, kind=kind, current_epoch=0)
         self.received.append((command.kind, dict(command.body), command.epoch))
         if isinstance(self._answer, Exception):
@@ -94,9 +106,25 @@ async def test_a_notification_passes_over_refusals_and_losses_but_not_over_defec
     refused = {"node": B, "error": "command refused (unprepared): epoch 4 is not prepared", "log_level": "warning"}
     lost = {"node": C, "error": "gamma does not answer", "log_level": "info"}
     assert [entry for entry in logged if entry["event"] == event["event"]] == [event | refused, event | lost]
+    assert [bench.peers[name].faults for name in (A, B, C)] == [[], [], []]
     bench.peers[A]._answer = KeyError("defect")
     with pytest.raises(KeyError):
         await bench.commands.notify({A: Commit(4)}, 4)
+
+
+async def test_a_node_that_refuses_a_notification_for_no_honest_reason_is_faulty(bench: Bench) -> None:
+    bench.peers[B]._answer = CommandRefusedError("privacy", "I will not")
+    await bench.commands.notify({A: Abort(4), B: Abort(4)}, 4)
+    assert bench.peers[A].faults == []
+    assert bench.peers[B].faults == ["it refuses 'abort': command refused (privacy): I will not"]
+
+
+async def test_a_node_gets_one_command_at_a_time_and_a_limit_for_each(bench: Bench) -> None:
+    await asyncio.gather(*(bench.commands.send({A: command}, 4) for command in (Commit(4), Abort(5), Release(4))))
+    await bench.commands.send({A: bench.commands.profile(A, bench.rules)}, 4)
+    assert bench.peers[A].limits_s == {"commit": 10.0, "abort": 10.0, "release": 10.0, "profile": 60.0}
+    await bench.commands.send({A: Commit(4), B: Commit(4)}, 4, {A: 2.0})
+    assert (bench.peers[A].limits_s["commit"], bench.peers[B].limits_s["commit"]) == (2.0, 10.0)
 
 
 def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alone_opens(

@@ -1,15 +1,22 @@
-"""Drain, join and trust over real nodes on one event loop."""
+"""Drain, join, trust and a changed file over real nodes on one event loop, of which one may not obey."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from resplit.control import deployment as deployment_module
+from resplit.control import node_commands as commands_module
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
+from resplit.epochs import Proposal
 from resplit.errors import NodeLostError, ProposalRefusedError
+from resplit.wire.node_pb2 import CommandReply, CommandRequest, Step
 from tests.support.controllers import FIRST, LONG, operator_of, placed, served, started
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
@@ -79,3 +86,145 @@ async def test_a_drain_that_fails_for_lack_of_the_registry_leaves_the_node_in_us
         await operator.drain(C)
     assert operator.desired.drained == frozenset()
     assert await served(nodes, LONG) == tokens
+
+
+PRIVATE_ON_B = (B, B, C, A, A, A, A, B)  # the gateway sends every step to B
+PUBLIC_ON_B = (A, A, C, B, B, B, A, A)
+
+
+async def nonsense(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+    return CommandReply(body="nonsense")
+
+
+async def refusal(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+    return CommandReply(error="I will not", error_kind="privacy")
+
+
+async def hang(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+    await asyncio.sleep(timeout)
+    raise TimeoutError
+
+
+async def lie(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+    return CommandReply(body="{}")  # it says that it obeys, and does nothing
+
+
+Operation = Callable[[Operator], Any]
+
+
+async def distrust(operator: Operator) -> list[str]:
+    return await operator.trust(B, False)
+
+
+async def drain(operator: Operator) -> list[str]:
+    return await operator.drain(B)
+
+
+async def remove(operator: Operator) -> list[str]:
+    content = operator.desired.effective
+    nodes = [node for node in content["nodes"] if node["name"] != B]
+    return await operator.apply({**content, "nodes": nodes, "trusted": [A]})
+
+
+@pytest.mark.parametrize("placement", [PRIVATE_ON_B, PUBLIC_ON_B])
+@pytest.mark.parametrize("answer", [nonsense, refusal, hang, lie])
+@pytest.mark.parametrize("operation", [distrust, drain, remove])
+async def test_an_exclusion_needs_no_help_of_the_node_that_is_excluded(
+    nodes: InProcessCluster,
+    operator: Operator,
+    controller: Controller,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+    answer: Any,
+    placement: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
+    monkeypatch.setattr(deployment_module, "_SUSPECTS_WITHIN_S", 0.3)
+    tokens = await served(nodes, LONG)
+    await controller.deploy(Proposal(placement, "re-split", 1))
+    sent = steps_sent_to(nodes, B)
+    nodes.peer(B)._stub.Command = answer
+    stream = asyncio.create_task(served(nodes, LONG))
+    await until(lambda: started(nodes, 1))
+    begun_s = time.monotonic()
+    assert await operation(operator)
+    assert time.monotonic() - begun_s < 10
+    assert controller.live is not None
+    assert controller.view.rules.violation(controller.live.placement) is None
+    sent.clear()
+    assert await stream == tokens
+    assert await served(nodes, LONG) == tokens
+    assert not any(breaks_a_rule(controller, step) for step in sent)
+
+
+async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_breaks_the_rule(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    tokens = await served(nodes, LONG)
+    await controller.deploy(Proposal(PRIVATE_ON_B, "re-split", 1))
+    sent = steps_sent_to(nodes, B)
+    preparing, go_on = asyncio.Event(), asyncio.Event()
+    stub = nodes.peer(A)._stub
+    obey = stub.Command
+
+    async def slowly(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+        if request.kind == "prepare":
+            preparing.set()
+            await go_on.wait()
+        return await obey(request, timeout=timeout)
+
+    stub.Command = slowly
+    stream = asyncio.create_task(served(nodes, LONG))
+    await until(lambda: started(nodes, 1))
+    distrusting = asyncio.create_task(operator.trust(B, False))
+    await preparing.wait()  # the rule holds, and no lawful placement is live yet
+    sent.clear()
+    waiting = asyncio.create_task(served(nodes, LONG))
+    reason = nodes.sessions.ready()
+    await asyncio.sleep(0.2)
+    go_on.set()
+    assert sent == []
+    assert reason == "block embed is private and beta is not trusted"
+    assert await distrusting == ["beta is not trusted any more"]
+    assert [await stream, await waiting] == [tokens, tokens]
+    assert sent == []
+    assert not any(move.replayed for record in nodes.sessions.records(1) for move in record.moves)
+
+
+@pytest.mark.parametrize("answer", [nonsense, refusal, hang])
+async def test_a_node_that_hosts_nothing_vetoes_no_move_and_no_recovery_of_others(
+    nodes: InProcessCluster, operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch, answer: Any
+) -> None:
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
+    monkeypatch.setattr(commands_module, "_ANSWER_WITHIN_S", {})
+    await controller.deploy(Proposal((A, A, B, B, B, B, B, A), "re-split", 1))
+    tokens = await served(nodes)
+    nodes.peer(C)._stub.Command = answer
+    await controller.deploy(Proposal((A, A, A, A, B, B, B, A), "re-split", 2))
+    assert await served(nodes) == tokens
+    await nodes.stop(B)
+
+    async def recovered() -> bool:
+        return controller.live is not None and B not in controller.live.placement
+
+    await until(recovered, 10)
+    assert await served(nodes) == tokens
+
+
+def steps_sent_to(nodes: InProcessCluster, name: str) -> list[Step]:
+    """The steps that the gateway sends to a node from now on."""
+    peer, sent = nodes.peer(name), list[Step]()
+    send = peer.send
+
+    def recorded(step: Step) -> None:
+        sent.append(step)
+        send(step)
+
+    peer.send = recorded  # type: ignore[method-assign]
+    return sent
+
+
+def breaks_a_rule(controller: Controller, step: Step) -> bool:
+    """Whether the epoch of a step breaks a rule that holds now."""
+    placements = {live.epoch: live.placement for live in controller.deployment.history}
+    return controller.view.rules.violation(placements[step.epoch]) is not None

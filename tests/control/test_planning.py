@@ -60,10 +60,14 @@ def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path)
 
 
 class ConnectedNodes:
-    """The part of a gateway that a plan needs: which nodes answer."""
+    """The part of a gateway that a plan needs: which nodes answer, and which were faulty."""
 
     def __init__(self, *names: str) -> None:
         self._names = set(names)
+        self.faulty: frozenset[str] = frozenset()
+
+    def suspects(self) -> frozenset[str]:
+        return self.faulty
 
     def connected_nodes(self) -> set[str]:
         return self._names
@@ -83,6 +87,19 @@ async def test_a_plan_uses_the_nodes_that_answer(
     proposal = await planner.plan(CURRENT, based_on=3)
     assert set(proposal.placement) <= {A, B}
     assert (proposal.action, proposal.based_on) == (RECOVER, 3)
+
+
+async def test_nodes_that_refused_or_were_faulty_are_used_only_if_there_is_no_other_way(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
+    planner.set_problem(problem)
+    assert set((await planner.plan(CURRENT, 0, avoid=frozenset({B, C}))).placement) == {A}
+    gateway: Any = planner._view.gateway
+    gateway.faulty = frozenset({A})
+    assert A not in (await planner.plan(CURRENT, 0)).placement
+    proposal = await planner.plan(CURRENT, 0, avoid=frozenset({B}))  # no other node is trusted
+    assert {A, B} & set(proposal.placement)
 
 
 async def test_without_a_problem_there_is_no_plan_and_the_lost_nodes_are_named(

@@ -32,9 +32,13 @@ class FixedPlanner:
         self.placement: tuple[str, ...] = WITHOUT_C
         self.error: Exception | None = None
         self.asked: list[tuple[tuple[str, ...], int]] = []
+        self.avoided: list[frozenset[str]] = []
 
-    async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+    async def plan(
+        self, current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
+    ) -> Proposal:
         self.asked.append((current, based_on))
+        self.avoided.append(avoid)
         if self.error:
             raise self.error
         return Proposal(self.placement, action, based_on)
@@ -137,12 +141,14 @@ async def test_a_node_that_answered_during_the_planning_is_planned_with_at_once(
     bench.gateway.connected = {A, C}
     planned = bench.planner.plan
 
-    async def returns_meanwhile(current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+    async def returns_meanwhile(
+        current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
+    ) -> Proposal:
         if not bench.planner.asked:
             bench.planner.asked.append((current, based_on))
             bench.gateway.connected = {A, B}
             raise InfeasibleError("too little memory")
-        return await planned(current, based_on, action)
+        return await planned(current, based_on, action, avoid)
 
     bench.planner.plan = returns_meanwhile  # type: ignore[method-assign]
     await bench.recovery.recover()
@@ -158,6 +164,7 @@ async def test_a_refused_recovery_is_tried_again_and_after_a_while_requests_get_
     recovering = asyncio.create_task(bench.recovery.recover())
     await asyncio.sleep(0.05)
     assert len(bench.planner.asked) > 1
+    assert bench.planner.avoided[:2] == [frozenset(), frozenset({B})]
     assert bench.gateway.unavailable is None, "requests wait at first"
     monkeypatch.setattr(recovery_module, "_UNAVAILABLE_AFTER_S", 0.0)
     await asyncio.sleep(0.05)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from resplit.config import ClusterConfig
 from resplit.control.log import EpochLog
@@ -28,13 +28,23 @@ class RecordingCommands(NodeCommands):
         self._events = events
         self.answers: dict[tuple[str, str], Reply | BaseException] = {}
         self.sent: list[tuple[str, NodeCommand]] = []
+        self.faults: dict[str, str] = {}
+        self.on_fault: Callable[[str], None] = lambda node: None
+        self.limits_s: list[Mapping[str, float]] = []  # of the sends that gave nodes less time
         self.obeyed: dict[str, int] = {}  # the highest epoch that a node has obeyed, if not 0
 
-    async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
+    async def send(
+        self, commands: Mapping[str, NodeCommand], epoch: int, within_s: Mapping[str, float] | None = None
+    ) -> dict[str, Reply | BaseException]:
+        self.limits_s += [within_s] if within_s else []
         for node, command in commands.items():
             self._events.append(f"{command.kind} {node} {epoch} ({self._log.epochs.pending_step})")
             self.sent.append((node, command))
         return {node: self._answer(node, command) for node, command in commands.items()}
+
+    def fault(self, node: str, reason: str) -> None:
+        self.faults[node] = reason
+        self.on_fault(node)
 
     def obeyed_epochs(self, nodes: Iterable[str]) -> dict[str, int]:
         return {node: self.obeyed.get(node, 0) for node in nodes}
@@ -55,7 +65,7 @@ class RecordingGateway:
     events: list[str]
     oldest: int = 0
     unavailable: str | None = None
-    faults: dict[str, str] = field(default_factory=dict)
+    suspected: tuple[str, ...] = ()
 
     def connected_nodes(self) -> set[str]:
         return self.connected
@@ -77,8 +87,10 @@ class RecordingGateway:
     async def move_all(self, route: Route) -> None:
         self.events.append(f"move all to {route.epoch}")
 
-    def fault(self, node: str, reason: str) -> None:
-        self.faults[node] = reason
+    def suspects(self) -> frozenset[str]:
+        return frozenset(self.suspected)
+
+    def lose(self, node: str) -> None:
         self.connected = self.connected - {node}
 
     def oldest_epoch(self) -> int:

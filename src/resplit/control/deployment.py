@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 
 import structlog
@@ -22,8 +22,8 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import NodeCommands
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
-from resplit.errors import CapacityError, CommandRefusedError, ProposalRefusedError, ResplitError
-from resplit.wire.commands import Abort, Clear, Commit, Release
+from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ProposalRefusedError, ResplitError
+from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Release, Reply
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
@@ -31,6 +31,8 @@ _log = structlog.get_logger(__name__)
 # A log restored from a backup lacks far fewer epochs than this. A node that says more lies, and must not use up the
 # numbers.
 _MAX_LACKING = 1_000_000
+# A node that was faulty or lost its trust must prepare in this time. If it does not, the next plan does without it.
+_SUSPECTS_WITHIN_S = 10.0
 
 
 class Deployment:
@@ -63,19 +65,19 @@ class Deployment:
         """The number of the live epoch; 0 if there is none."""
         return self.live.epoch if self.live else 0
 
-    async def deploy(self, proposal: Proposal, paused: bool = False) -> LiveEpoch:
+    async def deploy(self, proposal: Proposal, suspects: Collection[str] = ()) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
 
-        Running sessions move at a token boundary. With `paused`, no pass runs until the epoch is live, and then every
-        session is in it. Passes are also paused for a staged move: one whose new blocks do not fit beside the old ones.
+        Running sessions move at a token boundary. Passes are paused for a staged move: one whose new blocks do not fit
+        beside the old ones. `suspects` get little time to answer, as do nodes that were faulty.
 
         Raises ProposalRefusedError if the proposal was planned against an epoch that is no longer live, violates a
-        rule, or cannot be prepared on some node.
+        rule, or cannot be prepared on some node of the placement. No other node has a say.
         """
         async with self._changing:
             self._check(proposal)
             await self._abort_unfinished()
-            live = await self._run(proposal, paused)
+            live = await self._run(proposal, suspects)
         if self._view.lost_from(proposal.placement):  # lost while the epoch was being deployed
             self.on_outage()
         return live
@@ -88,22 +90,17 @@ class Deployment:
         if violation := self._view.rules.violation(proposal.placement):
             raise ProposalRefusedError(violation)
 
-    async def _run(self, proposal: Proposal, paused: bool) -> LiveEpoch:
-        """Both phases: prepare on all nodes, then commit. Aborts if any node cannot prepare."""
+    async def _run(self, proposal: Proposal, suspects: Collection[str]) -> LiveEpoch:
+        """Both phases: prepare on all nodes, then commit. Aborts if a node of the placement cannot prepare."""
         started_s, detail = time.monotonic(), asdict(proposal)
         route = Route(self._next_epoch(), proposal.placement, dict(self._view.addresses))
         self._log.append(route.epoch, "proposed", detail)
         async with contextlib.AsyncExitStack() as pause:
             try:
-                if paused:
-                    await pause.enter_async_context(self._gateway.paused())
-                loaded, full = await self._prepare(route, replace_current=proposal.action == RECOVER)
-                if full and not paused:
-                    await pause.enter_async_context(self._gateway.paused())
+                loaded, full = await self._prepare(route, proposal.action == RECOVER, suspects)
                 if full:
+                    await pause.enter_async_context(self._gateway.paused())
                     loaded += await self._prepare_staged(route, full)
-                elif paused:
-                    await self._gateway.move_all(route)
                 self._log.append(route.epoch, "prepared", {})
                 self._log.append(route.epoch, "committed", detail)
             except BaseException as error:  # also when cancelled: a pending epoch would block every later one
@@ -111,9 +108,11 @@ class Deployment:
                 if proposal.action == RECOVER and self.live:  # its blocks were dropped first
                     self.broken = str(error)
                 if isinstance(error, ResplitError):
-                    raise ProposalRefusedError(f"epoch {route.epoch} could not be prepared: {error}") from error
+                    refused_by = error.refused_by if isinstance(error, ProposalRefusedError) else frozenset()
+                    why = f"epoch {route.epoch} could not be prepared: {error}"
+                    raise ProposalRefusedError(why, refused_by) from error
                 raise
-            await self._notify_all(Commit(route.epoch), route.epoch)
+            await self._commit(route)
             return self._go_live(route, proposal, loaded, time.monotonic() - started_s, staged=bool(full))
 
     def _next_epoch(self) -> int:
@@ -122,33 +121,51 @@ class Deployment:
         numbers = [logged]
         for node, obeyed in self._commands.obeyed_epochs(self._view.reachable).items():
             if obeyed > logged + _MAX_LACKING:
-                self._gateway.fault(node, f"it says that it obeyed epoch {obeyed}; the log would be at {logged}")
+                self._commands.fault(node, f"it says that it obeyed epoch {obeyed}; the log would be at {logged}")
             else:
                 numbers.append(obeyed + 1)
         return max(numbers)
 
-    async def _prepare(self, route: Route, replace_current: bool) -> tuple[list[int], list[str]]:
-        """Prepare an epoch on every node. Returns the blocks loaded, and the nodes without room beside the old blocks.
+    async def _prepare(
+        self, route: Route, replace_current: bool, suspects: Collection[str]
+    ) -> tuple[list[int], list[str]]:
+        """Prepare an epoch on every node. Returns the blocks loaded, and the hosts without room beside the old blocks.
 
-        Nodes without a block of the epoch prepare too: they may have to transfer caches. `replace_current`: the live
-        epoch cannot serve any more, so the new blocks need not fit beside it.
+        Nodes without a block of the epoch prepare too, because they may have to transfer caches; but they have no say.
+        `replace_current`: the live epoch cannot serve any more, so the new blocks need not fit beside it.
         """
         if lost := self._view.lost_from(route.placement):
-            raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached")
+            raise ProposalRefusedError(f"{', '.join(lost)} cannot be reached", frozenset(lost))
         commands = {
             name: self._commands.prepare(name, route, self._view.rules, replace_current)
             for name in self._view.reachable
         }
-        loaded: list[int] = []
-        full: list[str] = []
-        for name, answer in (await self._commands.send(commands, route.epoch)).items():
-            if isinstance(answer, CommandRefusedError) and answer.reason == "insufficient_memory":
-                full.append(name)
-            elif isinstance(answer, BaseException):
+        answers = await self._send(
+            commands, route, dict.fromkeys({*suspects, *self._gateway.suspects()}, _SUSPECTS_WITHIN_S)
+        )
+        full = sorted(node for node, answer in answers.items() if _is_full(answer))
+        replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
+        return _loaded(replies, route), full
+
+    async def _send(
+        self, commands: Mapping[str, NodeCommand], route: Route, within_s: Mapping[str, float] | None = None
+    ) -> dict[str, Reply | BaseException]:
+        """Send commands. Returns the answers of the nodes that host a block of `route`; the others have no say."""
+        hosts = {node: command for node, command in commands.items() if node in route.placement}
+        others = {node: command for node, command in commands.items() if node not in hosts}
+        answers, _ = await asyncio.gather(
+            self._commands.send(hosts, route.epoch, within_s), self._commands.notify(others, route.epoch)
+        )
+        return answers
+
+    async def _commit(self, route: Route) -> None:
+        """Have all nodes serve an epoch. A host that refuses is faulty: it has just prepared the epoch."""
+        commands = dict.fromkeys(self._view.reachable, Commit(route.epoch))
+        for node, answer in (await self._send(commands, route)).items():
+            if isinstance(answer, BaseException) and not isinstance(answer, ResplitError):
                 raise answer
-            else:
-                loaded += answer["loaded"]
-        return loaded, sorted(full)
+            if isinstance(answer, ResplitError) and not isinstance(answer, NodeLostError):
+                self._commands.fault(node, f"it does not serve epoch {route.epoch}, which it prepared: {answer}")
 
     async def _prepare_staged(self, route: Route, nodes: Sequence[str]) -> list[int]:
         """On nodes without room for old and new blocks: drop the old weights, transfer the caches, load the new blocks.
@@ -160,15 +177,15 @@ class Deployment:
             "a staged move begins: new blocks do not fit beside the old ones", nodes=", ".join(nodes), epoch=route.epoch
         )
         try:
-            await self._commands.require(dict.fromkeys(nodes, Clear(route)), route.epoch)
+            _accepted(await self._commands.send(dict.fromkeys(nodes, Clear(route)), route.epoch))
             await self._gateway.move_all(route)
             commands = {name: self._commands.prepare(name, route, self._view.rules, True) for name in nodes}
-            replies = await self._commands.require(commands, route.epoch)
+            replies = _accepted(await self._commands.send(commands, route.epoch))
         except BaseException as error:
             self.broken = f"a staged move failed: {error}"
             self.on_outage()
             raise
-        return [block for reply in replies.values() for block in reply["loaded"]]
+        return _loaded(replies, route)
 
     async def abort_unfinished(self) -> None:
         """Abort the epoch that an earlier controller left proposed or prepared, if there is one."""
@@ -215,11 +232,19 @@ class Deployment:
             self._oldest_used = oldest
             self._tasks.spawn(self._release(oldest), "release")
 
-    async def settle(self) -> None:
-        """Wait until every session is in the live epoch and the nodes have released the earlier ones."""
-        while self._gateway.oldest_epoch() < self.live_number:
-            await self._settling.wait()
+    async def settle(self, within_s: float) -> bool:
+        """Wait until every session is in the live epoch, for `within_s` at most. Returns whether that is so.
+
+        If so, the nodes have released the earlier epochs.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                while self._gateway.oldest_epoch() < self.live_number:
+                    await self._settling.wait()
+        except TimeoutError:
+            return False
         await self._release(self.live_number)
+        return True
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
@@ -245,5 +270,28 @@ class Deployment:
         hosts = live is not None and name in live.placement
         return max(served, default=0) <= self.live_number and (not hosts or self.live_number in served)
 
-    async def _notify_all(self, command: Commit | Abort | Release, epoch: int) -> None:
+    async def _notify_all(self, command: Abort | Release, epoch: int) -> None:
         await self._commands.notify(dict.fromkeys(self._view.reachable, command), epoch)
+
+
+def _is_full(answer: Reply | BaseException) -> bool:
+    """Whether a node has room for its new blocks, but not beside the old ones."""
+    return isinstance(answer, CommandRefusedError) and answer.reason == "insufficient_memory"
+
+
+def _accepted(answers: Mapping[str, Reply | BaseException]) -> dict[str, Reply]:
+    """The replies, if all nodes carried out their command; ProposalRefusedError names those that did not."""
+    refusals = {node: answer for node, answer in answers.items() if isinstance(answer, BaseException)}
+    for answer in refusals.values():
+        if not isinstance(answer, ResplitError):
+            raise answer
+    if refusals:
+        raise ProposalRefusedError(str(next(iter(refusals.values()))), frozenset(refusals))
+    return {node: answer for node, answer in answers.items() if not isinstance(answer, BaseException)}
+
+
+def _loaded(replies: Mapping[str, Reply], route: Route) -> list[int]:
+    """The blocks of a route that its hosts say they loaded."""
+    return [
+        block for node, reply in replies.items() for block in route.blocks_of(node) if block in reply.get("loaded", ())
+    ]

@@ -30,7 +30,14 @@ class Gateway(Protocol):
         ...
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
-        """Serve under a changed cluster file. `drained` nodes must get no new caches."""
+        """Serve under a changed cluster file. `drained` nodes must get no new caches.
+
+        From now on nothing is sent along a route that breaks its privacy rule. Sessions wait for a route that does not.
+        """
+        ...
+
+    def leave(self, nodes: frozenset[str]) -> None:
+        """From now on send nothing along a route with one of these nodes. Sessions there continue on the live route."""
         ...
 
     def oldest_epoch(self) -> int:
@@ -45,12 +52,12 @@ class Gateway(Protocol):
         """The nodes to which the gateway is connected."""
         ...
 
-    def fault(self, node: str, reason: str) -> None:
-        """Treat a node as lost because of what it did; it is tried again after a while."""
-        ...
-
     def faults(self) -> dict[str, str]:
         """What each node did that counts as lost for it."""
+        ...
+
+    def suspects(self) -> frozenset[str]:
+        """The nodes that were ever faulty, also those that answer again."""
         ...
 
     def set_unavailable(self, reason: str) -> None:

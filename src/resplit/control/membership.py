@@ -12,7 +12,7 @@ from resplit.control.deployment import Deployment
 from resplit.control.node_commands import NodeCommands
 from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import ConfigError, ProposalRefusedError, ResplitError
+from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.wire.commands import Connect, Emulate
 from resplit.wire.peers import Peer
 
@@ -50,6 +50,8 @@ class Membership:
             up_to_date = await self._deployment.resync(name, self._peers[name])
         except ResplitError as error:
             _log.warning("a node returned and was lost again", node=name, error=str(error))
+            if not isinstance(error, NodeLostError):
+                self._commands.fault(name, f"it cannot be connected: {error}")
             return
         await self._recovery.resume()
         live = self._deployment.live
@@ -59,12 +61,20 @@ class Membership:
         await self._recovery.recover()
 
     async def profile(self, nodes: Collection[str] | None = None) -> None:
-        """Have nodes (by default all) time one block of each kind that they may hold. Drained nodes are left out."""
+        """Have nodes (by default all) time one block of each kind that they may hold. Drained nodes are left out.
+
+        A node that cannot has no timings, and the others do. Raises the first error if no node can.
+        """
         wanted = set(self._view.addresses if nodes is None else nodes) - self._view.rules.drained
         commands = {
             name: self._commands.profile(name, self._view.rules) for name in self._view.reachable if name in wanted
         }
-        await self._commands.require(commands, self._deployment.live_number)
+        answers = await self._commands.send(commands, self._deployment.live_number)
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, BaseException)}
+        for name, error in errors.items():
+            _log.warning("a node was not timed", node=name, error=str(error))
+            if len(errors) == len(answers) or not isinstance(error, ResplitError):
+                raise error
 
     async def send_trust(self) -> None:
         """Send every node whether it is trusted. An untrusted node drops its private blocks."""

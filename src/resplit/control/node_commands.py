@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
 from resplit.control.rules import PlacementRules
-from resplit.errors import NodeLostError, ResplitError
+from resplit.errors import CommandRefusedError, NodeLostError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
@@ -22,10 +23,18 @@ from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
+# A node that does not answer in time is faulty. To prepare or to profile it loads blocks, to connect it measures links.
+_ANSWER_WITHIN_S = {"prepare": 60.0, "profile": 60.0, "connect": 30.0}
+_OTHERWISE_WITHIN_S = 10.0
+# Refusals that an honest node gives too: it was absent when an earlier command was sent, or its epoch is later.
+_MISSED = ("unprepared", "stale")
 
 
 class NodeCommands:
-    """Builds, signs and sends commands. `epoch` is the epoch for which they are signed."""
+    """Builds, signs and sends commands. `epoch` is the epoch for which they are signed.
+
+    A node carries out one command at a time, so each is sent when the one before it has been answered.
+    """
 
     def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
         self._model = model
@@ -33,10 +42,17 @@ class NodeCommands:
         self._keyring = keyring
         self._peers = peers
         self._signer = CommandSigner(member)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by node
 
-    async def send(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply | BaseException]:
-        """Send each node its command, all at once. Returns the reply of each node, or its error."""
-        calls = [self._send(self._peers[node], command, epoch) for node, command in commands.items()]
+    async def send(
+        self, commands: Mapping[str, NodeCommand], epoch: int, within_s: Mapping[str, float] | None = None
+    ) -> dict[str, Reply | BaseException]:
+        """Send each node its command, all at once. Returns the reply of each node, or its error.
+
+        `within_s` are shorter times in which some nodes must answer.
+        """
+        limits_s = within_s or {}
+        calls = [self._send(node, command, epoch, limits_s.get(node)) for node, command in commands.items()]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         return dict(zip(commands, answers, strict=True))
 
@@ -50,13 +66,23 @@ class NodeCommands:
         return replies
 
     async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
-        """Send as `send` does. If a node refuses or cannot be reached, that is logged and otherwise ignored."""
-        for node, answer in (await self.send(commands, epoch)).items():
+        """Send as `send` does. No node has a say: one that refuses what every node carries out is faulty."""
+        # To prepare takes long only where blocks are loaded, and those nodes are asked with `send`.
+        within_s = {node: _OTHERWISE_WITHIN_S for node, command in commands.items() if command.kind == "prepare"}
+        for node, answer in (await self.send(commands, epoch, within_s)).items():
             if isinstance(answer, ResplitError):
+                kind = commands[node].kind
                 level = _log.info if isinstance(answer, NodeLostError) else _log.warning
-                level("a command was not carried out", kind=commands[node].kind, node=node, error=str(answer))
+                level("a command was not carried out", kind=kind, node=node, error=str(answer))
+                missed = isinstance(answer, CommandRefusedError) and answer.reason in _MISSED
+                if not missed and not isinstance(answer, NodeLostError):
+                    self.fault(node, f"it refuses {kind!r}: {answer}")
             elif isinstance(answer, BaseException):
                 raise answer
+
+    def fault(self, node: str, reason: str) -> None:
+        """Treat a node as lost because of what it did."""
+        self._peers[node].fault(reason)
 
     def obeyed_epochs(self, nodes: Iterable[str]) -> dict[str, int]:
         """The highest epoch that each node had obeyed when it was connected."""
@@ -94,9 +120,12 @@ class NodeCommands:
         """The command that says whether a node is trusted, and which blocks are private."""
         return Trust(node in rules.cluster.trusted, rules.private)
 
-    async def _send(self, peer: Peer, command: NodeCommand, epoch: int) -> Reply:
-        signed = self._signer.sign(command.kind, to_body(command), audience=peer.audience, epoch=epoch)
-        return await peer.command(command.kind, signed)
+    async def _send(self, node: str, command: NodeCommand, epoch: int, within_s: float | None) -> Reply:
+        limit_s = within_s or _ANSWER_WITHIN_S.get(command.kind, _OTHERWISE_WITHIN_S)
+        async with self._turns[node]:
+            peer = self._peers[node]
+            signed = self._signer.sign(command.kind, to_body(command), audience=peer.audience, epoch=epoch)
+            return await peer.command(command.kind, signed, limit_s)
 
     def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
         """The shard of each block, its data key wrapped for this node alone."""

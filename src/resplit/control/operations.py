@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
 _RELOCATE_TRIES = 3  # a plan is outdated if another epoch went live meanwhile
-_SETTLE_TIMEOUT_S = 30.0
+_SETTLE_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 10.0
 
 
@@ -127,36 +127,36 @@ class Operator:
             self._view.adopt(old.cluster, old.drained, before)
             await self._membership.send_trust()
             raise
-        pending = await self._settle()
+        pending = await self._settle(new)
         self._connect(new)
         await self._recovery.resume()
         await self._recovery.recover()
         return pending
 
     async def _enforce(self, new: DesiredState) -> list[str]:
-        """Remove private blocks from nodes that may not hold them any more, even if that ends service.
+        """Take private blocks off nodes that may not hold them any more, even if that ends service.
 
-        Returns a sentence for each part that is still pending.
+        The gateway sends nothing along a route that breaks the new rule, whatever the nodes do. Returns a sentence for
+        each part that is still pending.
         """
+        suspects = set(self.desired.cluster.trusted) - set(new.cluster.trusted)
         self._save(new)
         self._view.adopt(new.cluster, new.drained, addresses_of(new) | self._view.addresses)
         try:
-            async with self._view.gateway.paused():
-                await self._relocate("obey", paused=True)
+            await self._relocate("obey", suspects)
         except ResplitError as error:
             _log.warning("private blocks are dropped before other nodes hold them", error=str(error))
             self._deployment.broken = str(error)
         finally:
+            pending = await self._settle(new)
             await self._membership.send_trust()
         await self._recovery.recover()
-        pending = await self._settle()
         untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
         unreachable = sorted(set(self._view.unreachable) & untrusted)
         self._connect(new)
-        pending += [
+        return pending + [
             f"{name} does not answer; it drops its private blocks as soon as it answers" for name in unreachable
         ]
-        return pending
 
     def _connect(self, new: DesiredState) -> None:
         """Connect to the nodes of the new state, and end all other connections."""
@@ -165,30 +165,38 @@ class Operator:
         self._view.adopt(new.cluster, new.drained, after)
         self._network.connect(after)
 
-    async def _relocate(self, action: str, paused: bool = False) -> None:
-        """If the live placement violates a rule, deploy one that does not; ProposalRefusedError if there is none."""
+    async def _relocate(self, action: str, suspects: Collection[str] = ()) -> None:
+        """If the live placement violates a rule, deploy one that does not; ProposalRefusedError if there is none.
+
+        A node that refuses is avoided by the next plan. `suspects` get little time to answer.
+        """
+        refused_by: frozenset[str] = frozenset()
         for tries_left in reversed(range(_RELOCATE_TRIES)):
             live = self._deployment.live
             if live is None or not self._view.rules.violation(live.placement):
                 return
             try:
-                proposal = await self._planner.plan(live.placement, live.epoch, action)
+                proposal = await self._planner.plan(live.placement, live.epoch, action, refused_by)
             except (InfeasibleError, DataError) as error:
                 raise ProposalRefusedError(str(error)) from None
             try:
-                await self._deployment.deploy(proposal, paused)
-            except ProposalRefusedError:
-                if not tries_left or self._deployment.live is live:
+                await self._deployment.deploy(proposal, suspects)
+            except ProposalRefusedError as error:
+                outdated = self._deployment.live is not live
+                if not tries_left or not (outdated or error.refused_by - refused_by):
                     raise
+                refused_by |= error.refused_by
 
-    async def _settle(self) -> list[str]:
-        """Wait until all sessions have left earlier placements. If they do not in time, returns a sentence about it."""
-        try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-                await self._deployment.settle()
-        except TimeoutError:
-            return [f"streams have not left earlier placements within {_SETTLE_TIMEOUT_S:.0f} s; see `resplit status`"]
-        return []
+    async def _settle(self, new: DesiredState) -> list[str]:
+        """Wait until all sessions have left earlier placements, then send nothing to the nodes that `new` excludes.
+
+        Sessions that have not left in time lose their caches there, and are replayed. Returns a sentence about them.
+        """
+        settled = await self._deployment.settle(_SETTLE_TIMEOUT_S)
+        self._view.gateway.leave(new.drained | (set(self._view.addresses) - set(new.cluster.node_names)))
+        if settled:
+            return []
+        return [f"streams had not left earlier placements within {_SETTLE_TIMEOUT_S:.0f} s, and are replayed"]
 
     async def _introduce_added(self, old: DesiredState, new: DesiredState) -> list[str]:
         """Connect and profile new nodes, so that plans can use them. Returns a sentence for each silent one."""

@@ -81,11 +81,23 @@ class ControllerPlanner:
         self._latest_problem = problem
         save_problem(problem, self._file)
 
-    async def plan(self, current: tuple[str, ...], based_on: int, action: str = RECOVER) -> Proposal:
+    async def plan(
+        self, current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
+    ) -> Proposal:
         """A proposal for the nodes that answer and are not drained, where `current` is placed now.
 
-        DataError if there is no problem for this model yet, InfeasibleError if no placement keeps the rules.
+        Nodes to `avoid`, and nodes that were faulty, are used only if there is no placement without them. DataError if
+        there is no problem for this model yet, InfeasibleError if no placement keeps the rules.
         """
+        avoid |= self._view.gateway.suspects()
+        try:
+            return await self._plan(current, based_on, action, avoid)
+        except InfeasibleError:
+            if not avoid:
+                raise
+            return await self._plan(current, based_on, action, frozenset())
+
+    async def _plan(self, current: tuple[str, ...], based_on: int, action: str, avoid: frozenset[str]) -> Proposal:
         view, unreachable, problem = self._view, self._view.unreachable, self._latest_problem
         if problem is None or len(problem.blocks) != len(view.rules.features):
             lost = f"{', '.join(unreachable)} lost, and " if unreachable else ""
@@ -93,7 +105,7 @@ class ControllerPlanner:
         blocks = [feature.block() for feature in view.rules.features]
         problem = under_rules(problem, view.cluster.trusted, blocks)
         removed = {node.name for node in problem.nodes} - set(view.cluster.node_names)
-        unused = removed | set(unreachable) | view.rules.drained
+        unused = removed | set(unreachable) | view.rules.drained | avoid
         plan = await asyncio.to_thread(plan_without, problem, unused, current)
         if plan.placement is None or plan.terms is None:
             prefix = f"without {', '.join(sorted(unused))} " if unused else ""

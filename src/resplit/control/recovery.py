@@ -15,7 +15,7 @@ from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.planning import ControllerPlanner
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
-from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRefusedError
+from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRefusedError, ResplitError
 
 _log = structlog.get_logger(__name__)
 _RESUME_TRIES = 3  # a plan is outdated if another node is lost meanwhile
@@ -66,10 +66,11 @@ class Recovery:
         """Deploy plans for the remaining nodes until the live epoch can serve, or no plan is possible."""
         async with self._recovering:
             refused_since_s: float | None = None
+            refused_by: frozenset[str] = frozenset()
             while reason := self._outage_reason():
                 unreachable, started_s = self._view.unreachable, time.monotonic()
                 try:
-                    live = await self._deployment.deploy(await self._plan())
+                    live = await self._deployment.deploy(await self._plan(refused_by))
                 except (InfeasibleError, DataError) as error:
                     if await self._a_node_returns(unreachable):
                         continue
@@ -78,6 +79,7 @@ class Recovery:
                     return
                 except (ProposalRefusedError, CapacityError) as error:
                     _log.warning("recovery was refused", error=str(error))
+                    refused_by |= _refused_by(error)
                     refused_since_s = refused_since_s or started_s
                     if time.monotonic() - refused_since_s > _UNAVAILABLE_AFTER_S:
                         self._gateway.set_unavailable(str(error))
@@ -106,16 +108,17 @@ class Recovery:
                 self._gateway.set_unavailable(str(error))
 
     async def _deploy_again(self, committed: dict[str, Any]) -> None:
-        placement = tuple(committed["placement"])
+        placement, refused_by = tuple(committed["placement"]), frozenset[str]()
         for tries_left in reversed(range(_RESUME_TRIES)):
             proposal = Proposal(placement, "resume", 0, committed.get("predicted_latency_s"))
-            if self._view.lost_from(placement) or self._view.rules.violation(placement):
-                proposal = await self._planner.plan(placement, 0)
+            if refused_by or self._view.lost_from(placement) or self._view.rules.violation(placement):
+                proposal = await self._planner.plan(placement, 0, avoid=refused_by)
             try:
                 await self._deployment.deploy(proposal)
-            except (ProposalRefusedError, CapacityError):
+            except (ProposalRefusedError, CapacityError) as error:
                 if not tries_left:
                     raise
+                refused_by |= _refused_by(error)
             else:
                 return
 
@@ -128,10 +131,10 @@ class Recovery:
             return f"{', '.join(lost)} lost"
         return self._deployment.broken or self._view.rules.privacy_violation(live.placement)
 
-    async def _plan(self) -> Proposal:
+    async def _plan(self, refused_by: frozenset[str]) -> Proposal:
         live = self._deployment.live
         assert live is not None
-        return await self._planner.plan(live.placement, live.epoch)
+        return await self._planner.plan(live.placement, live.epoch, avoid=refused_by)
 
     async def _a_node_returns(self, unreachable: list[str]) -> bool:
         """Whether one of these nodes already answers again, or any node does soon. Requests wait meanwhile."""
@@ -147,3 +150,8 @@ class Recovery:
         decision = RecoveryDecision(time.time(), reason, RecoveryOutcome(live.epoch, plan_s, live.prepare_s))
         with contextlib.suppress(CapacityError):  # a full disk must not make the recovery fail
             self._log.append_decision(asdict(decision))
+
+
+def _refused_by(error: ResplitError) -> frozenset[str]:
+    """The nodes that the next plan avoids if it can."""
+    return error.refused_by if isinstance(error, ProposalRefusedError) else frozenset()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from resplit.config import ClusterConfig
 from resplit.model.source import StoredModel
-from resplit.privacy import exposed_blocks
+from resplit.privacy import privacy_violation
 from resplit.types import BlockFeatures
 
 
@@ -42,7 +42,4 @@ class PlacementRules:
 
     def privacy_violation(self, placement: Sequence[str]) -> str | None:
         """The private block that a placement puts on a node that is not trusted, in words; None if there is none."""
-        exposed = exposed_blocks(placement, self.features, self.cluster.trusted)
-        if not exposed:
-            return None
-        return f"block {self.features[exposed[0]].name} is private and {placement[exposed[0]]} is not trusted"
+        return privacy_violation(placement, self.features, self.cluster.trusted)

@@ -30,6 +30,7 @@ PERIOD_S = 1.0
 _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and one phase
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)
+_ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 
 
 class Probe:
@@ -150,10 +151,10 @@ class Probe:
 
     async def _echo(self, peer: Peer) -> None:
         small, large = _ECHO_BYTES
-        half_s = await peer.echo_s(small) / 2
+        half_s = await peer.echo_s(small, _ECHO_WITHIN_S) / 2
         self._half_trips_s[peer.name].append(half_s)
         self._link_row(peer.name, small, half_s, "active")
-        self._link_row(peer.name, large, max(half_s, await peer.echo_s(large) - half_s), "active")
+        self._link_row(peer.name, large, max(half_s, await peer.echo_s(large, _ECHO_WITHIN_S) - half_s), "active")
 
     def _link_row(self, peer: str, payload_bytes: int, seconds: float, source: str) -> None:
         self._add(LinkRow, {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})

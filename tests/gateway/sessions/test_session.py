@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from resplit.errors import CapacityError, DataError
+from resplit.errors import CapacityError, DataError, NodeLostError
 from resplit.gateway.engine import GeneratedToken
+from resplit.gateway.sessions import session as session_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.session_records import SessionRecord
@@ -143,6 +144,81 @@ async def test_a_session_whose_caches_cannot_move_is_replayed_on_the_new_route()
     (move,) = gateway.record().moves
     assert move.recovery is not None
     assert (move.replayed, move.recovery.restored_positions, move.recovery.replayed_positions) == (True, 0, 12)
+
+
+THIRD = Route(3, (B, C, B), {})  # the private block 0 moves from A to B
+
+
+def distrust_a(gateway: Gateway) -> None:
+    config = three_node_config(trusted=[B], limits={"context_tokens": 64, "copy_every": 0})
+    gateway.sessions.reconfigure(config, FEATURES, frozenset())
+
+
+async def test_a_session_waits_for_a_lawful_route_and_takes_its_caches_there_without_another_pass() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 3)
+    distrust_a(gateway)
+    assert gateway.sessions.ready() == "block layer.0 is private and alpha is not trusted"
+    following = asyncio.ensure_future(anext(stream))
+    await settle()
+    assert len(gateway.peers[A].steps) == 3
+    gateway.router.activate(THIRD)
+    await following
+    assert len(gateway.peers[A].steps) == 3
+    assert [(step.epoch, step.start) for step in gateway.peers[B].steps] == [(3, 12)]
+    assert [(request.first, request.last) for request in gateway.peers[A].requests] == [(0, 12)]
+    assert gateway.settled == [3]
+    await stream.aclose()
+    assert not gateway.record().moves[0].replayed
+
+
+async def test_without_a_lawful_route_a_session_ends_with_the_reason() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    distrust_a(gateway)
+    following = asyncio.ensure_future(anext(stream))
+    await settle()
+    gateway.sessions.set_unavailable("no trusted node is left")
+    with pytest.raises(NodeLostError, match="no trusted node is left"):
+        await following
+
+
+@pytest.mark.parametrize("why", ["drained", "removed"])
+async def test_a_session_that_has_not_left_an_excluded_node_is_replayed_elsewhere(why: str) -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 2)
+    gateway.router.activate(Route(2, (B, C, C), {}))
+    gateway.peers[A].transferring.clear()  # A never hands over its caches
+    await decode(stream, 1)
+    assert [step.epoch for step in gateway.peers[A].steps] == [1, 1, 1]
+    if why == "drained":
+        gateway.sessions.leave(frozenset({A}))
+    else:
+        gateway.sessions.leave(frozenset({A}))
+        del gateway.router.peers[A]
+        gateway.router.listening.discard(A)
+        gateway.sessions.leave(frozenset())
+    await decode(stream, 1)
+    assert len(gateway.peers[A].steps) == 3
+    assert [(step.epoch, step.start) for step in gateway.peers[B].steps][-1] == (2, 12)
+    await stream.aclose()
+
+
+async def test_a_session_that_cannot_move_in_time_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_MOVE_WITHIN_S", 0.05)
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 3)
+    gateway.peers[A].transferring.clear()
+    distrust_a(gateway)
+    gateway.router.activate(THIRD)
+    await decode(stream, 1)
+    assert len(gateway.peers[A].steps) == 3
+    assert [step.start for step in gateway.peers[B].steps if step.attempt == 1] == [0, 10, 11, 12]
+    await stream.aclose()
 
 
 async def test_after_a_loss_whole_passes_are_restored_and_only_the_others_replayed() -> None:

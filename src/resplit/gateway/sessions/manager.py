@@ -41,6 +41,7 @@ class Sessions:
         self.on_lost: Callable[[str], None] = lambda node: None
         router.on_token = self._answered
         router.on_lost = self._node_lost
+        router.adopt(cluster, features, frozenset())
 
     @property
     def context_tokens(self) -> int:
@@ -106,11 +107,22 @@ class Sessions:
         await asyncio.gather(*(session.move(route) for session in list(self._live.values())))
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
-        """Serve under a changed cluster file, which may make other blocks private; `drained` nodes get no replicas."""
+        """Serve under a changed cluster file, which may make other blocks private; `drained` nodes get no replicas.
+
+        From now on nothing is sent along a route that breaks its privacy rule. Sessions wait for a route that does not.
+        """
         context = self._context
         context.cluster, context.features, context.drained = cluster, features, drained
         context.journal.reconfigure(cluster)
-        context.router.cluster = cluster
+        context.router.adopt(cluster, features, drained)
+
+    def leave(self, nodes: frozenset[str]) -> None:
+        """From now on send nothing along a route with one of these nodes. Sessions there continue on the live route."""
+        router = self._context.router
+        router.avoid(nodes)
+        for session in self._live.values():
+            if reason := router.violation(session.route):
+                session.lose(reason)
 
     def oldest_epoch(self) -> int:
         """The oldest epoch that a session uses or moves to."""
@@ -126,14 +138,14 @@ class Sessions:
         """The nodes whose token streams are open."""
         return set(self._context.router.listening)
 
-    def fault(self, node: str, reason: str) -> None:
-        """Treat a node as lost because of what it did; it is tried again after a while."""
-        self._context.router.fault(node, reason)
-
     def faults(self) -> dict[str, str]:
         """What each node did that counts as lost for it."""
         router = self._context.router
         return {name: fault.reason for name, fault in router.faults.items() if name not in router.listening}
+
+    def suspects(self) -> frozenset[str]:
+        """The nodes that were ever faulty, also those that answer again."""
+        return frozenset(self._context.router.faults)
 
     def set_unavailable(self, reason: str) -> None:
         """Fail requests with `reason`: no placement is possible now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,7 +13,9 @@ import structlog
 from resplit.cancellation import VitalTasks, cancel_and_wait
 from resplit.config import ClusterConfig, LinkShape
 from resplit.errors import NodeLostError
+from resplit.privacy import privacy_violation
 from resplit.security.identity import Member
+from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
@@ -54,9 +56,29 @@ class Router:
 
     def __post_init__(self) -> None:
         self.tasks = VitalTasks()
+        self._features: Sequence[BlockFeatures] = ()
+        self._avoided: frozenset[str] = frozenset()
+        self._violations: dict[int, str | None] = {}  # by epoch, since the rules changed
         self._unavailable_reason: str | None = None
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+
+    def adopt(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
+        """Keep the privacy rule of a changed cluster file from now on, and send to nodes that are not drained again."""
+        self.cluster, self._features = cluster, features
+        self.avoid(self._avoided & drained)
+
+    def avoid(self, nodes: frozenset[str]) -> None:
+        """Send nothing along a route with one of these nodes from now on."""
+        self._avoided = nodes
+        self._violations.clear()
+        self._notify_change()
+
+    def violation(self, route: Route) -> str | None:
+        """The rule that a route breaks, in words; None if it breaks none."""
+        if route.epoch not in self._violations:
+            self._violations[route.epoch] = self._violation(route.placement)
+        return self._violations[route.epoch]
 
     def connect(self, addresses: dict[str, Address]) -> None:
         """Connect to nodes and listen to their tokens; a changed address replaces the connection."""
@@ -77,6 +99,7 @@ class Router:
             self.listening.discard(name)
             self.faults.pop(name, None)
             self.tasks.spawn(self.peers.pop(name).disconnect(), f"disconnect from {name}")
+        self._violations.clear()
 
     async def wait_for(self, nodes: set[str], timeout_s: float) -> None:
         """Return once the token streams of all these nodes are open; NodeLostError names the nodes that are silent."""
@@ -91,6 +114,7 @@ class Router:
     def activate(self, route: Route) -> None:
         """Make a committed epoch the live one: new sessions take it, running ones follow at a token boundary."""
         self.live = route
+        self._violations.clear()
         self._notify_change()
 
     @property
@@ -116,6 +140,8 @@ class Router:
             return self._unavailable_reason
         if self.live is None:
             return "no placement is deployed yet"
+        if reason := self.violation(self.live):
+            return reason
         silent = sorted(set(self.live.placement) - self.listening)
         return f"no connection to {', '.join(silent)}" if silent else None
 
@@ -131,11 +157,13 @@ class Router:
                     await self.changed()
 
     async def changed(self) -> None:
-        """Wait until an epoch goes live, a node is lost or found, or the cluster becomes (un)available."""
+        """Wait until an epoch goes live, a node is lost or found, a rule changes, or the cluster is (un)available."""
         await self._changed.wait()
 
     def send(self, route: Route, step: Step) -> None:
-        """Send a step to the first node of a route."""
+        """Send a step to the first node of a route; NodeLostError if the route breaks a rule."""
+        if reason := self.violation(route):
+            raise NodeLostError(reason)
         self.peers[route.segments[0].node].send(step)
 
     async def begin_attempt(self, session: str, attempt: int) -> dict[str, dict[int, int]]:
@@ -185,6 +213,11 @@ class Router:
         """Close every connection."""
         await cancel_and_wait(self._listeners.values())
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
+
+    def _violation(self, placement: Sequence[str]) -> str | None:
+        if excluded := sorted(set(placement) & self._avoided | set(placement) - self.peers.keys()):
+            return f"{', '.join(excluded)} is drained or has left the cluster"
+        return privacy_violation(placement, self._features, self.cluster.trusted) if self._features else None
 
     def _start_listening(self, name: str) -> None:
         self._listeners[name] = self.tasks.spawn(self._listen(name), f"tokens of {name}")

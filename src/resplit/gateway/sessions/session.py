@@ -42,6 +42,8 @@ _CONFIRM_LOSS_WITHIN_S = 0.2
 _RESTORE_TRIES = 3
 # The switch transfers at most this many positions, unless another round of pre-copying would not send fewer.
 _PATCH_POSITIONS = 2
+# A move at once takes no longer; without its caches the session is replayed. A node that leaves might never send them.
+_MOVE_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class Session:
     async def _next_token(self, step: tuple[int, ...]) -> int:
         """The token after `step`. After a loss the session recovers and repeats the pass."""
         while True:
+            if self.context.router.violation(self.route):
+                await self.context.router.until_ready()
             begun_s = time.monotonic()
             try:
                 async with self.context.gate.passing():
@@ -181,9 +185,13 @@ class Session:
         """Between passes: begin, continue or finish the move to the live epoch.
 
         Each round of pre-copying sends the positions that passes added during the round before, while rounds become
-        shorter. The switch sends the rest while the stream pauses.
+        shorter. The switch sends the rest while the stream pauses. A route that breaks a rule is left at once.
         """
         live = self.context.router.live_route
+        if self.route.epoch != live.epoch and self.context.router.violation(self.route):
+            await self.move(live, _MOVE_WITHIN_S)
+            self.context.on_moved()
+            return
         if self.precopying is None:
             if self.route.epoch == live.epoch:
                 return
@@ -212,23 +220,25 @@ class Session:
         self.moves.append(SessionMove(self.route.epoch, pause_s, patched.cache_bytes))
         self.context.on_moved()
 
-    async def move(self, route: Route) -> None:
-        """Move to a route at once, caches included. The caller has paused all passes.
+    async def move(self, route: Route, within_s: float | None = None) -> None:
+        """Move to a route at once, caches included. No pass of this session runs meanwhile.
 
-        If the caches cannot be transferred, the session is lost on its new route and recovers there.
+        If the caches cannot be transferred within `within_s`, the session is lost on its new route and recovers there.
         """
         begun_s = time.monotonic()
         self.nodes |= set(route.placement)
         self.replication.stop()
-        if self.precopying:  # let it finish: parts that arrive later would corrupt what is transferred now
-            await asyncio.gather(self.precopying, return_exceptions=True)
-            self.precopying = None
         try:
-            transferred = await self._transfer(PreCopy(route), self.position)
-        except ResplitError as error:
+            async with asyncio.timeout(within_s):
+                if self.precopying:  # let it finish: parts that arrive later would corrupt what is transferred now
+                    await asyncio.gather(self.precopying, return_exceptions=True)
+                transferred = await self._transfer(PreCopy(route), self.position)
+        except (ResplitError, TimeoutError) as error:
+            self._stop_transfers()
             self._enter(route)
-            self.lose(str(error))
+            self.lose(str(error) or f"its caches could not be moved within {within_s} s")
             return
+        self.precopying = None
         self._enter(route)
         self.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, transferred.cache_bytes))
 
