@@ -1,0 +1,1 @@
+"""How fast clusters of real processes serve, beside the engine alone, transformers and llama.cpp."""

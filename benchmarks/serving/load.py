@@ -1,0 +1,107 @@
+"""Streams through the gateway, timed at the client token by token."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from dataclasses import dataclass
+
+import httpx
+
+from benchmarks.serving.clusters import MODEL
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One stream: when it was asked for, and when each of its tokens came, on the monotonic clock."""
+
+    begun_s: float
+    times_s: list[float]
+
+    @property
+    def first_token_s(self) -> float:
+        """Time to first token."""
+        return self.times_s[0] - self.begun_s
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """The times between tokens."""
+        return [after - before for before, after in zip(self.times_s, self.times_s[1:], strict=False)]
+
+
+async def stream(client: httpx.AsyncClient, prompt: list[int], new_tokens: int) -> Timed:
+    """Stream one request to its end."""
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
+    begun_s, times_s = time.monotonic(), []
+    async with client.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                times_s += [time.monotonic()] * len(event["choices"][0].get("token_ids") or [])
+    return Timed(begun_s, times_s)
+
+
+def decode_rate(url: str, streams: int, prompt_tokens: int = 128, new_tokens: int = 64) -> float:
+    """Tokens a second of all streams together, while all of them decode."""
+
+    async def run() -> float:
+        async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+            timed = await asyncio.gather(
+                *(stream(client, _prompt(number, prompt_tokens), new_tokens) for number in range(streams))
+            )
+        first_s, last_s = max(each.times_s[0] for each in timed), min(each.times_s[-1] for each in timed)
+        return sum(first_s < moment <= last_s for each in timed for moment in each.times_s) / (last_s - first_s)
+
+    return asyncio.run(run())
+
+
+def prefill_rate(url: str, prompt_tokens: int = 64) -> float:
+    """Prompt tokens a second of one request alone, from the request to the first token."""
+
+    async def run() -> float:
+        async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+            return prompt_tokens / (await stream(client, _prompt(99, prompt_tokens), 1)).first_token_s
+
+    return asyncio.run(run())
+
+
+def first_token_s(url: str, streams: int, prompt_tokens: int = 64) -> float:
+    """Time to first token of a request while so many streams decode."""
+
+    async def run() -> float:
+        async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+            others = [asyncio.create_task(stream(client, _prompt(n, 32), 150)) for n in range(streams)]
+            if others:
+                await asyncio.sleep(3.0)  # until all of them decode
+            measured = await stream(client, _prompt(50, prompt_tokens), 1)
+            assert not any(other.done() for other in others)
+            await asyncio.gather(*others)
+            return measured.first_token_s
+
+    return asyncio.run(run())
+
+
+def longest_gap_ratio(url: str, prompt_tokens: int = 1000) -> float:
+    """The longest gap of one stream beside a long prompt, in units of its usual gap."""
+
+    async def run() -> float:
+        async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+            streaming = asyncio.create_task(stream(client, _prompt(1, 64), 200))
+            await asyncio.sleep(2.0)
+            asked_s = time.monotonic()
+            await stream(client, _prompt(2, prompt_tokens), 1)
+            answered_s = time.monotonic()
+            timed = await streaming
+        usual = statistics.median(gap for gap, at in zip(timed.gaps_s, timed.times_s[1:], strict=True) if at < asked_s)
+        beside = [g for g, at in zip(timed.gaps_s, timed.times_s[1:], strict=True) if asked_s < at < answered_s]
+        return max(beside) / usual
+
+    return asyncio.run(run())
+
+
+def _prompt(seed: int, tokens: int) -> list[int]:
+    return [(1000 + 7919 * seed + 31 * position) % 40_000 + 100 for position in range(tokens)]
