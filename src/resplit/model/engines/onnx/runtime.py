@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
@@ -18,6 +20,18 @@ Bound = tuple[str, type[np.generic], tuple[int, ...], int]
 _CPU = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
 # Prepared bindings of one graph above this number are forgotten: batches change as sessions come and go.
 _MOST_BINDINGS = 128
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed tensors back to the system at once; other C libraries have no such setting.
+
+    Otherwise it keeps what large prompts needed: 700 MiB instead of 350 after one of 1000 tokens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
+        library.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
 
 
 class Graph:
@@ -49,6 +63,7 @@ class Runtime:
 
     def __init__(self, threads: int) -> None:
         if Runtime._threads is None:
+            _return_freed_memory()
             onnxruntime.set_default_logger_severity(3)
             onnxruntime.set_global_thread_pool_sizes(threads, 1)
             Runtime._threads = threads
