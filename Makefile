@@ -50,7 +50,8 @@ mutants: .venv/installed-dev ## change the code at random and count which change
 mutants-report: .venv/installed-dev ## the share of mutants killed so far, by package, and the survivors
 	$(BIN)/python -m scripts.mutants
 
-bench: .venv/installed-test ## planner benchmarks: ratios
+bench: .venv/installed-test ## benchmarks of serving and of the planner: ratios, in one run; writes reports/bench.json
+	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.planner
 
 chaos: .venv/installed-test ## break clusters on purpose, more than an hour; writes reports/chaos.md
