@@ -31,6 +31,7 @@ EXPERIMENTS = (
     "fuzz_http",
     "fuzz_wire",
     "overload",
+    "idle_connections",
 )
 
 

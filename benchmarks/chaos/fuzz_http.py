@@ -43,12 +43,12 @@ _HEADERS = st.dictionaries(
 )
 _RAW = st.binary(max_size=300) | st.sampled_from(
     [
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n{",
         b"GET /v1/models HTTP/1.1\r\n" + b"X-A: " + b"a" * 100_000,
         b"GET /v1/models HTTP/1.1\r\n" + b"X: y\r\n" * 5000,
-        b"GET /v1/models/../../control/status HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/models/../../control/status HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ]

@@ -111,7 +111,7 @@ class ClassConfig(_Strict):
 class LimitsConfig(_Strict):
     """Limits of the gateway. `context_tokens` bounds one session's cache, `sessions` the sessions that run at once.
 
-    `connections` bounds the open connections at the port of the gateway, and at that of each node.
+    `connections` bounds the open connections at the port of the gateway.
 
     A running session's caches are replicated to stand-by nodes every `copy_every` positions; 0 turns this off.
     """

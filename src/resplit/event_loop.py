@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import select
 import selectors
+from asyncio import sslproto
 from collections.abc import Coroutine
 from typing import Any
+
+# asyncio keeps a read buffer of this size for each TLS connection, also for one whose handshake never ends. Its own
+# 256 KiB would let strangers take 30 MiB of a small node.
+sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 class FineEpollSelector(selectors.EpollSelector):

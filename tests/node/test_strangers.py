@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from grpclib.server import Handler
 
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
-from resplit.wire import listener
+from resplit.wire import listener, member_server
 from tests.support.in_process import InProcessCluster, in_process
 from tests.support.two_nodes import two_node_config
 
@@ -60,13 +62,40 @@ async def test_a_client_without_a_certificate_is_closed(nodes: InProcessCluster)
     writer.close()
 
 
-async def test_a_member_that_makes_no_call_is_closed(nodes: InProcessCluster) -> None:
+async def test_a_member_with_many_connections_loses_its_oldest_ones_only(nodes: InProcessCluster) -> None:
     context = Member.load(nodes.folder / "keys" / "trusted").client_context()
     address = nodes.addresses["plain"]
-    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="plain")
+    opened = [
+        await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="plain")
+        for _ in range(member_server.PER_MEMBER + 3)
+    ]
 
-    await until_closed(reader)
-    writer.close()
+    for reader, _ in opened[:3]:
+        await until_closed(reader)
+
+    await asyncio.sleep(2 * listener.IDLE_S)  # the others are not idle: a member is there
+    assert not any(reader.at_eof() for reader, _ in opened[4:])
+    assert await nodes.peer("plain").echo_s(0) > 0
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_a_failed_handshake_leaves_nothing_behind(nodes: InProcessCluster) -> None:
+    address = nodes.addresses["plain"]
+    before = handlers()
+    for _ in range(50):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await until_closed(reader)
+        writer.close()
+
+    assert handlers() - before < 10
+
+
+def handlers() -> int:
+    """The connection handlers that are alive in this process."""
+    gc.collect()
+    return sum(isinstance(each, Handler) for each in gc.get_objects())
 
 
 async def test_members_are_served_beside_many_idle_connections(nodes: InProcessCluster) -> None:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from grpclib import events
 from grpclib.const import Handler, Status
-from grpclib.events import RecvRequest
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.server import Server, Stream
+from grpclib.server import Stream
 
 from resplit.cancellation import VitalTasks, until_stopped
 from resplit.config import ClusterConfig
@@ -31,7 +29,8 @@ from resplit.status import NodeReport
 from resplit.wire.addresses import Address
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
-from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
+from resplit.wire.listener import Listener
+from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer
 from resplit.wire.message_limits import limited, receive_one
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
@@ -196,15 +195,9 @@ async def serve_node(
         return unwrap_key(wrapped, member.wrap_key or b"", node=name, shard=shard)
 
     agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
-    server = Server([service(agent, signing.CommandVerifier(member))])
-    listener = Listener(listen, cluster.limits.connections)
-
-    async def member_calls(event: RecvRequest) -> None:
-        if address := event.peer.addr():
-            listener.begin(address[:2])
-
-    events.listen(server, RecvRequest, member_calls)
-    await server.start(sock=listener, backlog=ACCEPTED_PER_TURN, ssl=member.server_context())
+    listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
+    server = MemberServer([service(agent, signing.CommandVerifier(member))], listener)
+    await server.listen(member)
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
     tasks = VitalTasks()
     tasks.spawn(agent.probe.run(), "probe")

@@ -18,9 +18,9 @@ from resplit.wire.addresses import Address
 
 _log = structlog.get_logger(__name__)
 IDLE_S = 10.0
-# asyncio accepts this many connections before it serves those that it has. A request that came with its connection is
-# read a few turns later, so that a burst of real clients does not push itself out.
-ACCEPTED_PER_TURN = 32
+# asyncio accepts this many connections before it serves those that it has. So a flood of them does not delay the
+# others much, and a real client is served before later connections push it out.
+ACCEPTED_PER_TURN = 4
 _QUEUE = 1024  # connections that wait in the kernel to be accepted
 _MOST_CLOSING = 128  # connections beyond the limit that are about to close
 _LOG_EVERY_S = 10.0
@@ -30,9 +30,9 @@ class Listener(socket.socket):
     """Accepts connections for asyncio (`create_server(sock=...)`) at one address.
 
     A connection is idle until its owner calls `begin`, and again after as many calls of `end`. `begin` means that a
-    member made a call, or that a client sent the head of a request. An idle connection is closed after `IDLE_S`. So is
-    the oldest idle one for each new connection beyond `limit`, or beyond half of it from the same host. If none is
-    idle, or the process has no descriptor left, the new one is refused.
+    member proved who it is, or that a client sent the head of a request. An idle connection is closed after `IDLE_S`.
+    So is the oldest idle one for each new connection beyond `limit`, or beyond half of it from the same host. If none
+    is idle, or the process has no descriptor left, the new one is refused.
     """
 
     def __init__(self, address: Address, limit: int) -> None:
