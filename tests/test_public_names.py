@@ -24,6 +24,14 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         _ = resplit.resplit_all
 
 
+def test_a_node_on_onnx_runtime_imports_nothing_that_only_others_install() -> None:
+    others = ("torch", "transformers", "onnx", "pandas", "scipy", "fastapi", "cvxpy")
+    modules = "resplit.node.server, resplit.model.engines.onnx.engine"
+    code = f"import sys, {modules}; print([name for name in {others} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
 @pytest.mark.parametrize("module", ["resplit", "resplit.cli"])
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     heavy = ("numpy", "pandas", "torch", "pydantic", "highspy")

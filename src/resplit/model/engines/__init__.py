@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from resplit.errors import ModelError
 from resplit.model.engines.base import Engine
 from resplit.model.spec import ModelSpec
 from resplit.types import EngineChoice
+
+if TYPE_CHECKING:
+    from resplit.model.engines.torch.engine import TorchEngine
 
 
 def preload(choice: EngineChoice) -> None:
     """Import an engine's library: later the import would keep the event loop from answering for a second or more."""
     if choice == "torch":
-        import resplit.model.engines.torch.engine
+        _import_torch()
     else:
         import resplit.model.engines.onnx.engine  # noqa: F401
 
@@ -26,6 +30,13 @@ def open_engine(spec: ModelSpec, threads: int = 1) -> Engine[Any]:
         from resplit.model.engines.onnx.engine import OnnxEngine
 
         return OnnxEngine(spec, threads)
-    from resplit.model.engines.torch.engine import TorchEngine
+    return _import_torch()(spec, threads)
 
-    return TorchEngine(spec, threads)
+
+def _import_torch() -> type[TorchEngine]:
+    """The torch engine; ModelError where its libraries are not installed."""
+    try:
+        from resplit.model.engines.torch import engine
+    except ModuleNotFoundError as error:
+        raise ModelError(f"the torch engine needs {error.name}; install resplit[torch] on this node") from None
+    return engine.TorchEngine
