@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from benchmarks.chaos.fuzz_wire import LIGHT
 from benchmarks.chaos.resources import sampling
 from resplit.cluster.client import ControlClient
 from tests.support.cluster import MODEL, load_unsplit, make_model, started
-from tests.support.fuzzing import send_for
+from tests.support.fuzzing import object_text, odd_json, odd_object, odd_scalars, send_for
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, expected_tokens, streaming
 
@@ -28,11 +27,11 @@ LASTS_S = 600.0
 NEW_TOKENS = 96
 _ANSWER_WITHIN_S = 20.0
 _NOT_THESE = ("/control/profile",)  # keeps all nodes busy for seconds, and only operators may call it
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
+_SERVED = (("model", f'"{MODEL}"'), ("max_tokens", "2"), ("temperature", "0.5"))
+_PROMPTS = {
+    "/v1/completions": ("prompt", '"a"'),
+    "/v1/chat/completions": ("messages", '[{"role":"user","content":"a"}]'),
+}
 _PARAMETERS = st.sampled_from(
     ["model", "prompt", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "n", "ignore_eos"]
 )
@@ -115,21 +114,26 @@ def calls(caller: Caller) -> st.SearchStrategy[Callable[[], None]]:
             one = operation.ok()
             if (root.removeprefix(caller.url) + one.path) not in _NOT_THESE:
                 described += [one.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]
-    bodies = st.dictionaries(_PARAMETERS, _JSON, max_size=4).map(_dumped) | _JSON.map(_dumped) | st.binary(max_size=80)
-    paths = st.sampled_from(
-        ["/v1/completions", "/v1/chat/completions", "/v1/models/x", "/control/proposals", "/nothing"]
-    )
+    bodies = odd_object(_PARAMETERS, odd_json()).map(str.encode) | odd_json().map(str.encode) | st.binary(max_size=80)
+    paths = st.sampled_from([*_PROMPTS, "/v1/models/x", "/control/proposals", "/nothing"])
     kinds = (
         st.one_of(described).map(lambda case: lambda: caller.described(case)),
         st.builds(lambda path, body, more: lambda: caller.odd(path, body, more), paths, bodies, _HEADERS),
+        _almost_valid().map(lambda call: lambda: caller.odd(*call, {})),
         _RAW.map(lambda content: lambda: caller.raw(content)),
     )
     # Equal shares of each kind. In a plain `one_of`, the many operations would crowd out the others.
     return st.sampled_from(kinds).flatmap(lambda kind: kind)
 
 
-def _dumped(value: object) -> bytes:
-    return json.dumps(value).encode()
+def _almost_valid() -> st.SearchStrategy[tuple[str, bytes]]:
+    """Path and body of a request that would be served, with one parameter that has an odd value."""
+    odd = st.tuples(st.sampled_from(["temperature", "top_p", "seed", "max_tokens", "stop"]), odd_scalars())
+    return st.builds(
+        lambda path, pair: (path, object_text([*_SERVED, _PROMPTS[path], pair]).encode()),
+        st.sampled_from(list(_PROMPTS)),
+        odd,
+    )
 
 
 async def run(scale: float, folder: Path) -> list[Finding]:

@@ -6,7 +6,9 @@ An epoch is a numbered deployed placement. The controller writes epochs; flows p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 RECOVER = "recover"  # the action of an epoch that replaces one that could not serve any more after a loss
 
@@ -19,7 +21,7 @@ class Proposal:
 
     placement: tuple[str, ...]
     action: str
-    based_on: int
+    based_on: Annotated[int, Field(ge=0)]
     predicted_latency_s: float | None = None
     lower_bound: float | None = None
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from resplit.control.cluster_view import ClusterView
 from resplit.control.controller import Controller
 from resplit.control.gateway import Gateway
+from resplit.control.json_bodies import StrictRoute, invalid_request
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
@@ -71,12 +73,13 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
     ):
         api.include_router(router)
     api.add_exception_handler(ResplitError, _error_response)
+    api.add_exception_handler(RequestValidationError, invalid_request)
     return api
 
 
 def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
     """Calls that read the present state of the cluster and its history."""
-    router, view = APIRouter(), controller.view
+    router, view = APIRouter(route_class=StrictRoute), controller.view
 
     @router.get("/status")
     async def status() -> ClusterStatus:
@@ -120,7 +123,7 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
 
 def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
     """Calls of flows: profile, set the latest problem, propose a placement, log a decision."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
 
     @router.post("/decisions")
     async def log_decision(decision: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
 
 def _operation(operator: Operator) -> APIRouter:
     """Calls of operators: change the cluster file or single nodes. Each returns the changes in words."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
 
     @router.get("/cluster")
     async def cluster() -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _operation(operator: Operator) -> APIRouter:
 
 def _emulation(controller: Controller) -> APIRouter:
     """Calls that change emulated nodes and links."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
 
     @router.post("/emulation/node")
     async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:

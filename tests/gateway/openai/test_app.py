@@ -163,7 +163,16 @@ def test_sampling_is_repeatable_with_a_seed_only(client, server) -> None:
     assert server[1].seen[-1].sampling.seed != server[1].seen[-2].sampling.seed
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"temperature": 1e-300}, {"temperature": 1, "top_p": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 1e-300},
+        {"temperature": 1, "top_p": 0},
+        {"temperature": 1, "top_p": 1e-46},
+    ],
+)
 def test_settings_that_leave_no_choice_are_greedy(client, server, settings: dict[str, float]) -> None:
     client.completions.create(model="tiny-random-llama", prompt="a", max_tokens=1, **settings)
     assert server[1].seen[-1].sampling.temperature == 0

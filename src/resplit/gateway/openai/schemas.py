@@ -7,6 +7,7 @@ others are ignored.
 from __future__ import annotations
 
 import secrets
+import struct
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -82,7 +83,14 @@ def _is_text(part: object) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
 Str = Annotated[str, AfterValidator(_utf8)]
+# Nodes get such numbers in single precision. Rounded here, a value that vanishes there counts as zero everywhere.
+Float32 = Annotated[float, AfterValidator(_float32)]
 Prompt = Annotated[
     str | list[int],
     PlainValidator(_one_prompt, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
@@ -107,8 +115,8 @@ class _Generation(_Request):
 
     model: Str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[Float32, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stops = ()
     stream: bool | None = None
