@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
 from resplit.types import EngineChoice, Split, Weights, Width
 from resplit.units import Bytes, BytesPerSecond, Seconds
@@ -99,7 +101,7 @@ class ClassConfig(_Strict):
     rate_rps: Annotated[float, Field(gt=0)]
     prompt_tokens: Annotated[float, Field(ge=1)]
     new_tokens: Annotated[float, Field(ge=1)]
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[ApiKeySource, ...] = ()
 
     @model_validator(mode="after")
     def _shed_late_needs_slo(self) -> ClassConfig:
@@ -192,6 +194,15 @@ class ClusterConfig(_Strict):
         """The class called `name`; KeyError if there is none."""
         return next(each for each in self.classes if each.name == name)
 
+    def classes_by_key(self) -> dict[bytes, str]:
+        """The class of each API key, by the key's digest. Reads variables and files; ConfigError if one has no key."""
+        return {
+            key: each.name
+            for each in self.classes
+            for source in each.api_keys
+            for key in source.digests(f"classes: {each.name}: api_keys")
+        }
+
     def link(self, one: str, other: str) -> LinkShape | None:
         """The emulated link between two nodes, None where links are not emulated or the nodes are the same."""
         if self.links is None or one == other:
@@ -257,10 +268,18 @@ def load_cluster(path: Path) -> ClusterConfig:
 
 
 def read_cluster(path: Path) -> dict[str, Any]:
-    """The content of a cluster file, checked; ConfigError as `load_cluster`."""
+    """The content of a cluster file, checked, without API keys in clear; ConfigError as `load_cluster`."""
     load_cluster(path)
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content
+    return without_clear_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def without_clear_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a valid cluster file with the same meaning, in which API keys stand as their SHA-256."""
+    classes = [
+        {**each, "api_keys": list(map(hidden, each["api_keys"]))} if "api_keys" in each else each
+        for each in content["classes"]
+    ]
+    return {**content, "classes": classes}
 
 
 def parse_cluster(content: object, place: str) -> ClusterConfig:

@@ -1,10 +1,18 @@
-"""Crash-safe writing of files: a reader sees the whole old content or the whole new content, never a part."""
+"""Files that survive crashes, and files that only their owner may access.
+
+A reader of a file written here sees the whole old content or the whole new content, never a part.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from pathlib import Path
+
+from resplit.errors import ConfigError
+
+_OTHERS = 0o077  # what group and others may do
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> None:
@@ -28,6 +36,19 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def read_secret(path: Path) -> bytes:
+    """Content of a file that only its owner may access; ConfigError if others may. OSError if it cannot be read."""
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & _OTHERS:
+            raise ConfigError(
+                str(path),
+                f"other users of this machine may access it (mode {mode:04o}), and it holds a secret; run "
+                f"`chmod go= {path}`, and replace the secret if somebody may have read it",
+            )
+        return file.read()
 
 
 def _sync_folder(folder: Path) -> None:

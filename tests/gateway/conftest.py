@@ -14,6 +14,7 @@ import torch
 import uvicorn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from resplit.api_keys import digest
 from resplit.config import LimitsConfig
 from resplit.errors import CapacityError, NodeLostError, RequestError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
@@ -22,7 +23,7 @@ from resplit.gateway.openai.text import Text
 from tests.support.tokenizers import tiny_tokenizer
 
 MODEL = "tiny-random-llama"
-KEYS = {"key-interactive": "interactive", "key-batch": "batch"}
+KEYS = {digest("key-interactive"): "interactive", digest("key-batch"): "batch"}
 CORPUS = [
     "the quick brown fox jumps over the lazy dog and runs away from the hungry bear",
     "Müller läßt grüßen; 日本語の文章もあります 🙂🙃 and some more plain words follow here",

@@ -20,8 +20,9 @@ from pathlib import Path
 import structlog
 import yaml
 
-from resplit.config import ClusterConfig, load_cluster
+from resplit.config import ClusterConfig, load_cluster, read_cluster
 from resplit.errors import ConfigError, ResplitError
+from resplit.files import write_atomically
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
 
@@ -108,10 +109,10 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
     """Create keys, and the cluster file with the addresses of the nodes on this machine; remove old state."""
     (state / "log").mkdir(parents=True, exist_ok=True)
     keys_command(state / "keys", config.node_names)
-    content = yaml.safe_load(cluster_file.read_text(encoding="utf-8"))
+    content = read_cluster(cluster_file)
     for node, port in zip(content["nodes"], free_ports(len(config.nodes)), strict=True):
         node["address"] = f"127.0.0.1:{port}"
-    (state / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_atomically(state / "cluster.yaml", yaml.safe_dump(content, sort_keys=False), 0o600)
     # A fresh cluster has no epochs and no changes by operators, and is not ready yet.
     for stale in [
         state / "ready",

@@ -144,7 +144,7 @@ def _assemble(
 
 
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
-    api_keys = {key: c.name for c in cluster.classes for key in c.api_keys}
+    api_keys = cluster.classes_by_key()
     require_key = bool(api_keys) or listen.host not in LOOPBACK
     app = create_app(sessions, model.folder, model.name, cluster.limits, api_keys, require_key)
     hosts, origins = cluster.http.hosts, cluster.http.origins

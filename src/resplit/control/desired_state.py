@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resplit.config import ClusterConfig, NodeConfig, parse_cluster
+from resplit.config import ClusterConfig, NodeConfig, parse_cluster, without_clear_keys
 from resplit.errors import ConfigError
 from resplit.files import write_atomically
 
@@ -62,6 +62,7 @@ class DesiredState:
         """
         known = {node.name: node.address for node in self.cluster.nodes if node.address}
         parse_cluster(content, "cluster file")
+        content = without_clear_keys(content)
         nodes = [
             {"address": known[node["name"]], **node} if node["name"] in known else dict(node)
             for node in content["nodes"]
@@ -122,7 +123,9 @@ def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
 
 
 def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
-    keys = [{key: each.name for each in cluster.classes for key in each.api_keys} for cluster in (before, after)]
+    keys = [
+        {(source, each.name) for each in cluster.classes for source in each.api_keys} for cluster in (before, after)
+    ]
     if keys[0] != keys[1]:
         raise ConfigError("classes: api_keys", _RESTART)
     found = [] if before.classes == after.classes else ["classes are changed"]
@@ -139,8 +142,9 @@ def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
         return DesiredState(content)
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        desired = DesiredState(kept["content"], frozenset(kept["drained"]), dict(kept["trust"]))
-        started_with = kept["started_with"]
+        # Before 0.1.0 the file held API keys in clear.
+        kept_content, started_with = without_clear_keys(kept["content"]), without_clear_keys(kept["started_with"])
+        desired = DesiredState(kept_content, frozenset(kept["drained"]), dict(kept["trust"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             str(path), f"cannot be read ({error}); it holds the changes that operators made by command"
@@ -157,6 +161,6 @@ def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], p
         "started_with": started_with,
     }
     try:
-        write_atomically(path, json.dumps(kept, indent=1))
+        write_atomically(path, json.dumps(kept, indent=1), 0o600)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be written ({error.strerror}); nothing was changed") from None

@@ -342,7 +342,7 @@ def test_metrics_show_running_and_waiting_requests(serve) -> None:
 
 def test_a_key_with_an_unknown_class_is_a_configuration_error(model, text, server) -> None:
     with pytest.raises(ConfigError, match="premium"):
-        create_app(server[1], text, MODEL, LimitsConfig(), {"key": "premium"}, True)
+        create_app(server[1], text, MODEL, LimitsConfig(), {b"": "premium"}, True)
 
 
 async def test_a_request_ends_if_its_client_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

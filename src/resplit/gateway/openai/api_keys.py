@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from resplit.api_keys import digest
 from resplit.errors import ConfigError
 from resplit.gateway.openai.http_errors import http_error
 
@@ -18,24 +18,19 @@ class ApiKeys:
     required: bool
 
     @classmethod
-    def of(cls, keys: Mapping[str, str], classes: tuple[str, ...], required: bool) -> ApiKeys:
-        """Make it from keys and their request classes; ConfigError if a class is not one of `classes`."""
+    def of(cls, keys: Mapping[bytes, str], classes: tuple[str, ...], required: bool) -> ApiKeys:
+        """Make it from keys' digests and their request classes; ConfigError if a class is not one of `classes`."""
         for name in keys.values():
             if name not in classes:
                 raise ConfigError("api_keys", f"class {name!r} is not one of {', '.join(classes)}")
-        return cls({_digest(key): name for key, name in keys.items()}, required)
+        return cls(keys, required)
 
     def class_of(self, authorization: str) -> str | None:
         """The class of the key in an Authorization header. Without a known key: None, or HTTPException (401)."""
         scheme, _, key = authorization.partition(" ")
-        found = self.classes.get(_digest(key.strip())) if scheme.lower() == "bearer" else None
+        found = self.classes.get(digest(key.strip())) if scheme.lower() == "bearer" else None
         if found is None and self.required:
             challenge = {"WWW-Authenticate": "Bearer"}
             rule = "a valid API key is required: Authorization: Bearer KEY"
             raise http_error(401, rule, "invalid_api_key", headers=challenge)
         return found
-
-
-def _digest(key: str) -> bytes:
-    # Digests are looked up instead of keys, so that the time of a look-up reveals nothing about a key.
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

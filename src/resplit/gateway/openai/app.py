@@ -32,11 +32,11 @@ def create_app(
     text: Text | Path,
     model_name: str,
     limits: LimitsConfig,
-    api_keys: Mapping[str, str],
+    api_keys: Mapping[bytes, str],
     require_key: bool,
     metrics: RequestMetrics | None = None,
 ) -> FastAPI:
-    """The application. `text` is the model's tokenizer or its folder, `api_keys` maps a key to its request class.
+    """The application. `text` is the model's tokenizer or its folder; `api_keys` maps a key's digest to its class.
 
     The class of a request comes from its key, else from the header X-Resplit-Class, else it is the engine's default.
     Without `require_key` an unknown key has no effect. Other parts may add metrics of their own to `metrics`.
