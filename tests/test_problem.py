@@ -12,9 +12,9 @@ import pytest
 
 from resplit.errors import ProblemFormatError
 from resplit.problem import MAX_FILE_BYTES, problem_from_json, problem_to_json, read_problem
-from tests.support.problems import EVERY_EXAMPLE
+from tests.support.problems import EVERY_EXAMPLE, EXAMPLES
 
-NULLS = next(path for path in EVERY_EXAMPLE if "nulls" in path.name)
+NULLS = EXAMPLES / "n008-llama2-7b-c2-tight-nulls-19.json"
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "problem.schema.json").read_text())
 
 

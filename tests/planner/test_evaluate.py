@@ -31,6 +31,29 @@ def test_a_known_optimum_has_its_known_objective(path: Path) -> None:
     assert evaluation.objective == pytest.approx(known["objective"], rel=1e-6)
 
 
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*-batch-*cuts*.json")), ids=lambda path: path.stem)
+def test_a_known_optimum_is_the_best_of_all_placements_and_depends_on_shared_passes(path: Path) -> None:
+    known, problem = json.loads(path.read_text())["known"], read_problem(path)
+    turns = replace(problem, nodes=tuple(replace(node, load_share=1.0) for node in problem.nodes))
+
+    optimum, placement = best_by_enumeration(problem)
+
+    assert optimum == pytest.approx(known["objective"], rel=1e-9)
+    assert placement == tuple(known["placement"])
+    assert best_by_enumeration(turns)[1] != placement
+
+
+def test_energy_changes_an_optimum() -> None:
+    problem = read_problem(EXAMPLES / "n004-llama3.2-3b-c1-batch-tight-cuts-54.json")
+    free = replace(problem, weights=replace(problem.weights, energy=0.0))
+
+    (_, frugal), (_, wasteful) = best_by_enumeration(problem), best_by_enumeration(free)
+
+    assert frugal is not None
+    assert wasteful is not None
+    assert evaluate(problem, frugal).terms.energy_j < evaluate(problem, wasteful).terms.energy_j
+
+
 def literal_objective(problem: Problem, placement: tuple[str, ...]) -> float:
     """The objective of docs/problem.md, computed in plain loops."""
     node_of = [problem.node_index(name) for name in placement]

@@ -20,16 +20,24 @@ def drifted(problem: Problem, seed: int) -> Problem:
     return replace(
         problem,
         nodes=tuple(
-            replace(n, background_utilization=float(np.clip(n.background_utilization + random.normal(0, 0.05), 0, 0.9)))
+            replace(
+                n,
+                background_utilization=float(np.clip(n.background_utilization + random.normal(0, 0.05), 0, 0.9)),
+                load_share=n.load_share * (1 if n.load_share == 1 else float(random.uniform(0.7, 1.0))),
+            )
             for n in problem.nodes
         ),
         classes=tuple(replace(c, rate_rps=c.rate_rps * float(random.uniform(0.9, 1.1))) for c in problem.classes),
     )
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_drifted_state_is_planned_as_well_as_from_scratch(seed: int) -> None:
-    problem = read_problem(EXAMPLES / "n012-llama3.2-3b-c2-15.json")
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [("n012-llama3.2-3b-c2-15", 1), ("n012-llama3.2-3b-c2-15", 2), ("n012-llama3.2-3b-c2-15", 3),
+     ("n008-llama2-7b-c2-batch-32", 1), ("n004-llama3.2-3b-c1-batch-tight-cuts-54", 1)],
+)  # fmt: skip
+def test_a_drifted_state_is_planned_as_well_as_from_scratch(name: str, seed: int) -> None:
+    problem = read_problem(EXAMPLES / f"{name}.json")
     replanner = Replanner(problem, time_limit_s=2.0)
     state = drifted(problem, seed)
 

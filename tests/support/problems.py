@@ -80,7 +80,10 @@ def seeds() -> st.SearchStrategy[int]:
 def best_by_enumeration(problem: Problem) -> tuple[float, tuple[str, ...] | None]:
     """Objective and placement of the optimum, or (inf, None) if no placement is legal."""
     best: tuple[float, tuple[str, ...] | None] = (float("inf"), None)
-    for placement in itertools.product([node.name for node in problem.nodes], repeat=len(problem.blocks)):
+    cuts = range(1, len(problem.blocks)) if problem.allowed_cuts is None else sorted(problem.allowed_cuts)
+    lengths = [end - begin for begin, end in itertools.pairwise([0, *cuts, len(problem.blocks)])]
+    for parts in itertools.product([node.name for node in problem.nodes], repeat=len(lengths)):
+        placement = tuple(name for name, length in zip(parts, lengths, strict=True) for _ in range(length))
         evaluation = evaluate(problem, placement)
         if not evaluation.violations and evaluation.objective < best[0]:
             best = evaluation.objective, placement

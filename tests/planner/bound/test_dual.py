@@ -46,7 +46,11 @@ def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: 
     assert value <= optimum * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["n006-llama3.2-1b-c2-12", "n008-llama2-7b-c1-13", "n012-llama3.2-3b-c2-15"])
+@pytest.mark.parametrize(
+    "name",
+    ["n006-llama3.2-1b-c2-12", "n008-llama2-7b-c1-13", "n012-llama3.2-3b-c2-15",
+     "n005-llama3.2-1b-c2-batch-31", "n008-llama2-7b-c2-batch-32"],
+)  # fmt: skip
 def test_the_prices_of_the_convex_relaxation_prove_its_value(name: str) -> None:
     instance = Instance.of(read_problem(EXAMPLES / f"{name}.json"))
     unit = instance.memory.mean()
