@@ -12,7 +12,7 @@ from hypothesis import given
 from resplit.planner.evaluate import block_bytes
 from resplit.planner.instance import Instance
 from resplit.planner.search.kernel_arrays import MIN_EXCESS_ATOMS, KernelArrays
-from resplit.planner.search.moves import LIMIT_KINDS, penalised_cost, walk
+from resplit.planner.search.moves import COLUMNS, LIMIT_KINDS, _apply_move, _evaluate, penalised_cost, walk
 from tests.support.problems import seeds, tiny_problem
 from tests.support.properties import examples
 
@@ -33,6 +33,22 @@ def test_a_placement_costs_its_objective_if_it_is_legal_and_violates_a_limit_if_
         assert (broken == 0) == np.isfinite(legal)
         if np.isfinite(legal):
             assert cost == pytest.approx(legal, rel=1e-12)
+
+
+@given(seeds())
+@examples(25)
+def test_the_change_by_a_move_is_the_difference_of_the_costs(seed: int) -> None:
+    instance = Instance.of(tiny_problem(seed, blocks=6))
+    arrays, penalty = KernelArrays.of(replace(instance, balance_weight=0.0)), np.ones(LIMIT_KINDS)
+    before, after = np.random.default_rng(seed).integers(0, 3, (2, 6))
+    sums, saved = np.zeros((2, 3, COLUMNS))
+    _evaluate(before, arrays, penalty, sums)
+
+    change, broken, _ = _apply_move(before, after, 0, 6, arrays, penalty, sums, saved)
+
+    (old_cost, old_broken), (new_cost, new_broken) = (penalised_cost(x, arrays, penalty) for x in (before, after))
+    assert change == pytest.approx(new_cost - old_cost, rel=1e-9, abs=1e-9 * max(old_cost, new_cost))
+    assert broken == new_broken - old_broken
 
 
 @pytest.mark.parametrize("short_bytes", [1e3, 1e6])
