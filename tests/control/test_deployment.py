@@ -266,9 +266,6 @@ async def test_a_suspect_gets_less_time_to_prepare(bench: Bench) -> None:
     assert bench.commands.limits_s == []
     await bench.deploy(TURNED, "obey", suspects=(C,))
     assert bench.commands.limits_s == [{C: 10.0}]
-    bench.gateway.suspected = (B,)
-    await bench.deploy(SPREAD)
-    assert bench.commands.limits_s[1:] == [{B: 10.0}]
 
 
 async def test_a_recovery_replaces_the_live_blocks_and_its_failure_leaves_an_outage(bench: Bench) -> None:

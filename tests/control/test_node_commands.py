@@ -11,7 +11,7 @@ import structlog
 
 from resplit.control.node_commands import NodeCommands
 from resplit.control.rules import PlacementRules
-from resplit.errors import CommandRefusedError, NodeLostError
+from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
 from resplit.model.source import StoredModel
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER, Member
@@ -40,6 +40,7 @@ class SigningPeer:
         self._answer = answer
         self.audience = audience_of(member.name, self._verifier.nonce)
         self.faults: list[str] = []
+        self.fault_count = 0
         self.limits_s: dict[str, float] = {}
         self.running = 0
         self.received: list[tuple[str, dict[str, Any], int]] = []
@@ -125,6 +126,24 @@ async def test_a_node_gets_one_command_at_a_time_and_a_limit_for_each(bench: Ben
     assert bench.peers[A].limits_s == {"commit": 10.0, "abort": 10.0, "release": 10.0, "profile": 60.0}
     await bench.commands.send({A: Commit(4), B: Commit(4)}, 4, {A: 2.0})
     assert (bench.peers[A].limits_s["commit"], bench.peers[B].limits_s["commit"]) == (2.0, 10.0)
+
+
+async def test_a_command_that_waited_while_its_node_was_found_faulty_is_not_sent(bench: Bench) -> None:
+    peer = bench.peers[A]
+    answer = peer.command
+
+    async def never_in_time(kind: str, signed: str, timeout_s: float) -> dict[str, list[int]]:
+        await answer(kind, signed, timeout_s)
+        peer.fault_count += 1
+        raise PeerFaultError("it hangs")
+
+    peer.command = never_in_time  # type: ignore[method-assign]
+    answers = await asyncio.gather(*(bench.commands.send({A: command}, 4) for command in (Commit(4), Release(4))))
+    assert [type(each[A]) for each in answers] == [PeerFaultError, NodeLostError]
+    assert len(peer.received) == 1
+    peer.command = answer  # type: ignore[method-assign]
+    await bench.commands.send({A: bench.commands.profile(A, bench.rules)}, 4)
+    assert peer.limits_s["profile"] == 10.0
 
 
 def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alone_opens(

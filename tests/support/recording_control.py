@@ -65,7 +65,6 @@ class RecordingGateway:
     events: list[str]
     oldest: int = 0
     unavailable: str | None = None
-    suspected: tuple[str, ...] = ()
 
     def connected_nodes(self) -> set[str]:
         return self.connected
@@ -86,9 +85,6 @@ class RecordingGateway:
 
     async def move_all(self, route: Route) -> None:
         self.events.append(f"move all to {route.epoch}")
-
-    def suspects(self) -> frozenset[str]:
-        return frozenset(self.suspected)
 
     def lose(self, node: str) -> None:
         self.connected = self.connected - {node}

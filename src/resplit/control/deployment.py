@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 # A log restored from a backup lacks far fewer epochs than this. A node that says more lies, and must not use up the
 # numbers.
 _MAX_LACKING = 1_000_000
-# A node that was faulty or lost its trust must prepare in this time. If it does not, the next plan does without it.
+# A node that lost its trust must prepare in this time. If it does not, the next plan does without it.
 _SUSPECTS_WITHIN_S = 10.0
 
 
@@ -69,7 +69,7 @@ class Deployment:
         """Make a placement live on all nodes, or leave everything as it was.
 
         Running sessions move at a token boundary. Passes are paused for a staged move: one whose new blocks do not fit
-        beside the old ones. `suspects` get little time to answer, as do nodes that were faulty.
+        beside the old ones. `suspects` get little time to answer.
 
         Raises ProposalRefusedError if the proposal was planned against an epoch that is no longer live, violates a
         rule, or cannot be prepared on some node of the placement. No other node has a say.
@@ -140,9 +140,7 @@ class Deployment:
             name: self._commands.prepare(name, route, self._view.rules, replace_current)
             for name in self._view.reachable
         }
-        answers = await self._send(
-            commands, route, dict.fromkeys({*suspects, *self._gateway.suspects()}, _SUSPECTS_WITHIN_S)
-        )
+        answers = await self._send(commands, route, dict.fromkeys(suspects, _SUSPECTS_WITHIN_S))
         full = sorted(node for node, answer in answers.items() if _is_full(answer))
         replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
         return _loaded(replies, route), full

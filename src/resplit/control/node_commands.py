@@ -33,7 +33,8 @@ _MISSED = ("unprepared", "stale")
 class NodeCommands:
     """Builds, signs and sends commands. `epoch` is the epoch for which they are signed.
 
-    A node carries out one command at a time, so each is sent when the one before it has been answered.
+    A node carries out one command at a time, so each is sent when the one before it has been answered. A node that was
+    faulty gets no more time to load blocks or to measure links than for any other command.
     """
 
     def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
@@ -121,9 +122,13 @@ class NodeCommands:
         return Trust(node in rules.cluster.trusted, rules.private)
 
     async def _send(self, node: str, command: NodeCommand, epoch: int, within_s: float | None) -> Reply:
-        limit_s = within_s or _ANSWER_WITHIN_S.get(command.kind, _OTHERWISE_WITHIN_S)
+        peer, limit_s = self._peers[node], within_s or _ANSWER_WITHIN_S.get(command.kind, _OTHERWISE_WITHIN_S)
+        faults_before = peer.fault_count
         async with self._turns[node]:
-            peer = self._peers[node]
+            if peer.fault_count > faults_before:  # each command that a node does not answer would take as long again
+                raise NodeLostError(f"{node} was found faulty before {command.kind!r} was sent")
+            if peer.fault_count:
+                limit_s = min(limit_s, _OTHERWISE_WITHIN_S)
             signed = self._signer.sign(command.kind, to_body(command), audience=peer.audience, epoch=epoch)
             return await peer.command(command.kind, signed, limit_s)
 

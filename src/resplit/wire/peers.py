@@ -93,6 +93,7 @@ class Peer:
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
     on_fault: Callable[[str, str], None] = lambda name, reason: None
     hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
+    fault_count: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         config = Configuration(
@@ -120,6 +121,7 @@ class Peer:
 
     def fault(self, reason: str) -> PeerFaultError:
         """Report a fault of this peer to `on_fault`; the error to raise."""
+        self.fault_count += 1
         self.on_fault(self.name, reason)
         return PeerFaultError(f"{self.name}: {reason}")
 
