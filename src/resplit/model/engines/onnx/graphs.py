@@ -22,6 +22,8 @@ from resplit.model.engines.onnx.families import Decoder
 from resplit.model.engines.onnx.quantize import BLOCK_SIZE, quantise
 
 _BITS = {"int8": 8, "int4": 4}
+# The embedding and the head stay in 8 bits: they are few, and most of the loss of 4 bits would come from them.
+_END_WIDTHS = {"float32": "float32", "int8": "int8", "int4": "int8"}
 _CONTRIB = "com.microsoft"
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 Tensors = Mapping[str, FloatArray]
@@ -102,7 +104,7 @@ def mlp_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
 
 def embed_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`tokens` (rows) -> `hidden` (rows, hidden)."""
-    graph = _Graph(width)
+    graph = _Graph(_END_WIDTHS[width])
     graph.lookup("tokens", tensors["tokens.weight"], "hidden")
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows"])
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", decoder.hidden])
@@ -111,7 +113,7 @@ def embed_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
 
 def head_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `logits` (rows, vocabulary)."""
-    graph = _Graph(width)
+    graph = _Graph(_END_WIDTHS[width])
     x = graph.norm("hidden", tensors["norm.weight"], decoder.epsilon)
     logits = graph.product(x, tensors["projection.weight"], None)
     return graph.model({"hidden": decoder.hidden}, {"logits": (logits, decoder.vocabulary)})

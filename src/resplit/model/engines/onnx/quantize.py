@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 BLOCK_SIZE = 32
-_SHRINKS = (1.0, 0.95, 0.9, 0.85)
+_SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79)
 FloatMatrix = np.ndarray[Any, np.dtype[np.float32]]
 ByteArray = np.ndarray[Any, np.dtype[np.uint8]]
 
