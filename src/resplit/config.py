@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +14,8 @@ from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
 from resplit.types import EngineChoice, Split, Weights, Width
 from resplit.units import Bytes, BytesPerSecond, Seconds
+
+_TYPE_NAME = re.compile(r"\[|^[A-Z]")
 
 
 class _Strict(BaseModel):
@@ -319,7 +322,9 @@ def _load(path: Path, schema: type[_File]) -> _File:
 def _first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
     """Key and rule of the first error; a misspelt key comes before the key that is missing because of it."""
     first = min(error.errors(), key=lambda each: each["type"] == "missing")
-    location, rule = first["loc"], first["msg"].removeprefix("Value error, ")
+    # Where a key may have a value of two types, pydantic adds the name of the type; no key has such a name.
+    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and _TYPE_NAME.search(part)))
+    rule = first["msg"].removeprefix("Value error, ")
     if not location and ": " in rule:  # a rule over the whole file names its key in the message
         key, rule = rule.split(": ", 1)
         location = tuple(key.split("."))
