@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -174,3 +176,18 @@ def test_every_family_but_gpt2_runs_on_this_engine() -> None:
     for family in CONFIGS:
         engine = engine_with(unsplit(family), [], engine="auto")
         assert engine.spec.engine == ("torch" if family == "gpt2" else "onnx")
+
+
+def test_engines_that_are_opened_at_once_share_one_pool_of_threads() -> None:
+    code = (
+        "import threading\n"
+        "from resplit.model.engines.onnx.runtime import Runtime\n"
+        "threads = [threading.Thread(target=Runtime, args=(1,)) for _ in range(16)]\n"
+        "failed = []\n"
+        "threading.excepthook = lambda args: failed.append(args.exc_value)\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "print(failed)\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -60,13 +61,15 @@ class Runtime:
     """Loads graphs. All graphs of the process share one pool of threads."""
 
     _threads: int | None = None  # of the process: the pool is made once
+    _lock = threading.Lock()
 
     def __init__(self, threads: int) -> None:
-        if Runtime._threads is None:
-            _return_freed_memory()
-            onnxruntime.set_default_logger_severity(3)
-            onnxruntime.set_global_thread_pool_sizes(threads, 1)
-            Runtime._threads = threads
+        with Runtime._lock:
+            if Runtime._threads is None:
+                _return_freed_memory()
+                onnxruntime.set_default_logger_severity(3)
+                onnxruntime.set_global_thread_pool_sizes(threads, 1)
+                Runtime._threads = threads
         self._shared: dict[bytes, Any] = {}
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
