@@ -20,7 +20,8 @@ class ReportedState:
 
     `blocks` are the loaded blocks. `copies` are the blocks for which it holds KV replicas, of `copy_bytes` in total.
     `epochs` are the epochs that it serves, `prepared` the epochs that are ready for a commit. `refusals` counts
-    refused commands by reason. `emulation_error` is the median of |padded / declared - 1| over the passes so far.
+    refused commands, steps and caches by reason. `emulation_error` is the median of |padded / declared - 1| over the
+    passes so far.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a report is parsed

@@ -19,6 +19,7 @@ from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
+from resplit.security.identity import CONTROLLER
 from resplit.types import Sampling
 from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
@@ -27,7 +28,7 @@ from tests.support.engines import run_rows
 from tests.support.hostile import HostileClient
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.properties import examples
-from tests.support.two_nodes import MIDDLE, two_node_config
+from tests.support.two_nodes import MIDDLE, take_caches, two_node_config
 from tests.support.wire_fuzzing import Attacker, tensors
 
 HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
@@ -40,24 +41,27 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
     async with in_process(two_node_config(), stored_model, tmp_path) as running:
         await running.command("plain", "prepare", running.prepare_body("plain", MIDDLE, 1), 1)
         await running.command("plain", "commit", {"epoch": 1}, 1)
-        await running.peer("plain").cache([part("honest")])
+        await take_caches(running, "honest", [2], 16)
         yield running
 
 
 def part(session: str, **changed: object) -> CachePart:
-    return CachePart(**{"session": session, "block": 2, "capacity": 16, "values": to_wire(CACHE)} | changed)
+    return CachePart(**{"session": session, "block": 2, "values": to_wire(CACHE)} | changed)
 
 
 def step(**changed: object) -> Step:
-    right = {"session": "bad", "epoch": 1, "segment": 1, "capacity": 16, "values": to_wire(HIDDEN)}
+    right = {"session": "bad", "epoch": 1, "segment": 1, "values": to_wire(HIDDEN)}
     return Step(**right | {"gateway": "controller"} | changed)
 
 
-async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
-    """Send a step, and return the answer that the gateway receives."""
+async def answer_to(nodes: InProcessCluster, bad: Step, capacity: int = 16) -> Token:
+    """Send a step as the node of the segment before, and return the answer that the gateway receives."""
     answers: list[Token] = []
-    nodes.router.on_token = answers.append
-    nodes.peer("plain").send(bad)
+    nodes.router.on_token = lambda node, token: answers.append(token)
+    await nodes.permit("plain", "bad", capacity=capacity)
+    sender = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
+    await sender.steps("plain", [bad])
+    await sender.disconnect()
 
     async def answered() -> bool:
         return bool(answers)
@@ -76,10 +80,9 @@ async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
         ({"values": Tensor(dtype="float32", shape=[1, 2**62, 64], data=bytes(256))}, "data", "256 bytes are not"),
         ({"values": Tensor(dtype="object" * 1000, shape=[1], data=b"1")}, "data", "unknown dtype 'objectobject"),
         ({"values": Tensor()}, "data", "unknown dtype"),
-        ({"capacity": 0}, "capacity", "room for 0"),
-        ({"capacity": 2**32 - 1}, "capacity", "the cache of session bad needs"),
-        ({"epoch": 2**64 - 1}, "stale", "serves no segment"),
-        ({"segment": 2**32 - 1}, "stale", "serves no segment"),
+        ({"epoch": 2**64 - 1}, "stale", "does not serve epoch"),
+        ({"attempt": 1}, "stale", "is in attempt 0, not 1"),
+        ({"attempt": 2**32 - 1}, "stale", "is in attempt 0, not 4294967295"),
     ],
     ids=[
         "position beyond every cache",
@@ -89,10 +92,9 @@ async def answer_to(nodes: InProcessCluster, bad: Step) -> Token:
         "huge shape",
         "unknown dtype",
         "no tensor",
-        "no capacity",
-        "huge capacity",
         "unknown epoch",
-        "unknown segment",
+        "later attempt",
+        "huge attempt",
     ],
 )
 async def test_an_impossible_step_is_answered_with_an_error_and_takes_no_memory(
@@ -107,21 +109,40 @@ async def test_an_impossible_step_is_answered_with_an_error_and_takes_no_memory(
     assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
 
 
+@pytest.mark.parametrize(("capacity", "says"), [(0, "room for 0"), (2**32 - 1, "the cache of session bad needs")])
+async def test_a_step_of_a_session_whose_cache_cannot_be_is_answered_with_an_error_and_takes_no_memory(
+    nodes: InProcessCluster, capacity: int, says: str
+) -> None:
+    before = await nodes.state("plain")
+    answer = await answer_to(nodes, step(), capacity)
+    assert answer.error_kind == "capacity"
+    assert says in answer.error
+    assert (await nodes.state("plain")).held_bytes == before.held_bytes
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"block": 99}, "block 99: the model has 8"),
+        ({"block": 99}, "controller may not send the cache of block 99"),
         ({"block": 0}, r"may not hold blocks \[0\] or their caches"),
         ({"first": 5}, "0 positions held, the part begins at 5"),
-        ({"capacity": 3}, "room for 3"),
+        ({"attempt": 2**32 - 1}, "is in attempt 0, not 4294967295"),
         ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),
         ({"values": Tensor(dtype="float32", shape=[-2, -2, 4, 16], data=CACHE.data)}, "1024 bytes are not"),
     ],
-    ids=["unknown block", "private block", "a gap", "too small", "another shape", "negative shape"],
+    ids=[
+        "unknown block",
+        "private block",
+        "a gap",
+        "huge attempt",
+        "another shape",
+        "negative shape",
+    ],
 )
 async def test_an_impossible_part_of_a_cache_is_refused_and_takes_no_memory(
     nodes: InProcessCluster, changed: dict[str, object], says: str
 ) -> None:
+    await nodes.permit("plain", "bad", capacity=16, senders=dict.fromkeys(range(8), CONTROLLER))
     before = await nodes.state("plain")
     with pytest.raises(CapacityError, match=says):
         await nodes.peer("plain").cache([part("bad", **changed)])

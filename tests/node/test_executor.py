@@ -17,6 +17,7 @@ from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.executor import Executor, PassResult
 from resplit.types import Sampling
+from resplit.wire.permits import Permit
 
 LAST = 7
 PROMPT = [(5 * position) % 50 for position in range(75)]
@@ -132,7 +133,8 @@ async def test_a_new_attempt_waits_for_the_pass_that_runs(executor: Executor) ->
     running = asyncio.create_task(results(executor, whole("s", 0, PROMPT)))
     while executor._running is None and not running.done():  # noqa: ASYNC110 - a thread sets it
         await asyncio.sleep(0)
-    lengths = await executor.begin_attempt("s", 1)
+    executor.permits.give("s", Permit(1, 64))
+    lengths = await executor.held_positions("s")
     assert set(lengths.values()) <= {0, len(PROMPT)}
     await asyncio.gather(running, return_exceptions=True)
     assert executor.engine.lengths("s") == lengths

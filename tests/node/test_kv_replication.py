@@ -10,7 +10,7 @@ import pytest
 from resplit.errors import CapacityError
 from resplit.model.source import StoredModel
 from tests.support.in_process import InProcessCluster, in_process
-from tests.support.two_nodes import cache_parts, commit, layer_bytes, prepare, two_node_config
+from tests.support.two_nodes import commit, layer_bytes, prepare, take_caches, two_node_config
 
 ONE = ["trusted", "trusted", "plain", *["trusted"] * 5]
 TWO = ["trusted", "trusted", "plain", "plain", *["trusted"] * 4]
@@ -35,38 +35,37 @@ async def replicated_blocks(nodes: InProcessCluster) -> list[int]:
 async def test_a_replica_takes_no_reserved_memory(nodes: InProcessCluster) -> None:
     await prepare(nodes, TWO, 1)
     with pytest.raises(CapacityError, match="no room for a replica"):
-        await nodes.peer("plain").cache(cache_parts("s", 4, KV_TOKENS))
+        await take_caches(nodes, "s", [4], KV_TOKENS)
     assert await replicated_blocks(nodes) == []
 
 
 async def test_replicas_are_freed_for_a_block_and_its_caches(nodes: InProcessCluster) -> None:
     await prepare(nodes, ONE, 1)
-    await nodes.peer("plain").cache([*cache_parts("s", 4, KV_TOKENS), *cache_parts("s", 5, KV_TOKENS)])
+    await take_caches(nodes, "s", [4, 5], KV_TOKENS)
     assert await replicated_blocks(nodes) == [4, 5]
     await prepare(nodes, TWO, 2)
     for number in range(4):  # all the memory that is reserved for both blocks
-        for block in (2, 3):
-            await nodes.peer("plain").cache(cache_parts(f"real-{number}", block, KV_TOKENS // 4))
+        await take_caches(nodes, f"real-{number}", [2, 3], KV_TOKENS // 4)
     assert await replicated_blocks(nodes) == []
     assert (await nodes.state("plain")).sessions == 4
 
 
 async def test_a_replica_becomes_the_cache_when_its_block_moves_to_the_node(nodes: InProcessCluster) -> None:
     await prepare(nodes, ONE, 1)
-    await nodes.peer("plain").cache(cache_parts("s", 3, KV_TOKENS))
+    await take_caches(nodes, "s", [3], KV_TOKENS)
     assert await replicated_blocks(nodes) == [3]
     await prepare(nodes, TWO, 2)
     assert await replicated_blocks(nodes) == []
-    assert await nodes.peer("plain").begin_attempt("s", 1) == {3: 4}
+    assert await nodes.permit("plain", "s", attempt=1) == {3: 4}
 
 
 async def test_caches_of_a_replaced_epoch_stay_as_replicas(nodes: InProcessCluster) -> None:
     await prepare(nodes, TWO, 1)
     await commit(nodes, 1)
-    await nodes.peer("plain").cache(cache_parts("s", 3, KV_TOKENS))
+    await take_caches(nodes, "s", [3], KV_TOKENS)
     body = nodes.prepare_body("plain", ONE, 2) | {"replace_current": True}
     await nodes.command("plain", "prepare", body, 2)
     assert await replicated_blocks(nodes) == [3]
-    assert await nodes.peer("plain").begin_attempt("s", 1) == {3: 4}
+    assert await nodes.permit("plain", "s", attempt=1) == {3: 4}
     await nodes.peer("plain").close_sessions(["s"])
     assert await replicated_blocks(nodes) == []

@@ -18,8 +18,18 @@ from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from resplit.wire.tensors import to_wire
+from tests.support.hostile import HostileClient
 from tests.support.in_process import InProcessCluster, in_process, until
-from tests.support.two_nodes import LATER, MIDDLE, cache_parts, commit, layer_bytes, prepare, two_node_config
+from tests.support.two_nodes import (
+    LATER,
+    MIDDLE,
+    cache_parts,
+    commit,
+    layer_bytes,
+    prepare,
+    take_caches,
+    two_node_config,
+)
 
 PRIVATE_ON_PLAIN = ["plain", *MIDDLE[1:]]
 
@@ -34,6 +44,13 @@ async def held(nodes: InProcessCluster, node: str = "plain") -> tuple[list[int],
     """Blocks held, epochs served, epochs prepared."""
     state = await nodes.state(node)
     return list(state.blocks), list(state.epochs), list(state.prepared)
+
+
+async def trusted_sends(nodes: InProcessCluster, step: Step) -> None:
+    """Send a step to `plain` as the node `trusted`, which runs the segment before."""
+    sender = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
+    await sender.steps("plain", [step])
+    await sender.disconnect()
 
 
 async def test_an_epoch_is_prepared_committed_and_released_and_only_missing_blocks_are_loaded(
@@ -133,13 +150,11 @@ async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCl
     await commit(small, 1)
     before = (await small.state("plain")).held_bytes
     answers = []
-    small.router.on_token = answers.append
+    small.router.on_token = lambda node, token: answers.append(token)
     engine = open_engine(small.model.spec)
-    step = Step(
-        session="greedy", epoch=1, segment=1, start=0, capacity=10_000, values=to_wire(engine.blank_input(2, 4)),
-        gateway="controller",
-    )  # fmt: skip
-    small.peer("plain").send(step)
+    step = Step(session="greedy", epoch=1, segment=1, values=to_wire(engine.blank_input(2, 4)), gateway="controller")
+    await small.permit("plain", "greedy", capacity=10_000)
+    await trusted_sends(small, step)
 
     async def answered() -> bool:
         return bool(answers)
@@ -154,9 +169,9 @@ async def test_a_session_is_refused_if_its_cache_does_not_fit(small: InProcessCl
 async def test_a_transferred_cache_must_fit_in_memory(small: InProcessCluster) -> None:
     await prepare(small, ["trusted", "trusted", "plain", *["trusted"] * 5], 1)
     with pytest.raises(CapacityError, match="plain: the cache of session greedy"):
-        await small.peer("plain").cache(cache_parts("greedy", 2, capacity=10_000))
+        await take_caches(small, "greedy", [2], 10_000)
     assert (await small.state("plain")).sessions == 0
-    await small.peer("plain").cache(cache_parts("modest", 2, capacity=64))
+    await take_caches(small, "modest", [2], 64)
     state = await small.state("plain")
     assert state.sessions == 1
     assert state.held_bytes <= state.memory_bytes
@@ -166,14 +181,14 @@ async def test_late_messages_of_a_closed_session_are_refused(nodes: InProcessClu
     await prepare(nodes, MIDDLE, 1)
     await commit(nodes, 1)
     answers = []
-    nodes.router.on_token = answers.append
+    nodes.router.on_token = lambda node, token: answers.append(token)
     await nodes.peer("plain").close_sessions(["gone"])
     values = to_wire(open_engine(nodes.model.spec).blank_input(2, 4))
-    nodes.peer("plain").send(
-        Step(session="gone", epoch=1, segment=1, start=0, capacity=16, values=values, gateway="controller")
-    )
+    await trusted_sends(nodes, Step(session="gone", epoch=1, segment=1, values=values, gateway="controller"))
     with pytest.raises(CapacityError, match="gone"):
-        await nodes.peer("plain").cache(cache_parts("gone", 2, capacity=16))
+        await nodes.peer("plain").cache(cache_parts("gone", 2))
+    with pytest.raises(NodeLostError, match="session gone has ended"):
+        await nodes.permit("plain", "gone")
 
     async def answered() -> bool:
         return bool(answers)
@@ -314,16 +329,17 @@ async def test_real_hardware_cannot_emulate_other_hardware(nodes: InProcessClust
 
 async def test_a_step_for_an_unknown_epoch_is_answered_as_stale(nodes: InProcessCluster) -> None:
     answers = []
-    nodes.router.on_token = answers.append
+    nodes.router.on_token = lambda *answer: answers.append(answer)
     nodes.peer("plain").send(
-        Step(session="s", epoch=3, segment=0, capacity=8, values=to_wire(token_ids([1])), gateway="controller")
+        Step(session="s", epoch=3, segment=0, values=to_wire(token_ids([1])), gateway="controller")
     )
 
     async def answered() -> bool:
         return bool(answers)
 
     await until(answered)
-    assert (answers[0].error_kind, answers[0].session, answers[0].node) == ("stale", "s", "plain")
+    node, answer = answers[0]
+    assert (node, answer.error_kind, answer.session) == ("plain", "stale", "s")
 
 
 def test_an_address_is_host_and_port() -> None:

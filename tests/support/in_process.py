@@ -32,6 +32,7 @@ from resplit.status import ReportedState
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare, WrappedShard, to_body
 from resplit.wire.peers import Peer
+from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
 from tests.support.tcp_proxy import TcpProxy
 
@@ -90,6 +91,14 @@ class InProcessCluster:
 
     def route(self, placement: Sequence[str], epoch: int) -> Route:
         return Route(epoch, tuple(placement), dict(self.addresses))
+
+    async def permit(self, node: str, session: str, **fields: Any) -> dict[int, int]:
+        """Let a node accept passes of a session in epoch 1, or what `fields` of the permit say.
+
+        Returns the positions that it holds of the session, by block, if an attempt begins.
+        """
+        permit = Permit(**{"attempt": 0, "capacity": 64, "epochs": frozenset({1})} | fields)
+        return await self.peer(node).permit(session, permit, keep=True)
 
     async def command(self, node: str, kind: str, body: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
         """Send one signed command."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from resplit.wire.node_pb2 import Step, Token, TransferReply, TransferRequest
+from resplit.wire.permits import Permit
 
 
 @dataclass
@@ -14,12 +15,12 @@ class RecordingPeer:
     """Answers transfers with `reply`, once `transferring` is set, and steps with the token `start % 100`."""
 
     reply: TransferReply = field(default_factory=lambda: TransferReply(bytes=100))
-    held: dict[int, int] = field(default_factory=dict)  # positions by block, as `begin_attempt` reports them
+    held: dict[int, int] = field(default_factory=dict)  # positions by block, as `permit` reports them
     on_token: Callable[[Token], None] = lambda token: None
     transferring: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[TransferRequest] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    attempts: list[int] = field(default_factory=list)
+    permits: list[Permit] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -27,7 +28,9 @@ class RecordingPeer:
 
     def send(self, step: Step) -> None:
         self.steps.append(step)
-        token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, token_id=step.start % 100)
+        end = step.start + step.values.shape[1]
+        token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, position=end)
+        token.token_id = step.start % 100
         asyncio.get_running_loop().call_soon(self.on_token, token)
 
     async def transfer_cache(self, request: TransferRequest) -> TransferReply:
@@ -35,9 +38,9 @@ class RecordingPeer:
         await self.transferring.wait()
         return self.reply
 
-    async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
-        self.attempts.append(attempt)
-        return self.held
+    async def permit(self, session: str, permit: Permit, keep: bool, timeout_s: float = 5.0) -> dict[int, int]:
+        self.permits.append(permit)
+        return self.held if keep else {}
 
     async def close_sessions(self, sessions: list[str]) -> None:
         self.closed.extend(sessions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from resplit.config import ClusterConfig
 from resplit.model.activation import Activation
 from resplit.model.source import StoredModel
+from resplit.security.identity import CONTROLLER
 from resplit.wire.node_pb2 import CachePart
 from resplit.wire.tensors import to_wire
 from tests.support.in_process import InProcessCluster
@@ -46,7 +48,13 @@ def layer_bytes(model: StoredModel, kv_tokens: int) -> float:
     return layer.weight_bytes + kv_tokens * layer.kv_bytes_per_token
 
 
-def cache_parts(session: str, block: int, capacity: int) -> list[CachePart]:
+async def take_caches(nodes: InProcessCluster, session: str, blocks: Sequence[int], capacity: int) -> None:
+    """Give `plain` a permit for the caches of these blocks from the controller, and send it four positions of each."""
+    await nodes.permit("plain", session, capacity=capacity, senders=dict.fromkeys(blocks, CONTROLLER))
+    await nodes.peer("plain").cache([part for block in blocks for part in cache_parts(session, block)])
+
+
+def cache_parts(session: str, block: int) -> list[CachePart]:
     """Four positions of one layer's cache: (2, heads, positions, width)."""
     zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
-    return [CachePart(session=session, block=block, first=0, capacity=capacity, values=to_wire(zeros))]
+    return [CachePart(session=session, block=block, first=0, values=to_wire(zeros))]

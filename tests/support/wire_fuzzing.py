@@ -6,6 +6,7 @@ The attacker is a member of the cluster: it holds certificates. It also sends by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import struct
 from collections import Counter
@@ -31,6 +32,7 @@ from resplit.wire.node_pb2 import (
     Tensor,
     TransferRequest,
 )
+from resplit.wire.permits import Permit
 from tests.support.fuzzing import send_for
 from tests.support.hostile import HostileClient, exchange
 
@@ -85,7 +87,6 @@ STEPS = st.builds(
     epoch=_EPOCHS,
     segment=st.sampled_from([0, 1, 2, 3, 2**32 - 1]),
     start=_SIZES,
-    capacity=_SIZES,
     values=tensors(),
     sampling=st.builds(
         Sampling, temperature=_NUMBERS, top_p=_NUMBERS, seed=st.sampled_from([0, 1, -1, -(2**63), 2**63 - 1])
@@ -94,7 +95,7 @@ STEPS = st.builds(
     budget_s=_NUMBERS,
 )
 PARTS = st.builds(
-    CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES, capacity=_SIZES,
+    CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES,
     values=tensors(),
 )  # fmt: skip
 # Calls with one message and one answer.
@@ -186,13 +187,15 @@ class Attacker:
             self.broken[f"{what}: {outcome}"] += 1
 
     async def steps(self, node: str, steps: list[Step]) -> str:
-        """Send steps on one stream, and wait for the acknowledgement of each."""
+        """Send steps on one stream, and wait for the acknowledgement of each. Each session has a permit."""
+        await self._permit(node, [step.session for step in steps])
         await self._me.steps(node, steps)
         await self._close(node, [step.session for step in steps])
         return "acknowledged"
 
     async def parts(self, node: str, parts: list[CachePart]) -> str:
-        """Send parts of caches on one stream."""
+        """Send parts of caches on one stream. The node has permits to take them."""
+        await self._permit(node, [part.session for part in parts])
         reply = await self._me.cache(node, parts)
         await self._close(node, [part.session for part in parts])
         return "refused" if reply.error else "taken"
@@ -220,6 +223,13 @@ class Attacker:
         """Close every connection."""
         await self._me.disconnect()
         await self._controller.disconnect()
+
+    async def _permit(self, node: str, sessions: list[str]) -> None:
+        """Give permits as the gateway does, so that the messages pass the check of their sender."""
+        for session in sessions:
+            permit = Permit(0, 16, frozenset({1, 2, 3}), dict.fromkeys(range(9), self._me.member.name))
+            with contextlib.suppress(GRPCError):  # the name is too long, or the session has ended
+                await self._controller.call(node, "Permit", permit.to_wire(session, keep=False))
 
     async def _close(self, node: str, sessions: list[str]) -> None:
         """Close sessions as the gateway does when they end, so that the attack's sessions free their memory."""

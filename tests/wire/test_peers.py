@@ -27,6 +27,7 @@ from resplit.wire.links import Link, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import Ack, CommandReply, ReportReply, Step, Token, TransferRequest
 from resplit.wire.peers import Peer
+from resplit.wire.permits import Permit
 from resplit.wire.step_stream import Crossing
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.in_process import InProcessCluster, in_process, until
@@ -69,7 +70,7 @@ class Watched:
 
 
 def step(session: str = "s") -> Step:
-    return Step(session=session, epoch=9, capacity=4, values=to_wire(token_ids([1, 2])), gateway="controller")
+    return Step(session=session, epoch=9, values=to_wire(token_ids([1, 2])), gateway="controller")
 
 
 async def test_each_acknowledged_step_reports_its_round_trip(nodes: InProcessCluster) -> None:
@@ -124,27 +125,27 @@ async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_la
 
 async def test_the_gateway_notices_that_a_node_dies_and_returns(nodes: InProcessCluster) -> None:
     lost: asyncio.Queue[str] = asyncio.Queue()
-    tokens: asyncio.Queue[Token] = asyncio.Queue()
+    tokens: asyncio.Queue[tuple[str, Token]] = asyncio.Queue()
     nodes.router.on_lost = lost.put_nowait
-    nodes.router.on_token = tokens.put_nowait
+    nodes.router.on_token = lambda *answer: tokens.put_nowait(answer)
     await nodes.stop("far")
     assert await asyncio.wait_for(lost.get(), 5) == "far"
     assert nodes.router.listening == {"near"}
     nodes.peer("far").send(step("to the dead"))
-    answer = await asyncio.wait_for(tokens.get(), 5)
-    assert (answer.session, answer.error_kind, answer.node) == ("to the dead", "lost", "far")
+    node, answer = await asyncio.wait_for(tokens.get(), 5)
+    assert (answer.session, answer.error_kind, node) == ("to the dead", "lost", "far")
     with pytest.raises(NodeLostError, match="no answer within 0 s from far"):
         await nodes.router.wait_for({"near", "far"}, 0.1)
     await nodes.start("far")
     assert nodes.router.listening == {"near", "far"}
     nodes.peer("far").send(step("to the living"))
-    answer = await asyncio.wait_for(tokens.get(), 5)
+    node, answer = await asyncio.wait_for(tokens.get(), 5)
     assert (answer.session, answer.error_kind) == ("to the living", "stale")
 
 
 async def test_a_node_reports_a_lost_neighbour_to_the_gateway(nodes: InProcessCluster) -> None:
-    tokens: asyncio.Queue[Token] = asyncio.Queue()
-    nodes.router.on_token = tokens.put_nowait
+    tokens: asyncio.Queue[tuple[str, Token]] = asyncio.Queue()
+    nodes.router.on_token = lambda *answer: tokens.put_nowait(answer)
     placement = ["near", "near", "far", "far", *["near"] * 4]
     for name in ("near", "far"):
         await nodes.command(name, "prepare", nodes.prepare_body(name, placement, 1))
@@ -152,9 +153,10 @@ async def test_a_node_reports_a_lost_neighbour_to_the_gateway(nodes: InProcessCl
     await nodes.stop("far")
     first = step("broken")
     first.epoch = 1
+    await nodes.permit("near", "broken")
     nodes.peer("near").send(first)
-    answer = await asyncio.wait_for(tokens.get(), 5)
-    assert (answer.session, answer.error_kind, answer.node) == ("broken", "lost", "near")
+    node, answer = await asyncio.wait_for(tokens.get(), 5)
+    assert (answer.session, answer.error_kind, node) == ("broken", "lost", "near")
     assert "near lost its connection to far" in answer.error
 
 
@@ -295,8 +297,9 @@ async def test_an_answer_that_cannot_be_read_is_a_fault_and_silence_is_none(
 ) -> None:
     peer, faults = answering
     call = Answering(error)
-    peer._stub.Report = peer._stub.Echo = peer._stub.Attempt = peer._stub.TransferCache = call
-    for ask in (peer.report(0), peer.echo_s(64), peer.begin_attempt("s", 1), peer.transfer_cache(TransferRequest())):
+    peer._stub.Report = peer._stub.Echo = peer._stub.Permit = peer._stub.TransferCache = call
+    permit = peer.permit("s", Permit(1, 8), keep=True)
+    for ask in (peer.report(0), peer.echo_s(64), permit, peer.transfer_cache(TransferRequest())):
         with pytest.raises(PeerFaultError if is_fault else NodeLostError):
             await ask
     assert len(faults) == (4 if is_fault else 0)
@@ -356,7 +359,7 @@ class _Liar(NodeBase):  # type: ignore[misc]
         await stream.recv_message()
         await stream.send_message(Ack())
 
-    Steps = Tokens = Command = Report = Echo = Cache = TransferCache = Attempt = Close = _lie
+    Steps = Tokens = Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
 
 
 async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProcessCluster) -> None:
@@ -369,7 +372,7 @@ async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProce
             lambda: watched.peer.report(0),
             lambda: watched.peer.echo_s(0),
             lambda: watched.peer.command("abort", "signed"),
-            lambda: watched.peer.begin_attempt("a", 1),
+            lambda: watched.peer.permit("a", Permit(1, 8), keep=True),
             lambda: anext(watched.peer.tokens()),
         ]
         for call in calls:

@@ -18,10 +18,10 @@ from resplit.errors import ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import sample
-from resplit.node.attempts import Attempts
 from resplit.node.batching import Batch, Pace, Part, SegmentPass, Waiting, next_batch
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
+from resplit.node.permits import Permits
 
 _log = structlog.get_logger(__name__)
 
@@ -63,19 +63,24 @@ class _Queued(Waiting):
 
 
 class Executor:
-    """The engine, its thread, the accounting of its memory, and the attempts of its sessions.
+    """The engine, its thread, the accounting of its memory, and the permits of its sessions.
 
     `hardware` is None on real hardware. Passes run in the thread, in batches. Loading blocks, transferring caches and
     ending sessions run in other threads, so that they need not wait for the passes of other sessions.
     """
 
     def __init__(
-        self, engine: Engine[Any], memory_bytes: float, hardware: Hardware | None, kv_tokens: float = 0.0
+        self,
+        engine: Engine[Any],
+        memory_bytes: float,
+        hardware: Hardware | None,
+        kv_tokens: float = 0.0,
+        permits: Permits | None = None,
     ) -> None:
         self.engine = engine
         self.hardware = hardware
         self.memory = Memory(engine, memory_bytes, kv_tokens)
-        self.attempts = Attempts()
+        self.permits = permits or Permits()
         self.background_utilization = 0.0  # of real hardware; updated by the probe
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)  # relative errors of padded passes
@@ -138,26 +143,25 @@ class Executor:
         self, session: str, block: int, first: int, capacity: int, part: Activation, attempt: int = 0
     ) -> None:
         """Store a part of a session's cache of a block; CapacityError if the cache does not fit."""
-        self.attempts.ensure_current(session, attempt)
+        self.permits.ensure_current(session, attempt)
         self.memory.ensure_cache(session, block, capacity)
         self.engine.import_cache(session, block, first, capacity, part)
 
-    async def begin_attempt(self, session: str, attempt: int) -> dict[int, int]:
-        """Refuse earlier attempts. Returns the cached positions by block, once no earlier pass can change them."""
-        self.attempts.ensure_current(session, attempt)
+    async def held_positions(self, session: str) -> dict[int, int]:
+        """The cached positions of a session by block, once no pass of an earlier attempt can change them."""
         running = self._running
         if running and session in running[0]:
             await asyncio.wrap_future(running[1])
         return self.engine.lengths(session)
 
     def sessions(self) -> set[str]:
-        """Sessions that hold a cache here or were tried again."""
-        return self.engine.sessions() | self.attempts.sessions()
+        """Sessions that hold a cache or have a permit here."""
+        return self.engine.sessions() | self.permits.sessions()
 
     def end(self, session: str) -> None:
         """Free a session's caches, and refuse its messages from now on."""
         self.engine.close(session)
-        self.attempts.end(session)
+        self.permits.end(session)
         self._pace.ended(session)
 
     @property
@@ -213,7 +217,7 @@ class Executor:
             part.waiting.done += part.tokens
             if isinstance(outcome, Exception):
                 self._forget(part.waiting)
-            if self.attempts.has_ended(session):  # during this batch, which may have created caches again
+            if self.permits.has_ended(session):  # during this batch, which may have created caches again
                 self.engine.close(session)
         assert self._running is not None
         _, done = self._running
@@ -228,7 +232,7 @@ class Executor:
         for part in batch.parts:
             work = part.waiting.work
             try:
-                self.attempts.ensure_current(work.session, work.attempt)
+                self.permits.ensure_current(work.session, work.attempt)
                 self.memory.ensure_caches(work.session, work.first, work.last, work.capacity)
                 runnable.append(part)
             except ResplitError as error:

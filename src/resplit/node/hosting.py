@@ -17,6 +17,7 @@ from resplit.model.spec import ModelSpec
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor
 from resplit.node.memory import reserved_bytes
+from resplit.node.permits import Permits
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
 from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Trust, WrappedShard
@@ -38,6 +39,7 @@ class Hosting:
         self.memory_bytes = config.memory
         self.hardware = Hardware.declared(config.emulate) if config.emulate else None
         self.trusted = name in cluster.trusted
+        self.permits = Permits()
         self.executor: Executor | None = None  # made when the first command names a model
         self.prepared: dict[int, Route] = {}  # by epoch: loaded, not yet served
         self.routes: dict[int, Route] = {}  # by epoch: served, committed and not released
@@ -168,7 +170,7 @@ class Hosting:
         """The executor for this model; CommandRefusedError if it runs another one."""
         if self.executor is None:
             engine = await asyncio.to_thread(open_engine, spec, self._threads)
-            self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens)
+            self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens, self.permits)
             self._spec = spec
             freeze_startup_objects()
         elif spec != self._spec:

@@ -35,8 +35,16 @@ class Passes:
         self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def accept(self, step: Step) -> None:
-        """Run a step's segment and send the result on, in the background."""
+    def accept(self, sender: str, step: Step) -> None:
+        """Run a step's segment and send the result on, in the background.
+
+        CommandRefusedError if the route of the step's epoch does not lead from `sender` here. This has no answer: it
+        would end the pass of the member that may send the step.
+        """
+        route = self._hosting.routes.get(step.epoch)
+        if route is not None and route.sender_to(self._name, step.segment) != sender:
+            reason = f"{sender} may not send steps of segment {step.segment} of epoch {step.epoch} to {self._name}"
+            raise CommandRefusedError("unexpected", reason)
         task = asyncio.create_task(self._serve(step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -62,11 +70,13 @@ class Passes:
             self._answer(step, error=error)
 
     async def _compute(self, step: Step) -> AsyncIterator[PassResult]:
-        route = self._route(step)
-        if step.segment >= len(route.segments) or route.segments[step.segment].node != self._name:
-            raise self._stale(step)
+        route, permits = self._route(step), self._hosting.permits
+        await permits.arrival(step.session)
+        permit = permits.of(step.session, step.attempt)
+        if step.epoch not in permit.epochs:
+            raise CommandRefusedError("stale", f"session {step.session} does not run in epoch {step.epoch}")
         try:
-            async for result in self._hosting.running().run(_segment_pass(step, route)):
+            async for result in self._hosting.running().run(_segment_pass(step, route, permit.capacity)):
                 yield result
         except DataError as error:
             if self._hosting.routes.get(step.epoch) is route:
@@ -94,13 +104,13 @@ class Passes:
         return route
 
     def _stale(self, step: Step) -> CommandRefusedError:
-        return CommandRefusedError("stale", f"{self._name} serves no segment {step.segment} of epoch {step.epoch}")
+        return CommandRefusedError("stale", f"{self._name} does not serve epoch {step.epoch}")
 
     def _answer(self, step: Step, token_id: int = 0, error: Exception | None = None) -> None:
         """Send the token, or the error, to the gateway that sent the step."""
         # The shape of a failed step may be malformed; its start is always a position.
         position = step.start if error is not None else step.start + step.values.shape[1]
-        token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id, node=self._name)
+        token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id)
         token.attempt = step.attempt
         if error is not None:
             token.error, token.error_kind = str(error), wire_word(error)
@@ -115,7 +125,7 @@ class Passes:
             gateway.put(token, _TOKEN_BYTES)
 
 
-def _segment_pass(step: Step, route: Route) -> SegmentPass:
+def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:
     segment = route.segments[step.segment]
     is_last = step.segment == len(route.segments) - 1
     return SegmentPass(
@@ -123,7 +133,7 @@ def _segment_pass(step: Step, route: Route) -> SegmentPass:
         first=segment.first,
         last=segment.last,
         start=step.start,
-        capacity=step.capacity,
+        capacity=capacity,
         values=from_wire(step.values),
         sampling=Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed) if is_last else None,
         attempt=step.attempt,

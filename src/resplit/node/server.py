@@ -18,7 +18,7 @@ from grpclib.server import Stream
 
 from resplit.cancellation import VitalTasks, until_stopped
 from resplit.config import ClusterConfig
-from resplit.errors import ResplitError, wire_word
+from resplit.errors import CommandRefusedError, ResplitError, wire_word
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.security import signing
@@ -35,8 +35,6 @@ from resplit.wire.message_limits import limited, receive_one
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
-    AttemptReply,
-    AttemptRequest,
     CachePart,
     CacheReply,
     CloseReply,
@@ -45,6 +43,8 @@ from resplit.wire.node_pb2 import (
     CommandRequest,
     EchoReply,
     EchoRequest,
+    PermitReply,
+    PermitRequest,
     ReportReply,
     ReportRequest,
     Step,
@@ -54,6 +54,7 @@ from resplit.wire.node_pb2 import (
     TransferRequest,
 )
 from resplit.wire.peers import EPOCH, NONCE
+from resplit.wire.permits import Permit
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200
@@ -81,7 +82,10 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             async for step in stream:
                 _ensure_short(step.session, step.gateway)
                 acks.put(Ack(number=step.number), 0)
-                self._agent.passes.accept(step)
+                try:
+                    self._agent.passes.accept(caller, step)
+                except CommandRefusedError as error:
+                    self._count(error)
         except StreamTerminatedError:
             pass
         finally:
@@ -113,10 +117,8 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             reply = await self._agent.obey(command)
             await stream.send_message(CommandReply(body=json.dumps(reply)))
         except ResplitError as error:
-            kind = wire_word(error)
-            self._refusals[kind] += 1
-            _log.warning("command refused", node=self._agent.name, reason=kind, error=str(error))
-            await stream.send_message(CommandReply(error=str(error), error_kind=kind))
+            self._count(error)
+            await stream.send_message(CommandReply(error=str(error), error_kind=wire_word(error)))
 
     async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
         """Answer with the node's state and its telemetry rows since the last report."""
@@ -135,12 +137,15 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
     async def Cache(self, stream: Stream[CachePart, CacheReply]) -> None:  # noqa: N802
         """Store parts of caches that another node sends; the answer names the first error."""
+        caller = certificate_name(stream.peer.cert())
         error = ""
         async for part in stream:
             _ensure_short(part.session)
             try:
-                await self._agent.caches.take(part)
+                await self._agent.caches.take(caller, part)
             except ResplitError as refusal:
+                if not error:
+                    self._count(refusal)
                 error = error or str(refusal)
         await stream.send_message(CacheReply(error=error))
 
@@ -153,15 +158,16 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         except ResplitError as error:
             await stream.send_message(TransferReply(error=str(error)))
 
-    async def Attempt(self, stream: Stream[AttemptRequest, AttemptReply]) -> None:  # noqa: N802
-        """Begin a new attempt of a session after a loss: answer which positions of it are cached here."""
+    async def Permit(self, stream: Stream[PermitRequest, PermitReply]) -> None:  # noqa: N802
+        """Accept of a session what the permit says; answer which positions of it are cached here."""
         _only_the_controller(stream)
         request = await receive_one(stream)
+        _ensure_short(request.session, *request.senders.values())
         try:
-            lengths = await self._agent.caches.begin_attempt(request.session, request.attempt)
+            lengths = await self._agent.caches.permit(request.session, Permit.from_wire(request), request.keep)
         except ResplitError as error:
             raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from None
-        await stream.send_message(AttemptReply(lengths=lengths))
+        await stream.send_message(PermitReply(lengths=lengths))
 
     async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
         """Free the caches of sessions."""
@@ -169,6 +175,11 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         request = await receive_one(stream)
         self._agent.caches.close(list(request.sessions))
         await stream.send_message(CloseReply())
+
+    def _count(self, error: ResplitError) -> None:
+        reason = wire_word(error)
+        self._refusals[reason] += 1
+        _log.warning("message refused", node=self._agent.name, reason=reason, error=str(error))
 
     def _verified(self, kind: str, signed: str) -> NodeCommand:
         command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.hosting.committed)

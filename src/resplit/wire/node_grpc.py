@@ -43,7 +43,7 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
-    async def Attempt(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.AttemptRequest, resplit.wire.node_pb2.AttemptReply]') -> None:
+    async def Permit(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.PermitRequest, resplit.wire.node_pb2.PermitReply]') -> None:
         pass
 
     @abc.abstractmethod
@@ -94,11 +94,11 @@ class NodeBase(abc.ABC):
                 resplit.wire.node_pb2.TransferRequest,
                 resplit.wire.node_pb2.TransferReply,
             ),
-            '/resplit.wire.Node/Attempt': grpclib.const.Handler(
-                self.Attempt,
+            '/resplit.wire.Node/Permit': grpclib.const.Handler(
+                self.Permit,
                 grpclib.const.Cardinality.UNARY_UNARY,
-                resplit.wire.node_pb2.AttemptRequest,
-                resplit.wire.node_pb2.AttemptReply,
+                resplit.wire.node_pb2.PermitRequest,
+                resplit.wire.node_pb2.PermitReply,
             ),
             '/resplit.wire.Node/Close': grpclib.const.Handler(
                 self.Close,
@@ -154,11 +154,11 @@ class NodeStub:
             resplit.wire.node_pb2.TransferRequest,
             resplit.wire.node_pb2.TransferReply,
         )
-        self.Attempt = grpclib.client.UnaryUnaryMethod(
+        self.Permit = grpclib.client.UnaryUnaryMethod(
             channel,
-            '/resplit.wire.Node/Attempt',
-            resplit.wire.node_pb2.AttemptRequest,
-            resplit.wire.node_pb2.AttemptReply,
+            '/resplit.wire.Node/Permit',
+            resplit.wire.node_pb2.PermitRequest,
+            resplit.wire.node_pb2.PermitReply,
         )
         self.Close = grpclib.client.UnaryUnaryMethod(
             channel,

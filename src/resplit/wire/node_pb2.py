@@ -24,57 +24,61 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"\xfa\x01\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x06 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\x8d\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x10\n\x08token_id\x18\x04 \x01(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"\x1e\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"\x83\x01\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\x1b\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"2\n\x0e\x41ttemptRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"x\n\x0c\x41ttemptReply\x12\x38\n\x07lengths\x18\x01 \x03(\x0b\x32\'.resplit.wire.AttemptReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xca\x04\n\x04Node\x12\x32\n\x05Steps\x12\x12.resplit.wire.Step\x1a\x11.resplit.wire.Ack(\x01\x30\x01\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12<\n\x05\x43\x61\x63he\x12\x17.resplit.wire.CachePart\x1a\x18.resplit.wire.CacheReply(\x01\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12\x43\n\x07\x41ttempt\x12\x1c.resplit.wire.AttemptRequest\x1a\x1a.resplit.wire.AttemptReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"\xe8\x01\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\x7f\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x10\n\x08token_id\x18\x04 \x01(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"\x1e\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"q\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\x1b\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xcc\x01\n\rPermitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x04 \x03(\x04\x12\x39\n\x07senders\x18\x05 \x03(\x0b\x32(.resplit.wire.PermitRequest.SendersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bPermitReply\x12\x37\n\x07lengths\x18\x01 \x03(\x0b\x32&.resplit.wire.PermitReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xc7\x04\n\x04Node\x12\x32\n\x05Steps\x12\x12.resplit.wire.Step\x1a\x11.resplit.wire.Ack(\x01\x30\x01\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12<\n\x05\x43\x61\x63he\x12\x17.resplit.wire.CachePart\x1a\x18.resplit.wire.CacheReply(\x01\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12@\n\x06Permit\x12\x1b.resplit.wire.PermitRequest\x1a\x19.resplit.wire.PermitReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resplit.wire.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTEMPTREPLY_LENGTHSENTRY']._loaded_options = None
-  _globals['_ATTEMPTREPLY_LENGTHSENTRY']._serialized_options = b'8\001'
+  _globals['_PERMITREQUEST_SENDERSENTRY']._loaded_options = None
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_options = b'8\001'
+  _globals['_PERMITREPLY_LENGTHSENTRY']._loaded_options = None
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_options = b'8\001'
   _globals['_TENSOR']._serialized_start=41
   _globals['_TENSOR']._serialized_end=93
   _globals['_SAMPLING']._serialized_start=95
   _globals['_SAMPLING']._serialized_end=155
   _globals['_STEP']._serialized_start=158
-  _globals['_STEP']._serialized_end=408
-  _globals['_ACK']._serialized_start=410
-  _globals['_ACK']._serialized_end=431
-  _globals['_TOKENSREQUEST']._serialized_start=433
-  _globals['_TOKENSREQUEST']._serialized_end=448
-  _globals['_TOKEN']._serialized_start=451
-  _globals['_TOKEN']._serialized_end=592
-  _globals['_COMMANDREQUEST']._serialized_start=594
-  _globals['_COMMANDREQUEST']._serialized_end=640
-  _globals['_COMMANDREPLY']._serialized_start=642
-  _globals['_COMMANDREPLY']._serialized_end=705
-  _globals['_REPORTREQUEST']._serialized_start=707
-  _globals['_REPORTREQUEST']._serialized_end=737
-  _globals['_REPORTREPLY']._serialized_start=739
-  _globals['_REPORTREPLY']._serialized_end=780
-  _globals['_ECHOREQUEST']._serialized_start=782
-  _globals['_ECHOREQUEST']._serialized_end=812
-  _globals['_ECHOREPLY']._serialized_start=814
-  _globals['_ECHOREPLY']._serialized_end=825
-  _globals['_CACHEPART']._serialized_start=828
-  _globals['_CACHEPART']._serialized_end=959
-  _globals['_CACHEREPLY']._serialized_start=961
-  _globals['_CACHEREPLY']._serialized_end=988
-  _globals['_TRANSFERREQUEST']._serialized_start=990
-  _globals['_TRANSFERREQUEST']._serialized_end=1106
-  _globals['_TRANSFERREPLY']._serialized_start=1108
-  _globals['_TRANSFERREPLY']._serialized_end=1153
-  _globals['_ATTEMPTREQUEST']._serialized_start=1155
-  _globals['_ATTEMPTREQUEST']._serialized_end=1205
-  _globals['_ATTEMPTREPLY']._serialized_start=1207
-  _globals['_ATTEMPTREPLY']._serialized_end=1327
-  _globals['_ATTEMPTREPLY_LENGTHSENTRY']._serialized_start=1281
-  _globals['_ATTEMPTREPLY_LENGTHSENTRY']._serialized_end=1327
-  _globals['_CLOSEREQUEST']._serialized_start=1329
-  _globals['_CLOSEREQUEST']._serialized_end=1361
-  _globals['_CLOSEREPLY']._serialized_start=1363
-  _globals['_CLOSEREPLY']._serialized_end=1375
-  _globals['_NODE']._serialized_start=1378
-  _globals['_NODE']._serialized_end=1964
+  _globals['_STEP']._serialized_end=390
+  _globals['_ACK']._serialized_start=392
+  _globals['_ACK']._serialized_end=413
+  _globals['_TOKENSREQUEST']._serialized_start=415
+  _globals['_TOKENSREQUEST']._serialized_end=430
+  _globals['_TOKEN']._serialized_start=432
+  _globals['_TOKEN']._serialized_end=559
+  _globals['_COMMANDREQUEST']._serialized_start=561
+  _globals['_COMMANDREQUEST']._serialized_end=607
+  _globals['_COMMANDREPLY']._serialized_start=609
+  _globals['_COMMANDREPLY']._serialized_end=672
+  _globals['_REPORTREQUEST']._serialized_start=674
+  _globals['_REPORTREQUEST']._serialized_end=704
+  _globals['_REPORTREPLY']._serialized_start=706
+  _globals['_REPORTREPLY']._serialized_end=747
+  _globals['_ECHOREQUEST']._serialized_start=749
+  _globals['_ECHOREQUEST']._serialized_end=779
+  _globals['_ECHOREPLY']._serialized_start=781
+  _globals['_ECHOREPLY']._serialized_end=792
+  _globals['_CACHEPART']._serialized_start=794
+  _globals['_CACHEPART']._serialized_end=907
+  _globals['_CACHEREPLY']._serialized_start=909
+  _globals['_CACHEREPLY']._serialized_end=936
+  _globals['_TRANSFERREQUEST']._serialized_start=938
+  _globals['_TRANSFERREQUEST']._serialized_end=1054
+  _globals['_TRANSFERREPLY']._serialized_start=1056
+  _globals['_TRANSFERREPLY']._serialized_end=1101
+  _globals['_PERMITREQUEST']._serialized_start=1104
+  _globals['_PERMITREQUEST']._serialized_end=1308
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_start=1262
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_end=1308
+  _globals['_PERMITREPLY']._serialized_start=1310
+  _globals['_PERMITREPLY']._serialized_end=1428
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_start=1382
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_end=1428
+  _globals['_CLOSEREQUEST']._serialized_start=1430
+  _globals['_CLOSEREQUEST']._serialized_end=1462
+  _globals['_CLOSEREPLY']._serialized_start=1464
+  _globals['_CLOSEREPLY']._serialized_end=1476
+  _globals['_NODE']._serialized_start=1479
+  _globals['_NODE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

@@ -27,13 +27,12 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "capacity", "values", "sampling", "gateway", "budget_s", "attempt", "more")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
-    CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
@@ -45,14 +44,13 @@ class Step(_message.Message):
     epoch: int
     segment: int
     start: int
-    capacity: int
     values: Tensor
     sampling: Sampling
     gateway: str
     budget_s: float
     attempt: int
     more: bool
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)
@@ -65,14 +63,13 @@ class TokensRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "node", "attempt")
+    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "attempt")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_KIND_FIELD_NUMBER: _ClassVar[int]
-    NODE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
@@ -80,9 +77,8 @@ class Token(_message.Message):
     token_id: int
     error: str
     error_kind: str
-    node: str
     attempt: int
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., node: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")
@@ -127,20 +123,18 @@ class EchoReply(_message.Message):
     def __init__(self) -> None: ...
 
 class CachePart(_message.Message):
-    __slots__ = ("session", "block", "first", "capacity", "values", "attempt")
+    __slots__ = ("session", "block", "first", "values", "attempt")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
-    CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     session: str
     block: int
     first: int
-    capacity: int
     values: Tensor
     attempt: int
-    def __init__(self, session: _Optional[str] = ..., block: _Optional[int] = ..., first: _Optional[int] = ..., capacity: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., block: _Optional[int] = ..., first: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class CacheReply(_message.Message):
     __slots__ = ("error",)
@@ -172,15 +166,30 @@ class TransferReply(_message.Message):
     error: str
     def __init__(self, bytes: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
-class AttemptRequest(_message.Message):
-    __slots__ = ("session", "attempt")
+class PermitRequest(_message.Message):
+    __slots__ = ("session", "attempt", "capacity", "epochs", "senders", "keep")
+    class SendersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: str
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[str] = ...) -> None: ...
     SESSION_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     session: str
     attempt: int
-    def __init__(self, session: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    capacity: int
+    epochs: _containers.RepeatedScalarFieldContainer[int]
+    senders: _containers.ScalarMap[int, str]
+    keep: bool
+    def __init__(self, session: _Optional[str] = ..., attempt: _Optional[int] = ..., capacity: _Optional[int] = ..., epochs: _Optional[_Iterable[int]] = ..., senders: _Optional[_Mapping[int, str]] = ..., keep: _Optional[bool] = ...) -> None: ...
 
-class AttemptReply(_message.Message):
+class PermitReply(_message.Message):
     __slots__ = ("lengths",)
     class LengthsEntry(_message.Message):
         __slots__ = ("key", "value")

@@ -29,7 +29,6 @@ from resplit.wire.links import Link, until
 from resplit.wire.message_limits import BoundedChannel
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
-    AttemptRequest,
     CachePart,
     CloseRequest,
     CommandRequest,
@@ -41,6 +40,7 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
+from resplit.wire.permits import Permit
 from resplit.wire.step_stream import CONNECTION_ERRORS, Crossing, StepStream
 
 # A larger part of a cache would delay the other streams of the HTTP/2 connection.
@@ -221,10 +221,14 @@ class Peer:
             raise self.fault(f"it says that it transferred {reply.bytes} bytes")
         return reply
 
-    async def begin_attempt(self, session: str, attempt: int, timeout_s: float = 5.0) -> dict[int, int]:
-        """Have the node refuse messages of older attempts. Returns the cached positions of the session, by block."""
+    async def permit(self, session: str, permit: Permit, keep: bool, timeout_s: float = 5.0) -> dict[int, int]:
+        """Have the node accept of a session what `permit` says, and nothing else.
+
+        If an attempt begins with it, the node frees the session's caches, or with `keep` returns their positions by
+        block. No pass of an older attempt can change them any more.
+        """
         with self._asking():
-            reply = await self._stub.Attempt(AttemptRequest(session=session, attempt=attempt), timeout=timeout_s)
+            reply = await self._stub.Permit(permit.to_wire(session, keep), timeout=timeout_s)
         return dict(reply.lengths)
 
     async def close_sessions(self, sessions: list[str], timeout_s: float = 5.0) -> None:

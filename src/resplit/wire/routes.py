@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator
 
+from resplit.security.identity import CONTROLLER
 from resplit.types import Segment, segments_of
 from resplit.wire.addresses import Address
 
@@ -21,10 +23,19 @@ class Route:
     placement: tuple[str, ...]
     addresses: dict[str, AddressText]
 
-    @property
+    @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """Runs of consecutive blocks on one node, in model order."""
         return segments_of(self.placement)
+
+    def sender_to(self, node: str, segment: int) -> str | None:
+        """The member that sends the steps of a segment to `node`; None if the segment is not there.
+
+        The gateway, which is in the controller's process, sends those of segment 0.
+        """
+        if segment >= len(self.segments) or self.segments[segment].node != node:
+            return None
+        return self.segments[segment - 1].node if segment else CONTROLLER
 
     def blocks_of(self, node: str) -> tuple[int, ...]:
         """Indices of the blocks that `node` hosts."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from resplit.config import ClusterConfig
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication, choose_stand_bys
+from resplit.gateway.sessions.permits import SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferReply
 from resplit.wire.routes import Route
@@ -79,9 +80,10 @@ ROUTE = Route(1, ("alpha", "alpha", "alpha", "beta", "beta", "alpha"), {})  # la
 def replication(**peers: RecordingPeer) -> KvReplication:
     """Of session "s" under `ROUTE`, with a copy every four positions; only delta has room besides the hosts."""
     config = cluster({"delta": "20 KiB", "gamma": "1 B"})
-    router = SimpleNamespace(peers=peers, listening={"alpha", "beta", "gamma", "delta"})
+    router = SimpleNamespace(listening={"alpha", "beta", "gamma", "delta"})
     context = SimpleNamespace(cluster=config, features=features(), router=router, drained=frozenset())
-    return KvReplication("s", cast(SessionContext, context))
+    everybody = {name: RecordingPeer() for name in NODES} | peers
+    return KvReplication(SessionPermits("s", 64, cast(Any, everybody)), cast(SessionContext, context))
 
 
 def ranges(peer: RecordingPeer) -> list[tuple[int, int]]:
@@ -97,31 +99,30 @@ async def test_a_copy_begins_once_enough_positions_were_added() -> None:
     alpha, beta = RecordingPeer(), RecordingPeer()
     replicas = replication(alpha=alpha, beta=beta)
     for position in (3, 4, 7, 8):
-        replicas.advance(ROUTE, 0, position, may_begin=True)
+        replicas.advance(ROUTE, position, may_begin=True)
         await settle()
     assert ranges(alpha) == ranges(beta) == [(0, 4), (4, 8)]
     # Block 1 is private, so delta may not store it.
     assert list(alpha.requests[0].target) == ["", "beta", "beta", "", "", ""]
     assert list(beta.requests[0].target) == ["", "", "", "delta", "delta", ""]
-    assert replicas.nodes == {"beta", "delta"}
     assert replicas.sent_bytes == 400
 
 
 async def test_no_copy_begins_during_a_move_or_another_copy() -> None:
     alpha, beta = RecordingPeer(), RecordingPeer()
     replicas = replication(alpha=alpha, beta=beta)
-    replicas.advance(ROUTE, 0, 4, may_begin=False)
+    replicas.advance(ROUTE, 4, may_begin=False)
     await settle()
     assert ranges(beta) == []
     beta.transferring.clear()
     for position in (5, 9, 14):
-        replicas.advance(ROUTE, 0, position, may_begin=True)
+        replicas.advance(ROUTE, position, may_begin=True)
         await settle()
     assert ranges(beta) == [(0, 5)]
     assert replicas.max_lag == 14 - 5
     beta.transferring.set()
     await settle()
-    replicas.advance(ROUTE, 0, 15, may_begin=True)
+    replicas.advance(ROUTE, 15, may_begin=True)
     await settle()
     assert ranges(beta) == [(0, 5), (5, 15)]
 
@@ -130,10 +131,10 @@ async def test_a_node_that_refuses_a_replica_is_not_chosen_again_before_the_rout
     alpha, beta = RecordingPeer(), RecordingPeer(TransferReply(error="no room"))
     replicas = replication(alpha=alpha, beta=beta)
     for position in (4, 8):
-        replicas.advance(ROUTE, 0, position, may_begin=True)
+        replicas.advance(ROUTE, position, may_begin=True)
         await settle()
     replicas.stop()
-    replicas.advance(ROUTE, 1, 8, may_begin=True)
+    replicas.advance(ROUTE, 8, may_begin=True)
     await settle()
     assert [(request.target[3], request.first, request.last) for request in beta.requests] == [
         ("delta", 0, 4),
@@ -147,9 +148,8 @@ async def test_after_a_loss_copies_continue_from_the_replicas_that_nodes_hold() 
     replicas = replication(alpha=alpha, beta=beta)
     held: dict[str, Any] = {"alpha": {1: 12, 2: 12}, "beta": {1: 7, 3: 12, 4: 12}, "delta": {2: 6, 3: 20, 4: 9}}
     replicas.adopt(held, ROUTE, 10)
-    replicas.advance(ROUTE, 1, 14, may_begin=True)
+    replicas.advance(ROUTE, 14, may_begin=True)
     await settle()
     # Block 3 continues at 10: positions after the restored ones belong to the attempt that was lost.
     assert sorted(ranges(beta)) == [(9, 14), (10, 14)]
     assert sorted(ranges(alpha)) == [(6, 14), (7, 14)]
-    assert {request.attempt for request in alpha.requests + beta.requests} == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
+from resplit.gateway.sessions.permits import SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferReply
 from resplit.wire.routes import Route
@@ -73,9 +75,17 @@ TRANSFERS = [
 ]
 
 
+def permits(peers: dict[str, RecordingPeer]) -> SessionPermits:
+    """Of session "s" in its second new attempt."""
+    permits = SessionPermits("s", 64, cast(Any, peers | {"gamma": RecordingPeer()}))
+    permits.new_attempt()
+    permits.new_attempt()
+    return permits
+
+
 async def test_each_source_gets_one_request_for_each_range_of_positions() -> None:
     peers = {"alpha": RecordingPeer(TransferReply(bytes=100)), "beta": RecordingPeer(TransferReply(bytes=30))}
-    sent_bytes = await transfer_caches(peers, "s", 2, TRANSFERS, BLOCKS, background=True)
+    sent_bytes = await transfer_caches(permits(peers), TRANSFERS, BLOCKS, background=True)
     assert sent_bytes == 230
     assert [(r.first, r.last, list(r.target)) for r in peers["alpha"].requests] == [
         (0, 8, ["", "gamma", "beta", "", "", ""]),
@@ -89,4 +99,4 @@ async def test_each_source_gets_one_request_for_each_range_of_positions() -> Non
 async def test_a_transfer_that_fails_is_a_loss_with_its_reason() -> None:
     peers = {"alpha": RecordingPeer(TransferReply()), "beta": RecordingPeer(TransferReply(error="gamma has no room"))}
     with pytest.raises(NodeLostError, match="session s: gamma has no room"):
-        await transfer_caches(peers, "s", 2, TRANSFERS, BLOCKS)
+        await transfer_caches(permits(peers), TRANSFERS, BLOCKS)

@@ -215,26 +215,28 @@ async def test_without_room_there_are_no_replicas_and_no_request_is_refused(
     await controller.stop()
 
 
-async def test_a_step_of_an_older_attempt_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
+async def test_a_step_of_another_attempt_is_refused(nodes: InProcessCluster, controller: Controller) -> None:
     answers: list[Token] = []
-    nodes.router.on_token = answers.append
+    nodes.router.on_token = lambda node, token: answers.append(token)
 
     def step(attempt: int) -> Step:
         values = to_wire(token_ids(PROMPT))
-        return Step(session="s", epoch=1, attempt=attempt, capacity=64, values=values, gateway="controller")
+        return Step(session="s", epoch=1, attempt=attempt, values=values, gateway="controller")
 
     async def answered() -> bool:
         return bool(answers)
 
-    assert await nodes.peer(A).begin_attempt("s", 2) == {}
-    nodes.peer(A).send(step(1))
-    await until(answered)
-    assert (answers[0].error_kind, answers[0].attempt) == ("stale", 1)
-    assert "2 has begun" in answers.pop().error
+    for name in NODES:
+        assert await nodes.permit(name, "s", attempt=2) == {}
+    for attempt in (1, 3):
+        nodes.peer(A).send(step(attempt))
+        await until(answered)
+        assert (answers[0].error_kind, answers[0].attempt) == ("stale", attempt)
+        assert f"is in attempt 2, not {attempt}" in answers.pop().error
     nodes.peer(A).send(step(2))
     await until(answered)
     assert (answers[0].error, answers[0].attempt) == ("", 2)
-    assert await nodes.peer(A).begin_attempt("s", 3) == {1: len(PROMPT)}
+    assert await nodes.permit(A, "s", attempt=3) == {1: len(PROMPT)}
     await asyncio.gather(*(nodes.peer(name).close_sessions(["s"]) for name in NODES))
 
 

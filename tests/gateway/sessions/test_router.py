@@ -72,7 +72,7 @@ async def test_a_defect_while_tokens_are_received_is_a_failure_of_the_process(
         controller = nodes.controller()
         await deploy(controller, SPREAD)
 
-        def defect(token: Token) -> None:
+        def defect(node: str, token: Token) -> None:
             raise KeyError(token.session)
 
         nodes.router.on_token = defect

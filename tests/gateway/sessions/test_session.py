@@ -33,7 +33,7 @@ class Gateway:
         config = three_node_config(limits={"context_tokens": 64, "copy_every": 0})
         self.router = Router(config, cast(Any, SimpleNamespace(name="gateway")))
         self.sessions = Sessions(config, self.router, FEATURES)
-        self.peers = {name: RecordingPeer(on_token=self.router.on_token) for name in (A, B, C)}
+        self.peers = {name: RecordingPeer(on_token=self._answer) for name in (A, B, C)}
         self.router.peers.update(cast(Any, self.peers))
         self.router.listening.update(self.peers)
         self.router.activate(FIRST)
@@ -42,6 +42,11 @@ class Gateway:
 
     def start(self, new_tokens: int = 40) -> Any:
         return self.sessions.generate(generation_request(new_tokens, PROMPT))
+
+    def _answer(self, token: Token) -> None:
+        """Answer a step as the node of the head."""
+        if session := self.sessions._live.get(token.session):
+            self.router.on_token(session.route.placement[-1], token)
 
     def transfers(self) -> list[tuple[int, int, bool]]:
         """First and last position of every transfer from B, and whether it was in the background."""
@@ -246,7 +251,8 @@ async def test_when_caches_cannot_be_restored_three_times_every_pass_is_replayed
     await decode(stream, 1)  # begins to copy, which fails
     await settle()
     await decode(stream, 1)
-    assert gateway.peers[A].attempts == [1, 2, 3]
+    begun = [permit.attempt for permit in gateway.peers[A].permits]
+    assert sorted(set(begun)) == [0, 1, 2, 3, 4]
     assert [(step.attempt, step.start) for step in gateway.peers[A].steps[3:]] == [
         (0, 12),
         *[(4, 0), (4, 10), (4, 11), (4, 12), (4, 13)],
@@ -261,9 +267,67 @@ async def test_an_answer_to_an_older_attempt_is_ignored() -> None:
     gateway.router.on_lost(B)
     await decode(stream, 1)
     (name,) = gateway.sessions.session_names()
-    gateway.router.on_token(Token(session=name, attempt=0, epoch=1, token_id=99))
+    gateway.router.on_token(B, Token(session=name, attempt=0, epoch=1, position=13, token_id=99))
     (token,) = await decode(stream, 1)
     assert token.token_id == 12
+    await stream.aclose()
+
+
+ANSWER = {"attempt": 0, "epoch": 1, "position": 11, "token_id": 99}
+
+
+@pytest.mark.parametrize(
+    ("node", "changed"),
+    [
+        (A, {}),
+        (C, {}),
+        (B, {"epoch": 2}),
+        (B, {"attempt": 1}),
+        (B, {"position": 10}),
+        (B, {"position": 12}),
+        (C, {"error": "no", "error_kind": "data"}),
+        (B, {"error": "no", "error_kind": "data", "epoch": 7}),
+        (B, {"error": "no", "error_kind": "lost", "attempt": 2**32 - 1}),
+        (B, {"error": "no", "error_kind": "data", "position": 2}),
+    ],
+    ids=[
+        "token of a node of the route that does not host the head",
+        "token of a node that is not on the route",
+        "token of another epoch",
+        "token of another attempt",
+        "token of an earlier position",
+        "token of a later position",
+        "error of a node that is not on the route",
+        "error of another epoch",
+        "error of another attempt",
+        "error of another position",
+    ],
+)
+async def test_an_answer_that_does_not_belong_to_the_pass_under_way_is_ignored(
+    node: str, changed: dict[str, Any]
+) -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    (name,) = gateway.sessions.session_names()
+    forged = Token(session=name, **ANSWER | changed)
+    gateway.router.on_token(node, forged)  # between two passes
+    gateway.peers[A].on_token = lambda token: None
+    waiting = asyncio.create_task(anext(stream))
+    await settle()
+    gateway.router.on_token(node, forged)
+    gateway.router.on_token(B, Token(session=name, **ANSWER | {"token_id": 5}))
+    assert (await waiting).token_id == 5
+    await stream.aclose()
+
+
+async def test_a_second_token_for_the_same_position_does_not_answer_the_next_pass() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    (name,) = gateway.sessions.session_names()
+    gateway.router.on_token(B, Token(session=name, **ANSWER | {"position": 10}))
+    assert [token.token_id for token in await decode(stream, 2)] == [10, 11]
     await stream.aclose()
 
 
@@ -273,9 +337,12 @@ async def test_an_error_other_than_a_loss_ends_the_session(kind: str, error: typ
     stream = gateway.start()
     await decode(stream, 1)
     (name,) = gateway.sessions.session_names()
-    gateway.router.on_token(Token(session=name, attempt=0, epoch=1, error="no", error_kind=kind))
+    gateway.peers[A].on_token = lambda token: None  # no node answers the next pass
+    waiting = asyncio.create_task(anext(stream))
+    await settle()
+    gateway.router.on_token(A, Token(session=name, attempt=0, epoch=1, position=10, error="no", error_kind=kind))
     with pytest.raises(error, match="no"):
-        await anext(stream)
+        await waiting
     assert gateway.sessions.session_names() == []
 
 
@@ -287,6 +354,7 @@ async def test_at_the_end_every_node_that_may_have_caches_closes_them() -> None:
     gateway.peers[B].transferring.clear()
     await decode(stream, 1)
     (name,) = gateway.sessions.session_names()
+    await settle()
     await stream.aclose()  # in the middle of the move
     await settle()
     assert [gateway.peers[node].closed for node in (A, B, C)] == [[name]] * 3

@@ -12,7 +12,8 @@ import structlog
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError
 from resplit.gateway.sessions.context import SessionContext
-from resplit.gateway.sessions.kv_transfer import CacheTransfer, Held, transfer_caches
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, transfer_caches
+from resplit.gateway.sessions.permits import Held, SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.routes import Route
 
@@ -70,26 +71,25 @@ def choose_stand_bys(
 class KvReplication:
     """The replicas of one session. They lag by `copy_every` positions at most, plus those added during one copy."""
 
-    def __init__(self, session: str, context: SessionContext) -> None:
-        self._session = session
+    def __init__(self, permits: SessionPermits, context: SessionContext) -> None:
+        self._permits = permits
         self._context = context
         self._copying: asyncio.Task[None] | None = None  # at most one copy at a time
         self._target = 0  # the position up to which the current copy goes
         self._copied = 0  # the position that all replicas have reached; 0 after `stop`
         self._replicas: dict[int, KvReplica] = {}  # by block
         self._refusing: set[str] = set()  # nodes that refused a replica under the current route
-        self.nodes: set[str] = set()  # all nodes that may have a replica; only grows
         self.sent_bytes = 0
         self.max_lag = 0  # the most positions that passes added during one copy
 
-    def advance(self, route: Route, attempt: int, position: int, may_begin: bool) -> None:
+    def advance(self, route: Route, position: int, may_begin: bool) -> None:
         """After a pass: begin a copy if `copy_every` positions were added, no copy is under way, and it `may_begin`."""
         every = self._context.cluster.limits.copy_every
         if self._copying and not self._copying.done():
             self.max_lag = max(self.max_lag, position - self._target)
         elif may_begin and 0 < every <= position - self._copied:
             self._target = position
-            self._copying = asyncio.create_task(self._copy(route, attempt, position))
+            self._copying = asyncio.create_task(self._copy(route, position))
 
     def stop(self) -> None:
         """Cancel the current copy, because route or attempt change; the next copy chooses stand-by nodes anew."""
@@ -107,7 +107,7 @@ class KvReplication:
             if longest and others[longest]:
                 self._replicas[block] = KvReplica(longest, min(others[longest], position))
 
-    async def _copy(self, route: Route, attempt: int, position: int) -> None:
+    async def _copy(self, route: Route, position: int) -> None:
         """Choose the stand-by nodes, and extend every replica to `position`."""
         context = self._context
         current = {block: replica.node for block, replica in self._replicas.items()}
@@ -117,22 +117,21 @@ class KvReplication:
             block: self._replicas[block] if current.get(block) == node else KvReplica(node, 0)
             for block, node in chosen.items()
         }
-        self.nodes |= set(chosen.values())
         transfers: dict[str, list[CacheTransfer]] = defaultdict(list)  # by stand-by node
         for block, replica in self._replicas.items():
             if replica.positions < position:
                 host = route.placement[block]
                 transfers[replica.node].append(CacheTransfer(block, host, replica.node, replica.positions, position))
-        await asyncio.gather(*(self._copy_to(node, group, attempt) for node, group in transfers.items()))
+        await asyncio.gather(*(self._copy_to(node, group) for node, group in transfers.items()))
         self._copied = position
 
-    async def _copy_to(self, node: str, transfers: list[CacheTransfer], attempt: int) -> None:
+    async def _copy_to(self, node: str, transfers: list[CacheTransfer]) -> None:
         """Extend the replicas on one node. A node that refuses is not chosen again before the route changes."""
-        peers, blocks = self._context.router.peers, len(self._context.features)
+        blocks = len(self._context.features)
         try:
-            sent_bytes = await transfer_caches(peers, self._session, attempt, transfers, blocks, background=True)
+            sent_bytes = await transfer_caches(self._permits, transfers, blocks, background=True)
         except ResplitError as error:
-            _log.info("replica refused", session=self._session, node=node, error=str(error))
+            _log.info("replica refused", session=self._permits.session, node=node, error=str(error))
             self._refusing.add(node)
             for transfer in transfers:
                 self._replicas.pop(transfer.block, None)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from resplit.errors import NodeLostError
+from resplit.gateway.sessions.permits import Held, SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferRequest
-from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
-
-# The positions that nodes hold of one session, by node and by block.
-Held = Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True)
@@ -71,31 +68,28 @@ def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], st
 
 
 async def transfer_caches(
-    peers: Mapping[str, Peer],
-    session: str,
-    attempt: int,
-    transfers: Iterable[CacheTransfer],
-    blocks: int,
-    background: bool = False,
+    permits: SessionPermits, transfers: Iterable[CacheTransfer], blocks: int, background: bool = False
 ) -> int:
     """Have nodes transfer a session's caches, at once or in the `background`; returns the bytes transferred.
 
     `blocks` is the length of the model's chain. NodeLostError if a transfer fails.
     """
+    senders: dict[str, dict[int, str]] = defaultdict(dict)
     groups: dict[tuple[str, int, int], list[CacheTransfer]] = defaultdict(list)  # one request each
     for transfer in transfers:
+        senders[transfer.target][transfer.block] = transfer.source
         groups[transfer.source, transfer.first, transfer.last].append(transfer)
-    calls = []
+    await permits.allow(senders)
+    requests = []
     for (source, first, last), group in groups.items():
         target = [""] * blocks  # the node that receives each block's cache; empty: none does
         for transfer in group:
             target[transfer.block] = transfer.target
-        request = TransferRequest(
-            session=session, attempt=attempt, target=target, first=first, last=last, background=background
-        )  # fmt: skip
-        calls.append(peers[source].transfer_cache(request))
-    replies = await asyncio.gather(*calls)
+        request = TransferRequest(session=permits.session, attempt=permits.attempt, target=target)
+        request.first, request.last, request.background = first, last, background
+        requests.append((permits.peer(source), request))
+    replies = await asyncio.gather(*(peer.transfer_cache(request) for peer, request in requests))
     for reply in replies:
         if reply.error:
-            raise NodeLostError(f"cache of session {session}: {reply.error}")
+            raise NodeLostError(f"cache of session {permits.session}: {reply.error}")
     return sum(reply.bytes for reply in replies)

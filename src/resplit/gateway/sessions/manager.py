@@ -175,12 +175,13 @@ class Sessions:
         """A name that is unique, also among the sessions of earlier processes."""
         return f"{next(self._numbers)}-{time.time_ns():x}"
 
-    def _answered(self, token: Token) -> None:
+    def _answered(self, node: str, token: Token) -> None:
         if session := self._live.get(token.session):
-            session.receive(token)
+            session.receive(node, token)
 
     def _node_lost(self, node: str) -> None:
         for session in self._live.values():
+            session.permits.forget(node)
             if node in session.route.placement:
                 session.lose(f"{node} is lost")
         self.on_lost(node)

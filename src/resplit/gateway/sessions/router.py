@@ -45,7 +45,7 @@ class Router:
 
     cluster: ClusterConfig
     member: Member
-    on_token: Callable[[Token], None] = lambda token: None
+    on_token: Callable[[str, Token], None] = lambda node, token: None  # `node` by its certificate
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
     on_heard: Callable[[str], None] = lambda node: None
@@ -166,19 +166,6 @@ class Router:
             raise NodeLostError(reason)
         self.peers[route.segments[0].node].send(step)
 
-    async def begin_attempt(self, session: str, attempt: int) -> dict[str, dict[int, int]]:
-        """Have all connected nodes refuse older attempts of a session.
-
-        Returns the positions that each node holds of the session, by node and by block, without nodes that do not
-        answer.
-        """
-        nodes = sorted(self.listening)
-        calls = [self.peers[name].begin_attempt(session, attempt) for name in nodes]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        if defects := [a for a in answers if isinstance(a, BaseException) and not isinstance(a, NodeLostError)]:
-            raise defects[0]
-        return {name: answer for name, answer in zip(nodes, answers, strict=True) if isinstance(answer, dict)}
-
     def close_session(self, session: str, nodes: set[str]) -> None:
         """Have nodes drop a session's caches, in the background."""
         for name in nodes & set(self.peers):
@@ -230,7 +217,7 @@ class Router:
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_heard(name)
-                    self.on_token(token)
+                    self.on_token(name, token)
             if name in self.listening:
                 self._lose(name)
             await asyncio.sleep(_RECONNECT_S)
@@ -253,9 +240,9 @@ class Router:
 
     def _step_lost(self, name: str, steps: list[Step]) -> None:
         for step in steps:
-            lost = Token(session=step.session, epoch=step.epoch, attempt=step.attempt, node=name)
+            lost = Token(session=step.session, epoch=step.epoch, attempt=step.attempt, position=step.start)
             lost.error, lost.error_kind = f"the connection to {name} broke before it acknowledged a step", "lost"
-            self.on_token(lost)
+            self.on_token(name, lost)
 
 
 def _shape(shape: LinkShape | None) -> Shape | None:

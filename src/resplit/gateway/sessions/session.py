@@ -28,6 +28,7 @@ from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
+from resplit.gateway.sessions.permits import SessionPermits
 from resplit.model.activation import token_ids
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
@@ -70,8 +71,6 @@ class Session:
     reservation: Reservation  # held until `end`; no node caches more tokens of the session than it reserves
     route: Route  # of the next pass; it changes only between passes
 
-    # Rises with each loss. Nodes refuse steps and caches of older attempts, and `receive` drops their tokens.
-    attempt: int = 0
     # The passes done in this attempt, in order: the prompt, then one token each. The nodes of `route` have the caches
     # of exactly these passes, unless a loss is not noticed yet.
     steps: list[tuple[int, ...]] = field(default_factory=list)
@@ -79,8 +78,6 @@ class Session:
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
     precopying: asyncio.Task[PreCopy] | None = None
-    # All nodes that may have caches of the session, except for replicas. It only grows; at the end each is notified.
-    nodes: set[str] = field(default_factory=set)
 
     # The epochs that it used, oldest first; `route.epoch` is the last.
     epochs: list[int] = field(default_factory=list)
@@ -88,7 +85,10 @@ class Session:
     private_ok: bool = True  # False for good once a private block was routed to a node that is not trusted
 
     def __post_init__(self) -> None:
-        self.replication = KvReplication(self.name, self.context)
+        self.permits = SessionPermits(self.name, self.reservation.tokens, self.context.router.peers)
+        self.replication = KvReplication(self.permits, self.context)
+        self._end_position: int | None = None  # of the pass under way
+        self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
     @property
@@ -120,13 +120,14 @@ class Session:
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
         step = self.request.prompt_ids
+        self._permit_route()
         for index in range(self.request.max_new_tokens):
             begun_s = time.monotonic()
             async with asyncio.timeout_at(self.due_s):
                 token_id = await self._next_token(step)
             self.context.admission.made_token(self.reservation, time.monotonic() - begun_s)
             self.steps.append(step)
-            self.replication.advance(self.route, self.attempt, self.position, may_begin=self.precopying is None)
+            self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
             step = (token_id,)
             stopped = token_id in self.request.stop_ids
             last = index == self.request.max_new_tokens - 1
@@ -154,30 +155,44 @@ class Session:
         left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
         message = Step(
             session=self.name,
-            attempt=self.attempt,
+            attempt=self.permits.attempt,
             epoch=self.route.epoch,
             segment=0,
             start=self.position,
-            capacity=self.reservation.tokens,
             values=to_wire(token_ids(step)),
             sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
             gateway=self.context.router.member.name,
             budget_s=left_s,
         )
-        self.context.router.send(self.route, message)
-        answer = await self.answers.get()
+        self._end_position = self.position + len(step)
+        try:
+            self.context.router.send(self.route, message)
+            answer = await self.answers.get()
+        finally:
+            self._end_position = None
         if answer.error_kind:
             raise _error_of(answer)
         return answer.token_id
 
-    def receive(self, answer: Token) -> None:
-        """Accept a node's answer to a pass. An answer to an older attempt does not belong to this pass: drop it."""
-        if answer.attempt == self.attempt:
+    def receive(self, node: str, answer: Token) -> None:
+        """Accept the answer of `node` to the pass under way; ignore what does not belong to it."""
+        if self._belongs(node, answer):
             self.answers.put_nowait(answer)
+        else:
+            _log.info("answer ignored", session=self.name, node=node, epoch=answer.epoch, position=answer.position)
+
+    def _belongs(self, node: str, answer: Token) -> bool:
+        """Whether `node` may answer the pass under way with this: a token from the head's node, an error from any."""
+        end, placement = self._end_position, self.route.placement
+        if end is None or (answer.epoch, answer.attempt) != (self.route.epoch, self.permits.attempt):
+            return False
+        if answer.error_kind:
+            return node in placement and self.position <= answer.position <= end
+        return node == placement[-1] and answer.position == end
 
     def lose(self, reason: str) -> None:
         """End the current pass, or the next one if none runs, with the loss of the session's caches."""
-        lost = Token(session=self.name, attempt=self.attempt, epoch=self.route.epoch)
+        lost = Token(session=self.name, attempt=self.permits.attempt, epoch=self.route.epoch)
         lost.error, lost.error_kind = reason, "lost"
         self.answers.put_nowait(lost)
 
@@ -195,7 +210,6 @@ class Session:
         if self.precopying is None:
             if self.route.epoch == live.epoch:
                 return
-            self.nodes |= set(live.placement)
             self.precopying = self._precopy(PreCopy(live))
         if self.steps and not self.precopying.done():
             return
@@ -217,6 +231,7 @@ class Session:
         pause_s = time.monotonic() - begun_s
         self.replication.stop()
         self._enter(precopy.target)
+        self._permit_route()
         self.moves.append(SessionMove(self.route.epoch, pause_s, patched.cache_bytes))
         self.context.on_moved()
 
@@ -226,7 +241,6 @@ class Session:
         If the caches cannot be transferred within `within_s`, the session is lost on its new route and recovers there.
         """
         begun_s = time.monotonic()
-        self.nodes |= set(route.placement)
         self.replication.stop()
         try:
             async with asyncio.timeout(within_s):
@@ -240,10 +254,12 @@ class Session:
             return
         self.precopying = None
         self._enter(route)
+        self._permit_route()
         self.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, transferred.cache_bytes))
 
     async def _transfer(self, before: PreCopy, last: int, background: bool = False) -> PreCopy:
         """Transfer the positions from `before.last` to `last - 1` of every block that moves to another node."""
+        await self.permits.enter(before.target)
         if last == before.last:
             return before
         transfers = plan_move(self.route, before.target, self.context.features, before.last, last)
@@ -255,9 +271,20 @@ class Session:
         self.route = route
         if self.epochs[-1:] != [route.epoch]:
             self.epochs.append(route.epoch)
-        self.nodes |= set(route.placement)
         exposed = exposed_blocks(route.placement, self.context.features, self.context.cluster.trusted)
         self.private_ok = self.private_ok and not exposed
+
+    def _permit_route(self) -> None:
+        """Have the nodes accept what `route` needs and nothing else, in the background: passes need not wait for it."""
+        task = asyncio.create_task(self._permit_only(self.route), name=f"permits of session {self.name}")
+        self._permitting.add(task)
+        task.add_done_callback(self._permitting.discard)
+
+    async def _permit_only(self, route: Route) -> None:
+        try:
+            await self.permits.keep_only(route)
+        except NodeLostError as error:
+            self.lose(str(error))
 
     async def _recover(self, noticed_s: float) -> None:
         """Continue after a loss: restore the caches that survive, and replay the other passes in their first shapes.
@@ -271,7 +298,7 @@ class Session:
             ready_s = time.monotonic()
             try:
                 async with self.context.gate.passing():
-                    sent_bytes = await self._restore(done) if tries <= _RESTORE_TRIES else 0
+                    sent_bytes = await self._restore(done if tries <= _RESTORE_TRIES else [])
                 restored_s, restored = time.monotonic(), self.position
                 await self._replay(done)
             except NodeLostError as error:
@@ -299,15 +326,14 @@ class Session:
                 async with asyncio.timeout(_CONFIRM_LOSS_WITHIN_S):
                     await router.changed()
         await router.until_ready()
-        self.attempt += 1
+        self.permits.new_attempt()
         self.steps, self.answers = [], asyncio.Queue()
         self._enter(router.live_route)
 
     async def _restore(self, done: list[tuple[int, ...]]) -> int:
         """Restore the caches of as many of the passes `done` as survive everywhere; returns the bytes transferred."""
         router = self.context.router
-        self.nodes |= router.listening
-        held = await router.begin_attempt(self.name, self.attempt)
+        held = await self.permits.begin(self.route, router.listening)
         if silent := sorted(set(self.route.placement) - held.keys()):
             raise NodeLostError(f"no answer from {', '.join(silent)}")
         cached = [index for index, block in enumerate(self.context.features) if block.kv_bytes_per_token > 0]
@@ -327,18 +353,19 @@ class Session:
     def end(self) -> None:
         """Free what the session holds at the gateway, and have every node close its caches."""
         self._stop_transfers()
-        self.context.router.close_session(self.name, self.nodes | self.replication.nodes)
+        self.context.router.close_session(self.name, self.permits.nodes)
         self.context.admission.release(self.reservation)
 
     def _stop_transfers(self) -> None:
         if self.precopying:
             self.precopying.cancel()
             self.precopying = None
+        for task in self._permitting:
+            task.cancel()
         self.replication.stop()
 
     async def _send(self, transfers: Iterable[CacheTransfer], background: bool = False) -> int:
-        peers, blocks = self.context.router.peers, len(self.context.features)
-        return await transfer_caches(peers, self.name, self.attempt, transfers, blocks, background)
+        return await transfer_caches(self.permits, transfers, len(self.context.features), background)
 
 
 def _error_of(answer: Token) -> Exception:

@@ -1,0 +1,209 @@
+"""A node takes steps and caches only from the member that the session's route and permits name, by its certificate.
+
+Gamma is a member with valid credentials. It tries to write to sessions that do not run through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from resplit.control.controller import Controller
+from resplit.model.activation import Activation, token_ids
+from resplit.model.source import StoredModel
+from resplit.security.identity import CONTROLLER
+from resplit.wire.node_pb2 import CachePart, PermitRequest, Step, Token, TokensRequest, TransferRequest
+from resplit.wire.tensors import to_wire
+from tests.support.cluster import reference
+from tests.support.hostile import HostileClient, HostileNode
+from tests.support.in_process import InProcessCluster, deploy, in_process, until
+from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
+
+WITHOUT_C = [A, A, B, B, B, B, A, A]
+WITH_C = [A, A, B, B, C, C, A, A]
+NEW_TOKENS = 30
+HIDDEN = Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256)
+CACHE = Activation("float32", (2, 2, 4, 16), struct.pack("<f", 0.5) * 256)
+
+
+@pytest.fixture
+async def gamma() -> HostileNode:
+    return HostileNode()
+
+
+@pytest.fixture
+async def nodes(stored_model: StoredModel, tmp_path: Path, gamma: HostileNode) -> AsyncIterator[InProcessCluster]:
+    config = three_node_config(
+        limits={"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "20 s", "copy_every": 4}
+    )
+    async with in_process(config, stored_model, tmp_path, {C: gamma.service}) as running:
+        yield running
+
+
+@pytest.fixture
+async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
+    controller = nodes.controller()
+    await controller.membership.introduce()
+    yield controller
+    await controller.stop()
+
+
+@pytest.fixture
+async def liar(nodes: InProcessCluster) -> AsyncIterator[HostileClient]:
+    """A client with gamma's credentials."""
+    client = HostileClient(nodes.addresses, nodes.folder / "keys" / C)
+    yield client
+    await client.disconnect()
+
+
+def steps(session: str, epoch: int) -> list[Step]:
+    """A step at position 0 for each segment of `WITHOUT_C`, of this attempt and of a later one."""
+    first, others = to_wire(token_ids([1, 2, 3, 4])), to_wire(HIDDEN)
+    return [
+        Step(session=session, epoch=epoch, segment=segment, attempt=attempt, values=values, gateway=CONTROLLER)
+        for attempt in (0, 2**32 - 1)
+        for segment, values in ((0, first), (1, others), (2, others))
+    ]
+
+
+def parts(session: str) -> list[CachePart]:
+    """Positions 0 to 3 of every layer's cache, of this attempt and of a later one."""
+    return [
+        CachePart(session=session, block=block, first=first, values=to_wire(CACHE), attempt=attempt)
+        for block in range(1, 7)
+        for first, attempt in ((0, 0), (8, 0), (0, 2**32 - 1))
+    ]
+
+
+def forged_tokens(session: str, epoch: int) -> list[Token]:
+    """Tokens and errors for every position of an answer."""
+    positions = range(len(PROMPT), len(PROMPT) + NEW_TOKENS + 1)
+    errors = {"error": "no", "error_kind": "data"}
+    return [
+        Token(session=session, epoch=epoch, position=position, token_id=3, **more)
+        for position in positions
+        for more in ({}, errors)
+    ]
+
+
+async def attacked(nodes: InProcessCluster, gamma: HostileNode, liar: HostileClient, epoch: int) -> list[int]:
+    """The tokens of one request, while gamma sends all it can for its session."""
+    request = asyncio.create_task(generate(nodes.sessions, generation_request(NEW_TOKENS)))
+
+    async def begun() -> bool:
+        return any(session.position for session in nodes.sessions._live.values())
+
+    await until(begun)
+    (session,) = nodes.sessions.session_names()
+    while not request.done():
+        await gamma.say(*forged_tokens(session, epoch))
+        for node in (A, B):
+            await liar.steps(node, steps(session, epoch))
+            reply = await liar.cache(node, parts(session))
+            assert "may not send the cache" in reply.error or "has ended" in reply.error
+    return await request
+
+
+async def test_a_member_outside_the_route_changes_nobodys_answer(
+    nodes: InProcessCluster,
+    controller: Controller,
+    gamma: HostileNode,
+    liar: HostileClient,
+    unsplit_model: torch.nn.Module,
+) -> None:
+    await deploy(controller, WITHOUT_C)
+    expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
+    for _ in range(3):
+        assert await attacked(nodes, gamma, liar, 1) == expected
+    assert {move.replayed for record in nodes.sessions.records(0) for move in record.moves} == set()
+    for node in (A, B):
+        assert (await nodes.state(node)).refusals["unexpected"] > 0
+
+
+async def test_a_member_that_left_the_route_writes_to_no_session_that_moved_away_from_it(
+    nodes: InProcessCluster,
+    controller: Controller,
+    gamma: HostileNode,
+    liar: HostileClient,
+    unsplit_model: torch.nn.Module,
+) -> None:
+    await deploy(controller, WITH_C)
+    request = asyncio.create_task(generate(nodes.sessions, generation_request(120)))
+
+    async def half_done() -> bool:
+        return any(session.position > 20 for session in nodes.sessions._live.values())
+
+    await until(half_done)
+    await deploy(controller, WITHOUT_C)
+
+    async def moved() -> bool:
+        permits = [session.permits for session in nodes.sessions._live.values() if session.route.epoch == 2]
+        return bool(permits) and permits[0]._told.keys() >= {A, B} and permits[0]._told[A].epochs == {2}
+
+    await until(moved)
+    (session,) = nodes.sessions.session_names()
+    old_step = Step(session=session, epoch=1, segment=2, values=to_wire(HIDDEN), gateway=CONTROLLER)
+    nodes.router.on_token(C, Token(session=session, epoch=2, position=10**6, error="no", error_kind="data"))
+    await liar.steps(A, [old_step])
+    for node in (A, B):
+        assert (await liar.cache(node, parts(session))).error
+    assert await request == reference(unsplit_model, list(PROMPT), 120)
+    (record,) = nodes.sessions.records(0)
+    assert record.epochs == (1, 2)
+    assert [move.replayed for move in record.moves] == [False]
+
+
+async def test_guesses_sent_as_steps_teach_nothing_about_the_private_blocks(
+    nodes: InProcessCluster, controller: Controller, gamma: HostileNode, liar: HostileClient
+) -> None:
+    await deploy(controller, WITH_C)
+    before = [await nodes.state(node) for node in (A, B, C)]
+    gamma.heard.clear()
+    guesses = [
+        Step(session=f"guess-{number}", epoch=1, values=to_wire(token_ids([number])), gateway=CONTROLLER)
+        for number in range(20)
+    ]
+    await liar.steps(A, guesses)
+    after = [await nodes.state(node) for node in (A, B, C)]
+    assert after[0].refusals == {"unexpected": len(guesses)}
+    assert [state.held_bytes for state in after] == [state.held_bytes for state in before]
+    assert "Steps" not in [call for call, _ in gamma.heard]
+
+
+async def test_a_member_on_the_route_cannot_fill_memory_with_sessions_that_do_not_exist(
+    nodes: InProcessCluster, controller: Controller, liar: HostileClient, unsplit_model: torch.nn.Module
+) -> None:
+    await deploy(controller, WITH_C)
+    before = await nodes.state(A)
+    made_up = [
+        Step(session=f"made-up-{number}", epoch=1, segment=3, values=to_wire(HIDDEN), gateway=CONTROLLER)
+        for number in range(200)
+    ]
+    await liar.steps(A, made_up)  # gamma runs segment 2
+    after = await nodes.state(A)
+    assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
+    expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
+    assert await generate(nodes.sessions, generation_request(NEW_TOKENS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("Permit", PermitRequest(session="s", attempt=2**32 - 1, capacity=2**32 - 1, epochs=[1], senders={2: C})),
+        ("TransferCache", TransferRequest(session="s", target=[C] * 8, last=4)),
+        ("Tokens", TokensRequest()),
+    ],
+)
+async def test_only_the_controller_gives_permits_and_asks_for_caches(
+    nodes: InProcessCluster, liar: HostileClient, call: str, message: object
+) -> None:
+    with pytest.raises(GRPCError) as refusal:
+        await liar.call(A, call, message)  # type: ignore[arg-type]
+    assert refusal.value.status is Status.PERMISSION_DENIED
