@@ -47,6 +47,23 @@ def test_a_pass_that_is_timed_runs_alone() -> None:
     assert chosen([step("b"), prompt("a", 200, alone=True), step("c")]) == [("b", 1)]
 
 
+def test_the_decode_steps_that_waited_longest_come_first() -> None:
+    waiting = [step("a"), prompt("b", 100), step("c"), step("d")]
+    parts = next_batch(waiting, 32, most_decodes=2).parts
+    assert [(part.waiting.work.session, part.tokens) for part in parts] == [("a", 1), ("c", 1), ("b", 32)]
+
+
+def test_streams_are_shared_out_over_the_stages_of_the_chain() -> None:
+    found = Pace()
+    assert found.fair_share(stages=2, now_s=1.0) == 1
+    for number in range(8):
+        found.decoded(str(number), 1.0)
+    assert [found.fair_share(stages, 1.1) for stages in (1, 2, 3, 5, 9)] == [8, 4, 3, 2, 1]
+    found.ended("0")
+    assert found.fair_share(stages=1, now_s=1.1) == 7
+    assert found.fair_share(stages=1, now_s=9.0) == 1  # none of them decodes any more
+
+
 def test_a_batch_has_a_limit() -> None:
     assert len(chosen([step(str(number)) for number in range(MOST_SESSIONS + 5)])) == MOST_SESSIONS
 

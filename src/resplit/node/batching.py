@@ -29,7 +29,7 @@ class SegmentPass:
 
     `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
     `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `alone`: the pass
-    is timed, and shares its time with no other.
+    is timed, and shares its time with no other. `stages` is the number of segments of the whole route.
     """
 
     session: str
@@ -42,6 +42,7 @@ class SegmentPass:
     attempt: int = 0
     more: bool = False
     alone: bool = False
+    stages: int = 1
 
     @property
     def tokens(self) -> int:
@@ -106,11 +107,12 @@ class Batch:
         return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)
 
 
-def next_batch(waiting: Sequence[Waiting], most_tokens: int) -> Batch:
+def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int = MOST_SESSIONS) -> Batch:
     """The next batch of `waiting`, which is in order of arrival and not empty.
 
-    It runs the segment of the pass that waits longest: every decode step for that segment, and one chunk of the prompt
-    that waits longest, of at most `most_tokens`. A session has one pass in a batch, its oldest.
+    It runs the segment of the pass that waits longest: the decode steps for that segment, `most_decodes` of them at
+    most, and one chunk of the prompt that waits longest, of at most `most_tokens`. A session has one pass in a batch,
+    its oldest.
     """
     oldest = waiting[0].work
     batch = Batch(oldest.first, oldest.last)
@@ -129,7 +131,8 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int) -> Batch:
         if (work.first, work.last) != (oldest.first, oldest.last):
             continue
         if work.decoding:
-            batch.parts.append(Part(each, 1))
+            if len(batch.parts) < most_decodes:
+                batch.parts.append(Part(each, 1))
         elif prompt is None:
             prompt = each
     if prompt is not None:
@@ -165,6 +168,15 @@ class Pace:
     def ended(self, session: str) -> None:
         """Forget a stream."""
         self._decoded_s.pop(session, None)
+
+    def fair_share(self, stages: int, now_s: float) -> int:
+        """How many streams may share a pass, so that every stage of the chain has some to compute.
+
+        If all streams moved together from stage to stage, the others would idle.
+        """
+        recent_s = max(_IDLE_S, 4 * self._gap_s)
+        active = sum(now_s - decoded_s <= recent_s for decoded_s in self._decoded_s.values())
+        return max(1, math.ceil(active / stages))
 
     def chunk_tokens(self, now_s: float) -> int:
         """How many tokens of a prompt may run in one pass: few while streams decode, many while none does."""

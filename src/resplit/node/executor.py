@@ -185,7 +185,12 @@ class Executor:
                 self._changed.wait()
             if self._closed:
                 return None
-            batch = next_batch(self._waiting, self._pace.chunk_tokens(time.perf_counter()))
+            now_s = time.perf_counter()
+            stages = self._waiting[0].work.stages
+            # Emulated sessions that share no part of a pass gain nothing together, and would wait for one another.
+            shares = self.hardware is None or any(self.hardware.fixed_s.values())
+            most_decodes = self._pace.fair_share(stages, now_s) if shares else 1
+            batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), most_decodes)
             taken = {id(part.waiting) for part in batch.parts}
             self._waiting = [each for each in self._waiting if id(each) not in taken]
             for part in batch.parts:
