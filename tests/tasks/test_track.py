@@ -66,7 +66,7 @@ def test_a_policy_is_one_run_below_its_study_with_all_metrics(study: mlflow_stor
         "policy": "static",
         "scenario": "a-day-at-home",
         "seed": "0",
-        "weights": "latency=1 balance=0.5 privacy=0",
+        "weights": "latency=1 balance=0.5 privacy=0 energy=0",
     }
     assert run.data.tags["policy"] == "static"
     assert len(run.data.tags["git.commit"]) == 40

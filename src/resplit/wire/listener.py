@@ -59,8 +59,8 @@ class Listener(socket.socket):
         self._refused = 0
         self._next_log_s = 0.0
 
-    def listen(self, backlog: int = 0, /) -> None:
-        """Start to listen. `backlog` is ignored: asyncio passes the number of connections to accept per turn."""
+    def listen(self, _backlog: int = 0, /) -> None:
+        """Start to listen. The argument is ignored: asyncio passes the number of connections to accept per turn."""
         super().listen(_QUEUE)
 
     def accept(self) -> tuple[socket.socket, Any]:
