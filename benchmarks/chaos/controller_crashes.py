@@ -17,6 +17,8 @@ A, B, C = "alpha", "beta", "gamma"
 FIRST = (A, A, B, B, C, C, B, A)
 SECOND = (B, B, C, A, A, C, C, B)
 
+_SETTLES_WITHIN_S = 20.0
+
 
 async def run(scale: float, folder: Path) -> list[Finding]:
     """Crash at every step, then at every pair of a step and a step of the restart. `scale` below 1 skips some."""
@@ -69,7 +71,7 @@ async def change_and_crash(trial: Trial, crash_at: int) -> bool:
     trial.crash_point.events, trial.crash_point.crash_at = [], crash_at
     try:
         await trial.deploy(SECOND if live.placement == FIRST else FIRST)
-        await trial.controller.deployment.settle()
+        await trial.controller.deployment.settle(_SETTLES_WITHIN_S)
     except CrashedError:
         return True
     trial.crash_point.crash_at = None
@@ -81,7 +83,7 @@ async def restart_and_crash(trial: Trial, crash_at: int) -> bool:
     trial.crash_point.events, trial.crash_point.crash_at = [], crash_at
     try:
         await trial.resume()
-        await trial.controller.deployment.settle()
+        await trial.controller.deployment.settle(_SETTLES_WITHIN_S)
     except (CrashedError, BaseExceptionGroup):
         return True
     trial.crash_point.crash_at = None
