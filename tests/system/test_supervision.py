@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ classes:
   - {name: chat, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
 kv_tokens: 256
 """
-GONE_WITHIN_S = 2.0
+GONE_WITHIN_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +76,8 @@ def test_what_dies_is_started_again_and_nothing_is_left_when_up_is_killed(
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 3
     process.kill()
-    killed_s = time.monotonic()
     _, alive = psutil.wait_procs(children, GONE_WITHIN_S)
     assert alive == []
-    assert time.monotonic() - killed_s < GONE_WITHIN_S
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
