@@ -17,7 +17,7 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 
 
 def engine_rates(weights: str, models: Path, repeats: int) -> dict[str, float]:
-    """Decode rates of the engine with 1 and with 8 sessions in a pass."""
+    """Decode rates of the engine with 1 and with 8 sessions in a pass, and its processor time with 1."""
     from resplit.model.activation import token_ids
     from resplit.model.engines import open_engine
     from resplit.model.engines.base import SessionRows
@@ -32,15 +32,19 @@ def engine_rates(weights: str, models: Path, repeats: int) -> dict[str, float]:
         names = [str(number) for number in range(sessions)]
         prompt = token_ids([7 * position % 1000 + 100 for position in range(PROMPT_TOKENS)])
         engine.run(0, last, [SessionRows(name, 0, 256, prompt) for name in names])
+        used_s = time.process_time()
         begun_s = time.perf_counter()
         for position in range(PROMPT_TOKENS, PROMPT_TOKENS + NEW_TOKENS):
             engine.run(0, last, [SessionRows(name, position, 256, token_ids([5])) for name in names])
         seconds = time.perf_counter() - begun_s
+        compute_ms[sessions] = (time.process_time() - used_s) / (sessions * NEW_TOKENS) * 1e3
         for name in names:
             engine.close(name)
         return sessions * NEW_TOKENS / seconds
 
-    return {f"decode_{n}": statistics.median(rate(n) for _ in range(repeats)) for n in (1, 8)}
+    compute_ms: dict[int, float] = {}
+    rates = {f"decode_{n}": statistics.median(rate(n) for _ in range(repeats)) for n in (1, 8)}
+    return rates | {"compute_ms_per_token": compute_ms[1]}
 
 
 def generate_rate(models: Path, repeats: int) -> float:

@@ -33,7 +33,7 @@ class BlockFeatures:
     """Properties of a block that follow from the model alone; the inputs of the cost model.
 
     `flops_per_token` counts the matrix products of one new token, `flops_per_context_token` those added by each
-    cached token. `weight_bytes` is the size of the resident weights in the compute dtype.
+    cached token. `weight_bytes` is the size of the packaged block.
     """
 
     name: str
