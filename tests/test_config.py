@@ -8,6 +8,7 @@ import pytest
 
 from resplit.config import ClusterConfig, load_cluster, load_scenario
 from resplit.errors import ConfigError
+from resplit.types import Weights
 
 DATA = Path(__file__).parents[1] / "data"
 CLUSTER = """\
@@ -101,6 +102,16 @@ def test_a_named_link_overrides_the_default_in_both_directions(tmp_path: Path) -
             "objective.latency",
             "greater than or equal to 0",
         ),
+        (
+            "kv_tokens: 64",
+            "kv_tokens: 64\nobjective: {energy: -1}",
+            19,
+            "objective.energy",
+            "greater than or equal to 0",
+        ),
+        ("kv_tokens: 64", "kv_tokens: 64\nobjective: {energy: 1}", 19, "objective.energy", "'hub' has none"),
+        ("memory: 64 MiB", "memory: 64 MiB\n    compute_w: 15", 7, "nodes.0.compute_w", "one of the units mW, W, kW"),
+        ("memory: 64 MiB", "memory: 64 MiB\n    compute_w: -1 W", 7, "nodes.0.compute_w", "needs a number"),
         ("kv_tokens: 64", "", 1, "kv_tokens", "Field required"),
     ],
 )
@@ -112,6 +123,13 @@ def test_an_error_names_file_line_key_and_rule(
     assert str(error.value).startswith(f"{tmp_path / 'cluster.yaml'}:{line}: {key}: ")
     assert rule in error.value.rule
     assert "\n" not in str(error.value)
+
+
+def test_power_and_the_weight_of_energy_are_read(tmp_path: Path) -> None:
+    text = CLUSTER.replace("memory: 64 MiB", "memory: 64 MiB\n    compute_w: 1500 mW") + "objective: {energy: 0.5}\n"
+    config = load_cluster(written(tmp_path, text))
+    assert [node.compute_w for node in config.nodes] == [1.5, 1.5]
+    assert config.objective.values() == Weights(latency=1.0, energy=0.5)
 
 
 def test_classes_have_unique_names(tmp_path: Path) -> None:

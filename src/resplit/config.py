@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
 from resplit.types import EngineChoice, Split, Weights, Width
-from resplit.units import Bytes, BytesPerSecond, Seconds
+from resplit.units import Bytes, BytesPerSecond, Seconds, Watts
 
 _TYPE_NAME = re.compile(r"\[|^[A-Z]")
 
@@ -61,13 +61,14 @@ class Emulation(_Strict):
 class NodeConfig(_Strict):
     """One node. `memory` limits its weights and caches together; it listens at `address` (host:port).
 
-    Its engine computes with `threads` threads.
+    Its engine computes with `threads` threads. `compute_w` is its power above idle while it computes.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     address: str | None = None
     memory: Bytes
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    compute_w: Watts | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     emulate: Emulation | None = None
 
@@ -142,15 +143,16 @@ class HttpConfig(_Strict):
 
 
 class ObjectiveConfig(_Strict):
-    """alpha, beta, gamma of the planning objective."""
+    """alpha, beta, gamma and delta (per joule) of the planning objective."""
 
     latency: Annotated[float, Field(ge=0)] = 1.0
     balance: Annotated[float, Field(ge=0)] = 0.0
     privacy: Annotated[float, Field(ge=0)] = 0.0
+    energy: Annotated[float, Field(ge=0)] = 0.0
 
     def values(self) -> Weights:
         """These weights as the type that the planner uses."""
-        return Weights(self.latency, self.balance, self.privacy)
+        return Weights(self.latency, self.balance, self.privacy, self.energy)
 
 
 class ClusterConfig(_Strict):
@@ -182,6 +184,15 @@ class ClusterConfig(_Strict):
             _known("links.pairs.between", pair.between, names)
         if self.links is None and any(node.emulate for node in self.nodes):
             raise ValueError("links: emulated nodes need emulated links; add `links: {default: ...}`")
+        return self
+
+    @model_validator(mode="after")
+    def _energy_is_known(self) -> ClusterConfig:
+        if self.objective.energy and (unknown := [node.name for node in self.nodes if node.compute_w is None]):
+            raise ValueError(
+                f"objective.energy: needs the compute_w of every node, and {unknown[0]!r} has none: its energy would "
+                "count as 0"
+            )
         return self
 
     @property

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_WATTS = {"mW": 1e-3, "W": 1.0, "kW": 1e3}
 _BITS_PER_SECOND = {"bit/s": 1, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z/]+)\s*", re.IGNORECASE)
 
@@ -39,6 +40,11 @@ def _bytes_per_s(value: object) -> float:
     return parse_quantity(value, _BITS_PER_SECOND) / 8
 
 
+def _watts(value: object) -> float:
+    return parse_quantity(value, _WATTS)
+
+
 Bytes = Annotated[float, BeforeValidator(_bytes)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 BytesPerSecond = Annotated[float, BeforeValidator(_bytes_per_s)]
+Watts = Annotated[float, BeforeValidator(_watts)]

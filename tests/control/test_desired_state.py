@@ -93,6 +93,12 @@ def test_changes_that_a_running_cluster_can_follow_are_listed() -> None:
     ]
 
 
+def test_a_changed_power_is_listed() -> None:
+    powered = with_nodes({**FILE["nodes"][0], "compute_w": "15 W"}, *FILE["nodes"][1:])
+    assert changes(DesiredState(FILE), DesiredState(powered)) == ["alpha: compute_w is 15 W"]
+    assert changes(DesiredState(powered), DesiredState(FILE)) == ["alpha: compute_w is not known any more"]
+
+
 def test_an_unknown_node_and_an_invalid_cluster_file_are_refused() -> None:
     with pytest.raises(ConfigError, match="'attic': not in this cluster; it has alpha, beta, gamma"):
         DesiredState(FILE).with_drained("attic")

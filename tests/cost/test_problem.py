@@ -183,6 +183,16 @@ SMALL = CostModel(
 LAYER = BlockFeatures("layer.0", "layer", 1, 0.0, 0.0, 8.0, 2.0, 4.0, True, 0.5)
 
 
+def test_power_and_the_weight_of_energy_come_from_the_cluster(cluster: ClusterConfig) -> None:
+    nodes = tuple(node.model_copy(update={"compute_w": 10.0 + i}) for i, node in enumerate(cluster.nodes))
+    objective = cluster.objective.model_copy(update={"energy": 0.5})
+    powered = cluster.model_copy(update={"nodes": nodes, "objective": objective})
+    posed = problem_from(SMALL, [LAYER], powered, STATES, [CHAT])
+    assert [node.compute_w for node in posed.nodes] == [10.0, 11.0, 12.0, 13.0]
+    assert posed.weights.energy == 0.5
+    assert all(node.compute_w == 0 for node in problem_from(SMALL, [LAYER], cluster, STATES, [CHAT]).nodes)
+
+
 def test_one_class_without_requests_counts_as_one_with_some() -> None:
     for rate_rps in (0.0, 0.5):
         prefill, decode = seconds_per_token(

@@ -117,6 +117,9 @@ def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
         found.append(f"{after.name} is at {after.address}")
     if before.max_utilization != after.max_utilization:
         found.append(f"{after.name}: max_utilization is {after.max_utilization}")
+    if before.compute_w != after.compute_w:
+        power = "not known any more" if after.compute_w is None else f"{after.compute_w:g} W"
+        found.append(f"{after.name}: compute_w is {power}")
     if (before.memory, before.emulate) != (after.memory, after.emulate):
         found.append(f"{after.name}: memory or emulate changed; restart the node with the file to apply it")
     return found

@@ -90,6 +90,7 @@ def _node(cluster: ClusterConfig, name: str, state: NodeState | None) -> Node:
         background_utilization=0.0 if state is None else state.background_utilization,
         max_utilization=config.max_utilization,
         trusted=name in cluster.trusted,
+        compute_w=config.compute_w or 0.0,
     )
 
 
