@@ -103,18 +103,20 @@ def serve(
     end_with_parent: EndWithParent = False,
 ) -> None:
     """Run the gateway and the controller until SIGTERM or Ctrl-C."""
+    from resplit.cluster.state_folder import in_use
     from resplit.config import parse_cluster, read_cluster
 
     _follow_parent(end_with_parent)
     content = read_cluster(cluster)
     config = parse_cluster(content, str(cluster))
-    from resplit.cluster.server import ServePaths, serve
-    from resplit.model.source import obtain
-    from resplit.wire.addresses import Address
+    with contextlib.nullcontext() if end_with_parent else in_use(state):  # the parent holds the lock
+        from resplit.cluster.server import ServePaths, serve
+        from resplit.model.source import obtain
+        from resplit.wire.addresses import Address
 
-    stored = obtain(model, state / "models", config.weights, config.split, config.engine)
-    paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
-    _run_until_stopped(lambda stop: serve(content, stored, paths, stop, (state / "ready").touch))
+        stored = obtain(model, state / "models", config.weights, config.split, config.engine)
+        paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
+        _run_until_stopped(lambda stop: serve(content, stored, paths, stop, (state / "ready").touch))
 
 
 @app.command()
@@ -197,8 +199,10 @@ def keys(
     rotate: Annotated[bool, typer.Option(help="Renew every certificate and the signing key.")] = False,
 ) -> None:
     """Create the certificate authority, and keys and certificates for the controller and every node."""
+    from resplit.cluster.state_folder import make_private
     from resplit.security.authority import keys_command
 
+    make_private(state)
     keys_command(state / "keys", cluster, rotate)
     typer.echo(f"keys are in {state / 'keys'}: copy each member's folder to its machine, but never `authority`")
 

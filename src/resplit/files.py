@@ -38,11 +38,16 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
     _sync_folder(path.parent)
 
 
+def open_to_others(mode: int) -> bool:
+    """Whether a file's or folder's mode lets others than its owner do anything."""
+    return bool(mode & _OTHERS)
+
+
 def read_secret(path: Path) -> bytes:
     """Content of a file that only its owner may access; ConfigError if others may. OSError if it cannot be read."""
     with path.open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & _OTHERS:
+        if open_to_others(mode):
             raise ConfigError(
                 str(path),
                 f"other users of this machine may access it (mode {mode:04o}), and it holds a secret; run "

@@ -179,3 +179,17 @@ def test_an_expired_certificate_says_how_to_renew_it(ours: Path, monkeypatch: py
     monkeypatch.setattr("resplit.security.identity.datetime", InTwoYears)
     with pytest.raises(ConfigError, match="--rotate"):
         Member.load(ours / "node-a")
+
+
+@pytest.mark.parametrize(
+    ("member", "file"), [("node-a", "key.pem"), ("node-a", "wrap.key"), ("controller", "commands.key")]
+)
+def test_a_private_key_that_others_may_read_is_refused(ours: Path, member: str, file: str) -> None:
+    path = ours / member / file
+    Member.load(ours / member)
+    path.chmod(0o640)
+    try:
+        with pytest.raises(ConfigError, match=rf"{file}: other users .* \(mode 0640\).*chmod go="):
+            Member.load(ours / member)
+    finally:
+        path.chmod(0o600)

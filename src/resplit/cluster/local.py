@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 import yaml
 
+from resplit.cluster.state_folder import in_use
 from resplit.config import ClusterConfig, load_cluster, read_cluster
 from resplit.errors import ConfigError, ResplitError
 from resplit.files import write_atomically
@@ -40,6 +41,7 @@ class Cluster:
     config: ClusterConfig
     model: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    lock: int | None = None  # descriptor of the state folder's lock: the processes inherit it
 
     @property
     def token(self) -> str:
@@ -70,21 +72,22 @@ def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Itera
     """Run the cluster of `cluster_file` until the end of the block, then stop every process.
 
     The processes end with this one, also if it is killed. One that ends by itself stays dead: see `supervision`.
-    `port` 0 takes a free one. ConfigError if the port is in use; ResplitError, with the last line of its log, if a
-    process ends before the cluster is ready.
+    `port` 0 takes a free one. ConfigError if the port or the state folder is in use; ResplitError, with the last line
+    of its log, if a process ends before the cluster is ready.
     """
     config = load_cluster(cluster_file)
-    port = port or free_ports(1)[0]
-    _ensure_free(port)
-    _prepare_state(cluster_file, config, state)
-    cluster = Cluster(f"http://127.0.0.1:{port}", state, load_cluster(state / "cluster.yaml"), model)
-    try:
-        for name in [*cluster.config.node_names, CONTROLLER]:
-            start_process(cluster, name)
-        _await_ready(cluster)
-        yield cluster
-    finally:
-        cluster.stop()
+    with in_use(state) as lock:
+        port = port or free_ports(1)[0]
+        _ensure_free(port)
+        _prepare_state(cluster_file, config, state)
+        cluster = Cluster(f"http://127.0.0.1:{port}", state, load_cluster(state / "cluster.yaml"), model, lock=lock)
+        try:
+            for name in [*cluster.config.node_names, CONTROLLER]:
+                start_process(cluster, name)
+            _await_ready(cluster)
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def free_ports(count: int) -> list[int]:
@@ -114,6 +117,8 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
         node["address"] = f"127.0.0.1:{port}"
     write_atomically(state / "cluster.yaml", yaml.safe_dump(content, sort_keys=False), 0o600)
     # A fresh cluster has no epochs and no changes by operators, and is not ready yet.
+    if (state / "desired_state.json").exists():
+        _log.warning("drains, trust and files that operators set by command are forgotten: `up` starts afresh")
     for stale in [
         state / "ready",
         state / "latest_problem.json",
@@ -141,6 +146,7 @@ def start_process(cluster: Cluster, name: str, command: Sequence[str] | None = N
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            pass_fds=() if cluster.lock is None else (cluster.lock,),
             start_new_session=True,
         )
 

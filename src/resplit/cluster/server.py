@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
 from resplit.cancellation import VitalTasks, until_stopped
+from resplit.cluster.state_folder import claim_for_model
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
@@ -36,7 +37,7 @@ from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
 from resplit.security.identity import CONTROLLER, Member
 from resplit.shards.keyring import Keyring
-from resplit.shards.packaging import package
+from resplit.shards.packaging import identity, package
 from resplit.shards.registry import Registry
 from resplit.wire.addresses import Address
 from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
@@ -86,10 +87,12 @@ async def serve(
     member = Member.load(paths.keys / CONTROLLER)
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
-    parts = _assemble(content, desired, model, member, keyring, paths)
+    log = EpochLog(paths.state / "epochs.db")
+    first = log.last_committed() is None
+    claim_for_model(paths.state, model.name, identity(model, keyring), has_epochs=not first)
+    parts = _assemble(content, desired, model, member, keyring, log, paths)
     server, tasks = _http_server(parts.app, listener), VitalTasks()
     try:
-        first = parts.controller.log.last_committed() is None
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
         await parts.controller.start()
         http = tasks.spawn(server.serve(sockets=[listener]), "http")
@@ -122,6 +125,7 @@ def _assemble(
     model: StoredModel,
     member: Member,
     keyring: Keyring,
+    log: EpochLog,
     paths: ServePaths,
 ) -> _Parts:
     """Create gateway and controller, and connect their events."""
@@ -129,7 +133,6 @@ def _assemble(
     router = Router(cluster, member)
     router.connect(addresses)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    log = EpochLog(paths.state / "epochs.db")
     latest_problem = paths.state / "latest_problem.json"
     controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
     operator = Operator(controller, router, content, paths.desired_state_file)

@@ -34,7 +34,7 @@ def load_problem(path: Path) -> Problem | None:
 
 def save_problem(problem: Problem, path: Path) -> None:
     """Save a problem; a crash leaves the previous one. OSError if the file cannot be written."""
-    write_atomically(path, json.dumps(problem_to_json(problem)))
+    write_atomically(path, json.dumps(problem_to_json(problem)), 0o600)
 
 
 def without(problem: Problem, unused: Collection[str]) -> Problem:

@@ -32,6 +32,7 @@ from resplit.security.key_files import (
     read,
     read_certificate,
     read_key_set,
+    read_private,
     store,
 )
 
@@ -128,10 +129,10 @@ def _issue(folder: Path, name: str, hosts: Sequence[str]) -> None:
     files = {CA: read(home / CA), COMMANDS: read(home / COMMANDS), **_identity(home, name, hosts)}
     if name == CONTROLLER:
         wrap_keys = {path.name: read(path) for path in home.glob(public_wrap_key_name("*"))}
-        store(folder / name, files | wrap_keys | {COMMANDS_KEY: read(home / COMMANDS_KEY)})
+        store(folder / name, files | wrap_keys | {COMMANDS_KEY: read_private(home / COMMANDS_KEY)})
         return
     kept = folder / name / WRAP_KEY
-    wrap_key = read(kept) if kept.exists() else _private_pem(X25519PrivateKey.generate())
+    wrap_key = read_private(kept) if kept.exists() else _private_pem(X25519PrivateKey.generate())
     _publish_wrap_key(folder, name, wrap_key)
     store(folder / name, files | {WRAP_KEY: wrap_key})
 
@@ -150,7 +151,7 @@ def _publish_wrap_key(folder: Path, name: str, wrap_key: bytes) -> None:
 def _identity(home: Path, name: str, hosts: Sequence[str]) -> dict[str, bytes]:
     """A new key and its certificate, signed by the authority in `home`: file name -> content."""
     issuer = read_certificate(home / CA)
-    issuer_key = serialization.load_pem_private_key(read(home / CA_KEY), password=None)
+    issuer_key = serialization.load_pem_private_key(read_private(home / CA_KEY), password=None)
     assert isinstance(issuer_key, Ed25519PrivateKey)
     key = Ed25519PrivateKey.generate()
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

@@ -21,6 +21,7 @@ from resplit.security.key_files import (
     read,
     read_certificate,
     read_key_set,
+    read_private,
     subject_name,
 )
 
@@ -48,7 +49,7 @@ class Member:
 
     @classmethod
     def load(cls, folder: Path) -> Member:
-        """Read a member's folder; ConfigError names the file that is missing, malformed or expired."""
+        """Read a member's folder; ConfigError names the file that is missing, malformed, expired or open to others."""
         certificate = read_certificate(folder / CERTIFICATE)
         name = subject_name(certificate)
         if certificate.not_valid_after_utc < datetime.now(UTC):
@@ -56,13 +57,14 @@ class Member:
                 str(folder / CERTIFICATE),
                 f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}; renew it with `resplit keys --rotate`",
             )
+        read_private(folder / KEY)  # TLS reads this file by its path
         is_controller = name == CONTROLLER
         return cls(
             name=name,
             folder=folder,
             command_keys=read_key_set(folder / COMMANDS),
-            signing_key=read(folder / COMMANDS_KEY) if is_controller else None,
-            wrap_key=None if is_controller else read(folder / WRAP_KEY),
+            signing_key=read_private(folder / COMMANDS_KEY) if is_controller else None,
+            wrap_key=None if is_controller else read_private(folder / WRAP_KEY),
         )
 
     def public_wrap_key(self, node: str) -> bytes:

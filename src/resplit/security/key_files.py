@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from resplit.errors import ConfigError
-from resplit.files import write_atomically
+from resplit.files import read_secret, write_atomically
 
 CA, CA_KEY = "ca.pem", "ca.key"
 CERTIFICATE, KEY = "cert.pem", "key.pem"
@@ -31,7 +31,15 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror}); `resplit keys` creates it") from None
+        raise _unreadable(path, error) from None
+
+
+def read_private(path: Path) -> bytes:
+    """Content of a private key's file; ConfigError if it cannot be read, or if others than its owner may access it."""
+    try:
+        return read_secret(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def read_certificate(path: Path) -> x509.Certificate:
@@ -83,3 +91,7 @@ def store(folder: Path, files: Mapping[str, bytes]) -> None:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         write_atomically(folder / name, content, _FILE_MODE)
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(str(path), f"cannot be read ({error.strerror}); `resplit keys` creates it")

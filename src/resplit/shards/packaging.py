@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import structlog
 
@@ -31,3 +32,9 @@ def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
             written += 1
     _log.info("packaged", model=model.name, written=written, registry=registry.url)
     return written
+
+
+def identity(model: StoredModel, keyring: Keyring) -> str:
+    """A hash of the contents of all blocks of a packaged model: other weights have another one."""
+    contents = [(block.name, keyring[block.name].content) for block in model.spec.blocks]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
