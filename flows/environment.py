@@ -31,6 +31,6 @@ _ENVIRONMENT = {
 
 def prepare() -> None:
     """Make the state folder, and set the defaults of the tasks' tools. Variables that are set keep their values."""
-    STATE.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parent
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parent
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

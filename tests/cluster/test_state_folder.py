@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -83,6 +85,41 @@ def test_the_lock_holds_until_the_last_process_that_inherited_it_ends(state: Pat
         pass
 
 
+def test_after_a_crash_the_lock_is_free_once_the_children_of_the_dead_process_have_ended(state: Path) -> None:
+    child = orphan_with_the_lock_of(state, ends_after_s=0.5)
+    with in_use(state):
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_children_that_outlive_a_dead_process_are_named_as_its_own(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resplit.cluster.state_folder._ORPHANS_END_WITHIN_S", 0.1)
+    child = orphan_with_the_lock_of(state, ends_after_s=60)
+    try:
+        with (
+            pytest.raises(ConfigError, match=r"in use by processes that process \d+ \(.*\) left behind"),
+            in_use(state),
+        ):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def orphan_with_the_lock_of(state: Path, ends_after_s: float) -> int:
+    """A process whose parent took the lock of a state folder and was killed."""
+    program = f"""
+import os, pathlib, signal, subprocess, sys
+from resplit.cluster.state_folder import in_use
+with in_use(pathlib.Path({str(state)!r})) as lock:
+    quiet = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
+    child = subprocess.Popen(["sleep", "{ends_after_s}"], pass_fds=(lock,), **quiet)
+    print(child.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).stdout)
+
+
 @pytest.mark.parametrize("name", ["intent.json", "picture.json"])
 def test_the_state_of_an_earlier_release_is_refused_and_left_as_it_is(state: Path, name: str) -> None:
     state.mkdir(mode=0o700)
@@ -110,12 +147,18 @@ def test_a_stamp_that_cannot_be_read_is_an_error_with_its_place(state: Path, con
 
 def test_the_epochs_of_another_model_are_refused(state: Path) -> None:
     state.mkdir()
-    claim_for_model(state, "tiny", "a1", has_epochs=True)
+    claim_for_model(state, "tiny", "a1", has_epochs=False)
     claim_for_model(state, "tiny", "a1", has_epochs=True)
     with pytest.raises(ConfigError, match=r"another model or other weights \(tiny\), not of this one \(fine-tuned\)"):
         claim_for_model(state, "fine-tuned", "b2", has_epochs=True)
     claim_for_model(state, "fine-tuned", "b2", has_epochs=False)
     claim_for_model(state, "fine-tuned", "b2", has_epochs=True)
+
+
+def test_epochs_without_a_note_of_their_model_are_refused(state: Path) -> None:
+    state.mkdir()
+    with pytest.raises(ConfigError, match=r"another model or other weights \(of an earlier release\)"):
+        claim_for_model(state, "tiny", "a1", has_epochs=True)
 
 
 def test_only_its_owner_can_read_an_epoch_log(tmp_path: Path) -> None:

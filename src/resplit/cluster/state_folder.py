@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from resplit.errors import ConfigError
 from resplit.files import open_to_others, write_atomically
 
 _log = structlog.get_logger(__name__)
+_ORPHANS_END_WITHIN_S = 5.0  # the children of an `up` that was killed end by themselves
+_LOCK_POLL_S = 0.05
 _LAYOUT = 1  # of the files in the folder; raise it when a release cannot read those of the one before
 _STAMP = "state.json"
 _SECRETS = ("control.token", "keyring.json", "desired_state.json", "latest_problem.json", "cluster.yaml", "epochs.db*")
@@ -59,24 +62,51 @@ def make_private(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    """The descriptor of the folder's lock file, locked for this process."""
+    """The descriptor of the folder's lock file, locked for this process. Waits for the children of a dead holder."""
     path = folder / "lock"
+    until_s = time.monotonic() + _ORPHANS_END_WITHIN_S
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be opened ({error.strerror})") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while not _try_lock(descriptor):
+            pid, _, command = os.pread(descriptor, 1000, 0).decode(errors="replace").partition(" ")
+            if _runs(pid):
+                rule = f"is in use by process {pid} ({command}); stop that, or choose another --state"
+                raise ConfigError(str(folder), rule)
+            if time.monotonic() > until_s:
+                rule = f"is in use by processes that process {pid} ({command}) left behind; stop them"
+                raise ConfigError(str(folder), rule)
+            time.sleep(_LOCK_POLL_S)  # another process's lock has no event
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} ({' '.join(sys.argv)})".encode())
-    except BlockingIOError:
-        holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
-        os.close(descriptor)
-        raise ConfigError(str(folder), f"is in use by {holder}; stop that, or choose another --state") from None
+        os.pwrite(descriptor, f"{os.getpid()} {' '.join(sys.argv)}".encode(), 0)
     except OSError as error:
         os.close(descriptor)
         raise ConfigError(str(path), f"cannot be locked ({error.strerror})") from None
+    except ConfigError:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process with this id runs. Not so for an empty id: the holder has not written its own yet."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_layout(folder: Path) -> None:
@@ -110,8 +140,8 @@ def claim_for_model(folder: Path, name: str, identity: str, has_epochs: bool) ->
 
     ConfigError if it is that of another model and `has_epochs`: these are placements of the other model's blocks.
     """
-    known = _stamp(folder).get("model")
-    if known is not None and known["identity"] != identity and has_epochs:
+    known = _stamp(folder).get("model", {"name": "of an earlier release", "identity": None})
+    if known["identity"] != identity and has_epochs:
         raise ConfigError(
             str(folder),
             f"holds the epochs of another model or other weights ({known['name']}), not of this one ({name}); choose "
