@@ -20,6 +20,7 @@ from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER
 from resplit.wire.node_pb2 import CachePart, PermitRequest, Step, Token, TokensRequest, TransferRequest
+from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
 from tests.support.hostile import HostileClient, HostileNode
@@ -191,6 +192,35 @@ async def test_a_member_on_the_route_cannot_fill_memory_with_sessions_that_do_no
     assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
     expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
     assert await generate(nodes.sessions, generation_request(NEW_TOKENS)) == expected
+
+
+async def test_a_permit_in_a_step_counts_only_from_the_gateway(
+    nodes: InProcessCluster, controller: Controller, liar: HostileClient
+) -> None:
+    await deploy(controller, WITH_C)
+    permit = Permit(0, 2**31, frozenset({1}), {1: C}).to_wire("made-up", keep=False)
+    await liar.steps(A, [Step(session="made-up", epoch=1, segment=3, permit=permit, gateway=CONTROLLER)])
+    reply = await liar.cache(A, [CachePart(session="made-up", block=1, values=to_wire(CACHE))])
+    assert "session made-up has not begun here" in reply.error
+    assert (await nodes.state(A)).refusals == {"unexpected": 1, "stale": 1}
+
+
+async def test_a_session_that_a_node_has_closed_gets_an_error_and_not_silence(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    await deploy(controller, WITH_C)
+    answers: list[tuple[str, Token]] = []
+    nodes.router.on_token = lambda *answer: answers.append(answer)
+    await nodes.peer(B).close_sessions(["closed"])
+    permit = Permit(0, 64, frozenset({1})).to_wire("closed", keep=False)
+    nodes.peer(B).send(Step(session="closed", epoch=1, permit=permit, gateway=CONTROLLER))
+
+    async def answered() -> bool:
+        return bool(answers)
+
+    await until(answered)
+    node, answer = answers[0]
+    assert (node, answer.session, answer.error_kind) == (B, "closed", "stale")
 
 
 @pytest.mark.parametrize(

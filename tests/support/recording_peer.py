@@ -27,6 +27,10 @@ class RecordingPeer:
         self.transferring.set()
 
     def send(self, step: Step) -> None:
+        if step.HasField("permit"):
+            self.permits.append(Permit.from_wire(step.permit))
+        if not step.HasField("values"):
+            return
         self.steps.append(step)
         end = step.start + step.values.shape[1]
         token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, position=end)

@@ -15,9 +15,11 @@ from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
 from resplit.node.executor import PassResult
 from resplit.node.hosting import Hosting
+from resplit.security.identity import CONTROLLER
 from resplit.types import Sampling
 from resplit.wire.links import Sender
 from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
 from resplit.wire.tensors import from_wire, to_wire
 
@@ -41,6 +43,10 @@ class Passes:
         CommandRefusedError if the route of the step's epoch does not lead from `sender` here. This has no answer: it
         would end the pass of the member that may send the step.
         """
+        if step.HasField("permit"):
+            self._take_permit(sender, step)
+            if not step.HasField("values"):
+                return
         route = self._hosting.routes.get(step.epoch)
         if route is not None and route.sender_to(self._name, step.segment) != sender:
             reason = f"{sender} may not send steps of segment {step.segment} of epoch {step.epoch} to {self._name}"
@@ -48,6 +54,18 @@ class Passes:
         task = asyncio.create_task(self._serve(step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _take_permit(self, sender: str, step: Step) -> None:
+        """Take the permit that a session's first step brings. What follows it here must not bring it again."""
+        if sender != CONTROLLER:
+            raise CommandRefusedError("unexpected", f"{sender} may not give permits; only {CONTROLLER} may")
+        permit = Permit.from_wire(step.permit)
+        step.ClearField("permit")
+        try:
+            self._hosting.permits.give(step.session, permit)
+        except CommandRefusedError as error:
+            self._answer(step, error=error)
+            raise
 
     def lost(self, peer: str, steps: list[Step]) -> None:
         """Answer the steps that `peer` did not acknowledge with an error."""

@@ -9,8 +9,11 @@ import pytest
 
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions.permits import SessionPermits
+from resplit.model.activation import token_ids
+from resplit.wire.node_pb2 import Step
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
+from resplit.wire.tensors import to_wire
 from tests.support.recording_peer import RecordingPeer
 
 FIRST = Route(1, ("alpha", "beta", "beta"), {})
@@ -53,6 +56,20 @@ async def test_a_move_permits_both_routes_until_the_session_has_moved() -> None:
         "delta": (0, set(), {2: "beta"}),  # beta hosts block 1 no longer
     }
     assert nodes.permits.nodes == set(nodes.peers)
+
+
+async def test_the_first_step_brings_the_permits_of_its_route() -> None:
+    nodes = Nodes()
+    first = Step(session="s", epoch=1, values=to_wire(token_ids([1, 2])))
+    others = nodes.permits.start(FIRST, first)
+    assert others.keys() == {"beta"}
+    for step in (first, others["beta"]):
+        assert Permit.from_wire(step.permit) == Permit(0, 8, frozenset({1}))
+    assert first.HasField("values")
+    assert not others["beta"].HasField("values")
+    await nodes.permits.keep_only(FIRST)
+    assert nodes.calls() == 0
+    assert nodes.permits.nodes == {"alpha", "beta"}
 
 
 async def test_a_permit_that_a_node_has_is_not_sent_again_until_the_node_was_lost() -> None:

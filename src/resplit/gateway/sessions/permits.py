@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from resplit.errors import NodeLostError
+from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
@@ -55,6 +56,22 @@ class SessionPermits:
     def forget(self, node: str) -> None:
         """Assume that a node has no permit: it was lost, and may have started again."""
         self._told.pop(node, None)
+
+    def start(self, route: Route, first: Step) -> dict[str, Step]:
+        """Have the first step of the session bring the first node's permit.
+
+        Returns a step without values for each other node of `route`, by name. It brings that node's permit, and is
+        faster than a call: the nodes must have their permits before the pass comes to them.
+        """
+        self._note_hosts(route)
+        self._told = dict.fromkeys(route.placement, self._for_passes(route))
+        self.nodes |= self._told.keys()
+        first.permit.CopyFrom(self._for_passes(route).to_wire(self.session, keep=False))
+        others = {node: Step() for node in self._told if node != route.segments[0].node}
+        for step in others.values():
+            step.CopyFrom(first)
+            step.ClearField("values")
+        return others
 
     async def begin(self, route: Route, nodes: Collection[str]) -> Held:
         """Have `nodes` begin the attempt, on `route`.

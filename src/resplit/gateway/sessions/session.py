@@ -120,7 +120,6 @@ class Session:
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
         step = self.request.prompt_ids
-        self._permit_route()
         for index in range(self.request.max_new_tokens):
             begun_s = time.monotonic()
             async with asyncio.timeout_at(self.due_s):
@@ -166,7 +165,10 @@ class Session:
         )
         self._end_position = self.position + len(step)
         try:
+            others = {} if self.permits.nodes else self.permits.start(self.route, message)
             self.context.router.send(self.route, message)
+            for node, permit in others.items():
+                self.permits.peer(node).send(permit)
             answer = await self.answers.get()
         finally:
             self._end_position = None
