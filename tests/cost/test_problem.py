@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, LinkModel, NodeState, PassModel, PredictionError, node_states, problem_from
 from resplit.cost.model import Phase
-from resplit.cost.per_token import _least_squares, seconds_per_token
+from resplit.cost.per_token import _least_squares, node_times
 from resplit.errors import DataError
 from resplit.planner import solve
 from resplit.problem import problem_from_json, problem_to_json
@@ -195,9 +195,8 @@ def test_power_and_the_weight_of_energy_come_from_the_cluster(cluster: ClusterCo
 
 def test_one_class_without_requests_counts_as_one_with_some() -> None:
     for rate_rps in (0.0, 0.5):
-        prefill, decode = seconds_per_token(
-            SMALL, [LAYER], ["home-a", "stranger"], [RequestClass("c", "home-a", rate_rps, 8, 4)]
-        )
+        times = node_times(SMALL, [LAYER], ["home-a", "stranger"], [RequestClass("c", "home-a", rate_rps, 8, 4)])
+        prefill, decode = times.prefill_s_per_token, times.decode_s_per_token
         # One prefill pass of 0.5 + 8 * 0.25 s and three decode passes of 3 s; the decode step decides what is open.
         assert 8 * prefill[0, 0] + 4 * decode[0, 0] == pytest.approx(2.5 + 3 * 3)
         assert decode[0, 0] == pytest.approx(2.875, rel=0.05)
@@ -208,7 +207,7 @@ def test_one_class_without_requests_counts_as_one_with_some() -> None:
 def test_a_kind_to_which_the_model_was_not_fitted_is_a_data_error() -> None:
     head = replace(LAYER, name="head", kind="head")
     with pytest.raises(DataError, match="'head'"):
-        seconds_per_token(SMALL, [LAYER, head], ["home-a"], [CHAT])
+        node_times(SMALL, [LAYER, head], ["home-a"], [CHAT])
 
 
 def test_a_link_has_the_values_of_its_direction_and_one_that_was_not_seen_has_none(cluster: ClusterConfig) -> None:

@@ -14,8 +14,8 @@ def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Wai
     return Waiting(SegmentPass(session, *segment, start, 64, token_ids([1]), None))
 
 
-def prompt(session: str, tokens: int, done: int = 0, start: int = 0, alone: bool = False) -> Waiting:
-    return Waiting(SegmentPass(session, 0, 3, start, 4096, token_ids([1] * tokens), None, alone=alone), done)
+def prompt(session: str, tokens: int, done: int = 0, start: int = 0, timed: bool = False) -> Waiting:
+    return Waiting(SegmentPass(session, 0, 3, start, 4096, token_ids([1] * tokens), None, timed=timed), done)
 
 
 def chosen(waiting: list[Waiting], chunk: int = 32) -> list[tuple[str, int]]:
@@ -42,9 +42,12 @@ def test_chunks_end_where_a_prompt_may_be_cut() -> None:
     assert chosen([step("x"), prompt("a", 100, done=32)]) == [("x", 1), ("a", 32)]
 
 
-def test_a_pass_that_is_timed_runs_alone() -> None:
-    assert chosen([prompt("a", 200, alone=True), step("b")]) == [("a", 200)]
-    assert chosen([step("b"), prompt("a", 200, alone=True), step("c")]) == [("b", 1)]
+def test_a_pass_that_is_timed_shares_its_time_with_timed_passes_only() -> None:
+    assert chosen([prompt("a", 200, timed=True), step("b")]) == [("a", 200)]
+    assert chosen([step("b"), prompt("a", 200, timed=True), step("c")]) == [("b", 1)]
+    timed = [prompt("a", 200, timed=True), prompt("b", 1, start=9, timed=True), prompt("c", 1, start=9)]
+    assert chosen(timed) == [("a", 200), ("b", 1)]
+    assert chosen([prompt("a", 9, timed=True), prompt("a", 1, start=9, timed=True)]) == [("a", 9)]
 
 
 def test_the_decode_steps_that_waited_longest_come_first() -> None:

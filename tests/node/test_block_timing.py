@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,15 +22,15 @@ SLOW = Hardware(fixed_s={"layer": 2e-3}, session_s={"layer": 0.0}, prefill_s={"l
 
 
 class RecordingExecutor(Executor):
-    """An executor that also records the node time of each pass, by the position at which the pass starts."""
+    """An executor that also records the sessions, the start and the node time of each pass."""
 
     def __init__(self, engine: Engine[Any]) -> None:
         super().__init__(engine, math.inf, SLOW)
-        self.passes: list[tuple[int, float]] = []
+        self.passes: list[tuple[int, int, float]] = []
 
-    async def node_s(self, work: SegmentPass) -> float:
-        seconds = await super().node_s(work)
-        self.passes.append((work.start, seconds))
+    async def shared_pass_s(self, works: Sequence[SegmentPass]) -> float:
+        seconds = await super().shared_pass_s(works)
+        self.passes.append((len(works), works[0].start, seconds))
         return seconds
 
 
@@ -52,9 +52,10 @@ async def test_the_median_decode_time_is_returned_even_if_the_probe_takes_the_ti
         await asyncio.sleep(0)
         while executor.timings:
             taken.append(executor.timings.popleft())
-    decodes_s = [seconds for start, seconds in executor.passes if start > 0]
+    decodes_s = [seconds for sessions, start, seconds in executor.passes if start > 0 and sessions == 1]
     assert profiling.result() == statistics.median(decodes_s)
     assert min(decodes_s) >= 2e-3  # the declared time; load can only make a pass longer
     assert {timing.phase for timing in taken} == {"prefill", "decode"}
-    assert {timing.context_tokens for timing in taken if timing.phase == "decode"} == {16, 48, 96, 192}
+    steps = {(timing.sessions, timing.context_tokens) for timing in taken if timing.phase == "decode"}
+    assert steps == {(1, 16), (1, 48), (1, 96), (1, 192), (4, 16), (8, 16)}
     assert executor.engine.sessions() == set()

@@ -34,10 +34,10 @@ class Machine:
     cache_s: float = 2e-6
     per_token_s: tuple[float, float, float] = (5e-5, 2e-3, 6e-3)  # embed, layer, head
 
-    def seconds(self, kind: str, tokens: int, context: int) -> float:
+    def seconds(self, kind: str, tokens: int, context: int, sessions: int = 1) -> float:
         per_token = dict(zip(("embed", "layer", "head"), self.per_token_s, strict=True))[kind]
-        new = 1 if kind == "head" else tokens
-        cache = (context + tokens) * self.cache_s if kind == "layer" else 0.0
+        new = sessions if kind == "head" else tokens
+        cache = (sessions * context + tokens) * self.cache_s if kind == "layer" else 0.0
         return self.speed * (self.constant_s + new * per_token + cache)
 
 
@@ -69,10 +69,16 @@ def block_rows(
     seed: int = 0,
     contexts: tuple[int, ...] = tuple(range(8, 200, 16)),
     prompts: tuple[int, ...] = (8, 16, 32, 64, 128),
+    shared: tuple[int, ...] = (),
 ) -> list[dict[str, object]]:
-    """Every block on every machine, one prefill per prompt and one decode step per context."""
+    """Every block on every machine: one prefill per prompt, one decode step per context.
+
+    Beside them one decode step for each number of sessions in `shared`, after 16 tokens each.
+    """
     rng = np.random.default_rng(seed)
-    passes = [("prefill", tokens, 0) for tokens in prompts] + [("decode", 1, context) for context in contexts]
+    passes = [("prefill", tokens, 0, 1) for tokens in prompts]
+    passes += [("decode", 1, context, 1) for context in contexts]
+    passes += [("decode", sessions, 16, sessions) for sessions in shared]
     return [
         {
             "time_s": float(index),
@@ -82,11 +88,12 @@ def block_rows(
             "phase": phase,
             "tokens": tokens,
             "context_tokens": context,
-            "sessions": 1,
-            "seconds": machine.seconds(feature.kind, tokens, context) * float(np.exp(noise * rng.standard_normal())),
+            "sessions": sessions,
+            "seconds": machine.seconds(feature.kind, tokens, context, sessions)
+            * float(np.exp(noise * rng.standard_normal())),
             "emulated": True,
         }
-        for index, (phase, tokens, context) in enumerate(passes)
+        for index, (phase, tokens, context, sessions) in enumerate(passes)
         for node, machine in machines.items()
         for feature in features
     ]

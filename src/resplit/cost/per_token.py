@@ -1,8 +1,9 @@
-"""Converts pass times to the seconds per token of the placement problem (docs/adr/0003-cost-model.md)."""
+"""Converts pass times to the node times of the placement problem (docs/adr/0003-cost-model.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,31 +12,59 @@ from resplit.cost.model import CostModel, Phase
 from resplit.errors import DataError
 from resplit.types import BlockFeatures, FloatArray, RequestClass
 
-__all__ = ["seconds_per_token"]
+__all__ = ["NodeTimes", "node_times"]
 
 # Relative weight of the true decode step, which decides if the classes do not determine both numbers.
 REGULARISATION = 1e-6
+# A request always adds something to the load; the problem format requires a value above 0.
+LEAST_LOAD_SHARE = 1e-3
 
 
-def seconds_per_token(
+@dataclass(frozen=True, eq=False)
+class NodeTimes:
+    """`prefill_s_per_token` P and `decode_s_per_token` D, both (J, N) and at least 0, and `load_share` (N,).
+
+    P and D are NaN for an unknown node, whose load share is 1.
+    """
+
+    prefill_s_per_token: FloatArray
+    decode_s_per_token: FloatArray
+    load_share: FloatArray
+
+
+def node_times(
     model: CostModel, features: Sequence[BlockFeatures], nodes: Sequence[str], classes: Sequence[RequestClass]
-) -> tuple[FloatArray, FloatArray]:
-    """`prefill_s_per_token` P and `decode_s_per_token` D, both (J, N) and at least 0; NaN for an unknown node.
+) -> NodeTimes:
+    """The node times of the requests of `classes`.
 
     A request of class r makes one prefill pass over its p_r tokens and g_r - 1 decode passes, at a mean context of
     p_r + g_r / 2. P and D are chosen so that p_r P + g_r D is the time of these passes: exactly for one class,
     otherwise with the least squared relative error, weighted by rate.
+
+    A decode pass over n sessions takes F + m n. A request loads the node by its prefill pass and by m for each decode
+    pass, because F is spent once for all sessions. The load share is this load over the time of the passes, both summed
+    over all blocks and over the classes by rate.
     """
     prompt = np.array([c.prompt_tokens for c in classes])
     new = np.array([c.new_tokens for c in classes])
     rate = np.array([c.rate_rps for c in classes])
-    prefill_pass = _pass_s(model, features, nodes, "prefill", prompt, np.zeros_like(prompt))  # (R, J, N)
-    step = _pass_s(model, features, nodes, "decode", np.ones_like(new), prompt + new / 2)  # (R, J, N)
-    request = prefill_pass + (new - 1)[:, None, None] * step
-    share = rate * new / np.sum(rate * new) if rate.sum() > 0 else new / new.sum()
-    return _least_squares(
-        prompt, new, rate if rate.sum() > 0 else np.ones_like(rate), request, np.tensordot(share, step, 1)
-    )
+    rate = rate if rate.sum() > 0 else np.ones_like(rate)
+    context, one = prompt + new / 2, np.ones_like(new)
+    prefill_pass = _pass_s(model, features, nodes, "prefill", prompt, np.zeros_like(prompt), one)  # (R, J, N)
+    step = _pass_s(model, features, nodes, "decode", one, context, one)  # F + m (R, J, N)
+    more = _pass_s(model, features, nodes, "decode", 2 * one, context, 2 * one) - step  # m (R, J, N)
+    steps = (new - 1)[:, None, None]
+    request = prefill_pass + steps * step
+    share = rate * new / np.sum(rate * new)
+    prefill, decode = _least_squares(prompt, new, rate, request, np.tensordot(share, step, 1))
+    return NodeTimes(prefill, decode, _load_share(rate, prefill_pass + steps * more, request))
+
+
+def _load_share(rate: FloatArray, load_s: FloatArray, request_s: FloatArray) -> FloatArray:
+    """The load of requests over their time (N,), from both by class, block and node (R, J, N)."""
+    load, time = (np.tensordot(rate, seconds.sum(axis=1), 1) for seconds in (load_s, request_s))  # (N,)
+    share: FloatArray = np.divide(load, time, out=np.ones_like(time), where=time > 0)
+    return np.clip(share, LEAST_LOAD_SHARE, 1.0)
 
 
 def _pass_s(
@@ -45,10 +74,11 @@ def _pass_s(
     phase: Phase,
     tokens: FloatArray,
     context_tokens: FloatArray,
+    sessions: FloatArray,
 ) -> FloatArray:
     """Predicted times (R, J, N) of one pass of each class."""
     coefficients = {kind: _coefficients(model, nodes, phase, kind) for kind in {feature.kind for feature in features}}
-    times = [design(feature, tokens, context_tokens) @ coefficients[feature.kind].T for feature in features]
+    times = [design(feature, tokens, context_tokens, sessions) @ coefficients[feature.kind].T for feature in features]
     return np.stack(times, axis=1)
 
 

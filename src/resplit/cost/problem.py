@@ -11,7 +11,7 @@ import structlog
 
 from resplit.config import ClusterConfig
 from resplit.cost.model import CostModel
-from resplit.cost.per_token import seconds_per_token
+from resplit.cost.per_token import node_times
 from resplit.types import BlockFeatures, FloatArray, Node, Problem, RequestClass
 
 __all__ = ["MAX_BACKGROUND", "NodeState", "node_states", "problem_from"]
@@ -65,14 +65,17 @@ def problem_from(
     """
     names = cluster.node_names
     usable = np.array([name in states and name in model.reference_s and name not in lost_nodes for name in names])
-    prefill, decode = seconds_per_token(model, features, names, classes)
+    times = node_times(model, features, names, classes)
     latency, bandwidth = _link_matrices(model, names, usable)
     return Problem(
         blocks=tuple(feature.block() for feature in features),
-        nodes=tuple(_node(cluster, name, states.get(name)) for name in names),
+        nodes=tuple(
+            _node(cluster, name, states.get(name), load_share)
+            for name, load_share in zip(names, times.load_share.tolist(), strict=True)
+        ),
         classes=tuple(classes),
-        prefill_s_per_token=np.where(usable, prefill, np.nan),  # (J, N)
-        decode_s_per_token=np.where(usable, decode, np.nan),  # (J, N)
+        prefill_s_per_token=np.where(usable, times.prefill_s_per_token, np.nan),  # (J, N)
+        decode_s_per_token=np.where(usable, times.decode_s_per_token, np.nan),  # (J, N)
         link_latency_s=latency,
         link_bandwidth_bytes_per_s=bandwidth,
         kv_tokens=float(cluster.kv_tokens),
@@ -82,7 +85,7 @@ def problem_from(
     )
 
 
-def _node(cluster: ClusterConfig, name: str, state: NodeState | None) -> Node:
+def _node(cluster: ClusterConfig, name: str, state: NodeState | None, load_share: float) -> Node:
     config = cluster.node(name)
     return Node(
         name=name,
@@ -90,6 +93,7 @@ def _node(cluster: ClusterConfig, name: str, state: NodeState | None) -> Node:
         background_utilization=0.0 if state is None else state.background_utilization,
         max_utilization=config.max_utilization,
         trusted=name in cluster.trusted,
+        load_share=load_share,
         compute_w=config.compute_w or 0.0,
     )
 

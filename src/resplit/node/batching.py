@@ -28,8 +28,8 @@ class SegmentPass:
     """One pass of a session through blocks `first..last`; `sampling` is set if the last of them is the head.
 
     `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
-    `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `alone`: the pass
-    is timed, and shares its time with no other. `stages` is the number of segments of the whole route.
+    `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `timed`: the pass
+    shares its time with other timed passes only. `stages` is the number of segments of the whole route.
     """
 
     session: str
@@ -41,7 +41,7 @@ class SegmentPass:
     sampling: Sampling | None
     attempt: int = 0
     more: bool = False
-    alone: bool = False
+    timed: bool = False
     stages: int = 1
 
     @property
@@ -112,18 +112,17 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
 
     It runs the segment of the pass that waits longest: the decode steps for that segment, `most_decodes` of them at
     most, and one chunk of the prompt that waits longest, of at most `most_tokens`. A session has one pass in a batch,
-    its oldest.
+    its oldest. Timed passes that wait one behind the other run together, whole.
     """
     oldest = waiting[0].work
+    if oldest.timed:
+        return _timed_together(waiting)
     batch = Batch(oldest.first, oldest.last)
-    if oldest.alone:
-        batch.parts.append(Part(waiting[0], waiting[0].left))
-        return batch
     seen: set[str] = set()
     prompt: Waiting | None = None
     for each in waiting:
         work = each.work
-        if work.alone:
+        if work.timed:
             break
         if work.session in seen or len(seen) >= MOST_SESSIONS:
             continue
@@ -137,6 +136,18 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
             prompt = each
     if prompt is not None:
         batch.parts.append(Part(prompt, _chunk(prompt, most_tokens)))
+    return batch
+
+
+def _timed_together(waiting: Sequence[Waiting]) -> Batch:
+    """The timed passes at the front, of different sessions and through the same segment."""
+    batch, seen = Batch(waiting[0].work.first, waiting[0].work.last), set[str]()
+    for each in waiting:
+        work = each.work
+        if not work.timed or work.session in seen or (work.first, work.last) != (batch.first, batch.last):
+            break
+        seen.add(work.session)
+        batch.parts.append(Part(each, each.left))
     return batch
 
 

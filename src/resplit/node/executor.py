@@ -7,9 +7,9 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -57,9 +57,15 @@ class Timing:
 
 @dataclass(eq=False)
 class _Queued(Waiting):
-    """A waiting pass, and who waits for it."""
+    """A waiting pass, and the results for the task that waits for it. Made in that task's event loop."""
 
-    emit: Callable[[PassResult | Exception], None] = lambda result: None
+    results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    def emit(self, result: PassResult | Exception) -> None:
+        """Hand over a result from another thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+            self.loop.call_soon_threadsafe(self.results.put_nowait, result)
 
 
 class Executor:
@@ -102,19 +108,30 @@ class Executor:
         """
         # Before it waits: a malformed tensor cannot be cut into chunks.
         self.engine.ensure_input(SessionRows(work.session, work.start, work.capacity, work.values), work.first)
-        loop, results = asyncio.get_running_loop(), asyncio.Queue[PassResult | Exception]()
+        queued = _Queued(work)
+        self._enqueue([queued])
+        async for result in self._results(queued):
+            yield result
 
-        def emit(result: PassResult | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                loop.call_soon_threadsafe(results.put_nowait, result)
+    async def shared_pass_s(self, works: Sequence[SegmentPass]) -> float:
+        """Run passes of different sessions through one segment together, and with no others.
 
-        queued = _Queued(work, emit=emit)
+        Returns their node time in seconds, without the time that background load added. Errors as for `run`.
+        """
+        queued = [_Queued(replace(work, timed=True)) for work in works]
+        self._enqueue(queued)
+        results = [result for each in queued async for result in self._results(each)]
+        return results[0].node_s
+
+    def _enqueue(self, queued: Sequence[_Queued]) -> None:
         with self._changed:
-            self._waiting.append(queued)
+            self._waiting += queued
             self._changed.notify()
+
+    async def _results(self, queued: _Queued) -> AsyncIterator[PassResult]:
         try:
             while True:
-                result = await results.get()
+                result = await queued.results.get()
                 if isinstance(result, Exception):
                     raise result
                 yield result
@@ -122,10 +139,6 @@ class Executor:
                     return
         finally:
             self._forget(queued)
-
-    async def node_s(self, work: SegmentPass) -> float:
-        """Run a pass alone. Returns its node time in seconds, without the time that background load added."""
-        return sum([result.node_s async for result in self.run(replace(work, alone=True))])
 
     def close(self) -> None:
         """Stop the thread after the running batch."""
@@ -176,7 +189,8 @@ class Executor:
         """The executor's thread: run one batch after another."""
         while batch := self._take():
             for part, outcome in self._outcomes(batch):
-                _emit(part, outcome)
+                assert isinstance(part.waiting, _Queued)
+                part.waiting.emit(outcome)
 
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""
@@ -312,8 +326,3 @@ class Executor:
             self._pace.prefilled(now_s)
         if not load.decodes:
             self._pace.timed(load.prefill_tokens, node_s)
-
-
-def _emit(part: Part, result: PassResult | Exception) -> None:
-    assert isinstance(part.waiting, _Queued)
-    part.waiting.emit(result)

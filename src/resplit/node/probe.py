@@ -27,7 +27,7 @@ from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 
 PERIOD_S = 1.0
-_MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and one phase
+_MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and of pass
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
@@ -170,13 +170,14 @@ class Probe:
 
 
 def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most `_MAX_GROUP_ROWS` rows for each kind of block and phase, evenly spread.
+    """At most `_MAX_GROUP_ROWS` rows for each kind of block, phase, and of one session or several, evenly spread.
 
-    A busy node times hundreds of blocks a second, but telemetry must cover minutes.
+    A busy node times hundreds of blocks a second, but telemetry must cover minutes. Passes of several sessions are kept
+    apart, because they tell the part of a pass that sessions share.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["kind"], row["phase"]), []).append(row)
+        groups.setdefault((row["kind"], row["phase"], row["sessions"] > 1), []).append(row)
     return [row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)]]
 
 
