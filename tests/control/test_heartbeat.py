@@ -182,6 +182,19 @@ async def test_a_node_that_was_removed_is_not_reported(watch: Watch) -> None:
     assert watch.hung == []
 
 
+@watched
+async def test_a_node_that_joins_again_or_moves_is_watched_anew(watch: Watch) -> None:
+    watch.nodes["one"].awake.clear()
+    await watch.until(lambda: watch.hung == ["one"])
+    watch.nodes["one"] = moved = FakeNode()
+    moved.delay_s = 0.3
+    await asyncio.sleep(1.0)
+    assert (watch.hung, watch.beats.silent) == (["one"], set())
+    watch.nodes["one"] = again = FakeNode()
+    again.awake.clear()
+    assert await watch.until(lambda: watch.hung == ["one", "one"]) > HANGS_AFTER_S
+
+
 def unwatched() -> Watch:
     """Heartbeats that do not run, so that the test decides which time passes."""
     return Watch(cast("Any", None))

@@ -59,6 +59,7 @@ class Heartbeats:
     def __init__(self, peers: Mapping[str, Peer], on_hang: Callable[[str], None]) -> None:
         self._peers = peers
         self._on_hang = on_hang
+        self._watched: dict[str, Peer] = {}
         self._silence_s: dict[str, float] = {}  # counted time since the last sign of life
         self._answers: defaultdict[str, AnswerTime] = defaultdict(AnswerTime)
         self._none_heard_s = 0.0  # counted time since any peer was heard
@@ -75,13 +76,12 @@ class Heartbeats:
     async def run(self) -> None:
         """Watch all peers, including later ones, until cancelled."""
         clock = asyncio.get_running_loop().time
-        last_s, beating = clock(), set[str]()
+        last_s = clock()
         async with asyncio.TaskGroup() as tasks:
             try:
                 while True:
-                    for name in self._peers.keys() - beating:
-                        tasks.create_task(self._beat(name), name=f"heartbeat of {name}")
-                    beating = set(self._peers)
+                    for name, peer in self._new_peers().items():
+                        tasks.create_task(self._beat(name, peer), name=f"heartbeat of {name}")
                     await asyncio.sleep(_TICK_S)
                     now_s = clock()
                     self._pass_time(min(now_s - last_s, _MAX_COUNTED_PER_TICK_S))
@@ -89,10 +89,20 @@ class Heartbeats:
             finally:
                 self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
 
-    async def _beat(self, name: str) -> None:
-        while name in self._peers and not self._stopped:
+    def _new_peers(self) -> dict[str, Peer]:
+        """The peers that are new since the last call. Nothing that former peers of their names did counts for them."""
+        new = {name: peer for name, peer in self._peers.items() if self._watched.get(name) is not peer}
+        for name in new.keys() | self._watched.keys() - self._peers.keys():
+            self._silence_s.pop(name, None)
+            self._answers.pop(name, None)
+            self.silent.discard(name)
+        self._watched = dict(self._peers)
+        return new
+
+    async def _beat(self, name: str, peer: Peer) -> None:
+        while self._peers.get(name) is peer and not self._stopped:
             try:
-                answer_s = await self._peers[name].echo_s(0, _ANSWER_WITHIN_S)
+                answer_s = await peer.echo_s(0, _ANSWER_WITHIN_S)
             except NodeLostError:
                 pass
             else:
