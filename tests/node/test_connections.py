@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from resplit.errors import DataError
+from resplit.model.source import StoredModel
 from resplit.node.connections import Connections
 from resplit.security.authority import keys_command
 from resplit.security.identity import Member
 from resplit.wire.addresses import Address
 from resplit.wire.links import Shape
+from tests.support.hostile import HostileNode
+from tests.support.in_process import in_process
+from tests.support.three_nodes import A, B, C, three_node_config
 from tests.support.two_nodes import two_node_config
 
 TIMES = {"embed": "1 ms", "layer": "1 ms", "head": "1 ms"}
@@ -55,3 +59,18 @@ async def test_a_node_added_later_gets_the_link_of_its_command(connections: Conn
     assert connections.links["late"].shape == Shape(0.5, 1e6)
     connections.set_links({"late": Shape(0.25, 2e6)})
     assert connections.peer("late").link.shape == Shape(0.25, 2e6)
+
+
+async def test_a_node_that_has_left_the_cluster_is_not_measured_any_more(
+    stored_model: StoredModel, tmp_path: Path
+) -> None:
+    leaver = HostileNode()
+    async with in_process(three_node_config(), stored_model, tmp_path, {C: leaver.service}) as nodes:
+        everybody = {name: str(address) for name, address in nodes.addresses.items()}
+        await nodes.command(A, "connect", nodes.connect_body(everybody))
+        assert A in leaver.callers_of("Echo")
+        leaver.heard.clear()
+        await nodes.command(A, "connect", nodes.connect_body({name: everybody[name] for name in (A, B)}))
+        assert A not in leaver.callers_of("Echo")
+        await nodes.command(A, "connect", nodes.connect_body(everybody))
+        assert A in leaver.callers_of("Echo")

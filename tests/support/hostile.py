@@ -78,6 +78,11 @@ def alters(change: Callable[[Any], Sent]) -> Lie:
     return lie
 
 
+def refuses(word: str = "privacy") -> Lie:
+    """Refuse each command in the words of a node."""
+    return answers(CommandReply(error="I will not", error_kind=word))
+
+
 async def hangs(stream: Stream[Any, Any], honest: Honest) -> None:
     """Never answer."""
     await asyncio.Event().wait()
@@ -108,15 +113,16 @@ NONSENSE_REPLIES: Mapping[str, tuple[Sent, ...]] = {
 class HostileNode:
     """A node that lies in the calls of `lies`, by name, and is honest in all others.
 
-    `lies` may change at any time. It counts for calls that begin later. `heard` has the name and the caller of every
-    call. Start one with `InProcessCluster.start(name, hostile.service)`.
+    `lies` may change at any time. It counts for calls that begin later. `heard` has the name of the call, the caller
+    and the content of every message that came. Start one with `InProcessCluster.start(name, hostile.service)`.
     """
 
     lies: dict[str, Lie] = field(default_factory=dict)
-    heard: list[tuple[str, str]] = field(default_factory=list)
+    heard: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._streams: list[Stream[Any, Token]] = []  # the open streams of tokens
+        self._transports: set[asyncio.WriteTransport] = set()
 
     def service(self, *parts: Any) -> NodeService:
         """A node's service with these parts that lies."""
@@ -134,12 +140,37 @@ class HostileNode:
                 for token in tokens:
                     await stream.send_message(token)  # type: ignore[arg-type]
 
+    def break_connections(self) -> None:
+        """Break every connection over which a call came. The others can connect again."""
+        while self._transports:
+            self._transports.pop().abort()
+
+    def heard_in(self, call: str) -> list[Any]:
+        """The messages that came in calls of this name."""
+        return [message for name, _, message in self.heard if name == call]
+
+    def callers_of(self, call: str) -> set[str]:
+        """The members that made calls of this name."""
+        return {caller for name, caller, _ in self.heard if name == call}
+
+    def _record(self, call: str, stream: Stream[Any, Any]) -> None:
+        receive, caller = stream.recv_message, certificate_name(stream.peer.cert())
+
+        async def receive_and_record() -> Any:
+            message = await receive()
+            if message is not None:
+                self.heard.append((call, caller, message))
+            return message
+
+        stream.recv_message = receive_and_record  # type: ignore[method-assign]
+
     def serving(self, call: str, honest: Honest) -> Honest:
         """The handler of a call: the lie for it, or else the honest one."""
 
         async def serve(stream: Stream[Any, Any]) -> None:
             stream._codec = _AnyBytes()
-            self.heard.append((call, certificate_name(stream.peer.cert())))
+            self._record(call, stream)
+            self._transports.add(stream._stream._transport)
             if call == "Tokens":
                 self._streams.append(stream)
             try:

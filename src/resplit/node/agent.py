@@ -90,6 +90,7 @@ class Agent:
         """Adopt addresses, links and trust, free the caches of ended sessions, and measure the links."""
         await self.hosting.trust(command)
         self.connections.connect(command.addresses, command.links)
+        await self.connections.forget_except(command.addresses.keys())
         self.caches.close_except(command.sessions)
         await self.probe.echo_all()
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from resplit.config import ClusterConfig
 from resplit.errors import DataError
@@ -47,6 +47,11 @@ class Connections:
                 link = self.links.setdefault(name, Link((shapes or {}).get(name)))
                 context = self._member.client_context()
                 self.peers[name] = Peer(name, address, context, link, self.on_crossing, self.on_lost)
+
+    async def forget_except(self, names: Collection[str]) -> None:
+        """Close the connections to all other nodes: they have left the cluster."""
+        gone = [self.peers.pop(name) for name in self.peers.keys() - names]
+        await asyncio.gather(*(peer.disconnect() for peer in gone))
 
     def peer(self, name: str) -> Peer:
         """The connection to the node `name`; DataError if its address is not known."""
