@@ -1,82 +1,336 @@
-"""One member that lies harms nobody else: each test repeats an attack with a member's own credentials."""
+"""One member that lies harms nobody else. All others are processes, and it has no credentials but its own."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import ssl
-from collections.abc import AsyncIterator
+import shutil
+import sqlite3
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
-from google.protobuf.message import DecodeError
+from grpclib.exceptions import GRPCError
 
-from resplit.control.controller import Controller
-from resplit.errors import ResplitError
-from resplit.model.source import StoredModel
-from resplit.wire.node_pb2 import EchoReply, EchoRequest
-from tests.support.cluster import reference
-from tests.support.hostile import HostileClient, HostileNode, answers, exchange, without_certificate
-from tests.support.in_process import InProcessCluster, deploy, in_process
-from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, start_process
+from resplit.epochs import Proposal
+from resplit.errors import ProposalRefusedError
+from resplit.model.activation import Activation, token_ids
+from resplit.security.identity import CONTROLLER
+from resplit.status import NodeStatus
+from resplit.types import segments_of
+from resplit.wire.node_pb2 import CachePart, CloseRequest, PermitRequest, ReportReply, Step, Token
+from resplit.wire.tensors import to_wire
+from tests.support.cluster import NODES, reference
+from tests.support.hostile import HostileClient, HostileNode, answers
+from tests.support.hostile_members import cluster_content, in_place_of, joined, sessions_named_to, speaking_as
+from tests.support.in_process import until
+from tests.support.processes import answering, kill, pause, poll_until, ready, resume
+from tests.support.streams import PROMPTS, all_answers, expected_tokens, stream
 
-TRUSTED_ONLY = [A, A, B, B, B, B, B, A]
+pytestmark = pytest.mark.processes
+
+NEW_TOKENS = 48
+LONG = 230  # tokens of an answer that takes about a second
+MALLORY = "mallory"
+HONEST = ("alpha", "alpha", "beta", "gamma", "gamma", "delta", "beta", "alpha")
+TURNED = ("beta", "beta", "alpha", "delta", "gamma", "delta", "alpha", "beta")
+PUBLIC_ON_MALLORY = ("alpha", "alpha", MALLORY, MALLORY, "gamma", "delta", "beta", "alpha")
+PRIVATE_ON_MALLORY = (MALLORY, MALLORY, "beta", "gamma", "gamma", "delta", "beta", MALLORY)
+# Each command of an operator waits for a faulty node for 10 s at most, in each of two steps.
+EXCLUDED_WITHIN_S = 20.0
+ROUNDS = 5  # of an attack on one answer
+LARGEST = 2**32 - 1
+HIDDEN = to_wire(Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256))
+CACHE = to_wire(Activation("float32", (2, 2, 4, 16), struct.pack("<f", 0.5) * 256))
+
+
+@pytest.fixture(scope="module")
+def expected(unsplit_model: torch.nn.Module) -> list[list[int]]:
+    return expected_tokens(unsplit_model, NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def long_answer(unsplit_model: torch.nn.Module) -> list[int]:
+    return reference(unsplit_model, PROMPTS[0], LONG)
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[ControlClient]:
+    with ControlClient(cluster.url, cluster.token) as client:
+        yield client
 
 
 @pytest.fixture
-async def hostile() -> HostileNode:
-    """The node gamma, which is honest until the test gives it lies."""
-    return HostileNode()
+async def mallory(cluster: Cluster, client: ControlClient) -> AsyncIterator[HostileNode]:
+    """A member that hosts nothing."""
+    async with joined(cluster, client, [MALLORY]) as members:
+        await place(client, HONEST)
+        yield members[MALLORY]
 
 
-@pytest.fixture
-async def nodes(stored_model: StoredModel, tmp_path: Path, hostile: HostileNode) -> AsyncIterator[InProcessCluster]:
-    async with in_process(three_node_config(), stored_model, tmp_path, {C: hostile.service}) as running:
-        yield running
+async def place(client: ControlClient, placement: tuple[str, ...]) -> None:
+    """Deploy a placement once all its nodes answer. On a busy machine one may be listed as lost for a moment."""
+
+    def placed() -> bool:
+        model = client.model()
+        if model.placement != placement and not set(placement) & set(model.lost):
+            with contextlib.suppress(ProposalRefusedError):
+                client.propose(Proposal(placement, "re-split", model.epoch))
+        return client.model().placement == placement
+
+    await poll_until(placed)
 
 
-@pytest.fixture
-async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    """A controller whose live epoch uses alpha and beta only: gamma hosts nothing."""
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    await deploy(controller, TRUSTED_ONLY)
-    yield controller
-    await controller.stop()
-
-
-@pytest.fixture
-async def client(nodes: InProcessCluster) -> AsyncIterator[HostileClient]:
-    """A client with gamma's credentials."""
-    client = HostileClient(nodes.addresses, nodes.folder / "keys" / C)
-    yield client
-    await client.disconnect()
-
-
-async def test_a_node_that_says_nonsense_is_heard_word_for_word(nodes: InProcessCluster, hostile: HostileNode) -> None:
-    hostile.lies["Echo"] = answers(b"\xff" * 9)
-    with pytest.raises((ResplitError, DecodeError)):
-        await nodes.peer(C).echo_s(0)
-    hostile.lies["Echo"] = answers(EchoReply())
-    assert await nodes.peer(C).echo_s(0) > 0
-    assert hostile.heard[-1] == ("Echo", "controller")
-
-
-async def test_a_stranger_gets_no_answer_on_a_nodes_port(nodes: InProcessCluster) -> None:
-    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    with contextlib.suppress(ssl.SSLError, ConnectionError):
-        assert await exchange(nodes.addresses[B], hello, 2, without_certificate(), B) == b""
-    assert b"HTTP" not in await exchange(nodes.addresses[B], b"GET / HTTP/1.1\r\n\r\n", 2)
-
-
-async def test_requests_get_the_unsplit_models_tokens_while_a_node_that_hosts_nothing_talks_nonsense(
-    nodes: InProcessCluster, controller: Controller, hostile: HostileNode, unsplit_model: torch.nn.Module
+async def serve_through(
+    cluster: Cluster, client: ControlClient, placement: tuple[str, ...], member: HostileNode
 ) -> None:
-    hostile.talk_nonsense()
-    for _ in range(3):
-        tokens = await generate(nodes.sessions, generation_request())
-        assert tokens == reference(unsplit_model, list(PROMPT), 12)
+    """Serve requests along a placement until `member` has run passes."""
+
+    async def serves() -> bool:
+        await place(client, placement)
+        await all_answers(cluster, NEW_TOKENS)
+        return bool(member.heard_in("Steps"))
+
+    await until(serves, 30.0)
 
 
-async def test_a_member_may_echo(client: HostileClient, controller: Controller) -> None:
-    assert await client.call(B, "Echo", EchoRequest(payload=bytes(10))) == EchoReply()
+async def nodes_of(client: ControlClient) -> dict[str, NodeStatus]:
+    return {node.node: node for node in (await asyncio.to_thread(client.status)).nodes}
+
+
+BAD_REPORTS = {
+    "no-object": "[]",
+    "half-object": "{",
+    "empty": "{}",
+    "unknown-table": '{"state": {}, "rows": {"secrets": []}}',
+    "deep": "[" * 100_000,
+}
+
+
+async def test_a_bad_report_makes_its_node_lost_with_the_reason_and_touches_nobody_else(
+    cluster: Cluster, client: ControlClient, expected: list[list[int]]
+) -> None:
+    async with joined(cluster, client, list(BAD_REPORTS)) as liars:
+        await place(client, HONEST)
+        epoch = (await asyncio.to_thread(client.model)).epoch
+        for name, body in BAD_REPORTS.items():
+            liars[name].lies["Report"] = answers(ReportReply(body=body))
+        faults: dict[str, str] = {}
+
+        def all_lost() -> bool:
+            nodes = client.status().nodes
+            faults.update({node.node: node.fault for node in nodes if node.fault and not node.answers})
+            return faults.keys() >= BAD_REPORTS.keys()
+
+        await poll_until(all_lost)
+        assert {fault.partition(": ")[0] for fault in faults.values()} == {"its report cannot be read"}
+        assert await all_answers(cluster, NEW_TOKENS) == expected
+        assert answering(client, *NODES)
+        assert (await asyncio.to_thread(client.model)).epoch == epoch
+
+
+def distrust(cluster: Cluster, client: ControlClient) -> list[str]:
+    return client.trust(MALLORY, False)
+
+
+def drain(cluster: Cluster, client: ControlClient) -> list[str]:
+    return client.drain(MALLORY)
+
+
+def remove(cluster: Cluster, client: ControlClient) -> list[str]:
+    return client.apply(cluster_content(cluster))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "placement"), [(distrust, PRIVATE_ON_MALLORY), (drain, PUBLIC_ON_MALLORY), (remove, PUBLIC_ON_MALLORY)]
+)
+async def test_a_node_that_answers_commands_with_nonsense_is_excluded_in_time_and_gets_no_prompt_afterwards(
+    cluster: Cluster,
+    client: ControlClient,
+    mallory: HostileNode,
+    expected: list[list[int]],
+    exclude: Callable[[Cluster, ControlClient], list[str]],
+    placement: tuple[str, ...],
+) -> None:
+    await asyncio.to_thread(client.trust, MALLORY, placement[0] == MALLORY)
+    await serve_through(cluster, client, placement, mallory)
+    mallory.talk_nonsense()
+    begun_s = time.monotonic()
+    assert await asyncio.to_thread(exclude, cluster, client)
+    assert time.monotonic() - begun_s < EXCLUDED_WITHIN_S
+    mallory.heard.clear()
+    assert await all_answers(cluster, NEW_TOKENS) == expected
+    assert mallory.heard_in("Steps") == []
+    assert MALLORY not in (await asyncio.to_thread(client.model)).placement
+
+
+async def test_a_node_that_hosts_nothing_vetoes_no_resplit_and_no_recovery(
+    cluster: Cluster, client: ControlClient, mallory: HostileNode, expected: list[list[int]]
+) -> None:
+    mallory.talk_nonsense("Command")
+    without_gamma = tuple("delta" if name == "gamma" else name for name in HONEST)
+    await place(client, without_gamma)
+    assert await all_answers(cluster, NEW_TOKENS) == expected
+    mallory.talk_nonsense("Command")
+    await place(client, HONEST)
+    pause(cluster, "gamma")
+    try:
+        assert await all_answers(cluster, NEW_TOKENS) == expected
+        assert "gamma" not in (await asyncio.to_thread(client.model)).placement
+    finally:
+        resume(cluster, "gamma")
+    await poll_until(lambda: answering(client, "gamma"))
+
+
+async def attack(session: str, epoch: int, mallory: HostileNode, liar: HostileClient) -> None:
+    """Say everything at once that could change the answer of a session, or end it."""
+    await mallory.say(*forged_tokens(session, epoch))
+    calls = ("Permit", forged_permit(session, epoch)), ("Close", CloseRequest(sessions=[session]))
+    for node in NODES:
+        await liar.steps(node, forged_steps(session, epoch))
+        await liar.cache(node, forged_parts(session))
+        for call, message in calls:
+            with contextlib.suppress(GRPCError):
+                await liar.call(node, call, message)
+
+
+def forged_tokens(session: str, epoch: int) -> list[Token]:
+    """Tokens and errors for every position of an answer."""
+    errors = {"error": "no", "error_kind": "data"}
+    return [
+        Token(session=session, epoch=epoch, position=position, token_id=3, **more)
+        for position in range(len(PROMPTS[0]) + LONG)
+        for more in ({}, errors)
+    ]
+
+
+def forged_steps(session: str, epoch: int) -> list[Step]:
+    """A step at position 0 for each segment, of this attempt and of a later one, and each again with a permit."""
+    values = [to_wire(token_ids([1, 2, 3, 4])), *[HIDDEN] * len(segments_of(HONEST))]
+    return [
+        Step(
+            session=session,
+            epoch=epoch,
+            segment=segment,
+            attempt=attempt,
+            values=each,
+            gateway=CONTROLLER,
+            permit=permit,
+        )
+        for attempt in (0, LARGEST)
+        for segment, each in enumerate(values)
+        for permit in (None, forged_permit(session, epoch, attempt))
+    ]
+
+
+def forged_permit(session: str, epoch: int, attempt: int = LARGEST) -> PermitRequest:
+    """A permit under which mallory may send every cache of a session."""
+    senders = dict.fromkeys(range(1, 7), MALLORY)
+    return PermitRequest(session=session, attempt=attempt, capacity=256, epochs=[epoch], senders=senders)
+
+
+def forged_parts(session: str) -> list[CachePart]:
+    """Positions 0 to 3 of every layer's cache, of this attempt and of a later one."""
+    return [
+        CachePart(session=session, block=block, values=CACHE, attempt=attempt)
+        for block in range(1, 7)
+        for attempt in (0, LARGEST)
+    ]
+
+
+async def test_a_member_outside_the_route_changes_nobodys_answer(
+    cluster: Cluster, client: ControlClient, mallory: HostileNode, long_answer: list[int]
+) -> None:
+    epoch = (await asyncio.to_thread(client.model)).epoch
+    before = await nodes_of(client)
+    async with speaking_as(cluster, MALLORY) as liar, httpx.AsyncClient(base_url=cluster.url, timeout=60) as http:
+        request = asyncio.create_task(stream(http, PROMPTS[0], LONG))
+        await poll_until(lambda: client.status().sessions == 1)
+        mallory.break_connections()  # when it answers again, it is told the sessions that run
+        await until(lambda: told_a_session(mallory))
+        (session,) = sessions_named_to(mallory)
+        for _ in range(ROUNDS):
+            await attack(session, epoch, mallory, liar)
+        assert not request.done()
+        assert await request == long_answer
+    await poll_until(lambda: all(refused(client, node, "unexpected", before) for node in HONEST))
+
+
+async def told_a_session(member: HostileNode) -> bool:
+    return bool(sessions_named_to(member))
+
+
+async def test_guesses_sent_as_steps_teach_nothing_about_the_private_blocks(
+    cluster: Cluster, client: ControlClient, mallory: HostileNode, expected: list[list[int]]
+) -> None:
+    await serve_through(cluster, client, PUBLIC_ON_MALLORY, mallory)
+    epoch, before = (await asyncio.to_thread(client.model)).epoch, await nodes_of(client)
+    guesses = [
+        Step(
+            session=f"guess-{number}",
+            epoch=epoch,
+            values=to_wire(token_ids([number])),
+            gateway=CONTROLLER,
+            permit=forged_permit(f"guess-{number}", epoch, attempt=0),
+        )
+        for number in range(20)
+    ]
+    async with speaking_as(cluster, MALLORY) as liar:
+        await liar.steps("alpha", guesses)
+    await poll_until(lambda: refused(client, "alpha", "unexpected", before) == len(guesses))
+    assert await all_answers(cluster, NEW_TOKENS) == expected
+    assert {step.session for step in mallory.heard_in("Steps")}.isdisjoint(step.session for step in guesses)
+
+
+def refused(client: ControlClient, node: str, reason: str, before: dict[str, NodeStatus]) -> int:
+    """How many messages a node has refused for this reason since `before`."""
+    now = next(each for each in client.status().nodes if each.node == node)
+    return now.refusals.get(reason, 0) - before[node].refusals.get(reason, 0)
+
+
+async def test_a_controller_whose_log_is_an_older_copy_serves_beside_nodes_that_know_later_epochs(
+    cluster: Cluster, client: ControlClient, tmp_path: Path, expected: list[list[int]]
+) -> None:
+    log, older = cluster.state / "epochs.db", tmp_path / "older.db"
+    with contextlib.closing(sqlite3.connect(log)) as source, contextlib.closing(sqlite3.connect(older)) as target:
+        source.backup(target)
+    for placement in (TURNED, HONEST, TURNED):
+        await place(client, placement)
+    known = (await asyncio.to_thread(client.model)).epoch
+    kill(cluster, CONTROLLER)
+    for file in cluster.state.glob("epochs.db*"):
+        file.unlink()
+    shutil.copy(older, log)
+    start_process(cluster, CONTROLLER)
+    await poll_until(lambda: ready(client))
+    assert (await asyncio.to_thread(client.model)).epoch == known + 1
+    assert await all_answers(cluster, NEW_TOKENS) == expected
+
+
+async def test_a_node_that_has_restarted_refuses_the_commands_of_before(
+    cluster: Cluster, client: ControlClient
+) -> None:
+    recorder = HostileNode()
+    kill(cluster, "gamma")
+    async with in_place_of(cluster, "gamma", recorder):
+        await until(lambda: connected(recorder), 10.0)
+    start_process(cluster, "gamma")
+    await poll_until(lambda: answering_as(client, "gamma", cluster.processes["gamma"].pid))
+    async with speaking_as(cluster, "delta") as liar:
+        replies = [await liar.call("gamma", "Command", command) for command in recorder.heard_in("Command")]
+    assert {reply.error_kind for reply in replies} == {"replayed"}
+
+
+async def connected(member: HostileNode) -> bool:
+    return "connect" in {command.kind for command in member.heard_in("Command")}
+
+
+def answering_as(client: ControlClient, name: str, pid: int) -> bool:
+    """Whether a node answers with the process `pid`."""
+    return any((node.node, node.pid, node.answers) == (name, pid, True) for node in client.status().nodes)
