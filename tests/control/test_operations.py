@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpclib.server import Stream
 
 from resplit.control import deployment as deployment_module
 from resplit.control import node_commands as commands_module
@@ -16,8 +17,9 @@ from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.epochs import Proposal
 from resplit.errors import NodeLostError, ProposalRefusedError
-from resplit.wire.node_pb2 import CommandReply, CommandRequest, Step
+from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step
 from tests.support.controllers import FIRST, LONG, operator_of, placed, served, started
+from tests.support.hostile import Honest, HostileNode
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C
@@ -191,6 +193,51 @@ async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_brea
     assert not any(move.replayed for record in nodes.sessions.records(1) for move in record.moves)
 
 
+PRIVATE_ON_A = (A, A, C, A, A, A, A, A)  # the replicas of private caches are on B
+
+
+@pytest.mark.parametrize("transfer", ["replica", "move"])
+async def test_from_the_moment_that_trust_ends_a_running_transfer_of_private_caches_stops(
+    nodes: InProcessCluster, controller: Controller, transfer: str
+) -> None:
+    suspect, parts, stopped = HostileNode(), list[CachePart](), asyncio.Event()
+    await nodes.stop(B)
+    await nodes.start(B, suspect.service)
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
+    operator = operator_of(nodes, controller)
+    await deploy(controller, PRIVATE_ON_A)
+    tokens = await served(nodes, LONG)
+
+    async def never_answered(stream: Stream[CachePart, CacheReply], honest: Honest) -> None:
+        try:
+            async for part in stream:
+                parts.append(part)
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    suspect.lies["Cache"] = never_answered
+    if transfer == "move":
+        without_replicas(nodes)
+    stream = asyncio.create_task(served(nodes, LONG))
+    await until(lambda: started(nodes, 1))
+    if transfer == "move":
+        await deploy(controller, PRIVATE_ON_B)
+
+    async def some_are_sent() -> bool:
+        return any(part.block in nodes.private for part in parts)
+
+    await until(some_are_sent)
+    async with nodes.sessions.paused():  # so the stream does not end, which would stop the transfer too
+        trusting = asyncio.create_task(operator.trust(B, False))
+        async with asyncio.timeout(5):
+            await stopped.wait()
+        parts.clear()
+    assert await trusting == ["beta is not trusted any more"]
+    assert await stream == tokens
+    assert not any(part.block in nodes.private for part in parts)
+
+
 @pytest.mark.parametrize("answer", [nonsense, refusal, hang])
 async def test_a_node_that_hosts_nothing_vetoes_no_move_and_no_recovery_of_others(
     nodes: InProcessCluster, operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch, answer: Any
@@ -209,6 +256,45 @@ async def test_a_node_that_hosts_nothing_vetoes_no_move_and_no_recovery_of_other
 
     await until(recovered, 10)
     assert await served(nodes) == tokens
+
+
+async def test_an_epoch_that_is_prepared_while_trust_ends_does_not_go_live_against_the_rule(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    await controller.deploy(Proposal(PRIVATE_ON_A, "re-split", 1))
+    tokens = await served(nodes)
+    preparing, go_on = asyncio.Event(), asyncio.Event()
+    stub = nodes.peer(A)._stub
+    obey = stub.Command
+
+    async def slowly(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+        if request.kind == "prepare":
+            preparing.set()
+            await go_on.wait()
+        return await obey(request, timeout=timeout)
+
+    stub.Command = slowly
+    deploying = asyncio.create_task(controller.deploy(Proposal(PRIVATE_ON_B, "re-split", 2)))
+    await preparing.wait()
+    distrusting = asyncio.create_task(operator.trust(B, False))
+
+    async def the_rule_holds() -> bool:
+        return controller.view.cluster.trusted == (A,)
+
+    await until(the_rule_holds)
+    go_on.set()
+    with pytest.raises(ProposalRefusedError, match="block embed is private and beta is not trusted"):
+        await deploying
+    assert await distrusting == ["beta is not trusted any more"]
+    assert controller.live is not None
+    assert controller.live.placement == PRIVATE_ON_A
+    assert await served(nodes) == tokens
+
+
+def without_replicas(nodes: InProcessCluster) -> None:
+    context = nodes.sessions._context
+    limits = context.cluster.limits.model_copy(update={"copy_every": 0})
+    context.cluster = context.cluster.model_copy(update={"limits": limits})
 
 
 def steps_sent_to(nodes: InProcessCluster, name: str) -> list[Step]:

@@ -78,7 +78,8 @@ class Deployment:
             self._check(proposal)
             await self._abort_unfinished()
             live = await self._run(proposal, suspects)
-        if self._view.lost_from(proposal.placement):  # lost while the epoch was being deployed
+        # A node may be lost, or lose its trust, while the epoch goes live.
+        if self._view.lost_from(proposal.placement) or self._view.rules.privacy_violation(proposal.placement):
             self.on_outage()
         return live
 
@@ -87,7 +88,11 @@ class Deployment:
             raise ProposalRefusedError(
                 f"planned against epoch {proposal.based_on}, but {self.live_number} is live; plan again"
             )
-        if violation := self._view.rules.violation(proposal.placement):
+        self._ensure_lawful(proposal.placement)
+
+    def _ensure_lawful(self, placement: tuple[str, ...]) -> None:
+        """ProposalRefusedError for a placement that violates a rule. Rules may change while an epoch is prepared."""
+        if violation := self._view.rules.violation(placement):
             raise ProposalRefusedError(violation)
 
     async def _run(self, proposal: Proposal, suspects: Collection[str]) -> LiveEpoch:
@@ -143,6 +148,7 @@ class Deployment:
         answers = await self._send(commands, route, dict.fromkeys(suspects, _SUSPECTS_WITHIN_S))
         full = sorted(node for node, answer in answers.items() if _is_full(answer))
         replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
+        self._ensure_lawful(route.placement)
         return _loaded(replies, route), full
 
     async def _send(
@@ -179,6 +185,7 @@ class Deployment:
             await self._gateway.move_all(route)
             commands = {name: self._commands.prepare(name, route, self._view.rules, True) for name in nodes}
             replies = _accepted(await self._commands.send(commands, route.epoch))
+            self._ensure_lawful(route.placement)
         except BaseException as error:
             self.broken = f"a staged move failed: {error}"
             self.on_outage()

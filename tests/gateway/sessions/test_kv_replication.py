@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any, cast
 
 from hypothesis import given
@@ -13,6 +12,7 @@ from resplit.config import ClusterConfig
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication, choose_stand_bys
 from resplit.gateway.sessions.permits import SessionPermits
+from resplit.gateway.sessions.router import Router
 from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferReply
 from resplit.wire.routes import Route
@@ -80,10 +80,10 @@ ROUTE = Route(1, ("alpha", "alpha", "alpha", "beta", "beta", "alpha"), {})  # la
 def replication(**peers: RecordingPeer) -> KvReplication:
     """Of session "s" under `ROUTE`, with a copy every four positions; only delta has room besides the hosts."""
     config = cluster({"delta": "20 KiB", "gamma": "1 B"})
-    router = SimpleNamespace(listening={"alpha", "beta", "gamma", "delta"})
-    context = SimpleNamespace(cluster=config, features=features(), router=router, drained=frozenset())
+    router = Router(config, cast(Any, None), listening=set(NODES))
+    context = SessionContext(config, features(), router, cast(Any, None), cast(Any, None))
     everybody = {name: RecordingPeer() for name in NODES} | peers
-    return KvReplication(SessionPermits("s", 64, cast(Any, everybody)), cast(SessionContext, context))
+    return KvReplication(SessionPermits("s", 64, cast(Any, everybody)), context)
 
 
 def ranges(peer: RecordingPeer) -> list[tuple[int, int]]:

@@ -178,6 +178,24 @@ async def test_a_session_waits_for_a_lawful_route_and_takes_its_caches_there_wit
     assert not gateway.record().moves[0].replayed
 
 
+async def test_a_session_stays_on_a_lawful_route_while_the_live_one_breaks_the_rule() -> None:
+    gateway = Gateway()
+    gateway.router.activate(THIRD)
+    stream = gateway.start()
+    await decode(stream, 1)
+    gateway.router.activate(Route(4, (A, B, B), {}))  # the private block 0 moves from B to A
+    distrust_a(gateway)
+    await decode(stream, 2)
+    assert [step.epoch for step in gateway.peers[B].steps] == [3, 3, 3]
+    gateway.router.activate(Route(5, (B, B, B), {}))
+    await decode(stream, 1)
+    await settle()
+    await decode(stream, 1)
+    assert [step.epoch for step in gateway.peers[B].steps][-1] == 5
+    assert (gateway.peers[A].steps, gateway.settled) == ([], [5])
+    await stream.aclose()
+
+
 async def test_without_a_lawful_route_a_session_ends_with_the_reason() -> None:
     gateway = Gateway()
     stream = gateway.start()

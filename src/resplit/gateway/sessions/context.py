@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from resplit.config import ClusterConfig
 from resplit.gateway.sessions.admission import Admission
 from resplit.gateway.sessions.journal import Journal
+from resplit.gateway.sessions.kv_transfer import CacheTransfer, transfer_caches
 from resplit.gateway.sessions.pause_gate import PauseGate
+from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.router import Router
 from resplit.types import BlockFeatures
 
@@ -28,3 +30,10 @@ class SessionContext:
     drained: frozenset[str] = frozenset()
     gate: PauseGate = field(default_factory=PauseGate)
     on_moved: Callable[[], None] = lambda: None
+
+    async def transfer(
+        self, permits: SessionPermits, transfers: Sequence[CacheTransfer], background: bool = False
+    ) -> int:
+        """Have nodes transfer a session's caches, as `transfer_caches` says, as long as the privacy rule allows it."""
+        async with self.router.transferring(frozenset((each.block, each.target) for each in transfers)):
+            return await transfer_caches(permits, transfers, len(self.features), background)

@@ -12,7 +12,7 @@ import structlog
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError
 from resplit.gateway.sessions.context import SessionContext
-from resplit.gateway.sessions.kv_transfer import CacheTransfer, transfer_caches
+from resplit.gateway.sessions.kv_transfer import CacheTransfer
 from resplit.gateway.sessions.permits import Held, SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.routes import Route
@@ -127,9 +127,8 @@ class KvReplication:
 
     async def _copy_to(self, node: str, transfers: list[CacheTransfer]) -> None:
         """Extend the replicas on one node. A node that refuses is not chosen again before the route changes."""
-        blocks = len(self._context.features)
         try:
-            sent_bytes = await transfer_caches(self._permits, transfers, blocks, background=True)
+            sent_bytes = await self._context.transfer(self._permits, transfers, background=True)
         except ResplitError as error:
             _log.info("replica refused", session=self._permits.session, node=node, error=str(error))
             self._refusing.add(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -62,11 +62,15 @@ class Router:
         self._unavailable_reason: str | None = None
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._transfers: dict[asyncio.Timeout, frozenset[tuple[int, str]]] = {}  # under way: blocks and their targets
 
     def adopt(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
         """Keep the privacy rule of a changed cluster file from now on, and send to nodes that are not drained again."""
         self.cluster, self._features = cluster, features
         self.avoid(self._avoided & drained)
+        for transfer, targets in self._transfers.items():
+            if self._forbidden(targets):
+                transfer.reschedule(asyncio.get_running_loop().time())
 
     def avoid(self, nodes: frozenset[str]) -> None:
         """Send nothing along a route with one of these nodes from now on."""
@@ -166,6 +170,24 @@ class Router:
             raise NodeLostError(reason)
         self.peers[route.segments[0].node].send(step)
 
+    @contextlib.asynccontextmanager
+    async def transferring(self, targets: frozenset[tuple[int, str]]) -> AsyncIterator[None]:
+        """Around transfers of caches, each a block and its target: cancels them once the privacy rule forbids one.
+
+        NodeLostError then, and at once if it forbids one already.
+        """
+        if reason := self._forbidden(targets):
+            raise NodeLostError(reason)
+        try:
+            async with asyncio.timeout(None) as transfer:
+                self._transfers[transfer] = targets
+                try:
+                    yield
+                finally:
+                    del self._transfers[transfer]
+        except TimeoutError:
+            raise NodeLostError(self._forbidden(targets) or "a transfer of caches took too long") from None
+
     def close_session(self, session: str, nodes: set[str]) -> None:
         """Have nodes drop a session's caches, in the background."""
         for name in nodes & set(self.peers):
@@ -205,6 +227,13 @@ class Router:
         if excluded := sorted(set(placement) & self._avoided | set(placement) - self.peers.keys()):
             return f"{', '.join(excluded)} is drained or has left the cluster"
         return privacy_violation(placement, self._features, self.cluster.trusted) if self._features else None
+
+    def _forbidden(self, targets: Iterable[tuple[int, str]]) -> str | None:
+        """Why one of these nodes may not hold its block, in words; None if all may."""
+        for block, node in targets:
+            if self._features and (reason := privacy_violation([node], [self._features[block]], self.cluster.trusted)):
+                return reason
+        return None
 
     def _start_listening(self, name: str) -> None:
         self._listeners[name] = self.tasks.spawn(self._listen(name), f"tokens of {name}")

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -27,7 +27,7 @@ from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
-from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
+from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.model.activation import token_ids
 from resplit.privacy import exposed_blocks
@@ -202,9 +202,12 @@ class Session:
         """Between passes: begin, continue or finish the move to the live epoch.
 
         Each round of pre-copying sends the positions that passes added during the round before, while rounds become
-        shorter. The switch sends the rest while the stream pauses. A route that breaks a rule is left at once.
+        shorter. The switch sends the rest while the stream pauses. A route that breaks a rule is left at once, and
+        never entered.
         """
         live = self.context.router.live_route
+        if self.context.router.violation(live):  # a lawful one will follow
+            return
         if self.route.epoch != live.epoch and self.context.router.violation(self.route):
             await self.move(live, _MOVE_WITHIN_S)
             self.context.on_moved()
@@ -265,7 +268,7 @@ class Session:
         if last == before.last:
             return before
         transfers = plan_move(self.route, before.target, self.context.features, before.last, last)
-        sent_bytes = await self._send(transfers, background)
+        sent_bytes = await self.context.transfer(self.permits, transfers, background)
         return PreCopy(before.target, before.last, last, before.cache_bytes + sent_bytes)
 
     def _enter(self, route: Route) -> None:
@@ -340,7 +343,7 @@ class Session:
             raise NodeLostError(f"no answer from {', '.join(silent)}")
         cached = [index for index, block in enumerate(self.context.features) if block.kv_bytes_per_token > 0]
         plan = plan_restore(held, self.route.placement, cached, [len(step) for step in done])
-        sent_bytes = await self._send(plan.transfers)
+        sent_bytes = await self.context.transfer(self.permits, plan.transfers)
         self.steps = done[: plan.steps]
         self.replication.adopt(held, self.route, self.position)
         return sent_bytes
@@ -365,9 +368,6 @@ class Session:
         for task in self._permitting:
             task.cancel()
         self.replication.stop()
-
-    async def _send(self, transfers: Iterable[CacheTransfer], background: bool = False) -> int:
-        return await transfer_caches(self.permits, transfers, len(self.context.features), background)
 
 
 def _error_of(answer: Token) -> Exception:
