@@ -34,7 +34,8 @@ def logits_of(model: StoredModel, windows: list[list[int]]) -> np.ndarray:
     for number, window in enumerate(windows):
         for first in range(0, WINDOW, CHUNK):
             ids = token_ids(window[first : first + CHUNK])
-            (answer,) = engine.run(0, last, [SessionRows(str(number), first, WINDOW, ids, stepwise=True)])
+            rows = SessionRows(str(number), first, WINDOW, ids, stepwise=True, drafts=CHUNK - 1)
+            (answer,) = engine.run(0, last, [rows])
             assert isinstance(answer, Activation)
             found.append(to_float32(answer).astype(np.float16))
         engine.close(str(number))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resplit.errors import CapacityError, DataError
 from resplit.model.activation import Activation, token_ids
-from resplit.model.engines.base import Engine
+from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import sample
 from resplit.types import Sampling
 from tests.support.engines import run_rows
@@ -41,6 +41,68 @@ def test_a_repeated_step_gives_the_same_bits(new_engine: NewEngine) -> None:
     first = last_logits(engine, "s", 8, [3])
     last_logits(engine, "s", 9, [4])
     assert last_logits(engine, "s", 8, [3]) == first
+
+
+def stepwise(engine: Engine[Any], session: str, start: int, tokens: list[int], drafts: int = 0) -> bytes:
+    """The logits of one stepwise pass over the whole chain."""
+    rows = SessionRows(session, start, 32, token_ids(tokens), True, drafts)
+    (answer,) = engine.run(0, len(engine.kinds) - 1, [rows])
+    assert isinstance(answer, Activation)
+    return answer.data
+
+
+def test_a_stepwise_pass_repeats_steps_bit_for_bit(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    for session in ("steps", "repeated"):
+        last_logits(engine, session, 0, TOKENS)
+    answers = [last_logits(engine, "steps", 8 + number, [token]) for number, token in enumerate(TOKENS)]
+    assert stepwise(engine, "repeated", 8, TOKENS) == answers[-1]
+    for block in filter(engine.has_cache, range(len(engine.kinds))):
+        caches = [engine.export_cache(session, block, 0, 16) for session in ("steps", "repeated")]
+        assert caches[0] == caches[1]
+
+
+@examples(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(known=st.lists(st.integers(0, 96), min_size=1, max_size=8), right=st.integers(0, 8), wrong=st.integers(0, 4))
+def test_drafts_get_the_bits_of_steps_and_wrong_ones_leave_no_trace(
+    new_engine: NewEngine, known: list[int], right: int, wrong: int
+) -> None:
+    engine = new_engine()
+    for session in ("steps", "drafts"):
+        last_logits(engine, session, 0, TOKENS)
+    answers = [last_logits(engine, "steps", 8 + number, [token]) for number, token in enumerate([*known, 3])]
+    right = min(right, len(known) - 1)
+    guesses = [*known[1 : right + 1], *[96] * wrong]
+    found = stepwise(engine, "drafts", 8, [known[0], *guesses], len(guesses))
+    assert found[: len(b"".join(answers[: right + 1]))] == b"".join(answers[: right + 1])
+    assert set(engine.lengths("drafts").values()) <= {0, 9}
+    for number in range(right + 1, len(known) + 1):
+        assert last_logits(engine, "drafts", 8 + number, [[*known, 3][number]]) == answers[number]
+
+
+def test_a_transferred_cache_replaces_drafts(new_engine: NewEngine) -> None:
+    engine, other = new_engine(), new_engine()
+    last_logits(engine, "s", 0, TOKENS)
+    last_logits(other, "s", 0, TOKENS)
+    stepwise(engine, "s", 8, [3, 96, 96, 96], 3)
+    expected = [last_logits(other, "s", 8 + number, [token]) for number, token in enumerate([3, 4, 5])][-1]
+    for block in filter(engine.has_cache, range(len(engine.kinds))):
+        assert engine.lengths("s")[block] == 9
+        with pytest.raises(DataError, match="begins at 10"):
+            engine.import_cache("s", block, 10, 32, other.export_cache("s", block, 10, 11))
+        engine.import_cache("s", block, 9, 32, other.export_cache("s", block, 9, 10))
+        engine.import_cache("s", block, 0, 32, other.export_cache("s", block, 0, 10))
+    assert last_logits(engine, "s", 10, [5]) == expected
+
+
+@pytest.mark.parametrize(("tokens", "drafts", "is_stepwise"), [(3, 3, True), (3, -1, True), (3, 1, False)])
+def test_drafts_that_follow_no_position_are_refused(
+    new_engine: NewEngine, tokens: int, drafts: int, is_stepwise: bool
+) -> None:
+    engine = new_engine()
+    (answer,) = engine.run(0, 1, [SessionRows("s", 0, 32, token_ids([1] * tokens), is_stepwise, drafts)])
+    assert isinstance(answer, DataError)
+    assert f"{drafts} of 3 positions are drafts" in str(answer)
 
 
 def test_a_step_beyond_the_cached_positions_is_refused(new_engine: NewEngine) -> None:

@@ -114,7 +114,8 @@ def test_stepwise_rows_get_the_bits_of_steps_one_by_one(
     expected, last = alone(engine, stream), len(engine.kinds) - 1
     batch = [SessionRows(f"other {n}", 0, CAPACITY, token_ids([n + 1] * (n + 1))) for n in range(others)]
     run_rows(engine, "s", (0, last), 0, token_ids(stream.steps[0]))
-    rows = SessionRows("s", prompt, CAPACITY, token_ids([step[0] for step in stream.steps[1:]]), stepwise=True)
+    tokens = token_ids([step[0] for step in stream.steps[1:]])
+    rows = SessionRows("s", prompt, CAPACITY, tokens, stepwise=True, drafts=steps - 1)
     *_, answer = engine.run(0, last, [*batch, rows])
     assert isinstance(answer, Activation)
     assert answer.shape == (steps, 97)

@@ -38,7 +38,7 @@ kv_tokens: 2048
 _TEXT = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "0123456789"]
 
 
-def make_model(parent: Path, **shape: int) -> Path:
+def make_model(parent: Path, **shape: float) -> Path:
     """Save a random six-layer Llama and its tokenizer in a folder of `parent`; `shape` changes its configuration."""
     folder = parent / MODEL
     tokenizer = tiny_tokenizer(_TEXT)

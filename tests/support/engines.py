@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from resplit.errors import ResplitError
-from resplit.model.activation import Activation
+from resplit.model.activation import Activation, token_ids
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.packaging import packager_for
+from resplit.model.sampling import sample
+from resplit.model.source import StoredModel
+from resplit.types import Sampling
 
 
 def engine_with(
@@ -30,6 +34,22 @@ def engine_with(
     for index, content in contents.items():
         opened.load(index, content)
     return opened
+
+
+def tokens_of_one_engine(
+    model: StoredModel, prompt: Sequence[int], new_tokens: int, sampling: Sampling | None = None
+) -> list[int]:
+    """The tokens of the unsplit model in its own engine and width, one pass after another."""
+    engine, position = open_engine(model.spec), 0
+    for index, block in enumerate(engine.features):
+        engine.load(index, model.content(block.name))
+    tokens, step = [], list(prompt)
+    for _ in range(new_tokens):
+        logits = run_rows(engine, "s", (0, len(engine.kinds) - 1), position, token_ids(step), 1024)
+        position += len(step)
+        step = [sample(logits, sampling or Sampling(), position - 1)]
+        tokens += step
+    return tokens
 
 
 def run_rows(

@@ -29,7 +29,8 @@ class SegmentPass:
 
     `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
     `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `timed`: the pass
-    shares its time with other timed passes only. `stages` is the number of segments of the whole route.
+    shares its time with other timed passes only. With `stepwise`, it repeats passes that were done one by one.
+    `stages` is the number of segments of the whole route.
     """
 
     session: str
@@ -42,6 +43,7 @@ class SegmentPass:
     attempt: int = 0
     more: bool = False
     timed: bool = False
+    stepwise: bool = False
     stages: int = 1
 
     @property
@@ -85,7 +87,7 @@ class Part:
         work, done = self.waiting.work, self.waiting.done
         values = work.values if done == 0 and self.is_last else _slice(work.values, done, done + self.tokens)
         logits = self.is_last and not work.more
-        return SessionRows(work.session, work.start + done, work.capacity, values, logits=logits)
+        return SessionRows(work.session, work.start + done, work.capacity, values, work.stepwise, logits=logits)
 
 
 @dataclass(frozen=True)

@@ -299,10 +299,10 @@ class Executor:
         """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
 
         Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`. A pass that mixes decode steps and a prompt is not
-        recorded, because it is of neither phase.
+        recorded, because it is of neither phase; nor is one that repeats decode steps.
         """
         sessions = len(batch.parts)
-        if 0 < batch.decodes < sessions:
+        if 0 < batch.decodes < sessions or any(part.waiting.work.stepwise for part in batch.parts):
             return
         kinds: dict[str, list[int]] = {}
         for block in range(batch.first, batch.last + 1):

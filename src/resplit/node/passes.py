@@ -156,5 +156,6 @@ def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:
         sampling=Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed) if is_last else None,
         attempt=step.attempt,
         more=step.more,
+        stepwise=step.stepwise,
         stages=len(route.segments),
     )

@@ -13,10 +13,11 @@ import torch
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.model.activation import token_ids
-from resplit.model.source import StoredModel
+from resplit.model.source import StoredModel, obtain
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.tensors import to_wire
-from tests.support.cluster import reference
+from tests.support.cluster import make_model, reference
+from tests.support.engines import tokens_of_one_engine
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
 
@@ -152,6 +153,26 @@ async def test_without_replication_every_pass_is_replayed_and_no_node_has_a_repl
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 2
     assert {move.recovery.restored_positions for move in moves(nodes)} == {0}
     assert {record.copied_bytes for record in nodes.sessions.records(0)} == {0}
+
+
+@pytest.mark.parametrize(("engine", "weights"), [("onnx", "int4"), ("onnx", "int8"), ("torch", "float32")])
+async def test_a_replay_in_one_pass_changes_no_token_of_any_engine(engine: Any, weights: Any, tmp_path: Path) -> None:
+    """The weights are large: a change of the last bits soon becomes another token, as one prefill for all shows."""
+    model = obtain(str(make_model(tmp_path, initializer_range=0.5)), tmp_path / "models", weights, engine=engine)
+    async with in_process(config(copy_every=0), model, tmp_path) as nodes:
+        controller = nodes.controller()
+        await controller.membership.introduce()
+        await deploy(controller, SPREAD)
+        nodes.sessions.on_lost = lambda node: None
+
+        async def lose() -> None:
+            await nodes.stop(C)
+            await deploy(controller, WITHOUT_C)
+
+        answers = await in_the_middle(nodes, 2, lose)
+        assert answers == [tokens_of_one_engine(model, PROMPT, NEW_TOKENS)] * 2
+        assert all(move.recovery.replayed_positions > NEW_TOKENS // 2 for move in moves(nodes))
+        await controller.stop()
 
 
 async def test_every_layer_has_a_replica_and_private_ones_are_on_trusted_nodes_only(

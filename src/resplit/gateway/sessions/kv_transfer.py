@@ -52,8 +52,8 @@ def plan_move(
 def plan_restore(held: Held, placement: Sequence[str], cached: Iterable[int], steps: Sequence[int]) -> RestorePlan:
     """Restore as many passes as possible under a placement, from the caches of the blocks `cached` that nodes hold.
 
-    `steps` are the lengths of the passes done, in positions. Only whole passes count, because the
-    passes that follow must be replayed in the same shapes.
+    `steps` are the lengths of the passes done, in positions. Only whole passes count: a prompt is
+    one pass, and its positions would get other bits in a pass that begins in the middle of it.
     """
     holders = {block: max(held, key=lambda node: held[node].get(block, 0), default="") for block in cached}
     available = min((held[node].get(block, 0) if node else 0 for block, node in holders.items()), default=0)

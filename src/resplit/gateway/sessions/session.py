@@ -43,6 +43,8 @@ _CONFIRM_LOSS_WITHIN_S = 0.2
 _RESTORE_TRIES = 3
 # The switch transfers at most this many positions, unless another round of pre-copying would not send fewer.
 _PATCH_POSITIONS = 2
+# A replay repeats at most this many positions in a pass, so that a pause of all streams need not wait for all of it.
+_REPLAY_POSITIONS = 256
 # A move at once takes no longer; without its caches the session is replayed. A node that leaves might never send them.
 _MOVE_WITHIN_S = 10.0
 
@@ -148,8 +150,11 @@ class Session:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
                 await self._recover(time.monotonic() - begun_s)
 
-    async def _pass(self, step: tuple[int, ...]) -> int:
-        """One pass of these tokens along the route, after all passes done; returns the token that the head chose."""
+    async def _pass(self, step: tuple[int, ...], stepwise: bool = False) -> int:
+        """One pass of these tokens along the route, after all passes done; returns the token that the head chose.
+
+        With `stepwise`, every position gets the bits of a pass of its own.
+        """
         sampling = self.request.sampling
         left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
         message = Step(
@@ -162,6 +167,7 @@ class Session:
             sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
             gateway=self.context.router.member.name,
             budget_s=left_s,
+            stepwise=stepwise,
         )
         self._end_position = self.position + len(step)
         try:
@@ -292,9 +298,8 @@ class Session:
             self.lose(str(error))
 
     async def _recover(self, noticed_s: float) -> None:
-        """Continue after a loss: restore the caches that survive, and replay the other passes in their first shapes.
+        """Continue after a loss: restore the caches that survive, and replay the other passes.
 
-        Passes of other shapes (one prefill for all) would give other bits, and at a near tie another token.
         `noticed_s` is the time from the start of the failed pass until its failure was known.
         """
         begun_s, done = time.monotonic(), self.steps
@@ -349,11 +354,17 @@ class Session:
         return sent_bytes
 
     async def _replay(self, done: list[tuple[int, ...]]) -> None:
-        """Repeat the passes `done` that were not restored. Their tokens are known."""
-        for step in done[len(self.steps) :]:
+        """Repeat the passes `done` that were not restored. Their tokens are known.
+
+        The decode steps run together, stepwise. One prefill for all would give other bits, and at a near tie another
+        token.
+        """
+        while missing := done[len(self.steps) :]:
+            is_prompt = not self.steps
+            steps = missing[:1] if is_prompt else missing[:_REPLAY_POSITIONS]
             async with self.context.gate.passing():
-                await self._pass(step)
-                self.steps.append(step)
+                await self._pass(tuple(itertools.chain.from_iterable(steps)), stepwise=not is_prompt)
+                self.steps += steps
 
     def end(self) -> None:
         """Free what the session holds at the gateway, and have every node close its caches."""

@@ -27,8 +27,8 @@ class SessionRows:
 
     `values` is token ids (1, tokens) if the segment begins with the embedding, else hidden states (1, tokens, width).
     `capacity` is the number of tokens that the session may cache. With `stepwise`, every position gets the bits that it
-    would get in a pass of its own, and the head answers for all positions, not for the last one only. Without
-    `logits`, it answers for none.
+    would get in a pass of its own. The last `drafts` positions are guesses: they count as held only once a later pass
+    begins after them. The head answers for them and for the position before, or for none without `logits`.
     """
 
     session: str
@@ -36,6 +36,7 @@ class SessionRows:
     capacity: int
     values: Activation
     stepwise: bool = False
+    drafts: int = 0
     logits: bool = True
 
     @property
@@ -48,13 +49,27 @@ class SessionRows:
         """The position after the last one."""
         return self.start + self.tokens
 
+    @property
+    def answers(self) -> int:
+        """The number of positions, the last ones, whose logits are wanted."""
+        return self.drafts + 1 if self.logits else 0
+
 
 class SessionCache(ABC):
-    """Keys and values of one session in one block; `length` positions are cached and may grow to `capacity`."""
+    """Keys and values of one session in one block; `length` positions are cached and may grow to `capacity`.
+
+    Of these, the positions from `sure` on are drafts, which the session's next pass keeps or cuts off.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
+        self.sure = 0
+
+    @property
+    def held(self) -> int:
+        """The number of cached positions without drafts."""
+        return min(self.length, self.sure)
 
     def ensure_room(self, end: int) -> None:
         """CapacityError if the cache cannot grow to `end` positions."""
@@ -113,8 +128,7 @@ class Engine(ABC, Generic[Cache]):
     ) -> list[Activation | ResplitError]:
         """Run blocks `first..last` for all rows of `batch`; later positions in the sessions' caches are discarded.
 
-        Each result is hidden states (1, tokens, width), or logits if `last` is the head: (1, vocabulary) of the last
-        position, (tokens, vocabulary) of rows that are `stepwise`, and none (0, vocabulary) of rows without `logits`.
+        Each result is hidden states (1, tokens, width), or logits (answers, vocabulary) if `last` is the head.
         `after_block` is called after each block with its index. A session may appear once in a batch.
 
         DataError if a block is not loaded. What is wrong with one session's rows is its result, and stops no other:
@@ -176,8 +190,8 @@ class Engine(ABC, Generic[Cache]):
         ]
 
     def lengths(self, session: str) -> dict[int, int]:
-        """Cached positions of a session, by block."""
-        return {block: cache.length for (name, block), cache in list(self._caches.items()) if name == session}
+        """Cached positions of a session by block, without drafts."""
+        return {block: cache.held for (name, block), cache in list(self._caches.items()) if name == session}
 
     def capacity(self, session: str, block: int) -> int:
         """The capacity in tokens of the cache of `session` in `block`; DataError if there is none."""
@@ -196,18 +210,20 @@ class Engine(ABC, Generic[Cache]):
     def import_cache(self, session: str, block: int, first: int, capacity: int, part: Activation) -> None:
         """Store a part of a cache from position `first` on; a late part with only cached positions is ignored.
 
-        DataError if the part begins after the cached positions, or has another shape than the block's caches.
+        Drafts are not kept. DataError if the part begins after the cached positions, or has another shape than the
+        block's caches.
         """
         self._check_part(block, part)
         cache = self._caches.get((session, block)) or self._new_cache(block, capacity)
         end = first + part.shape[2]
-        if cache.length < first:
-            raise DataError(f"cache of block {block}: {cache.length} positions held, the part begins at {first}")
-        if end <= cache.length:
+        if cache.held < first:
+            raise DataError(f"cache of block {block}: {cache.held} positions held, the part begins at {first}")
+        if end <= cache.held:
             return
         cache.ensure_room(end)
         cache.crop(first)
         cache.append(part)
+        cache.sure = end
         self._caches[session, block] = cache  # not before: a refused cache must hold no memory
 
     def _held_cache(self, session: str, block: int) -> Cache:
@@ -224,6 +240,7 @@ class Engine(ABC, Generic[Cache]):
             raise DataError(f"block {block} has {held} positions of this session, the step begins at {rows.start}")
         cache.ensure_room(rows.end)
         cache.crop(rows.start)
+        cache.sure = rows.end - rows.drafts
         self._caches[rows.session, block] = cache  # not before: a refused cache must hold no memory
         return cache
 
@@ -245,6 +262,8 @@ class Engine(ABC, Generic[Cache]):
             fits = dtype == self.spec.activations and len(shape) == 3 and shape[2] == self.spec.hidden_size
         if not fits or shape[0] != 1 or shape[1] < 1:
             raise DataError(f"block {first} was given {dtype} {shape}")
+        if not 0 <= rows.drafts < shape[1] or (rows.drafts and not rows.stepwise):
+            raise DataError(f"{rows.drafts} of {shape[1]} positions are drafts: they must follow another one, stepwise")
         if self.kinds[first] == "embed":
             ids = np.frombuffer(rows.values.data, dtype=np.int64)
             if ids.min() < 0 or ids.max() >= self.spec.vocabulary:

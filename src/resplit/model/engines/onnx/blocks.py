@@ -203,8 +203,8 @@ class Head:
         self._graph = runtime.graph(arrays["head"])
 
     def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute the logits of every session's last row, or of all its rows if they are stepwise."""
-        wanted = [row for each in batch for row in range(first_answer_row(each), each.end_row)]
+        """Compute the logits of every session's last row, and of its drafts."""
+        wanted = [row for each in batch for row in range(each.end_row - each.rows.answers, each.end_row)]
         buffers.begin_answers(len(wanted))
         if not wanted:
             return
@@ -217,13 +217,6 @@ class Head:
 
 
 BLOCKS: dict[str, Any] = {"embed": Embedding, "layer": Layer, "attention": Layer, "mlp": Products, "head": Head}
-
-
-def first_answer_row(placed: PlacedRows) -> int:
-    """The first row of a session whose logits are wanted; those after it are wanted too."""
-    if not placed.rows.logits:
-        return placed.end_row
-    return placed.row if placed.rows.stepwise else placed.end_row - 1
 
 
 def _pieces(rows: SessionRows) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from resplit.errors import DataError, ModelError, ResplitError
 from resplit.model.activation import Activation, of_array
 from resplit.model.engines.base import Engine, SessionRows
-from resplit.model.engines.onnx.blocks import BLOCKS, Block, Buffers, OnnxCache, PlacedRows, first_answer_row
+from resplit.model.engines.onnx.blocks import BLOCKS, Block, Buffers, OnnxCache, PlacedRows
 from resplit.model.engines.onnx.contents import expected_names
 from resplit.model.engines.onnx.runtime import Runtime
 from resplit.model.spec import ModelSpec
@@ -102,7 +102,7 @@ class OnnxEngine(Engine[OnnxCache]):
         logits, row = self._buffers.array("logits"), 0
         outputs: dict[int, Activation | ResplitError] = {}
         for index, each in placed.items():
-            end = row + each.end_row - first_answer_row(each)
+            end = row + each.rows.answers
             outputs[index] = of_array(logits[row:end])
             row = end
         return outputs

@@ -114,13 +114,19 @@ class TorchEngine(Engine[TorchCache]):
 
     def _compute(self, block: BlockModule, index: int, rows: SessionRows, hidden: torch.Tensor) -> torch.Tensor:
         """One block for the rows of one session: one pass, or one for each position if they are stepwise."""
+        start, is_head = rows.start, self.kinds[index] == "head"
+        if is_head:
+            if not rows.logits:
+                return hidden.new_empty((0, self.spec.vocabulary))
+            start = rows.end - rows.answers
+            hidden = hidden[:, -rows.answers :]  # (1, answers, width)
         parts = torch.split(hidden, 1, dim=1) if rows.stepwise else (hidden,)
-        outputs, start = [], rows.start
+        outputs = []
         for part in parts:
             context = self.chain.prepare_pass(start, part.shape[1], torch.empty((), dtype=self.dtype))
             outputs.append(block(part, context, self._caches.get((rows.session, index))))
             start += part.shape[1]
-        return torch.cat(outputs, dim=0 if self.kinds[index] == "head" else 1)
+        return torch.cat(outputs, dim=0 if is_head else 1)
 
     def _loaded(self, index: int) -> BlockModule:
         try:
