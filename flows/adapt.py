@@ -107,8 +107,10 @@ def _deploy(client: ControlClient, decision: Decision, based_on: int) -> Decisio
 
 def _place_first(client: ControlClient, posed: Problem) -> bool:
     """Deploy a plan if nothing is placed yet, for example after a start of the controller."""
-    epoch = deploy_plan(client, plan(posed), 0)
-    decision = Decision(time.time(), "initial", "nothing is placed", outcome=DecisionOutcome(deployed=epoch))
+    found = plan(posed)
+    epoch = deploy_plan(client, found, 0)
+    reason = "; ".join(filter(None, ["nothing is placed", found.note]))
+    decision = Decision(time.time(), "initial", reason, outcome=DecisionOutcome(deployed=epoch))
     client.log_decision(decision.to_json())
     return True
 

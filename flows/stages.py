@@ -79,7 +79,7 @@ def plan(params: Params) -> None:
     ]
     posed = problem_from(cost, _features(), cluster, node_states(telemetry.nodes), classes)
     _write("problem.json", problem_to_json(posed))
-    _write("plan.json", plan_to_json(plan_or_fail(posed)))
+    _write("plan.json", plan_to_json(plan_or_fail(posed).plan))
 
 
 def study(params: Params) -> None:

@@ -30,8 +30,8 @@ from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel, block_timings, prediction_error
 from resplit.files import write_atomically
+from resplit.planner.best_effort import BestEffortPlan
 from resplit.records import RunRecord
-from resplit.types import Plan
 from resplit.workload import schedule_requests
 from tasks.deploy import deploy_plan
 from tasks.measure import measure, serve_workload
@@ -86,7 +86,12 @@ def inputs(params: Params) -> tuple[ClusterConfig, ScenarioConfig]:
 
 
 def serve_policies(
-    cluster: Cluster, client: ControlClient, params: Params, scenario: ScenarioConfig, cost: CostModel, first: Plan
+    cluster: Cluster,
+    client: ControlClient,
+    params: Params,
+    scenario: ScenarioConfig,
+    cost: CostModel,
+    first: BestEffortPlan,
 ) -> list[RunRecord]:
     """Serve the workload three times from the same plan: undisturbed, static and adaptive. Must be called in a flow."""
     # Real machines do not share their cores with the control loop, so it yields to the processes of the nodes.
@@ -104,7 +109,7 @@ def _serve(
     scenario: ScenarioConfig,
     policy: str,
     cost: CostModel,
-    first: Plan,
+    first: BestEffortPlan,
 ) -> RunRecord:
     """Serve one run, starting with the cluster as declared and without a history of moves."""
     (cluster.state / "history.json").unlink(missing_ok=True)

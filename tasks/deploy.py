@@ -8,11 +8,11 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import proposal_of
 from resplit.decide import Decision
-from resplit.types import Plan
+from resplit.planner.best_effort import BestEffortPlan
 
 
 @task(name="deploy plan", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
-def deploy_plan(client: ControlClient, plan: Plan, based_on: int) -> int:
+def deploy_plan(client: ControlClient, plan: BestEffortPlan, based_on: int) -> int:
     """Deploy a first plan; returns the new epoch."""
     return client.propose(proposal_of(plan, "initial", based_on)).epoch
 

@@ -16,10 +16,11 @@ from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision, History, Measured, Settings, decide
 from resplit.files import write_atomically
+from resplit.planner.best_effort import BestEffortPlan
 from resplit.problem import problem_to_json
 from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
-from resplit.types import Plan, Problem
+from resplit.types import Problem
 
 _HISTORY = TypeAdapter(History)
 
@@ -38,8 +39,8 @@ def problem(
 
 
 @task(name="plan", cache_policy=NO_CACHE)
-def plan(problem: Problem) -> Plan:
-    """The best plan; InfeasibleError with the reason if there is none."""
+def plan(problem: Problem) -> BestEffortPlan:
+    """The best plan, if need be for a part of the demand; InfeasibleError with the reason if there is none."""
     return plan_or_fail(problem)
 
 

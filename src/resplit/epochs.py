@@ -15,7 +15,10 @@ RECOVER = "recover"  # the action of an epoch that replaces one that could not s
 
 @dataclass(frozen=True)
 class Proposal:
-    """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned."""
+    """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned.
+
+    `note` says what its plan does not keep: ceilings on utilisation, or a part of the demand.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a proposal is parsed
 
@@ -24,6 +27,7 @@ class Proposal:
     based_on: Annotated[int, Field(ge=0)]
     predicted_latency_s: float | None = None
     lower_bound: float | None = None
+    note: Annotated[str, Field(max_length=2000)] = ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class LiveEpoch:
     """A placement that was committed at `committed_s` (seconds since 1970).
 
     `loaded_bytes` are the weights that nodes loaded for it, `prepare_s` is the time from the proposal to the commit.
-    `staged`: passes were paused meanwhile, because old and new blocks did not fit beside each other.
+    `staged`: passes were paused meanwhile, because old and new blocks did not fit beside each other. `note` is that of
+    the proposal.
     """
 
     epoch: int
@@ -43,3 +48,4 @@ class LiveEpoch:
     loaded_bytes: float
     prepare_s: float
     staged: bool = False
+    note: str = ""

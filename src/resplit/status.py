@@ -76,7 +76,10 @@ class GatewayStatus:
 
 @dataclass(frozen=True)
 class ClusterStatus:
-    """The live epoch and its cluster. `placement` names one node per block; it is None before the first epoch."""
+    """The live epoch and its cluster. `placement` names one node per block; it is None before the first epoch.
+
+    `plan_note` says what the plan of the epoch does not keep: ceilings on utilisation, or a part of the demand.
+    """
 
     cluster: str
     model: str
@@ -90,6 +93,7 @@ class ClusterStatus:
     sessions: int
     waiting: int
     ready: str
+    plan_note: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def problem(cluster: ClusterConfig, stored_model: StoredModel) -> Problem:
 
 def test_a_node_that_may_not_be_used_gets_no_block_and_keeps_its_links(problem: Problem) -> None:
     for unused in (A, B, C):
-        assert unused not in (plan_without(problem, [unused], CURRENT).placement or ())
+        assert unused not in (plan_without(problem, [unused], CURRENT).plan.placement or ())
     reduced = without(problem, [A])
     assert np.isnan(reduced.decode_s_per_token[:, 0]).all()
     assert np.array_equal(reduced.link_latency_s, problem.link_latency_s, equal_nan=True)
@@ -43,10 +43,10 @@ def test_a_node_that_may_not_be_used_gets_no_block_and_keeps_its_links(problem: 
 
 def test_a_plan_keeps_the_current_rules_and_not_those_of_the_latest_problem(problem: Problem) -> None:
     strict = under_rules(problem, [B], problem.blocks)
-    placement = plan_without(strict, [], CURRENT).placement
+    placement = plan_without(strict, [], CURRENT).plan.placement
     assert placement is not None
     assert {placement[block] for block in (0, 1, 7)} == {B}
-    untrusted = plan_without(under_rules(problem, [], problem.blocks), [], CURRENT)
+    untrusted = plan_without(under_rules(problem, [], problem.blocks), [], CURRENT).plan
     assert untrusted.placement is None
     assert untrusted.reason
 
@@ -124,7 +124,7 @@ async def test_a_proposal_has_the_latency_and_the_bound_of_its_plan(
     planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
     planner.set_problem(problem)
     proposal = await planner.plan(CURRENT, based_on=3, action="drain")
-    plan = plan_without(problem, [], CURRENT)
+    plan = plan_without(problem, [], CURRENT).plan
     assert plan.terms is not None
     assert proposal.action == "drain"
     assert proposal.predicted_latency_s == pytest.approx(plan.terms.latency_s)
@@ -165,5 +165,16 @@ async def test_a_node_that_left_the_cluster_and_a_drained_one_get_no_block(
 
 def test_more_demand_than_the_nodes_can_serve_is_planned_for_in_part(problem: Problem) -> None:
     heavy = replace(problem, classes=tuple(replace(c, rate_rps=1e4 * c.rate_rps) for c in problem.classes))
-    plan = plan_without(heavy, [], CURRENT)
-    assert plan.placement is not None
+    found = plan_without(heavy, [], CURRENT)
+    assert found.plan.placement is not None
+    assert "of the demand" in found.note
+
+
+async def test_busy_nodes_are_used_above_their_ceilings_and_the_proposal_says_so(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
+    busy = tuple(replace(node, background_utilization=0.97) for node in problem.nodes)
+    planner.set_problem(replace(problem, nodes=busy))
+    proposal = await planner.plan(CURRENT, based_on=3)
+    assert "no plan keeps max_utilization: alpha is planned to be 97." in proposal.note

@@ -30,6 +30,7 @@ class FixedPlanner:
 
     def __init__(self) -> None:
         self.placement: tuple[str, ...] = WITHOUT_C
+        self.note = ""
         self.error: Exception | None = None
         self.asked: list[tuple[tuple[str, ...], int]] = []
         self.avoided: list[frozenset[str]] = []
@@ -41,7 +42,7 @@ class FixedPlanner:
         self.avoided.append(avoid)
         if self.error:
             raise self.error
-        return Proposal(self.placement, action, based_on)
+        return Proposal(self.placement, action, based_on, note=self.note)
 
 
 class Bench:
@@ -97,6 +98,20 @@ async def test_after_a_loss_a_plan_for_the_other_nodes_goes_live_and_is_logged(b
     assert (decision["action"], decision["reason"], decision["outcome"]["deployed"]) == (RECOVER, "lost gamma", 2)
     assert decision["outcome"]["plan_s"] >= 0
     assert decision["outcome"]["prepare_s"] >= 0
+
+
+async def test_the_decision_and_the_live_epoch_say_what_the_plan_does_not_keep(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.start()
+    bench.gateway.connected, bench.planner.note = {A, B}, "no plan keeps max_utilization: alpha"
+    await bench.recovery.recover()
+    assert bench.deployment.history[-1].note == "no plan keeps max_utilization: alpha"
+    assert bench.log.decisions()[-1][1]["reason"] == "lost gamma; no plan keeps max_utilization: alpha"
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    await restarted.recovery.resume()
+    assert restarted.deployment.history[-1].note == "no plan keeps max_utilization: alpha"
 
 
 async def test_a_failed_staged_move_is_recovered_from_although_all_nodes_answer(bench: Bench) -> None:

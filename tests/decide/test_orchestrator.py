@@ -603,3 +603,31 @@ def test_a_move_from_a_node_that_is_gone_is_not_rolled_back() -> None:
 def test_without_a_stated_uncertainty_the_threshold_is_that_of_the_settings() -> None:
     decision = decide(problem(BEST), now_s=0.0, settings=SETTINGS, history=NO_HISTORY, solve=lambda *_, **__: NO_PLAN)
     assert (decision.uncertainty, decision.threshold) == (0.0, SETTINGS.threshold)
+
+
+def _busy(cluster: Problem, share: float) -> Problem:
+    return replace(cluster, nodes=tuple(replace(node, background_utilization=share) for node in cluster.nodes))
+
+
+def test_where_no_plan_keeps_the_ceilings_a_better_one_above_them_is_chosen_and_the_reason_says_so() -> None:
+    cluster = _busy(problem(halves(SLOW, FAST, 6), rate_rps=0.05), 0.96)
+    decision = _decide(cluster)
+    assert decision.action == "re-split"
+    assert decision.chosen is not None
+    assert decision.chosen.latency_s < 0.9 * decision.alternatives[0].latency_s
+    assert "no plan keeps max_utilization: fast is planned to be 97." in decision.reason
+
+
+def test_a_placement_above_the_ceilings_is_kept_if_no_plan_keeps_them_and_none_is_better() -> None:
+    decision = _decide(_busy(problem(BEST, rate_rps=0.05), 0.96))
+    assert decision.action == "keep"
+    assert decision.urgent == ""
+    assert "no plan keeps max_utilization: " in decision.reason
+
+
+def test_a_plan_within_the_ceilings_is_preferred_to_any_above_them() -> None:
+    cluster = problem(halves(FAST, SLOW, 2), rate_rps=0.05)
+    busy = tuple(replace(node, background_utilization=0.96) if node.name == FAR else node for node in cluster.nodes)
+    decision = _decide(replace(cluster, nodes=busy))
+    assert FAR not in decision.placement
+    assert "max_utilization" not in decision.reason

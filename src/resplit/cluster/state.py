@@ -15,10 +15,10 @@ from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
 from resplit.epochs import Proposal
 from resplit.errors import InfeasibleError
 from resplit.files import write_atomically
-from resplit.planner.partial_demand import solve_partial_demand
+from resplit.planner.best_effort import BestEffortPlan, solve_best_effort
 from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
-from resplit.types import BlockFeatures, Plan, Problem, segments_of
+from resplit.types import BlockFeatures, Problem, segments_of
 
 _log = structlog.get_logger(__name__)
 
@@ -60,32 +60,32 @@ def first_plan(cluster: Cluster) -> str:
         cost = fit_cost_model(telemetry, live.features)
         # The control loop reads this file and continues from it.
         write_atomically(cluster.state / "cost.json", cost.to_json())
-        plan = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
-        client.propose(proposal_of(plan, "initial", live.epoch))
-    assert plan.placement is not None
-    return describe(plan.placement, live.features)
+        found = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
+        client.propose(proposal_of(found, "initial", live.epoch))
+    assert found.plan.placement is not None
+    return describe(found.plan.placement, live.features)
 
 
-def plan_or_fail(problem: Problem) -> Plan:
+def plan_or_fail(problem: Problem) -> BestEffortPlan:
     """A plan for as much of the demand as can be served; InfeasibleError with the reason if there is none."""
-    plan, share = solve_partial_demand(problem)
-    if plan.placement is None:
-        raise InfeasibleError(f"no placement: {plan.reason}")
-    if share < 1:
-        _log.warning(
-            "the cluster can serve only a part of the declared demand; requests beyond it get 429", share=share
-        )
-    return plan
+    found = solve_best_effort(problem)
+    if found.plan.placement is None:
+        raise InfeasibleError(f"no placement: {found.plan.reason}")
+    if found.note:
+        _log.warning("the cluster cannot serve the whole demand within its ceilings", note=found.note)
+    return found
 
 
-def proposal_of(plan: Plan, action: str, based_on: int) -> Proposal:
+def proposal_of(found: BestEffortPlan, action: str, based_on: int) -> Proposal:
     """A plan as a proposal to the controller."""
+    plan = found.plan
     return Proposal(
         placement=plan.placement or (),
         action=action,
         based_on=based_on,
         predicted_latency_s=plan.terms.latency_s if plan.terms else None,
         lower_bound=plan.lower_bound,
+        note=found.note,
     )
 
 

@@ -226,6 +226,7 @@ def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
         placement=live.placement if live else None,
         action=newest.action if newest else None,
         predicted_latency_s=newest.predicted_latency_s if newest else None,
+        plan_note=newest.note if newest else "",
         nodes=tuple(_node_status(view, monitor, name) for name in view.addresses),
         **vars(view.gateway.status()),
     )

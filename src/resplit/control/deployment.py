@@ -223,6 +223,7 @@ class Deployment:
             loaded_bytes=float(sum(self._view.rules.features[block].weight_bytes for block in loaded)),
             prepare_s=prepare_s,
             staged=staged,
+            note=proposal.note,
         )
         self.history.append(live)
         _log.info("epoch is live", epoch=route.epoch, action=proposal.action, prepare_s=round(prepare_s, 2))

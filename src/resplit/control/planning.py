@@ -19,9 +19,9 @@ from resplit.control.cluster_view import ClusterView
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import DataError, InfeasibleError
 from resplit.files import write_atomically
-from resplit.planner.partial_demand import solve_partial_demand
+from resplit.planner.best_effort import BestEffortPlan, solve_best_effort
 from resplit.problem import problem_to_json, read_problem
-from resplit.types import Block, Plan, Problem
+from resplit.types import Block, Problem
 
 _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S = 0.5  # requests wait for the plan; a flow improves on it later
@@ -56,16 +56,16 @@ def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Blo
     return replace(problem, nodes=nodes, blocks=tuple(blocks))
 
 
-def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> Plan:
+def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> BestEffortPlan:
     """The best plan in which the nodes `unused` run no block, for a cluster where `current` is placed now.
 
-    If the other nodes cannot serve the whole demand, the plan is for the part that they can serve. The gateway refuses
-    the rest.
+    If the other nodes cannot serve the whole demand within their ceilings, the ceilings rise, and then the plan is for
+    the part that they can serve. The gateway refuses the rest.
     """
-    plan, share = solve_partial_demand(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
-    if share < 1:
-        _log.warning("the remaining nodes can serve only a part of the demand", share=share)
-    return plan
+    found = solve_best_effort(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
+    if found.note:
+        _log.warning("the nodes cannot serve the whole demand within their ceilings", note=found.note)
+    return found
 
 
 class ControllerPlanner:
@@ -106,8 +106,9 @@ class ControllerPlanner:
         problem = under_rules(problem, view.cluster.trusted, blocks)
         removed = {node.name for node in problem.nodes} - set(view.cluster.node_names)
         unused = removed | set(unreachable) | view.rules.drained | avoid
-        plan = await asyncio.to_thread(plan_without, problem, unused, current)
+        found = await asyncio.to_thread(plan_without, problem, unused, current)
+        plan = found.plan
         if plan.placement is None or plan.terms is None:
             prefix = f"without {', '.join(sorted(unused))} " if unused else ""
             raise InfeasibleError(f"{prefix}there is no placement: {plan.reason}")
-        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound)
+        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound, found.note)

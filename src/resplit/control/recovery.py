@@ -87,7 +87,8 @@ class Recovery:
                         _RETRY_INTERVAL_S
                     )  # there is no event, for example, for a registry that is back
                     continue
-                self._log_decision(f"lost {', '.join(unreachable)}" if unreachable else reason, started_s, live)
+                why = f"lost {', '.join(unreachable)}" if unreachable else reason
+                self._log_decision("; ".join(filter(None, [why, live.note])), started_s, live)
             self._gateway.set_available()
 
     async def resume(self) -> None:
@@ -110,7 +111,9 @@ class Recovery:
     async def _deploy_again(self, committed: dict[str, Any]) -> None:
         placement, refused_by = tuple(committed["placement"]), frozenset[str]()
         for tries_left in reversed(range(_RESUME_TRIES)):
-            proposal = Proposal(placement, "resume", 0, committed.get("predicted_latency_s"))
+            proposal = Proposal(
+                placement, "resume", 0, committed.get("predicted_latency_s"), note=committed.get("note", "")
+            )
             if refused_by or self._view.lost_from(placement) or self._view.rules.violation(placement):
                 proposal = await self._planner.plan(placement, 0, avoid=refused_by)
             try:

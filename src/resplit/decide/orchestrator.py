@@ -4,7 +4,8 @@ Equation 8 asks whether another placement under the current cuts would be better
 other cuts would (re-split). Four kinds of hysteresis keep noise from causing moves: threshold, cooldown, trial and bar
 (docs/adr/0004-decide.md). These invariants hold for every decision:
 
-- The chosen placement violates no constraint, or it is the current one.
+- The chosen placement violates no constraint, or it is the current one. Where no plan keeps the ceilings on
+  utilisation, they rise, for the current placement too, and the reason says so.
 - An optional move has a net gain above 0 and a gain per request above the threshold, unless the current placement
   exceeds a limit of memory or use. Ties go to keep.
 - Within the cooldown the placement changes only if the current one is broken, if an alternative reduces a missed
@@ -25,6 +26,8 @@ from resplit.decide.price import Action, Alternative, CurrentPlacement, price, p
 from resplit.decide.state import History, Measured, PastMove, Settings
 from resplit.errors import DataError
 from resplit.planner import solve as default_solve
+from resplit.planner.best_effort import ceilings_note, under_higher_ceilings
+from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 
 __all__ = ["decide"]
@@ -51,9 +54,11 @@ def decide(
     """
     if problem.current is None:
         raise DataError("there is no current placement to decide about: deploy a first plan")
-    current = price_current(problem, settings)
-    plans = [_best_plan(problem, action, current, settings, solve) for action in ("redistribute", "re-split")]
-    rollback = _failed_trial_rollback(problem, current, settings, history, measured, now_s)
+    priced = _priced(problem, settings, solve)
+    if not priced.has_plan:
+        priced = under_higher_ceilings(problem, lambda posed: _priced_if_planned(posed, settings, solve)) or priced
+    current, plans = priced.current, priced.plans
+    rollback = _failed_trial_rollback(priced.problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
     if rollback is not None:
         choice = _choose_rollback(rollback, history, measured)
@@ -64,7 +69,7 @@ def decide(
     return Decision(
         at_s=now_s,
         action=choice.chosen.action,
-        reason=choice.reason,
+        reason="; ".join(filter(None, [choice.reason, _ceilings_exceeded(problem, priced, choice.chosen)])),
         chosen=choice.chosen,
         urgent=choice.urgent,
         threshold=hysteresis.threshold,
@@ -75,6 +80,40 @@ def decide(
         current=problem.current,
         measured=measured,
     )
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """The current placement and the best plans, priced under `problem`."""
+
+    problem: Problem
+    current: CurrentPlacement
+    plans: list[Alternative]
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether any plan was found."""
+        return any(plan.placement is not None for plan in self.plans)
+
+
+def _priced(problem: Problem, settings: Settings, solve: Solve) -> _Priced:
+    current = price_current(problem, settings)
+    plans = [_best_plan(problem, action, current, settings, solve) for action in ("redistribute", "re-split")]
+    return _Priced(problem, current, plans)
+
+
+def _priced_if_planned(problem: Problem, settings: Settings, solve: Solve) -> _Priced | None:
+    priced = _priced(problem, settings, solve)
+    return priced if priced.has_plan else None
+
+
+def _ceilings_exceeded(problem: Problem, priced: _Priced, chosen: Alternative) -> str:
+    """A note on the ceilings of `problem` that `chosen` exceeds, if no plan keeps them; "" otherwise."""
+    names = [node.name for node in problem.nodes]
+    if priced.problem is problem or chosen.placement is None or set(chosen.placement) - set(names):
+        return ""
+    utilization = evaluate(problem, chosen.placement).utilization.tolist()
+    return ceilings_note(problem, dict(zip(names, utilization, strict=True)))
 
 
 @dataclass(frozen=True)
