@@ -227,6 +227,8 @@ class HostileClient:
         async with self.stub(node).Steps.open() as stream:
             await stream.send_request()
             for step in steps:
+                if isinstance(step, Step):
+                    step.acknowledge = True
                 await stream.send_message(step)
             for _ in steps:
                 await stream.recv_message()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import Member
-from resplit.wire import message_limits
+from resplit.wire import message_limits, step_stream
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_grpc import NodeBase
@@ -69,17 +70,46 @@ class Watched:
         )
 
 
-def step(session: str = "s") -> Step:
-    return Step(session=session, epoch=9, values=to_wire(token_ids([1, 2])), gateway="controller")
+def step(session: str = "s", tokens: int = 2) -> Step:
+    return Step(session=session, epoch=9, values=to_wire(token_ids([1] * tokens)), gateway="controller")
 
 
-async def test_each_acknowledged_step_reports_its_round_trip(nodes: InProcessCluster) -> None:
+def large_step() -> Step:
+    return step(tokens=4000)
+
+
+async def test_an_acknowledgement_reports_the_round_trip_of_its_step(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=Link(Shape(0.03, 1e9)))
+    watched.peer.send(step())
+    crossing = await asyncio.wait_for(watched.crossings.get(), 5)
+    assert (crossing.peer, crossing.payload_bytes) == ("far", 16)
+    assert crossing.round_trip_s >= 0.03
+
+
+async def test_a_large_step_is_acknowledged_with_all_steps_before_it(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_stream, "_ASK_EVERY_S", math.inf)
+    watched = Watched(nodes)
+    for each in (step(), step(), step(), large_step(), step("last")):
+        watched.peer.send(each)
+    crossings = [await asyncio.wait_for(watched.crossings.get(), 5) for _ in range(2)]
+    assert [crossing.payload_bytes for crossing in crossings] == [16, 32_000]
+    await nodes.stop("far")
+    _, lost = await asyncio.wait_for(watched.lost.get(), 5)
+    assert [each.session for each in lost] == ["last"]
+    assert watched.crossings.empty()
+
+
+async def test_an_acknowledgement_is_asked_for_again_after_a_while(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_stream, "_ASK_EVERY_S", 0.0)
+    watched = Watched(nodes)
     for _ in range(3):
         watched.peer.send(step())
-    crossings = [await asyncio.wait_for(watched.crossings.get(), 5) for _ in range(3)]
-    assert {(crossing.peer, crossing.payload_bytes) for crossing in crossings} == {("far", 16)}
-    assert min(crossing.round_trip_s for crossing in crossings) >= 0.03
+    for _ in range(3):
+        await asyncio.wait_for(watched.crossings.get(), 5)
     await watched.peer.disconnect()
     assert watched.lost.empty()
 

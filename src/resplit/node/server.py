@@ -72,7 +72,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         return limited(super().__mapping__())
 
     async def Steps(self, stream: Stream[Step, Ack]) -> None:  # noqa: N802
-        """Run the steps of one caller, and acknowledge each as it arrives."""
+        """Run the steps of one caller, and acknowledge those that ask for it as they arrive."""
         caller = certificate_name(stream.peer.cert())
         connections = self._agent.connections
         acks: Sender[Ack] = Sender(connections.links.get(caller) or connections.link_to_gateway, stream.send_message)
@@ -81,7 +81,8 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             await stream.send_initial_metadata()
             async for step in stream:
                 _ensure_short(step.session, step.gateway)
-                acks.put(Ack(number=step.number), 0)
+                if step.acknowledge:
+                    acks.put(Ack(number=step.number), 0)
                 try:
                     self._agent.passes.accept(caller, step)
                 except CommandRefusedError as error:

@@ -27,7 +27,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class Step(_message.Message):
     MORE_FIELD_NUMBER: _ClassVar[int]
     PERMIT_FIELD_NUMBER: _ClassVar[int]
     STEPWISE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -54,7 +55,8 @@ class Step(_message.Message):
     more: bool
     permit: PermitRequest
     stepwise: bool
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ...) -> None: ...
+    acknowledge: bool
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)

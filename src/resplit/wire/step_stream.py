@@ -1,9 +1,15 @@
-"""The stream of steps to one peer: in order, each step acknowledged, or passed to `on_lost` if the stream breaks."""
+"""The stream of steps to one peer: in order, each acknowledged in the end, or passed to `on_lost` if the stream breaks.
+
+An acknowledgement is a message of its own, and costs both sides as much as a step. So it is asked for now and then,
+and counts for all steps before it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +23,16 @@ from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, Step
 
 _log = structlog.get_logger(__name__)
+# An acknowledgement is asked for with the first step after this time, and with each step of so many bytes: steps are
+# kept until they are acknowledged.
+_ASK_EVERY_S = 0.05
+_LARGE_BYTES = 16 * 1024
 CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The time from sending one step to a peer until its acknowledgement arrived."""
+    """The time from sending a step to a peer until its acknowledgement arrived."""
 
     peer: str
     payload_bytes: int
@@ -45,23 +55,28 @@ class StepStream:
         self._link = link
         self._on_crossing = on_crossing
         self._on_lost = on_lost
-        self._pending: dict[int, tuple[float, Step]] = {}  # sent and not yet acknowledged, by number
+        self._pending: deque[tuple[float, Step]] = deque()  # sent and not yet acknowledged, the oldest first
         self._number = 0
+        self._asked_s = -math.inf  # when an acknowledgement was asked for last
         self._sender: Sender[Step] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def send(self, step: Step) -> None:
-        """Queue a step. The peer acknowledges it, or it is passed to `on_lost` if the stream breaks.
+        """Queue a step. If the stream breaks before an acknowledgement, it is passed to `on_lost`; it may have arrived.
 
         CapacityError if too many steps already wait for the peer.
         """
         if self._sender is None or self._task is None or self._task.done():
             self._sender = Sender(self._link, self._send)
             self._task = asyncio.create_task(self._run(self._sender), name=f"steps to {self._peer}")
+        now_s, size = time.monotonic(), len(step.values.data)
         self._number += 1
         step.number = self._number
-        self._sender.put(step, len(step.values.data))
-        self._pending[step.number] = (time.monotonic(), step)
+        step.acknowledge = size >= _LARGE_BYTES or now_s - self._asked_s >= _ASK_EVERY_S
+        if step.acknowledge:
+            self._asked_s = now_s
+        self._sender.put(step, size)
+        self._pending.append((now_s, step))
 
     async def close(self) -> None:
         """End the stream."""
@@ -80,9 +95,9 @@ class StepStream:
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
         except* Exception as errors:  # also what grpclib raises for an acknowledgement that it cannot read
             _log.info("a stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
-        lost = [step for _, step in self._pending.values()]
+        lost = [step for _, step in self._pending]
         self._pending.clear()
-        self._task = None
+        self._task, self._asked_s = None, -math.inf
         self._on_lost(self._peer, lost)
 
     async def _receive(self, acknowledgements: Any) -> None:
@@ -90,7 +105,8 @@ class StepStream:
             self._acknowledge(ack)
 
     def _acknowledge(self, ack: Ack) -> None:
-        sent = self._pending.pop(ack.number, None)
-        if sent is not None:
-            sent_s, step = sent
-            self._on_crossing(Crossing(self._peer, len(step.values.data), time.monotonic() - sent_s))
+        """Forget all steps up to this one. The peer may repeat itself, or name a step that it never got."""
+        while self._pending and self._pending[0][1].number <= ack.number:
+            sent_s, step = self._pending.popleft()
+            if step.number == ack.number:
+                self._on_crossing(Crossing(self._peer, len(step.values.data), time.monotonic() - sent_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from resplit.control.controller import Controller
 from resplit.errors import CapacityError, NodeLostError, RequestError
 from resplit.gateway.engine import GenerationRequest, Sampling
 from resplit.model.source import StoredModel
+from resplit.wire.node_pb2 import Step
+from resplit.wire.peers import Peer
 from tests.support.cluster import reference
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import (
@@ -81,7 +83,7 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
         await deploy(controller, SPREAD)
         sent: Counter[str] = Counter()
         for peer in nodes.router.peers.values():
-            peer.on_crossing = lambda crossing: sent.update([crossing.peer])
+            peer.send = counted(peer, sent)
         await generate(nodes.sessions, generation_request(10))
         # The gateway sends one step for each token, to the first node, and permits to the others. The nodes pass on
         # all other steps.
@@ -94,6 +96,17 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
         await until(all_passed_on)
         assert sent == {A: 10, B: 1, C: 1}
         await controller.stop()
+
+
+def counted(peer: Peer, sent: Counter[str]) -> Callable[[Step], None]:
+    """`peer.send`, with each call counted in `sent`."""
+    send = peer.send
+
+    def send_counted(step: Step) -> None:
+        sent[peer.name] += 1
+        send(step)
+
+    return send_counted
 
 
 async def passive_peers(nodes: InProcessCluster, name: str) -> list[str]:
