@@ -50,16 +50,18 @@ def up(
     """Start a cluster on this machine and deploy a first plan. Ctrl-C stops it. A process that ends starts again."""
     import signal
 
+    from resplit.cluster.busy_machine import OthersUse, measured_again_when_quiet
     from resplit.cluster.local import running
-    from resplit.cluster.state import first_plan
+    from resplit.cluster.state import first_plan, measure_again
     from resplit.cluster.supervision import supervised
 
     # SIGTERM acts like Ctrl-C from the start, because its default action would leave the node processes running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running(cluster, state, model, port) as started, supervised(started, started.processes) as watching:
+        others = OthersUse(started.pids)
         placement = first_plan(started)
         typer.echo(f"ready {started.url}  {placement}  (Ctrl-C stops it all)")
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), measured_again_when_quiet(others, lambda: measure_again(started)):
             watching.result()
         typer.echo("stopping", err=True)
 

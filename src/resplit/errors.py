@@ -23,6 +23,14 @@ class ConfigError(ResplitError):
         self.rule = rule
 
 
+class SlowMachineError(ConfigError):
+    """This machine needs `factor` times as long as the cluster file declares, or as many cores as it has."""
+
+    def __init__(self, place: str, rule: str, factor: float) -> None:
+        super().__init__(place, rule)
+        self.factor = factor
+
+
 class ProblemFormatError(ResplitError):
     """A placement problem breaks the format: the key, its value, and the rule that it breaks."""
 

@@ -79,6 +79,7 @@ class ClusterStatus:
     """The live epoch and its cluster. `placement` names one node per block; it is None before the first epoch.
 
     `plan_note` says what the plan of the epoch does not keep: ceilings on utilisation, or a part of the demand.
+    `emulation_warning` says why measurements of emulated nodes may be wrong.
     """
 
     cluster: str
@@ -94,6 +95,7 @@ class ClusterStatus:
     waiting: int
     ready: str
     plan_note: str = ""
+    emulation_warning: str = ""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def describe_status(status: ClusterStatus) -> str:
         f"cluster {status.cluster}, model {status.model}, epoch {status.epoch} ({status.action}), "
         f"{status.sessions} sessions, {status.waiting} waiting, ready: {status.ready}"
     ]
-    lines += [f"  {status.plan_note}"] if status.plan_note else []
+    lines += [f"  {line}" for line in (status.plan_note, status.emulation_warning) if line]
     return "\n".join([*lines, *(_describe_node(node, status.blocks) for node in status.nodes)])
 
 

@@ -48,6 +48,10 @@ class Cluster:
         """The control API's token."""
         return (self.state / "control.token").read_text(encoding="utf-8").strip()
 
+    def pids(self) -> list[int]:
+        """This process and those of the cluster."""
+        return [os.getpid(), *(process.pid for process in self.processes.values())]
+
     def dead(self) -> list[str]:
         """Names of the processes that have ended."""
         return [name for name, process in self.processes.items() if process.poll() is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
 from resplit.cancellation import VitalTasks, until_stopped
+from resplit.cluster.busy_machine import EmulationCheck, OthersUse
 from resplit.cluster.state_folder import claim_for_model
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
@@ -76,12 +78,13 @@ async def serve(
 
     `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
     the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
-    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes. The error of a vital task
-    if one fails.
+    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes although it is quiet. The
+    error of a vital task if one fails.
     """
     desired = load_desired_state(paths.desired_state_file, content)
     listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
-    await asyncio.to_thread(check_emulation, desired.cluster, model)
+    emulation = EmulationCheck(lambda: check_emulation(desired.cluster, model), OthersUse(lambda: [os.getpid()]))
+    await emulation.at_start()
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
     member = Member.load(paths.keys / CONTROLLER)
@@ -91,12 +94,14 @@ async def serve(
     first = log.last_committed() is None
     claim_for_model(paths.state, model.name, identity(model, keyring), has_epochs=not first)
     parts = _assemble(content, desired, model, member, keyring, log, paths)
+    parts.controller.emulation_warning = lambda: emulation.warning
     server, tasks = _http_server(parts.app, listener), VitalTasks()
     try:
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
         await parts.controller.start()
         http = tasks.spawn(server.serve(sockets=[listener]), "http")
         tasks.spawn(parts.monitor.run(), "monitor")
+        tasks.spawn(emulation.when_quiet(), "emulation check")
         freeze_startup_objects()
         ready()
         await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)

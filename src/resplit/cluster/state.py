@@ -5,6 +5,9 @@ Uses the same cost and planner code as the flows. A first plan needs no workflow
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import structlog
 
 from resplit.cluster.client import ControlClient
@@ -12,6 +15,7 @@ from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
 from resplit.control.planning import without
 from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
+from resplit.decide import DecisionOutcome, History, Settings, decide
 from resplit.epochs import Proposal
 from resplit.errors import InfeasibleError
 from resplit.files import write_atomically
@@ -55,15 +59,40 @@ def first_plan(cluster: Cluster) -> str:
     InfeasibleError, with the planner's reason, if no placement is possible.
     """
     with ControlClient(cluster.url, cluster.token) as client:
-        client.profile()
-        telemetry, live = client.telemetry(0.0), client.model()
-        cost = fit_cost_model(telemetry, live.features)
-        # The control loop reads this file and continues from it.
-        write_atomically(cluster.state / "cost.json", cost.to_json())
-        found = plan_or_fail(problem_now(client, cluster.config, cost, telemetry, live, 1.0))
+        live, _, posed = _measured(cluster, client, since_s=0.0)
+        found = plan_or_fail(posed)
         client.propose(proposal_of(found, "initial", live.epoch))
     assert found.plan.placement is not None
     return describe(found.plan.placement, live.features)
+
+
+def measure_again(cluster: Cluster) -> None:
+    """Profile a cluster that was measured on a busy machine, and move to a better placement if there is one.
+
+    The decision is logged. ResplitError if the controller does not answer, or another epoch went live meanwhile.
+    """
+    with ControlClient(cluster.url, cluster.token) as client:
+        live, cost, posed = _measured(cluster, client, since_s=time.time())
+        if posed.current is None:
+            return
+        decision = decide(
+            posed, now_s=time.time(), settings=Settings(), history=History(), uncertainty=cost.uncertainty
+        )
+        if decision.action != "keep":
+            deployed = client.propose(decision.proposal(live.epoch)).epoch
+            decision = replace(decision, outcome=DecisionOutcome(deployed=deployed))
+        client.log_decision(decision.to_json())
+        _log.info("nodes were timed again on a quiet machine", action=decision.action, reason=decision.reason)
+
+
+def _measured(cluster: Cluster, client: ControlClient, since_s: float) -> tuple[ModelStatus, CostModel, Problem]:
+    """Profile the cluster, and keep the cost model fitted to the telemetry from `since_s` on (seconds since 1970)."""
+    client.profile()
+    telemetry, live = client.telemetry(since_s), client.model()
+    cost = fit_cost_model(telemetry, live.features)
+    # The control loop reads this file and continues from it.
+    write_atomically(cluster.state / "cost.json", cost.to_json())
+    return live, cost, problem_now(client, cluster.config, cost, telemetry, live, 1.0)
 
 
 def plan_or_fail(problem: Problem) -> BestEffortPlan:

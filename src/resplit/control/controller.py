@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Controller:
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
+        # What is wrong with the emulation of nodes; "" if nothing is.
+        self.emulation_warning: Callable[[], str] = lambda: ""
 
     @property
     def live(self) -> Route | None:

@@ -68,14 +68,15 @@ class Decision:
     """One decision at `at_s` (seconds since 1970 in the log).
 
     `action` is that of an `Alternative`, or "initial" (a first placement) or "recover" (after a loss). Only a decision
-    among alternatives has `chosen`, which is one of `alternatives`. `urgent` says why the cooldown was waived, ""
-    where it was not. `threshold` is the least gain per request that was required, relative to the current objective.
-    `id` is the number in the decision log.
+    among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep.
+    `urgent` says why the cooldown was waived, "" where it was not. `threshold` is the least gain per request that was
+    required, relative to the current objective. `id` is the number in the decision log.
     """
 
     at_s: float
     action: str
     reason: str = ""
+    note: str = ""
     chosen: Alternative | None = None
     urgent: str = ""
     threshold: float = 0.0
@@ -98,7 +99,8 @@ class Decision:
     def proposal(self, based_on: int) -> Proposal:
         """The chosen placement as a proposal to the controller. `based_on` is the epoch that was live."""
         assert self.chosen is not None
-        return Proposal(self.placement, self.action, based_on, self.chosen.latency_s, self.chosen.lower_bound)
+        chosen = self.chosen
+        return Proposal(self.placement, self.action, based_on, chosen.latency_s, chosen.lower_bound, self.note)
 
     def move(self, at_s: float) -> PastMove:
         """This decision as a move that was deployed at `at_s`, for `History.moved`."""

@@ -66,10 +66,12 @@ def decide(
         choice = _choose_escape(current, plans)
     else:
         choice = _choose_by_net_gain(current, plans, measured, hysteresis)
+    note = _ceilings_exceeded(problem, priced, choice.chosen)
     return Decision(
         at_s=now_s,
         action=choice.chosen.action,
-        reason="; ".join(filter(None, [choice.reason, _ceilings_exceeded(problem, priced, choice.chosen)])),
+        reason="; ".join(filter(None, [choice.reason, note])),
+        note=note,
         chosen=choice.chosen,
         urgent=choice.urgent,
         threshold=hysteresis.threshold,

@@ -6,13 +6,14 @@ hardware, or more work than the cores can do, results would be wrong and nothing
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from resplit.config import ClassConfig, ClusterConfig
-from resplit.errors import ConfigError
+from resplit.errors import SlowMachineError
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.source import StoredModel
@@ -53,9 +54,9 @@ CoreSeconds = dict[tuple[str, PassShape], float]  # of one block in one pass, by
 def check_emulation(cluster: ClusterConfig, model: StoredModel, cores: int | None = None) -> None:
     """Measure one block of each kind on this machine, and compare the times with those that the cluster file declares.
 
-    `cores` defaults to the number of cores that this process may use. ConfigError if an emulated node declares less
-    time than a block needs here, or if the declared demand needs more than 80 % of the cores. Without emulated nodes
-    nothing is measured.
+    `cores` defaults to the number of cores that this process may use. SlowMachineError if an emulated node declares
+    less time than a block needs here, or if the declared demand needs more than 80 % of the cores. Without emulated
+    nodes nothing is measured.
     """
     if any(node.emulate for node in cluster.nodes):
         work_s = measure_work(cluster, model)
@@ -104,10 +105,11 @@ def _ensure_time(cluster: ClusterConfig, work_s: CoreSeconds) -> None:
         hardware = Hardware.declared(node.emulate) if node.emulate else None
         for (kind, shape), true_s in work_s.items():
             if hardware and (declared_s := hardware.node_s(kind, shape.load)) < true_s * _HEADROOM:
-                raise ConfigError(
+                raise SlowMachineError(
                     f"{cluster.name}: nodes.{node.name}.emulate",
                     f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "
                     f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
+                    true_s * _HEADROOM / declared_s if declared_s > 0 else math.inf,
                 )
 
 
@@ -119,8 +121,9 @@ def _ensure_cores(cluster: ClusterConfig, model: StoredModel, work_s: CoreSecond
         for shape, count in _passes(demand).items()
     )
     if needed > _USABLE_SHARE * cores:
-        raise ConfigError(
+        raise SlowMachineError(
             f"{cluster.name}: classes",
             f"the declared demand needs {needed:.2g} cores, and the emulated nodes share "
             f"{_USABLE_SHARE * cores:.2g} of this machine's {cores}; lower rate_rps or use a smaller model",
+            needed / (_USABLE_SHARE * cores),
         )
