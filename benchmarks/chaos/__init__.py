@@ -32,6 +32,7 @@ EXPERIMENTS = (
     "fuzz_wire",
     "overload",
     "idle_connections",
+    "hostile",
 )
 
 
