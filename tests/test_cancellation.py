@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from resplit.cancellation import VitalTasks, cancel_and_wait, until_stopped
+from resplit.cancellation import VitalTasks, cancel_and_wait, to_its_end, until_stopped
 
 
 async def test_a_task_that_takes_the_first_cancellation_for_a_lost_connection_still_ends() -> None:
@@ -80,3 +80,23 @@ async def test_tasks_that_end_or_are_stopped_have_not_failed() -> None:
     stop.set()
 
     await asyncio.wait_for(until_stopped(stop, tasks), 5)
+
+
+async def test_work_that_must_not_be_left_half_done_delays_a_cancellation() -> None:
+    finish, done = asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal done
+        await finish.wait()
+        done = True
+
+    task = asyncio.create_task(to_its_end(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not task.done()
+    finish.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done

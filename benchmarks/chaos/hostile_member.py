@@ -26,6 +26,7 @@ from resplit import event_loop
 from resplit.cluster.parent import end_with_parent
 from resplit.config import ClusterConfig, load_cluster
 from resplit.errors import DataError
+from resplit.files import write_atomically
 from resplit.node.server import serve_node
 from resplit.security.identity import CONTROLLER
 from resplit.wire.addresses import Address
@@ -91,7 +92,7 @@ class HostileMember:
 
     def write(self, out: Path) -> None:
         """Write what it said and heard."""
-        out.write_text(json.dumps({"said": self.said, "private_s": self.private_s}))
+        write_atomically(out, json.dumps({"said": self.said, "private_s": self.private_s}))
 
     def _answering(self, call: str) -> Lie:
         async def answer(stream: Stream[Any, Any], honest: Honest) -> None:

@@ -28,6 +28,16 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
                 task.exception()  # retrieve it, so that asyncio does not log it
 
 
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that must not be left half done, as in a thread. A cancellation takes effect once it has ended."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
 class VitalTasks:
     """Tasks that run until they end or their owner stops them. Their process must not continue after one has failed.
 

@@ -17,9 +17,9 @@ from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.epochs import Proposal
 from resplit.errors import NodeLostError, ProposalRefusedError
-from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step
+from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step, Token
 from tests.support.controllers import FIRST, LONG, operator_of, placed, served, started
-from tests.support.hostile import Honest, HostileNode
+from tests.support.hostile import Honest, HostileNode, alters
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C
@@ -274,7 +274,7 @@ async def test_an_epoch_that_is_prepared_while_trust_ends_does_not_go_live_again
         return await obey(request, timeout=timeout)
 
     stub.Command = slowly
-    deploying = asyncio.create_task(controller.deploy(Proposal(PRIVATE_ON_B, "re-split", 2)))
+    deploying = asyncio.create_task(controller.deployment.deploy(Proposal(PRIVATE_ON_B, "join", 2)))
     await preparing.wait()
     distrusting = asyncio.create_task(operator.trust(B, False))
 
@@ -289,6 +289,70 @@ async def test_an_epoch_that_is_prepared_while_trust_ends_does_not_go_live_again
     assert controller.live is not None
     assert controller.live.placement == PRIVATE_ON_A
     assert await served(nodes) == tokens
+
+
+async def drain_beta(nodes: InProcessCluster, operator: Operator) -> None:
+    await operator.drain(B)
+
+
+async def lose_beta(nodes: InProcessCluster, operator: Operator) -> None:
+    await nodes.stop(B)
+
+
+@pytest.mark.parametrize("what", [drain_beta, lose_beta])
+async def test_a_re_split_whose_node_hangs_gives_way_to_what_cannot_wait(
+    nodes: InProcessCluster,
+    operator: Operator,
+    controller: Controller,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Callable[[InProcessCluster, Operator], Any],
+) -> None:
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
+    await controller.deploy(Proposal((A, A, B, B, B, B, B, A), "re-split", 1))
+    tokens = await served(nodes)
+    preparing = asyncio.Event()
+
+    async def hang(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+        preparing.set()
+        await asyncio.sleep(timeout)
+        raise TimeoutError
+
+    nodes.peer(C)._stub.Command = hang
+    deploying = asyncio.create_task(controller.deploy(Proposal((A, A, B, C, B, B, B, A), "re-split", 2)))
+    await preparing.wait()
+    begun_s = time.monotonic()
+    changing = asyncio.create_task(what(nodes, operator))
+    with pytest.raises(ProposalRefusedError, match="a change that could not wait came meanwhile"):
+        await deploying
+    await changing
+
+    async def recovered() -> bool:
+        return controller.live is not None and not {B, C} & set(controller.live.placement)
+
+    await until(recovered, 10)
+    assert time.monotonic() - begun_s < 10
+    assert await served(nodes) == tokens
+
+
+async def test_a_head_whose_tokens_are_outside_the_vocabulary_is_replaced(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
+    await deploy(controller, PRIVATE_ON_A)
+    tokens = await served(nodes)
+    liar = HostileNode()
+
+    def beyond(token: Token) -> Token:
+        token.token_id = nodes.model.spec.vocabulary
+        return token
+
+    liar.lies["Tokens"] = alters(beyond)
+    await nodes.stop(B)
+    await nodes.start(B, liar.service)
+    await deploy(controller, PRIVATE_ON_B)
+    assert await served(nodes) == tokens
+    assert controller.live is not None
+    assert B not in controller.live.placement
 
 
 def without_replicas(nodes: InProcessCluster) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from resplit.errors import CapacityError, CommandRefusedError, ConfigError, Node
 from resplit.model.activation import token_ids
 from resplit.model.engines import open_engine
 from resplit.model.source import StoredModel
+from resplit.node.executor import Executor
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
 from resplit.wire.addresses import Address
@@ -122,6 +126,31 @@ async def test_after_a_wrong_or_corrupt_shard_no_new_block_stays_loaded(
     with pytest.raises(ShardError, match="corrupt"):
         await prepare(nodes, MIDDLE, 2)
     assert await held(nodes) == ([], [], [])
+
+
+async def test_a_prepare_that_is_given_up_leaves_no_block_behind(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare(nodes, MIDDLE, 1)
+    await commit(nodes, 1)
+    loading, loaded, go_on, load = asyncio.Event(), asyncio.Event(), threading.Event(), Executor.load
+    loop = asyncio.get_running_loop()
+
+    def slowly(executor: Executor, block: int, tensors: Any) -> None:
+        loop.call_soon_threadsafe(loading.set)
+        go_on.wait(10)
+        load(executor, block, tensors)
+        loop.call_soon_threadsafe(loaded.set)
+
+    monkeypatch.setattr(Executor, "load", slowly)
+    preparing = asyncio.create_task(prepare(nodes, LATER, 2))
+    await loading.wait()
+    preparing.cancel()
+    aborting = asyncio.create_task(nodes.command("plain", "abort", {"epoch": 2}, epoch=2))
+    loop.call_later(0.1, go_on.set)
+    await aborting
+    await loaded.wait()
+    assert await held(nodes) == ([2, 3], [1], [])
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_the_sessions_that_ended_first_are_forgotten_first(monkeypatch: pytest.M
 
 async def test_a_step_waits_for_the_permit_of_its_own_session() -> None:
     permits = Permits()
-    waiting = asyncio.create_task(permits.arrival("s"))
+    waiting = asyncio.create_task(permits.arrival("s", "alpha", 1))
     await asyncio.sleep(0)
     permits.give("other", Permit(0, 8))
     await asyncio.sleep(0)
@@ -74,12 +74,22 @@ async def test_a_step_waits_for_the_permit_of_its_own_session() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
-async def test_few_steps_wait_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(permits_module, "_MOST_WAITING", 1)
+@pytest.mark.parametrize(("most", "sizes"), [(1, (1, 1)), (64, (60, 41))])
+async def test_few_steps_of_a_member_and_few_bytes_wait_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch, most: int, sizes: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(permits_module, "_MOST_WAITING", most)
+    monkeypatch.setattr(permits_module, "_MOST_WAITING_BYTES", 100)
     monkeypatch.setattr(permits_module, "_ARRIVES_WITHIN_S", 0.05)
     permits = Permits()
-    waiting = asyncio.create_task(permits.arrival("first"))
+    waiting = asyncio.create_task(permits.arrival("first", "alpha", sizes[0]))
+    of_another = asyncio.create_task(permits.arrival("first", "beta", 100))
     await asyncio.sleep(0)
-    await asyncio.wait_for(permits.arrival("second"), 0.01)
+    await asyncio.wait_for(permits.arrival("second", "alpha", sizes[1]), 0.01)
     assert not waiting.done()
-    await asyncio.wait_for(waiting, 5)
+    assert not of_another.done()
+    await asyncio.wait_for(asyncio.gather(waiting, of_another), 5)
+    again = asyncio.create_task(permits.arrival("third", "alpha", 100))
+    await asyncio.sleep(0)
+    assert not again.done()
+    await again

@@ -58,7 +58,7 @@ class InProcessCluster:
 
     def start_gateway(self) -> None:
         """Start a gateway without sessions: the first one, or the next one after a crash."""
-        self.router = Router(self.config, self.member)
+        self.router = Router(self.config, self.member, self.model.spec.vocabulary)
         self.sessions = Sessions(self.config, self.router, self.features)
 
     async def start(self, name: str, service: Callable[..., Any] = NodeService) -> None:

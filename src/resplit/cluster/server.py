@@ -135,7 +135,7 @@ def _assemble(
 ) -> _Parts:
     """Create gateway and controller, and connect their events."""
     cluster, addresses = desired.cluster, addresses_of(desired)
-    router = Router(cluster, member)
+    router = Router(cluster, member, model.spec.vocabulary)
     router.connect(addresses)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
     latest_problem = paths.state / "latest_problem.json"

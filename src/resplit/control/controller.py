@@ -64,8 +64,11 @@ class Controller:
         return self.deployment.live
 
     async def deploy(self, proposal: Proposal) -> LiveEpoch:
-        """Make a placement live, or leave everything as it was; ProposalRefusedError says why."""
-        return await self.deployment.deploy(proposal)
+        """Make a placement live, or leave everything as it was; ProposalRefusedError says why.
+
+        It gives way to recoveries and to operators' commands.
+        """
+        return await self.deployment.deploy(proposal, gives_way=True)
 
     async def start(self) -> None:
         """Connect the nodes to one another, and deploy the placement again that was live before a restart."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeVar
 
 import structlog
 
@@ -27,6 +28,7 @@ from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Release, Re
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
+_Answer = TypeVar("_Answer")
 _log = structlog.get_logger(__name__)
 # A log restored from a backup lacks far fewer epochs than this. A node that says more lies, and must not use up the
 # numbers.
@@ -55,6 +57,8 @@ class Deployment:
         # Held while an epoch is proposed or prepared, so that there is at most one such epoch. While it is free, every
         # epoch is committed or aborted, except one whose abort could not be logged. That one is aborted first.
         self._changing = asyncio.Lock()
+        # The scope in which nodes prepare an epoch that gives way to others; None while they do not.
+        self._giving_way: asyncio.Timeout | None = None
         # No session uses an epoch before this one, and nodes free the earlier ones. It only rises, up to `live`.
         self._oldest_used = 0
         self._releasing = asyncio.Lock()
@@ -65,23 +69,32 @@ class Deployment:
         """The number of the live epoch; 0 if there is none."""
         return self.live.epoch if self.live else 0
 
-    async def deploy(self, proposal: Proposal, suspects: Collection[str] = ()) -> LiveEpoch:
+    async def deploy(self, proposal: Proposal, suspects: Collection[str] = (), gives_way: bool = False) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
 
         Running sessions move at a token boundary. Passes are paused for a staged move: one whose new blocks do not fit
-        beside the old ones. `suspects` get little time to answer.
+        beside the old ones. `suspects` get little time to answer. A proposal that `gives_way` is refused if one that
+        does not comes while its nodes load blocks, which a node may draw out.
 
         Raises ProposalRefusedError if the proposal was planned against an epoch that is no longer live, violates a
         rule, or cannot be prepared on some node of the placement. No other node has a say.
         """
+        if not gives_way:
+            self.interrupt()
         async with self._changing:
             self._check(proposal)
             await self._abort_unfinished()
-            live = await self._run(proposal, suspects)
+            live = await self._run(proposal, suspects, gives_way)
         # A node may be lost, or lose its trust, while the epoch goes live.
         if self._view.lost_from(proposal.placement) or self._view.rules.privacy_violation(proposal.placement):
             self.on_outage()
         return live
+
+    def interrupt(self) -> None:
+        """Refuse the epoch that nodes prepare, if it gives way to others."""
+        if self._giving_way:
+            self._giving_way.reschedule(asyncio.get_running_loop().time())
+            self._giving_way = None  # a scope can be ended once only
 
     def _check(self, proposal: Proposal) -> None:
         if proposal.based_on != self.live_number:
@@ -95,14 +108,15 @@ class Deployment:
         if violation := self._view.rules.violation(placement):
             raise ProposalRefusedError(violation)
 
-    async def _run(self, proposal: Proposal, suspects: Collection[str]) -> LiveEpoch:
+    async def _run(self, proposal: Proposal, suspects: Collection[str], gives_way: bool) -> LiveEpoch:
         """Both phases: prepare on all nodes, then commit. Aborts if a node of the placement cannot prepare."""
         started_s, detail = time.monotonic(), asdict(proposal)
         route = Route(self._next_epoch(), proposal.placement, dict(self._view.addresses))
         self._log.append(route.epoch, "proposed", detail)
         async with contextlib.AsyncExitStack() as pause:
             try:
-                loaded, full = await self._prepare(route, proposal.action == RECOVER, suspects)
+                preparing = self._prepare(route, proposal.action == RECOVER, suspects)
+                loaded, full = await (self._unless_others_come(preparing) if gives_way else preparing)
                 if full:
                     await pause.enter_async_context(self._gateway.paused())
                     loaded += await self._prepare_staged(route, full)
@@ -150,6 +164,15 @@ class Deployment:
         replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
         self._ensure_lawful(route.placement)
         return _loaded(replies, route), full
+
+    async def _unless_others_come(self, preparing: Awaitable[_Answer]) -> _Answer:
+        try:
+            async with asyncio.timeout(None) as self._giving_way:
+                return await preparing
+        except TimeoutError:
+            raise ProposalRefusedError("a change that could not wait came meanwhile; plan again") from None
+        finally:
+            self._giving_way = None
 
     async def _send(
         self, commands: Mapping[str, NodeCommand], route: Route, within_s: Mapping[str, float] | None = None

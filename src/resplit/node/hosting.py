@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+from resplit.cancellation import to_its_end
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
 from resplit.garbage import freeze_startup_objects
@@ -199,8 +200,8 @@ class Hosting:
                 key = self._unwrap(shard.key, shard.name)
                 sealed = await asyncio.to_thread(self._registry.get, shard.name, shard.sealed_bytes)
                 tensors = await asyncio.to_thread(open_shard, sealed, key)
-                await asyncio.to_thread(executor.load, block, tensors)
-        except (ResplitError, KeyError):
+                await to_its_end(asyncio.to_thread(executor.load, block, tensors))
+        except (ResplitError, KeyError, asyncio.CancelledError):
             self._drop_unwanted()
             raise
         return missing

@@ -51,7 +51,7 @@ class Passes:
         if route is not None and route.sender_to(self._name, step.segment) != sender:
             reason = f"{sender} may not send steps of segment {step.segment} of epoch {step.epoch} to {self._name}"
             raise CommandRefusedError("unexpected", reason)
-        task = asyncio.create_task(self._serve(step))
+        task = asyncio.create_task(self._serve(sender, step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -76,9 +76,9 @@ class Passes:
         """Cancel the running passes."""
         await cancel_and_wait(self._tasks)
 
-    async def _serve(self, step: Step) -> None:
+    async def _serve(self, sender: str, step: Step) -> None:
         try:
-            async for result in self._compute(step):
+            async for result in self._compute(sender, step):
                 self._forward(step, result)
         except ResplitError as error:
             self._answer(step, error=error)
@@ -87,9 +87,9 @@ class Passes:
             _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
             self._answer(step, error=error)
 
-    async def _compute(self, step: Step) -> AsyncIterator[PassResult]:
+    async def _compute(self, sender: str, step: Step) -> AsyncIterator[PassResult]:
         route, permits = self._route(step), self._hosting.permits
-        await permits.arrival(step.session)
+        await permits.arrival(step.session, sender, len(step.values.data))
         permit = permits.of(step.session, step.attempt)
         if step.epoch not in permit.epochs:
             raise CommandRefusedError("stale", f"session {step.session} does not run in epoch {step.epoch}")

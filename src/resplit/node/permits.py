@@ -7,14 +7,18 @@ memory for a session that does not exist, or write to one that runs elsewhere.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 
 from resplit.errors import CommandRefusedError
+from resplit.wire.message_limits import MAX_MESSAGE_BYTES
 from resplit.wire.permits import Permit
 
 _ENDED_REMEMBERED = 4096
 # The gateway sends a session's permits and its first step at the same time, on different ways.
 _ARRIVES_WITHIN_S = 5.0
+# Of what one member sent. The largest message may wait, but no more beside it.
 _MOST_WAITING = 64
+_MOST_WAITING_BYTES = MAX_MESSAGE_BYTES
 
 
 class Permits:
@@ -27,7 +31,7 @@ class Permits:
         self._permits: dict[str, Permit] = {}
         self._ended: dict[str, None] = {}  # oldest first, at most `_ENDED_REMEMBERED`
         self._given = asyncio.Event()  # set and replaced at each new session
-        self._waiting = 0
+        self._waiting: defaultdict[str, list[int]] = defaultdict(list)  # sizes in bytes, by sender
 
     def give(self, session: str, permit: Permit) -> bool:
         """Replace a session's permit. Returns whether an attempt begins with it.
@@ -50,11 +54,17 @@ class Permits:
             raise self._stale(session, attempt)
         return permit
 
-    async def arrival(self, session: str) -> None:
-        """Wait a moment for the first permit of a session, unless many steps already wait."""
-        if self._known(session) or self._waiting >= _MOST_WAITING:
+    async def arrival(self, session: str, sender: str, size_bytes: int) -> None:
+        """Wait a moment for the first permit of a session, for a step of this size.
+
+        Returns at once if many steps of its sender wait already, or large ones.
+        """
+        if self._known(session):
             return
-        self._waiting += 1
+        waiting = self._waiting[sender]
+        if len(waiting) >= _MOST_WAITING or sum(waiting) + size_bytes > _MOST_WAITING_BYTES:
+            return
+        waiting.append(size_bytes)
         try:
             async with asyncio.timeout(_ARRIVES_WITHIN_S):
                 while not self._known(session):
@@ -62,7 +72,7 @@ class Permits:
         except TimeoutError:
             pass
         finally:
-            self._waiting -= 1
+            waiting.remove(size_bytes)
 
     def ensure_current(self, session: str, attempt: int) -> None:
         """CommandRefusedError if the session has ended or another attempt has begun.

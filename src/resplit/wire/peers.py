@@ -80,6 +80,8 @@ _Answer = TypeVar("_Answer")
 class Peer:
     """A node to which this member connects with the certificate in `context`. `link` delays the messages to it.
 
+    Tokens that it sends are below `vocabulary`.
+
     Every call raises NodeLostError if the peer does not answer, and PeerFaultError if it answers what no node answers.
     `on_crossing` gets the time of each acknowledged step; `on_lost` gets the peer's name and the steps that were not
     acknowledged when their stream broke; `on_fault` gets the peer's name and what it did.
@@ -92,6 +94,7 @@ class Peer:
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
     on_fault: Callable[[str, str], None] = lambda name, reason: None
+    vocabulary: int = 2**31
     hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
     fault_count: int = field(default=0, init=False)
 
@@ -249,7 +252,7 @@ class Peer:
 
     def _check(self, token: Token) -> None:
         """PeerFaultError for a token that no model has, or for an error without a reason."""
-        fits = len(token.session) <= MAX_NAME_CHARS and 0 <= token.token_id < 2**31
+        fits = len(token.session) <= MAX_NAME_CHARS and 0 <= token.token_id < self.vocabulary
         if not fits or ((token.error or token.error_kind) and not _WORD.fullmatch(token.error_kind)):
             raise self.fault(f"it sent no token of a session: {token.token_id}, {token.error_kind!r:.60}")
 

@@ -45,6 +45,7 @@ class Router:
 
     cluster: ClusterConfig
     member: Member
+    vocabulary: int = 2**31  # of the model: a token that a node sends is below it
     on_token: Callable[[str, Token], None] = lambda node, token: None  # `node` by its certificate
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
@@ -68,9 +69,9 @@ class Router:
         """Keep the privacy rule of a changed cluster file from now on, and send to nodes that are not drained again."""
         self.cluster, self._features = cluster, features
         self.avoid(self._avoided & drained)
-        for transfer, targets in self._transfers.items():
-            if self._forbidden(targets):
-                transfer.reschedule(asyncio.get_running_loop().time())
+        for transfer in [each for each, targets in self._transfers.items() if self._forbidden(targets)]:
+            del self._transfers[transfer]  # a scope can be ended once only
+            transfer.reschedule(asyncio.get_running_loop().time())
 
     def avoid(self, nodes: frozenset[str]) -> None:
         """Send nothing along a route with one of these nodes from now on."""
@@ -93,7 +94,15 @@ class Router:
                     self._listeners[name].cancel()
                 link = Link(_shape(self.cluster.link(self.cluster.source, name)))
                 context = self.member.client_context()
-                self.peers[name] = Peer(name, address, context, link, on_lost=self._step_lost, on_fault=self.fault)
+                self.peers[name] = Peer(
+                    name,
+                    address,
+                    context,
+                    link,
+                    on_lost=self._step_lost,
+                    on_fault=self.fault,
+                    vocabulary=self.vocabulary,
+                )
                 self._start_listening(name)
 
     def forget(self, names: set[str]) -> None:
@@ -184,7 +193,7 @@ class Router:
                 try:
                     yield
                 finally:
-                    del self._transfers[transfer]
+                    self._transfers.pop(transfer, None)
         except TimeoutError:
             raise NodeLostError(self._forbidden(targets) or "a transfer of caches took too long") from None
 
