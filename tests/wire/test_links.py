@@ -85,8 +85,8 @@ def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[in
     async def check(clock: SimulatedClock) -> None:
         arrived: list[tuple[int, float]] = []
 
-        async def send(number: int) -> None:
-            arrived.append((number, clock.time()))
+        async def send(numbers: list[int]) -> None:
+            arrived.extend((number, clock.time()) for number in numbers)
 
         sender = Sender(Link(shape), send)
         twin = Link(shape)
@@ -105,7 +105,7 @@ def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[in
 async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
     stuck = asyncio.Event()
 
-    async def send(message: str) -> None:
+    async def send(messages: list[str]) -> None:
         await stuck.wait()
 
     sender = Sender(Link(), send, bound=2)
@@ -119,8 +119,20 @@ async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
     task.cancel()
 
 
+async def test_messages_that_wait_together_are_sent_together() -> None:
+    sent: asyncio.Queue[list[str]] = asyncio.Queue()
+    sender = Sender(Link(), sent.put)
+    task = asyncio.create_task(sender.run())
+    for message in ("one", "two"):
+        sender.put(message, 1)
+    assert await sent.get() == ["one", "two"]
+    sender.put("three", 1)
+    assert await sent.get() == ["three"]
+    task.cancel()
+
+
 async def test_a_failed_connection_ends_the_sender() -> None:
-    async def send(message: str) -> None:
+    async def send(messages: list[str]) -> None:
         raise ConnectionResetError
 
     sender = Sender(Link(), send)

@@ -62,11 +62,6 @@ class _Queued(Waiting):
     results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def emit(self, result: PassResult | Exception) -> None:
-        """Hand over a result from another thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-            self.loop.call_soon_threadsafe(self.results.put_nowait, result)
-
 
 class Executor:
     """The engine, its thread, the accounting of its memory, and the permits of its sessions.
@@ -188,9 +183,7 @@ class Executor:
     def _work(self) -> None:
         """The executor's thread: run one batch after another."""
         while batch := self._take():
-            for part, outcome in self._outcomes(batch):
-                assert isinstance(part.waiting, _Queued)
-                part.waiting.emit(outcome)
+            _hand_over(self._outcomes(batch))
 
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""
@@ -326,3 +319,19 @@ class Executor:
             self._pace.prefilled(now_s)
         if not load.decodes:
             self._pace.timed(load.prefill_tokens, node_s)
+
+
+def _hand_over(outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
+    """Give the outcomes of a batch to those who wait for them: all at once, because each call wakes an event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Queued, PassResult | Exception]]] = {}
+    for part, outcome in outcomes:
+        assert isinstance(part.waiting, _Queued)
+        by_loop.setdefault(part.waiting.loop, []).append((part.waiting, outcome))
+    for loop, results in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(_put, results)
+
+
+def _put(results: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
+    for queued, result in results:
+        queued.results.put_nowait(result)

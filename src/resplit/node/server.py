@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from resplit.wire.node_pb2 import (
 )
 from resplit.wire.peers import EPOCH, NONCE
 from resplit.wire.permits import Permit
+from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200
@@ -75,7 +77,8 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Run the steps of one caller, and acknowledge those that ask for it as they arrive."""
         caller = certificate_name(stream.peer.cert())
         connections = self._agent.connections
-        acks: Sender[Ack] = Sender(connections.links.get(caller) or connections.link_to_gateway, stream.send_message)
+        link = connections.links.get(caller) or connections.link_to_gateway
+        acks: Sender[Ack] = Sender(link, partial(send_together, stream))
         acknowledging = asyncio.create_task(acks.run())
         try:
             await stream.send_initial_metadata()
@@ -98,7 +101,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await receive_one(stream)
         hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch)}
         await stream.send_initial_metadata(metadata=hello)
-        sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, stream.send_message)
+        sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, partial(send_together, stream))
         gateways = self._agent.passes.gateways
         gateways[gateway] = sender
         try:

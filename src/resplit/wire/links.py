@@ -6,6 +6,7 @@ A link without a shape adds no delay to the real connection.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -51,25 +52,40 @@ class Link:
 
 
 class Sender(Generic[Message]):
-    """Sends messages in order over a link. `put` never waits. The owner runs `run` in one task."""
+    """Sends messages in order over a link, those that are due at the same time together.
 
-    def __init__(self, link: Link, send: Callable[[Message], Awaitable[None]], bound: int = 1024) -> None:
+    `put` never waits. The owner runs `run` in one task.
+    """
+
+    def __init__(self, link: Link, send: Callable[[list[Message]], Awaitable[None]], bound: int = 1024) -> None:
         self._link = link
         self._send = send
-        self._queue: asyncio.Queue[tuple[float, Message]] = asyncio.Queue(bound)
+        self._bound = bound
+        self._waiting: deque[tuple[float, Message]] = deque()  # with the times at which they are due
+        self._filled = asyncio.Event()  # set while messages wait
 
     def put(self, message: Message, payload_bytes: int) -> None:
         """Queue a message; CapacityError if `bound` messages already wait."""
-        if self._queue.full():
-            raise CapacityError(f"{self._queue.maxsize} messages already wait to be sent over this link")
-        self._queue.put_nowait((self._link.due_s(payload_bytes), message))
+        if len(self._waiting) >= self._bound:
+            raise CapacityError(f"{self._bound} messages already wait to be sent over this link")
+        self._waiting.append((self._link.due_s(payload_bytes), message))
+        self._filled.set()
 
     async def run(self) -> None:
         """Send each queued message when it is due, until cancelled or until the connection fails."""
         while True:
-            due_s, message = await self._queue.get()
-            await until(due_s)
-            await self._send(message)
+            await self._filled.wait()
+            await until(self._waiting[0][0])
+            if due := self._take_due():
+                await self._send(due)
+
+    def _take_due(self) -> list[Message]:
+        now_s, due = asyncio.get_running_loop().time(), []
+        while self._waiting and self._waiting[0][0] <= now_s:
+            due.append(self._waiting.popleft()[1])
+        if not self._waiting:
+            self._filled.clear()
+        return due
 
 
 async def until(due_s: float) -> None:

@@ -42,6 +42,7 @@ from resplit.wire.node_pb2 import (
 )
 from resplit.wire.permits import Permit
 from resplit.wire.step_stream import CONNECTION_ERRORS, Crossing, StepStream
+from resplit.wire.together import send_together
 
 # A larger part of a cache would delay the other streams of the HTTP/2 connection.
 CHUNK_BYTES = 256 * 1024
@@ -189,18 +190,20 @@ class Peer:
 
     async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> int:
         """Send parts of caches to the node. Returns the bytes sent. CapacityError if the node refuses a part."""
-        # All arrival times are computed at once: a part waits for the bandwidth, not for the arrival of others.
-        due_s = [self.link.due_s(len(part.values.data)) for part in parts]
+        batches = list(_batches(parts))
+        # All arrival times are computed at once: a batch waits for the bandwidth, not for the arrival of others.
+        due_s = [self.link.due_s(_bytes_of(batch)) for batch in batches]
         with self._asking():
             async with self._stub.Cache.open(timeout=timeout_s) as stream:
-                for part, arrives_s in zip(parts, due_s, strict=True):
+                await stream.send_request()
+                for batch, arrives_s in zip(batches, due_s, strict=True):
                     await until(arrives_s)
-                    await stream.send_message(part)
+                    await send_together(stream, batch)
                 await stream.end()
                 reply = await stream.recv_message()
         if reply is None or reply.error:
             raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer after parts of a cache'}")
-        return sum(len(part.values.data) for part in parts)
+        return _bytes_of(parts)
 
     async def cache_in_background(self, parts: Iterable[CachePart]) -> int:
         """Send parts as `cache` does, in small batches, only while the link is idle, and at most half of the time.
@@ -287,6 +290,10 @@ def _first(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"])) or "all of it"
     return f"{place}: {first['msg']}"[:300]
+
+
+def _bytes_of(parts: Iterable[CachePart]) -> int:
+    return sum(len(part.values.data) for part in parts)
 
 
 def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:

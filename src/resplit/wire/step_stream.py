@@ -21,6 +21,7 @@ from resplit.cancellation import cancel_and_wait
 from resplit.wire.links import Link, Sender
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, Step
+from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
 # An acknowledgement is asked for with the first step after this time, and with each step of so many bytes: steps are
@@ -83,8 +84,8 @@ class StepStream:
         if self._task is not None:
             await cancel_and_wait([self._task])
 
-    async def _send(self, step: Step) -> None:
-        await self._stream.send_message(step)
+    async def _send(self, steps: list[Step]) -> None:
+        await send_together(self._stream, steps)
 
     async def _run(self, sender: Sender[Step]) -> None:
         try:
