@@ -27,14 +27,13 @@ from tasks.fit import fit
 from tasks.observe import observe
 from tasks.plan import (
     choose,
-    load_history,
     plan,
     problem,
     save_configuration,
-    save_history,
 )
 from tasks.validate import Need, validate
 
+_ARMED_S = 120.0  # the fast loop relies on the models of a tick for so long
 _log = structlog.get_logger(__name__)
 
 
@@ -65,8 +64,11 @@ def adapt(
 
 
 def _tick(client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float) -> bool:
-    """Algorithm 1 of the paper: observe, validate, fit, decide, propose. Returns whether a move was deployed."""
-    cluster, now_s, history = client.cluster(), time.time(), load_history(state / "history.json")
+    """Algorithm 1 of the paper: observe, validate, fit, decide, propose. Returns whether a move was deployed.
+
+    It also arms the controller's fast loop, which decides on changes that it detects until the next tick.
+    """
+    cluster, now_s, history = client.cluster(), time.time(), client.moves()
     telemetry, live = observe(client, max(since_s, now_s - window_s))
     try:
         valid = validate(
@@ -86,11 +88,12 @@ def _tick(client: ControlClient, state: Path, window_s: float, settings: Setting
     measured = measured_since(client.records(), slo_s, max(since_s, moved_s, now_s - 2 * window_s))
     settings = replace(settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
     decision = choose(posed, cost, measured, history, settings, now_s)
+    client.arm_fast_loop(settings, _ARMED_S)
     outcome = DecisionOutcome()
     if decision.action != "keep":
         outcome = _deploy(client, decision, live.epoch)
     if outcome.deployed is not None:
-        save_history(history.moved(decision.move(time.time()), settings), state / "history.json")
+        client.set_moves(history.moved(decision.move(time.time()), settings))
         configuration = state / "configurations" / str(outcome.deployed)
         save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
     client.log_decision(replace(decision, outcome=outcome).to_json())

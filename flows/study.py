@@ -29,6 +29,7 @@ from resplit.cluster.supervision import supervised
 from resplit.comparison import compare, comparison_text, summaries
 from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
 from resplit.cost import CostModel, block_timings, prediction_error
+from resplit.decide import History
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan
 from resplit.records import RunRecord
@@ -112,7 +113,7 @@ def _serve(
     first: BestEffortPlan,
 ) -> RunRecord:
     """Serve one run, starting with the cluster as declared and without a history of moves."""
-    (cluster.state / "history.json").unlink(missing_ok=True)
+    client.set_moves(History())
     write_atomically(cluster.state / "cost.json", cost.to_json())
     requests = schedule_requests(cluster.config, scenario, params.seed, load_words(params.prompts))
     first_record, decisions = len(client.records()), client.decisions()
@@ -126,6 +127,7 @@ def _serve(
             adapt(cluster.url, cluster.state, loop.period_s, scenario.duration, loop.window_s, loop.settings(), begun_s)
         sent = serving.result()
     finally:
+        client.arm_fast_loop(params.adapt.settings(), 0)
         reset(client, cluster.config, scenario)
     last_decision = decisions[-1].id if decisions else 0
     return measure(client, cluster.config, scenario, policy, params.seed, sent, first_record, last_decision)

@@ -8,21 +8,18 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from pydantic import TypeAdapter
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision, History, Measured, Settings, decide
-from resplit.files import write_atomically
+from resplit.estimate import under_estimates
 from resplit.planner.best_effort import BestEffortPlan
 from resplit.problem import problem_to_json
 from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
 from resplit.types import Problem
-
-_HISTORY = TypeAdapter(History)
 
 
 @task(name="problem", retries=1, retry_delay_seconds=0.5, cache_policy=NO_CACHE)
@@ -34,8 +31,12 @@ def problem(
     live: ModelStatus,
     window_s: float,
 ) -> Problem:
-    """The placement problem of the present state, with the demand of the last `window_s` seconds."""
-    return problem_now(client, cluster, cost, telemetry, live, window_s)
+    """The placement problem of the present state, with the demand of the last `window_s` seconds.
+
+    What the controller estimates of the nodes from their last passes is newer than the telemetry, and prevails.
+    """
+    posed = problem_now(client, cluster, cost, telemetry, live, window_s)
+    return under_estimates(posed, client.estimates())
 
 
 @task(name="plan", cache_policy=NO_CACHE)
@@ -52,16 +53,6 @@ def choose(
     return decide(
         problem, now_s=now_s, settings=settings, history=history, uncertainty=cost.uncertainty, measured=measured
     )
-
-
-def load_history(path: Path) -> History:
-    """Read the history of moves that earlier ticks kept; an empty history if there is no file."""
-    return _HISTORY.validate_python(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else History()
-
-
-def save_history(history: History, path: Path) -> None:
-    """Keep the history of moves for the next tick."""
-    write_atomically(path, json.dumps(_HISTORY.dump_python(history)))
 
 
 def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:

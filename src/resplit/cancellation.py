@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -28,9 +28,9 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
                 task.exception()  # retrieve it, so that asyncio does not log it
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_its_end(work: Awaitable[None]) -> None:
     """Await work that must not be left half done, as in a thread. A cancellation takes effect once it has ended."""
-    task = asyncio.create_task(work)
+    task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

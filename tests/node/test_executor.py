@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
+from resplit.node.emulation import Load
 from resplit.node.executor import Executor, PassResult
 from resplit.types import Sampling
 from resplit.wire.permits import Permit
@@ -75,6 +77,26 @@ async def test_decode_steps_that_wait_share_a_pass(executor: Executor) -> None:
     assert sum(sessions) == 6
     assert len(sessions) < 6
     assert all(timing.tokens == timing.sessions and timing.context_tokens == 3 for timing in executor.timings)
+
+
+async def test_each_part_of_a_pass_says_how_long_it_waited_and_what_its_batch_computed(executor: Executor) -> None:
+    first, second = await results(executor, whole("prompt", 0, [*PROMPT, *PROMPT]))
+    assert first.time is not None
+    assert second.time is not None
+    assert [each.load for each in (first.time, second.time)] == [Load(0, 128), Load(0, 22)]
+    waiting = await asyncio.gather(*(results(executor, whole(name, 150, [4])) for name in ("prompt",)))
+    assert waiting[0][0].time is not None
+    assert waiting[0][0].time.load == Load(1, 0)
+    begun_s = time.perf_counter()
+    one, other = await asyncio.gather(
+        results(executor, whole("one", 0, PROMPT)), results(executor, whole("other", 0, PROMPT))
+    )
+    spent_s = time.perf_counter() - begun_s
+    times = [one[-1].time, other[-1].time]
+    assert all(each is not None and each.computed_s > 0 for each in times)
+    # Prompts run one after the other, so the second one waits while the first one computes.
+    assert times[1].waited_s >= times[0].computed_s  # type: ignore[union-attr]
+    assert times[1].waited_s + times[1].computed_s <= spent_s  # type: ignore[union-attr]
 
 
 async def test_a_long_prompt_is_answered_once_at_its_end_with_the_same_token(executor: Executor) -> None:

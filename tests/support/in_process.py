@@ -141,7 +141,7 @@ class InProcessCluster:
             self.router.peers if peers is None else peers,
             self.addresses,
             self.sessions,
-            self.folder / "latest_problem.json",
+            self.folder,
         )
         self.sessions.on_settled = controller.deployment.sessions_left
         self.sessions.on_lost = controller.node_lost

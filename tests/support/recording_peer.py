@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from resplit.wire.node_pb2 import Step, Token, TransferReply, TransferRequest
+from resplit.wire.node_pb2 import SegmentTime, Step, Token, TransferReply, TransferRequest
 from resplit.wire.permits import Permit
 
 
@@ -22,6 +22,7 @@ class RecordingPeer:
     steps: list[Step] = field(default_factory=list)
     permits: list[Permit] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    times: Iterator[list[SegmentTime]] = field(default_factory=lambda: iter(()))  # of the segments, for each step
 
     def __post_init__(self) -> None:
         self.transferring.set()
@@ -35,6 +36,7 @@ class RecordingPeer:
         end = step.start + step.values.shape[1]
         token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, position=end)
         token.token_id = step.start % 100
+        token.times.extend(next(self.times, []))
         asyncio.get_running_loop().call_soon(self.on_token, token)
 
     async def transfer_cache(self, request: TransferRequest) -> TransferReply:

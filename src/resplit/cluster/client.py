@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,14 +11,17 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from resplit.config import ClusterConfig, parse_cluster
+from resplit.decide.state import History, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
+from resplit.estimate.cluster import NodeEstimate
 from resplit.problem import problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus
 from resplit.types import Problem, RequestClass
 
 if TYPE_CHECKING:
+    from resplit.cost.model import CostModel
     from resplit.telemetry import Telemetry
 
 _Answer = TypeVar("_Answer")
@@ -28,6 +32,8 @@ _RECORDS = TypeAdapter(list[SessionRecord])
 _EPOCH = TypeAdapter(LiveEpoch)
 _EPOCHS = TypeAdapter(list[LiveEpoch])
 _DECISIONS = TypeAdapter(list[dict[str, Any]])
+_ESTIMATES = TypeAdapter(dict[str, NodeEstimate])
+_MOVES = TypeAdapter(History)
 _CHANGES = TypeAdapter(dict[str, list[str]])
 
 
@@ -114,9 +120,27 @@ class ControlClient:
         """Have every node time its blocks and links."""
         self._send("POST", "/profile", json={})
 
-    def set_problem(self, problem: Problem) -> None:
-        """Give the controller the latest problem, with which it plans on its own after a loss."""
-        self._send("POST", "/problem", json=problem_to_json(problem))
+    def set_problem(self, problem: Problem, cost: CostModel | None = None) -> None:
+        """Give the controller the latest problem, with which it plans on its own, and the model that posed it."""
+        body = {"problem": problem_to_json(problem), "cost": json.loads(cost.to_json()) if cost else None}
+        self._send("POST", "/problem", json=body)
+
+    def estimates(self) -> dict[str, NodeEstimate]:
+        """The controller's estimate of each node now, relative to the cost model of the latest problem."""
+        return self._get("/estimates", _ESTIMATES)
+
+    def arm_fast_loop(self, settings: Settings, for_s: float) -> None:
+        """Have the controller decide on detected changes for so many seconds from now; 0 stops that."""
+        body = {"settings": TypeAdapter(type(settings)).dump_python(settings, mode="json"), "for_s": for_s}
+        self._send("PUT", "/fast_loop", json=body)
+
+    def moves(self) -> History:
+        """The history of moves."""
+        return self._get("/moves", _MOVES)
+
+    def set_moves(self, history: History) -> None:
+        """Replace the history of moves."""
+        self._send("PUT", "/moves", json=_MOVES.dump_python(history, mode="json"))
 
     def propose(self, proposal: Proposal) -> LiveEpoch:
         """Have a placement deployed; ProposalRefusedError if the controller refuses it."""

@@ -138,14 +138,15 @@ def _assemble(
     router = Router(cluster, member, model.spec.vocabulary)
     router.connect(addresses)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    latest_problem = paths.state / "latest_problem.json"
-    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, latest_problem)
+    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, paths.state)
     operator = Operator(controller, router, content, paths.desired_state_file)
     monitor = Monitor(router.peers, len(controller.view.rules.features), router.drop)
     sessions.on_settled = controller.deployment.sessions_left
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     router.on_heard = monitor.heard
+    sessions.on_pass = controller.fast_loop.passed
+    monitor.on_report = controller.fast_loop.reported
     app = _app(cluster, model, sessions, paths.listen)
     app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
     return _Parts(router, controller, monitor, app)

@@ -49,7 +49,7 @@ def problem_now(
         live.placement,
         live.lost,
     )
-    client.set_problem(problem)
+    client.set_problem(problem, cost)
     return without(problem, live.drained)
 
 

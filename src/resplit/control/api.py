@@ -20,8 +20,11 @@ from resplit.control.json_bodies import StrictRoute, invalid_request
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
+from resplit.cost.model import CostModel
+from resplit.decide import History, Settings
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
+from resplit.estimate import NodeEstimate
 from resplit.problem import problem_from_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
@@ -42,6 +45,20 @@ class TrustBody(_Strict):
     """Whether a node is trusted from now on."""
 
     on: bool
+
+
+class ProblemBody(_Strict):
+    """The latest problem, and the cost model with which it was posed, both as JSON."""
+
+    problem: dict[str, Any]
+    cost: dict[str, Any] | None = None
+
+
+class FastLoopBody(_Strict):
+    """How the fast loop decides, and for how many seconds from now; 0 stops it."""
+
+    settings: Settings
+    for_s: Annotated[float, Field(ge=0, le=3600)]
 
 
 class NodeEmulationBody(_Strict):
@@ -131,8 +148,29 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
         return {}
 
     @router.post("/problem")
-    async def set_problem(problem: dict[str, Any]) -> dict[str, Any]:
-        controller.planner.set_problem(problem_from_json(problem))
+    async def set_problem(body: ProblemBody) -> dict[str, Any]:
+        cost = CostModel.from_plain(body.cost) if body.cost else None
+        controller.planner.set_problem(problem_from_json(body.problem))
+        if cost:
+            controller.fast_loop.set_model(cost)
+        return {}
+
+    @router.get("/estimates")
+    async def estimates() -> dict[str, NodeEstimate]:
+        return controller.fast_loop.estimates()
+
+    @router.put("/fast_loop")
+    async def arm(body: FastLoopBody) -> dict[str, Any]:
+        controller.fast_loop.arm(body.settings, body.for_s)
+        return {}
+
+    @router.get("/moves")
+    async def moves() -> History:
+        return controller.moves.history
+
+    @router.put("/moves")
+    async def set_moves(history: History) -> dict[str, Any]:
+        controller.moves.set(history)
         return {}
 
     @router.post("/profile")

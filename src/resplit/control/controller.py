@@ -12,9 +12,11 @@ from resplit.cancellation import VitalTasks
 from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
+from resplit.control.fast_loop import FastLoop
 from resplit.control.gateway import Gateway
 from resplit.control.log import EpochLog
 from resplit.control.membership import Membership
+from resplit.control.moves import Moves
 from resplit.control.node_commands import NodeCommands
 from resplit.control.planning import ControllerPlanner
 from resplit.control.recovery import Recovery
@@ -31,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Controller:
-    """Owns the parts and their vital `tasks`, and passes events on to them."""
+    """Owns the parts and their vital `tasks`, and passes events on to them. `state` is the folder of its files."""
 
     def __init__(
         self,
@@ -43,15 +45,17 @@ class Controller:
         peers: Mapping[str, Peer],
         addresses: dict[str, Address],
         gateway: Gateway,
-        problem_file: Path,
+        state: Path,
     ) -> None:
         self.log = log
         self.tasks = VitalTasks()
         commands = NodeCommands(model, member, keyring, peers)
         self.member = member
         self.view = ClusterView(cluster, model, addresses, gateway)
-        self.planner = ControllerPlanner(self.view, problem_file)
+        self.planner = ControllerPlanner(self.view, state / "latest_problem.json")
         self.deployment = Deployment(self.view, commands, log, self.tasks)
+        self.moves = Moves(state / "history.json")
+        self.fast_loop = FastLoop(self.view, self.planner, self.deployment, log, self.moves)
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
@@ -74,6 +78,7 @@ class Controller:
         """Connect the nodes to one another, and deploy the placement again that was live before a restart."""
         await self.membership.introduce()
         await self.recovery.resume()
+        self.tasks.spawn(self.fast_loop.run(), "fast loop")
 
     def node_lost(self, name: str) -> None:
         """A node is lost: if the live epoch uses it, recover without it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from resplit.status import NodeReport, ReportedState
 from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Peer
 
-PERIOD_S = 1.0
+PERIOD_S = 0.5
 KEEP_S = 600.0
 _ANSWER_WITHIN_S = 5.0
 # A busy node reports fewer than 100 rows a second.
@@ -48,6 +48,7 @@ class Monitor:
         self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
         self._rows: defaultdict[str, _NodeRows] = defaultdict(_NodeRows)  # by node
         self.states: dict[str, ReportedState] = {}
+        self.on_report: Callable[[Sequence[NodeRow]], None] = lambda rows: None  # with a node's new rows about itself
         self._stopped = False
 
     def heard(self, name: str) -> None:
@@ -106,6 +107,7 @@ class Monitor:
         rows.nodes.extend(report.rows.nodes)
         rows.links.extend(report.rows.links)
         rows.blocks.extend(report.rows.blocks)
+        self.on_report(report.rows.nodes)
 
     async def _report(self, name: str, peer: Peer) -> tuple[NodeReport, int]:
         """The node's report with its new rows. With all rows if it restarted, because it then counts from 0 again."""

@@ -81,6 +81,14 @@ class ControllerPlanner:
         self._latest_problem = problem
         save_problem(problem, self._file)
 
+    def present_problem(self, current: tuple[str, ...], window_s: float) -> Problem:
+        """The latest problem under the current rules and the demand of the last `window_s` seconds.
+
+        Nodes that are lost, drained, or were faulty run no block. DataError if there is no problem for this model yet.
+        """
+        problem, unused = self._latest(self._view.gateway.suspects())
+        return replace(without(problem, unused), current=current, classes=tuple(self._view.gateway.demand(window_s)))
+
     async def plan(
         self, current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
     ) -> Proposal:
@@ -98,6 +106,16 @@ class ControllerPlanner:
             return await self._plan(current, based_on, action, frozenset())
 
     async def _plan(self, current: tuple[str, ...], based_on: int, action: str, avoid: frozenset[str]) -> Proposal:
+        problem, unused = self._latest(avoid)
+        found = await asyncio.to_thread(plan_without, problem, unused, current)
+        plan = found.plan
+        if plan.placement is None or plan.terms is None:
+            prefix = f"without {', '.join(sorted(unused))} " if unused else ""
+            raise InfeasibleError(f"{prefix}there is no placement: {plan.reason}")
+        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound, found.note)
+
+    def _latest(self, avoid: frozenset[str]) -> tuple[Problem, frozenset[str]]:
+        """The latest problem under the current rules, and the nodes that must run no block."""
         view, unreachable, problem = self._view, self._view.unreachable, self._latest_problem
         if problem is None or len(problem.blocks) != len(view.rules.features):
             lost = f"{', '.join(unreachable)} lost, and " if unreachable else ""
@@ -105,10 +123,4 @@ class ControllerPlanner:
         blocks = [feature.block() for feature in view.rules.features]
         problem = under_rules(problem, view.cluster.trusted, blocks)
         removed = {node.name for node in problem.nodes} - set(view.cluster.node_names)
-        unused = removed | set(unreachable) | view.rules.drained | avoid
-        found = await asyncio.to_thread(plan_without, problem, unused, current)
-        plan = found.plan
-        if plan.placement is None or plan.terms is None:
-            prefix = f"without {', '.join(sorted(unused))} " if unused else ""
-            raise InfeasibleError(f"{prefix}there is no placement: {plan.reason}")
-        return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound, found.note)
+        return problem, frozenset(removed | set(unreachable) | view.rules.drained | avoid)

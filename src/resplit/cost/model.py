@@ -122,23 +122,26 @@ class CostModel:
     def from_json(cls, text: str) -> CostModel:
         """Read the text that `to_json` wrote; DataError if it is not a cost model."""
         try:
-            return _from_plain(json.loads(text))
-        except (KeyError, TypeError, ValueError) as error:
+            return cls.from_plain(json.loads(text))
+        except ValueError as error:
             raise DataError(f"not a cost model: {error!r}") from error
 
-
-def _from_plain(plain: dict[str, Any]) -> CostModel:
-    """The model from parsed JSON (Any: not checked yet)."""
-    return CostModel(
-        **plain
-        | {
-            "passes": tuple(
-                PassModel(**fit | {"coefficients": tuple(fit["coefficients"]), "errors": tuple(fit["errors"])})
-                for fit in plain["passes"]
-            ),
-            "links": tuple(LinkModel(**link) for link in plain["links"]),
-            "held_out_contexts": PredictionError(**plain["held_out_contexts"]),
-            "held_out_nodes": PredictionError(**plain["held_out_nodes"]),
-            "emulated": tuple(plain["emulated"]),
-        }
-    )
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> CostModel:
+        """The model from parsed JSON (Any: not checked yet); DataError if it is not a cost model."""
+        try:
+            return cls(
+                **plain
+                | {
+                    "passes": tuple(
+                        PassModel(**fit | {"coefficients": tuple(fit["coefficients"]), "errors": tuple(fit["errors"])})
+                        for fit in plain["passes"]
+                    ),
+                    "links": tuple(LinkModel(**link) for link in plain["links"]),
+                    "held_out_contexts": PredictionError(**plain["held_out_contexts"]),
+                    "held_out_nodes": PredictionError(**plain["held_out_nodes"]),
+                    "emulated": tuple(plain["emulated"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not a cost model: {error!r}") from error

@@ -68,7 +68,8 @@ class Decision:
     """One decision at `at_s` (seconds since 1970 in the log).
 
     `action` is that of an `Alternative`, or "initial" (a first placement) or "recover" (after a loss). Only a decision
-    among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep.
+    among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep, `seen`
+    the changes that caused it.
     `urgent` says why the cooldown was waived, "" where it was not. `threshold` is the least gain per request that was
     required, relative to the current objective. `id` is the number in the decision log.
     """
@@ -87,6 +88,7 @@ class Decision:
     current: Placement = ()
     measured: Measured | None = None
     outcome: DecisionOutcome | None = None
+    seen: tuple[str, ...] = ()
     id: int | None = None
 
     @property

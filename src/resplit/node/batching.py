@@ -59,10 +59,14 @@ class SegmentPass:
 
 @dataclass
 class Waiting:
-    """A pass that waits; the first `done` of its tokens have been computed in earlier chunks."""
+    """A pass that waits; the first `done` of its tokens have been computed in earlier chunks.
+
+    It waits since `since_s`, on the clock of its caller.
+    """
 
     work: SegmentPass
     done: int = 0
+    since_s: float = 0.0
 
     @property
     def left(self) -> int:

@@ -27,6 +27,24 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class BatchTime:
+    """How long a part of a pass waited for its batch, and how long the batch ran, both on the clock.
+
+    `load` is what the batch computed, `background_utilization` the share of the node that others used meanwhile.
+    """
+
+    waited_s: float
+    computed_s: float
+    load: Load
+    background_utilization: float
+
+    @property
+    def node_s(self) -> float:
+        """The time of the batch without what background load added."""
+        return self.computed_s * (1 - self.background_utilization)
+
+
+@dataclass(frozen=True)
 class PassResult:
     """The result of one part of a pass, `tokens` positions from `start` on.
 
@@ -37,7 +55,7 @@ class PassResult:
     tokens: int
     value: Activation | int | None
     is_last: bool
-    node_s: float  # of the batch, without the time that background load added
+    time: BatchTime | None = None  # set by the executor
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,22 @@ class Timing:
     context_tokens: int
     sessions: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """When a batch began, and the share of the node that others used then."""
+
+    at_s: float
+    background_utilization: float
+
+    def computed_s(self) -> float:
+        """Seconds on the clock since then."""
+        return time.perf_counter() - self.at_s
+
+    def node_s(self, seconds: float) -> float:
+        """Seconds on the clock without what background load added."""
+        return seconds * (1 - self.background_utilization)
 
 
 @dataclass(eq=False)
@@ -116,9 +150,12 @@ class Executor:
         queued = [_Queued(replace(work, timed=True)) for work in works]
         self._enqueue(queued)
         results = [result for each in queued async for result in self._results(each)]
-        return results[0].node_s
+        assert results[0].time is not None
+        return results[0].time.node_s
 
     def _enqueue(self, queued: Sequence[_Queued]) -> None:
+        for each in queued:
+            each.since_s = time.perf_counter()
         with self._changed:
             self._waiting += queued
             self._changed.notify()
@@ -217,16 +254,18 @@ class Executor:
 
     def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
         """Run a batch. A pass that ends with an error leaves the line, whatever is left of it."""
-        begun_s = time.perf_counter()
+        begun = _Begun(time.perf_counter(), self._background)
         try:
-            outcomes = self._run(batch, begun_s)
+            outcomes = self._run(batch, begun)
         except Exception as error:  # a defect must not end the thread, and everybody gets an answer
             _log.exception("a batch failed because of a defect")
             outcomes = [(part, error) for part in batch.parts]
-        self.busy_s += (time.perf_counter() - begun_s) * (1 - self._background)
+        ended_s = time.perf_counter()
+        self.busy_s += begun.node_s(ended_s - begun.at_s)
         for part, outcome in outcomes:
             session = part.waiting.work.session
             part.waiting.done += part.tokens
+            part.waiting.since_s = ended_s
             if isinstance(outcome, Exception):
                 self._forget(part.waiting)
             if self.permits.has_ended(session):  # during this batch, which may have created caches again
@@ -237,7 +276,7 @@ class Executor:
         done.set_result(None)
         return outcomes
 
-    def _run(self, batch: Batch, begun_s: float) -> list[tuple[Part, PassResult | Exception]]:
+    def _run(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception]]:
         """Check each pass, and run those that may run together."""
         refused: list[tuple[Part, PassResult | Exception]] = []
         runnable: list[Part] = []
@@ -249,13 +288,13 @@ class Executor:
                 runnable.append(part)
             except ResplitError as error:
                 refused.append((part, error))
-        return [*refused, *(self._timed(replace(batch, parts=runnable), begun_s) if runnable else [])]
+        return [*refused, *(self._timed(replace(batch, parts=runnable), begun) if runnable else [])]
 
-    def _timed(self, batch: Batch, begun_s: float) -> list[tuple[Part, PassResult | Exception]]:
+    def _timed(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception]]:
         """Run a batch, padded on emulated hardware, and keep the timings of its blocks."""
         load = Load(batch.decodes, batch.prefill_tokens)
         padding = Padding(self.hardware, self.errors) if self.hardware else None
-        ends_s = [begun_s]
+        ends_s = [begun.at_s]
 
         def after_block(block: int) -> None:
             if padding:
@@ -264,14 +303,16 @@ class Executor:
 
         answers = self.engine.run(batch.first, batch.last, [part.rows() for part in batch.parts], after_block)
         results = [self._result(part, answer) for part, answer in zip(batch.parts, answers, strict=True)]
-        node_s = (time.perf_counter() - begun_s) * (1 - self._background)
+        computed_s = begun.computed_s()
         if len(ends_s) > 1:  # else no pass of the batch could run
             if padding:
                 padding.finish()
-            self._record(batch, ends_s)
-            self._note_pace(batch, load, node_s)
-        timed = [replace(each, node_s=node_s) if isinstance(each, PassResult) else each for each in results]
-        return list(zip(batch.parts, timed, strict=True))
+            self._record(batch, begun, ends_s)
+            self._note_pace(batch, load, begun.node_s(computed_s))
+        return [
+            (part, _with_time(part, result, begun, computed_s, load))
+            for part, result in zip(batch.parts, results, strict=True)
+        ]
 
     def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError:
         """What a part of a pass gives: hidden states, the sampled token, nothing, or an error."""
@@ -286,9 +327,9 @@ class Executor:
                     value = sample(answer, work.sampling, start + part.tokens - 1)
                 except ResplitError as error:
                     return error
-        return PassResult(start, part.tokens, value, part.is_last, 0.0)
+        return PassResult(start, part.tokens, value, part.is_last)
 
-    def _record(self, batch: Batch, ends_s: list[float]) -> None:
+    def _record(self, batch: Batch, begun: _Begun, ends_s: list[float]) -> None:
         """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
 
         Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`. A pass that mixes decode steps and a prompt is not
@@ -305,7 +346,7 @@ class Executor:
         contexts = [part.waiting.work.start + part.waiting.done for part in batch.parts]
         for blocks in kinds.values():
             index = blocks[self._passes % len(blocks)] - batch.first
-            seconds = (ends_s[index + 1] - ends_s[index]) * (1 - self._background)
+            seconds = begun.node_s(ends_s[index + 1] - ends_s[index])
             context_tokens = round(sum(contexts) / sessions)
             self.timings.append(Timing(batch.first + index, phase, tokens, context_tokens, sessions, seconds))
         self._passes += 1
@@ -335,3 +376,12 @@ def _hand_over(outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
 def _put(results: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
     for queued, result in results:
         queued.results.put_nowait(result)
+
+
+def _with_time(
+    part: Part, result: PassResult | ResplitError, begun: _Begun, computed_s: float, load: Load
+) -> PassResult | ResplitError:
+    if isinstance(result, ResplitError):
+        return result
+    waited_s = max(0.0, begun.at_s - part.waiting.since_s)
+    return replace(result, time=BatchTime(waited_s, computed_s, load, begun.background_utilization))

@@ -7,7 +7,11 @@ the order of epochs does not allow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from resplit.cancellation import to_its_end
 from resplit.config import ClusterConfig
@@ -23,6 +27,8 @@ from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
 from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Trust, WrappedShard
 from resplit.wire.routes import Route
+
+_LOADER_NICENESS = 10
 
 
 class Hosting:
@@ -52,6 +58,7 @@ class Hosting:
         self._threads = config.threads
         self._registry = registry
         self._unwrap = unwrap
+        self._loader = ThreadPoolExecutor(1, "loader", initializer=_yield_to_passes)
         self._spec: ModelSpec | None = None
 
     def running(self) -> Executor:
@@ -194,17 +201,20 @@ class Hosting:
         """Fetch, open and load those of `blocks` that are not loaded. Returns their indices."""
         executor = self.running()
         missing = [block for block in blocks if block not in executor.engine.blocks]
+        loop = asyncio.get_running_loop()
         try:
             for block in missing:
                 shard = shards[block]
                 key = self._unwrap(shard.key, shard.name)
-                sealed = await asyncio.to_thread(self._registry.get, shard.name, shard.sealed_bytes)
-                tensors = await asyncio.to_thread(open_shard, sealed, key)
-                await to_its_end(asyncio.to_thread(executor.load, block, tensors))
+                await to_its_end(loop.run_in_executor(self._loader, self._load_shard, executor, block, shard, key))
         except (ResplitError, KeyError, asyncio.CancelledError):
             self._drop_unwanted()
             raise
         return missing
+
+    def _load_shard(self, executor: Executor, block: int, shard: WrappedShard, key: bytes) -> None:
+        sealed = self._registry.get(shard.name, shard.sealed_bytes)
+        executor.load(block, open_shard(sealed, key))
 
     def _drop_unwanted(self, keep: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
         """Call `drop` (by default: free weights and caches) for all blocks that no epoch needs, except `keep`."""
@@ -218,3 +228,9 @@ class Hosting:
         for block in unwanted:
             (drop or executor.engine.drop)(block)
         return unwanted
+
+
+def _yield_to_passes() -> None:
+    """Lower the priority of this thread: streams that run must not wait for blocks that are being loaded."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
@@ -13,12 +13,12 @@ from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLo
 from resplit.model.activation import Activation
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
-from resplit.node.executor import PassResult
+from resplit.node.executor import BatchTime, PassResult
 from resplit.node.hosting import Hosting
 from resplit.security.identity import CONTROLLER
 from resplit.types import Sampling
 from resplit.wire.links import Sender
-from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.node_pb2 import SegmentTime, Step, Token
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
 from resplit.wire.tensors import from_wire, to_wire
@@ -103,8 +103,9 @@ class Passes:
 
     def _forward(self, step: Step, result: PassResult) -> None:
         """Send hidden states to the next node as soon as a part of the pass is done, and a token to the gateway."""
+        times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
         if isinstance(result.value, int):
-            self._answer(step, token_id=result.value)
+            self._answer(step, token_id=result.value, times=times)
         if not isinstance(result.value, Activation):
             return
         onward = Step()
@@ -113,6 +114,8 @@ class Passes:
         onward.start = result.start
         onward.more = step.more or not result.is_last
         onward.values.CopyFrom(to_wire(result.value))
+        del onward.times[:]
+        onward.times.extend(times)
         self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
 
     def _route(self, step: Step) -> Route:
@@ -124,12 +127,15 @@ class Passes:
     def _stale(self, step: Step) -> CommandRefusedError:
         return CommandRefusedError("stale", f"{self._name} does not serve epoch {step.epoch}")
 
-    def _answer(self, step: Step, token_id: int = 0, error: Exception | None = None) -> None:
-        """Send the token, or the error, to the gateway that sent the step."""
+    def _answer(
+        self, step: Step, token_id: int = 0, error: Exception | None = None, times: Sequence[SegmentTime] = ()
+    ) -> None:
+        """Send the token with the times of its segments, or the error, to the gateway that sent the step."""
         # The shape of a failed step may be malformed; its start is always a position.
         position = step.start if error is not None else step.start + step.values.shape[1]
         token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id)
         token.attempt = step.attempt
+        token.times.extend(times)
         if error is not None:
             token.error, token.error_kind = str(error), wire_word(error)
             _log.warning("a pass failed", node=self._name, session=step.session, epoch=step.epoch, error=str(error))
@@ -141,6 +147,16 @@ class Passes:
             return
         with contextlib.suppress(CapacityError):
             gateway.put(token, _TOKEN_BYTES)
+
+
+def _segment_time(time: BatchTime) -> SegmentTime:
+    return SegmentTime(
+        waited_s=time.waited_s,
+        computed_s=time.computed_s,
+        background_utilization=time.background_utilization,
+        decodes=time.load.decodes,
+        prefill_tokens=time.load.prefill_tokens,
+    )
 
 
 def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:

@@ -26,7 +26,7 @@ from resplit.types import BlockFeatures
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
 
-PERIOD_S = 1.0
+PERIOD_S = 0.5
 _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and of pass
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 _ECHO_BYTES = (64, 32 * 1024)

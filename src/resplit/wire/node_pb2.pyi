@@ -26,8 +26,22 @@ class Sampling(_message.Message):
     seed: int
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
+class SegmentTime(_message.Message):
+    __slots__ = ("waited_s", "computed_s", "background_utilization", "decodes", "prefill_tokens")
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_S_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    waited_s: float
+    computed_s: float
+    background_utilization: float
+    decodes: int
+    prefill_tokens: int
+    def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ...) -> None: ...
+
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +56,7 @@ class Step(_message.Message):
     PERMIT_FIELD_NUMBER: _ClassVar[int]
     STEPWISE_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -56,7 +71,8 @@ class Step(_message.Message):
     permit: PermitRequest
     stepwise: bool
     acknowledge: bool
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ...) -> None: ...
+    times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)
@@ -69,7 +85,7 @@ class TokensRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "attempt")
+    __slots__ = ("session", "epoch", "position", "token_id", "error", "error_kind", "attempt", "times")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +93,7 @@ class Token(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_KIND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -84,7 +101,8 @@ class Token(_message.Message):
     error: str
     error_kind: str
     attempt: int
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_id: _Optional[int] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")

@@ -13,9 +13,10 @@ from resplit.gateway.engine import GeneratedToken
 from resplit.gateway.sessions import session as session_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
+from resplit.pass_times import PassTime
 from resplit.session_records import SessionRecord
 from resplit.types import BlockFeatures
-from resplit.wire.node_pb2 import Token, TransferReply
+from resplit.wire.node_pb2 import SegmentTime, Token, TransferReply
 from resplit.wire.routes import Route
 from tests.support.recording_peer import RecordingPeer
 from tests.support.three_nodes import A, B, C, generation_request, three_node_config
@@ -378,3 +379,20 @@ async def test_at_the_end_every_node_that_may_have_caches_closes_them() -> None:
     await settle()
     assert [gateway.peers[node].closed for node in (A, B, C)] == [[name]] * 3
     assert gateway.settled == [2]
+
+
+async def test_the_times_of_a_pass_are_passed_on_unless_they_are_incomplete_or_of_no_batch() -> None:
+    gateway = Gateway()
+    passes: list[PassTime] = []
+    gateway.sessions.on_pass = passes.append
+    good = SegmentTime(waited_s=0.5, computed_s=0.25, background_utilization=0.5, decodes=2)
+    times = [[good, good], [good], [good, SegmentTime(waited_s=-1.0)], [good, SegmentTime(computed_s=float("nan"))]]
+    times += [[good, SegmentTime(background_utilization=1.0)], [good, SegmentTime(computed_s=1e9)], []]
+    for peer in gateway.peers.values():
+        peer.times = iter(times)
+    await decode(gateway.start(), len(times))
+    (done,) = passes
+    assert (done.epoch, done.start, done.tokens) == (1, 0, len(PROMPT))
+    assert [(each.node, each.first, each.last, each.decodes) for each in done.segments] == [(A, 0, 0, 2), (B, 1, 2, 2)]
+    assert (done.waited_s, done.computed_s, done.segments[0].node_s) == (1.0, 0.5, 0.125)
+    assert done.hops_s == 0.0

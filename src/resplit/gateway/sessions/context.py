@@ -12,6 +12,7 @@ from resplit.gateway.sessions.kv_transfer import CacheTransfer, transfer_caches
 from resplit.gateway.sessions.pause_gate import PauseGate
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.router import Router
+from resplit.pass_times import PassTime
 from resplit.types import BlockFeatures
 
 
@@ -19,7 +20,8 @@ from resplit.types import BlockFeatures
 class SessionContext:
     """`cluster`, `features` and `drained` change with the cluster file, so sessions read them at each use.
 
-    `drained` nodes store no KV replicas. `on_moved` is called when a session has left its old epoch for a newer one.
+    `drained` nodes store no KV replicas. `on_moved` is called when a session has left its old epoch for a newer one,
+    `on_pass` with the times of each pass.
     """
 
     cluster: ClusterConfig
@@ -30,6 +32,7 @@ class SessionContext:
     drained: frozenset[str] = frozenset()
     gate: PauseGate = field(default_factory=PauseGate)
     on_moved: Callable[[], None] = lambda: None
+    on_pass: Callable[[PassTime], None] = lambda done: None
 
     async def transfer(
         self, permits: SessionPermits, transfers: Sequence[CacheTransfer], background: bool = False

@@ -17,6 +17,7 @@ from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Session
+from resplit.pass_times import PassTime
 from resplit.session_records import RequestArrival, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
@@ -29,15 +30,20 @@ _PASSES_END_WITHIN_S = 20.0
 
 
 class Sessions:
-    """The running sessions. `on_settled` is called with the oldest epoch in use whenever a session leaves an epoch."""
+    """The running sessions. `on_settled` is called with the oldest epoch in use whenever a session leaves an epoch.
+
+    `on_pass` is called with the times of each pass.
+    """
 
     def __init__(self, cluster: ClusterConfig, router: Router, features: Sequence[BlockFeatures]) -> None:
         admission = Admission(cluster.limits.sessions, cluster.kv_tokens, cluster.limits.queue)
         self._context = SessionContext(cluster, features, router, admission, Journal(cluster))
         self._context.on_moved = self._settled
+        self._context.on_pass = lambda done: self.on_pass(done)
         self._live: dict[str, Session] = {}  # by name, from admission to end
         self._numbers = itertools.count(1)
         self.on_settled: Callable[[int], None] = lambda oldest: None
+        self.on_pass: Callable[[PassTime], None] = lambda done: None
         self.on_lost: Callable[[str], None] = lambda node: None
         router.on_token = self._answered
         router.on_lost = self._node_lost

@@ -30,10 +30,12 @@ from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.model.activation import token_ids
+from resplit.pass_times import PassTime
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.wire.node_pb2 import Sampling, Step, Token
 from resplit.wire.routes import Route
+from resplit.wire.segment_times import segment_times
 from resplit.wire.tensors import to_wire
 
 _log = structlog.get_logger(__name__)
@@ -170,6 +172,7 @@ class Session:
             stepwise=stepwise,
         )
         self._end_position = self.position + len(step)
+        begun_s = time.monotonic()
         try:
             others = {} if self.permits.nodes else self.permits.start(self.route, message)
             self.context.router.send(self.route, message)
@@ -180,7 +183,13 @@ class Session:
             self._end_position = None
         if answer.error_kind:
             raise _error_of(answer)
+        self._note_time(answer, len(step), begun_s)
         return answer.token_id
+
+    def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
+        now_s, segments = time.monotonic(), segment_times(answer, self.route)
+        if segments:
+            self.context.on_pass(PassTime(self.route.epoch, self.position, tokens, now_s, now_s - begun_s, segments))
 
     def receive(self, node: str, answer: Token) -> None:
         """Accept the answer of `node` to the pass under way; ignore what does not belong to it."""

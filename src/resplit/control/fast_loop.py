@@ -1,0 +1,151 @@
+"""The fast loop: reacts to detected changes within a second, with the models that the slow loop set.
+
+Every pass and every report of a node updates the estimate. If it reveals a jump, the loop puts the estimate into the
+latest problem, decides with the code that the slow loop uses, and deploys. One decision runs at a time. Changes that
+are detected meanwhile are seen by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
+from resplit.control.log import EpochLog
+from resplit.control.moves import Moves
+from resplit.control.planning import ControllerPlanner
+from resplit.cost.model import CostModel
+from resplit.decide import Decision, DecisionOutcome, Settings, decide, registry_bytes_per_s
+from resplit.errors import ProposalRefusedError, ResplitError
+from resplit.estimate import Change, ClusterEstimate, NodeEstimate, under_estimates
+from resplit.pass_times import PassTime
+from resplit.telemetry_rows import NodeRow
+from resplit.types import Problem
+
+_log = structlog.get_logger(__name__)
+_TIME_LIMIT_S = 0.15  # for each of the two plans
+_DEMAND_WINDOW_S = 8.0
+
+
+@dataclass(frozen=True)
+class FastSettings:
+    """How the fast loop decides, and until when (monotonic clock): the slow loop renews this at each tick."""
+
+    settings: Settings
+    uncertainty: float  # of the cost model
+    until_s: float
+
+
+class FastLoop:
+    """The fast loop of one cluster. It decides only while it is armed."""
+
+    def __init__(
+        self, view: ClusterView, planner: ControllerPlanner, deployment: Deployment, log: EpochLog, moves: Moves
+    ) -> None:
+        self._view = view
+        self._planner = planner
+        self._deployment = deployment
+        self._log = log
+        self._moves = moves
+        self._estimate = ClusterEstimate(view.rules.features)
+        self._uncertainty = 0.0
+        self._armed: FastSettings | None = None
+        self._changes: list[Change] = []  # not seen by any decision yet
+        self._changed = asyncio.Event()
+        self._disturbed_until_s = -math.inf  # monotonic clock
+
+    def set_model(self, cost: CostModel) -> None:
+        """Use the cost model with which the latest problem was posed."""
+        self._estimate.set_model(cost)
+        self._uncertainty = cost.uncertainty
+
+    def arm(self, settings: Settings, for_s: float) -> None:
+        """Decide on changes for so many seconds; 0 ends that."""
+        if self._armed is None:  # what was detected before is no news to the models
+            self._changes.clear()
+        until_s = time.monotonic() + for_s
+        self._armed = FastSettings(settings, self._uncertainty, until_s) if for_s > 0 else None
+
+    def estimates(self) -> dict[str, NodeEstimate]:
+        """The estimate of each node now."""
+        return self._estimate.nodes(time.monotonic())
+
+    def passed(self, done: PassTime) -> None:
+        """Take the times of a pass. A pass that ran while blocks were loaded says nothing about the time after it."""
+        if done.at_s - done.total_s > self._disturbed_until_s:
+            self._note(self._estimate.observe(done))
+
+    def reported(self, rows: Sequence[NodeRow]) -> None:
+        """Take the newest of a node's rows about itself."""
+        if rows:
+            last = rows[-1]
+            background = last.cpu_utilization - last.own_utilization
+            self._note(self._estimate.observe_report(last.node, last.reference_s, background, time.monotonic()))
+
+    async def run(self) -> None:
+        """Decide after each detected change, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            changes, self._changes = self._changes, []
+            if not changes or not self._armed or time.monotonic() > self._armed.until_s:
+                continue
+            try:
+                await self._decide(changes, self._armed)
+            except ResplitError as error:
+                _log.warning("a change was not decided on", changes=_words(changes), error=str(error))
+
+    def _note(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            _log.info("change detected", change=str(change))
+        if changes:
+            self._changes += changes
+            self._changed.set()
+
+    async def _decide(self, changes: Sequence[Change], armed: FastSettings) -> None:
+        live = self._deployment.live
+        if live is None:
+            return
+        problem = under_estimates(self._planner.present_problem(live.placement, _DEMAND_WINDOW_S), self.estimates())
+        begun_s, now_s = time.monotonic(), time.time()
+        decision = await asyncio.to_thread(self._choose, problem, armed, now_s)
+        decision = replace(decision, seen=tuple(map(str, changes)))
+        planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
+        if decision.action != "keep":
+            outcome = await self._deploy(decision, live.epoch, armed.settings)
+        outcome = replace(outcome, plan_s=planned_s, prepare_s=time.monotonic() - begun_s - planned_s)
+        self._log.append_decision(replace(decision, outcome=outcome).to_json())
+        _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
+
+    def _choose(self, problem: Problem, armed: FastSettings, now_s: float) -> Decision:
+        # A detected change is not noise, so the cooldown does not apply to it.
+        settings = replace(
+            armed.settings,
+            cooldown_s=0.0,
+            time_limit_s=_TIME_LIMIT_S,
+            registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
+        )
+        return decide(
+            problem, now_s=now_s, settings=settings, history=self._moves.history, uncertainty=armed.uncertainty
+        )
+
+    async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
+        self._disturbed_until_s = math.inf
+        try:
+            live = await self._deployment.deploy(decision.proposal(based_on))
+        except ProposalRefusedError as error:
+            return DecisionOutcome(refused=str(error))
+        finally:
+            self._disturbed_until_s = time.monotonic()
+        self._moves.set(self._moves.history.moved(decision.move(time.time()), settings))
+        return DecisionOutcome(deployed=live.epoch)
+
+
+def _words(changes: Sequence[Change]) -> str:
+    return "; ".join(map(str, changes))

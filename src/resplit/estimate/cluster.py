@@ -1,0 +1,184 @@
+"""The estimated speed and background load of each node, from passes and reports, relative to a cost model.
+
+The cost model says how long a pass takes on each node. Each pass shows by which factor that is wrong now. The factor of
+a node jumps when the node is throttled or freed; `Level` finds out. A new cost model already knows of earlier jumps, so
+the factors are then computed again from the last passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from resplit.cost.model import CostModel
+from resplit.estimate.expected import ExpectedTimes
+from resplit.estimate.level import Level
+from resplit.pass_times import PassTime, SegmentTime
+from resplit.types import BlockFeatures, Problem
+
+__all__ = ["Change", "ClusterEstimate", "NodeEstimate", "under_estimates"]
+
+MAX_BACKGROUND = 0.99  # the problem format requires a value below 1
+# Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
+_SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
+# A pass may be late by so much although nothing changed: the host had something else to do.
+_HICCUP_S = 0.005
+_BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST = 0.03, 0.01, 0.1
+_PASSES_KEPT = 8
+_FRESH_S = 3.0  # while a node computed passes within this time, its report about the reference layer is not needed
+
+
+@dataclass(frozen=True)
+class Change:
+    """A jump that was detected at `at_s`: `what` of `node` went from `before` to `after`.
+
+    For "speed", these are factors on the times of the cost model; for "background", shares of the node.
+    """
+
+    at_s: float
+    node: str
+    what: Literal["speed", "background"]
+    before: float
+    after: float
+    deviation: float
+
+    def __str__(self) -> str:
+        if self.what == "background":
+            return f"others use {self.after:.0%} of {self.node} (before: {self.before:.0%})"
+        ratio = self.after / self.before
+        word = f"{ratio:.2g} times slower" if ratio > 1 else f"{1 / ratio:.2g} times faster"
+        return f"{self.node} became {word}"
+
+
+@dataclass(frozen=True)
+class NodeEstimate:
+    """What is estimated of one node.
+
+    The cost model's times of it are wrong by `factor` now, which has the relative standard deviation `deviation`.
+    `background_utilization` is the share of it that others use; None if that is not known.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    factor: float = 1.0
+    deviation: float = 0.0
+    background_utilization: float | None = None
+
+
+def under_estimates(problem: Problem, estimates: Mapping[str, NodeEstimate]) -> Problem:
+    """The problem with the estimated times and background loads. It was posed with the same cost model."""
+    known = [estimates.get(node.name, NodeEstimate()) for node in problem.nodes]
+    factors = np.array([estimate.factor for estimate in known])  # (nodes,)
+    nodes = tuple(
+        node
+        if estimate.background_utilization is None
+        else replace(node, background_utilization=estimate.background_utilization)
+        for node, estimate in zip(problem.nodes, known, strict=True)
+    )
+    return replace(
+        problem,
+        nodes=nodes,
+        prefill_s_per_token=problem.prefill_s_per_token * factors,
+        decode_s_per_token=problem.decode_s_per_token * factors,
+    )
+
+
+class _Node:
+    """What was seen of one node."""
+
+    def __init__(self) -> None:
+        self.speed = Level(_SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST)
+        self.background = Level(_BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST)
+        self.passes: deque[tuple[SegmentTime, float]] = deque(maxlen=_PASSES_KEPT)  # since the last jump; with contexts
+        self.computed_s = -math.inf  # when the last pass ended
+        self.reference_s = math.nan  # the last report
+
+
+class ClusterEstimate:
+    """The estimate of one cluster. Without a cost model it only collects.
+
+    Times are those of one monotonic clock.
+    """
+
+    def __init__(self, features: Sequence[BlockFeatures]) -> None:
+        self._features = tuple(features)
+        self._expected: ExpectedTimes | None = None
+        self._nodes: defaultdict[str, _Node] = defaultdict(_Node)
+
+    def set_model(self, model: CostModel) -> None:
+        """Use a new cost model. What the last passes show of each node is compared with it."""
+        self._expected = ExpectedTimes(model, self._features)
+        for name, node in self._nodes.items():
+            logs = [log for log in (self._log_factor(name, *each) for each in node.passes) if log is not None]
+            node.speed.restart(float(np.median(logs)) if logs else self._log_reference(name) or 0.0)
+
+    def observe(self, done: PassTime) -> list[Change]:
+        """Take the times of a pass; returns the jumps that it reveals."""
+        changes = []
+        for segment in done.segments:
+            node = self._nodes[segment.node]
+            node.computed_s = done.at_s
+            changes += self._observe_background(segment.node, segment.background_utilization, done.at_s)
+            node.passes.append((segment, float(done.start)))
+            log_factor = self._log_factor(segment.node, segment, float(done.start))
+            if log_factor is not None:
+                hiccup = _HICCUP_S / max(segment.node_s, 1e-6)
+                changes += self._observe_speed(segment.node, log_factor, done.at_s, hiccup)
+        return changes
+
+    def observe_report(self, node: str, reference_s: float, background: float, at_s: float) -> list[Change]:
+        """Take a node's report: its time for the reference layer, and the share of it that others use."""
+        known = self._nodes[node]
+        known.reference_s = reference_s
+        if at_s - known.computed_s < _FRESH_S:  # its passes say more, and sooner
+            return []
+        changes = self._observe_background(node, background, at_s)
+        log_factor = self._log_reference(node)
+        return changes if log_factor is None else [*changes, *self._observe_speed(node, log_factor, at_s, 0.0)]
+
+    def nodes(self, at_s: float) -> dict[str, NodeEstimate]:
+        """The estimate of each node of which anything is known, at `at_s`."""
+        return {name: _estimate(node, at_s) for name, node in self._nodes.items()}
+
+    def _log_factor(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
+        """The logarithm of measured over expected time; None where the model says nothing about such a batch."""
+        expected_s = self._expected.batch_s(node, segment, context_tokens) if self._expected else None
+        if not expected_s or segment.node_s <= 0:
+            return None
+        return math.log(segment.node_s / expected_s)
+
+    def _log_reference(self, node: str) -> float | None:
+        known_s = self._expected.reference_s(node) if self._expected else None
+        reference_s = self._nodes[node].reference_s
+        return math.log(reference_s / known_s) if known_s and reference_s > 0 else None
+
+    def _observe_speed(self, node: str, log_factor: float, at_s: float, extra_noise: float) -> list[Change]:
+        level, known = self._nodes[node].speed, self._nodes[node]
+        before = level.mean
+        if not level.observe(log_factor, at_s, extra_noise):
+            return []
+        while len(known.passes) > 1:  # the earlier ones are from before the jump
+            known.passes.popleft()
+        deviation = level.deviation(at_s)
+        return [Change(at_s, node, "speed", math.exp(before), math.exp(level.mean), deviation)]
+
+    def _observe_background(self, node: str, share: float, at_s: float) -> list[Change]:
+        level = self._nodes[node].background
+        before = level.mean
+        if not level.observe(share, at_s):
+            return []
+        return [Change(at_s, node, "background", before, level.mean, level.deviation(at_s))]
+
+
+def _estimate(node: _Node, at_s: float) -> NodeEstimate:
+    speed, background = node.speed, node.background
+    return NodeEstimate(
+        factor=math.exp(speed.mean) if speed.known else 1.0,
+        deviation=speed.deviation(at_s) if speed.known else 0.0,
+        background_utilization=min(MAX_BACKGROUND, max(0.0, background.mean)) if background.known else None,
+    )

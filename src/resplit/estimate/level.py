@@ -1,0 +1,107 @@
+"""A value that is constant for a while and then jumps: a Kalman filter with a sequential test for jumps.
+
+The filter is that of a local level (a random walk seen through noise). The test is a two-sided CUSUM over the
+normalised innovations (Page, 1954): many small deviations to one side raise the alarm, as does one large deviation.
+After an alarm, the level restarts from the values that raised it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+__all__ = ["Level"]
+
+_SLACK = 1.0  # deviations below this many standard deviations do not add up
+_ALARM = 6.0  # sum at which the alarm is raised
+_LARGEST = 6.0  # one value counts at most this many standard deviations, so that no single one raises the alarm
+_OUTLIER = 3.0  # a value that deviates by more says nothing about the level, unless the next ones confirm it
+_NOISE_MEMORY = 0.05  # weight of the newest value in the estimate of the noise
+_EXCURSION = 8  # values from which the level restarts, at most
+
+
+class Level:
+    """The estimated level of a noisy value, with its variance.
+
+    `noise` is a first guess of the standard deviation of one value, and its lower bound. `drift` is the standard
+    deviation by which the level may wander in one second. A jump of less than `least` raises no alarm.
+    """
+
+    def __init__(self, noise: float, drift: float, least: float) -> None:
+        self.mean = 0.0
+        self._variance = math.inf  # of the mean; infinite before the first value
+        self._least_noise = noise**2
+        self._noise = noise**2
+        self._drift = drift**2
+        self._least = least
+        self._at_s = -math.inf
+        self._sums = {1.0: 0.0, -1.0: 0.0}
+        self._excursions = {side: deque[float](maxlen=_EXCURSION) for side in self._sums}
+
+    @property
+    def known(self) -> bool:
+        """Whether any value was seen."""
+        return math.isfinite(self._variance)
+
+    def deviation(self, at_s: float) -> float:
+        """The standard deviation of the level at `at_s`: it grows with the time since the last value."""
+        return math.sqrt(self._variance + self._drift * max(0.0, at_s - self._at_s)) if self.known else math.inf
+
+    def restart(self, mean: float) -> None:
+        """Take `mean` as the level, known as well as a single value is."""
+        self.mean, self._variance = mean, self._noise
+        self._clear()
+
+    def observe(self, value: float, at_s: float, extra_noise: float = 0.0) -> bool:
+        """Take a value seen at `at_s`; returns whether it raises the alarm that the level has jumped.
+
+        `extra_noise` is a standard deviation that this value has in addition.
+        """
+        before_s, self._at_s = self._at_s, max(at_s, self._at_s)
+        if not self.known:
+            self.mean, self._variance = value, self._noise + extra_noise**2
+            return False
+        self._variance += self._drift * max(0.0, at_s - before_s)
+        noise = self._noise + extra_noise**2
+        deviation = math.sqrt(self._variance + noise)
+        error = value - self.mean
+        if (before := self._restarted(value, error / deviation, noise)) is not None:
+            return abs(self.mean - before) >= self._least
+        outlier = abs(error) > _OUTLIER * deviation
+        bounded = math.copysign(min(abs(error), _OUTLIER * deviation), error)
+        if not outlier:
+            gain = self._variance / (self._variance + noise)
+            self.mean += gain * error
+            self._variance *= 1 - gain
+        self._noise += _NOISE_MEMORY * (max(0.0, bounded**2 - extra_noise**2) - self._noise)
+        self._noise = max(self._noise, self._least_noise)
+        return False
+
+    def _restarted(self, value: float, normalised: float, noise: float) -> float | None:
+        """Add the normalised deviation of a value to the sums. On an alarm, restart from the values since the jump.
+
+        Returns the level before, or None without an alarm.
+        """
+        bounded = max(-_LARGEST, min(_LARGEST, normalised))
+        for side, excursion in self._excursions.items():
+            self._sums[side] = max(0.0, self._sums[side] + side * bounded - _SLACK)
+            if self._sums[side] == 0:
+                excursion.clear()
+                continue
+            excursion.append(value)
+            if self._sums[side] > _ALARM:
+                after, before = self._after_jump(list(excursion)), self.mean
+                self.mean, self._variance = sum(after) / len(after), noise / len(after)
+                self._clear()
+                return before
+        return None
+
+    def _after_jump(self, excursion: list[float]) -> list[float]:
+        """The values since the most likely moment of the jump."""
+        suffixes = [excursion[first:] for first in range(len(excursion))]
+        return max(suffixes, key=lambda values: sum(value - self.mean for value in values) ** 2 / len(values))
+
+    def _clear(self) -> None:
+        for side, excursion in self._excursions.items():
+            self._sums[side] = 0.0
+            excursion.clear()

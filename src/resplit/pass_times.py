@@ -1,0 +1,64 @@
+"""Where the time of a pass went: how long it waited and computed at each segment of its route.
+
+Each node measures with its own clock, so clocks need not agree. The gateway measures the whole pass. What is left are
+the hops between nodes, messages and all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["PassTime", "SegmentTime"]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTime:
+    """One segment of a pass: blocks `first..last` on `node`.
+
+    It waited `waited_s` for a batch that took `computed_s`. The batch computed a decode step of `decodes` sessions and
+    `prefill_tokens` tokens of a prompt. `background_utilization` is the share of the node that others used meanwhile.
+    """
+
+    node: str
+    first: int
+    last: int
+    waited_s: float
+    computed_s: float
+    background_utilization: float
+    decodes: int
+    prefill_tokens: int
+
+    @property
+    def node_s(self) -> float:
+        """The time of the batch without what background load added."""
+        return self.computed_s * (1 - self.background_utilization)
+
+
+@dataclass(frozen=True, slots=True)
+class PassTime:
+    """One pass along a route: `tokens` positions from `start` on, ended at `at_s` (monotonic clock of the gateway).
+
+    Where a prompt ran in several parts, the segments are those of the last part.
+    """
+
+    epoch: int
+    start: int
+    tokens: int
+    at_s: float
+    total_s: float
+    segments: tuple[SegmentTime, ...]
+
+    @property
+    def waited_s(self) -> float:
+        """Time in the queues of all nodes."""
+        return sum(segment.waited_s for segment in self.segments)
+
+    @property
+    def computed_s(self) -> float:
+        """Time in the batches of all nodes."""
+        return sum(segment.computed_s for segment in self.segments)
+
+    @property
+    def hops_s(self) -> float:
+        """Time between the nodes, and between them and the gateway."""
+        return max(0.0, self.total_s - self.waited_s - self.computed_s)

@@ -1,0 +1,125 @@
+"""The fast loop over real nodes: a detected change is decided on and deployed, with the models of the slow loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from resplit import planner
+from resplit.control.controller import Controller
+from resplit.cost import CostModel, PassModel, PredictionError
+from resplit.decide import History, Settings
+from resplit.pass_times import PassTime, SegmentTime
+from resplit.telemetry_rows import NodeRow
+from resplit.types import segments_of
+from tests.support.controllers import FIRST
+from tests.support.in_process import InProcessCluster, deploy, until
+from tests.support.latest_problem import problem_of
+from tests.support.three_nodes import A, B, C
+
+LAYER_S = 0.03
+NO_ERROR = PredictionError(None, None, 0)
+KINDS = ("embed", "layer", "head")
+SETTINGS = Settings(horizon_s=600.0, cooldown_s=1e6)
+
+
+def constant_model() -> CostModel:
+    """A model in which every pass through a block takes `LAYER_S`."""
+    passes = tuple(
+        PassModel(node, phase, kind, (LAYER_S, 0.0, 0.0, 0.0, 0.0), (0.0,) * 5, 1, 0.0)
+        for node in (A, B, C)
+        for phase in ("prefill", "decode")
+        for kind in KINDS
+    )
+    return CostModel(0.0, dict.fromkeys((A, B, C), LAYER_S), passes, (), NO_ERROR, NO_ERROR)
+
+
+def pass_time(controller: Controller, slow: dict[str, float], now_s: float) -> PassTime:
+    """A decode step along the live route; nodes in `slow` take so many times longer."""
+    assert controller.live is not None
+    segments = tuple(
+        SegmentTime(
+            segment.node,
+            segment.first,
+            segment.last,
+            waited_s=0.0,
+            computed_s=LAYER_S * (segment.last - segment.first + 1) * slow.get(segment.node, 1.0),
+            background_utilization=0.0,
+            decodes=1,
+            prefill_tokens=0,
+        )
+        for segment in segments_of(controller.live.placement)
+    )
+    return PassTime(controller.live.epoch, 20, 1, now_s, 0.0, segments)
+
+
+def serve(controller: Controller, passes: int, **slow: float) -> None:
+    """Tell the fast loop of passes that end now."""
+    for _ in range(passes):
+        controller.fast_loop.passed(pass_time(controller, slow, asyncio.get_running_loop().time()))
+
+
+@pytest.fixture
+async def placed(nodes: InProcessCluster, controller: Controller) -> Controller:
+    """A controller with a live epoch, the latest problem and its cost model; the fast loop runs and is not armed."""
+    await asyncio.to_thread(planner.load)  # compiles its kernels
+    problem = problem_of(nodes.config, nodes.features, FIRST)
+    controller.planner.set_problem(problem)
+    controller.fast_loop.set_model(constant_model())
+    await deploy(controller, FIRST)
+    controller.tasks.spawn(controller.fast_loop.run(), "fast loop")
+    serve(controller, 10)
+    return controller
+
+
+def decisions(controller: Controller) -> list[dict[str, object]]:
+    return [body for _, body in controller.log.decisions() if body.get("seen")]
+
+
+async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_cooldown(placed: Controller) -> None:
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    (decision,) = decisions(placed)
+    assert decision["seen"] == ["beta became 50 times slower"]
+    assert placed.live is not None
+    assert (placed.live.epoch, decision["outcome"]["deployed"]) == (2, 2)  # type: ignore[index]
+    assert B not in placed.live.placement
+    assert placed.moves.history.last is not None
+    assert placed.moves.history.last.after == placed.live.placement
+
+
+async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: Controller) -> None:
+    serve(placed, 3, **{B: 50.0})
+    placed.fast_loop.arm(SETTINGS, 60.0)  # what was detected before is in the models of the slow loop
+    await asyncio.sleep(0.2)
+    placed.fast_loop.arm(SETTINGS, 0.0)
+    serve(placed, 3)
+    await asyncio.sleep(0.2)
+    assert decisions(placed) == []
+    assert placed.fast_loop.estimates()[B].factor == pytest.approx(1.0, rel=0.1)
+
+
+async def test_a_small_change_is_decided_on_and_changes_nothing(placed: Controller) -> None:
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    for _ in range(3):
+        serve(placed, 1, **{B: 1.5})
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    assert decisions(placed)[0]["action"] in {"keep", "re-split", "redistribute"}
+
+
+async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Controller) -> None:
+    def row(cpu: float) -> NodeRow:
+        return NodeRow(0.0, "delta", cpu, 0.0, 1e6, 0.0, float("nan"), LAYER_S, emulated=True)
+
+    for share in (0.0, 0.0, 0.7, 0.7):
+        placed.fast_loop.reported([row(share)])
+    assert placed.fast_loop.estimates()["delta"].background_utilization == pytest.approx(0.7, abs=0.02)
+
+
+async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    assert nodes.controller(placed.log).moves.history == placed.moves.history != History()

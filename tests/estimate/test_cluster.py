@@ -1,0 +1,155 @@
+"""The estimate of a cluster: what passes and reports show of nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from resplit.cost import CostModel, PassModel, PredictionError
+from resplit.cost.features import design
+from resplit.estimate import ClusterEstimate, NodeEstimate, under_estimates
+from resplit.pass_times import PassTime, SegmentTime
+from resplit.types import BlockFeatures, Problem
+from tests.support.problems import tiny_problem
+
+LAYER_S = {"near": 0.02, "far": 0.04}
+FIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
+NO_ERROR = PredictionError(None, None, 0)
+
+
+def feature(name: str, kind: str) -> BlockFeatures:
+    return BlockFeatures(
+        name=name,
+        kind=kind,
+        parameters=10,
+        flops_per_token=20.0,
+        flops_per_context_token=1.0,
+        weight_bytes=40.0,
+        kv_bytes_per_token=8.0,
+        activation_bytes_per_token=8.0,
+        private=False,
+        sensitivity=0.5,
+    )
+
+
+FEATURES = tuple(feature(f"layer.{index}", "layer") for index in range(4))
+
+
+def model(factors: dict[str, float] | None = None) -> CostModel:
+    """A model in which every pass through a layer takes the same time on a node, times a factor."""
+    factors = factors or {}
+    times_s = {node: seconds * factors.get(node, 1.0) for node, seconds in LAYER_S.items()}
+    passes = tuple(
+        PassModel(node, phase, "layer", tuple(seconds * part for part in FIXED), FIXED, 1, 0.0)
+        for node, seconds in times_s.items()
+        for phase in ("prefill", "decode")
+    )
+    return CostModel(0.0, times_s, passes, (), NO_ERROR, NO_ERROR)
+
+
+def a_pass(at_s: float, factors: dict[str, float] | None = None, background: float = 0.0, decodes: int = 1) -> PassTime:
+    """A pass through two layers on each node, which take the model's times times a factor."""
+    factors = factors or {}
+    segments = tuple(
+        SegmentTime(
+            node,
+            first,
+            first + 1,
+            waited_s=0.001,
+            computed_s=2 * LAYER_S[node] * factors.get(node, 1.0) / (1 - background),
+            background_utilization=background,
+            decodes=decodes,
+            prefill_tokens=0 if decodes else 8,
+        )
+        for node, first in (("near", 0), ("far", 2))
+    )
+    return PassTime(1, 20, 1, at_s, 0.05, segments)
+
+
+@pytest.fixture
+def estimate() -> ClusterEstimate:
+    known = ClusterEstimate(FEATURES)
+    known.set_model(model())
+    for index in range(20):
+        assert known.observe(a_pass(index * 0.1)) == []
+    return known
+
+
+def seen(estimate: ClusterEstimate, **factors: float) -> list[str]:
+    """What is detected when passes take the model's times times these factors, until something is."""
+    for index in range(10):
+        if changes := estimate.observe(a_pass(2.0 + index * 0.1, factors)):
+            return [str(change) for change in changes]
+    return []
+
+
+def test_a_design_of_constant_passes_takes_one_unit() -> None:
+    assert (design(FEATURES[0], 3, 5, 2) @ list(FIXED)).tolist() == [1.0]
+
+
+def test_a_node_that_becomes_slower_is_named_and_no_other(estimate: ClusterEstimate) -> None:
+    assert seen(estimate, far=5.0) == ["far became 5 times slower"]
+    nodes = estimate.nodes(3.0)
+    assert nodes["far"].factor == pytest.approx(5.0, rel=0.05)
+    assert nodes["near"].factor == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_node_that_recovers_is_noticed_too(estimate: ClusterEstimate) -> None:
+    seen(estimate, far=5.0)
+    assert seen(estimate, far=1.0) == ["far became 5 times faster"]
+
+
+def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
+    first, second = (estimate.observe(a_pass(at_s, background=0.75)) for at_s in (2.0, 2.1))
+    assert first == []
+    assert {str(change) for change in second} == {f"others use 75% of {node} (before: 0%)" for node in LAYER_S}
+    assert estimate.nodes(2.2)["near"] == NodeEstimate(
+        pytest.approx(1.0, rel=0.02), pytest.approx(0.0, abs=0.1), pytest.approx(0.75, abs=0.01)
+    )
+
+
+def test_a_new_model_that_knows_of_the_change_leaves_nothing_to_correct(estimate: ClusterEstimate) -> None:
+    seen(estimate, far=5.0)
+    estimate.set_model(model({"far": 5.0}))
+    assert estimate.nodes(3.0)["far"].factor == pytest.approx(1.0, rel=0.05)
+    estimate.set_model(model())
+    assert estimate.nodes(3.0)["far"].factor == pytest.approx(5.0, rel=0.05)
+
+
+def test_an_unused_node_is_known_by_its_reports(estimate: ClusterEstimate) -> None:
+    fast_s, slow_s = LAYER_S["far"], 3 * LAYER_S["far"]
+    reports = [estimate.observe_report("far", fast_s, 0.0, 10.0 + index) for index in range(3)]
+    reports += [estimate.observe_report("far", slow_s, 0.0, 20.0 + index) for index in range(2)]
+    assert [list(map(str, changes)) for changes in reports] == [[], [], [], [], ["far became 3 times slower"]]
+
+
+def test_a_report_of_a_node_that_computes_says_nothing_new(estimate: ClusterEstimate) -> None:
+    assert estimate.observe_report("far", 100.0, 0.9, 2.0) == []
+    assert estimate.observe_report("far", 100.0, 0.9, 2.1) == []
+
+
+def test_a_batch_that_mixes_decode_steps_and_a_prompt_is_passed_over(estimate: ClusterEstimate) -> None:
+    mixed = [
+        replace(done, segments=tuple(replace(each, prefill_tokens=8) for each in done.segments))
+        for done in (a_pass(2.0 + index * 0.1, {"far": 9.0}) for index in range(5))
+    ]
+    assert [estimate.observe(done) for done in mixed] == [[]] * 5
+
+
+def test_without_a_model_nothing_is_detected_and_passes_are_kept_for_one() -> None:
+    estimate = ClusterEstimate(FEATURES)
+    assert [estimate.observe(a_pass(index * 0.1, {"far": 2.0})) for index in range(10)] == [[]] * 10
+    estimate.set_model(model())
+    assert estimate.nodes(2.0)["far"].factor == pytest.approx(2.0, rel=0.05)
+
+
+def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None:
+    problem: Problem = tiny_problem(1)
+    name = problem.nodes[1].name
+    changed = under_estimates(problem, {name: NodeEstimate(3.0, 0.1, 0.4)})
+    assert changed.nodes[1].background_utilization == 0.4
+    assert changed.nodes[0] == problem.nodes[0]
+    assert (changed.decode_s_per_token[:, 1] == 3 * problem.decode_s_per_token[:, 1]).all()
+    assert (changed.prefill_s_per_token[:, 0] == problem.prefill_s_per_token[:, 0]).all()
+    assert under_estimates(problem, {}).nodes == problem.nodes
