@@ -151,6 +151,18 @@ async def test_a_node_that_returns_while_no_plan_is_possible_is_planned_with(ben
     assert (bench.live, bench.gateway.unavailable) == (tuple(SPREAD), None)
 
 
+async def test_a_placement_that_goes_live_while_no_plan_is_possible_serves(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.planner.error = InfeasibleError("the latest problem is too large")
+    recovering = asyncio.create_task(bench.recovery.recover())
+    while not bench.planner.asked:
+        await asyncio.sleep(0)
+    await bench.deployment.deploy(Proposal(WITHOUT_C, "re-split", 1))
+    await recovering
+    assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
+
+
 async def test_a_node_that_answered_during_the_planning_is_planned_with_at_once(bench: Bench) -> None:
     await bench.start()
     bench.gateway.connected = {A, C}

@@ -72,7 +72,7 @@ class Recovery:
                 try:
                     live = await self._deployment.deploy(await self._plan(refused_by))
                 except (InfeasibleError, DataError) as error:
-                    if await self._a_node_returns(unreachable):
+                    if await self._a_node_returns(unreachable) or not self._outage_reason():
                         continue
                     _log.error("no placement is possible: requests fail with the reason", reason=str(error))
                     self._gateway.set_unavailable(str(error))
