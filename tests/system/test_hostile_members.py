@@ -26,12 +26,12 @@ from resplit.status import NodeStatus
 from resplit.types import segments_of
 from resplit.wire.node_pb2 import CachePart, CloseRequest, PermitRequest, ReportReply, Step, Token
 from resplit.wire.tensors import to_wire
-from tests.support.cluster import NODES, reference
+from tests.support.cluster import NODES, TRUSTED, reference
 from tests.support.hostile import HostileClient, HostileNode, answers
 from tests.support.hostile_members import cluster_content, in_place_of, joined, sessions_named_to, speaking_as
 from tests.support.in_process import until
 from tests.support.processes import answering, kill, pause, poll_until, ready, resume
-from tests.support.streams import PROMPTS, all_answers, expected_tokens, stream
+from tests.support.streams import PROMPTS, all_answers, expected_tokens, request_completion, stream
 
 pytestmark = pytest.mark.processes
 
@@ -168,6 +168,25 @@ async def test_a_node_that_answers_commands_with_nonsense_is_excluded_in_time_an
     assert await all_answers(cluster, NEW_TOKENS) == expected
     assert mallory.heard_in("Steps") == []
     assert MALLORY not in (await asyncio.to_thread(client.model)).placement
+
+
+async def test_if_no_other_node_may_hold_private_blocks_requests_get_503_and_no_prompt_goes_to_the_excluded_node(
+    cluster: Cluster, client: ControlClient, mallory: HostileNode
+) -> None:
+    await asyncio.to_thread(client.trust, MALLORY, True)
+    for name in TRUSTED:
+        await asyncio.to_thread(client.trust, name, False)
+    await serve_through(cluster, client, PRIVATE_ON_MALLORY, mallory)
+    mallory.talk_nonsense()
+    begun_s = time.monotonic()
+    await asyncio.to_thread(client.trust, MALLORY, False)
+    assert time.monotonic() - begun_s < EXCLUDED_WITHIN_S
+    mallory.heard.clear()
+    assert (await asyncio.to_thread(request_completion, cluster, 4)).status_code == 503
+    assert mallory.heard_in("Steps") == []
+    for name in TRUSTED:
+        await asyncio.to_thread(client.trust, name, True)
+    assert (await asyncio.to_thread(request_completion, cluster, 4)).status_code == 200
 
 
 async def test_a_node_that_hosts_nothing_vetoes_no_resplit_and_no_recovery(
