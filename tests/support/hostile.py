@@ -84,7 +84,8 @@ def refuses(word: str = "privacy") -> Lie:
 
 
 async def hangs(stream: Stream[Any, Any], honest: Honest) -> None:
-    """Never answer."""
+    """Read one message of the caller, and never answer."""
+    await stream.recv_message()
     await asyncio.Event().wait()
 
 
@@ -148,6 +149,10 @@ class HostileNode:
     def heard_in(self, call: str) -> list[Any]:
         """The messages that came in calls of this name."""
         return [message for name, _, message in self.heard if name == call]
+
+    def steps(self) -> list[Step]:
+        """The steps of passes that came. A step without values only brings a permit."""
+        return [step for step in self.heard_in("Steps") if step.HasField("values")]
 
     def callers_of(self, call: str) -> set[str]:
         """The members that made calls of this name."""

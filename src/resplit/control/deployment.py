@@ -33,6 +33,9 @@ _log = structlog.get_logger(__name__)
 # A log restored from a backup lacks far fewer epochs than this. A node that says more lies, and must not use up the
 # numbers.
 _MAX_LACKING = 1_000_000
+# Nodes that host no block of a new epoch need not have heard of it before it goes live. They are waited for a moment:
+# one that has caches to transfer can do so at once if it knows where the new hosts are.
+_OTHERS_ANSWER_WITHIN_S = 1.0
 # A node that lost its trust must prepare in this time. If it does not, the next plan does without it.
 _SUSPECTS_WITHIN_S = 10.0
 
@@ -181,9 +184,14 @@ class Deployment:
         hosts = {node: command for node, command in commands.items() if node in route.placement}
         others = {node: command for node, command in commands.items() if node not in hosts}
         answers, _ = await asyncio.gather(
-            self._commands.send(hosts, route.epoch, within_s), self._commands.notify(others, route.epoch)
+            self._commands.send(hosts, route.epoch, within_s), self._tell(others, route.epoch)
         )
         return answers
+
+    async def _tell(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
+        """Send commands to nodes that have no say, and wait for their answers for a moment only."""
+        telling = self._tasks.spawn(self._commands.notify(commands, epoch), f"tell nodes of epoch {epoch}")
+        await asyncio.wait([telling], timeout=_OTHERS_ANSWER_WITHIN_S)
 
     async def _commit(self, route: Route) -> None:
         """Have all nodes serve an epoch. A host that refuses is faulty: it has just prepared the epoch."""
@@ -228,7 +236,7 @@ class Deployment:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
             self._log.append(epoch, "aborted", {"reason": reason})
-        await self._notify_all(Abort(epoch), epoch)
+        await self._tell(dict.fromkeys(self._view.reachable, Abort(epoch)), epoch)
 
     def _go_live(
         self, route: Route, proposal: Proposal, loaded: Sequence[int], prepare_s: float, staged: bool
@@ -277,7 +285,7 @@ class Deployment:
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
-            await self._notify_all(Release(oldest), oldest)
+            await self._commands.notify(dict.fromkeys(self._view.reachable, Release(oldest)), oldest)
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self._log.unreleased():
                     if epoch < oldest:
@@ -286,21 +294,19 @@ class Deployment:
     async def resync(self, name: str, peer: Peer) -> bool:
         """Send a node again the commit, abort or release that it may have missed. Returns whether it is up to date.
 
-        It is if it serves the live epoch, should it be part of it, and no later one.
+        It is if it serves the live epoch and no later one, or hosts no block of it: then what it says changes nothing.
         """
-        async with self._changing:
-            report, _ = await peer.report(0)
-            for epoch in report.state.prepared:
-                outcome = Commit(epoch) if epoch == self.live_number else Abort(epoch)
-                await self._commands.notify({name: outcome}, epoch)
-            await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
         report, _ = await peer.report(0)
-        served, live = report.state.epochs, self.live
-        hosts = live is not None and name in live.placement
-        return max(served, default=0) <= self.live_number and (not hosts or self.live_number in served)
-
-    async def _notify_all(self, command: Abort | Release, epoch: int) -> None:
-        await self._commands.notify(dict.fromkeys(self._view.reachable, command), epoch)
+        for epoch in set(report.state.prepared) - set(self._log.unfinished()):
+            outcome = Commit(epoch) if epoch == self.live_number else Abort(epoch)
+            await self._commands.notify({name: outcome}, epoch)
+        await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
+        async with self._changing:  # only until it is known what is live: the node must not hold up other epochs
+            live = self.live
+        if live is None or name not in live.placement:
+            return True
+        report, _ = await peer.report(0)
+        return self.live is not live or max(report.state.epochs, default=0) == live.epoch
 
 
 def _is_full(answer: Reply | BaseException) -> bool:
