@@ -19,6 +19,7 @@ from resplit.epochs import RECOVER, Proposal
 from resplit.errors import CapacityError, InfeasibleError
 from resplit.model.source import StoredModel
 from resplit.wire.addresses import Address
+from tests.support.in_process import until
 from tests.support.recording_control import RecordingCommands, RecordingGateway
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
 
@@ -156,11 +157,14 @@ async def test_a_placement_that_goes_live_while_no_plan_is_possible_serves(bench
     bench.gateway.connected = {A, B}
     bench.planner.error = InfeasibleError("the latest problem is too large")
     recovering = asyncio.create_task(bench.recovery.recover())
-    while not bench.planner.asked:
-        await asyncio.sleep(0)
+    await until(lambda: was_asked(bench.planner))
     await bench.deployment.deploy(Proposal(WITHOUT_C, "re-split", 1))
     await recovering
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
+
+
+async def was_asked(planner: FixedPlanner) -> bool:
+    return bool(planner.asked)
 
 
 async def test_a_node_that_answered_during_the_planning_is_planned_with_at_once(bench: Bench) -> None:

@@ -24,10 +24,10 @@ from resplit.model.activation import Activation, token_ids
 from resplit.security.identity import CONTROLLER
 from resplit.status import NodeStatus
 from resplit.types import segments_of
-from resplit.wire.node_pb2 import CachePart, CloseRequest, PermitRequest, ReportReply, Step, Token
+from resplit.wire.node_pb2 import CachePart, CloseRequest, CommandReply, PermitRequest, ReportReply, Step, Token
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import NODES, TRUSTED, reference
-from tests.support.hostile import HostileClient, HostileNode, answers
+from tests.support.hostile import NONSENSE_REPLIES, HostileClient, HostileNode, Lie, answers, draws, refuses
 from tests.support.hostile_members import cluster_content, in_place_of, joined, sessions_named_to, speaking_as
 from tests.support.in_process import until
 from tests.support.processes import answering, kill, pause, poll_until, ready, resume
@@ -47,7 +47,9 @@ EXCLUDED_WITHIN_S = 20.0
 ROUNDS = 5  # of an attack on one answer
 LARGEST = 2**32 - 1
 HIDDEN = to_wire(Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256))
-CACHE = to_wire(Activation("float32", (2, 2, 4, 16), struct.pack("<f", 0.5) * 256))
+# A part of a cache replaces what is held if it reaches further.
+CACHED = 200
+CACHE = to_wire(Activation("float32", (2, 2, CACHED, 16), struct.pack("<f", 0.5) * 64 * CACHED))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +97,13 @@ async def serve_through(
     async def serves() -> bool:
         await place(client, placement)
         await all_answers(cluster, NEW_TOKENS)
-        return bool(member.heard_in("Steps"))
+        return bool(member.steps())
 
     await until(serves, 30.0)
+
+
+async def epoch_of(client: ControlClient) -> int:
+    return (await asyncio.to_thread(client.model)).epoch
 
 
 async def nodes_of(client: ControlClient) -> dict[str, NodeStatus]:
@@ -118,7 +124,7 @@ async def test_a_bad_report_makes_its_node_lost_with_the_reason_and_touches_nobo
 ) -> None:
     async with joined(cluster, client, list(BAD_REPORTS)) as liars:
         await place(client, HONEST)
-        epoch = (await asyncio.to_thread(client.model)).epoch
+        epoch = await epoch_of(client)
         for name, body in BAD_REPORTS.items():
             liars[name].lies["Report"] = answers(ReportReply(body=body))
         faults: dict[str, str] = {}
@@ -132,7 +138,7 @@ async def test_a_bad_report_makes_its_node_lost_with_the_reason_and_touches_nobo
         assert {fault.partition(": ")[0] for fault in faults.values()} == {"its report cannot be read"}
         assert await all_answers(cluster, NEW_TOKENS) == expected
         assert answering(client, *NODES)
-        assert (await asyncio.to_thread(client.model)).epoch == epoch
+        assert await epoch_of(client) == epoch
 
 
 def distrust(cluster: Cluster, client: ControlClient) -> list[str]:
@@ -166,38 +172,53 @@ async def test_a_node_that_answers_commands_with_nonsense_is_excluded_in_time_an
     assert time.monotonic() - begun_s < EXCLUDED_WITHIN_S
     mallory.heard.clear()
     assert await all_answers(cluster, NEW_TOKENS) == expected
-    assert mallory.heard_in("Steps") == []
+    assert mallory.steps() == []
     assert MALLORY not in (await asyncio.to_thread(client.model)).placement
 
 
-async def test_if_no_other_node_may_hold_private_blocks_requests_get_503_and_no_prompt_goes_to_the_excluded_node(
+async def test_from_the_moment_that_trust_ends_nothing_private_goes_to_a_node_even_if_no_other_may_take_its_place(
     cluster: Cluster, client: ControlClient, mallory: HostileNode
 ) -> None:
     await asyncio.to_thread(client.trust, MALLORY, True)
     for name in TRUSTED:
         await asyncio.to_thread(client.trust, name, False)
     await serve_through(cluster, client, PRIVATE_ON_MALLORY, mallory)
-    mallory.talk_nonsense()
-    begun_s = time.monotonic()
-    await asyncio.to_thread(client.trust, MALLORY, False)
-    assert time.monotonic() - begun_s < EXCLUDED_WITHIN_S
+    mallory.lies["Command"] = answers(CommandReply(body="{}"))  # it says that it obeys, and does nothing
     mallory.heard.clear()
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as http:
+        request = asyncio.create_task(stream(http, PROMPTS[0], LONG))
+        await until(lambda: heard_prompts(mallory))
+        distrusting = asyncio.create_task(asyncio.to_thread(client.trust, MALLORY, False))
+        await poll_until(lambda: not ready(client))
+        mallory.heard.clear()
+        with pytest.raises(TimeoutError):  # it waits for a lawful placement
+            await asyncio.wait_for(request, 1.0)
+    assert not await heard_prompts(mallory)
+    await asyncio.wait_for(distrusting, EXCLUDED_WITHIN_S)
     assert (await asyncio.to_thread(request_completion, cluster, 4)).status_code == 503
-    assert mallory.heard_in("Steps") == []
+    assert not await heard_prompts(mallory)
     for name in TRUSTED:
         await asyncio.to_thread(client.trust, name, True)
     assert (await asyncio.to_thread(request_completion, cluster, 4)).status_code == 200
 
 
+async def heard_prompts(member: HostileNode) -> bool:
+    """Whether the gateway sent a step."""
+    return any(step.segment == 0 for step in member.steps())
+
+
+@pytest.mark.parametrize("lie", [draws(NONSENSE_REPLIES["Command"]), refuses()], ids=["nonsense", "refusal"])
 async def test_a_node_that_hosts_nothing_vetoes_no_resplit_and_no_recovery(
-    cluster: Cluster, client: ControlClient, mallory: HostileNode, expected: list[list[int]]
+    cluster: Cluster, client: ControlClient, mallory: HostileNode, expected: list[list[int]], lie: Lie
 ) -> None:
-    mallory.talk_nonsense("Command")
     without_gamma = tuple("delta" if name == "gamma" else name for name in HONEST)
-    await place(client, without_gamma)
-    assert await all_answers(cluster, NEW_TOKENS) == expected
-    mallory.talk_nonsense("Command")
+    mallory.lies["Command"] = lie
+    live = await asyncio.to_thread(client.propose, Proposal(without_gamma, "re-split", await epoch_of(client)))
+    assert live.placement == without_gamma
+    mallory.lies.clear()
     await place(client, HONEST)
+    await poll_until(lambda: answering(client, MALLORY))
+    mallory.lies["Command"] = lie
     pause(cluster, "gamma")
     try:
         assert await all_answers(cluster, NEW_TOKENS) == expected
@@ -255,7 +276,7 @@ def forged_permit(session: str, epoch: int, attempt: int = LARGEST) -> PermitReq
 
 
 def forged_parts(session: str) -> list[CachePart]:
-    """Positions 0 to 3 of every layer's cache, of this attempt and of a later one."""
+    """The first positions of every layer's cache, of this attempt and of a later one."""
     return [
         CachePart(session=session, block=block, values=CACHE, attempt=attempt)
         for block in range(1, 7)
@@ -266,7 +287,7 @@ def forged_parts(session: str) -> list[CachePart]:
 async def test_a_member_outside_the_route_changes_nobodys_answer(
     cluster: Cluster, client: ControlClient, mallory: HostileNode, long_answer: list[int]
 ) -> None:
-    epoch = (await asyncio.to_thread(client.model)).epoch
+    epoch = await epoch_of(client)
     before = await nodes_of(client)
     async with speaking_as(cluster, MALLORY) as liar, httpx.AsyncClient(base_url=cluster.url, timeout=60) as http:
         request = asyncio.create_task(stream(http, PROMPTS[0], LONG))
@@ -276,8 +297,9 @@ async def test_a_member_outside_the_route_changes_nobodys_answer(
         (session,) = sessions_named_to(mallory)
         for _ in range(ROUNDS):
             await attack(session, epoch, mallory, liar)
-        assert not request.done()
+        outlasted = not request.done()
         assert await request == long_answer
+        assert outlasted
     await poll_until(lambda: all(refused(client, node, "unexpected", before) for node in HONEST))
 
 
@@ -286,25 +308,31 @@ async def told_a_session(member: HostileNode) -> bool:
 
 
 async def test_guesses_sent_as_steps_teach_nothing_about_the_private_blocks(
-    cluster: Cluster, client: ControlClient, mallory: HostileNode, expected: list[list[int]]
+    cluster: Cluster, client: ControlClient, mallory: HostileNode, long_answer: list[int]
 ) -> None:
     await serve_through(cluster, client, PUBLIC_ON_MALLORY, mallory)
-    epoch, before = (await asyncio.to_thread(client.model)).epoch, await nodes_of(client)
-    guesses = [
-        Step(
-            session=f"guess-{number}",
-            epoch=epoch,
-            values=to_wire(token_ids([number])),
-            gateway=CONTROLLER,
-            permit=forged_permit(f"guess-{number}", epoch, attempt=0),
-        )
-        for number in range(20)
-    ]
-    async with speaking_as(cluster, MALLORY) as liar:
+    epoch, before = await epoch_of(client), await nodes_of(client)
+    mallory.heard.clear()
+    async with speaking_as(cluster, MALLORY) as liar, httpx.AsyncClient(base_url=cluster.url, timeout=60) as http:
+        request = asyncio.create_task(stream(http, PROMPTS[0], LONG))
+        await until(lambda: heard_steps(mallory))
+        running = mallory.steps()[0].session
+        guesses = [
+            Step(session=session, epoch=epoch, values=to_wire(token_ids([number])), gateway=CONTROLLER, permit=permit)
+            for number in range(10)
+            for session in (running, "made-up")
+            for permit in (None, forged_permit(session, epoch, attempt=0))
+        ]
         await liar.steps("alpha", guesses)
+        answer = await request
+    results = [step for step in mallory.steps() if step.start == 0 or step.session == "made-up"]
+    assert len(results) == 1, "it got more than the states of the prompt, which it has to compute with"
+    assert answer == long_answer
     await poll_until(lambda: refused(client, "alpha", "unexpected", before) == len(guesses))
-    assert await all_answers(cluster, NEW_TOKENS) == expected
-    assert {step.session for step in mallory.heard_in("Steps")}.isdisjoint(step.session for step in guesses)
+
+
+async def heard_steps(member: HostileNode) -> bool:
+    return bool(member.steps())
 
 
 def refused(client: ControlClient, node: str, reason: str, before: dict[str, NodeStatus]) -> int:
@@ -321,14 +349,14 @@ async def test_a_controller_whose_log_is_an_older_copy_serves_beside_nodes_that_
         source.backup(target)
     for placement in (TURNED, HONEST, TURNED):
         await place(client, placement)
-    known = (await asyncio.to_thread(client.model)).epoch
+    known = await epoch_of(client)
     kill(cluster, CONTROLLER)
     for file in cluster.state.glob("epochs.db*"):
         file.unlink()
     shutil.copy(older, log)
     start_process(cluster, CONTROLLER)
     await poll_until(lambda: ready(client))
-    assert (await asyncio.to_thread(client.model)).epoch == known + 1
+    assert await epoch_of(client) == known + 1
     assert await all_answers(cluster, NEW_TOKENS) == expected
 
 
