@@ -19,10 +19,11 @@ from resplit.control.controller import Controller
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER
-from resplit.wire.node_pb2 import CachePart, PermitRequest, Step, Token, TokensRequest, TransferRequest
+from resplit.wire.node_pb2 import PermitRequest, Step, Token, TokensRequest, TransferRequest
 from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
+from tests.support.forgeries import forged_parts, forged_steps, forged_tokens
 from tests.support.hostile import HostileClient, HostileNode
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
@@ -30,8 +31,8 @@ from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_requ
 WITHOUT_C = [A, A, B, B, B, B, A, A]
 WITH_C = [A, A, B, B, C, C, A, A]
 NEW_TOKENS = 30
+POSITIONS = len(PROMPT) + NEW_TOKENS
 HIDDEN = Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256)
-CACHE = Activation("float32", (2, 2, 4, 16), struct.pack("<f", 0.5) * 256)
 
 
 @pytest.fixture
@@ -64,36 +65,6 @@ async def liar(nodes: InProcessCluster) -> AsyncIterator[HostileClient]:
     await client.disconnect()
 
 
-def steps(session: str, epoch: int) -> list[Step]:
-    """A step at position 0 for each segment of `WITHOUT_C`, of this attempt and of a later one."""
-    first, others = to_wire(token_ids([1, 2, 3, 4])), to_wire(HIDDEN)
-    return [
-        Step(session=session, epoch=epoch, segment=segment, attempt=attempt, values=values, gateway=CONTROLLER)
-        for attempt in (0, 2**32 - 1)
-        for segment, values in ((0, first), (1, others), (2, others))
-    ]
-
-
-def parts(session: str) -> list[CachePart]:
-    """Positions 0 to 3 of every layer's cache, of this attempt and of a later one."""
-    return [
-        CachePart(session=session, block=block, first=first, values=to_wire(CACHE), attempt=attempt)
-        for block in range(1, 7)
-        for first, attempt in ((0, 0), (8, 0), (0, 2**32 - 1))
-    ]
-
-
-def forged_tokens(session: str, epoch: int) -> list[Token]:
-    """Tokens and errors for every position of an answer."""
-    positions = range(len(PROMPT), len(PROMPT) + NEW_TOKENS + 1)
-    errors = {"error": "no", "error_kind": "data"}
-    return [
-        Token(session=session, epoch=epoch, position=position, token_id=3, **more)
-        for position in positions
-        for more in ({}, errors)
-    ]
-
-
 async def attacked(nodes: InProcessCluster, gamma: HostileNode, liar: HostileClient, epoch: int) -> list[int]:
     """The tokens of one request, while gamma sends all it can for its session."""
     request = asyncio.create_task(generate(nodes.sessions, generation_request(NEW_TOKENS)))
@@ -104,10 +75,10 @@ async def attacked(nodes: InProcessCluster, gamma: HostileNode, liar: HostileCli
     await until(begun)
     (session,) = nodes.sessions.session_names()
     while not request.done():
-        await gamma.say(*forged_tokens(session, epoch))
+        await gamma.say(*forged_tokens(session, epoch, POSITIONS))
         for node in (A, B):
-            await liar.steps(node, steps(session, epoch))
-            reply = await liar.cache(node, parts(session))
+            await liar.steps(node, forged_steps(session, epoch, C))
+            reply = await liar.cache(node, forged_parts(session, POSITIONS))
             assert "may not send the cache" in reply.error or "has ended" in reply.error
     return await request
 
@@ -154,7 +125,7 @@ async def test_a_member_that_left_the_route_writes_to_no_session_that_moved_away
     nodes.router.on_token(C, Token(session=session, epoch=2, position=10**6, error="no", error_kind="data"))
     await liar.steps(A, [old_step])
     for node in (A, B):
-        assert (await liar.cache(node, parts(session))).error
+        assert (await liar.cache(node, forged_parts(session, POSITIONS))).error
     assert await request == reference(unsplit_model, list(PROMPT), 120)
     (record,) = nodes.sessions.records(0)
     assert record.epochs == (1, 2)
@@ -200,7 +171,7 @@ async def test_a_permit_in_a_step_counts_only_from_the_gateway(
     await deploy(controller, WITH_C)
     permit = Permit(0, 2**31, frozenset({1}), {1: C}).to_wire("made-up", keep=False)
     await liar.steps(A, [Step(session="made-up", epoch=1, segment=3, permit=permit, gateway=CONTROLLER)])
-    reply = await liar.cache(A, [CachePart(session="made-up", block=1, values=to_wire(CACHE))])
+    reply = await liar.cache(A, forged_parts("made-up", 4)[:1])
     assert "session made-up has not begun here" in reply.error
     assert (await nodes.state(A)).refusals == {"unexpected": 1, "stale": 1}
 

@@ -18,7 +18,14 @@ from google.protobuf.message import Message
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from resplit.cancellation import VitalTasks
 from resplit.control import deployment, monitor, node_commands, operations
@@ -34,6 +41,7 @@ from resplit.wire.node_pb2 import CachePart, Step, Token
 from resplit.wire.permits import Permit
 from tests.support.cluster import reference
 from tests.support.controllers import operator_of
+from tests.support.forgeries import LARGEST, forge_everything
 from tests.support.hostile import (
     NONSENSE_REPLIES,
     HostileClient,
@@ -56,7 +64,6 @@ NEW_TOKENS = 24
 WITHOUT = ((A, A, B, C, C, B, B, A), (B, B, A, A, C, B, A, B))
 WITH = ((A, A, MALLORY, MALLORY, C, B, B, A), (B, A, C, B, MALLORY, A, MALLORY, B))
 PRIVATE = {0, 1, 7}
-LARGEST = 2**32 - 1
 EXAMPLES = 8
 # Time limits for a node that does not answer: those of the code are some seconds longer.
 SHORT_LIMITS = (
@@ -184,6 +191,11 @@ class HostileMember(RuleBasedStateMachine):
             self.world.aim(token, at)
         self.world.run(self.world.mallory.say(*tokens))
 
+    @precondition(lambda self: self.world.nodes.sessions.session_names())
+    @rule(at=st.integers(0, 2))
+    def forge(self, at: int) -> None:
+        self._send(self._forge(at))
+
     @rule(
         node=st.sampled_from(HONEST),
         steps=st.lists(STEPS, min_size=1, max_size=3),
@@ -254,6 +266,12 @@ class HostileMember(RuleBasedStateMachine):
         world.run(self._end_requests())
         world.run(self._exclude(), EXCLUDED_WITHIN_S + ANSWERED_WITHIN_S)
         assert world.run(world.failures()) == []
+
+    async def _forge(self, at: int) -> None:
+        world = self.world
+        sessions, positions = world.nodes.sessions.session_names(), len(PROMPT) + NEW_TOKENS
+        session, epoch = sessions[at % len(sessions)], world.controller.deployment.live_number
+        await forge_everything(session, epoch, positions, world.mallory, world.liar, HONEST)
 
     def _send(self, sending: Coroutine[Any, Any, Any]) -> None:
         """What the hostile member gets for it is its own affair."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,20 +13,19 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from grpclib.exceptions import GRPCError
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, start_process
 from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
-from resplit.model.activation import Activation, token_ids
+from resplit.model.activation import token_ids
 from resplit.security.identity import CONTROLLER
 from resplit.status import NodeStatus
-from resplit.types import segments_of
-from resplit.wire.node_pb2 import CachePart, CloseRequest, CommandReply, PermitRequest, ReportReply, Step, Token
+from resplit.wire.node_pb2 import CommandReply, ReportReply, Step
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import NODES, TRUSTED, reference
-from tests.support.hostile import NONSENSE_REPLIES, HostileClient, HostileNode, Lie, answers, draws, refuses
+from tests.support.forgeries import forge_everything, forged_permit
+from tests.support.hostile import NONSENSE_REPLIES, HostileNode, Lie, answers, draws, refuses
 from tests.support.hostile_members import cluster_content, in_place_of, joined, sessions_named_to, speaking_as
 from tests.support.in_process import until
 from tests.support.processes import answering, kill, pause, poll_until, ready, resume
@@ -45,11 +43,7 @@ PRIVATE_ON_MALLORY = (MALLORY, MALLORY, "beta", "gamma", "gamma", "delta", "beta
 # Each command of an operator waits for a faulty node for 10 s at most, in each of two steps.
 EXCLUDED_WITHIN_S = 20.0
 ROUNDS = 5  # of an attack on one answer
-LARGEST = 2**32 - 1
-HIDDEN = to_wire(Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256))
-# A part of a cache replaces what is held if it reaches further.
-CACHED = 200
-CACHE = to_wire(Activation("float32", (2, 2, CACHED, 16), struct.pack("<f", 0.5) * 64 * CACHED))
+POSITIONS = len(PROMPTS[0]) + LONG
 
 
 @pytest.fixture(scope="module")
@@ -228,62 +222,6 @@ async def test_a_node_that_hosts_nothing_vetoes_no_resplit_and_no_recovery(
     await poll_until(lambda: answering(client, "gamma"))
 
 
-async def attack(session: str, epoch: int, mallory: HostileNode, liar: HostileClient) -> None:
-    """Say everything at once that could change the answer of a session, or end it."""
-    await mallory.say(*forged_tokens(session, epoch))
-    calls = ("Permit", forged_permit(session, epoch)), ("Close", CloseRequest(sessions=[session]))
-    for node in NODES:
-        await liar.steps(node, forged_steps(session, epoch))
-        await liar.cache(node, forged_parts(session))
-        for call, message in calls:
-            with contextlib.suppress(GRPCError):
-                await liar.call(node, call, message)
-
-
-def forged_tokens(session: str, epoch: int) -> list[Token]:
-    """Tokens and errors for every position of an answer."""
-    errors = {"error": "no", "error_kind": "data"}
-    return [
-        Token(session=session, epoch=epoch, position=position, token_id=3, **more)
-        for position in range(len(PROMPTS[0]) + LONG)
-        for more in ({}, errors)
-    ]
-
-
-def forged_steps(session: str, epoch: int) -> list[Step]:
-    """A step at position 0 for each segment, of this attempt and of a later one, and each again with a permit."""
-    values = [to_wire(token_ids([1, 2, 3, 4])), *[HIDDEN] * len(segments_of(HONEST))]
-    return [
-        Step(
-            session=session,
-            epoch=epoch,
-            segment=segment,
-            attempt=attempt,
-            values=each,
-            gateway=CONTROLLER,
-            permit=permit,
-        )
-        for attempt in (0, LARGEST)
-        for segment, each in enumerate(values)
-        for permit in (None, forged_permit(session, epoch, attempt))
-    ]
-
-
-def forged_permit(session: str, epoch: int, attempt: int = LARGEST) -> PermitRequest:
-    """A permit under which mallory may send every cache of a session."""
-    senders = dict.fromkeys(range(1, 7), MALLORY)
-    return PermitRequest(session=session, attempt=attempt, capacity=256, epochs=[epoch], senders=senders)
-
-
-def forged_parts(session: str) -> list[CachePart]:
-    """The first positions of every layer's cache, of this attempt and of a later one."""
-    return [
-        CachePart(session=session, block=block, values=CACHE, attempt=attempt)
-        for block in range(1, 7)
-        for attempt in (0, LARGEST)
-    ]
-
-
 async def test_a_member_outside_the_route_changes_nobodys_answer(
     cluster: Cluster, client: ControlClient, mallory: HostileNode, long_answer: list[int]
 ) -> None:
@@ -296,7 +234,7 @@ async def test_a_member_outside_the_route_changes_nobodys_answer(
         await until(lambda: told_a_session(mallory))
         (session,) = sessions_named_to(mallory)
         for _ in range(ROUNDS):
-            await attack(session, epoch, mallory, liar)
+            await forge_everything(session, epoch, POSITIONS, mallory, liar, NODES)
         outlasted = not request.done()
         assert await request == long_answer
         assert outlasted
@@ -321,7 +259,7 @@ async def test_guesses_sent_as_steps_teach_nothing_about_the_private_blocks(
             Step(session=session, epoch=epoch, values=to_wire(token_ids([number])), gateway=CONTROLLER, permit=permit)
             for number in range(10)
             for session in (running, "made-up")
-            for permit in (None, forged_permit(session, epoch, attempt=0))
+            for permit in (None, forged_permit(session, epoch, MALLORY, attempt=0))
         ]
         await liar.steps("alpha", guesses)
         answer = await request
