@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import llama_cpp
-from benchmarks.serving.clusters import Cost, Setup, node_start_s, serving
+from benchmarks.serving.clusters import Cost, Setup, restart_s, serving
+from benchmarks.serving.hops import hop_figures
+from benchmarks.serving.installation import node_install_bytes
 from benchmarks.serving.load import decode_rate, first_token_s, longest_gap_ratio, prefill_rate
 from resplit.cluster.local import Cluster
 
@@ -56,6 +58,7 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
     two4 = _serve(Setup(2, "int4"), models, repeats, _decode)
     copied = _serve(Setup(2, "int4", copy_every=4), models, repeats, _decode)
     figures: Figures = {
+        **hop_figures(models, repeats),
         "one_node_vs_generate": one32["decode_1"] / generate,
         "two_nodes_vs_one": two4["decode_1"] / one4["decode_1"],
         "batch8_vs_1": one32["decode_8"] / one32["decode_1"],
@@ -69,6 +72,8 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
         "path_cpu_ms_per_token": one4["cpu_ms_per_token"] - alone["int4"]["compute_ms_per_token"],
         "node_start_s": one4["node_start_s"],
         "node_bytes": one4["node_bytes"],
+        "node_overhead_bytes": one4["node_overhead_bytes"],
+        "node_install_bytes": node_install_bytes(),
         "decode_4bit_vs_llama_cpp": None,
         "prefill_4bit_vs_llama_cpp": None,
         "two_nodes_4bit_vs_llama_cpp_rpc": None,
@@ -118,7 +123,8 @@ def _one_node(cluster: Cluster, repeats: int) -> dict[str, float]:
     used_s = after.gateway_s - before.gateway_s + after.nodes_s - before.nodes_s
     found["cpu_ms_per_token"] = used_s / tokens * 1e3
     found["node_bytes"] = after.node_bytes
-    found["node_start_s"] = node_start_s(cluster)
+    found["node_overhead_bytes"] = after.node_overhead_bytes
+    found["node_start_s"] = restart_s(cluster, "node-0")
     return found
 
 

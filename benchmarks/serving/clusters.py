@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import psutil
 import yaml
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.local import Cluster, running
+from resplit.cluster.local import Cluster, running, start_process
 from resplit.decide.decision import Proposal
 from resplit.security.identity import CONTROLLER
 
@@ -72,11 +72,15 @@ def serving(setup: Setup, models: Path) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Processor seconds that the processes of a cluster have used, and resident bytes."""
+    """Processor seconds that the processes of a cluster have used, and resident bytes.
+
+    `node_overhead_bytes` are those beside the blocks and caches that a node holds. Of nodes, the largest bytes count.
+    """
 
     gateway_s: float
     nodes_s: float
     node_bytes: float
+    node_overhead_bytes: float
 
     @classmethod
     def of(cls, cluster: Cluster) -> Cost:
@@ -87,23 +91,25 @@ class Cost:
             seconds[name] = sum(seen.cpu_times()[:2])
             resident[name] = seen.memory_info().rss
         nodes = [name for name in seconds if name != CONTROLLER]
+        with ControlClient(cluster.url, cluster.token) as client:
+            held = {node.node: node.held_bytes for node in client.status().nodes}
         return cls(
-            seconds[CONTROLLER], sum(seconds[name] for name in nodes), max(float(resident[name]) for name in nodes)
+            seconds[CONTROLLER],
+            sum(seconds[name] for name in nodes),
+            max(float(resident[name]) for name in nodes),
+            max(resident[name] - held[name] for name in nodes),
         )
 
 
-def node_start_s(cluster: Cluster) -> float:
-    """Seconds from the start of a new process of one node until it serves the live epoch again."""
-    from resplit.cluster.local import start_process
-
-    name = "node-0"
+def restart_s(cluster: Cluster, name: str, command: Sequence[str] | None = None) -> float:
+    """Kill a node. Returns seconds from the start of its new process until it serves the live epoch again."""
     cluster.processes[name].kill()
     cluster.processes[name].wait()
     with ControlClient(cluster.url, cluster.token) as client:
         while name not in client.model().lost:
             time.sleep(0.01)
         begun_s = time.monotonic()
-        start_process(cluster, name)
+        start_process(cluster, name, command)
         while client.status().ready != "yes":
             time.sleep(0.01)
         return time.monotonic() - begun_s
