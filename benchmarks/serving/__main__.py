@@ -24,6 +24,7 @@ from benchmarks.serving.hops import hop_figures
 from benchmarks.serving.installation import node_install_bytes
 from benchmarks.serving.load import decode_rate, first_token_s, longest_gap_ratio, prefill_rate
 from resplit.cluster.local import Cluster
+from resplit.config import LimitsConfig
 
 Figures = dict[str, Any]
 
@@ -56,7 +57,7 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
     one32 = _serve(Setup(1, "float32"), models, repeats, _decode)
     one4 = _serve(Setup(1, "int4"), models, repeats, _one_node)
     two4 = _serve(Setup(2, "int4"), models, repeats, _decode)
-    copied = _serve(Setup(2, "int4", copy_every=4), models, repeats, _decode)
+    copied = _serve(Setup(2, "int4", copy_every=LimitsConfig().copy_every), models, repeats, _decode)
     figures: Figures = {
         **hop_figures(models, repeats),
         "one_node_vs_generate": one32["decode_1"] / generate,

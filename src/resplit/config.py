@@ -127,7 +127,7 @@ class LimitsConfig(_Strict):
     queue: Annotated[int, Field(ge=0)] = 64
     body: Bytes = 2**20
     deadline: Seconds = 120.0
-    copy_every: Annotated[int, Field(ge=0)] = 4
+    copy_every: Annotated[int, Field(ge=0)] = 16
     connections: Annotated[int, Field(ge=1)] = 512
 
 

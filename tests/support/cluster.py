@@ -32,7 +32,7 @@ nodes:
   - {name: delta, memory: 4 MiB, max_utilization: 0.999}
 classes:
   - {name: chat, slo: 30 s, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
-limits: {context_tokens: 256, sessions: 16, queue: 8, deadline: 60 s}
+limits: {context_tokens: 256, sessions: 16, queue: 8, deadline: 60 s, copy_every: 4}
 kv_tokens: 2048
 """
 _TEXT = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs", "0123456789"]
