@@ -146,6 +146,18 @@ async def test_timings_and_busy_time_exclude_background_load(executor: Executor)
     assert sum(timing.seconds for timing in executor.timings) <= wall_s / 2
 
 
+async def test_a_late_wake_of_the_host_is_no_time_of_a_block(
+    simulated_time: SimulatedTime, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = simulated_time.sleep
+    monkeypatch.setattr(simulated_time, "sleep", lambda seconds: sleep(seconds + 3e-3))
+    await run_pass(executor, 2, 2, 0, 8)
+    for step in range(5):
+        await run_pass(executor, 2, 2, 8 + step, 1)
+    decodes = [timing.seconds for timing in executor.timings if timing.phase == "decode"]
+    assert decodes == pytest.approx([8e-3] * 5, abs=SIMULATED_OVERHEAD_S)
+
+
 async def test_real_hardware_is_not_padded(executor: Executor) -> None:
     executor.hardware = None
     times = await decode_times_s(executor, 0, 7, 10)

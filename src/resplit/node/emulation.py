@@ -79,12 +79,17 @@ class Padding:
         self._begun_s = time.perf_counter()
         self._due_s = self._begun_s
 
-    def after_block(self, kind: str, load: Load) -> None:
-        """Sleep until the block would be done on the emulated hardware."""
+    def after_block(self, kind: str, load: Load) -> float:
+        """Sleep until the block would be done on the emulated hardware. Returns the moment at which it is done there.
+
+        The host may wake this thread later: that is no time of the block.
+        """
         self._due_s += self._hardware.elapsed_s(kind, load)
-        wait_s = self._due_s - time.perf_counter()
-        if wait_s > 0:
-            time.sleep(wait_s)
+        now_s = time.perf_counter()
+        if now_s >= self._due_s:
+            return now_s
+        time.sleep(self._due_s - now_s)
+        return self._due_s
 
     def finish(self) -> None:
         """Record the relative error of the whole pass."""

@@ -297,9 +297,8 @@ class Executor:
         ends_s = [begun.at_s]
 
         def after_block(block: int) -> None:
-            if padding:
-                padding.after_block(self.engine.kinds[block], load)
-            ends_s.append(time.perf_counter())
+            kind = self.engine.kinds[block]
+            ends_s.append(padding.after_block(kind, load) if padding else time.perf_counter())
 
         answers = self.engine.run(batch.first, batch.last, [part.rows() for part in batch.parts], after_block)
         results = [self._result(part, answer) for part, answer in zip(batch.parts, answers, strict=True)]

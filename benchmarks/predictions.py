@@ -1,0 +1,169 @@
+"""How far off the predicted latency of requests is: one, four and twelve streams on the emulated home cluster.
+
+Each stream sends one request after another. Prints a table like the one in docs/planner.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from benchmarks.serving.load import Timed, stream
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import Cluster, running
+from resplit.cluster.state import describe, proposal_of
+from resplit.control.planning import without
+from resplit.cost import fit_cost_model, node_states, problem_from
+from resplit.planner.best_effort import solve_best_effort
+from resplit.planner.evaluate import evaluate
+from resplit.types import Problem, RequestClass
+
+MODEL = "SmolLM2-135M-Instruct"
+WARM_REQUESTS = 1  # of each stream, which are not counted
+TARGETS = {1: 0.10, 4: 0.20, 12: 0.20}  # largest relative error by number of streams
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: its placement, the streams, and the mean latency of a request."""
+
+    placement: str
+    streams: int
+    predicted_s: float
+    compute_s: float
+    queueing_s: float
+    network_s: float
+    measured_s: float
+    first_token_s: float
+    gap_s: float
+    requests: int
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction; positive where it is too high."""
+        return self.predicted_s / self.measured_s - 1
+
+
+def with_streams(problem: Problem, placement: Sequence[str], streams: int) -> Problem:
+    """The problem with the rate that `streams` streams cause, each of which sends one request after another.
+
+    With latency W, their rate is lambda = streams / W (Little's law). A request meets only the other streams, so W is
+    that of an open network at the rate lambda (streams - 1) / streams (Schweitzer's approximation). The problem has
+    this rate; lambda is found by bisection, as lambda W(lambda) rises.
+    """
+    low, high = 0.0, 1.0
+
+    def at(rate_rps: float) -> Problem:
+        seen_rps = max(rate_rps * (streams - 1) / streams, 1e-9)
+        return replace(problem, classes=(replace(problem.classes[0], rate_rps=seen_rps),))
+
+    def in_progress(rate_rps: float) -> float:
+        return rate_rps * evaluate(at(rate_rps), placement).terms.latency_s
+
+    while in_progress(high) < streams:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if in_progress(middle) < streams else (low, middle)
+    return at(low)
+
+
+async def closed_loop(url: str, streams: int, prompt_tokens: int, new_tokens: int, for_s: float) -> list[Timed]:
+    """The requests of `streams` streams that began and ended within `for_s` seconds, after the first ones."""
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+        until_s = time.monotonic() + for_s
+
+        async def one(number: int) -> list[Timed]:
+            timed: list[Timed] = []
+            while len(timed) <= WARM_REQUESTS or time.monotonic() < until_s:
+                prompt = [
+                    (7919 * number + 31 * len(timed) + 17 * position) % 40_000 for position in range(prompt_tokens)
+                ]
+                timed.append(await stream(client, prompt, new_tokens))
+            return timed
+
+        each = await asyncio.gather(*(one(number) for number in range(streams)))
+    last_s = min(timed[-1].begun_s for timed in each)  # all streams are busy until then
+    return [request for timed in each for request in timed[WARM_REQUESTS:] if request.begun_s <= last_s]
+
+
+def measure(cluster: Cluster, streams: Sequence[int], for_s: float) -> list[Row]:
+    """Profile the cluster, and compare prediction and measurement for two placements and each number of streams."""
+    config, rows = cluster.config, []
+    first = config.classes[0]
+    demand = RequestClass(first.name, config.source, first.rate_rps, first.prompt_tokens, first.new_tokens)
+    with ControlClient(cluster.url, cluster.token) as client:
+        client.profile()
+        telemetry, features = client.telemetry(0.0), client.model().features
+        problem = problem_from(
+            fit_cost_model(telemetry, features), features, config, node_states(telemetry.nodes), [demand]
+        )
+        best = solve_best_effort(problem)
+        assert best.plan.placement is not None
+        busiest = max(set(best.plan.placement) - {config.source}, key=best.plan.placement.count)
+        for plan in (best, solve_best_effort(without(problem, [busiest]))):
+            assert plan.plan.placement is not None
+            client.propose(proposal_of(plan, "initial", client.model().epoch))
+            placement = plan.plan.placement
+            for number in streams:
+                requests = asyncio.run(
+                    closed_loop(cluster.url, number, int(first.prompt_tokens), int(first.new_tokens), for_s)
+                )
+                rows.append(_row(with_streams(problem, placement, number), placement, number, requests))
+                rows[-1] = replace(rows[-1], placement=describe(placement, features))
+                print(_text(rows[-1]), flush=True)
+    return rows
+
+
+def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: list[Timed]) -> Row:
+    predicted = evaluate(problem, placement)
+    return Row(
+        placement="",
+        streams=streams,
+        predicted_s=predicted.terms.latency_s,
+        compute_s=float(predicted.compute_s[0]),
+        queueing_s=float(predicted.queueing_s[0]),
+        network_s=float(predicted.network_s[0]),
+        measured_s=statistics.fmean(each.times_s[-1] - each.begun_s for each in requests),
+        first_token_s=statistics.fmean(each.first_token_s for each in requests),
+        gap_s=statistics.fmean(gap for each in requests for gap in each.gaps_s),
+        requests=len(requests),
+    )
+
+
+def _text(row: Row) -> str:
+    parts = " + ".join(f"{1e3 * s:.0f}" for s in (row.compute_s, row.queueing_s, row.network_s))
+    within = "yes" if abs(row.error) <= TARGETS.get(row.streams, 0.2) else "no"
+    return (
+        f"| {row.placement} | {row.streams} | {1e3 * row.predicted_s:.0f} = {parts} | {1e3 * row.measured_s:.0f} | "
+        f"{row.error:+.1%} | {within} | {1e3 * row.first_token_s:.0f} | {1e3 * row.gap_s:.1f} | {row.requests} |"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
+    parser.add_argument("--state", type=Path, default=Path(".resplit/predictions"))
+    parser.add_argument("--streams", type=int, nargs="+", default=list(TARGETS))
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each configuration (default: %(default)s)")
+    given = parser.parse_args()
+    print(f"load average at the start: {os.getloadavg()[0]:.1f}")
+    print("Times in ms; predicted = compute + queueing + network.\n")
+    print("| placement | streams | predicted | measured | error | within target | first token | gap | requests |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    with running(given.cluster, given.state, MODEL) as cluster:
+        measure(cluster, given.streams, given.seconds)
+    print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()
