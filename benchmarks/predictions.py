@@ -95,12 +95,14 @@ async def closed_loop(url: str, streams: int, prompt_tokens: int, new_tokens: in
     return [request for timed in each for request in timed[WARM_REQUESTS:] if request.begun_s <= last_s]
 
 
-def measure(cluster: Cluster, streams: Sequence[int], for_s: float) -> list[Row]:
+def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: float) -> list[Row]:
     """Profile the cluster, and compare prediction and measurement for two placements and each number of streams."""
     config, rows = cluster.config, []
     first = config.classes[0]
     demand = RequestClass(first.name, config.source, first.rate_rps, first.prompt_tokens, first.new_tokens)
     with ControlClient(cluster.url, cluster.token) as client:
+        for node in config.node_names:
+            client.emulate_node({"node": node, "slowdown": slower})
         client.profile()
         telemetry, features = client.telemetry(0.0), client.model().features
         problem = problem_from(
@@ -155,13 +157,14 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".resplit/predictions"))
     parser.add_argument("--streams", type=int, nargs="+", default=list(TARGETS))
     parser.add_argument("--seconds", type=float, default=20.0, help="for each configuration (default: %(default)s)")
+    parser.add_argument("--slower", type=float, default=1.0, help="emulated nodes are slower by this factor")
     given = parser.parse_args()
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     print("Times in ms; predicted = compute + queueing + network.\n")
     print("| placement | streams | predicted | measured | error | within target | first token | gap | requests |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with running(given.cluster, given.state, MODEL) as cluster:
-        measure(cluster, given.streams, given.seconds)
+        measure(cluster, given.streams, given.seconds, given.slower)
     print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
 
 
