@@ -137,10 +137,10 @@ class HostileMember:
         session, attempt = self._some_session()
         first, epoch = self.rng.randrange(_POSITIONS), self.rng.choice(self.epochs)
         kind = self.rng.choice(("", "", "", "lost", "data", "capacity"))
-        forged = Token(session=session, attempt=attempt, epoch=epoch, token_id=self.rng.randrange(300))
+        forged = Token(session=session, attempt=attempt, epoch=epoch, token_ids=[self.rng.randrange(300)])
         forged.error, forged.error_kind = ("forged", kind) if kind else ("", "")
         if self.mode == "anything" and self.rng.random() < 0.1:
-            forged.token_id = self.rng.choice((-1, 2**31 - 1, 2**62))
+            forged.token_ids[0] = self.rng.choice((-1, 2**31 - 1, 2**62))
         for position in range(first, min(first + 64, _POSITIONS)):
             forged.position = position
             await self.node.say(forged)
@@ -151,6 +151,7 @@ class HostileMember:
         step = Step(number=1, session=session, attempt=attempt, epoch=self.rng.choice(self.epochs))
         step.segment, step.start = self.rng.randrange(4), self.rng.choice((0, self.rng.randrange(_POSITIONS)))
         step.gateway, step.budget_s = CONTROLLER, 10.0
+        step.stepwise, step.drafts = self.rng.random() < 0.5, self.rng.choice((0, 0, 1, 2**32 - 1))
         if self.rng.random() < 0.3:
             step.permit.CopyFrom(Permit(attempt, _POSITIONS, frozenset(self.epochs)).to_wire(session, keep=False))
         step.values.CopyFrom(self.rng.choice((_tensor("int64", (1, 1)), _tensor("float32", (1, 1, 64)))))

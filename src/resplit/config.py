@@ -120,6 +120,7 @@ class LimitsConfig(_Strict):
     `connections` bounds the open connections at the port of the gateway.
 
     A running session's caches are replicated to stand-by nodes every `copy_every` positions; 0 turns this off.
+    A pass verifies at most `drafts` tokens that were guessed, where that pays; 0 turns speculation off.
     """
 
     context_tokens: Annotated[int, Field(ge=1)] = 512
@@ -128,6 +129,7 @@ class LimitsConfig(_Strict):
     body: Bytes = 2**20
     deadline: Seconds = 120.0
     copy_every: Annotated[int, Field(ge=0)] = 16
+    drafts: Annotated[int, Field(ge=0, le=63)] = 15
     connections: Annotated[int, Field(ge=1)] = 512
 
 

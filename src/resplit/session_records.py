@@ -80,3 +80,5 @@ class SessionRecord:
     token_times_s: tuple[float, ...]
     copied_bytes: int = 0  # of its caches, sent to stand-by nodes as KV replicas
     copy_lag: int = 0  # the most positions that were added while a replica was made
+    drafted: int = 0  # tokens that were guessed and verified
+    accepted: int = 0  # of these, the right ones

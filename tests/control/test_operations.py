@@ -343,7 +343,7 @@ async def test_a_head_whose_tokens_are_outside_the_vocabulary_is_replaced(
     liar = HostileNode()
 
     def beyond(token: Token) -> Token:
-        token.token_id = nodes.model.spec.vocabulary
+        token.token_ids[:] = [nodes.model.spec.vocabulary]
         return token
 
     liar.lies["Tokens"] = alters(beyond)

@@ -42,7 +42,7 @@ def generate(engines: list[Engine[Any]], placement: list[int], prompt: list[int]
         for block, node in enumerate(placement):
             values = run_rows(engines[node], "s", (block, block), start, values)
         start += len(step)
-        step = [sample(values, Sampling(), start - 1)]
+        step = list(sample(values, Sampling(), start - 1))
         tokens += step
     return tokens
 

@@ -95,14 +95,16 @@ def test_a_transferred_cache_replaces_drafts(new_engine: NewEngine) -> None:
     assert last_logits(engine, "s", 10, [5]) == expected
 
 
-@pytest.mark.parametrize(("tokens", "drafts", "is_stepwise"), [(3, 3, True), (3, -1, True), (3, 1, False)])
+@pytest.mark.parametrize(
+    ("tokens", "drafts", "is_stepwise"), [(3, 3, True), (3, -1, True), (3, 1, False), (90, 64, True)]
+)
 def test_drafts_that_follow_no_position_are_refused(
     new_engine: NewEngine, tokens: int, drafts: int, is_stepwise: bool
 ) -> None:
     engine = new_engine()
-    (answer,) = engine.run(0, 1, [SessionRows("s", 0, 32, token_ids([1] * tokens), is_stepwise, drafts)])
+    (answer,) = engine.run(0, 1, [SessionRows("s", 0, 99, token_ids([1] * tokens), is_stepwise, drafts)])
     assert isinstance(answer, DataError)
-    assert f"{drafts} of 3 positions are drafts" in str(answer)
+    assert f"{drafts} of {tokens} positions are drafts" in str(answer)
 
 
 def test_a_step_beyond_the_cached_positions_is_refused(new_engine: NewEngine) -> None:

@@ -52,9 +52,9 @@ async def generated(executor: Executor, session: str, prompt: list[int], count: 
     step, start = prompt, 0
     while len(tokens) < count:
         answer = (await results(executor, whole(session, start, step)))[-1].value
-        assert isinstance(answer, int)
+        assert isinstance(answer, tuple)
         start += len(step)
-        step = [answer]
+        step = list(answer)
         tokens += step
     return tokens
 

@@ -47,7 +47,7 @@ def tokens_of_one_engine(
     for _ in range(new_tokens):
         logits = run_rows(engine, "s", (0, len(engine.kinds) - 1), position, token_ids(step), 1024)
         position += len(step)
-        step = [sample(logits, sampling or Sampling(), position - 1)]
+        step = list(sample(logits, sampling or Sampling(), position - 1))
         tokens += step
     return tokens
 

@@ -24,7 +24,7 @@ def forged_tokens(session: str, epoch: int, positions: int) -> list[Token]:
     """A token and an error for every position below `positions`."""
     errors = {"error": "no", "error_kind": "data"}
     return [
-        Token(session=session, epoch=epoch, position=position, token_id=3, **more)
+        Token(session=session, epoch=epoch, position=position, token_ids=[3], **more)
         for position in range(positions)
         for more in ({}, errors)
     ]

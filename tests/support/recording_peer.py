@@ -12,7 +12,7 @@ from resplit.wire.permits import Permit
 
 @dataclass
 class RecordingPeer:
-    """Answers transfers with `reply`, once `transferring` is set, and steps with the token `start % 100`."""
+    """Answers transfers with `reply`, once `transferring` is set, and steps with tokens from `start % 100` on."""
 
     reply: TransferReply = field(default_factory=lambda: TransferReply(bytes=100))
     held: dict[int, int] = field(default_factory=dict)  # positions by block, as `permit` reports them
@@ -35,7 +35,7 @@ class RecordingPeer:
         self.steps.append(step)
         end = step.start + step.values.shape[1]
         token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, position=end)
-        token.token_id = step.start % 100
+        token.token_ids.extend((step.start + number) % 100 for number in range(1 + step.drafts))
         token.times.extend(next(self.times, []))
         asyncio.get_running_loop().call_soon(self.on_token, token)
 

@@ -100,7 +100,7 @@ PERMITS = st.none() | st.builds(
 TOKENS = st.builds(
     Token,
     position=st.integers(0, len(PROMPT) + NEW_TOKENS) | st.just(LARGEST),
-    token_id=st.sampled_from([0, 3, 299, -1, 2**40]),
+    token_ids=st.lists(st.sampled_from([0, 3, 299, -1, 2**40]), max_size=3),
     error=st.sampled_from(["", "no"]),
     error_kind=st.sampled_from(["", "data", "lost", "stale", "no such word"]),
     attempt=ATTEMPTS,

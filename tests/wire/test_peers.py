@@ -356,9 +356,9 @@ async def test_an_answer_of_endless_length_is_refused_before_it_is_read(
 @pytest.mark.parametrize(
     "token",
     [
-        Token(session="s", token_id=-1),
-        Token(session="s", token_id=300),
-        Token(session="s" * 201, token_id=1),
+        Token(session="s", token_ids=[-1]),
+        Token(session="s", token_ids=[300]),
+        Token(session="s" * 201, token_ids=[1]),
         Token(session="s", error="no reason"),
         Token(session="s", error="x", error_kind="LOST!"),
     ],
@@ -366,7 +366,7 @@ async def test_an_answer_of_endless_length_is_refused_before_it_is_read(
 def test_a_token_that_no_model_has_is_a_fault(token: Token) -> None:
     peer: Any = Peer.__new__(Peer)
     peer.name, peer.vocabulary, peer.on_fault = "far", 300, lambda name, reason: None
-    peer._check(Token(session="s", token_id=299))
+    peer._check(Token(session="s", token_ids=[299]))
     with pytest.raises(PeerFaultError, match="it sent no token"):
         peer._check(token)
 

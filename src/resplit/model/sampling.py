@@ -17,13 +17,17 @@ def to_float32(activation: Activation) -> np.ndarray[tuple[int, ...], np.dtype[n
     return np.frombuffer(activation.data, dtype=activation.dtype).astype(np.float32).reshape(activation.shape)
 
 
-def sample(logits: Activation, sampling: Sampling, position: int) -> int:
-    """Draw the next token from `logits` (1, vocabulary), which were computed at `position`.
+def sample(logits: Activation, sampling: Sampling, first: int) -> tuple[int, ...]:
+    """Draw the token after each position from `logits` (positions, vocabulary), computed from position `first` on.
 
     With temperature 0 the most likely token is taken. Otherwise the draw depends on seed and position alone, so that a
     repeated or moved session draws the same tokens. DataError if the logits are NaN or no token has a probability.
     """
-    values = to_float32(logits)[0]
+    return tuple(_draw(values, sampling, first + number) for number, values in enumerate(to_float32(logits)))
+
+
+def _draw(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], sampling: Sampling, position: int) -> int:
+    """Draw the token after `position` from its logits (vocabulary)."""
     if np.isnan(values).any():
         raise DataError("the logits are NaN, as were the hidden states that this node received")
     if sampling.temperature <= 0:

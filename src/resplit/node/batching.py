@@ -29,8 +29,8 @@ class SegmentPass:
 
     `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
     `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `timed`: the pass
-    shares its time with other timed passes only. With `stepwise`, it repeats passes that were done one by one.
-    `stages` is the number of segments of the whole route.
+    shares its time with other timed passes only. With `stepwise`, it repeats passes that were done one by one,
+    or its last `drafts` positions are guesses to be verified. `stages` is the number of segments of the whole route.
     """
 
     session: str
@@ -44,6 +44,7 @@ class SegmentPass:
     more: bool = False
     timed: bool = False
     stepwise: bool = False
+    drafts: int = 0
     stages: int = 1
 
     @property
@@ -53,8 +54,8 @@ class SegmentPass:
 
     @property
     def decoding(self) -> bool:
-        """Whether this is a decode step, not a prefill."""
-        return self.start > 0 and self.tokens == 1
+        """Whether this is a decode step, perhaps with drafts, not a prefill."""
+        return self.start > 0 and self.tokens - self.drafts == 1
 
 
 @dataclass
@@ -91,7 +92,8 @@ class Part:
         work, done = self.waiting.work, self.waiting.done
         values = work.values if done == 0 and self.is_last else _slice(work.values, done, done + self.tokens)
         logits = self.is_last and not work.more
-        return SessionRows(work.session, work.start + done, work.capacity, values, work.stepwise, logits=logits)
+        drafts = work.drafts if self.is_last else 0
+        return SessionRows(work.session, work.start + done, work.capacity, values, work.stepwise, drafts, logits)
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ class Batch:
 
     @property
     def decodes(self) -> int:
-        """The number of decode steps."""
-        return sum(part.waiting.work.decoding for part in self.parts)
+        """The number of decode steps. A draft is one too."""
+        return sum(part.tokens for part in self.parts if part.waiting.work.decoding)
 
     @property
     def prefill_tokens(self) -> int:
@@ -137,7 +139,7 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
             continue
         if work.decoding:
             if len(batch.parts) < most_decodes:
-                batch.parts.append(Part(each, 1))
+                batch.parts.append(Part(each, each.left))
         elif prompt is None:
             prompt = each
     if prompt is not None:

@@ -48,12 +48,12 @@ class BatchTime:
 class PassResult:
     """The result of one part of a pass, `tokens` positions from `start` on.
 
-    `value` is hidden states, or the sampled token; None after the head of a part that is not the last.
+    `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last.
     """
 
     start: int
     tokens: int
-    value: Activation | int | None
+    value: Activation | tuple[int, ...] | None
     is_last: bool
     time: BatchTime | None = None  # set by the executor
 
@@ -136,7 +136,8 @@ class Executor:
         DataError for values or positions that do not match what is held.
         """
         # Before it waits: a malformed tensor cannot be cut into chunks.
-        self.engine.ensure_input(SessionRows(work.session, work.start, work.capacity, work.values), work.first)
+        rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
+        self.engine.ensure_input(rows, work.first)
         queued = _Queued(work)
         self._enqueue([queued])
         async for result in self._results(queued):
@@ -314,16 +315,16 @@ class Executor:
         ]
 
     def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError:
-        """What a part of a pass gives: hidden states, the sampled token, nothing, or an error."""
+        """What a part of a pass gives: hidden states, the sampled tokens, nothing, or an error."""
         work, start = part.waiting.work, part.waiting.work.start + part.waiting.done
         if isinstance(answer, ResplitError):
             return answer
-        value: Activation | int | None = answer
+        value: Activation | tuple[int, ...] | None = answer
         if work.sampling is not None:
             value = None
             if part.is_last and not work.more:
                 try:
-                    value = sample(answer, work.sampling, start + part.tokens - 1)
+                    value = sample(answer, work.sampling, start + part.tokens - 1 - work.drafts)
                 except ResplitError as error:
                     return error
         return PassResult(start, part.tokens, value, part.is_last)
@@ -332,7 +333,7 @@ class Executor:
         """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
 
         Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`. A pass that mixes decode steps and a prompt is not
-        recorded, because it is of neither phase; nor is one that repeats decode steps.
+        recorded, because it is of neither phase; nor is one that is stepwise.
         """
         sessions = len(batch.parts)
         if 0 < batch.decodes < sessions or any(part.waiting.work.stepwise for part in batch.parts):

@@ -102,10 +102,10 @@ class Passes:
             raise self._stale(step) from error  # the epoch ended and its blocks were dropped during the pass
 
     def _forward(self, step: Step, result: PassResult) -> None:
-        """Send hidden states to the next node as soon as a part of the pass is done, and a token to the gateway."""
+        """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
         times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
-        if isinstance(result.value, int):
-            self._answer(step, token_id=result.value, times=times)
+        if isinstance(result.value, tuple):
+            self._answer(step, token_ids=result.value, times=times)
         if not isinstance(result.value, Activation):
             return
         onward = Step()
@@ -128,12 +128,16 @@ class Passes:
         return CommandRefusedError("stale", f"{self._name} does not serve epoch {step.epoch}")
 
     def _answer(
-        self, step: Step, token_id: int = 0, error: Exception | None = None, times: Sequence[SegmentTime] = ()
+        self,
+        step: Step,
+        token_ids: tuple[int, ...] = (),
+        error: Exception | None = None,
+        times: Sequence[SegmentTime] = (),
     ) -> None:
-        """Send the token with the times of its segments, or the error, to the gateway that sent the step."""
+        """Send the tokens with the times of their segments, or the error, to the gateway that sent the step."""
         # The shape of a failed step may be malformed; its start is always a position.
         position = step.start if error is not None else step.start + step.values.shape[1]
-        token = Token(session=step.session, epoch=step.epoch, position=position, token_id=token_id)
+        token = Token(session=step.session, epoch=step.epoch, position=position, token_ids=token_ids)
         token.attempt = step.attempt
         token.times.extend(times)
         if error is not None:
@@ -173,5 +177,6 @@ def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:
         attempt=step.attempt,
         more=step.more,
         stepwise=step.stepwise,
+        drafts=step.drafts,
         stages=len(route.segments),
     )

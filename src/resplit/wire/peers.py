@@ -255,9 +255,9 @@ class Peer:
 
     def _check(self, token: Token) -> None:
         """PeerFaultError for a token that no model has, or for an error without a reason."""
-        fits = len(token.session) <= MAX_NAME_CHARS and 0 <= token.token_id < self.vocabulary
+        fits = len(token.session) <= MAX_NAME_CHARS and all(0 <= each < self.vocabulary for each in token.token_ids)
         if not fits or ((token.error or token.error_kind) and not _WORD.fullmatch(token.error_kind)):
-            raise self.fault(f"it sent no token of a session: {token.token_id}, {token.error_kind!r:.60}")
+            raise self.fault(f"it sent no token of a session: {list(token.token_ids)!r:.60}, {token.error_kind!r:.60}")
 
     def _parsed(self, adapter: TypeAdapter[_Answer], text: str, what: str) -> _Answer:
         try:

@@ -28,4 +28,5 @@ def test_a_node_can_sample_with_every_number_that_is_accepted(parameter: str, nu
     assert (sent.temperature, sent.top_p) == (sampling.temperature, sampling.top_p)
     received = Sampling(sent.temperature, sent.top_p, sent.seed)
     logits = Activation("float32", (1, 16), np.linspace(-1, 1, 16, dtype=np.float32).tobytes())
-    assert 0 <= sample(logits, received, 3) < 16
+    (drawn,) = sample(logits, received, 3)
+    assert 0 <= drawn < 16

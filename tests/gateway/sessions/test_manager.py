@@ -77,7 +77,8 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
     stored_model: StoredModel, tmp_path: Path
 ) -> None:
     slow = {"default": {"latency": "10 ms", "bandwidth": "1 Gbit/s"}}  # more than the error of a probe
-    async with in_process(three_node_config(links=slow), stored_model, tmp_path) as nodes:
+    limits = {"context_tokens": KV_TOKENS, "drafts": 0}  # so that each token takes a pass
+    async with in_process(three_node_config(links=slow, limits=limits), stored_model, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.membership.introduce()
         await deploy(controller, SPREAD)
@@ -132,11 +133,11 @@ async def test_a_session_follows_the_live_epoch_and_the_old_one_is_freed(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
 ) -> None:
     generated = []
-    async for token in nodes.sessions.generate(generation_request(40)):
+    async for token in nodes.sessions.generate(generation_request(120)):
         generated.append(token.token_id)
         if token.index in (4, 20):
             await deploy(controller, TURNED if token.index == 4 else TOGETHER)
-    assert generated == reference(unsplit_model, list(PROMPT), 40)
+    assert generated == reference(unsplit_model, list(PROMPT), 120)
     assert nodes.sessions.records(0)[-1].epochs == (1, 2, 3)
 
     async def only_the_last() -> bool:

@@ -30,11 +30,12 @@ NEW_TOKENS = 60
 
 
 def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB") -> ClusterConfig:
-    """Alpha and beta are trusted; delta hosts no block at first."""
+    """Alpha and beta are trusted; delta hosts no block at first. Each token takes a pass, so that positions add up."""
+    limits = {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s", "copy_every": copy_every}
     return three_node_config(
         nodes=[{"name": name, "memory": memory} for name in names],
         links={"default": {"latency": "2 ms", "bandwidth": "1 Gbit/s"}},
-        limits={"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s", "copy_every": copy_every},
+        limits=limits | {"drafts": 0},
         kv_tokens=1024,
     )
 

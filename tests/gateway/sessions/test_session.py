@@ -287,13 +287,13 @@ async def test_an_answer_to_an_older_attempt_is_ignored() -> None:
     gateway.router.on_lost(B)
     await decode(stream, 1)
     (name,) = gateway.sessions.session_names()
-    gateway.router.on_token(B, Token(session=name, attempt=0, epoch=1, position=13, token_id=99))
+    gateway.router.on_token(B, Token(session=name, attempt=0, epoch=1, position=13, token_ids=[99]))
     (token,) = await decode(stream, 1)
     assert token.token_id == 12
     await stream.aclose()
 
 
-ANSWER = {"attempt": 0, "epoch": 1, "position": 11, "token_id": 99}
+ANSWER = {"attempt": 0, "epoch": 1, "position": 11, "token_ids": [99]}
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ async def test_an_answer_that_does_not_belong_to_the_pass_under_way_is_ignored(
     waiting = asyncio.create_task(anext(stream))
     await settle()
     gateway.router.on_token(node, forged)
-    gateway.router.on_token(B, Token(session=name, **ANSWER | {"token_id": 5}))
+    gateway.router.on_token(B, Token(session=name, **ANSWER | {"token_ids": [5]}))
     assert (await waiting).token_id == 5
     await stream.aclose()
 

@@ -68,6 +68,11 @@ class Admission:
         """How many requests wait."""
         return len(self._waiting)
 
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return len(self._running)
+
     async def reserve(
         self, prompt_tokens: int, new_tokens: int, due_s: float, deadline: Deadline | None = None
     ) -> Reservation:

@@ -12,6 +12,7 @@ from resplit.gateway.sessions.kv_transfer import CacheTransfer, transfer_caches
 from resplit.gateway.sessions.pause_gate import PauseGate
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.router import Router
+from resplit.gateway.sessions.speculation import RouteTimes
 from resplit.pass_times import PassTime
 from resplit.types import BlockFeatures
 
@@ -31,6 +32,7 @@ class SessionContext:
     journal: Journal
     drained: frozenset[str] = frozenset()
     gate: PauseGate = field(default_factory=PauseGate)
+    times: RouteTimes = field(default_factory=RouteTimes)
     on_moved: Callable[[], None] = lambda: None
     on_pass: Callable[[PassTime], None] = lambda done: None
 

@@ -217,4 +217,6 @@ def _record(arrival: RequestArrival, session: Session | None, times: list[float]
         token_times_s=tuple(times),
         copied_bytes=session.replication.sent_bytes if session else 0,
         copy_lag=session.replication.max_lag if session else 0,
+        drafted=session.speculation.drafted if session else 0,
+        accepted=session.speculation.accepted if session else 0,
     )

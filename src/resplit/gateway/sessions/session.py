@@ -3,7 +3,8 @@
 The methods of `Session` follow that life from top to bottom:
 
 - admitted (`admit`): its tokens are reserved, and it has a route.
-- decoding (`tokens`): one pass after another along the route, the prompt first, then each new token.
+- decoding (`tokens`): one pass after another along the route, the prompt first, then each new token, perhaps with
+  drafts of the tokens after it (speculation).
 - moving (`_follow_live_epoch`): a newer epoch is live. Caches are pre-copied to its nodes while passes continue on
   the old route. At a token boundary the session switches and decodes on.
 - recovering (`_recover`): a node of the route was lost, perhaps during a move. Surviving caches are restored on the
@@ -29,6 +30,7 @@ from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
+from resplit.gateway.sessions.speculation import Speculation
 from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime
 from resplit.privacy import exposed_blocks
@@ -91,7 +93,8 @@ class Session:
     def __post_init__(self) -> None:
         self.permits = SessionPermits(self.name, self.reservation.tokens, self.context.router.peers)
         self.replication = KvReplication(self.permits, self.context)
-        self._end_position: int | None = None  # of the pass under way
+        self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
+        self._awaited: tuple[int, int] | None = None  # of the pass under way: its end position, its number of tokens
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
@@ -123,23 +126,26 @@ class Session:
 
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
-        step = self.request.prompt_ids
-        for index in range(self.request.max_new_tokens):
+        step, made = self.request.prompt_ids, 0
+        while made < self.request.max_new_tokens:
             begun_s = time.monotonic()
             async with asyncio.timeout_at(self.due_s):
-                token_id = await self._next_token(step)
-            self.context.admission.made_token(self.reservation, time.monotonic() - begun_s)
-            self.steps.append(step)
+                new = await self._next_tokens(step, self.request.max_new_tokens - made)
+            took_s = (time.monotonic() - begun_s) / len(new)
+            self.steps += [step, *((token_id,) for token_id in new[:-1])]
             self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
-            step = (token_id,)
-            stopped = token_id in self.request.stop_ids
-            last = index == self.request.max_new_tokens - 1
-            yield GeneratedToken(token_id, index, "stop" if stopped else "length" if last else None)
-            if stopped:
-                return
+            step = new[-1:]
+            for token_id in new:
+                self.context.admission.made_token(self.reservation, took_s)
+                stopped = token_id in self.request.stop_ids
+                last = made == self.request.max_new_tokens - 1
+                yield GeneratedToken(token_id, made, "stop" if stopped else "length" if last else None)
+                if stopped:
+                    return
+                made += 1
 
-    async def _next_token(self, step: tuple[int, ...]) -> int:
-        """The token after `step`. After a loss the session recovers and repeats the pass."""
+    async def _next_tokens(self, step: tuple[int, ...], most: int) -> tuple[int, ...]:
+        """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
         while True:
             if self.context.router.violation(self.route):
                 await self.context.router.until_ready()
@@ -147,15 +153,29 @@ class Session:
             try:
                 async with self.context.gate.passing():
                     await self._follow_live_epoch()
-                    return await self._pass(step)
+                    return await self._verify(step, most)
             except NodeLostError as error:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
                 await self._recover(time.monotonic() - begun_s)
 
-    async def _pass(self, step: tuple[int, ...], stepwise: bool = False) -> int:
-        """One pass of these tokens along the route, after all passes done; returns the token that the head chose.
+    async def _verify(self, step: tuple[int, ...], most: int) -> tuple[int, ...]:
+        """One pass of `step` and of drafts, if they pay; returns the new tokens, `most` at most."""
+        times = self.context.times.of(self.route.epoch)
+        drafts = self.speculation.drafts(times, self.context.admission.running, most - 1) if self.steps else ()
+        begun_s = time.monotonic()
+        answers = await self._pass((*step, *drafts), len(drafts))
+        took_s = time.monotonic() - begun_s
+        if self.steps:
+            times.decoded(len(drafts), took_s)
+        else:
+            times.prompt(len(step), took_s)
+        return self.speculation.accept(drafts, answers)
 
-        With `stepwise`, every position gets the bits of a pass of its own.
+    async def _pass(self, step: tuple[int, ...], drafts: int = 0, stepwise: bool = False) -> tuple[int, ...]:
+        """One pass of these tokens along the route, after all passes done; returns the tokens that the head chose.
+
+        The last `drafts` tokens are guesses; the head chooses one after each, and after the token before. With
+        `stepwise`, every position gets the bits of a pass of its own.
         """
         sampling = self.request.sampling
         left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
@@ -169,9 +189,10 @@ class Session:
             sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
             gateway=self.context.router.member.name,
             budget_s=left_s,
-            stepwise=stepwise,
+            stepwise=stepwise or drafts > 0,
+            drafts=drafts,
         )
-        self._end_position = self.position + len(step)
+        self._awaited = self.position + len(step), 1 + drafts
         begun_s = time.monotonic()
         try:
             others = {} if self.permits.nodes else self.permits.start(self.route, message)
@@ -180,11 +201,12 @@ class Session:
                 self.permits.peer(node).send(permit)
             answer = await self.answers.get()
         finally:
-            self._end_position = None
+            self._awaited = None
         if answer.error_kind:
             raise _error_of(answer)
-        self._note_time(answer, len(step), begun_s)
-        return answer.token_id
+        if not stepwise:
+            self._note_time(answer, len(step), begun_s)
+        return tuple(answer.token_ids)
 
     def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
         now_s, segments = time.monotonic(), segment_times(answer, self.route)
@@ -199,13 +221,13 @@ class Session:
             _log.info("answer ignored", session=self.name, node=node, epoch=answer.epoch, position=answer.position)
 
     def _belongs(self, node: str, answer: Token) -> bool:
-        """Whether `node` may answer the pass under way with this: a token from the head's node, an error from any."""
-        end, placement = self._end_position, self.route.placement
-        if end is None or (answer.epoch, answer.attempt) != (self.route.epoch, self.permits.attempt):
+        """Whether `node` may answer the pass under way with this: tokens from the head's node, an error from any."""
+        if self._awaited is None or (answer.epoch, answer.attempt) != (self.route.epoch, self.permits.attempt):
             return False
+        placement, (end, tokens) = self.route.placement, self._awaited
         if answer.error_kind:
             return node in placement and self.position <= answer.position <= end
-        return node == placement[-1] and answer.position == end
+        return node == placement[-1] and (answer.position, len(answer.token_ids)) == (end, tokens)
 
     def lose(self, reason: str) -> None:
         """End the current pass, or the next one if none runs, with the loss of the session's caches."""

@@ -19,6 +19,8 @@ from resplit.model.spec import ModelSpec
 
 # A prompt may be cut into passes at multiples of this many positions without a change of any bit.
 CHUNK_TOKENS = 8
+# A pass may have at most this many drafts: the head computes the logits of each.
+MOST_DRAFTS = 63
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,10 @@ class Engine(ABC, Generic[Cache]):
             fits = dtype == self.spec.activations and len(shape) == 3 and shape[2] == self.spec.hidden_size
         if not fits or shape[0] != 1 or shape[1] < 1:
             raise DataError(f"block {first} was given {dtype} {shape}")
-        if not 0 <= rows.drafts < shape[1] or (rows.drafts and not rows.stepwise):
-            raise DataError(f"{rows.drafts} of {shape[1]} positions are drafts: they must follow another one, stepwise")
+        if not 0 <= rows.drafts <= min(shape[1] - 1, MOST_DRAFTS) or (rows.drafts and not rows.stepwise):
+            raise DataError(
+                f"{rows.drafts} of {shape[1]} positions are drafts: at most {MOST_DRAFTS} may follow one, stepwise"
+            )
         if self.kinds[first] == "embed":
             ids = np.frombuffer(rows.values.data, dtype=np.int64)
             if ids.min() < 0 or ids.max() >= self.spec.vocabulary:
