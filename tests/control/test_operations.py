@@ -355,6 +355,35 @@ async def test_a_head_whose_tokens_are_outside_the_vocabulary_is_replaced(
     assert B not in controller.live.placement
 
 
+@pytest.mark.parametrize("operation", [distrust, drain, remove])
+async def test_an_exclusion_does_not_wait_for_the_command_that_its_node_hangs_in(
+    nodes: InProcessCluster,
+    operator: Operator,
+    controller: Controller,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+) -> None:
+    monkeypatch.setattr(deployment_module, "_ANSWER_WITHIN_S", 0.3)
+    await controller.deploy(Proposal(PRIVATE_ON_A, "re-split", 1))
+    tokens = await served(nodes)
+    asked = asyncio.Event()
+
+    async def hang(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+        asked.set()
+        await asyncio.sleep(timeout)
+        raise TimeoutError
+
+    nodes.peer(B)._stub.Command = hang
+    profiling = asyncio.create_task(controller.membership.profile())
+    await asked.wait()
+    async with asyncio.timeout(10):
+        told = await operation(operator)
+    pending = "beta does not answer; it drops its private blocks as soon as it answers"
+    assert (pending in told) == (operation is distrust)
+    assert await served(nodes) == tokens
+    profiling.cancel()
+
+
 def without_replicas(nodes: InProcessCluster) -> None:
     context = nodes.sessions._context
     limits = context.cluster.limits.model_copy(update={"copy_every": 0})

@@ -36,6 +36,8 @@ _MAX_LACKING = 1_000_000
 # Nodes that host no block of a new epoch need not have heard of it before it goes live. They are waited for a moment:
 # one that has caches to transfer can do so at once if it knows where the new hosts are.
 _OTHERS_ANSWER_WITHIN_S = 1.0
+# A node that still carries out an earlier command, or hangs in it, is not waited for until that ends.
+_ANSWER_WITHIN_S = 10.0
 # A node that lost its trust must prepare in this time. If it does not, the next plan does without it.
 _SUSPECTS_WITHIN_S = 10.0
 
@@ -184,14 +186,25 @@ class Deployment:
         hosts = {node: command for node, command in commands.items() if node in route.placement}
         others = {node: command for node, command in commands.items() if node not in hosts}
         answers, _ = await asyncio.gather(
-            self._commands.send(hosts, route.epoch, within_s), self._tell(others, route.epoch)
+            self._commands.send(hosts, route.epoch, within_s), self._tell(others, route.epoch, _OTHERS_ANSWER_WITHIN_S)
         )
         return answers
 
-    async def _tell(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
-        """Send commands to nodes that have no say, and wait for their answers for a moment only."""
-        telling = self._tasks.spawn(self._commands.notify(commands, epoch), f"tell nodes of epoch {epoch}")
-        await asyncio.wait([telling], timeout=_OTHERS_ANSWER_WITHIN_S)
+    async def tell(self, commands: Mapping[str, NodeCommand], epoch: int) -> list[str]:
+        """Send commands to nodes that have no say. Returns those that have not answered within 10 s.
+
+        One that is busy with an earlier command gets its own after that.
+        """
+        return await self._tell(commands, epoch, _ANSWER_WITHIN_S)
+
+    async def _tell(self, commands: Mapping[str, NodeCommand], epoch: int, within_s: float) -> list[str]:
+        telling = {
+            node: self._tasks.spawn(self._commands.notify({node: command}, epoch), f"{command.kind} to {node}")
+            for node, command in commands.items()
+        }
+        if telling:
+            await asyncio.wait(telling.values(), timeout=within_s)
+        return [node for node, task in telling.items() if not task.done()]
 
     async def _commit(self, route: Route) -> None:
         """Have all nodes serve an epoch. A host that refuses is faulty: it has just prepared the epoch."""
@@ -236,7 +249,7 @@ class Deployment:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
             self._log.append(epoch, "aborted", {"reason": reason})
-        await self._tell(dict.fromkeys(self._view.reachable, Abort(epoch)), epoch)
+        await self._tell(dict.fromkeys(self._view.reachable, Abort(epoch)), epoch, _OTHERS_ANSWER_WITHIN_S)
 
     def _go_live(
         self, route: Route, proposal: Proposal, loaded: Sequence[int], prepare_s: float, staged: bool
@@ -285,7 +298,7 @@ class Deployment:
 
     async def _release(self, oldest: int) -> None:
         async with self._releasing:
-            await self._commands.notify(dict.fromkeys(self._view.reachable, Release(oldest)), oldest)
+            await self.tell(dict.fromkeys(self._view.reachable, Release(oldest)), oldest)
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self._log.unreleased():
                     if epoch < oldest:

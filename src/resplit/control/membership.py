@@ -76,10 +76,13 @@ class Membership:
             if len(errors) == len(answers) or not isinstance(error, ResplitError):
                 raise error
 
-    async def send_trust(self) -> None:
-        """Send every node whether it is trusted. An untrusted node drops its private blocks."""
+    async def send_trust(self) -> list[str]:
+        """Send every node whether it is trusted. An untrusted node drops its private blocks.
+
+        Returns the nodes that have not answered in time.
+        """
         commands = {name: self._commands.trust(name, self._view.rules) for name in self._view.reachable}
-        await self._commands.notify(commands, self._deployment.live_number)
+        return await self._deployment.tell(commands, self._deployment.live_number)
 
     async def emulate(self, node: str, change: Emulate) -> None:
         """Change the hardware or the links of an emulated node; ConfigError for an unknown node or link."""

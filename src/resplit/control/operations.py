@@ -150,13 +150,13 @@ class Operator:
             self._deployment.broken = str(error)
         finally:
             pending = await self._settle(new)
-            await self._membership.send_trust()
+            unanswered = await self._membership.send_trust()
         await self._recovery.recover()
         untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
-        unreachable = sorted(set(self._view.unreachable) & untrusted)
+        silent = sorted((set(self._view.unreachable) | set(unanswered)) & untrusted)
         self._connect(new)
         return pending + [
-            f"{name} does not answer; it drops its private blocks as soon as it answers" for name in unreachable
+            f"{name} does not answer; it drops its private blocks as soon as it answers" for name in silent
         ]
 
     def _connect(self, new: DesiredState) -> None:
