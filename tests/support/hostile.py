@@ -66,13 +66,12 @@ def draws(replies: Sequence[Sent], seed: int = 0) -> Lie:
 def alters(change: Callable[[Any], Sent]) -> Lie:
     """Do what an honest node does, and change each message that it answers."""
 
+    class Changing(_AnyBytes):
+        def encode(self, message: Any, message_type: Any) -> bytes:
+            return super().encode(change(message), message_type)
+
     async def lie(stream: Stream[Any, Any], honest: Honest) -> None:
-        send = stream.send_message
-
-        async def send_changed(message: Any) -> None:
-            await send(change(message))
-
-        stream.send_message = send_changed  # type: ignore[method-assign]
+        stream._codec = Changing()  # every way of sending encodes
         await honest(stream)
 
     return lie
