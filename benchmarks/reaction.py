@@ -1,107 +1,153 @@
-"""How fast a cluster reacts to a change: from the end of the first pass that the change touched to noticed and live.
+"""How fast a cluster reacts to a change: from the first token that the change touched to noticed and to live.
 
-Starts the emulated home cluster with streams that never end, and changes one thing at a time: other load on a node,
-its end, a node that throttles, its end. Only the fast loop decides. Prints a table like the one in docs/reaction.md.
+Starts the emulated home cluster, keeps streams busy and changes one thing at a time: other load on a node, a node that
+throttles, a link that degrades, and the end of each. Only the fast loop decides. Prints the tables of docs/reaction.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
+import math
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.local import running
+from resplit.cluster.local import Cluster, running
 from resplit.cluster.state import first_plan
 from resplit.decide import Settings
-from tests.support.processes import poll_until
+from resplit.types import segments_of
 
 MODEL = "SmolLM2-135M-Instruct"
 NEW_TOKENS = 8
 PROMPT = list(range(100, 124))
 SETTLE_S = 4.0
 WITHIN_S = 8.0
+FAR = {"latency_s": 0.12, "bandwidth_bytes_per_s": 1.25e6}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change in words, how to make it, and whether it is the end of another one."""
+
+    words: str
+    make: Callable[[], None]
+    is_end: bool
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """One change: its time and what came of it, in seconds since 1970; None for what did not happen."""
+    """What came of a change: seconds after the first token that it touched; NaN for what did not happen."""
 
-    change: str
-    at_s: float
-    touched_s: float | None
-    decided_s: float | None
-    live_s: float | None
+    change: Change
+    noticed_s: float
+    live_s: float
     action: str
+    seen: str
 
-    def after_touched(self, moment_s: float | None) -> str:
-        """Seconds from the end of the first pass touched to a moment, as text."""
-        return "-" if moment_s is None or self.touched_s is None else f"{moment_s - self.touched_s:.2f}"
+    def row(self) -> str:
+        """The reaction as a line of a table."""
+        cells = (self.change.words, self.seen, _text(self.noticed_s), self.action, _text(self.live_s))
+        return "| " + " | ".join(cells) + " |"
 
 
-async def streams(url: str, count: int, stop: asyncio.Event, ends_s: list[float]) -> None:
-    """Keep `count` requests running until `stop`. Appends the times of tokens (seconds since 1970) to `ends_s`."""
+async def streams(url: str, count: int, stop: asyncio.Event, tokens_s: list[float]) -> None:
+    """Keep `count` requests running until `stop`. Appends the times of tokens (seconds since 1970) to `tokens_s`."""
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": NEW_TOKENS, "stream": True, "ignore_eos": True}
+
+    def note() -> None:
+        tokens_s.append(time.time())
 
     async def one() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=None) as client:
             while not stop.is_set():
-                body = {"model": MODEL, "prompt": PROMPT, "max_tokens": NEW_TOKENS, "stream": True, "ignore_eos": True}
                 async with client.stream("POST", "/v1/completions", json=body) as response:
-                    ends_s.extend([time.time() async for line in response.aiter_lines() if line.startswith("data: {")])
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            note()
 
     await asyncio.gather(*(one() for _ in range(count)))
 
 
-async def react(client: ControlClient, change: str, body: dict[str, object], ends_s: list[float]) -> Reaction:
-    """Make a change and wait for the epoch that follows from it."""
-    before, epoch = len(client.decisions()), client.model().epoch
-    at_s = time.time()
-    await asyncio.to_thread(client.emulate_node, body)
-    await poll_until(lambda: client.model().epoch > epoch or time.time() > at_s + WITHIN_S, timeout_s=2 * WITHIN_S)
-    decisions = [entry.body for entry in client.decisions()][before:]
-    live = [each for each in client.epochs() if each.epoch > epoch]
-    # A pass that runs at the moment of the change ends as it began: the second token after it is the first touched.
-    touched = [end_s for end_s in list(ends_s) if end_s > at_s]
-    first = decisions[0] if decisions else None
-    return Reaction(
-        change,
-        at_s,
-        touched[0] if touched else None,
-        first["at_s"] if first else None,
-        live[0].committed_s if live else None,
-        first["action"] if first else "nothing",
+def changes(client: ControlClient, kind: str) -> tuple[Change, Change]:
+    """A change of this kind at the node with most blocks, or at the link that follows it; and its end."""
+    placement = client.model().placement or ()
+    node = Counter(placement).most_common(1)[0][0]
+    if kind == "link":
+        cluster, stops = client.cluster(), [segment.node for segment in segments_of(placement)]
+        stops = [cluster.source, *stops, cluster.source]
+        pairs = [(one, other) for one, other in itertools.pairwise(stops) if one != other]
+        one, other = next((pair for pair in pairs if node in pair), pairs[0])
+        shape = cluster.link(one, other)
+        near = {"latency_s": shape.latency, "bandwidth_bytes_per_s": shape.bandwidth}
+        begin, end = ({"between": [one, other]} | each for each in (FAR, near))
+        words = f"{one} - {other}: 120 ms, 10 Mbit/s"
+        return _pair(words, lambda: client.emulate_link(begin), lambda: client.emulate_link(end))
+    value, otherwise = (0.8, 0.0) if kind == "background_utilization" else (5.0, 1.0)
+    words = f"{node}: others use 80 %" if kind == "background_utilization" else f"{node}: 5 times slower"
+    return _pair(
+        words,
+        lambda: client.emulate_node({"node": node, kind: value}),
+        lambda: client.emulate_node({"node": node, kind: otherwise}),
     )
 
 
-async def measure(client: ControlClient, url: str, count: int, rounds: int) -> list[Reaction]:
+def _pair(words: str, begin: Callable[[], None], end: Callable[[], None]) -> tuple[Change, Change]:
+    return Change(words, begin, is_end=False), Change(f"end of {words}", end, is_end=True)
+
+
+async def react(client: ControlClient, change: Change, tokens_s: Sequence[float]) -> Reaction:
+    """Make a change, and wait for what follows from it."""
+    logged, epoch, at_s = len(client.decisions()), client.model().epoch, time.time()
+    await asyncio.to_thread(change.make)
+    # The epoch is another process's: there is no event to wait for.
+    while client.model().epoch == epoch and time.time() < at_s + WITHIN_S:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    decisions = [entry.body for entry in client.decisions()][logged:]
+    first = next((each for each in decisions if each.get("seen")), None)
+    live_s = next((each.committed_s for each in client.epochs() if each.epoch > epoch), math.nan)
+    touched_s = next((token_s for token_s in tokens_s if token_s > at_s), math.nan)
+    if first is None:
+        return Reaction(change, math.nan, math.nan, "-", "-")
+    return Reaction(change, first["at_s"] - touched_s, live_s - touched_s, first["action"], "; ".join(first["seen"]))
+
+
+async def measure(cluster: Cluster, client: ControlClient, count: int, rounds: int) -> list[Reaction]:
     """All reactions of `rounds` rounds of changes under `count` streams."""
-    stop, ends_s, reactions = asyncio.Event(), list[float](), list[Reaction]()
-    load = asyncio.create_task(streams(url, count, stop, ends_s))
+    stop, tokens_s, reactions = asyncio.Event(), list[float](), list[Reaction]()
+    load = asyncio.create_task(streams(cluster.url, count, stop, tokens_s))
     client.arm_fast_loop(Settings(horizon_s=60.0, trial_s=30.0), 3600.0)
     for _ in range(rounds):
-        for share, slowdown in ((0.8, None), (0.0, None), (None, 5.0), (None, 1.0)):
+        for kind in ("background_utilization", "slowdown", "link"):
             await asyncio.sleep(SETTLE_S)
-            placement = client.model().placement or ()
-            changed = reactions[-1].change.split()[0] if reactions else ""
-            node = changed if share == 0.0 or slowdown == 1.0 else Counter(placement).most_common(1)[0][0]
-            body = {"node": node, "background_utilization": share, "slowdown": slowdown}
-            what = f"background {share}" if share is not None else f"slowdown {slowdown}"
-            reactions.append(await react(client, f"{node} {what}", body, ends_s))
-            each = reactions[-1]
-            print(
-                f"| {each.change} | {each.action} | {each.after_touched(each.decided_s)} | "
-                f"{each.after_touched(each.live_s)} |",
-                flush=True,
-            )
+            for change in changes(client, kind):
+                reactions.append(await react(client, change, tokens_s))
+                print(reactions[-1].row(), flush=True)
+                await asyncio.sleep(SETTLE_S)
     stop.set()
     await load
     return reactions
+
+
+def summary(name: str, reactions: Sequence[Reaction]) -> str:
+    """Median and longest times of these reactions."""
+    times = {"noticed": [each.noticed_s for each in reactions], "live": [each.live_s for each in reactions]}
+    lines = []
+    for word, values in times.items():
+        known = sorted(value for value in values if not math.isnan(value))
+        if known:
+            median, longest = statistics.median(known), known[-1]
+            lines.append(
+                f"{name}, {word}: median {median:.2f} s, longest {longest:.2f} s ({len(known)} of {len(values)})"
+            )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -113,14 +159,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     with running(given.cluster, given.state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
-        print(first_plan(cluster))
-        print("| change | action | noticed, s | live, s |\n| --- | --- | --- | --- |")
-        reactions = asyncio.run(measure(client, cluster.url, given.streams, given.rounds))
-    noticed = [r.decided_s - r.touched_s for r in reactions if r.decided_s and r.touched_s]
-    live = [r.live_s - r.touched_s for r in reactions if r.live_s and r.touched_s]
-    for name, values in (("noticed", noticed), ("live", live)):
-        if values:
-            print(f"{name}: median {statistics.median(values):.2f} s, longest {max(values):.2f} s of {len(values)}")
+        print(f"first placement: {first_plan(cluster)}\n")
+        print("| change | seen | noticed, s | action | live, s |\n| --- | --- | --- | --- | --- |")
+        reactions = asyncio.run(measure(cluster, client, given.streams, given.rounds))
+    print()
+    print(summary("changes", [each for each in reactions if not each.change.is_end]))
+    print(summary("ends of changes", [each for each in reactions if each.change.is_end]))
+
+
+def _text(seconds: float) -> str:
+    return "-" if math.isnan(seconds) else f"{seconds:.2f}"
 
 
 if __name__ == "__main__":

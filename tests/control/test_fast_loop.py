@@ -11,7 +11,7 @@ from resplit.control.controller import Controller
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.decide import History, Settings
 from resplit.pass_times import PassTime, SegmentTime
-from resplit.telemetry_rows import NodeRow
+from resplit.telemetry_rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
 from tests.support.controllers import FIRST
 from tests.support.in_process import InProcessCluster, deploy, until
@@ -98,7 +98,7 @@ async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: 
     serve(placed, 3)
     await asyncio.sleep(0.2)
     assert decisions(placed) == []
-    assert placed.fast_loop.estimates()[B].factor == pytest.approx(1.0, rel=0.1)
+    assert placed.fast_loop.estimates().nodes[B].factor == pytest.approx(1.0, rel=0.1)
 
 
 async def test_a_small_change_is_decided_on_and_changes_nothing(placed: Controller) -> None:
@@ -114,8 +114,8 @@ async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Con
         return NodeRow(0.0, "delta", cpu, 0.0, 1e6, 0.0, float("nan"), LAYER_S, emulated=True)
 
     for share in (0.0, 0.0, 0.7, 0.7):
-        placed.fast_loop.reported([row(share)])
-    assert placed.fast_loop.estimates()["delta"].background_utilization == pytest.approx(0.7, abs=0.02)
+        placed.fast_loop.reported(TelemetryRows(nodes=(row(share),)))
+    assert placed.fast_loop.estimates().nodes["delta"].background_utilization == pytest.approx(0.7, abs=0.02)
 
 
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -41,7 +41,7 @@ class ReportingPeer:
     def __post_init__(self) -> None:
         self.answering.set()
 
-    async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
+    async def report(self, after: int, timeout_s: float, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
         self.polled.set()
         self.calls.append((after, timeout_s))
         await self.answering.wait()
@@ -181,7 +181,7 @@ async def test_rows_of_every_table_are_kept_and_handed_out_from_a_time_on() -> N
         )
 
     class Peer(ReportingPeer):
-        async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
+        async def report(self, after: int, timeout_s: float, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
             return NodeReport(ReportedState("alpha", 1), rows(len(monitor.rows(0.0).links) + 1.0)), 1
 
     monitor = Monitor({"alpha": Peer()}, 8)  # type: ignore[dict-item]

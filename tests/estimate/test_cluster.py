@@ -8,7 +8,7 @@ import pytest
 
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.cost.features import design
-from resplit.estimate import ClusterEstimate, NodeEstimate, under_estimates
+from resplit.estimate import ClusterEstimate, Estimates, NodeEstimate, under_estimates
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
 from tests.support.problems import tiny_problem
@@ -69,7 +69,7 @@ def a_pass(at_s: float, factors: dict[str, float] | None = None, background: flo
 
 @pytest.fixture
 def estimate() -> ClusterEstimate:
-    known = ClusterEstimate(FEATURES)
+    known = ClusterEstimate(FEATURES, "near")
     known.set_model(model())
     for index in range(20):
         assert known.observe(a_pass(index * 0.1)) == []
@@ -90,7 +90,7 @@ def test_a_design_of_constant_passes_takes_one_unit() -> None:
 
 def test_a_node_that_becomes_slower_is_named_and_no_other(estimate: ClusterEstimate) -> None:
     assert seen(estimate, far=5.0) == ["far became 5 times slower"]
-    nodes = estimate.nodes(3.0)
+    nodes = estimate.estimates(3.0).nodes
     assert nodes["far"].factor == pytest.approx(5.0, rel=0.05)
     assert nodes["near"].factor == pytest.approx(1.0, rel=0.05)
 
@@ -104,7 +104,7 @@ def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
     first, second = (estimate.observe(a_pass(at_s, background=0.75)) for at_s in (2.0, 2.1))
     assert first == []
     assert {str(change) for change in second} == {f"others use 75% of {node} (before: 0%)" for node in LAYER_S}
-    assert estimate.nodes(2.2)["near"] == NodeEstimate(
+    assert estimate.estimates(2.2).nodes["near"] == NodeEstimate(
         pytest.approx(1.0, rel=0.02), pytest.approx(0.0, abs=0.1), pytest.approx(0.75, abs=0.01)
     )
 
@@ -112,9 +112,9 @@ def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
 def test_a_new_model_that_knows_of_the_change_leaves_nothing_to_correct(estimate: ClusterEstimate) -> None:
     seen(estimate, far=5.0)
     estimate.set_model(model({"far": 5.0}))
-    assert estimate.nodes(3.0)["far"].factor == pytest.approx(1.0, rel=0.05)
+    assert estimate.estimates(3.0).nodes["far"].factor == pytest.approx(1.0, rel=0.05)
     estimate.set_model(model())
-    assert estimate.nodes(3.0)["far"].factor == pytest.approx(5.0, rel=0.05)
+    assert estimate.estimates(3.0).nodes["far"].factor == pytest.approx(5.0, rel=0.05)
 
 
 def test_an_unused_node_is_known_by_its_reports(estimate: ClusterEstimate) -> None:
@@ -138,18 +138,18 @@ def test_a_batch_that_mixes_decode_steps_and_a_prompt_is_passed_over(estimate: C
 
 
 def test_without_a_model_nothing_is_detected_and_passes_are_kept_for_one() -> None:
-    estimate = ClusterEstimate(FEATURES)
+    estimate = ClusterEstimate(FEATURES, "near")
     assert [estimate.observe(a_pass(index * 0.1, {"far": 2.0})) for index in range(10)] == [[]] * 10
     estimate.set_model(model())
-    assert estimate.nodes(2.0)["far"].factor == pytest.approx(2.0, rel=0.05)
+    assert estimate.estimates(2.0).nodes["far"].factor == pytest.approx(2.0, rel=0.05)
 
 
 def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None:
     problem: Problem = tiny_problem(1)
     name = problem.nodes[1].name
-    changed = under_estimates(problem, {name: NodeEstimate(3.0, 0.1, 0.4)})
+    changed = under_estimates(problem, Estimates({name: NodeEstimate(3.0, 0.1, 0.4)}))
     assert changed.nodes[1].background_utilization == 0.4
     assert changed.nodes[0] == problem.nodes[0]
     assert (changed.decode_s_per_token[:, 1] == 3 * problem.decode_s_per_token[:, 1]).all()
     assert (changed.prefill_s_per_token[:, 0] == problem.prefill_s_per_token[:, 0]).all()
-    assert under_estimates(problem, {}).nodes == problem.nodes
+    assert under_estimates(problem, Estimates()).nodes == problem.nodes

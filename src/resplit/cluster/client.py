@@ -14,7 +14,7 @@ from resplit.config import ClusterConfig, parse_cluster
 from resplit.decide.state import History, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
-from resplit.estimate.cluster import NodeEstimate
+from resplit.estimate.cluster import Estimates
 from resplit.problem import problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus
@@ -32,7 +32,7 @@ _RECORDS = TypeAdapter(list[SessionRecord])
 _EPOCH = TypeAdapter(LiveEpoch)
 _EPOCHS = TypeAdapter(list[LiveEpoch])
 _DECISIONS = TypeAdapter(list[dict[str, Any]])
-_ESTIMATES = TypeAdapter(dict[str, NodeEstimate])
+_ESTIMATES = TypeAdapter(Estimates)
 _MOVES = TypeAdapter(History)
 _CHANGES = TypeAdapter(dict[str, list[str]])
 
@@ -125,8 +125,8 @@ class ControlClient:
         body = {"problem": problem_to_json(problem), "cost": json.loads(cost.to_json()) if cost else None}
         self._send("POST", "/problem", json=body)
 
-    def estimates(self) -> dict[str, NodeEstimate]:
-        """The controller's estimate of each node now, relative to the cost model of the latest problem."""
+    def estimates(self) -> Estimates:
+        """The controller's estimate of each node and link now, relative to the cost model of the latest problem."""
         return self._get("/estimates", _ESTIMATES)
 
     def arm_fast_loop(self, settings: Settings, for_s: float) -> None:

@@ -147,6 +147,7 @@ def _assemble(
     router.on_heard = monitor.heard
     sessions.on_pass = controller.fast_loop.passed
     monitor.on_report = controller.fast_loop.reported
+    controller.fast_loop.measure = monitor.measure
     app = _app(cluster, model, sessions, paths.listen)
     app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
     return _Parts(router, controller, monitor, app)

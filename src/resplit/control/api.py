@@ -24,7 +24,7 @@ from resplit.cost.model import CostModel
 from resplit.decide import History, Settings
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
-from resplit.estimate import NodeEstimate
+from resplit.estimate import Estimates
 from resplit.problem import problem_from_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
@@ -156,7 +156,7 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
         return {}
 
     @router.get("/estimates")
-    async def estimates() -> dict[str, NodeEstimate]:
+    async def estimates() -> Estimates:
         return controller.fast_loop.estimates()
 
     @router.put("/fast_loop")

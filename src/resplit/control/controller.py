@@ -55,7 +55,7 @@ class Controller:
         self.planner = ControllerPlanner(self.view, state / "latest_problem.json")
         self.deployment = Deployment(self.view, commands, log, self.tasks)
         self.moves = Moves(state / "history.json")
-        self.fast_loop = FastLoop(self.view, self.planner, self.deployment, log, self.moves)
+        self.fast_loop = FastLoop(self.view, self.planner, self.deployment, log, self.moves, self.tasks)
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
+from resplit.cancellation import VitalTasks
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
@@ -23,9 +25,9 @@ from resplit.control.planning import ControllerPlanner
 from resplit.cost.model import CostModel
 from resplit.decide import Decision, DecisionOutcome, Settings, decide, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
-from resplit.estimate import Change, ClusterEstimate, NodeEstimate, under_estimates
+from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
-from resplit.telemetry_rows import NodeRow
+from resplit.telemetry_rows import TelemetryRows
 from resplit.types import Problem
 
 _log = structlog.get_logger(__name__)
@@ -43,17 +45,28 @@ class FastSettings:
 
 
 class FastLoop:
-    """The fast loop of one cluster. It decides only while it is armed."""
+    """The fast loop of one cluster. It decides only while it is armed.
+
+    `measure` has nodes measure links, and reports the results to `reported`.
+    """
 
     def __init__(
-        self, view: ClusterView, planner: ControllerPlanner, deployment: Deployment, log: EpochLog, moves: Moves
+        self,
+        view: ClusterView,
+        planner: ControllerPlanner,
+        deployment: Deployment,
+        log: EpochLog,
+        moves: Moves,
+        tasks: VitalTasks,
     ) -> None:
+        self.measure: Callable[[Sequence[tuple[str, str]]], Coroutine[Any, Any, None]] = _measure_nothing
         self._view = view
         self._planner = planner
         self._deployment = deployment
         self._log = log
         self._moves = moves
-        self._estimate = ClusterEstimate(view.rules.features)
+        self._tasks = tasks
+        self._estimate = ClusterEstimate(view.rules.features, view.cluster.source)
         self._uncertainty = 0.0
         self._armed: FastSettings | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
@@ -72,21 +85,29 @@ class FastLoop:
         until_s = time.monotonic() + for_s
         self._armed = FastSettings(settings, self._uncertainty, until_s) if for_s > 0 else None
 
-    def estimates(self) -> dict[str, NodeEstimate]:
-        """The estimate of each node now."""
-        return self._estimate.nodes(time.monotonic())
+    def estimates(self) -> Estimates:
+        """The estimate of each node and link now."""
+        return self._estimate.estimates(time.monotonic())
 
     def passed(self, done: PassTime) -> None:
         """Take the times of a pass. A pass that ran while blocks were loaded says nothing about the time after it."""
-        if done.at_s - done.total_s > self._disturbed_until_s:
-            self._note(self._estimate.observe(done))
+        if done.at_s - done.total_s <= self._disturbed_until_s:
+            return
+        self._note(self._estimate.observe(done))
+        if links := self._estimate.suspects(done):
+            _log.info("links are measured", links=", ".join(f"{one} to {other}" for one, other in links))
+            self._tasks.spawn(self.measure(links), "measure links")
 
-    def reported(self, rows: Sequence[NodeRow]) -> None:
-        """Take the newest of a node's rows about itself."""
-        if rows:
-            last = rows[-1]
+    def reported(self, rows: TelemetryRows) -> None:
+        """Take the new rows of a node: the newest about itself, and all its probes of links."""
+        now_s = time.monotonic()
+        if rows.nodes:
+            last = rows.nodes[-1]
             background = last.cpu_utilization - last.own_utilization
-            self._note(self._estimate.observe_report(last.node, last.reference_s, background, time.monotonic()))
+            self._note(self._estimate.observe_report(last.node, last.reference_s, background, now_s))
+        for row in rows.links:
+            if row.source == "active":
+                self._note(self._estimate.links.observe(row.node, row.peer, row.payload_bytes, row.seconds, now_s))
 
     async def run(self) -> None:
         """Decide after each detected change, until cancelled."""
@@ -149,3 +170,7 @@ class FastLoop:
 
 def _words(changes: Sequence[Change]) -> str:
     return "; ".join(map(str, changes))
+
+
+async def _measure_nothing(links: Sequence[tuple[str, str]]) -> None:
+    pass

@@ -48,7 +48,7 @@ class Monitor:
         self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
         self._rows: defaultdict[str, _NodeRows] = defaultdict(_NodeRows)  # by node
         self.states: dict[str, ReportedState] = {}
-        self.on_report: Callable[[Sequence[NodeRow]], None] = lambda rows: None  # with a node's new rows about itself
+        self.on_report: Callable[[TelemetryRows], None] = lambda rows: None  # with the new rows of a node
         self._stopped = False
 
     def heard(self, name: str) -> None:
@@ -70,10 +70,18 @@ class Monitor:
             finally:
                 self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
 
-    async def poll(self, name: str) -> None:
+    async def measure(self, links: Iterable[tuple[str, str]]) -> None:
+        """Have nodes measure these links, from one node to another, and report."""
+        peers: defaultdict[str, list[str]] = defaultdict(list)
+        for node, peer in links:
+            peers[node].append(peer)
+        await asyncio.gather(*(self.poll(node, each) for node, each in peers.items()))
+
+    async def poll(self, name: str, measure: Sequence[str] = ()) -> None:
         """Ask one node for a report now, after any poll of it that is under way.
 
-        If the node does not answer, or is faulty, its last state is kept.
+        It first measures its links to the nodes `measure`. If the node does not answer, or is faulty, its last state
+        is kept.
         """
         # One poll at a time: two with the same last row would both store the rows after it.
         async with self._polling[name]:
@@ -81,7 +89,7 @@ class Monitor:
             if peer is None:  # the node left the cluster while this poll waited
                 return
             try:
-                report, last_row = await self._report(name, peer)
+                report, last_row = await self._report(name, peer, measure)
             except NodeLostError:
                 return
             self.heard(name)
@@ -107,12 +115,12 @@ class Monitor:
         rows.nodes.extend(report.rows.nodes)
         rows.links.extend(report.rows.links)
         rows.blocks.extend(report.rows.blocks)
-        self.on_report(report.rows.nodes)
+        self.on_report(report.rows)
 
-    async def _report(self, name: str, peer: Peer) -> tuple[NodeReport, int]:
+    async def _report(self, name: str, peer: Peer, measure: Sequence[str]) -> tuple[NodeReport, int]:
         """The node's report with its new rows. With all rows if it restarted, because it then counts from 0 again."""
         known = self.states.get(name)
-        report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S)
+        report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S, measure)
         if known and known.pid != report.state.pid:
             report, last_row = await peer.report(0, _ANSWER_WITHIN_S)
         held = {*report.state.blocks, *report.state.copies}

@@ -1,6 +1,17 @@
-"""The present state of nodes, estimated from every pass. Pure: times are handed in, nothing reads a clock."""
+"""The present state of nodes and links, estimated from every pass. Pure: times are handed in, nothing reads a clock."""
 
-from resplit.estimate.cluster import Change, ClusterEstimate, NodeEstimate, under_estimates
+from resplit.estimate.change import Change
+from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, under_estimates
 from resplit.estimate.level import Level
+from resplit.estimate.links import LinkEstimate, LinkEstimates
 
-__all__ = ["Change", "ClusterEstimate", "Level", "NodeEstimate", "under_estimates"]
+__all__ = [
+    "Change",
+    "ClusterEstimate",
+    "Estimates",
+    "Level",
+    "LinkEstimate",
+    "LinkEstimates",
+    "NodeEstimate",
+    "under_estimates",
+]

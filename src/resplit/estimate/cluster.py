@@ -1,4 +1,4 @@
-"""The estimated speed and background load of each node, from passes and reports, relative to a cost model.
+"""The present state of a cluster: the speed and background load of each node, and its links, by a cost model.
 
 The cost model says how long a pass takes on each node. Each pass shows by which factor that is wrong now. The factor of
 a node jumps when the node is throttled or freed; `Level` finds out. A new cost model already knows of earlier jumps, so
@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from resplit.cost.model import CostModel
+from resplit.estimate.change import Change
 from resplit.estimate.expected import ExpectedTimes
 from resplit.estimate.level import Level
+from resplit.estimate.links import LinkEstimate, LinkEstimates, route_hops, with_links
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
 
-__all__ = ["Change", "ClusterEstimate", "NodeEstimate", "under_estimates"]
+__all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "under_estimates"]
 
 MAX_BACKGROUND = 0.99  # the problem format requires a value below 1
 # Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
@@ -31,28 +33,6 @@ _HICCUP_S = 0.005
 _BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST = 0.03, 0.01, 0.1
 _PASSES_KEPT = 8
 _FRESH_S = 3.0  # while a node computed passes within this time, its report about the reference layer is not needed
-
-
-@dataclass(frozen=True)
-class Change:
-    """A jump that was detected at `at_s`: `what` of `node` went from `before` to `after`.
-
-    For "speed", these are factors on the times of the cost model; for "background", shares of the node.
-    """
-
-    at_s: float
-    node: str
-    what: Literal["speed", "background"]
-    before: float
-    after: float
-    deviation: float
-
-    def __str__(self) -> str:
-        if self.what == "background":
-            return f"others use {self.after:.0%} of {self.node} (before: {self.before:.0%})"
-        ratio = self.after / self.before
-        word = f"{ratio:.2g} times slower" if ratio > 1 else f"{1 / ratio:.2g} times faster"
-        return f"{self.node} became {word}"
 
 
 @dataclass(frozen=True)
@@ -70,9 +50,19 @@ class NodeEstimate:
     background_utilization: float | None = None
 
 
-def under_estimates(problem: Problem, estimates: Mapping[str, NodeEstimate]) -> Problem:
-    """The problem with the estimated times and background loads. It was posed with the same cost model."""
-    known = [estimates.get(node.name, NodeEstimate()) for node in problem.nodes]
+@dataclass(frozen=True)
+class Estimates:
+    """What is estimated of a cluster now, relative to one cost model: its nodes by name, and its links."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    nodes: Mapping[str, NodeEstimate] = field(default_factory=dict)
+    links: tuple[LinkEstimate, ...] = ()
+
+
+def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
+    """The problem with the estimated times, background loads and links. It was posed with the same cost model."""
+    known = [estimates.nodes.get(node.name, NodeEstimate()) for node in problem.nodes]
     factors = np.array([estimate.factor for estimate in known])  # (nodes,)
     nodes = tuple(
         node
@@ -80,9 +70,12 @@ def under_estimates(problem: Problem, estimates: Mapping[str, NodeEstimate]) -> 
         else replace(node, background_utilization=estimate.background_utilization)
         for node, estimate in zip(problem.nodes, known, strict=True)
     )
+    latency_s, bandwidth_bytes_per_s = with_links(problem, estimates.links)
     return replace(
         problem,
         nodes=nodes,
+        link_latency_s=latency_s,
+        link_bandwidth_bytes_per_s=bandwidth_bytes_per_s,
         prefill_s_per_token=problem.prefill_s_per_token * factors,
         decode_s_per_token=problem.decode_s_per_token * factors,
     )
@@ -105,14 +98,18 @@ class ClusterEstimate:
     Times are those of one monotonic clock.
     """
 
-    def __init__(self, features: Sequence[BlockFeatures]) -> None:
+    def __init__(self, features: Sequence[BlockFeatures], source: str) -> None:
+        self.links = LinkEstimates()
         self._features = tuple(features)
+        self._source = source
+        self._hops: tuple[int, Level] = (0, _hops_level())  # between the nodes of the route of an epoch
         self._expected: ExpectedTimes | None = None
         self._nodes: defaultdict[str, _Node] = defaultdict(_Node)
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What the last passes show of each node is compared with it."""
         self._expected = ExpectedTimes(model, self._features)
+        self.links.set_model(model)
         for name, node in self._nodes.items():
             logs = [log for log in (self._log_factor(name, *each) for each in node.passes) if log is not None]
             node.speed.restart(float(np.median(logs)) if logs else self._log_reference(name) or 0.0)
@@ -131,6 +128,16 @@ class ClusterEstimate:
                 changes += self._observe_speed(segment.node, log_factor, done.at_s, hiccup)
         return changes
 
+    def suspects(self, done: PassTime) -> list[tuple[str, str]]:
+        """The links that a pass crossed, if the time between its nodes has jumped: one of them should be measured."""
+        if done.tokens > 1:  # a prompt is forwarded in parts, while others of it are computed
+            return []
+        if self._hops[0] != done.epoch:
+            self._hops = (done.epoch, _hops_level())
+        if not self._hops[1].observe(done.hops_s, done.at_s):
+            return []
+        return route_hops(self._source, tuple(segment.node for segment in done.segments))
+
     def observe_report(self, node: str, reference_s: float, background: float, at_s: float) -> list[Change]:
         """Take a node's report: its time for the reference layer, and the share of it that others use."""
         known = self._nodes[node]
@@ -141,9 +148,10 @@ class ClusterEstimate:
         log_factor = self._log_reference(node)
         return changes if log_factor is None else [*changes, *self._observe_speed(node, log_factor, at_s, 0.0)]
 
-    def nodes(self, at_s: float) -> dict[str, NodeEstimate]:
-        """The estimate of each node of which anything is known, at `at_s`."""
-        return {name: _estimate(node, at_s) for name, node in self._nodes.items()}
+    def estimates(self, at_s: float) -> Estimates:
+        """The estimate of each node and link of which anything is known, at `at_s`."""
+        nodes = {name: _estimate(node, at_s) for name, node in self._nodes.items()}
+        return Estimates(nodes, self.links.estimates())
 
     def _log_factor(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
         """The logarithm of measured over expected time; None where the model says nothing about such a batch."""
@@ -165,7 +173,7 @@ class ClusterEstimate:
         while len(known.passes) > 1:  # the earlier ones are from before the jump
             known.passes.popleft()
         deviation = level.deviation(at_s)
-        return [Change(at_s, node, "speed", math.exp(before), math.exp(level.mean), deviation)]
+        return [Change(at_s, node, "time", math.exp(before), math.exp(level.mean), deviation)]
 
     def _observe_background(self, node: str, share: float, at_s: float) -> list[Change]:
         level = self._nodes[node].background
@@ -173,6 +181,11 @@ class ClusterEstimate:
         if not level.observe(share, at_s):
             return []
         return [Change(at_s, node, "background", before, level.mean, level.deviation(at_s))]
+
+
+def _hops_level() -> Level:
+    """Of the seconds between the nodes of a route: noise, drift in a second, and the least jump to look into."""
+    return Level(0.004, 0.001, 0.01)
 
 
 def _estimate(node: _Node, at_s: float) -> NodeEstimate:

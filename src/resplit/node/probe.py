@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Collection
 from typing import Any
 
 import psutil
@@ -81,10 +82,18 @@ class Probe:
 
     async def echo_all(self, repeats: int = 3) -> None:
         """Measure every link now, `repeats` times; a peer that does not answer adds no rows."""
-        for peer in self._connections.peers.values():
-            with contextlib.suppress(NodeLostError):
-                for _ in range(repeats):
-                    await self._echo(peer)
+        for peer in list(self._connections.peers.values()):
+            await self._echo_repeatedly(peer, repeats)
+
+    async def measure(self, names: Collection[str]) -> None:
+        """Measure the links to these nodes now, twice each and at the same time. Unknown nodes are passed over."""
+        peers = [peer for name, peer in self._connections.peers.items() if name in names]
+        await asyncio.gather(*(self._echo_repeatedly(peer, 2) for peer in peers))
+
+    async def _echo_repeatedly(self, peer: Peer, times: int) -> None:
+        with contextlib.suppress(NodeLostError):
+            for _ in range(times):
+                await self._echo(peer)
 
     def note_reference(self, seconds: float) -> None:
         """Set the seconds that this node needs for a decode step of the reference layer."""

@@ -128,6 +128,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Answer with the node's state and its telemetry rows since the last report."""
         _only_the_controller(stream)
         request = await receive_one(stream)
+        await self._agent.probe.measure(set(request.measure))
         rows, last = self._agent.probe.rows_after(request.after)
         report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows)
         await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"|\n\x0bSegmentTime\x12\x10\n\x08waited_s\x18\x01 \x01(\x02\x12\x12\n\ncomputed_s\x18\x02 \x01(\x02\x12\x1e\n\x16\x62\x61\x63kground_utilization\x18\x03 \x01(\x02\x12\x0f\n\x07\x64\x65\x63odes\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\"\xf6\x02\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\x12+\n\x06permit\x18\r \x01(\x0b\x32\x1b.resplit.wire.PermitRequest\x12\x10\n\x08stepwise\x18\x0e \x01(\x08\x12\x13\n\x0b\x61\x63knowledge\x18\x0f \x01(\x08\x12(\n\x05times\x18\x10 \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12\x0e\n\x06\x64rafts\x18\x11 \x01(\r\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\xb0\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\n \x03(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12(\n\x05times\x18\t \x03(\x0b\x32\x19.resplit.wire.SegmentTimeJ\x04\x08\x04\x10\x05\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"\x1e\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"q\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\x1b\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xcc\x01\n\rPermitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x04 \x03(\x04\x12\x39\n\x07senders\x18\x05 \x03(\x0b\x32(.resplit.wire.PermitRequest.SendersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bPermitReply\x12\x37\n\x07lengths\x18\x01 \x03(\x0b\x32&.resplit.wire.PermitReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xc7\x04\n\x04Node\x12\x32\n\x05Steps\x12\x12.resplit.wire.Step\x1a\x11.resplit.wire.Ack(\x01\x30\x01\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12<\n\x05\x43\x61\x63he\x12\x17.resplit.wire.CachePart\x1a\x18.resplit.wire.CacheReply(\x01\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12@\n\x06Permit\x12\x1b.resplit.wire.PermitRequest\x1a\x19.resplit.wire.PermitReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\"|\n\x0bSegmentTime\x12\x10\n\x08waited_s\x18\x01 \x01(\x02\x12\x12\n\ncomputed_s\x18\x02 \x01(\x02\x12\x1e\n\x16\x62\x61\x63kground_utilization\x18\x03 \x01(\x02\x12\x0f\n\x07\x64\x65\x63odes\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\"\xf6\x02\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\x12+\n\x06permit\x18\r \x01(\x0b\x32\x1b.resplit.wire.PermitRequest\x12\x10\n\x08stepwise\x18\x0e \x01(\x08\x12\x13\n\x0b\x61\x63knowledge\x18\x0f \x01(\x08\x12(\n\x05times\x18\x10 \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12\x0e\n\x06\x64rafts\x18\x11 \x01(\r\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\xb0\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\n \x03(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12(\n\x05times\x18\t \x03(\x0b\x32\x19.resplit.wire.SegmentTimeJ\x04\x08\x04\x10\x05\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"/\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x0f\n\x07measure\x18\x02 \x03(\t\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"q\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\x1b\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xcc\x01\n\rPermitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x04 \x03(\x04\x12\x39\n\x07senders\x18\x05 \x03(\x0b\x32(.resplit.wire.PermitRequest.SendersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bPermitReply\x12\x37\n\x07lengths\x18\x01 \x03(\x0b\x32&.resplit.wire.PermitReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xc7\x04\n\x04Node\x12\x32\n\x05Steps\x12\x12.resplit.wire.Step\x1a\x11.resplit.wire.Ack(\x01\x30\x01\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12<\n\x05\x43\x61\x63he\x12\x17.resplit.wire.CachePart\x1a\x18.resplit.wire.CacheReply(\x01\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12@\n\x06Permit\x12\x1b.resplit.wire.PermitRequest\x1a\x19.resplit.wire.PermitReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,33 +54,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMANDREPLY']._serialized_start=927
   _globals['_COMMANDREPLY']._serialized_end=990
   _globals['_REPORTREQUEST']._serialized_start=992
-  _globals['_REPORTREQUEST']._serialized_end=1022
-  _globals['_REPORTREPLY']._serialized_start=1024
-  _globals['_REPORTREPLY']._serialized_end=1065
-  _globals['_ECHOREQUEST']._serialized_start=1067
-  _globals['_ECHOREQUEST']._serialized_end=1097
-  _globals['_ECHOREPLY']._serialized_start=1099
-  _globals['_ECHOREPLY']._serialized_end=1110
-  _globals['_CACHEPART']._serialized_start=1112
-  _globals['_CACHEPART']._serialized_end=1225
-  _globals['_CACHEREPLY']._serialized_start=1227
-  _globals['_CACHEREPLY']._serialized_end=1254
-  _globals['_TRANSFERREQUEST']._serialized_start=1256
-  _globals['_TRANSFERREQUEST']._serialized_end=1372
-  _globals['_TRANSFERREPLY']._serialized_start=1374
-  _globals['_TRANSFERREPLY']._serialized_end=1419
-  _globals['_PERMITREQUEST']._serialized_start=1422
-  _globals['_PERMITREQUEST']._serialized_end=1626
-  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_start=1580
-  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_end=1626
-  _globals['_PERMITREPLY']._serialized_start=1628
-  _globals['_PERMITREPLY']._serialized_end=1746
-  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_start=1700
-  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_end=1746
-  _globals['_CLOSEREQUEST']._serialized_start=1748
-  _globals['_CLOSEREQUEST']._serialized_end=1780
-  _globals['_CLOSEREPLY']._serialized_start=1782
-  _globals['_CLOSEREPLY']._serialized_end=1794
-  _globals['_NODE']._serialized_start=1797
-  _globals['_NODE']._serialized_end=2380
+  _globals['_REPORTREQUEST']._serialized_end=1039
+  _globals['_REPORTREPLY']._serialized_start=1041
+  _globals['_REPORTREPLY']._serialized_end=1082
+  _globals['_ECHOREQUEST']._serialized_start=1084
+  _globals['_ECHOREQUEST']._serialized_end=1114
+  _globals['_ECHOREPLY']._serialized_start=1116
+  _globals['_ECHOREPLY']._serialized_end=1127
+  _globals['_CACHEPART']._serialized_start=1129
+  _globals['_CACHEPART']._serialized_end=1242
+  _globals['_CACHEREPLY']._serialized_start=1244
+  _globals['_CACHEREPLY']._serialized_end=1271
+  _globals['_TRANSFERREQUEST']._serialized_start=1273
+  _globals['_TRANSFERREQUEST']._serialized_end=1389
+  _globals['_TRANSFERREPLY']._serialized_start=1391
+  _globals['_TRANSFERREPLY']._serialized_end=1436
+  _globals['_PERMITREQUEST']._serialized_start=1439
+  _globals['_PERMITREQUEST']._serialized_end=1643
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_start=1597
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_end=1643
+  _globals['_PERMITREPLY']._serialized_start=1645
+  _globals['_PERMITREPLY']._serialized_end=1763
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_start=1717
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_end=1763
+  _globals['_CLOSEREQUEST']._serialized_start=1765
+  _globals['_CLOSEREQUEST']._serialized_end=1797
+  _globals['_CLOSEREPLY']._serialized_start=1799
+  _globals['_CLOSEREPLY']._serialized_end=1811
+  _globals['_NODE']._serialized_start=1814
+  _globals['_NODE']._serialized_end=2397
 # @@protoc_insertion_point(module_scope)

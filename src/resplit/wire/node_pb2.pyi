@@ -125,10 +125,12 @@ class CommandReply(_message.Message):
     def __init__(self, body: _Optional[str] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("after",)
+    __slots__ = ("after", "measure")
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
     after: int
-    def __init__(self, after: _Optional[int] = ...) -> None: ...
+    measure: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, after: _Optional[int] = ..., measure: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("body", "last")

@@ -152,10 +152,13 @@ class Peer:
             raise self.fault(f"its reply to {kind!r} has no reason but {reply.error_kind!r:.60}")
         raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
 
-    async def report(self, after: int, timeout_s: float = 5.0) -> tuple[NodeReport, int]:
-        """The node's state and its telemetry rows numbered above `after`, and the number of the last row."""
+    async def report(self, after: int, timeout_s: float = 5.0, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
+        """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
+
+        It first measures its links to the nodes `measure`.
+        """
         with self._asking():
-            reply = await self._stub.Report(ReportRequest(after=after), timeout=timeout_s)
+            reply = await self._stub.Report(ReportRequest(after=after, measure=measure), timeout=timeout_s)
         report = self._parsed(_REPORT, reply.body, "its report")
         rows: list[NodeRow | LinkRow | BlockRow] = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
         if len(rows) > _MAX_REPORTED_ROWS:

@@ -1,0 +1,123 @@
+"""The estimated latency and bandwidth of each link, from messages of two sizes, relative to a cost model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from resplit.cost.model import CostModel
+from resplit.estimate.change import Change
+from resplit.estimate.level import Level
+from resplit.types import FloatArray, Problem
+
+__all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
+
+# Of the logarithm of a factor: noise of one message, drift in one second, and the least jump that is worth a plan.
+_NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.5
+# A message may be late by so much although nothing changed: a process had something else to do.
+_HICCUP_S = 0.002
+SMALL_BYTES = 1024  # a smaller message shows the latency of a link, a larger one its bandwidth
+
+
+@dataclass(frozen=True)
+class LinkEstimate:
+    """By which factors the cost model's latency and seconds per byte of a link from `node` to `peer` are wrong now."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    node: str
+    peer: str
+    latency_factor: float = 1.0
+    s_per_byte_factor: float = 1.0
+
+
+def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[FloatArray, FloatArray]:
+    """Latency and bandwidth of the problem's links (nodes, nodes), as they are estimated."""
+    latency_s = problem.link_latency_s.copy()
+    bandwidth = problem.link_bandwidth_bytes_per_s.copy()
+    index = {node.name: i for i, node in enumerate(problem.nodes)}
+    for link in estimates:
+        if link.node in index and link.peer in index:
+            place = index[link.node], index[link.peer]
+            latency_s[place] *= link.latency_factor
+            bandwidth[place] /= link.s_per_byte_factor
+    return latency_s, bandwidth
+
+
+@dataclass
+class _Link:
+    """What was seen of one link."""
+
+    latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST))
+    s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST))
+    small_s: float = math.nan  # the last small message
+    transfer_s_per_byte: float = math.nan  # of the last large message
+
+
+class LinkEstimates:
+    """The estimates of all links of one cluster. Without a cost model it only collects."""
+
+    def __init__(self) -> None:
+        self._model: CostModel | None = None
+        self._links: defaultdict[tuple[str, str], _Link] = defaultdict(_Link)
+
+    def set_model(self, model: CostModel) -> None:
+        """Use a new cost model. The last messages are compared with it."""
+        self._model = model
+        for pair, link in self._links.items():
+            link.latency.restart(_log(link.small_s, self._expected_s(pair)) or 0.0)
+            link.s_per_byte.restart(_log(link.transfer_s_per_byte, self._expected_s_per_byte(pair)) or 0.0)
+
+    def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
+        """Take the one-way time of a probe; returns the jump that it reveals."""
+        pair, link = (node, peer), self._links[node, peer]
+        if payload_bytes < SMALL_BYTES:
+            link.small_s = seconds
+            return _observed(f"the latency from {node} to {peer}", link.latency, seconds, self._expected_s(pair), at_s)
+        if not link.small_s < seconds:
+            return []
+        link.transfer_s_per_byte = (seconds - link.small_s) / payload_bytes
+        expected = self._expected_s_per_byte(pair)
+        what = f"the transfer from {node} to {peer}"
+        extra = _HICCUP_S / payload_bytes
+        return _observed(what, link.s_per_byte, link.transfer_s_per_byte, expected, at_s, extra)
+
+    def estimates(self) -> tuple[LinkEstimate, ...]:
+        """The estimate of each link that was measured."""
+        return tuple(
+            LinkEstimate(*pair, math.exp(link.latency.mean), math.exp(link.s_per_byte.mean))
+            for pair, link in self._links.items()
+        )
+
+    def _expected_s(self, pair: tuple[str, str]) -> float | None:
+        link = self._model.link(*pair) if self._model else None
+        return link.latency_s if link and link.latency_s > 0 else None
+
+    def _expected_s_per_byte(self, pair: tuple[str, str]) -> float | None:
+        link = self._model.link(*pair) if self._model else None
+        return 1 / link.bandwidth_bytes_per_s if link else None
+
+
+def _log(seconds: float, expected: float | None) -> float | None:
+    return math.log(seconds / expected) if expected and seconds > 0 else None
+
+
+def _observed(
+    what: str, level: Level, seconds: float, expected: float | None, at_s: float, hiccup: float = _HICCUP_S
+) -> list[Change]:
+    log_factor = _log(seconds, expected)
+    if log_factor is None:
+        return []
+    before = level.mean
+    if not level.observe(log_factor, at_s, hiccup / max(seconds, expected or 0.0)):
+        return []
+    return [Change(at_s, what, "time", math.exp(before), math.exp(level.mean), level.deviation(at_s))]
+
+
+def route_hops(source: str, nodes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The links that a pass crosses: from the source through the nodes of its segments and back."""
+    stops = [source, *nodes, source]
+    return [(one, other) for one, other in itertools.pairwise(stops) if one != other]

@@ -1,0 +1,88 @@
+"""The estimates of links, from probes of two sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from resplit.cost import CostModel, LinkModel, PredictionError
+from resplit.estimate import ClusterEstimate, Estimates, LinkEstimates, under_estimates
+from resplit.estimate.links import LinkEstimate, route_hops
+from resplit.pass_times import PassTime, SegmentTime
+from tests.support.problems import tiny_problem
+
+LATENCY_S, S_PER_BYTE = 0.02, 1e-7
+SMALL, LARGE = 64, 32 * 1024
+NO_ERROR = PredictionError(None, None, 0)
+
+
+def model(latency_s: float = LATENCY_S) -> CostModel:
+    return CostModel(0.0, {}, (), (LinkModel("a", "b", latency_s, S_PER_BYTE, 0.0, 0.0, 9),), NO_ERROR, NO_ERROR)
+
+
+def probe(links: LinkEstimates, latency_s: float, s_per_byte: float, rounds: int, at_s: float = 0.0) -> list[str]:
+    """Probe the link from a to b; returns what was detected."""
+    changes = []
+    for index in range(rounds):
+        for size in (SMALL, LARGE):
+            seconds = latency_s + size * s_per_byte
+            changes += links.observe("a", "b", size, seconds, at_s + index)
+    return [str(change) for change in changes]
+
+
+@pytest.fixture
+def links() -> LinkEstimates:
+    known = LinkEstimates()
+    known.set_model(model())
+    assert probe(known, LATENCY_S, S_PER_BYTE, 10) == []
+    return known
+
+
+def test_a_longer_latency_is_noticed_at_the_second_probe_and_is_not_taken_for_a_slower_transfer(
+    links: LinkEstimates,
+) -> None:
+    assert probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0) == ["the latency from a to b became 6 times slower"]
+    (link,) = links.estimates()
+    assert link.latency_factor == pytest.approx(6.0, rel=0.05)
+    assert link.s_per_byte_factor == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_narrower_link_is_noticed(links: LinkEstimates) -> None:
+    assert probe(links, LATENCY_S, 8 * S_PER_BYTE, 4, 20.0) == ["the transfer from a to b became 8 times slower"]
+
+
+def test_a_new_model_that_knows_of_the_change_leaves_nothing_to_correct(links: LinkEstimates) -> None:
+    probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0)
+    links.set_model(model(6 * LATENCY_S))
+    assert links.estimates()[0].latency_factor == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_link_that_no_model_knows_is_passed_over() -> None:
+    links = LinkEstimates()
+    assert probe(links, 1.0, 1.0, 3) == []
+    links.set_model(model())
+    assert links.observe("b", "c", SMALL, 9.0, 1.0) == []
+    assert links.observe("b", "c", SMALL, 90.0, 2.0) == []
+
+
+def test_estimates_scale_the_links_of_a_problem() -> None:
+    problem = tiny_problem(1)
+    one, other = problem.nodes[0].name, problem.nodes[1].name
+    changed = under_estimates(problem, Estimates(links=(LinkEstimate(one, other, 3.0, 4.0), LinkEstimate("?", one))))
+    assert changed.link_latency_s[0, 1] == 3 * problem.link_latency_s[0, 1]
+    assert changed.link_bandwidth_bytes_per_s[0, 1] == problem.link_bandwidth_bytes_per_s[0, 1] / 4
+    assert np.array_equal(changed.link_latency_s[1:], problem.link_latency_s[1:], equal_nan=True)
+
+
+def test_a_pass_whose_time_between_nodes_jumps_names_the_links_of_its_route() -> None:
+    estimate = ClusterEstimate((), "a")
+
+    def passed(index: int, hops_s: float, tokens: int = 1) -> list[tuple[str, str]]:
+        segments = tuple(SegmentTime(node, i, i, 0.0, 0.01, 0.0, 1, 0) for i, node in enumerate(("a", "b", "c", "c")))
+        return estimate.suspects(PassTime(1, 9, tokens, 0.1 * index, 0.04 + hops_s, segments))
+
+    assert [passed(index, 0.03) for index in range(20)] == [[]] * 20
+    assert passed(20, 5.0, tokens=8) == []  # a prompt is forwarded in parts
+    assert passed(21, 0.25) == []
+    assert passed(22, 0.25) == [("a", "b"), ("b", "c"), ("c", "a")]
+    assert route_hops("a", ("a", "a")) == []
