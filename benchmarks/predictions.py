@@ -1,6 +1,7 @@
 """How far off the predicted latency of requests is: one, four and twelve streams on the emulated home cluster.
 
-Each stream sends one request after another. Prints a table like the one in docs/planner.md.
+Each stream sends one request after another. Prints a table like the one in docs/planner.md. On a machine that is too
+busy to emulate the nodes, passes take longer than declared, and that adds to the error; `--slower` makes it small.
 """
 
 from __future__ import annotations
@@ -28,12 +29,19 @@ from resplit.types import Problem, RequestClass
 
 MODEL = "SmolLM2-135M-Instruct"
 WARM_REQUESTS = 1  # of each stream, which are not counted
+COLUMNS = (
+    "placement", "streams", "predicted", "in turns", "measured", "error", "within target", "first token", "gap",
+    "requests",
+)  # fmt: skip
 TARGETS = {1: 0.10, 4: 0.20, 12: 0.20}  # largest relative error by number of streams
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: its placement, the streams, and the mean latency of a request."""
+    """One configuration: its placement, the streams, and the mean latency of a request.
+
+    `turns_s` is predicted as if sessions shared no passes.
+    """
 
     placement: str
     streams: int
@@ -41,6 +49,7 @@ class Row:
     compute_s: float
     queueing_s: float
     network_s: float
+    turns_s: float
     measured_s: float
     first_token_s: float
     gap_s: float
@@ -119,14 +128,16 @@ def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: floa
                 requests = asyncio.run(
                     closed_loop(cluster.url, number, int(first.prompt_tokens), int(first.new_tokens), for_s)
                 )
-                rows.append(_row(with_streams(problem, placement, number), placement, number, requests))
-                rows[-1] = replace(rows[-1], placement=describe(placement, features))
+                row = _row(problem, placement, number, requests)
+                rows.append(replace(row, placement=describe(placement, features)))
                 print(_text(rows[-1]), flush=True)
+        print("\nEmulated passes took longer than declared by (median):", _emulation_errors(client))
     return rows
 
 
 def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: list[Timed]) -> Row:
-    predicted = evaluate(problem, placement)
+    predicted = evaluate(with_streams(problem, placement, streams), placement)
+    in_turns = replace(problem, nodes=tuple(replace(node, load_share=1.0) for node in problem.nodes))
     return Row(
         placement="",
         streams=streams,
@@ -134,6 +145,7 @@ def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: l
         compute_s=float(predicted.compute_s[0]),
         queueing_s=float(predicted.queueing_s[0]),
         network_s=float(predicted.network_s[0]),
+        turns_s=evaluate(with_streams(in_turns, placement, streams), placement).terms.latency_s,
         measured_s=statistics.fmean(each.times_s[-1] - each.begun_s for each in requests),
         first_token_s=statistics.fmean(each.first_token_s for each in requests),
         gap_s=statistics.fmean(gap for each in requests for gap in each.gaps_s),
@@ -141,13 +153,26 @@ def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: l
     )
 
 
+def _emulation_errors(client: ControlClient) -> str:
+    errors = {node.node: node.emulation_error for node in client.status().nodes if node.blocks}
+    return ", ".join(f"{name} {error:.1%}" for name, error in errors.items() if error is not None)
+
+
 def _text(row: Row) -> str:
     parts = " + ".join(f"{1e3 * s:.0f}" for s in (row.compute_s, row.queueing_s, row.network_s))
-    within = "yes" if abs(row.error) <= TARGETS.get(row.streams, 0.2) else "no"
-    return (
-        f"| {row.placement} | {row.streams} | {1e3 * row.predicted_s:.0f} = {parts} | {1e3 * row.measured_s:.0f} | "
-        f"{row.error:+.1%} | {within} | {1e3 * row.first_token_s:.0f} | {1e3 * row.gap_s:.1f} | {row.requests} |"
-    )
+    cells = [
+        row.placement,
+        str(row.streams),
+        f"{1e3 * row.predicted_s:.0f} = {parts}",
+        f"{1e3 * row.turns_s:.0f}",
+        f"{1e3 * row.measured_s:.0f}",
+        f"{row.error:+.1%}",
+        "yes" if abs(row.error) <= TARGETS.get(row.streams, max(TARGETS.values())) else "no",
+        f"{1e3 * row.first_token_s:.0f}",
+        f"{1e3 * row.gap_s:.1f}",
+        str(row.requests),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -161,8 +186,7 @@ def main() -> None:
     given = parser.parse_args()
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     print("Times in ms; predicted = compute + queueing + network.\n")
-    print("| placement | streams | predicted | measured | error | within target | first token | gap | requests |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     with running(given.cluster, given.state, MODEL) as cluster:
         measure(cluster, given.streams, given.seconds, given.slower)
     print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
