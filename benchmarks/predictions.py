@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import yaml
 
 from benchmarks.serving.load import Timed, stream
 from resplit.cluster.client import ControlClient
@@ -187,8 +189,14 @@ def main() -> None:
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     print("Times in ms; predicted = compute + queueing + network.\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    with running(given.cluster, given.state, MODEL) as cluster:
-        measure(cluster, given.streams, given.seconds, given.slower)
+    with tempfile.TemporaryDirectory() as folder:
+        # The cost model predicts passes without drafts.
+        content = yaml.safe_load(given.cluster.read_text())
+        content["limits"] = content.get("limits", {}) | {"drafts": 0}
+        without_drafts = Path(folder) / "cluster.yaml"
+        without_drafts.write_text(yaml.safe_dump(content))
+        with running(without_drafts, given.state, MODEL) as cluster:
+            measure(cluster, given.streams, given.seconds, given.slower)
     print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
 
 

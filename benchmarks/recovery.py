@@ -89,7 +89,7 @@ async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict
 def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[dict[str, Any]]:
     """Start a cluster, and measure one row for each history."""
     content = yaml.safe_load(cluster_file.read_text())
-    content["limits"] |= {"copy_every": copy_every, "deadline": "600 s"}
+    content["limits"] |= {"copy_every": copy_every, "drafts": 0, "deadline": "600 s"}
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / "cluster.yaml"
         changed.write_text(yaml.safe_dump(content))

@@ -23,6 +23,7 @@ from benchmarks.serving.clusters import Cost, Setup, restart_s, serving
 from benchmarks.serving.hops import hop_figures
 from benchmarks.serving.installation import node_install_bytes
 from benchmarks.serving.load import decode_rate, first_token_s, longest_gap_ratio, prefill_rate
+from benchmarks.serving.speculation import speculation_figures
 from resplit.cluster.local import Cluster
 from resplit.config import LimitsConfig
 
@@ -60,6 +61,7 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
     copied = _serve(Setup(2, "int4", copy_every=LimitsConfig().copy_every), models, repeats, _decode)
     figures: Figures = {
         **hop_figures(models, repeats),
+        **speculation_figures(models, repeats),
         "one_node_vs_generate": one32["decode_1"] / generate,
         "two_nodes_vs_one": two4["decode_1"] / one4["decode_1"],
         "batch8_vs_1": one32["decode_8"] / one32["decode_1"],

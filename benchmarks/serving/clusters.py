@@ -24,13 +24,15 @@ MODEL = "SmolLM2-135M-Instruct"
 class Setup:
     """A cluster to measure: `nodes` nodes that share the layers evenly, with weights of one width.
 
-    `latency_ms` emulates the links between them; without it they are real. `copy_every` as in the cluster file.
+    `latency_ms` emulates the links between them; without it they are real. `copy_every` and `drafts` as in the cluster
+    file.
     """
 
     nodes: int
     weights: str
     copy_every: int = 0
     latency_ms: float | None = None
+    drafts: int = 0
 
     def content(self) -> dict[str, object]:
         """The cluster file."""
@@ -44,7 +46,8 @@ class Setup:
             "links": None if self.latency_ms is None else {"default": link},
             "classes": [{"name": "default", "rate_rps": 0.01, "prompt_tokens": 64, "new_tokens": 64}],
             "limits": {
-                "context_tokens": 2048, "sessions": 16, "queue": 64, "deadline": "600 s", "copy_every": self.copy_every
+                "context_tokens": 2048, "sessions": 16, "queue": 64, "deadline": "600 s",
+                "copy_every": self.copy_every, "drafts": self.drafts,
             },
             "kv_tokens": 16 * 2048,
             "weights": self.weights,

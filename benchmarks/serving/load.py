@@ -6,6 +6,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -31,9 +32,12 @@ class Timed:
         return [after - before for before, after in zip(self.times_s, self.times_s[1:], strict=False)]
 
 
-async def stream(client: httpx.AsyncClient, prompt: list[int], new_tokens: int) -> Timed:
-    """Stream one request to its end."""
+async def stream(
+    client: httpx.AsyncClient, prompt: list[int] | str, new_tokens: int, more: Mapping[str, float] | None = None
+) -> Timed:
+    """Stream one request to its end. `more` are further fields of its body."""
     body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
+    body |= more or {}
     begun_s, times_s = time.monotonic(), []
     async with client.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as response:
         assert response.status_code == 200, await response.aread()
