@@ -16,13 +16,12 @@ import pytest
 import torch
 from google.protobuf.message import Message
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -60,11 +59,11 @@ from tests.support.wire_fuzzing import CALLS, FRAMES, PARTS, STEPS
 
 A, B, C, MALLORY = "alpha", "beta", "gamma", "mallory"
 HONEST = (A, B, C)
-NEW_TOKENS = 24
+NEW_TOKENS = 40
 WITHOUT = ((A, A, B, C, C, B, B, A), (B, B, A, A, C, B, A, B))
 WITH = ((A, A, MALLORY, MALLORY, C, B, B, A), (B, A, C, B, MALLORY, A, MALLORY, B))
 PRIVATE = {0, 1, 7}
-EXAMPLES = 8
+EXAMPLES = 5
 # Time limits for a node that does not answer: those of the code are some seconds longer.
 SHORT_LIMITS = (
     (node_commands, "_OTHERWISE_WITHIN_S", 1.0),
@@ -141,10 +140,11 @@ class World:
 
 @dataclass
 class Request:
-    """A request, and how many epochs had been live when it began."""
+    """A request, and how many epochs had been live when it began, and when it ended."""
 
     answer: asyncio.Task[list[int]]
-    epochs: int
+    first: int
+    last: int | None = None
 
 
 class HostileMember(RuleBasedStateMachine):
@@ -169,7 +169,7 @@ class HostileMember(RuleBasedStateMachine):
         await world.operator.join(MALLORY)
         await self._deploy(WITHOUT[0])
 
-    @rule(call=st.sampled_from(NODE_CALLS), lie=st.sampled_from(sorted(LIES)))
+    @rule(call=st.sampled_from(NODE_CALLS) | st.just("Command"), lie=st.sampled_from(sorted(LIES)))
     def lie(self, call: str, lie: str) -> None:
         self.world.mallory.lies[call] = LIES[lie]
 
@@ -191,7 +191,6 @@ class HostileMember(RuleBasedStateMachine):
             self.world.aim(token, at)
         self.world.run(self.world.mallory.say(*tokens))
 
-    @precondition(lambda self: self.world.nodes.sessions.session_names())
     @rule(at=st.integers(0, 2))
     def forge(self, at: int) -> None:
         self._send(self._forge(at))
@@ -242,7 +241,7 @@ class HostileMember(RuleBasedStateMachine):
     def end_requests(self) -> None:
         self.world.run(self._end_requests())
 
-    @rule(placement=st.sampled_from(WITHOUT + WITH))
+    @rule(placement=st.sampled_from(WITHOUT) | st.sampled_from(WITH))
     def deploy(self, placement: tuple[str, ...]) -> None:
         self.world.run(self._deploy(placement))
 
@@ -268,9 +267,12 @@ class HostileMember(RuleBasedStateMachine):
         assert world.run(world.failures()) == []
 
     async def _forge(self, at: int) -> None:
+        """Forge everything for a running session, while it goes on."""
         world = self.world
+        if not world.nodes.sessions.session_names():
+            await self._request()
         sessions, positions = world.nodes.sessions.session_names(), len(PROMPT) + NEW_TOKENS
-        session, epoch = sessions[at % len(sessions)], world.controller.deployment.live_number
+        session, epoch = sessions[at % len(sessions)] if sessions else "", world.controller.deployment.live_number
         await forge_everything(session, epoch, positions, world.mallory, world.liar, HONEST)
 
     def _send(self, sending: Coroutine[Any, Any, Any]) -> None:
@@ -280,20 +282,21 @@ class HostileMember(RuleBasedStateMachine):
 
     async def _request(self) -> None:
         """Begin a request, and wait until it has had a token or has ended."""
-        world = self.world
-        begun = asyncio.Event()
+        history, begun = self.world.controller.deployment.history, asyncio.Event()
 
         async def answer() -> list[int]:
             try:
                 tokens = []
-                async for token in world.nodes.sessions.generate(generation_request(NEW_TOKENS)):
+                async for token in self.world.nodes.sessions.generate(generation_request(NEW_TOKENS)):
                     tokens.append(token.token_id)
                     begun.set()
                 return tokens
             finally:
                 begun.set()
+                request.last = len(history)
 
-        self.requests.append(Request(asyncio.create_task(answer()), len(world.controller.deployment.history)))
+        request = Request(asyncio.create_task(answer()), len(history))
+        self.requests.append(request)
         await begun.wait()
 
     async def _end_requests(self) -> None:
@@ -308,7 +311,7 @@ class HostileMember(RuleBasedStateMachine):
         self.requests.clear()
 
     def _ran_through_mallory(self, request: Request) -> bool:
-        epochs = self.world.controller.deployment.history[request.epochs - 1 :]
+        epochs = self.world.controller.deployment.history[request.first - 1 : request.last]
         return any(MALLORY in epoch.placement for epoch in epochs)
 
     async def _deploy(self, placement: tuple[str, ...]) -> None:
@@ -318,8 +321,9 @@ class HostileMember(RuleBasedStateMachine):
             try:
                 await controller.deploy(Proposal(placement, "re-split", controller.deployment.live_number))
                 refused = False
-            except ProposalRefusedError:
+            except ProposalRefusedError as error:
                 refused = MALLORY not in placement
+                assert not (refused and MALLORY in error.refused_by)  # noqa: PT017 - most refusals are right
 
     async def _exclude(self) -> None:
         """Drain mallory in time. From then on no request runs through it. Then let it join again."""
@@ -381,7 +385,7 @@ def test_a_hostile_member_that_says_anything_at_any_moment_harms_nobody_else(wor
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=12,
-            print_blob=True,
+            phases=[Phase.generate],  # real nodes do not repeat an example exactly, so a shorter one is not sought
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
