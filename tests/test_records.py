@@ -23,6 +23,9 @@ REQUEST: dict[str, object] = {
     "slo_s": float("nan"),
     "private_ok": True,
     "epochs": 1,
+    "waited_s": 0.0,
+    "computed_s": 0.0,
+    "hops_s": 0.0,
 }
 
 

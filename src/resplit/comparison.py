@@ -43,6 +43,12 @@ MEASURES = (
             "95th percentile of the time to first token of completed requests."),
     Measure("time_per_token_s", "Time per token", "ms", 1, "lower",
             "Time between tokens after the first one; mean over completed requests."),
+    Measure("waited_mean_s", "Time in queues of nodes", "ms", 0, "lower",
+            "Time that the passes of a request waited at nodes for a batch; mean over completed requests."),
+    Measure("computed_mean_s", "Time in batches of nodes", "ms", 0, "lower",
+            "Time that the passes of a request were computed, with the other sessions in the batch; mean as above."),
+    Measure("hops_mean_s", "Time between nodes", "ms", 0, "lower",
+            "Time that the passes of a request spent between nodes and the gateway; mean as above."),
     Measure("utilization", "Utilisation", "%", 1, "neither",
             "Share of each node in use, by resplit and by other programs; mean over nodes and time. Higher is not "
             "better by itself, because queues grow with load."),

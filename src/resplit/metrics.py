@@ -30,6 +30,9 @@ class RunMetrics:
     first_token_mean_s: float
     first_token_p95_s: float
     time_per_token_s: float
+    waited_mean_s: float
+    computed_mean_s: float
+    hops_mean_s: float
     qos_met: float
     downtime_incidents: int
     downtime_incidents_per_hour: float
@@ -78,6 +81,9 @@ def summarise(record: RunRecord) -> RunMetrics:
         first_token_mean_s=_mean(first_token_s),
         first_token_p95_s=_p95(first_token_s),
         time_per_token_s=_time_per_token_s(done),
+        waited_mean_s=_mean(done.waited_s),
+        computed_mean_s=_mean(done.computed_s),
+        hops_mean_s=_mean(done.hops_s),
         qos_met=_mean(met_objective(requests)),
         downtime_incidents=len(incidents),
         downtime_incidents_per_hour=len(incidents) * 3600.0 / observed_s(record) if observed_s(record) > 0 else 0.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PassTime", "SegmentTime"]
+__all__ = ["PassTime", "SegmentTime", "TimeSpent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,18 @@ class PassTime:
     def hops_s(self) -> float:
         """Time between the nodes, and between them and the gateway."""
         return max(0.0, self.total_s - self.waited_s - self.computed_s)
+
+
+@dataclass
+class TimeSpent:
+    """Where the time of several passes went, in seconds."""
+
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+    hops_s: float = 0.0
+
+    def add(self, done: PassTime) -> None:
+        """Add a pass."""
+        self.waited_s += done.waited_s
+        self.computed_s += done.computed_s
+        self.hops_s += done.hops_s

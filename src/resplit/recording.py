@@ -75,6 +75,9 @@ def _requests(observed: Observed, cluster: ClusterConfig) -> _Rows:
             "slo_s": slo_s[session.request_class],
             "private_ok": session.private_ok,
             "epochs": len(session.epochs),
+            "waited_s": session.waited_s,
+            "computed_s": session.computed_s,
+            "hops_s": session.hops_s,
         }
         for session in observed.sessions
     ]
@@ -95,6 +98,9 @@ def _failed_connection(request: ScheduledRequest, slo_s: float) -> dict[str, obj
         "slo_s": slo_s,
         "private_ok": True,
         "epochs": 0,
+        "waited_s": 0.0,
+        "computed_s": 0.0,
+        "hops_s": 0.0,
     }
 
 

@@ -28,6 +28,9 @@ REQUEST_COLUMNS = {
     "slo_s": "float64",  # NaN without a service objective
     "private_ok": "bool",
     "epochs": "int64",
+    "waited_s": "float64",  # where the time of its passes went: in queues of nodes, in batches, between nodes
+    "computed_s": "float64",
+    "hops_s": "float64",
 }
 # One row for each token that left the gateway.
 TOKEN_COLUMNS = {"time_s": "float64", "request": "int64"}

@@ -82,3 +82,6 @@ class SessionRecord:
     copy_lag: int = 0  # the most positions that were added while a replica was made
     drafted: int = 0  # tokens that were guessed and verified
     accepted: int = 0  # of these, the right ones
+    waited_s: float = 0.0  # of all its passes: in the queues of nodes
+    computed_s: float = 0.0  # in batches of nodes
+    hops_s: float = 0.0  # between nodes, and between them and the gateway

@@ -19,6 +19,9 @@ def request(
         "prompt_tokens": 4,
         "new_tokens": 1,
         "private_ok": True,
+        "waited_s": 0.0,
+        "computed_s": 0.0,
+        "hops_s": 0.0,
     }
     return row | {"arrival_s": arrival_s, "end_s": end_s, "status": status, "slo_s": slo_s, "epochs": 1} | other
 

@@ -160,6 +160,9 @@ def _arrivals(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, ob
                 "slo_s": 4.0 if chat else 8.0,
                 "private_ok": True,
                 "epochs": 0,
+                "waited_s": 0.1,
+                "computed_s": 0.5,
+                "hops_s": 0.05,
             }
         )
         at_s += float(random.exponential(1 / run.world.rate_rps(at_s)))

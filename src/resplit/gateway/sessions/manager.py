@@ -217,6 +217,9 @@ def _record(arrival: RequestArrival, session: Session | None, times: list[float]
         token_times_s=tuple(times),
         copied_bytes=session.replication.sent_bytes if session else 0,
         copy_lag=session.replication.max_lag if session else 0,
+        waited_s=session.spent.waited_s if session else 0.0,
+        computed_s=session.spent.computed_s if session else 0.0,
+        hops_s=session.spent.hops_s if session else 0.0,
         drafted=session.speculation.drafted if session else 0,
         accepted=session.speculation.accepted if session else 0,
     )

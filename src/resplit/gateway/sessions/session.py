@@ -32,7 +32,7 @@ from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.speculation import Speculation
 from resplit.model.activation import token_ids
-from resplit.pass_times import PassTime
+from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.wire.node_pb2 import Sampling, Step, Token
@@ -93,6 +93,7 @@ class Session:
     def __post_init__(self) -> None:
         self.permits = SessionPermits(self.name, self.reservation.tokens, self.context.router.peers)
         self.replication = KvReplication(self.permits, self.context)
+        self.spent = TimeSpent()
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
         self._awaited: tuple[int, int] | None = None  # of the pass under way: its end position, its number of tokens
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
@@ -211,7 +212,9 @@ class Session:
     def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
         now_s, segments = time.monotonic(), segment_times(answer, self.route)
         if segments:
-            self.context.on_pass(PassTime(self.route.epoch, self.position, tokens, now_s, now_s - begun_s, segments))
+            done = PassTime(self.route.epoch, self.position, tokens, now_s, now_s - begun_s, segments)
+            self.spent.add(done)
+            self.context.on_pass(done)
 
     def receive(self, node: str, answer: Token) -> None:
         """Accept the answer of `node` to the pass under way; ignore what does not belong to it."""
