@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from resplit import planner
 from resplit.control.controller import Controller
 from resplit.cost import CostModel, PassModel, PredictionError
-from resplit.decide import History, Settings
+from resplit.decide import History, PastMove, Settings
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.telemetry_rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
@@ -123,3 +124,28 @@ async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, 
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert nodes.controller(placed.log).moves.history == placed.moves.history != History()
+
+
+async def test_after_some_moves_in_a_short_time_the_cooldown_applies(placed: Controller) -> None:
+    (live,) = placed.deployment.history
+    placed.moves.set(History(PastMove(time.time(), "re-split", live.placement, live.placement, None, 1.0)))
+    placed.deployment.history += [live, live]
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    assert decisions(placed)[0]["action"] == "keep"
+    assert "the last move was 0 s ago" in str(decisions(placed)[0]["reason"])
+
+
+async def test_a_defect_in_a_decision_ends_nothing(placed: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> None:
+        raise ValueError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(placed.fast_loop, "_choose", defect)
+        placed.fast_loop.arm(SETTINGS, 60.0)
+        serve(placed, 2, **{B: 50.0})
+        await asyncio.sleep(0.2)
+    serve(placed, 3)
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    assert decisions(placed)[0]["seen"] == ["beta became 50 times faster"]

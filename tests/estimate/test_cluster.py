@@ -124,6 +124,17 @@ def test_an_unused_node_is_known_by_its_reports(estimate: ClusterEstimate) -> No
     assert [list(map(str, changes)) for changes in reports] == [[], [], [], [], ["far became 3 times slower"]]
 
 
+def test_a_new_model_does_not_bring_back_what_the_reports_of_an_unused_node_have_overtaken(
+    estimate: ClusterEstimate,
+) -> None:
+    seen(estimate, far=5.0)
+    reports = [estimate.observe_report("far", LAYER_S["far"], 0.0, 20.0 + index) for index in range(2)]
+    assert [list(map(str, changes)) for changes in reports] == [[], ["far became 5 times faster"]]
+    estimate.set_model(model())
+    assert estimate.estimates(22.0).nodes["far"].factor == pytest.approx(1.0, rel=0.05)
+    assert estimate.observe_report("far", LAYER_S["far"], 0.0, 23.0) == []
+
+
 def test_a_report_of_a_node_that_computes_says_nothing_new(estimate: ClusterEstimate) -> None:
     assert estimate.observe_report("far", 100.0, 0.9, 2.0) == []
     assert estimate.observe_report("far", 100.0, 0.9, 2.1) == []

@@ -33,6 +33,8 @@ from resplit.types import Problem
 _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S = 0.15  # for each of the two plans
 _DEMAND_WINDOW_S = 8.0
+# After so many epochs within this time, the cooldown applies to the fast loop too.
+_MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class FastLoop:
                 await self._decide(changes, self._armed)
             except ResplitError as error:
                 _log.warning("a change was not decided on", changes=_words(changes), error=str(error))
+            except Exception:  # a defect here must not end the service: the slow loop goes on
+                _log.exception("a change was not decided on because of a defect", changes=_words(changes))
 
     def _note(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -145,16 +149,20 @@ class FastLoop:
         _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
 
     def _choose(self, problem: Problem, armed: FastSettings, now_s: float) -> Decision:
-        # A detected change is not noise, so the cooldown does not apply to it.
         settings = replace(
             armed.settings,
-            cooldown_s=0.0,
+            cooldown_s=armed.settings.cooldown_s if self._has_moved_often() else 0.0,
             time_limit_s=_TIME_LIMIT_S,
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
         return decide(
             problem, now_s=now_s, settings=settings, history=self._moves.history, uncertainty=armed.uncertainty
         )
+
+    def _has_moved_often(self) -> bool:
+        """Whether the cooldown applies. A detected change is not noise, unless there is one after the other."""
+        recent = [each for each in self._deployment.history if each.committed_s > time.time() - _MOVES_WITHIN_S]
+        return len(recent) >= _MOST_MOVES
 
     async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
         self._disturbed_until_s = math.inf

@@ -172,6 +172,8 @@ class ClusterEstimate:
             return []
         while len(known.passes) > 1:  # the earlier ones are from before the jump
             known.passes.popleft()
+        if known.computed_s < at_s:  # a report revealed the jump
+            known.passes.clear()
         deviation = level.deviation(at_s)
         return [Change(at_s, node, "time", math.exp(before), math.exp(level.mean), deviation)]
 

@@ -16,7 +16,7 @@ from resplit.types import FloatArray, Problem
 __all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
 
 # Of the logarithm of a factor: noise of one message, drift in one second, and the least jump that is worth a plan.
-_NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.5
+_NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.7
 # A message may be late by so much although nothing changed: a process had something else to do.
 _HICCUP_S = 0.002
 SMALL_BYTES = 1024  # a smaller message shows the latency of a link, a larger one its bandwidth
