@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
 import structlog
 
-from resplit.logs import LossyStream, log_to_stderr
+from resplit.logs import LossyStream, Throttle, log_to_stderr
 
 
 class FullDisk(io.StringIO):
@@ -47,3 +48,34 @@ def test_logging_to_a_full_disk_raises_nothing(monkeypatch: pytest.MonkeyPatch) 
         structlog.get_logger("test").warning("a node is lost", node="a")
     finally:
         structlog.reset_defaults()
+
+
+def test_lines_of_one_event_are_bounded_in_a_second_and_the_next_line_counts_those_left_out() -> None:
+    now_s = [5.0]
+    throttle = Throttle(most_per_s=3, clock=lambda: now_s[0])
+
+    def logged(event: str, count: int) -> list[object]:
+        lines: list[object] = []
+        for _ in range(count):
+            with contextlib.suppress(structlog.DropEvent):
+                lines.append(throttle(None, "info", {"event": event}).get("left_out", 0))
+        return lines
+
+    assert logged("answer ignored", 1000) == [0, 0, 0]
+    assert logged("a node is lost", 2) == [0, 0]
+    now_s[0] = 6.2
+    assert logged("answer ignored", 2) == [997, 0]
+    now_s[0] = 9.0
+    assert logged("answer ignored", 4) == [0, 0, 0]
+    now_s[0] = 10.0
+    assert logged("answer ignored", 1) == [1]
+
+
+def test_the_log_of_a_process_is_throttled(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        log_to_stderr()
+        for number in range(100):
+            structlog.get_logger("test").info("answer ignored", number=number)
+    finally:
+        structlog.reset_defaults()
+    assert 20 <= capsys.readouterr().err.count("answer ignored") <= 40
