@@ -40,7 +40,7 @@ class Throttle:
         self._clock = clock
         self._written: dict[str, tuple[int, int, int]] = {}  # by event: its second, lines written in it, lines left out
 
-    def __call__(self, logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """The event, or DropEvent."""
         import structlog
 

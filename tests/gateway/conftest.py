@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,10 +37,18 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="session")
-def text() -> Text:
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level BPE tokenizer with few tokens: many characters take several."""
+    folder = tmp_path_factory.mktemp("tokenizer")
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    return Text(tiny_tokenizer(CORPUS, 320, special, TEMPLATE))
+    tiny_tokenizer(CORPUS, 320, special, TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tokenizer_folder: Path) -> Text:
+    """The tokenizer of `tokenizer_folder`."""
+    return Text.from_folder(tokenizer_folder)
 
 
 @dataclass

@@ -33,6 +33,7 @@ from resplit.files import write_atomically
 from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
+from resplit.gateway.openai.text import Text
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
@@ -156,7 +157,8 @@ def _assemble(
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
     api_keys = cluster.classes_by_key()
     require_key = bool(api_keys) or listen.host not in LOOPBACK
-    app = create_app(sessions, model.folder, model.name, cluster.limits, api_keys, require_key)
+    text = Text.from_folder(model.folder, vocabulary=model.spec.vocabulary)
+    app = create_app(sessions, text, model.name, cluster.limits, api_keys, require_key)
     hosts, origins = cluster.http.hosts, cluster.http.origins
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",))

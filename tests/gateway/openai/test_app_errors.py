@@ -24,6 +24,7 @@ from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
+from resplit.gateway.openai.text import Text
 
 HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
@@ -368,3 +369,17 @@ async def test_a_request_ends_if_its_client_reads_nothing(monkeypatch: pytest.Mo
     await limited({"type": "http", "path": "/v1/completions", "headers": []}, receive, send)
     assert closed.is_set()
     assert time.monotonic() - started_s >= 0.1
+
+
+def test_a_token_that_the_tokenizer_knows_and_the_model_does_not_is_a_bad_request(server, tokenizer_folder) -> None:
+    text = Text.from_folder(tokenizer_folder, vocabulary=4)  # the special tokens only
+    with TestClient(create_app(server[1], text, MODEL, LimitsConfig(), {}, False)) as client:
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
+        for path, body, key in (
+            ("completions", COMPLETION, "prompt"),
+            ("completions", COMPLETION | {"prompt": [4]}, "prompt"),
+            ("chat/completions", chat, "messages"),
+        ):
+            refused = client.post(f"/v1/{path}", json=body)
+            assert refused.status_code == 400, refused.text
+            assert f"invalid '{key}': token ids must be below 4" in refused.json()["error"]["message"]

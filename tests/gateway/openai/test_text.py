@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from resplit.errors import ModelError, RequestError
+from resplit.gateway.openai.chat_template import ChatTemplate
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
 
 WORDS = st.text(alphabet="ab ", max_size=30)
@@ -72,7 +77,7 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back() -> None:
 
 def test_a_conversation_is_encoded_up_to_the_start_of_the_answer(text: Text) -> None:
     ids = text.encode_chat([{"role": "user", "content": "the fox"}])
-    assert text._tokenizer.decode(ids) == "<|user|>the fox<|end|><|assistant|>"
+    assert text._tokenizer.decode(ids, skip_special_tokens=False) == "<|user|>the fox<|end|><|assistant|>"
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_request(text: Text) -> None:
@@ -85,19 +90,73 @@ def test_the_lower_bound_on_tokens_never_exceeds_their_number(text: Text) -> Non
     assert 0 < text.least_tokens(words) <= len(text.encode(words))
 
 
-def test_a_saved_folder_gives_the_same_tokens_and_all_stop_ids(text: Text, tmp_path: Path) -> None:
-    text._tokenizer.save_pretrained(tmp_path)
+def test_a_folder_gives_the_tokens_of_transformers_and_all_stop_ids(
+    text: Text, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
-    again = Text.from_folder(tmp_path, stop_ids=[11])
-    assert again.encode("läßt 日本") == text.encode("läßt 日本")
+    again, theirs = Text.from_folder(tmp_path, stop_ids=[11]), AutoTokenizer.from_pretrained(tmp_path)
     assert again.stop_ids == {0, 9, 11}
+    assert again.vocabulary == len(theirs)
+    for words in ("läßt 日本", " two  spaces <|end|> and a special token", ""):
+        ids = again.encode(words)
+        assert list(ids) == theirs(words)["input_ids"]
+        assert again.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the fox <|end|>"}]
+    assert list(again.encode_chat(chat)) == theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
 
 
-def test_generation_settings_that_are_not_json_are_named_in_the_error(text: Text, tmp_path: Path) -> None:
-    text._tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ModelError, match="generation_config"):
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_settings_that_are_not_json_are_named_in_the_error(tokenizer_folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(ModelError, match=name):
         Text.from_folder(tmp_path)
+
+
+TEMPLATES = [
+    "{{ bos_token }}{% for m in messages %}{{ m.content | tojson }}{% break %}{% endfor %}",
+    "{%- for m in messages %}\n  {% generation %}{{ m['content'] | trim }}{% endgeneration %}\n{% endfor %}",
+    "{% if tools %}tools{% endif %}{{ messages[0].role.upper() }}{% if add_generation_prompt %} > {% endif %}",
+]
+
+
+@pytest.mark.parametrize("source", TEMPLATES)
+def test_a_template_is_rendered_as_transformers_does(source: str) -> None:
+    messages = [{"role": "user", "content": " <é> & 'x' "}, {"role": "assistant", "content": "b"}]
+    (theirs,), _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True, bos_token="<s>")
+    assert ChatTemplate(source, {"bos_token": "<s>"}).render(messages) == theirs
+
+
+def test_a_template_of_a_folder_may_stand_in_its_settings(tokenizer_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(RequestError, match="no chat template"):
+        Text.from_folder(tmp_path).encode_chat([{"role": "user", "content": "x"}])
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for template in ("{{ messages[0].content }}", [{"name": "default", "template": "{{ messages[0].content }}"}]):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+        text = Text.from_folder(tmp_path)
+        assert text.encode_chat([{"role": "user", "content": "fox"}]) == text.encode("fox")
+
+
+def test_a_malformed_template_is_an_error_and_one_cannot_leave_its_sandbox(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tokenizer_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(ModelError, match="chat template is malformed"):
+        Text.from_folder(tmp_path)
+    ways_out = (
+        "{{ ''.__class__.__mro__ }}",
+        "{% set n = namespace(__init__=1) %}{{ n.__init__ }}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{{ raise_exception.__globals__.os }}",
+        "{{ messages.append(1) }}",
+    )
+    for source in ways_out:
+        with pytest.raises(RequestError, match="refuses these messages"):
+            ChatTemplate(source, {}).render([])
 
 
 def test_a_folder_without_a_tokenizer_is_named_in_the_error(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def cluster(memory: dict[str, str], trusted: tuple[str, ...] = ("alpha", "beta")
             "nodes": [{"name": name, "memory": memory.get(name, "10 KiB")} for name in NODES],
             "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
             "kv_tokens": 10,
+            "limits": {"copy_every": 4},
         }
     )
 

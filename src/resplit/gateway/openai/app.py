@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
@@ -29,14 +28,14 @@ _METERED = ("/v1/completions", "/v1/chat/completions")
 
 def create_app(
     engine: Engine,
-    text: Text | Path,
+    text: Text,
     model_name: str,
     limits: LimitsConfig,
     api_keys: Mapping[bytes, str],
     require_key: bool,
     metrics: RequestMetrics | None = None,
 ) -> FastAPI:
-    """The application. `text` is the model's tokenizer or its folder; `api_keys` maps a key's digest to its class.
+    """The application. `text` is the model's tokenizer; `api_keys` maps a key's digest to its class.
 
     The class of a request comes from its key, else from the header X-Resplit-Class, else it is the engine's default.
     Without `require_key` an unknown key has no effect. Other parts may add metrics of their own to `metrics`.
@@ -44,9 +43,7 @@ def create_app(
     """
     metrics = metrics or RequestMetrics()
     app = FastAPI(title="resplit", docs_url=None, redoc_url=None)
-    app.state.service = CompletionService(
-        engine, text if isinstance(text, Text) else Text.from_folder(text), model_name
-    )
+    app.state.service = CompletionService(engine, text, model_name)
     keys = app.state.api_keys = ApiKeys.of(api_keys, engine.classes, require_key)
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics

@@ -51,7 +51,8 @@ class CompletionService:
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Continue a prompt, which is a text or token ids."""
         self.check_model(body.model)
-        prompt = self._encode(body.prompt) if isinstance(body.prompt, str) else self._check_ids(body.prompt)
+        prompt = self._encode(body.prompt) if isinstance(body.prompt, str) else tuple(body.prompt)
+        self._check_ids(prompt, "prompt")
         envelope = Envelope(self.model_name, False, len(prompt), bool(body.return_token_ids))
         return await self._answer(body, prompt, bool(body.ignore_eos), envelope, caller, stopwatch)
 
@@ -61,6 +62,7 @@ class CompletionService:
         for message in body.messages:
             self._check_length(message.content)
         prompt = self.text.encode_chat([message.plain() for message in body.messages])
+        self._check_ids(prompt, "messages")
         return await self._answer(body, prompt, False, Envelope(self.model_name, True, len(prompt)), caller, stopwatch)
 
     async def _answer(
@@ -93,11 +95,11 @@ class CompletionService:
         self._check_length(prompt)
         return self.text.encode(prompt)
 
-    def _check_ids(self, prompt: list[int]) -> tuple[int, ...]:
-        if max(prompt) >= self.text.vocabulary:
+    def _check_ids(self, prompt: tuple[int, ...], key: str) -> None:
+        """HTTPException (400) for a token that the model does not know. A tokenizer may know more than its model."""
+        if max(prompt, default=0) >= self.text.vocabulary:
             rule = f"token ids must be below {self.text.vocabulary}; found {max(prompt)}"
-            raise http_error(400, f"invalid 'prompt': {rule}", "invalid_value", "prompt")
-        return tuple(prompt)
+            raise http_error(400, f"invalid {key!r}: {rule}", "invalid_value", key)
 
     def _check_length(self, prompt: str) -> None:
         # Tokenizing a megabyte would block all streams for half a second, so a long prompt is refused before that.

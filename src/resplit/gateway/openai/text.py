@@ -7,59 +7,71 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from resplit.errors import ModelError, RequestError
+from resplit.gateway.openai.chat_template import ChatTemplate
 
 # Decoders show this for bytes that are not a complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Text:
-    """The tokenizer and chat template of one model (a Hugging Face tokenizer), and the tokens that end a text."""
+    """The tokenizer and chat template of one model, and the tokens that end a text.
 
-    def __init__(self, tokenizer: Any, stop_ids: Iterable[int] = ()) -> None:
+    `vocabulary` is the number of tokens that the model knows; None: those of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop_ids: Iterable[int],
+        template: ChatTemplate | None,
+        vocabulary: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self.vocabulary = len(tokenizer)
-        self.stop_ids = frozenset(stop_ids) | ({tokenizer.eos_token_id} - {None})
+        self._template = template
+        self.vocabulary = min(tokenizer.get_vocab_size(), vocabulary or tokenizer.get_vocab_size())
+        self.stop_ids = frozenset(stop_ids)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     @classmethod
-    def from_folder(cls, folder: Path, stop_ids: Iterable[int] = ()) -> Text:
+    def from_folder(cls, folder: Path, stop_ids: Iterable[int] = (), vocabulary: int | None = None) -> Text:
         """Read the tokenizer and generation settings of a local model folder; `stop_ids` end a text as well.
 
-        Raises ModelError if the tokenizer cannot be read.
+        Raises ModelError if the tokenizer or its template cannot be read.
         """
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-            return cls(tokenizer, frozenset(stop_ids) | _generation_stop_ids(folder))
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            rule = "give a folder with tokenizer.json; its generation_config.json, if present, must be valid JSON"
+            # The library raises bare exceptions, also for a file that is not there.
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            special_tokens = _special_tokens(folder)
+            end = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
+            ends = {*stop_ids, *_generation_stop_ids(folder), *([] if end is None else [end])}
+            source = _template_source(folder)
+            return cls(tokenizer, ends, ChatTemplate(source, special_tokens) if source else None, vocabulary)
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            rule = "give a folder with tokenizer.json; its other settings, where present, must be valid JSON"
             raise ModelError(f"{folder}: the tokenizer cannot be read ({reason}); {rule}") from error
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer puts before every text."""
-        return tuple(self._tokenizer(text, verbose=False)["input_ids"])
+        return tuple(self._tokenizer.encode(text).ids)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
         """Token ids of a conversation (`role` and `content` each), up to the start of the assistant's answer.
 
         Raises RequestError if the model has no chat template, or if the template refuses the conversation.
         """
-        from jinja2 import TemplateError
-
-        if not self._tokenizer.chat_template:
+        if self._template is None:
             raise RequestError("this model has no chat template; use /v1/completions")
-        try:
-            rendered = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-        return tuple(self._tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+        return tuple(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
     def least_tokens(self, text: str) -> int:
@@ -136,6 +148,32 @@ def _overlap(text: str, stop: str) -> int:
 
 def _generation_stop_ids(folder: Path) -> frozenset[int]:
     """`eos_token_id` (one or several) of the folder's generation_config.json, at which `generate` stops as well."""
-    path = folder / "generation_config.json"
-    stop = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    stop = _settings(folder, "generation_config.json").get("eos_token_id")
     return frozenset([stop] if isinstance(stop, int) else stop or ())
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json names, such as `eos_token`."""
+    settings = _settings(folder, "tokenizer_config.json")
+    named = {name: value.get("content") if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
+
+
+def _template_source(folder: Path) -> str | None:
+    """The chat template, in a file of its own or in tokenizer_config.json; of several, the one named "default"."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    source = _settings(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(source, list):
+        source = {each["name"]: each["template"] for each in source}.get("default")
+    return source
+
+
+def _settings(folder: Path, name: str) -> dict[str, Any]:
+    """A settings file of a model folder; empty if it is not there."""
+    path = folder / name
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except ValueError as error:
+        raise ModelError(f"{name} cannot be read ({error}); it must be a JSON object") from error
