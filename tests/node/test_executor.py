@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -160,3 +161,27 @@ async def test_a_new_attempt_waits_for_the_pass_that_runs(executor: Executor) ->
     assert set(lengths.values()) <= {0, len(PROMPT)}
     await asyncio.gather(running, return_exceptions=True)
     assert executor.engine.lengths("s") == lengths
+
+
+async def test_a_caller_that_leaves_while_it_waits_for_a_batch_stops_nothing(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await results(executor, whole("s", 0, [1, 2, 3]))
+    begun, go_on, run = threading.Event(), threading.Event(), executor.engine.run
+
+    def slowly(*arguments: Any) -> Any:
+        begun.set()
+        go_on.wait()
+        return run(*arguments)
+
+    monkeypatch.setattr(executor.engine, "run", slowly)
+    decoding = asyncio.create_task(results(executor, whole("s", 3, [4])))
+    await asyncio.to_thread(begun.wait)
+    leaving = asyncio.create_task(executor.held_positions("s"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    go_on.set()
+    async with asyncio.timeout(10):
+        await decoding
+        assert len(await results(executor, whole("s", 4, [5]))) == 1

@@ -197,7 +197,8 @@ class Executor:
         """The cached positions of a session by block, once no pass of an earlier attempt can change them."""
         running = self._running
         if running and session in running[0]:
-            await asyncio.wrap_future(running[1])
+            # Shielded: if the caller leaves, the batch must still find its future as it was.
+            await asyncio.shield(asyncio.wrap_future(running[1]))
         return self.engine.lengths(session)
 
     def sessions(self) -> set[str]:
