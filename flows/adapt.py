@@ -33,7 +33,6 @@ from tasks.plan import (
 )
 from tasks.validate import Need, validate
 
-_ARMED_S = 120.0  # the fast loop relies on the models of a tick for so long
 _log = structlog.get_logger(__name__)
 
 
@@ -46,11 +45,13 @@ def adapt(
     window_s: float = 8.0,
     settings: Settings | None = None,
     since_s: float = 0.0,
+    fast_loop_for_s: float = 120.0,
 ) -> int:
     """Run one control tick now, or one every `period_s` for `loop_for_s` seconds; returns the number of moves.
 
     A tick uses the telemetry of the last `window_s` seconds, and none from before `since_s` (seconds since 1970). If
-    that telemetry is not sufficient, the current placement is kept.
+    that telemetry is not sufficient, the current placement is kept. After a tick, the controller's fast loop decides on
+    changes for `fast_loop_for_s`.
     """
     begun_s, moves = time.monotonic(), 0
     due_s = begun_s + (period_s if loop_for_s else 0.0)
@@ -58,12 +59,14 @@ def adapt(
         while True:
             time.sleep(max(0.0, due_s - time.monotonic()))
             due_s = time.monotonic() + period_s
-            moves += _tick(client, state, window_s, settings or Settings(), since_s)
+            moves += _tick(client, state, window_s, settings or Settings(), since_s, fast_loop_for_s)
             if due_s > begun_s + loop_for_s:
                 return moves
 
 
-def _tick(client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float) -> bool:
+def _tick(
+    client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float, fast_loop_for_s: float
+) -> bool:
     """Algorithm 1 of the paper: observe, validate, fit, decide, propose. Returns whether a move was deployed.
 
     It also arms the controller's fast loop, which decides on changes that it detects until the next tick.
@@ -88,7 +91,7 @@ def _tick(client: ControlClient, state: Path, window_s: float, settings: Setting
     measured = measured_since(client.records(), slo_s, max(since_s, moved_s, now_s - 2 * window_s))
     settings = replace(settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
     decision = choose(posed, cost, measured, history, settings, now_s)
-    client.arm_fast_loop(settings, _ARMED_S)
+    client.arm_fast_loop(settings, fast_loop_for_s)
     outcome = DecisionOutcome()
     if decision.action != "keep":
         outcome = _deploy(client, decision, live.epoch)

@@ -21,7 +21,7 @@ def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
     valid, cost = profile(cluster.url, cluster.state)
     assert set(cost.reference_s) == set(cluster.config.node_names)
     assert valid.failed == 0
-    moves = adapt(cluster.url, cluster.state, window_s=30.0)
+    moves = adapt(cluster.url, cluster.state, window_s=30.0, fast_loop_for_s=0.0)
     with ControlClient(cluster.url, cluster.token) as client:
         assert len(client.decisions()) == begun + 1
         decision = read_decisions(client)[-1]
@@ -34,7 +34,7 @@ def test_the_loop_continues_after_the_loss_of_a_node(cluster: Cluster) -> None:
     cluster.processes["delta"].wait()
     with ControlClient(cluster.url, cluster.token) as client:
         before = len(client.decisions())
-        adapt(cluster.url, cluster.state, window_s=30.0)
+        adapt(cluster.url, cluster.state, window_s=30.0, fast_loop_for_s=0.0)
         newest = read_decisions(client)[-1]
         assert len(client.decisions()) > before
         assert "delta" not in client.model().placement
