@@ -13,7 +13,9 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
+from resplit.cluster.local import _prepare_state as prepare_state
 from resplit.cluster.state_folder import claim_for_model, in_use, make_private
+from resplit.config import load_cluster
 from resplit.control.log import EpochLog
 from resplit.errors import ConfigError
 from tests.support.cluster import CLUSTER
@@ -110,6 +112,7 @@ def orphan_with_the_lock_of(state: Path, ends_after_s: float) -> int:
     """A process whose parent took the lock of a state folder and was killed."""
     program = f"""
 import os, pathlib, signal, subprocess, sys
+from resplit.cluster.local import _prepare_state as prepare_state
 from resplit.cluster.state_folder import in_use
 with in_use(pathlib.Path({str(state)!r})) as lock:
     quiet = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
@@ -176,3 +179,15 @@ def test_serve_on_a_state_folder_in_use_names_the_holder(state: Path, tmp_path: 
             done = run_resplit(command, str(tmp_path / "test.yaml"), "--state", str(state), "--port", "0")
             assert done.returncode == 1
             assert f"is in use by process {os.getpid()} (" in done.stderr
+
+
+def test_a_fresh_start_forgets_the_epochs_problem_changes_and_moves_of_the_cluster_before(state: Path) -> None:
+    forgotten = ("epochs.db", "epochs.db-wal", "latest_problem.json", "desired_state.json", "history.json", "ready")
+    with in_use(state):
+        cluster_file = state / "given.yaml"
+        cluster_file.write_text(CLUSTER)
+        for name in (*forgotten, "cost.json"):
+            (state / name).touch(0o600)
+        prepare_state(cluster_file, load_cluster(cluster_file), state)
+        assert [name for name in forgotten if (state / name).exists()] == []
+        assert (state / "cost.json").exists()

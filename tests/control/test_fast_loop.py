@@ -11,6 +11,7 @@ from resplit import planner
 from resplit.control.controller import Controller
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.decide import History, PastMove, Settings
+from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.telemetry_rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
@@ -149,3 +150,19 @@ async def test_a_defect_in_a_decision_ends_nothing(placed: Controller, monkeypat
     serve(placed, 3)
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert decisions(placed)[0]["seen"] == ["beta became 50 times faster"]
+
+
+async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forgets_it(
+    nodes: InProcessCluster, placed: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resplit.control.moves.write_atomically", full)
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    assert placed.moves.history.last is not None
+    with pytest.raises(CapacityError, match="No space left"):
+        placed.moves.set(History())
+    assert nodes.controller(placed.log).moves.history == History()

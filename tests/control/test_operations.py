@@ -159,12 +159,8 @@ async def test_an_exclusion_needs_no_help_of_the_node_that_is_excluded(
     assert not any(breaks_a_rule(controller, step) for step in sent)
 
 
-async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_breaks_the_rule(
-    nodes: InProcessCluster, operator: Operator, controller: Controller
-) -> None:
-    tokens = await served(nodes, LONG)
-    await controller.deploy(Proposal(PRIVATE_ON_B, "re-split", 1))
-    sent = steps_sent_to(nodes, B)
+def slow_to_prepare(nodes: InProcessCluster) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have alpha wait before it prepares. The first event is set when it is asked to, the second lets it go on."""
     preparing, go_on = asyncio.Event(), asyncio.Event()
     stub = nodes.peer(A)._stub
     obey = stub.Command
@@ -176,6 +172,16 @@ async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_brea
         return await obey(request, timeout=timeout)
 
     stub.Command = slowly
+    return preparing, go_on
+
+
+async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_breaks_the_rule(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    tokens = await served(nodes, LONG)
+    await controller.deploy(Proposal(PRIVATE_ON_B, "re-split", 1))
+    sent = steps_sent_to(nodes, B)
+    preparing, go_on = slow_to_prepare(nodes)
     stream = asyncio.create_task(served(nodes, LONG))
     await until(lambda: started(nodes, 1))
     distrusting = asyncio.create_task(operator.trust(B, False))
@@ -271,17 +277,7 @@ async def test_an_epoch_that_is_prepared_while_trust_ends_does_not_go_live_again
 ) -> None:
     await controller.deploy(Proposal(PRIVATE_ON_A, "re-split", 1))
     tokens = await served(nodes)
-    preparing, go_on = asyncio.Event(), asyncio.Event()
-    stub = nodes.peer(A)._stub
-    obey = stub.Command
-
-    async def slowly(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
-        if request.kind == "prepare":
-            preparing.set()
-            await go_on.wait()
-        return await obey(request, timeout=timeout)
-
-    stub.Command = slowly
+    preparing, go_on = slow_to_prepare(nodes)
     deploying = asyncio.create_task(controller.deployment.deploy(Proposal(PRIVATE_ON_B, "join", 2)))
     await preparing.wait()
     distrusting = asyncio.create_task(operator.trust(B, False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from resplit.cost import CostModel, PassModel, PredictionError
@@ -164,3 +165,39 @@ def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None
     assert (changed.decode_s_per_token[:, 1] == 3 * problem.decode_s_per_token[:, 1]).all()
     assert (changed.prefill_s_per_token[:, 0] == problem.prefill_s_per_token[:, 0]).all()
     assert under_estimates(problem, Estimates()).nodes == problem.nodes
+
+
+NO_TIMES = [float("nan"), float("inf"), -1.0, 0.0, 1e308, 5e-324]
+
+
+@pytest.mark.parametrize("lie", NO_TIMES)
+def test_whatever_a_node_says_of_itself_the_problem_stays_one(estimate: ClusterEstimate, lie: float) -> None:
+    for index in range(4):
+        estimate.observe_report("far", lie, lie, 20.0 + index)
+        estimate.links.observe("far", "near", 64, lie, 20.0 + index)
+        estimate.links.observe("far", "near", 32768, lie, 20.0 + index)
+        estimate.observe(a_pass(30.0 + index, {"far": lie if 0 < lie < 1e300 else 1.0}))
+    found = estimate.estimates(40.0)
+    for node in found.nodes.values():
+        assert 1e-3 <= node.factor <= 1e3 * (1 + 1e-9)
+        assert 0 <= (node.background_utilization or 0.0) < 1
+    problem = tiny_problem(1)
+    names = dict(zip(("near", "far"), (node.name for node in problem.nodes), strict=False))
+    posed = under_estimates(problem, Estimates({names[name]: node for name, node in found.nodes.items()}))
+    assert np.isfinite(posed.decode_s_per_token).all() or not np.isfinite(problem.decode_s_per_token).all()
+
+
+def test_a_share_of_a_node_that_is_none_is_passed_over(estimate: ClusterEstimate) -> None:
+    for share in (float("nan"), -0.5, 1.5, float("inf")):
+        estimate.observe_report("far", LAYER_S["far"], share, 20.0)
+        estimate.observe_report("far", LAYER_S["far"], share, 21.0)
+    assert estimate.estimates(22.0).nodes["far"].background_utilization == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_node_of_which_only_reports_came_before_the_first_model_has_an_estimate() -> None:
+    estimate = ClusterEstimate(FEATURES, "near")
+    estimate.observe_report("far", LAYER_S["far"], 0.0, 5.0)
+    estimate.set_model(model())
+    far = estimate.estimates(6.0).nodes["far"]
+    assert far.factor == pytest.approx(1.0)
+    assert 0 < far.deviation < 0.1

@@ -63,3 +63,12 @@ def test_knowledge_grows_uncertain_with_age() -> None:
     soon, later = level.deviation(5.0), level.deviation(500.0)
     assert soon < NOISE < 0.2 < later
     assert Level(NOISE, 0.01, 0.15).deviation(0.0) == np.inf
+
+
+def test_a_level_that_was_set_before_any_value_is_as_sure_as_one_value_until_the_first() -> None:
+    level = Level(NOISE, drift=0.01, least=0.15)
+    level.restart(0.3)
+    assert level.deviation(1e6) == pytest.approx(NOISE)
+    assert not level.observe(0.3 + NOISE, 1e6)
+    assert level.mean == pytest.approx(0.3 + NOISE / 2)
+    assert level.deviation(1e6) < NOISE

@@ -77,12 +77,13 @@ def test_estimates_scale_the_links_of_a_problem() -> None:
 def test_a_pass_whose_time_between_nodes_jumps_names_the_links_of_its_route() -> None:
     estimate = ClusterEstimate((), "a")
 
-    def passed(index: int, hops_s: float, tokens: int = 1) -> list[tuple[str, str]]:
+    def passed(index: int, hops_s: float, start: int = 9, epoch: int = 2) -> list[tuple[str, str]]:
         segments = tuple(SegmentTime(node, i, i, 0.0, 0.01, 0.0, 1, 0) for i, node in enumerate(("a", "b", "c", "c")))
-        return estimate.suspects(PassTime(1, 9, tokens, 0.1 * index, 0.04 + hops_s, segments))
+        return estimate.suspects(PassTime(epoch, start, 1, 0.1 * index, 0.04 + hops_s, segments))
 
     assert [passed(index, 0.03) for index in range(20)] == [[]] * 20
-    assert passed(20, 5.0, tokens=8) == []  # a prompt is forwarded in parts
+    assert passed(20, 5.0, start=0) == []  # a prompt is forwarded in parts
+    assert passed(20, 5.0, epoch=1) == []  # of a session that has not moved yet
     assert passed(21, 0.25) == []
     assert passed(22, 0.25) == [("a", "b"), ("b", "c"), ("c", "a")]
     assert route_hops("a", ("a", "a")) == []

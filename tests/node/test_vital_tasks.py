@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resplit.cluster.local import free_ports
+from resplit.model.source import StoredModel
 from resplit.node.probe import Probe
 from resplit.node.server import serve_node
 from resplit.security.authority import keys_command
@@ -20,10 +21,27 @@ async def test_a_node_whose_probe_fails_ends_with_its_error(tmp_path: Path, monk
         raise OSError("a sensor is gone")
 
     monkeypatch.setattr(Probe, "run", fail)
-    config, address = two_node_config(), Address("127.0.0.1", free_ports(1)[0])
-    keys_command(tmp_path, config.node_names)
-
     with pytest.raises(OSError, match="a sensor is gone"):
-        await asyncio.wait_for(
-            serve_node("plain", config, tmp_path / "plain", str(tmp_path), address, asyncio.Event()), 20
-        )
+        await run_node(tmp_path)
+
+
+async def test_a_node_whose_engine_thread_ends_with_a_defect_ends_with_its_error(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def damage(probe: Probe) -> None:
+        executor = await probe._hosting._start_executor(stored_model.spec)
+        with executor._changed:
+            executor._waiting.append(None)  # type: ignore[arg-type]  # no pass, so that the thread fails
+            executor._changed.notify()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Probe, "run", damage)
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'work'"):
+        await run_node(tmp_path)
+
+
+async def run_node(folder: Path) -> None:
+    """Run a node for 20 s at most."""
+    config, address = two_node_config(), Address("127.0.0.1", free_ports(1)[0])
+    keys_command(folder, config.node_names)
+    await asyncio.wait_for(serve_node("plain", config, folder / "plain", str(folder), address, asyncio.Event()), 20)

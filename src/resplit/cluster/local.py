@@ -126,6 +126,7 @@ def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> No
     for stale in [
         state / "ready",
         state / "latest_problem.json",
+        state / "history.json",
         state / "desired_state.json",
         state / "restarts.json",
         *state.glob("epochs.db*"),

@@ -38,11 +38,10 @@ _MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 
 
 @dataclass(frozen=True)
-class FastSettings:
+class Armed:
     """How the fast loop decides, and until when (monotonic clock): the slow loop renews this at each tick."""
 
     settings: Settings
-    uncertainty: float  # of the cost model
     until_s: float
 
 
@@ -69,8 +68,8 @@ class FastLoop:
         self._moves = moves
         self._tasks = tasks
         self._estimate = ClusterEstimate(view.rules.features, view.cluster.source)
-        self._uncertainty = 0.0
-        self._armed: FastSettings | None = None
+        self._uncertainty = 0.0  # of the cost model
+        self._armed: Armed | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
         self._disturbed_until_s = -math.inf  # monotonic clock
@@ -85,7 +84,7 @@ class FastLoop:
         if self._armed is None:  # what was detected before is no news to the models
             self._changes.clear()
         until_s = time.monotonic() + for_s
-        self._armed = FastSettings(settings, self._uncertainty, until_s) if for_s > 0 else None
+        self._armed = Armed(settings, until_s) if for_s > 0 else None
 
     def estimates(self) -> Estimates:
         """The estimate of each node and link now."""
@@ -133,13 +132,13 @@ class FastLoop:
             self._changes += changes
             self._changed.set()
 
-    async def _decide(self, changes: Sequence[Change], armed: FastSettings) -> None:
+    async def _decide(self, changes: Sequence[Change], armed: Armed) -> None:
         live = self._deployment.live
         if live is None:
             return
         problem = under_estimates(self._planner.present_problem(live.placement, _DEMAND_WINDOW_S), self.estimates())
         begun_s, now_s = time.monotonic(), time.time()
-        decision = await asyncio.to_thread(self._choose, problem, armed, now_s)
+        decision = await asyncio.to_thread(self._choose, problem, armed.settings, now_s)
         decision = replace(decision, seen=tuple(map(str, changes)))
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
         if decision.action != "keep":
@@ -148,15 +147,15 @@ class FastLoop:
         self._log.append_decision(replace(decision, outcome=outcome).to_json())
         _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
 
-    def _choose(self, problem: Problem, armed: FastSettings, now_s: float) -> Decision:
+    def _choose(self, problem: Problem, given: Settings, now_s: float) -> Decision:
         settings = replace(
-            armed.settings,
-            cooldown_s=armed.settings.cooldown_s if self._has_moved_often() else 0.0,
+            given,
+            cooldown_s=given.cooldown_s if self._has_moved_often() else 0.0,
             time_limit_s=_TIME_LIMIT_S,
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
         return decide(
-            problem, now_s=now_s, settings=settings, history=self._moves.history, uncertainty=armed.uncertainty
+            problem, now_s=now_s, settings=settings, history=self._moves.history, uncertainty=self._uncertainty
         )
 
     def _has_moved_often(self) -> bool:
@@ -172,7 +171,7 @@ class FastLoop:
             return DecisionOutcome(refused=str(error))
         finally:
             self._disturbed_until_s = time.monotonic()
-        self._moves.set(self._moves.history.moved(decision.move(time.time()), settings))
+        self._moves.moved(decision.move(time.time()), settings)
         return DecisionOutcome(deployed=live.epoch)
 
 

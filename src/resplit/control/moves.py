@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from resplit.decide.state import History
-from resplit.errors import ConfigError
+from resplit.decide.state import History, PastMove, Settings
+from resplit.errors import CapacityError, ConfigError
 from resplit.files import write_atomically
 
+_log = structlog.get_logger(__name__)
 _HISTORY = TypeAdapter(History)
 
 
@@ -27,6 +29,16 @@ class Moves:
                 raise ConfigError(str(file), f"is not a history of moves: {error.errors()[0]['msg']}") from None
 
     def set(self, history: History) -> None:
-        """Replace the history; OSError if the file cannot be written."""
-        write_atomically(self._file, json.dumps(_HISTORY.dump_python(history)))
+        """Replace the history. CapacityError if the file cannot be written; it is then lost with this process."""
         self.history = history
+        try:
+            write_atomically(self._file, json.dumps(_HISTORY.dump_python(history)))
+        except OSError as error:
+            raise CapacityError(f"{self._file}: cannot be written ({error.strerror})") from error
+
+    def moved(self, move: PastMove, settings: Settings) -> None:
+        """Add a move that was deployed, whether or not the file can be written."""
+        try:
+            self.set(self.history.moved(move, settings))
+        except CapacityError as error:
+            _log.warning("a restart would forget the last move", error=str(error))

@@ -18,7 +18,7 @@ import numpy as np
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
 from resplit.estimate.expected import ExpectedTimes
-from resplit.estimate.level import Level
+from resplit.estimate.level import Level, log_ratio
 from resplit.estimate.links import LinkEstimate, LinkEstimates, route_hops, with_links
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
@@ -130,11 +130,11 @@ class ClusterEstimate:
 
     def suspects(self, done: PassTime) -> list[tuple[str, str]]:
         """The links that a pass crossed, if the time between its nodes has jumped: one of them should be measured."""
-        if done.tokens > 1:  # a prompt is forwarded in parts, while others of it are computed
+        if done.start == 0:  # a prompt is forwarded in parts, while others of it are computed
             return []
-        if self._hops[0] != done.epoch:
+        if self._hops[0] < done.epoch:
             self._hops = (done.epoch, _hops_level())
-        if not self._hops[1].observe(done.hops_s, done.at_s):
+        if done.epoch < self._hops[0] or not self._hops[1].observe(done.hops_s, done.at_s):
             return []
         return route_hops(self._source, tuple(segment.node for segment in done.segments))
 
@@ -156,14 +156,11 @@ class ClusterEstimate:
     def _log_factor(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
         """The logarithm of measured over expected time; None where the model says nothing about such a batch."""
         expected_s = self._expected.batch_s(node, segment, context_tokens) if self._expected else None
-        if not expected_s or segment.node_s <= 0:
-            return None
-        return math.log(segment.node_s / expected_s)
+        return log_ratio(segment.node_s, expected_s)
 
     def _log_reference(self, node: str) -> float | None:
         known_s = self._expected.reference_s(node) if self._expected else None
-        reference_s = self._nodes[node].reference_s
-        return math.log(reference_s / known_s) if known_s and reference_s > 0 else None
+        return log_ratio(self._nodes[node].reference_s, known_s)
 
     def _observe_speed(self, node: str, log_factor: float, at_s: float, extra_noise: float) -> list[Change]:
         level, known = self._nodes[node].speed, self._nodes[node]
@@ -178,6 +175,8 @@ class ClusterEstimate:
         return [Change(at_s, node, "time", math.exp(before), math.exp(level.mean), deviation)]
 
     def _observe_background(self, node: str, share: float, at_s: float) -> list[Change]:
+        if not 0 <= share <= 1:  # also NaN: no share of a node, whatever the node says
+            return []
         level = self._nodes[node].background
         before = level.mean
         if not level.observe(share, at_s):

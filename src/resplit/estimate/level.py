@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["Level"]
+__all__ = ["Level", "log_ratio"]
 
 _SLACK = 1.0  # deviations below this many standard deviations do not add up
 _ALARM = 6.0  # sum at which the alarm is raised
@@ -18,6 +18,15 @@ _LARGEST = 6.0  # one value counts at most this many standard deviations, so tha
 _OUTLIER = 3.0  # a value that deviates by more says nothing about the level, unless the next ones confirm it
 _NOISE_MEMORY = 0.05  # weight of the newest value in the estimate of the noise
 _EXCURSION = 8  # values from which the level restarts, at most
+# A time that is off by more than this factor is no measurement: a member may say anything.
+_LARGEST_FACTOR = 1000.0
+
+
+def log_ratio(measured_s: float, expected_s: float | None) -> float | None:
+    """The logarithm of measured over expected time, within bounds; None if one of them is no time."""
+    if not expected_s or not (0 < measured_s < math.inf and 0 < expected_s < math.inf):
+        return None
+    return math.log(min(max(measured_s / expected_s, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR))
 
 
 class Level:
@@ -45,7 +54,7 @@ class Level:
 
     def deviation(self, at_s: float) -> float:
         """The standard deviation of the level at `at_s`: it grows with the time since the last value."""
-        return math.sqrt(self._variance + self._drift * max(0.0, at_s - self._at_s)) if self.known else math.inf
+        return math.sqrt(self._variance + self._drift * self._age_s(at_s))
 
     def restart(self, mean: float) -> None:
         """Take `mean` as the level, known as well as a single value is."""
@@ -57,11 +66,11 @@ class Level:
 
         `extra_noise` is a standard deviation that this value has in addition.
         """
-        before_s, self._at_s = self._at_s, max(at_s, self._at_s)
+        age_s, self._at_s = self._age_s(at_s), max(at_s, self._at_s)
         if not self.known:
             self.mean, self._variance = value, self._noise + extra_noise**2
             return False
-        self._variance += self._drift * max(0.0, at_s - before_s)
+        self._variance += self._drift * age_s
         noise = self._noise + extra_noise**2
         deviation = math.sqrt(self._variance + noise)
         error = value - self.mean
@@ -76,6 +85,10 @@ class Level:
         self._noise += _NOISE_MEMORY * (max(0.0, bounded**2 - extra_noise**2) - self._noise)
         self._noise = max(self._noise, self._least_noise)
         return False
+
+    def _age_s(self, at_s: float) -> float:
+        """Seconds since the last value; 0 before the first."""
+        return max(0.0, at_s - self._at_s) if math.isfinite(self._at_s) else 0.0
 
     def _restarted(self, value: float, normalised: float, noise: float) -> float | None:
         """Add the normalised deviation of a value to the sums. On an alarm, restart from the values since the jump.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
-from resplit.estimate.level import Level
+from resplit.estimate.level import Level, log_ratio
 from resplit.types import FloatArray, Problem
 
 __all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
@@ -68,8 +68,8 @@ class LinkEstimates:
         """Use a new cost model. The last messages are compared with it."""
         self._model = model
         for pair, link in self._links.items():
-            link.latency.restart(_log(link.small_s, self._expected_s(pair)) or 0.0)
-            link.s_per_byte.restart(_log(link.transfer_s_per_byte, self._expected_s_per_byte(pair)) or 0.0)
+            link.latency.restart(log_ratio(link.small_s, self._expected_s(pair)) or 0.0)
+            link.s_per_byte.restart(log_ratio(link.transfer_s_per_byte, self._expected_s_per_byte(pair)) or 0.0)
 
     def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
         """Take the one-way time of a probe; returns the jump that it reveals."""
@@ -77,7 +77,7 @@ class LinkEstimates:
         if payload_bytes < SMALL_BYTES:
             link.small_s = seconds
             return _observed(f"the latency from {node} to {peer}", link.latency, seconds, self._expected_s(pair), at_s)
-        if not link.small_s < seconds:
+        if not link.small_s < seconds < math.inf:
             return []
         link.transfer_s_per_byte = (seconds - link.small_s) / payload_bytes
         expected = self._expected_s_per_byte(pair)
@@ -101,14 +101,10 @@ class LinkEstimates:
         return 1 / link.bandwidth_bytes_per_s if link else None
 
 
-def _log(seconds: float, expected: float | None) -> float | None:
-    return math.log(seconds / expected) if expected and seconds > 0 else None
-
-
 def _observed(
     what: str, level: Level, seconds: float, expected: float | None, at_s: float, hiccup: float = _HICCUP_S
 ) -> list[Change]:
-    log_factor = _log(seconds, expected)
+    log_factor = log_ratio(seconds, expected)
     if log_factor is None:
         return []
     before = level.mean

@@ -80,6 +80,7 @@ class Agent:
         await self.connections.disconnect()
         if self.hosting.executor:
             self.hosting.executor.close()
+        await self.hosting.tasks.stop()
 
     async def _prepare(self, command: Prepare) -> Reply:
         answer = await self.hosting.prepare(command)

@@ -126,6 +126,7 @@ class Executor:
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
         self._pace = Pace()
+        self.ended: Future[None] = Future()  # of the thread; with its error if a defect ended it
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
@@ -221,8 +222,13 @@ class Executor:
 
     def _work(self) -> None:
         """The executor's thread: run one batch after another."""
-        while batch := self._take():
-            _hand_over(self._outcomes(batch))
+        try:
+            while batch := self._take():
+                _hand_over(self._outcomes(batch))
+        except Exception as error:
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
 
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from resplit.cancellation import to_its_end
+from resplit.cancellation import VitalTasks, to_its_end
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
 from resplit.garbage import freeze_startup_objects
@@ -47,6 +47,7 @@ class Hosting:
         self.hardware = Hardware.declared(config.emulate) if config.emulate else None
         self.trusted = name in cluster.trusted
         self.permits = Permits()
+        self.tasks = VitalTasks()
         self.executor: Executor | None = None  # made when the first command names a model
         self.prepared: dict[int, Route] = {}  # by epoch: loaded, not yet served
         self.routes: dict[int, Route] = {}  # by epoch: served, committed and not released
@@ -180,6 +181,7 @@ class Hosting:
             engine = await asyncio.to_thread(open_engine, spec, self._threads)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens, self.permits)
             self._spec = spec
+            self.tasks.spawn(_until_ended(self.executor), "executor")
             freeze_startup_objects()
         elif spec != self._spec:
             raise CommandRefusedError("model", f"{self.name} already runs another model; restart it to change")
@@ -234,3 +236,8 @@ def _yield_to_passes() -> None:
     """Lower the priority of this thread: streams that run must not wait for blocks that are being loaded."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)
+
+
+async def _until_ended(executor: Executor) -> None:
+    """A node whose executor ended because of a defect computes nothing more: its process must end too."""
+    await asyncio.shield(asyncio.wrap_future(executor.ended))

@@ -218,7 +218,7 @@ async def serve_node(
     tasks = VitalTasks()
     tasks.spawn(agent.probe.run(), "probe")
     try:
-        await until_stopped(stop, tasks)
+        await until_stopped(stop, tasks, agent.hosting.tasks)
     finally:
         await tasks.stop()
         server.close()
