@@ -15,7 +15,7 @@ from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.telemetry_rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
-from tests.support.controllers import FIRST
+from tests.support.controllers import FIRST, slow_to_prepare
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C
@@ -166,3 +166,19 @@ async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forge
     with pytest.raises(CapacityError, match="No space left"):
         placed.moves.set(History())
     assert nodes.controller(placed.log).moves.history == History()
+
+
+async def test_a_move_gives_way_to_a_change_that_cannot_wait(nodes: InProcessCluster, placed: Controller) -> None:
+    preparing, go_on = slow_to_prepare(nodes)
+    placed.fast_loop.arm(SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    async with asyncio.timeout(10):
+        await preparing.wait()
+    placed.deployment.interrupt()
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    go_on.set()
+    outcome = decisions(placed)[0]["outcome"]
+    assert (
+        outcome["refused"] == "epoch 2 could not be prepared: a change that could not wait came meanwhile; plan again"
+    )  # type: ignore[index]
+    assert placed.moves.history == History()

@@ -18,7 +18,7 @@ from resplit.control.operations import Operator
 from resplit.epochs import Proposal
 from resplit.errors import NodeLostError, ProposalRefusedError
 from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step, Token
-from tests.support.controllers import FIRST, LONG, operator_of, placed, served, started
+from tests.support.controllers import FIRST, LONG, operator_of, placed, served, slow_to_prepare, started
 from tests.support.hostile import Honest, HostileNode, alters
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
@@ -157,22 +157,6 @@ async def test_an_exclusion_needs_no_help_of_the_node_that_is_excluded(
     assert await stream == tokens
     assert await served(nodes, LONG) == tokens
     assert not any(breaks_a_rule(controller, step) for step in sent)
-
-
-def slow_to_prepare(nodes: InProcessCluster) -> tuple[asyncio.Event, asyncio.Event]:
-    """Have alpha wait before it prepares. The first event is set when it is asked to, the second lets it go on."""
-    preparing, go_on = asyncio.Event(), asyncio.Event()
-    stub = nodes.peer(A)._stub
-    obey = stub.Command
-
-    async def slowly(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
-        if request.kind == "prepare":
-            preparing.set()
-            await go_on.wait()
-        return await obey(request, timeout=timeout)
-
-    stub.Command = slowly
-    return preparing, go_on
 
 
 async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_breaks_the_rule(

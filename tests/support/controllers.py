@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.gateway.engine import GenerationRequest
 from resplit.types import Sampling
+from resplit.wire.node_pb2 import CommandReply, CommandRequest
 from tests.support.in_process import InProcessCluster
 from tests.support.three_nodes import A, B, C
 
@@ -50,3 +52,19 @@ def operator_of(nodes: InProcessCluster, controller: Controller) -> Operator:
 
 def steps(controller: Controller, epoch: int) -> list[str]:
     return [step.step for step in controller.log.steps(epoch)]
+
+
+def slow_to_prepare(nodes: InProcessCluster) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have alpha wait before it prepares. The first event is set when it is asked to, the second lets it go on."""
+    preparing, go_on = asyncio.Event(), asyncio.Event()
+    stub = nodes.peer(A)._stub
+    obey = stub.Command
+
+    async def slowly(request: CommandRequest, timeout: float) -> CommandReply:  # noqa: ASYNC109
+        if request.kind == "prepare":
+            preparing.set()
+            await go_on.wait()
+        return await obey(request, timeout=timeout)
+
+    stub.Command = slowly
+    return preparing, go_on

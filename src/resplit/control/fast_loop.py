@@ -166,7 +166,7 @@ class FastLoop:
     async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
         self._disturbed_until_s = math.inf
         try:
-            live = await self._deployment.deploy(decision.proposal(based_on))
+            live = await self._deployment.deploy(decision.proposal(based_on), gives_way=True)
         except ProposalRefusedError as error:
             return DecisionOutcome(refused=str(error))
         finally:

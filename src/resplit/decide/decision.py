@@ -68,10 +68,10 @@ class Decision:
     """One decision at `at_s` (seconds since 1970 in the log).
 
     `action` is that of an `Alternative`, or "initial" (a first placement) or "recover" (after a loss). Only a decision
-    among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep, `seen`
-    the changes that caused it.
+    among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep.
     `urgent` says why the cooldown was waived, "" where it was not. `threshold` is the least gain per request that was
-    required, relative to the current objective. `id` is the number in the decision log.
+    required, relative to the current objective. `seen` are the detected changes that caused it, in words. `id` is the
+    number in the decision log.
     """
 
     at_s: float
