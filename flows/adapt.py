@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import structlog
 from prefect import flow
 
@@ -21,16 +22,12 @@ from flows.params import load_params
 from resplit.cluster.client import ControlClient
 from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
 from resplit.errors import DataError, ProposalRefusedError
+from resplit.policies import Situation, make_policy
 from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
 from tasks.fit import fit
 from tasks.observe import observe
-from tasks.plan import (
-    choose,
-    plan,
-    problem,
-    save_configuration,
-)
+from tasks.plan import busy_shares, choose, plan, problem, save_configuration
 from tasks.validate import Need, validate
 
 _log = structlog.get_logger(__name__)
@@ -46,33 +43,45 @@ def adapt(
     settings: Settings | None = None,
     since_s: float = 0.0,
     fast_loop_for_s: float = 120.0,
+    policy: str = "resplit",
 ) -> int:
     """Run one control tick now, or one every `period_s` for `loop_for_s` seconds; returns the number of moves.
 
     A tick uses the telemetry of the last `window_s` seconds, and none from before `since_s` (seconds since 1970). If
     that telemetry is not sufficient, the current placement is kept. After a tick, the controller's fast loop decides on
-    changes for `fast_loop_for_s`.
+    changes for `fast_loop_for_s`. `policy` is one of `resplit.policies.POLICIES`.
     """
+    ticking = _Ticking(policy, state, window_s, settings or Settings(), since_s, fast_loop_for_s)
     begun_s, moves = time.monotonic(), 0
     due_s = begun_s + (period_s if loop_for_s else 0.0)
     with ControlClient.from_state(url, state) as client:
         while True:
             time.sleep(max(0.0, due_s - time.monotonic()))
             due_s = time.monotonic() + period_s
-            moves += _tick(client, state, window_s, settings or Settings(), since_s, fast_loop_for_s)
+            moves += _tick(client, ticking)
             if due_s > begun_s + loop_for_s:
                 return moves
 
 
-def _tick(
-    client: ControlClient, state: Path, window_s: float, settings: Settings, since_s: float, fast_loop_for_s: float
-) -> bool:
+class _Ticking:
+    """What stays the same from tick to tick: how to decide. The policy of a run may remember its earlier answers."""
+
+    def __init__(
+        self, policy: str, state: Path, window_s: float, settings: Settings, since_s: float, fast_loop_for_s: float
+    ) -> None:
+        self.policy, self.policy_name = make_policy(policy), policy
+        self.state, self.window_s, self.since_s = state, window_s, since_s
+        self.settings, self.fast_loop_for_s = settings, fast_loop_for_s
+        self.rng = np.random.default_rng(0)
+
+
+def _tick(client: ControlClient, given: _Ticking) -> bool:
     """Algorithm 1 of the paper: observe, validate, fit, decide, propose. Returns whether a move was deployed.
 
     It also arms the controller's fast loop, which decides on changes that it detects until the next tick.
     """
-    cluster, now_s, history = client.cluster(), time.time(), client.moves()
-    telemetry, live = observe(client, max(since_s, now_s - window_s))
+    cluster, now_s, history, state = client.cluster(), time.time(), client.moves(), given.state
+    telemetry, live = observe(client, max(given.since_s, now_s - given.window_s))
     try:
         valid = validate(
             telemetry, cluster.node_names, live.features, now_s, state / "quarantine", live.unused, Need(reports=1)
@@ -83,15 +92,18 @@ def _tick(
         _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
         client.log_decision(Decision(now_s, "keep", str(error)).to_json())
         return False
-    posed = problem(client, cluster, cost, valid.telemetry, live, 2 * window_s)
+    posed = problem(client, cluster, cost, valid.telemetry, live, 2 * given.window_s)
     if live.placement is None:
         return _place_first(client, posed)
     moved_s = history.last.at_s if history.last else 0.0
     slo_s = {declared.name: declared.slo for declared in cluster.classes}
-    measured = measured_since(client.records(), slo_s, max(since_s, moved_s, now_s - 2 * window_s))
-    settings = replace(settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
-    decision = choose(posed, cost, measured, history, settings, now_s)
-    client.arm_fast_loop(settings, fast_loop_for_s)
+    measured = measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s))
+    settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
+    busy = busy_shares(valid.telemetry)
+    situation = Situation(now_s, posed, settings, history, cost.uncertainty, measured=measured, busy=busy)
+    decision = choose(given.policy, situation, given.rng)
+    if "change" in given.policy.asked:
+        client.arm_fast_loop(settings, given.fast_loop_for_s, given.policy_name)
     outcome = DecisionOutcome()
     if decision.action != "keep":
         outcome = _deploy(client, decision, live.epoch)

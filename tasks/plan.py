@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -13,9 +14,10 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.state import plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
-from resplit.decide import Decision, History, Measured, Settings, decide
+from resplit.decide import Decision
 from resplit.estimate import under_estimates
 from resplit.planner.best_effort import BestEffortPlan
+from resplit.policies import Policy, Situation
 from resplit.problem import problem_to_json
 from resplit.status import ModelStatus
 from resplit.telemetry import Telemetry
@@ -46,13 +48,14 @@ def plan(problem: Problem) -> BestEffortPlan:
 
 
 @task(name="decide", cache_policy=NO_CACHE)
-def choose(
-    problem: Problem, cost: CostModel, measured: Measured | None, history: History, settings: Settings, now_s: float
-) -> Decision:
-    """Choose to keep, redistribute, re-split or roll back (equations 8 and 9)."""
-    return decide(
-        problem, now_s=now_s, settings=settings, history=history, uncertainty=cost.uncertainty, measured=measured
-    )
+def choose(policy: Policy, situation: Situation, rng: np.random.Generator) -> Decision:
+    """Ask a policy what to do at a tick."""
+    return policy.decide(situation, rng)
+
+
+def busy_shares(telemetry: Telemetry) -> dict[str, float]:
+    """The share of time in which each node was busy, background included: the mean of its reports."""
+    return {str(node): float(share) for node, share in telemetry.nodes.groupby("node").cpu_utilization.mean().items()}
 
 
 def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:

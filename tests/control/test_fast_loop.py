@@ -13,6 +13,7 @@ from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.decide import History, PastMove, Settings
 from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
+from resplit.policies import make_policy
 from resplit.telemetry_rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
 from tests.support.controllers import FIRST, slow_to_prepare
@@ -24,6 +25,7 @@ LAYER_S = 0.03
 NO_ERROR = PredictionError(None, None, 0)
 KINDS = ("embed", "layer", "head")
 SETTINGS = Settings(horizon_s=600.0, cooldown_s=1e6)
+RESPLIT = make_policy("resplit")
 
 
 def constant_model() -> CostModel:
@@ -80,7 +82,7 @@ def decisions(controller: Controller) -> list[dict[str, object]]:
 
 
 async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_cooldown(placed: Controller) -> None:
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     (decision,) = decisions(placed)
@@ -94,9 +96,9 @@ async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_co
 
 async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: Controller) -> None:
     serve(placed, 3, **{B: 50.0})
-    placed.fast_loop.arm(SETTINGS, 60.0)  # what was detected before is in the models of the slow loop
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)  # what was detected before is in the models of the slow loop
     await asyncio.sleep(0.2)
-    placed.fast_loop.arm(SETTINGS, 0.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 0.0)
     serve(placed, 3)
     await asyncio.sleep(0.2)
     assert decisions(placed) == []
@@ -104,7 +106,7 @@ async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: 
 
 
 async def test_a_small_change_is_decided_on_and_changes_nothing(placed: Controller) -> None:
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     for _ in range(3):
         serve(placed, 1, **{B: 1.5})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
@@ -121,7 +123,7 @@ async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Con
 
 
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert nodes.controller(placed.log).moves.history == placed.moves.history != History()
@@ -131,7 +133,7 @@ async def test_after_some_moves_in_a_short_time_the_cooldown_applies(placed: Con
     (live,) = placed.deployment.history
     placed.moves.set(History(PastMove(time.time(), "re-split", live.placement, live.placement, None, 1.0)))
     placed.deployment.history += [live, live]
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert decisions(placed)[0]["action"] == "keep"
@@ -144,7 +146,7 @@ async def test_a_defect_in_a_decision_ends_nothing(placed: Controller, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(placed.fast_loop, "_choose", defect)
-        placed.fast_loop.arm(SETTINGS, 60.0)
+        placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
         serve(placed, 2, **{B: 50.0})
         await asyncio.sleep(0.2)
     serve(placed, 3)
@@ -159,7 +161,7 @@ async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forge
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("resplit.control.moves.write_atomically", full)
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert placed.moves.history.last is not None
@@ -170,7 +172,7 @@ async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forge
 
 async def test_a_move_gives_way_to_a_change_that_cannot_wait(nodes: InProcessCluster, placed: Controller) -> None:
     preparing, go_on = slow_to_prepare(nodes)
-    placed.fast_loop.arm(SETTINGS, 60.0)
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     async with asyncio.timeout(10):
         await preparing.wait()

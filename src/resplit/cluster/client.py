@@ -129,9 +129,13 @@ class ControlClient:
         """The controller's estimate of each node and link now, relative to the cost model of the latest problem."""
         return self._get("/estimates", _ESTIMATES)
 
-    def arm_fast_loop(self, settings: Settings, for_s: float) -> None:
-        """Have the controller decide on detected changes for so many seconds from now; 0 stops that."""
-        body = {"settings": TypeAdapter(type(settings)).dump_python(settings, mode="json"), "for_s": for_s}
+    def arm_fast_loop(self, settings: Settings, for_s: float, policy: str = "resplit") -> None:
+        """Have the controller ask a policy about detected changes for so many seconds from now; 0 stops that.
+
+        `policy` is one of `resplit.policies.POLICIES`.
+        """
+        plain = TypeAdapter(type(settings)).dump_python(settings, mode="json")
+        body = {"settings": plain, "for_s": for_s, "policy": policy}
         self._send("PUT", "/fast_loop", json=body)
 
     def moves(self) -> History:

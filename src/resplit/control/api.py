@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from resplit.control.cluster_view import ClusterView
 from resplit.control.controller import Controller
@@ -25,6 +25,7 @@ from resplit.decide import History, Settings
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
 from resplit.estimate import Estimates
+from resplit.policies import POLICIES, make_policy
 from resplit.problem import problem_from_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
@@ -35,6 +36,13 @@ from resplit.wire.links import Shape
 
 _Index = Annotated[int, Query(ge=0, lt=2**63)]
 _Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
+
+
+def _shipped(policy: str) -> str:
+    """Only policies of resplit: a caller does not choose which code the controller imports."""
+    if policy not in POLICIES:
+        raise ValueError(f"is not one of {', '.join(POLICIES)}")
+    return policy
 
 
 class _Strict(BaseModel):
@@ -57,6 +65,7 @@ class ProblemBody(_Strict):
 class FastLoopBody(_Strict):
     """How the fast loop decides, and for how many seconds from now; 0 stops it."""
 
+    policy: Annotated[str, AfterValidator(_shipped)] = "resplit"
     settings: Settings
     for_s: Annotated[float, Field(ge=0, le=3600)]
 
@@ -161,7 +170,7 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
 
     @router.put("/fast_loop")
     async def arm(body: FastLoopBody) -> dict[str, Any]:
-        controller.fast_loop.arm(body.settings, body.for_s)
+        controller.fast_loop.arm(make_policy(body.policy), body.settings, body.for_s)
         return {}
 
     @router.get("/moves")

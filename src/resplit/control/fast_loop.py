@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import structlog
 
 from resplit.cancellation import VitalTasks
@@ -23,10 +24,11 @@ from resplit.control.log import EpochLog
 from resplit.control.moves import Moves
 from resplit.control.planning import ControllerPlanner
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, DecisionOutcome, Settings, decide, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, Settings, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
+from resplit.policies import Policy, Situation
 from resplit.telemetry_rows import TelemetryRows
 from resplit.types import Problem
 
@@ -41,6 +43,7 @@ _MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 class Armed:
     """How the fast loop decides, and until when (monotonic clock): the slow loop renews this at each tick."""
 
+    policy: Policy
     settings: Settings
     until_s: float
 
@@ -73,18 +76,19 @@ class FastLoop:
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
         self._disturbed_until_s = -math.inf  # monotonic clock
+        self._rng = np.random.default_rng(0)
 
     def set_model(self, cost: CostModel) -> None:
         """Use the cost model with which the latest problem was posed."""
         self._estimate.set_model(cost)
         self._uncertainty = cost.uncertainty
 
-    def arm(self, settings: Settings, for_s: float) -> None:
-        """Decide on changes for so many seconds; 0 ends that."""
+    def arm(self, policy: Policy, settings: Settings, for_s: float) -> None:
+        """Ask `policy` about changes for so many seconds; 0 ends that. A policy that is not asked at changes keeps."""
         if self._armed is None:  # what was detected before is no news to the models
             self._changes.clear()
         until_s = time.monotonic() + for_s
-        self._armed = Armed(settings, until_s) if for_s > 0 else None
+        self._armed = Armed(policy, settings, until_s) if for_s > 0 and "change" in policy.asked else None
 
     def estimates(self) -> Estimates:
         """The estimate of each node and link now."""
@@ -138,7 +142,7 @@ class FastLoop:
             return
         problem = under_estimates(self._planner.present_problem(live.placement, _DEMAND_WINDOW_S), self.estimates())
         begun_s, now_s = time.monotonic(), time.time()
-        decision = await asyncio.to_thread(self._choose, problem, armed.settings, now_s)
+        decision = await asyncio.to_thread(self._choose, problem, changes, armed, now_s)
         decision = replace(decision, seen=tuple(map(str, changes)))
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
         if decision.action != "keep":
@@ -147,16 +151,16 @@ class FastLoop:
         self._log.append_decision(replace(decision, outcome=outcome).to_json())
         _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
 
-    def _choose(self, problem: Problem, given: Settings, now_s: float) -> Decision:
+    def _choose(self, problem: Problem, changes: Sequence[Change], armed: Armed, now_s: float) -> Decision:
+        given = armed.settings
         settings = replace(
             given,
             cooldown_s=given.cooldown_s if self._has_moved_often() else 0.0,
             time_limit_s=_TIME_LIMIT_S,
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
-        return decide(
-            problem, now_s=now_s, settings=settings, history=self._moves.history, uncertainty=self._uncertainty
-        )
+        situation = Situation(now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes))
+        return armed.policy.decide(situation, self._rng)
 
     def _has_moved_often(self) -> bool:
         """Whether the cooldown applies. A detected change is not noise, unless there is one after the other."""

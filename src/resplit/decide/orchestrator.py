@@ -30,7 +30,7 @@ from resplit.planner.best_effort import ceilings_note, under_higher_ceilings
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 
-__all__ = ["decide"]
+__all__ = ["decide", "nodes_seen"]
 
 MIN_STANDARD_ERRORS = 2.0  # a smaller excess of latency may be chance, so it does not fail a trial
 Solve = Callable[..., Plan]
@@ -77,7 +77,7 @@ def decide(
         threshold=hysteresis.threshold,
         uncertainty=uncertainty,
         alternatives=(current.keep, *plans, *([rollback] if rollback else [])),
-        nodes=_nodes_seen(problem),
+        nodes=nodes_seen(problem),
         rates_rps={request_class.name: request_class.rate_rps for request_class in problem.classes},
         current=problem.current,
         measured=measured,
@@ -292,7 +292,8 @@ def _summary(option: Alternative) -> str:
     )
 
 
-def _nodes_seen(problem: Problem) -> tuple[NodeSeen, ...]:
+def nodes_seen(problem: Problem) -> tuple[NodeSeen, ...]:
+    """The nodes of `problem`, as a decision about it records them."""
     return tuple(
         NodeSeen(
             node.name,

@@ -1,0 +1,37 @@
+"""Policies: when to move blocks, and where to. Siblings with one interface, for clusters and for the simulator.
+
+Pure: state, time and randomness are handed in. A policy does not see whether its cluster is real.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from resplit.errors import ConfigError
+from resplit.policies.base import Occasion, Policy, Situation
+
+__all__ = ["POLICIES", "Occasion", "Policy", "Situation", "make_policy"]
+
+POLICIES = {
+    "static": "resplit.policies.static:Static",
+    "threshold": "resplit.policies.threshold:Threshold",
+    "resplit": "resplit.policies.orchestrator:Orchestrator",
+    "clairvoyant": "resplit.policies.clairvoyant:Clairvoyant",
+}
+
+
+def make_policy(name: str) -> Policy:
+    """A policy for one run: one of `POLICIES`, or `package.module:Name`, which is called without arguments.
+
+    ConfigError if there is no such policy, or if what is made is none.
+    """
+    module, _, attribute = POLICIES.get(name, name).partition(":")
+    if not attribute:
+        raise ConfigError("policy", f"{name!r} is not one of {', '.join(POLICIES)}, nor a package.module:Name")
+    try:
+        policy = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError("policy", f"{name!r} cannot be made: {error}") from None
+    if not isinstance(policy, Policy):
+        raise ConfigError("policy", f"{name!r} has no `asked` or no `decide`; see resplit.policies.base.Policy")
+    return policy
