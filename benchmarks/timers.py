@@ -12,7 +12,7 @@ import socket
 import time
 from statistics import median, quantiles
 
-from resplit.event_loop import FineEpollSelector
+from resplit.process.event_loop import FineEpollSelector
 
 SLEEP_S = 0.0002
 SLEEPS = 2000

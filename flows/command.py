@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from resplit.errors import ResplitError
-from resplit.logs import log_to_stderr
+from resplit.process.logs import log_to_stderr
 
 
 def run_command(work: Callable[[], object]) -> None:

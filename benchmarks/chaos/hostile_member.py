@@ -22,12 +22,12 @@ from typing import Any, Literal, get_args
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
-from resplit import event_loop
 from resplit.cluster.parent import end_with_parent
 from resplit.config import ClusterConfig, load_cluster
 from resplit.errors import DataError
 from resplit.files import write_atomically
 from resplit.node.server import serve_node
+from resplit.process import event_loop
 from resplit.security.identity import CONTROLLER
 from resplit.wire.addresses import Address
 from resplit.wire.node_pb2 import (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from resplit.errors import ConfigError, ResplitError
-from resplit.logs import log_to_stderr
+from resplit.process.logs import log_to_stderr
 
 if TYPE_CHECKING:
     import asyncio
@@ -224,7 +224,7 @@ def _run_until_stopped(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]
     import asyncio
     import signal
 
-    from resplit import event_loop
+    from resplit.process import event_loop
 
     async def run() -> None:
         stop = asyncio.Event()

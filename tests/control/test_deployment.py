@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from resplit.cancellation import VitalTasks
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
@@ -24,6 +23,7 @@ from resplit.errors import (
     ShardError,
 )
 from resplit.model.source import StoredModel
+from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare
 from tests.support.recording_control import RecordingCommands, RecordingGateway

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from resplit.cancellation import VitalTasks
 from resplit.control import recovery as recovery_module
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
@@ -18,6 +17,7 @@ from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import CapacityError, InfeasibleError
 from resplit.model.source import StoredModel
+from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
 from tests.support.in_process import until
 from tests.support.recording_control import RecordingCommands, RecordingGateway

@@ -26,7 +26,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from resplit.cancellation import VitalTasks
 from resplit.control import deployment, monitor, node_commands, operations
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
@@ -36,6 +35,7 @@ from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.gateway.sessions import permits, router
 from resplit.model.source import StoredModel
 from resplit.node import probe
+from resplit.process.cancellation import VitalTasks
 from resplit.wire.node_pb2 import CachePart, Step, Token
 from resplit.wire.permits import Permit
 from tests.support.cluster import reference

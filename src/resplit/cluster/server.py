@@ -18,7 +18,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit import planner
-from resplit.cancellation import VitalTasks, until_stopped
 from resplit.cluster.busy_machine import EmulationCheck, OthersUse
 from resplit.cluster.state_folder import claim_for_model
 from resplit.config import ClusterConfig
@@ -30,7 +29,6 @@ from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
 from resplit.errors import NodeLostError
 from resplit.files import write_atomically
-from resplit.garbage import freeze_startup_objects
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
 from resplit.gateway.openai.text import Text
@@ -38,6 +36,8 @@ from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
+from resplit.process.cancellation import VitalTasks, until_stopped
+from resplit.process.garbage import freeze_startup_objects
 from resplit.security.identity import CONTROLLER, Member
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import identity, package

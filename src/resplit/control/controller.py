@@ -8,7 +8,6 @@ from typing import Any
 
 import structlog
 
-from resplit.cancellation import VitalTasks
 from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
@@ -23,6 +22,7 @@ from resplit.control.recovery import Recovery
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
+from resplit.process.cancellation import VitalTasks
 from resplit.security.identity import Member
 from resplit.shards.keyring import Keyring
 from resplit.wire.addresses import Address

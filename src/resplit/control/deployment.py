@@ -18,12 +18,12 @@ from typing import TypeVar
 
 import structlog
 
-from resplit.cancellation import VitalTasks
 from resplit.control.cluster_view import ClusterView
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import NodeCommands
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ProposalRefusedError, ResplitError
+from resplit.process.cancellation import VitalTasks
 from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Release, Reply
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route

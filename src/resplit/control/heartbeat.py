@@ -87,7 +87,7 @@ class Heartbeats:
                     self._pass_time(min(now_s - last_s, _MAX_COUNTED_PER_TICK_S))
                     last_s = now_s
             finally:
-                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
+                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `process.cancellation`)
 
     def _new_peers(self) -> dict[str, Peer]:
         """The peers that are new since the last call. Nothing that former peers of their names did counts for them."""

@@ -68,7 +68,7 @@ class Monitor:
                     self._forget(time.time() - KEEP_S)
                     await asyncio.sleep(PERIOD_S)
             finally:
-                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `resplit.cancellation`)
+                self._stopped = True  # ends tasks whose cancellation was lost in a call (see `process.cancellation`)
 
     async def measure(self, links: Iterable[tuple[str, str]]) -> None:
         """Have nodes measure these links, from one node to another, and report."""

@@ -13,16 +13,16 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from resplit.cancellation import VitalTasks, to_its_end
 from resplit.config import ClusterConfig
 from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
-from resplit.garbage import freeze_startup_objects
 from resplit.model.engines import open_engine
 from resplit.model.spec import ModelSpec
 from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor
 from resplit.node.memory import reserved_bytes
 from resplit.node.permits import Permits
+from resplit.process.cancellation import VitalTasks, to_its_end
+from resplit.process.garbage import freeze_startup_objects
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import open_shard
 from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Trust, WrappedShard

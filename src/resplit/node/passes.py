@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
-from resplit.cancellation import cancel_and_wait
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
 from resplit.model.activation import Activation
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
 from resplit.node.executor import BatchTime, PassResult
 from resplit.node.hosting import Hosting
+from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER
 from resplit.types import Sampling
 from resplit.wire.links import Sender

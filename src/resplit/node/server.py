@@ -17,11 +17,11 @@ from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
-from resplit.cancellation import VitalTasks, until_stopped
 from resplit.config import ClusterConfig
 from resplit.errors import CommandRefusedError, ResplitError, wire_word
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
+from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
 from resplit.shards.registry import Registry

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from resplit.cancellation import cancel_and_wait
+from resplit.process.cancellation import cancel_and_wait
 from resplit.wire.links import Link, Sender
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, Step

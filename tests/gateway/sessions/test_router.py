@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from resplit.cancellation import until_stopped
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions import router as router_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
+from resplit.process.cancellation import until_stopped
 from resplit.wire.node_pb2 import Token
 from resplit.wire.peers import EPOCH, NONCE, Peer
 from tests.support.in_process import deploy, in_process, until

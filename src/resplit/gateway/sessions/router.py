@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from resplit.cancellation import VitalTasks, cancel_and_wait
 from resplit.config import ClusterConfig, LinkShape
 from resplit.errors import NodeLostError
 from resplit.privacy import privacy_violation
+from resplit.process.cancellation import VitalTasks, cancel_and_wait
 from resplit.security.identity import Member
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address

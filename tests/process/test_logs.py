@@ -8,7 +8,7 @@ import io
 import pytest
 import structlog
 
-from resplit.logs import LossyStream, Throttle, log_to_stderr
+from resplit.process.logs import LossyStream, Throttle, log_to_stderr
 
 
 class FullDisk(io.StringIO):

@@ -12,7 +12,7 @@ from statistics import median
 
 import pytest
 
-from resplit.event_loop import FineEpollSelector, new_event_loop
+from resplit.process.event_loop import FineEpollSelector, new_event_loop
 
 BEYOND_SELECT = 1024
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from resplit.cancellation import VitalTasks, cancel_and_wait, to_its_end, until_stopped
+from resplit.process.cancellation import VitalTasks, cancel_and_wait, to_its_end, until_stopped
 
 
 async def test_a_task_that_takes_the_first_cancellation_for_a_lost_connection_still_ends() -> None:
