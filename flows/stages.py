@@ -28,7 +28,7 @@ from resplit.cluster.state import plan_or_fail
 from resplit.cost import block_timings, fit_cost_model, node_states, prediction_error, problem_from
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures, RequestClass
 from tasks.fit import last_good_model
 from tasks.observe import profile as time_blocks

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cost import CostModel, fit_cost_model
 from resplit.errors import DataError
 from resplit.files import write_atomically
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 
 __all__ = ["fit", "fit_and_keep", "last_good_model"]

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.decide import Decision
 from resplit.status import ModelStatus
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 
 
 @task(name="profile", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)

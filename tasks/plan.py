@@ -20,7 +20,7 @@ from resplit.planner.best_effort import BestEffortPlan
 from resplit.policies import Policy, Situation
 from resplit.problem import problem_to_json
 from resplit.status import ModelStatus
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import Problem
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from resplit.telemetry import TABLES
+from resplit.telemetry.tables import TABLES
 
 __all__ = ["BLOCKS", "NODES", "RULES", "Rule", "derive"]
 

@@ -13,8 +13,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.errors import DataError
-from resplit.sufficiency import Need, shortfalls
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.sufficiency import Need, shortfalls
+from resplit.telemetry.tables import TABLES, Telemetry
 from resplit.types import BlockFeatures
 from tasks.expectations import failed_rows
 from tasks.telemetry_rules import RULES, Rule, derive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from resplit.telemetry import TABLES
+from resplit.telemetry.tables import TABLES
 from tasks.validate import ValidTelemetry
 
 __all__ = ["render_html"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resplit.planner import SOLVERS, solve
     from resplit.problem import plan_to_json, problem_from_json, problem_to_json, read_problem
     from resplit.records import RunRecord
-    from resplit.telemetry import Telemetry
+    from resplit.telemetry.tables import Telemetry
     from resplit.types import Plan, Problem
 
 __all__ = [
@@ -58,7 +58,7 @@ _MODULES = {
     "resplit.planner": ("SOLVERS", "solve"),
     "resplit.problem": ("plan_to_json", "problem_from_json", "problem_to_json", "read_problem"),
     "resplit.records": ("RunRecord",),
-    "resplit.telemetry": ("Telemetry",),
+    "resplit.telemetry.tables": ("Telemetry",),
     "resplit.types": ("Plan", "Problem"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from resplit.decide import Decision
-from resplit.telemetry import frame
+from resplit.telemetry.tables import frame
 
 # Columns `..._s` that hold a point in time count seconds from the start of the run.
 # One row for each request offered. `status` is the HTTP status, or 0 if the connection failed. Times of events that did

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from resplit.telemetry_rows import Count, Name, TelemetryRows
+from resplit.telemetry.rows import Count, Name, TelemetryRows
 from resplit.types import BlockFeatures
 
 _Bytes = Annotated[float, Field(ge=0, le=2.0**63)]

@@ -14,7 +14,7 @@ from resplit.decide import History, PastMove, Settings
 from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.policies import make_policy
-from resplit.telemetry_rows import NodeRow, TelemetryRows
+from resplit.telemetry.rows import NodeRow, TelemetryRows
 from resplit.types import segments_of
 from tests.support.controllers import FIRST, slow_to_prepare
 from tests.support.in_process import InProcessCluster, deploy, until

@@ -13,7 +13,7 @@ from resplit.control import monitor as monitor_module
 from resplit.control.monitor import KEEP_S, PERIOD_S, Monitor
 from resplit.errors import NodeLostError, PeerFaultError
 from resplit.status import NodeReport, ReportedState
-from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 

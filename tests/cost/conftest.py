@@ -6,7 +6,7 @@ import pytest
 
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, fit_cost_model
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 from tests.support.telemetry import MACHINES, block_features, telemetry_of
 

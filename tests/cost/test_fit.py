@@ -10,7 +10,7 @@ import pytest
 from resplit.cost import CostModel, fit_cost_model
 from resplit.cost.model import Phase
 from resplit.errors import DataError
-from resplit.telemetry import NODE_COLUMNS, Telemetry, frame
+from resplit.telemetry.tables import NODE_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures
 from tests.support.telemetry import MACHINES, Machine, block_rows, link_rows, node_rows
 

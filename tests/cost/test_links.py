@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resplit.cost.links import MIN_S_PER_BYTE, LinkModel, fit_links
-from resplit.telemetry import LINK_COLUMNS, frame
+from resplit.telemetry.tables import LINK_COLUMNS, frame
 from tests.support.telemetry import MACHINES, link_rows
 
 TWO = {name: MACHINES[name] for name in ("home-a", "cloud")}

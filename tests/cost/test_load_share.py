@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel, NodeState, PassModel, PredictionError, fit_cost_model, problem_from
 from resplit.cost.per_token import node_times
-from resplit.telemetry import BLOCK_COLUMNS, Telemetry, frame
+from resplit.telemetry.tables import BLOCK_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures, RequestClass
 from tests.support.telemetry import MACHINES, block_rows
 

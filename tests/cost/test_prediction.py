@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from resplit.cost import CostModel, PassModel, PredictionError, block_timings, prediction_error
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 
 

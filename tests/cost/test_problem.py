@@ -17,7 +17,7 @@ from resplit.cost.per_token import _least_squares, node_times
 from resplit.errors import DataError
 from resplit.planner import solve
 from resplit.problem import problem_from_json, problem_to_json
-from resplit.telemetry import NODE_COLUMNS, frame
+from resplit.telemetry.tables import NODE_COLUMNS, frame
 from resplit.types import BlockFeatures, Problem, RequestClass
 from tests.support.telemetry import MACHINES, node_rows
 

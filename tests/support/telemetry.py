@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 
 LAYERS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 from tests.support.telemetry import MACHINES, block_features, telemetry_of
 

@@ -8,7 +8,7 @@ import pytest
 
 from resplit.cost import CostModel
 from resplit.errors import DataError
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 from tasks.fit import fit, fit_and_keep, last_good_model
 from tests.support.telemetry import MACHINES, node_rows

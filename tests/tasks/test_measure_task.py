@@ -12,7 +12,7 @@ from resplit.epochs import LiveEpoch
 from resplit.metrics import summarise
 from resplit.session_records import SessionMove, SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, NodeStatus
-from resplit.telemetry import NODE_COLUMNS, Telemetry
+from resplit.telemetry.tables import NODE_COLUMNS, Telemetry
 from resplit.workload import ScheduledRequest
 from tasks.measure import measure
 from tasks.workload import Sent

@@ -15,7 +15,7 @@ from resplit.comparison import compare, comparison_text, summaries
 from resplit.decide import Decision, DecisionOutcome, RecoveredSessions
 from resplit.errors import DataError
 from resplit.records import RunRecord, table
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from tasks.report import Extras, write_report
 from tasks.validate import RowFault, Rule, ValidTelemetry
 from tests.support.runs import LAYER_S, synthetic_run

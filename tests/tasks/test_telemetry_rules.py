@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.tables import TABLES, Telemetry
 from tasks.telemetry_rules import RULES, Rule, _between, _complete, _one_of, _present, derive
 
 NOW_S = 1000.0

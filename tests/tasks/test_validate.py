@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from resplit.errors import DataError
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.tables import TABLES, Telemetry
 from resplit.types import BlockFeatures
 from tasks.expectations import forget_suites
 from tasks.telemetry_rules import RULES, Rule

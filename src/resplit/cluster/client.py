@@ -22,7 +22,7 @@ from resplit.types import Problem, RequestClass
 
 if TYPE_CHECKING:
     from resplit.cost.model import CostModel
-    from resplit.telemetry import Telemetry
+    from resplit.telemetry.tables import Telemetry
 
 _Answer = TypeVar("_Answer")
 _STATUS = TypeAdapter(ClusterStatus)
@@ -92,7 +92,9 @@ class ControlClient:
 
     def telemetry(self, since_s: float) -> Telemetry:
         """Telemetry not older than `since_s` (seconds since 1970)."""
-        from resplit.telemetry import Telemetry  # imported here: pandas takes long, and most commands do not need it
+        from resplit.telemetry.tables import (
+            Telemetry,  # imported here: pandas takes long, and most commands do not need it
+        )
 
         return Telemetry.from_rows(self._send("GET", "/telemetry", params={"since_s": since_s}).json())
 

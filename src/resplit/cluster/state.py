@@ -21,7 +21,7 @@ from resplit.errors import InfeasibleError
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan, solve_best_effort
 from resplit.status import ModelStatus
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures, Problem, segments_of
 
 _log = structlog.get_logger(__name__)

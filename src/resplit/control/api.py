@@ -29,7 +29,7 @@ from resplit.policies import POLICIES, make_policy
 from resplit.problem import problem_from_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
-from resplit.telemetry_rows import TelemetryRows
+from resplit.telemetry.rows import TelemetryRows
 from resplit.types import RequestClass
 from resplit.wire.commands import Emulate
 from resplit.wire.links import Shape

@@ -27,4 +27,161 @@ from resplit.decide import Decision, DecisionOutcome, Settings, registry_bytes_p
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
+from resplit.policies import Policy, Situation
 from resplit.process.cancellation import VitalTasks
+from resplit.telemetry.rows import TelemetryRows
+from resplit.types import Problem
+
+_log = structlog.get_logger(__name__)
+_TIME_LIMIT_S = 0.15  # for each of the two plans
+_DEMAND_WINDOW_S = 8.0
+# After so many epochs within this time, the cooldown applies to the fast loop too.
+_MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
+
+
+@dataclass(frozen=True)
+class Armed:
+    """How the fast loop decides, and until when (monotonic clock): the slow loop renews this at each tick."""
+
+    policy: Policy
+    settings: Settings
+    until_s: float
+
+
+class FastLoop:
+    """The fast loop of one cluster. It decides only while it is armed.
+
+    `measure` has nodes measure links, and reports the results to `reported`.
+    """
+
+    def __init__(
+        self,
+        view: ClusterView,
+        planner: ControllerPlanner,
+        deployment: Deployment,
+        log: EpochLog,
+        moves: Moves,
+        tasks: VitalTasks,
+    ) -> None:
+        self.measure: Callable[[Sequence[tuple[str, str]]], Coroutine[Any, Any, None]] = _measure_nothing
+        self._view = view
+        self._planner = planner
+        self._deployment = deployment
+        self._log = log
+        self._moves = moves
+        self._tasks = tasks
+        self._estimate = ClusterEstimate(view.rules.features, view.cluster.source)
+        self._uncertainty = 0.0  # of the cost model
+        self._armed: Armed | None = None
+        self._changes: list[Change] = []  # not seen by any decision yet
+        self._changed = asyncio.Event()
+        self._disturbed_until_s = -math.inf  # monotonic clock
+        self._rng = np.random.default_rng(0)
+
+    def set_model(self, cost: CostModel) -> None:
+        """Use the cost model with which the latest problem was posed."""
+        self._estimate.set_model(cost)
+        self._uncertainty = cost.uncertainty
+
+    def arm(self, policy: Policy, settings: Settings, for_s: float) -> None:
+        """Ask `policy` about changes for so many seconds; 0 ends that. A policy that is not asked at changes keeps."""
+        if self._armed is None:  # what was detected before is no news to the models
+            self._changes.clear()
+        until_s = time.monotonic() + for_s
+        self._armed = Armed(policy, settings, until_s) if for_s > 0 and "change" in policy.asked else None
+
+    def estimates(self) -> Estimates:
+        """The estimate of each node and link now."""
+        return self._estimate.estimates(time.monotonic())
+
+    def passed(self, done: PassTime) -> None:
+        """Take the times of a pass. A pass that ran while blocks were loaded says nothing about the time after it."""
+        if done.at_s - done.total_s <= self._disturbed_until_s:
+            return
+        self._note(self._estimate.observe(done))
+        if links := self._estimate.suspects(done):
+            _log.info("links are measured", links=", ".join(f"{one} to {other}" for one, other in links))
+            self._tasks.spawn(self.measure(links), "measure links")
+
+    def reported(self, rows: TelemetryRows) -> None:
+        """Take the new rows of a node: the newest about itself, and all its probes of links."""
+        now_s = time.monotonic()
+        if rows.nodes:
+            last = rows.nodes[-1]
+            background = last.cpu_utilization - last.own_utilization
+            self._note(self._estimate.observe_report(last.node, last.reference_s, background, now_s))
+        for row in rows.links:
+            if row.source == "active":
+                self._note(self._estimate.links.observe(row.node, row.peer, row.payload_bytes, row.seconds, now_s))
+
+    async def run(self) -> None:
+        """Decide after each detected change, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            changes, self._changes = self._changes, []
+            if not changes or not self._armed or time.monotonic() > self._armed.until_s:
+                continue
+            try:
+                await self._decide(changes, self._armed)
+            except ResplitError as error:
+                _log.warning("a change was not decided on", changes=_words(changes), error=str(error))
+            except Exception:  # a defect here must not end the service: the slow loop goes on
+                _log.exception("a change was not decided on because of a defect", changes=_words(changes))
+
+    def _note(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            _log.info("change detected", change=str(change))
+        if changes:
+            self._changes += changes
+            self._changed.set()
+
+    async def _decide(self, changes: Sequence[Change], armed: Armed) -> None:
+        live = self._deployment.live
+        if live is None:
+            return
+        problem = under_estimates(self._planner.present_problem(live.placement, _DEMAND_WINDOW_S), self.estimates())
+        begun_s, now_s = time.monotonic(), time.time()
+        decision = await asyncio.to_thread(self._choose, problem, changes, armed, now_s)
+        decision = replace(decision, seen=tuple(map(str, changes)))
+        planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
+        if decision.action != "keep":
+            outcome = await self._deploy(decision, live.epoch, armed.settings)
+        outcome = replace(outcome, plan_s=planned_s, prepare_s=time.monotonic() - begun_s - planned_s)
+        self._log.append_decision(replace(decision, outcome=outcome).to_json())
+        _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
+
+    def _choose(self, problem: Problem, changes: Sequence[Change], armed: Armed, now_s: float) -> Decision:
+        given = armed.settings
+        settings = replace(
+            given,
+            cooldown_s=given.cooldown_s if self._has_moved_often() else 0.0,
+            time_limit_s=_TIME_LIMIT_S,
+            registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
+        )
+        situation = Situation(now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes))
+        return armed.policy.decide(situation, self._rng)
+
+    def _has_moved_often(self) -> bool:
+        """Whether the cooldown applies. A detected change is not noise, unless there is one after the other."""
+        recent = [each for each in self._deployment.history if each.committed_s > time.time() - _MOVES_WITHIN_S]
+        return len(recent) >= _MOST_MOVES
+
+    async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
+        self._disturbed_until_s = math.inf
+        try:
+            live = await self._deployment.deploy(decision.proposal(based_on), gives_way=True)
+        except ProposalRefusedError as error:
+            return DecisionOutcome(refused=str(error))
+        finally:
+            self._disturbed_until_s = time.monotonic()
+        self._moves.moved(decision.move(time.time()), settings)
+        return DecisionOutcome(deployed=live.epoch)
+
+
+def _words(changes: Sequence[Change]) -> str:
+    return "; ".join(map(str, changes))
+
+
+async def _measure_nothing(links: Sequence[tuple[str, str]]) -> None:
+    pass

@@ -15,7 +15,7 @@ from typing import TypeVar
 from resplit.control.heartbeat import Heartbeats
 from resplit.errors import NodeLostError
 from resplit.status import NodeReport, ReportedState
-from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Peer
 
 PERIOD_S = 0.5

@@ -11,7 +11,7 @@ from resplit.cost.links import fit_links
 from resplit.cost.model import CostModel
 from resplit.cost.passes import cells_of, fit_nodes, fit_pooled
 from resplit.errors import DataError
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 
 __all__ = ["fit_cost_model"]

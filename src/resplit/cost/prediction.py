@@ -8,7 +8,7 @@ import pandas as pd
 
 from resplit.cost.model import CostModel
 from resplit.cost.passes import cells_of, predicted_s
-from resplit.telemetry import Telemetry
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures
 
 __all__ = ["block_timings", "prediction_error"]

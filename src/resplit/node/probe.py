@@ -22,7 +22,7 @@ from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
 from resplit.status import ReportedState
-from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.types import BlockFeatures
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from resplit.errors import CapacityError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
-from resplit.telemetry_rows import MAX_NAME_CHARS, BlockRow, Count, LinkRow, NodeRow
+from resplit.telemetry.rows import MAX_NAME_CHARS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Reply
 from resplit.wire.links import Link, until

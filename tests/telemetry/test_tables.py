@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from resplit.errors import DataError
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.tables import TABLES, Telemetry
 
 ROWS: dict[str, list[dict[str, object]]] = {
     "nodes": [

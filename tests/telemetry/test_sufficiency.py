@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from resplit.sufficiency import Need, shortfalls
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.sufficiency import Need, shortfalls
+from resplit.telemetry.tables import TABLES, Telemetry
 
 NODES, KINDS = ["a", "b"], ["embed", "layer"]
 EXAMPLE = {"str": "x", "float64": 1.0, "int64": 1, "bool": False}

@@ -1,7 +1,7 @@
 """The rows of the telemetry tables: measurements by a node of itself, its links and its blocks.
 
-A node writes rows, the monitor checks them, `resplit.telemetry` makes tables of them. This is the only place where
-columns and units are stated.
+A node writes rows, the monitor checks them, `resplit.telemetry.tables` makes tables of them. Columns and units are
+stated here only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Telemetry as three plain tables (nodes, links, block timings) and their Parquet form.
 
-`resplit.telemetry_rows` states the columns and their units.
+`resplit.telemetry.rows` states the columns and their units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import pandas as pd
 
 from resplit.errors import DataError
-from resplit.telemetry_rows import BlockRow, LinkRow, NodeRow
+from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow
 
 _DTYPES = {float: "float64", int: "int64", str: "str", bool: "bool"}
 

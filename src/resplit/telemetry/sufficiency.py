@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resplit.telemetry import TABLES, Telemetry
+from resplit.telemetry.tables import TABLES, Telemetry
 
 __all__ = ["Need", "shortfalls"]
 
