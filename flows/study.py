@@ -27,13 +27,15 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.supervision import supervised
 from resplit.comparison import compare, comparison_text, summaries
-from resplit.config import ClusterConfig, ScenarioConfig, load_cluster, load_scenario
+from resplit.config import ClusterConfig, load_cluster
 from resplit.cost import CostModel, block_timings, prediction_error
 from resplit.decide import History
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan
 from resplit.records import RunRecord
+from resplit.scenario import ScenarioConfig, load_scenario
 from resplit.workload import schedule_requests
+from tasks.changes import reset
 from tasks.deploy import deploy_plan
 from tasks.measure import measure, serve_workload
 from tasks.mlflow_store import default_uri, how_to_open
@@ -41,7 +43,7 @@ from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
 from tasks.report import Extras, report
 from tasks.track import close_study, open_study, publish_comparison, track_run
-from tasks.workload import load_words, reset
+from tasks.workload import load_words
 
 REPORTS = Path("reports")
 _log = structlog.get_logger(__name__)
@@ -83,6 +85,7 @@ def inputs(params: Params) -> tuple[ClusterConfig, ScenarioConfig]:
     """Read the cluster and the scenario and check them against each other. ConfigError names the mismatch."""
     cluster, scenario = load_cluster(params.cluster), load_scenario(params.scenario)
     scenario.check_against(cluster, str(params.scenario))
+    scenario.check_live(str(params.scenario))
     return cluster, scenario
 
 
@@ -120,7 +123,7 @@ def _serve(
     epoch = deploy_plan(client, first, client.model().epoch)
     _log.info("run begins", policy=policy, scenario=scenario.name, requests=len(requests), epoch=epoch)
     begun_s = time.time()
-    serving = serve_workload.submit(cluster.url, cluster.token, client.model().name, requests, scenario)
+    serving = serve_workload.submit(cluster, client.model().name, requests, scenario)
     try:
         if policy == "resplit":
             loop = params.adapt
@@ -128,7 +131,7 @@ def _serve(
         sent = serving.result()
     finally:
         client.arm_fast_loop(params.adapt.settings(), 0)
-        reset(client, cluster.config, scenario)
+        reset(client, cluster, cluster.config, scenario)
     last_decision = decisions[-1].id if decisions else 0
     return measure(client, cluster.config, scenario, policy, params.seed, sent, first_record, last_decision)
 

@@ -6,20 +6,20 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
-from resplit.config import ClusterConfig, ScenarioConfig
+from resplit.cluster.local import Cluster
+from resplit.config import ClusterConfig
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
+from resplit.scenario import ScenarioConfig
 from resplit.workload import ScheduledRequest
 from tasks.observe import read_decisions
 from tasks.workload import Sent, send
 
 
 @task(name="serve workload", cache_policy=NO_CACHE)
-def serve_workload(
-    url: str, token: str, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig
-) -> Sent:
+def serve_workload(cluster: Cluster, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig) -> Sent:
     """Send a workload while the cluster changes on schedule."""
-    return send(url, token, model, requests, scenario)
+    return send(cluster, model, requests, scenario)
 
 
 @task(name="measure", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)

@@ -1,4 +1,4 @@
-"""Cluster and scenario files: valid ones are read, and errors name the file, line, key and rule."""
+"""Cluster files: valid ones are read, and errors name the file, line, key and rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resplit.config import ClusterConfig, load_cluster, load_scenario
+from resplit.config import ClusterConfig, load_cluster
 from resplit.errors import ConfigError
 from resplit.types import Weights
 
@@ -30,16 +30,6 @@ links:
 classes:
   - { name: chat, slo: 2 s, rate_rps: 1, prompt_tokens: 8, new_tokens: 8 }
 kv_tokens: 64
-"""
-SCENARIO = """\
-name: day
-duration: 1 min
-nodes:
-  - { at: 5 s, node: hub, slowdown: 4, label: throttles }
-links:
-  - { at: 6 s, between: [hub, far], latency: 50 ms, bandwidth: 1 Mbit/s, label: degrades }
-load:
-  - { at: 7 s, request_class: chat, rate_rps: 3, label: surge }
 """
 
 
@@ -173,49 +163,10 @@ def test_an_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
         load_cluster(tmp_path)
 
 
-def test_a_scenario_is_read_and_matches_its_cluster(tmp_path: Path) -> None:
-    scenario = load_scenario(written(tmp_path, SCENARIO))
-    assert (scenario.duration, scenario.nodes[0].at, scenario.links[0].latency) == (60.0, 5.0, 0.05)
-    scenario.check_against(cluster(tmp_path), "day.yaml")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "rule"),
-    [
-        ("node: hub", "node: attic", "nodes: 'attic' is not in this cluster; it has hub, far"),
-        ("node: hub", "node: far", "nodes: 'far' is real hardware"),
-        ("[hub, far]", "[hub, attic]", "links: 'attic' is not in this cluster"),
-        ("request_class: chat", "request_class: batch", "load: 'batch' is not in this cluster; it has chat"),
-    ],
-)
-def test_a_scenario_with_an_unknown_name_is_refused(tmp_path: Path, old: str, new: str, rule: str) -> None:
-    scenario = load_scenario(written(tmp_path, SCENARIO.replace(old, new)))
-    with pytest.raises(ConfigError) as error:
-        scenario.check_against(cluster(tmp_path), "day.yaml")
-    assert str(error.value).startswith(f"day.yaml: {rule}")
-
-
-def test_an_error_in_a_scenario_names_its_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r":4: nodes.0.slow: Extra inputs"):
-        load_scenario(written(tmp_path, SCENARIO.replace("slowdown", "slow")))
-    with pytest.raises(ConfigError, match=r":8: load.0.at: .* needs a number"):
-        load_scenario(written(tmp_path, SCENARIO.replace("at: 7 s", "at: 7")))
-
-
 @pytest.mark.parametrize("path", sorted((DATA / "clusters").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_bundled_clusters_are_valid(path: Path) -> None:
     config = load_cluster(path)
     assert set(config.trusted) <= set(config.node_names)
-
-
-@pytest.mark.parametrize("path", sorted((DATA / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_bundled_scenario_fits_a_bundled_cluster(path: Path) -> None:
-    scenario = load_scenario(path)
-    cluster_file = next(file for file in (DATA / "clusters").glob("*.yaml") if path.stem.startswith(file.stem))
-    scenario.check_against(load_cluster(cluster_file), str(path))
-    changes = [*scenario.nodes, *scenario.links, *scenario.load]
-    assert changes
-    assert max(change.at for change in changes) < scenario.duration
 
 
 def test_shed_late_needs_an_slo(tmp_path: Path) -> None:

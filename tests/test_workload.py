@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resplit.config import ClusterConfig, LoadChange, ScenarioConfig, load_cluster, load_scenario
-from resplit.errors import ConfigError
+from resplit.config import ClusterConfig, load_cluster
+from resplit.scenario import LoadChange, ScenarioConfig
 from resplit.workload import schedule_requests
 from tests.support.properties import examples
 
@@ -56,17 +56,3 @@ def test_rates_follow_the_scenario(home: ClusterConfig) -> None:
 def test_a_rate_of_zero_stops_arrivals(home: ClusterConfig) -> None:
     arrivals = schedule_requests(home, scenario(500, (100, 0.0)), 1, WORDS)
     assert not [a for a in arrivals if a.request_class == "chat" and a.at_s >= 100]
-
-
-def test_the_scenarios_of_the_project_match_its_cluster(home: ClusterConfig) -> None:
-    for path in (ROOT / "data" / "scenarios").glob("*.yaml"):
-        load_scenario(path).check_against(home, str(path))
-
-
-def test_a_scenario_with_an_unknown_node_is_refused(home: ClusterConfig, tmp_path: Path) -> None:
-    path = tmp_path / "strange.yaml"
-    path.write_text(
-        "name: strange\nduration: 5 s\nnodes:\n  - {at: 1 s, node: attic, slowdown: 2, label: x}\n", encoding="utf-8"
-    )
-    with pytest.raises(ConfigError, match=r"strange\.yaml.*'attic' is not in this cluster"):
-        load_scenario(path).check_against(home, str(path))

@@ -1,28 +1,22 @@
-"""Cluster and scenario files: their schema, parsed once, with errors that name file, line, key and rule."""
+"""Cluster files: their schema, parsed once, with errors that name file, line, key and rule."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
 from resplit.types import EngineChoice, Split, Weights, Width
 from resplit.units import Bytes, BytesPerSecond, Seconds, Watts
-
-_TYPE_NAME = re.compile(r"\[|^[A-Z]")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from resplit.yaml_files import Strict, first_error, known, load_file, unique
 
 
-class BlockTimes(_Strict):
+class BlockTimes(Strict):
     """Declared time of one prompt token of a block, by kind of block."""
 
     embed: Seconds
@@ -30,14 +24,14 @@ class BlockTimes(_Strict):
     head: Seconds
 
 
-class SharedTime(_Strict):
+class SharedTime(Strict):
     """Declared time of a decode step that sessions share: a fixed part, and a part for each session in the pass."""
 
     fixed: Seconds
     per_session: Seconds
 
 
-class DecodeTimes(_Strict):
+class DecodeTimes(Strict):
     """Declared time of a decode step through a block, by kind of block. One number is a time for each session."""
 
     embed: Seconds | SharedTime
@@ -50,7 +44,7 @@ class DecodeTimes(_Strict):
         return {kind: (t.fixed, t.per_session) if isinstance(t, SharedTime) else (0.0, t) for kind, t in times.items()}
 
 
-class Emulation(_Strict):
+class Emulation(Strict):
     """The hardware that a node emulates: its compute is padded to these times."""
 
     decode_per_token: DecodeTimes
@@ -58,7 +52,7 @@ class Emulation(_Strict):
     background_utilization: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class NodeConfig(_Strict):
+class NodeConfig(Strict):
     """One node. `memory` limits its weights and caches together; it listens at `address` (host:port).
 
     Its engine computes with `threads` threads. `compute_w` is its power above idle while it computes.
@@ -73,7 +67,7 @@ class NodeConfig(_Strict):
     emulate: Emulation | None = None
 
 
-class LinkShape(_Strict):
+class LinkShape(Strict):
     """An emulated link, one way: propagation delay and bandwidth."""
 
     latency: Seconds
@@ -86,14 +80,14 @@ class LinkConfig(LinkShape):
     between: tuple[str, str]
 
 
-class LinksConfig(_Strict):
+class LinksConfig(Strict):
     """Emulated links: `default` for every pair that `pairs` does not name. Without this key, links are real."""
 
     default: LinkShape
     pairs: tuple[LinkConfig, ...] = ()
 
 
-class ClassConfig(_Strict):
+class ClassConfig(Strict):
     """A class of requests: its service objective `slo`, and the demand to expect before any is observed.
 
     `shed_late`: refuse a request at once if it could not be answered within `slo`.
@@ -114,7 +108,7 @@ class ClassConfig(_Strict):
         return self
 
 
-class LimitsConfig(_Strict):
+class LimitsConfig(Strict):
     """Limits of the gateway. `context_tokens` bounds one session's cache, `sessions` the sessions that run at once.
 
     `connections` bounds the open connections at the port of the gateway.
@@ -133,7 +127,7 @@ class LimitsConfig(_Strict):
     connections: Annotated[int, Field(ge=1)] = 512
 
 
-class HttpConfig(_Strict):
+class HttpConfig(Strict):
     """Which browsers the gateway answers: `hosts` are names by which it may be called, `origins` are other sites.
 
     An origin is `http://host:port` or `https://host`. Without API keys, loopback names are always among the hosts and
@@ -144,7 +138,7 @@ class HttpConfig(_Strict):
     origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = ()
 
 
-class ObjectiveConfig(_Strict):
+class ObjectiveConfig(Strict):
     """alpha, beta, gamma and delta (per joule) of the planning objective."""
 
     latency: Annotated[float, Field(ge=0)] = 1.0
@@ -157,7 +151,7 @@ class ObjectiveConfig(_Strict):
         return Weights(self.latency, self.balance, self.privacy, self.energy)
 
 
-class ClusterConfig(_Strict):
+class ClusterConfig(Strict):
     """A cluster file. The first class is the default one; `source` is the node at which the gateway runs."""
 
     name: str
@@ -178,12 +172,12 @@ class ClusterConfig(_Strict):
     @model_validator(mode="after")
     def _names_are_known(self) -> ClusterConfig:
         names = self.node_names
-        _unique("nodes", names)
-        _unique("classes", [c.name for c in self.classes])
-        _known("source", [self.source], names)
-        _known("trusted", self.trusted, names)
+        unique("nodes", names)
+        unique("classes", [c.name for c in self.classes])
+        known("source", [self.source], names)
+        known("trusted", self.trusted, names)
         for pair in self.links.pairs if self.links else ():
-            _known("links.pairs.between", pair.between, names)
+            known("links.pairs.between", pair.between, names)
         if self.links is None and any(node.emulate for node in self.nodes):
             raise ValueError("links: emulated nodes need emulated links; add `links: {default: ...}`")
         return self
@@ -227,60 +221,9 @@ class ClusterConfig(_Strict):
         return named[-1] if named else self.links.default
 
 
-class NodeChange(_Strict):
-    """At `at`, a node's declared times are multiplied by `slowdown`, or its background utilization changes."""
-
-    at: Seconds
-    node: str
-    slowdown: Annotated[float, Field(gt=0)] | None = None
-    background_utilization: Annotated[float, Field(ge=0, lt=1)] | None = None
-    label: str
-
-
-class LinkChange(LinkShape):
-    """At `at`, the link between two nodes becomes this one, in both directions."""
-
-    at: Seconds
-    between: tuple[str, str]
-    label: str
-
-
-class LoadChange(_Strict):
-    """At `at`, a class's arrival rate becomes `rate_rps`."""
-
-    at: Seconds
-    request_class: str
-    rate_rps: Annotated[float, Field(ge=0)]
-    label: str
-
-
-class ScenarioConfig(_Strict):
-    """A scenario file: the length of a workload, and changes while it runs. Times count from the workload's start."""
-
-    name: str
-    duration: Seconds
-    nodes: tuple[NodeChange, ...] = ()
-    links: tuple[LinkChange, ...] = ()
-    load: tuple[LoadChange, ...] = ()
-
-    def check_against(self, cluster: ClusterConfig, place: str) -> None:
-        """ConfigError where the scenario names a node or class that the cluster does not have."""
-        try:
-            _known("nodes", [change.node for change in self.nodes], cluster.node_names)
-            _known("links", [name for change in self.links for name in change.between], cluster.node_names)
-            _known("load", [change.request_class for change in self.load], [c.name for c in cluster.classes])
-        except ValueError as error:
-            raise ConfigError(place, str(error)) from None
-        if unemulated := [c.node for c in self.nodes if cluster.node(c.node).emulate is None]:
-            raise ConfigError(place, f"nodes: {unemulated[0]!r} is real hardware; only an emulated node can be changed")
-
-
-_File = TypeVar("_File", bound=BaseModel)
-
-
 def load_cluster(path: Path) -> ClusterConfig:
     """Read a cluster file; ConfigError names file, line, key and rule."""
-    return _load(path, ClusterConfig)
+    return load_file(path, ClusterConfig)
 
 
 def read_cluster(path: Path) -> dict[str, Any]:
@@ -303,70 +246,5 @@ def parse_cluster(content: object, place: str) -> ClusterConfig:
     try:
         return ClusterConfig.model_validate(content)
     except ValidationError as error:
-        location, rule = _first_error(error)
+        location, rule = first_error(error)
         raise ConfigError(": ".join([place, *([".".join(map(str, location))] if location else [])]), rule) from None
-
-
-def load_scenario(path: Path) -> ScenarioConfig:
-    """Read a scenario file; ConfigError names file, line, key and rule."""
-    return _load(path, ScenarioConfig)
-
-
-def _load(path: Path, schema: type[_File]) -> _File:
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}", f"is not YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        location, rule = _first_error(error)
-        place = f"{path}:{_line(document, location)}" + (f": {'.'.join(map(str, location))}" if location else "")
-        raise ConfigError(place, rule) from None
-
-
-def _first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
-    """Key and rule of the first error; a misspelt key comes before the key that is missing because of it."""
-    first = min(error.errors(), key=lambda each: each["type"] == "missing")
-    # Where a key may have a value of two types, pydantic adds the name of the type; no key has such a name.
-    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and _TYPE_NAME.search(part)))
-    rule = first["msg"].removeprefix("Value error, ")
-    if not location and ": " in rule:  # a rule over the whole file names its key in the message
-        key, rule = rule.split(": ", 1)
-        location = tuple(key.split("."))
-    return location, rule
-
-
-def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """The line, from 1, of the deepest part of `location` that the document contains."""
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            entry = next(((key, value) for key, value in node.value if key.value == part), None)
-            if entry is None:
-                break
-            key, node = entry
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _unique(key: str, names: list[str]) -> None:
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{key}: the name {twice[0]!r} appears twice; names must be unique")
-
-
-def _known(key: str, named: list[str] | tuple[str, ...], names: list[str]) -> None:
-    if unknown := [name for name in named if name not in names]:
-        raise ValueError(f"{key}: {unknown[0]!r} is not in this cluster; it has {', '.join(names)}")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from resplit.config import ClusterConfig, LinkChange, LoadChange, NodeChange, ScenarioConfig
+from resplit.config import ClusterConfig
 from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
 from resplit.records import USE_COLUMNS, RunRecord, table
+from resplit.scenario import LinkChange, LoadChange, NodeChange, ScenarioConfig
 from resplit.session_records import SessionMove, SessionRecord
 from resplit.status import NodeStatus
 from resplit.workload import ScheduledRequest

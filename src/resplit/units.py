@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -44,7 +44,12 @@ def _watts(value: object) -> float:
     return parse_quantity(value, _WATTS)
 
 
-Bytes = Annotated[float, BeforeValidator(_bytes)]
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-BytesPerSecond = Annotated[float, BeforeValidator(_bytes_per_s)]
-Watts = Annotated[float, BeforeValidator(_watts)]
+def _schema(units: dict[str, float]) -> WithJsonSchema:
+    pattern = rf"^\s*[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\s*({'|'.join(units)})\s*$"
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [_example(units)]})
+
+
+Bytes = Annotated[float, BeforeValidator(_bytes), _schema(_BYTES)]
+Seconds = Annotated[float, BeforeValidator(_seconds), _schema(_SECONDS)]
+BytesPerSecond = Annotated[float, BeforeValidator(_bytes_per_s), _schema(_BITS_PER_SECOND)]
+Watts = Annotated[float, BeforeValidator(_watts), _schema(_WATTS)]

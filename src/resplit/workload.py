@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resplit.config import ClusterConfig, ScenarioConfig
+from resplit.config import ClusterConfig
+from resplit.scenario import ScenarioConfig
 
 __all__ = ["ScheduledRequest", "schedule_requests"]
 

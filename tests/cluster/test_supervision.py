@@ -138,3 +138,19 @@ def test_a_process_ends_when_its_parent_lets_go_of_its_standard_input() -> None:
         _, said = child.communicate(timeout=20)  # closes the pipe
     assert said == b"resplit: the parent process has ended\n"
     assert child.returncode == 1
+
+
+def test_a_process_that_is_held_down_stays_down_until_it_is_started_again(simulation: Simulation) -> None:
+    simulation.command = LIVES
+    simulation.cluster.start_again(NAME)
+    held = simulation.process
+    simulation.cluster.hold_down(NAME)
+    for _ in range(100):
+        simulation.now_s += 1
+        simulation.supervisor.check()
+    assert simulation.process is held
+    simulation.cluster.start_again(NAME)
+    back = simulation.process
+    simulation.supervisor.check()
+    assert (back.poll(), simulation.process) == (None, back)
+    assert read_restarts(simulation.cluster.state) == {}

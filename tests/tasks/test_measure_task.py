@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from resplit.config import ScenarioConfig, load_cluster
+from resplit.config import load_cluster
 from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
 from resplit.metrics import summarise
+from resplit.scenario import ScenarioConfig
 from resplit.session_records import SessionMove, SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, NodeStatus
 from resplit.telemetry.tables import NODE_COLUMNS, Telemetry

@@ -42,6 +42,7 @@ class Cluster:
     model: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     lock: int | None = None  # descriptor of the state folder's lock: the processes inherit it
+    held_down: set[str] = field(default_factory=set)  # processes that supervision does not start again
 
     @property
     def token(self) -> str:
@@ -55,6 +56,17 @@ class Cluster:
     def dead(self) -> list[str]:
         """Names of the processes that have ended."""
         return [name for name, process in self.processes.items() if process.poll() is not None]
+
+    def hold_down(self, name: str) -> None:
+        """Kill a process as a loss of power would, until `start_again`."""
+        self.held_down.add(name)
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start_again(self, name: str) -> None:
+        """Start a process that `hold_down` killed. OSError if the system has no room for it."""
+        start_process(self, name)
+        self.held_down.discard(name)
 
     def stop(self) -> None:
         """End every process: SIGTERM first, SIGKILL after some seconds."""

@@ -72,6 +72,9 @@ class Supervisor:
     def check(self) -> None:
         """Note which processes have ended, and start those whose wait is over."""
         for name, life in self._lives.items():
+            if name in self._cluster.held_down:
+                life.restart_s = None
+                continue
             if life.restart_s is None:
                 status = self._cluster.processes[name].poll()
                 if status is not None:
