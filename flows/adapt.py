@@ -106,9 +106,8 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
         client.arm_fast_loop(settings, given.fast_loop_for_s, given.policy_name)
     outcome = DecisionOutcome()
     if decision.action != "keep":
-        outcome = _deploy(client, decision, live.epoch)
+        outcome = _deploy(client, decision, live.epoch, settings)
     if outcome.deployed is not None:
-        client.set_moves(history.moved(decision.move(time.time()), settings))
         configuration = state / "configurations" / str(outcome.deployed)
         save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
     client.log_decision(replace(decision, outcome=outcome).to_json())
@@ -116,11 +115,13 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     return outcome.deployed is not None
 
 
-def _deploy(client: ControlClient, decision: Decision, based_on: int) -> DecisionOutcome:
+def _deploy(client: ControlClient, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
     try:
-        return DecisionOutcome(deployed=deploy_decision(client, decision, based_on))
+        epoch = deploy_decision(client, decision, based_on)
     except ProposalRefusedError as error:
         return DecisionOutcome(refused=str(error))
+    client.add_move(decision.move(epoch.committed_s), settings)
+    return DecisionOutcome(deployed=epoch.epoch)
 
 
 def _place_first(client: ControlClient, posed: Problem) -> bool:

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import proposal_of
 from resplit.decide import Decision
+from resplit.epochs import LiveEpoch
 from resplit.planner.best_effort import BestEffortPlan
 
 
@@ -19,6 +20,6 @@ def deploy_plan(client: ControlClient, plan: BestEffortPlan, based_on: int) -> i
 
 # No retry: a refused proposal is outdated, and the next tick makes a new one.
 @task(name="deploy decision", cache_policy=NO_CACHE)
-def deploy_decision(client: ControlClient, decision: Decision, based_on: int) -> int:
-    """Deploy the placement of a decision, which was made under epoch `based_on`; returns the new epoch."""
-    return client.propose(decision.proposal(based_on)).epoch
+def deploy_decision(client: ControlClient, decision: Decision, based_on: int) -> LiveEpoch:
+    """Deploy the placement of a decision, which was made under epoch `based_on`."""
+    return client.propose(decision.proposal(based_on))

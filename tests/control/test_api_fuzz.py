@@ -33,6 +33,17 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/emulation/node"): {"node": A, "slowdown": 2.0, "background_utilization": 0.5},
     ("POST", "/emulation/link"): {"between": [A, "beta"], "latency_s": 0.1, "bandwidth_bytes_per_s": 1e6},
     ("POST", f"/nodes/{A}/trust"): {"on": True},
+    ("POST", "/moves"): {
+        "move": {
+            "at_s": 1.0,
+            "action": "re-split",
+            "before": [A],
+            "after": [A],
+            "latency_before_s": 1.0,
+            "predicted_before_s": 1.0,
+        },
+        "settings": {},
+    },
     ("POST", "/problem"): {},
     ("PUT", "/cluster"): {},
 }
@@ -100,3 +111,9 @@ async def test_an_error_names_the_place_and_does_not_repeat_the_input(api: httpx
     assert answer.status_code == 422
     expected = "body.based_on: Input should be greater than or equal to 0"
     assert answer.json() == {"error": {"message": expected, "type": "RequestValidationError"}}
+
+
+async def test_a_move_that_a_flow_adds_is_read_back(api: httpx.AsyncClient) -> None:
+    body = BODIES["POST", "/moves"]
+    assert (await api.post("/moves", json=body)).status_code == 200
+    assert (await api.get("/moves")).json()["last"]["at_s"] == 1.0

@@ -31,6 +31,12 @@ def test_the_history_holds_the_last_move_and_forgets_bars_that_have_ended() -> N
     assert both.moved(last, SETTINGS) == History(last, (Barred(OLD, 249.0),))
 
 
+def test_a_move_that_is_told_late_adds_its_bar_but_does_not_replace_a_newer_move() -> None:
+    newer = PastMove(60.0, "redistribute", OLD, NEW, 1.0, 1.1)
+    late = PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1)
+    assert History().moved(newer, SETTINGS).moved(late, SETTINGS) == History(newer, (Barred(NEW, 150.0),))
+
+
 def test_placements_that_differ_in_at_most_a_tenth_of_the_blocks_are_similar() -> None:
     assert similar(NEW, ("a",) * 12 + ("b",) * 8)
     assert not similar(NEW, ("a",) * 13 + ("b",) * 7)

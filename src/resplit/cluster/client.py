@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from resplit.config import ClusterConfig, parse_cluster
-from resplit.decide.state import History, Settings
+from resplit.decide.state import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.estimate.cluster import Estimates
@@ -147,6 +148,10 @@ class ControlClient:
     def set_moves(self, history: History) -> None:
         """Replace the history of moves."""
         self._send("PUT", "/moves", json=_MOVES.dump_python(history, mode="json"))
+
+    def add_move(self, move: PastMove, settings: Settings) -> None:
+        """Add a move that was deployed to the history; moves that the fast loop adds meanwhile stay."""
+        self._send("POST", "/moves", json=to_jsonable_python({"move": move, "settings": settings}))
 
     def propose(self, proposal: Proposal) -> LiveEpoch:
         """Have a placement deployed; ProposalRefusedError if the controller refuses it."""

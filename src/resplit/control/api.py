@@ -21,7 +21,7 @@ from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
 from resplit.cost.model import CostModel
-from resplit.decide import History, Settings
+from resplit.decide import History, PastMove, Settings
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError, http_status
 from resplit.estimate import Estimates
@@ -68,6 +68,13 @@ class FastLoopBody(_Strict):
     policy: Annotated[str, AfterValidator(_shipped)] = "resplit"
     settings: Settings
     for_s: Annotated[float, Field(ge=0, le=3600)]
+
+
+class MoveBody(_Strict):
+    """A move that was deployed, and the settings with which it was decided."""
+
+    move: PastMove
+    settings: Settings
 
 
 class NodeEmulationBody(_Strict):
@@ -180,6 +187,11 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
     @router.put("/moves")
     async def set_moves(history: History) -> dict[str, Any]:
         controller.moves.set(history)
+        return {}
+
+    @router.post("/moves")
+    async def add_move(body: MoveBody) -> dict[str, Any]:
+        controller.moves.moved(body.move, body.settings)
         return {}
 
     @router.post("/profile")

@@ -175,7 +175,7 @@ class FastLoop:
             return DecisionOutcome(refused=str(error))
         finally:
             self._disturbed_until_s = time.monotonic()
-        self._moves.moved(decision.move(time.time()), settings)
+        self._moves.moved(decision.move(live.committed_s), settings)
         return DecisionOutcome(deployed=live.epoch)
 
 

@@ -81,11 +81,15 @@ class History:
     barred: tuple[Barred, ...] = ()
 
     def moved(self, move: PastMove, settings: Settings) -> History:
-        """The history after `move` was deployed. A rollback bars the placement that it left."""
+        """The history after `move` was deployed. A rollback bars the placement that it left.
+
+        A loop may tell of its move when the other one has moved again already: `last` stays the newest move.
+        """
         barred = tuple(bar for bar in self.barred if bar.until_s > move.at_s)
         if move.action == "rollback":
             barred += (Barred(move.before, move.at_s + settings.bar_s),)
-        return replace(self, last=move, barred=barred)
+        newest = self.last if self.last and self.last.at_s > move.at_s else move
+        return replace(self, last=newest, barred=barred)
 
     def bars(self, placement: Placement, now_s: float) -> bool:
         """Whether this placement or a similar one is barred now."""
