@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -80,6 +80,7 @@ class Session:
     # The passes done in this attempt, in order: the prompt, then one token each. The nodes of `route` have the caches
     # of exactly these passes, unless a loss is not noticed yet.
     steps: list[tuple[int, ...]] = field(default_factory=list)
+    position: int = 0  # the length of all `steps`: the positions cached; both grow in `_did` only
     # Answers to passes of this attempt. At most one pass is under way. A loss is queued as an answer to it.
     answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
@@ -98,11 +99,6 @@ class Session:
         self._awaited: tuple[int, int] | None = None  # of the pass under way: its end position, its number of tokens
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
-
-    @property
-    def position(self) -> int:
-        """Positions cached: the length of all passes done in this attempt."""
-        return sum(len(step) for step in self.steps)
 
     @classmethod
     async def admit(
@@ -133,7 +129,7 @@ class Session:
             async with asyncio.timeout_at(self.due_s):
                 new = await self._next_tokens(step, self.request.max_new_tokens - made)
             took_s = (time.monotonic() - begun_s) / len(new)
-            self.steps += [step, *((token_id,) for token_id in new[:-1])]
+            self._did([step, *((token_id,) for token_id in new[:-1])])
             self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
             step = new[-1:]
             for token_id in new:
@@ -144,6 +140,11 @@ class Session:
                 if stopped:
                     return
                 made += 1
+
+    def _did(self, steps: Sequence[tuple[int, ...]]) -> None:
+        """These passes are done and cached."""
+        self.steps += steps
+        self.position += sum(map(len, steps))
 
     async def _next_tokens(self, step: tuple[int, ...], most: int) -> tuple[int, ...]:
         """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
@@ -371,7 +372,7 @@ class Session:
                     await router.changed()
         await router.until_ready()
         self.permits.new_attempt()
-        self.steps, self.answers = [], asyncio.Queue()
+        self.steps, self.position, self.answers = [], 0, asyncio.Queue()
         self._enter(router.live_route)
 
     async def _restore(self, done: list[tuple[int, ...]]) -> int:
@@ -383,7 +384,7 @@ class Session:
         cached = [index for index, block in enumerate(self.context.features) if block.kv_bytes_per_token > 0]
         plan = plan_restore(held, self.route.placement, cached, [len(step) for step in done])
         sent_bytes = await self.context.transfer(self.permits, plan.transfers)
-        self.steps = done[: plan.steps]
+        self._did(done[: plan.steps])
         self.replication.adopt(held, self.route, self.position)
         return sent_bytes
 
@@ -398,7 +399,7 @@ class Session:
             steps = missing[:1] if is_prompt else missing[:_REPLAY_POSITIONS]
             async with self.context.gate.passing():
                 await self._pass(tuple(itertools.chain.from_iterable(steps)), stepwise=not is_prompt)
-                self.steps += steps
+                self._did(steps)
 
     def end(self) -> None:
         """Free what the session holds at the gateway, and have every node close its caches."""
