@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run test test-fast coverage mutants mutants-report bench chaos lint format proto ui clean
+.PHONY: help install run demo test test-fast coverage mutants mutants-report bench chaos lint format proto ui clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-15s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ install: .venv/installed-pipeline ## the environment that `make run` needs
 
 run: .venv/installed-pipeline ## the main job: a cluster on this machine, static against adaptive, a report
 	$(BIN)/python -m flows.study
+
+demo: .venv/installed-pipeline ## a cluster on this machine, a load, and the live page that shows it moving; Ctrl-C stops all
+	$(BIN)/python -m flows.demo
 
 test: .venv/installed-test ## all tests; those that start processes run one after another
 	$(BIN)/python -m pytest -m "not processes" --numprocesses 2

@@ -67,11 +67,15 @@ class NodeStatus(ReportedState):
 
 @dataclass(frozen=True)
 class GatewayStatus:
-    """Running sessions, waiting requests, and in `ready` "yes" or the reason why no request can be served."""
+    """Running sessions, waiting requests, and in `ready` "yes" or the reason why no request can be served.
+
+    Running sessions have reserved room for `cached_tokens` tokens.
+    """
 
     sessions: int
     waiting: int
     ready: str
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class ClusterStatus:
     ready: str
     plan_note: str = ""
     emulation_warning: str = ""
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

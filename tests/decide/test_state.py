@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+
+from pydantic import TypeAdapter
 
 from resplit.decide import History, PastMove, Settings
 from resplit.decide.state import Barred, similar
@@ -35,6 +38,11 @@ def test_a_move_that_is_told_late_adds_its_bar_but_does_not_replace_a_newer_move
     newer = PastMove(60.0, "redistribute", OLD, NEW, 1.0, 1.1)
     late = PastMove(50.0, "rollback", NEW, OLD, 2.0, 1.1)
     assert History().moved(newer, SETTINGS).moved(late, SETTINGS) == History(newer, (Barred(NEW, 150.0),))
+
+
+def test_a_move_away_from_an_overloaded_placement_survives_json() -> None:
+    history, json = History(PastMove(5.0, "re-split", OLD, NEW, None, math.inf)), TypeAdapter(History)
+    assert json.validate_json(json.dump_json(history)) == history
 
 
 def test_placements_that_differ_in_at_most_a_tenth_of_the_blocks_are_similar() -> None:

@@ -106,7 +106,10 @@ def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
     assert first == []
     assert {str(change) for change in second} == {f"others use 75% of {node} (before: 0%)" for node in LAYER_S}
     assert estimate.estimates(2.2).nodes["near"] == NodeEstimate(
-        pytest.approx(1.0, rel=0.02), pytest.approx(0.0, abs=0.1), pytest.approx(0.75, abs=0.01)
+        pytest.approx(1.0, rel=0.02),
+        pytest.approx(0.0, abs=0.1),
+        pytest.approx(0.75, abs=0.01),
+        age_s=pytest.approx(0.1),
     )
 
 

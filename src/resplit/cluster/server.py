@@ -34,8 +34,12 @@ from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
 from resplit.gateway.openai.text import Text
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
+from resplit.live.app import live_routes, reader_check
+from resplit.live.observer import Observer
+from resplit.live.streams import Streams
 from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
+from resplit.pass_times import PassTime
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.process.garbage import freeze_startup_objects
 from resplit.security.identity import CONTROLLER, Member
@@ -107,6 +111,7 @@ async def serve(
         ready()
         await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)
         server.should_exit = True
+        parts.page.close()
         await http
     finally:
         await tasks.stop()
@@ -123,6 +128,7 @@ class _Parts:
     controller: Controller
     monitor: Monitor
     app: FastAPI
+    page: Streams
 
 
 def _assemble(
@@ -146,12 +152,26 @@ def _assemble(
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     router.on_heard = monitor.heard
-    sessions.on_pass = controller.fast_loop.passed
     monitor.on_report = controller.fast_loop.reported
     controller.fast_loop.measure = monitor.measure
-    app = _app(cluster, model, sessions, paths.listen)
-    app.mount("/control", create_control_api(controller, operator, monitor, _token(paths.token_file)))
-    return _Parts(router, controller, monitor, app)
+    app, token = _app(cluster, model, sessions, paths.listen), _token(paths.token_file)
+    app.mount("/control", create_control_api(controller, operator, monitor, token))
+    page = _mount_page(app, controller, monitor, sessions, token)
+    return _Parts(router, controller, monitor, app, page)
+
+
+def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> Streams:
+    """Serve the live page; passes go to the fast loop and to the page."""
+    page = Streams(Observer(controller, monitor, app.state.metrics))
+
+    def passed(done: PassTime) -> None:
+        controller.fast_loop.passed(done)
+        page.passed(done)
+
+    sessions.on_pass = passed
+    sessions.on_ended = page.ended
+    app.include_router(live_routes(page, reader_check(app.state.api_keys, token)))
+    return page
 
 
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:

@@ -13,17 +13,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
 from resplit.control.controller import Controller
-from resplit.control.gateway import Gateway
 from resplit.control.json_bodies import StrictRoute, invalid_request
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
 from resplit.cost.model import CostModel
 from resplit.decide import History, PastMove, Settings
-from resplit.epochs import RECOVER, LiveEpoch, Proposal
-from resplit.errors import ResplitError, http_status
+from resplit.epochs import LiveEpoch, Proposal
+from resplit.errors import ConfigError, ResplitError, http_status
 from resplit.estimate import Estimates
 from resplit.policies import POLICIES, make_policy
 from resplit.problem import problem_from_json
@@ -86,11 +86,17 @@ class NodeEmulationBody(_Strict):
 
 
 class LinkEmulationBody(_Strict):
-    """A change of an emulated link, in both directions."""
+    """A change of an emulated link, in both directions; None sets what the cluster file declares."""
 
     between: tuple[str, str]
-    latency_s: Annotated[float, Field(ge=0)]
-    bandwidth_bytes_per_s: Annotated[float, Field(gt=0)]
+    latency_s: Annotated[float, Field(ge=0)] | None = None
+    bandwidth_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class KillBody(_Strict):
+    """The emulated node whose process is to end at once."""
+
+    node: str
 
 
 def create_control_api(controller: Controller, operator: Operator, monitor: Monitor, token: str) -> FastAPI:
@@ -149,7 +155,7 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
 
     @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
-        return [_with_sessions(body, view.gateway) | {"id": number} for number, body in controller.log.decisions(since)]
+        return controller.decisions(since)
 
     return router
 
@@ -248,7 +254,7 @@ def _emulation(controller: Controller) -> APIRouter:
     @router.post("/emulation/link")
     async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
         one, other = body.between
-        shape = Shape(body.latency_s, body.bandwidth_bytes_per_s)
+        shape = _link_shape(controller.view.cluster, body)
         await controller.membership.emulate(one, Emulate(links={other: shape}))
         await controller.membership.emulate(other, Emulate(links={one: shape}))
         if controller.view.cluster.source in body.between:
@@ -256,21 +262,27 @@ def _emulation(controller: Controller) -> APIRouter:
             controller.view.gateway.set_link(node, shape)
         return {}
 
+    @router.post("/emulation/kill")
+    async def kill_node(body: KillBody) -> dict[str, Any]:
+        await controller.membership.kill(body.node)
+        return {}
+
     return router
+
+
+def _link_shape(cluster: ClusterConfig, body: LinkEmulationBody) -> Shape:
+    """The shape that a link is to have; ConfigError if the links of this cluster are real."""
+    declared = cluster.link(*body.between)
+    if declared is None:
+        raise ConfigError(" and ".join(body.between), "the links of this cluster are real, or this is one node")
+    latency_s = declared.latency if body.latency_s is None else body.latency_s
+    return Shape(latency_s, body.bandwidth_bytes_per_s or declared.bandwidth)
 
 
 async def _error_response(request: Request, error: Exception) -> JSONResponse:
     # The client reads 409 as "refused, plan again". A lost node is 503: another plan would not help.
     status = 503 if http_status(error) == 503 else 409
     return JSONResponse({"error": {"message": str(error), "type": type(error).__name__}}, status)
-
-
-def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
-    """An entry of the decision log. If it is a recovery, a summary of how sessions resumed is added to its outcome."""
-    outcome = decision.get("outcome")
-    if decision.get("action") != RECOVER or not isinstance(outcome, dict):
-        return decision
-    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome.get("deployed"))}}
 
 
 def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:

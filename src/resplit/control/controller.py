@@ -19,7 +19,7 @@ from resplit.control.moves import Moves
 from resplit.control.node_commands import NodeCommands
 from resplit.control.planning import ControllerPlanner
 from resplit.control.recovery import Recovery
-from resplit.epochs import LiveEpoch, Proposal
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
@@ -74,6 +74,14 @@ class Controller:
         """
         return await self.deployment.deploy(proposal, gives_way=True)
 
+    def decisions(self, since: int) -> list[dict[str, Any]]:
+        """The entries of the decision log after entry `since`, with their numbers as `id`.
+
+        The outcome of a recovery has a summary of how sessions resumed.
+        """
+        entries = self.log.decisions(since)
+        return [_with_sessions(body, self.view.gateway) | {"id": number} for number, body in entries]
+
     async def start(self) -> None:
         """Connect the nodes to one another, and deploy the placement again that was live before a restart."""
         await self.membership.introduce()
@@ -100,6 +108,14 @@ class Controller:
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.tasks.spawn(_unless_refused(work, name), name)
+
+
+def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
+    """An entry of the decision log. If it is a recovery, a summary of how sessions resumed is added to its outcome."""
+    outcome = decision.get("outcome")
+    if decision.get("action") != RECOVER or not isinstance(outcome, dict):
+        return decision
+    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome.get("deployed"))}}
 
 
 async def _unless_refused(work: Coroutine[Any, Any, None], name: str) -> None:

@@ -161,6 +161,10 @@ class EpochLog:
         rows = self._rows("select id, body from decisions where id > ? order by id", since_id)
         return [(number, json.loads(body)) for number, body in rows]
 
+    def last_decision(self) -> int:
+        """The number of the last decision; 0 if there is none."""
+        return int(self._rows("select coalesce(max(id), 0) from decisions")[0][0])
+
     def _catch_up(self) -> None:
         """Apply the steps that were written since the last call, by this process or another one."""
         query = "select id, epoch, step from steps where id > ? order by id"

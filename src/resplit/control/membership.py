@@ -87,11 +87,23 @@ class Membership:
     async def emulate(self, node: str, change: Emulate) -> None:
         """Change the hardware or the links of an emulated node; ConfigError for an unknown node or link."""
         for name in (node, *change.links):
-            if name not in self._view.addresses:
-                raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self._view.addresses)}")
+            self._check_known(name)
         if node in change.links:
             raise ConfigError(repr(node), "a link is between two nodes")
         await self._commands.require({node: change}, self._deployment.live_number)
+
+    async def kill(self, node: str) -> None:
+        """End the process of an emulated node as if it crashed; ConfigError for an unknown node.
+
+        Returns once it has ended. CommandRefusedError on real hardware.
+        """
+        self._check_known(node)
+        with contextlib.suppress(NodeLostError):  # it ends without an answer
+            await self._commands.require({node: Emulate(kill=True)}, self._deployment.live_number)
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._view.addresses:
+            raise ConfigError(repr(name), f"not in this cluster; it has {', '.join(self._view.addresses)}")
 
     def _connects(self, nodes: Sequence[str]) -> dict[str, Connect]:
         view = self._view

@@ -48,6 +48,7 @@ class Monitor:
         self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
         self._rows: defaultdict[str, _NodeRows] = defaultdict(_NodeRows)  # by node
         self.states: dict[str, ReportedState] = {}
+        self.heard_s: dict[str, float] = {}  # when the last report of each node came, in seconds since 1970
         self.on_report: Callable[[TelemetryRows], None] = lambda rows: None  # with the new rows of a node
         self._stopped = False
 
@@ -110,7 +111,7 @@ class Monitor:
 
     def _store(self, name: str, report: NodeReport, last_row: int) -> None:
         self._last_row[name] = last_row
-        self.states[name] = report.state
+        self.states[name], self.heard_s[name] = report.state, time.time()
         rows = self._rows[name]
         rows.nodes.extend(report.rows.nodes)
         rows.links.extend(report.rows.links)

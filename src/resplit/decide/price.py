@@ -14,11 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator
-
-from resplit.decide.state import Placement, Settings
+from resplit.decide.state import Placement, Settings, Unbounded
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
 from resplit.types import Problem
 
@@ -26,8 +24,6 @@ __all__ = ["Action", "Alternative", "CurrentPlacement", "price", "price_current"
 
 SLACK = 0.02  # a limit of memory or use that is exceeded by less is measurement noise, not a reason to move
 Action = Literal["keep", "redistribute", "re-split", "rollback"]
-# JSON has no infinity: it is written as null.
-_Unbounded = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,17 @@ class Alternative:
 
     action: Action
     placement: Placement | None
-    objective: _Unbounded = math.inf
-    latency_s: _Unbounded = math.inf
-    shortfall_s: _Unbounded = 0.0
+    objective: Unbounded = math.inf
+    latency_s: Unbounded = math.inf
+    shortfall_s: Unbounded = 0.0
     weight_bytes: float = 0.0
     cache_bytes: float = 0.0
-    transfer_s: _Unbounded = 0.0
-    pause_s: _Unbounded = 0.0
+    transfer_s: Unbounded = 0.0
+    pause_s: Unbounded = 0.0
     expected_requests: float = 0.0
-    gain_per_request: _Unbounded = 0.0
-    net_gain: _Unbounded = 0.0
-    horizon_cost: _Unbounded = math.inf
+    gain_per_request: Unbounded = 0.0
+    net_gain: Unbounded = 0.0
+    horizon_cost: Unbounded = math.inf
     lower_bound: float | None = None
     violations: tuple[str, ...] = ()
     reason: str | None = None

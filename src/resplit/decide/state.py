@@ -5,12 +5,18 @@ Values only. Time is passed in as a number, and `History.moved` returns a new hi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-__all__ = ["Barred", "History", "Measured", "PastMove", "Placement", "Settings", "similar"]
+from pydantic import BeforeValidator
+
+__all__ = ["Barred", "History", "Measured", "PastMove", "Placement", "Settings", "Unbounded", "similar"]
 
 Placement = tuple[str, ...]
+# JSON has no infinity: it is written as null.
+Unbounded = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class PastMove:
     before: Placement
     after: Placement
     latency_before_s: float | None
-    predicted_before_s: float
+    predicted_before_s: Unbounded  # infinite if the old placement was overloaded
     error_before_s: float = 0.0
 
 

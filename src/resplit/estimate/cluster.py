@@ -18,7 +18,7 @@ import numpy as np
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
 from resplit.estimate.expected import ExpectedTimes
-from resplit.estimate.level import Level, log_ratio
+from resplit.estimate.level import Level, age_s, log_ratio
 from resplit.estimate.links import LinkEstimate, LinkEstimates, route_hops, with_links
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
@@ -40,7 +40,8 @@ class NodeEstimate:
     """What is estimated of one node.
 
     The cost model's times of it are wrong by `factor` now, which has the relative standard deviation `deviation`.
-    `background_utilization` is the share of it that others use; None if that is not known.
+    `background_utilization` is the share of it that others use; None if that is not known. The last pass or report that
+    shows either came `age_s` seconds ago; None if none did.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -48,6 +49,7 @@ class NodeEstimate:
     factor: float = 1.0
     deviation: float = 0.0
     background_utilization: float | None = None
+    age_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ClusterEstimate:
     def estimates(self, at_s: float) -> Estimates:
         """The estimate of each node and link of which anything is known, at `at_s`."""
         nodes = {name: _estimate(node, at_s) for name, node in self._nodes.items()}
-        return Estimates(nodes, self.links.estimates())
+        return Estimates(nodes, self.links.estimates(at_s))
 
     def _log_factor(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
         """The logarithm of measured over expected time; None where the model says nothing about such a batch."""
@@ -195,4 +197,5 @@ def _estimate(node: _Node, at_s: float) -> NodeEstimate:
         factor=math.exp(speed.mean) if speed.known else 1.0,
         deviation=speed.deviation(at_s) if speed.known else 0.0,
         background_utilization=min(MAX_BACKGROUND, max(0.0, background.mean)) if background.known else None,
+        age_s=age_s(at_s, speed, background),
     )

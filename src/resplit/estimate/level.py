@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-__all__ = ["Level", "log_ratio"]
+__all__ = ["Level", "age_s", "log_ratio"]
 
 _SLACK = 1.0  # deviations below this many standard deviations do not add up
 _ALARM = 6.0  # sum at which the alarm is raised
@@ -27,6 +27,12 @@ def log_ratio(measured_s: float, expected_s: float | None) -> float | None:
     if not expected_s or not (0 < measured_s < math.inf and 0 < expected_s < math.inf):
         return None
     return math.log(min(max(measured_s / expected_s, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR))
+
+
+def age_s(at_s: float, *levels: Level) -> float | None:
+    """Seconds at `at_s` since the newest value of these levels; None if there is none."""
+    age = at_s - max(level.seen_s for level in levels)
+    return max(0.0, age) if math.isfinite(age) else None
 
 
 class Level:
@@ -51,6 +57,11 @@ class Level:
     def known(self) -> bool:
         """Whether any value was seen."""
         return math.isfinite(self._variance)
+
+    @property
+    def seen_s(self) -> float:
+        """When the last value was seen; -inf before the first."""
+        return self._at_s
 
     def deviation(self, at_s: float) -> float:
         """The standard deviation of the level at `at_s`: it grows with the time since the last value."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
-from resplit.estimate.level import Level, log_ratio
+from resplit.estimate.level import Level, age_s, log_ratio
 from resplit.types import FloatArray, Problem
 
 __all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
@@ -24,7 +24,10 @@ SMALL_BYTES = 1024  # a smaller message shows the latency of a link, a larger on
 
 @dataclass(frozen=True)
 class LinkEstimate:
-    """By which factors the cost model's latency and seconds per byte of a link from `node` to `peer` are wrong now."""
+    """By which factors the cost model's latency and seconds per byte of a link from `node` to `peer` are wrong now.
+
+    The last message that shows either came `age_s` seconds ago; None if none did.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
@@ -32,6 +35,7 @@ class LinkEstimate:
     peer: str
     latency_factor: float = 1.0
     s_per_byte_factor: float = 1.0
+    age_s: float | None = None
 
 
 def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[FloatArray, FloatArray]:
@@ -85,10 +89,15 @@ class LinkEstimates:
         extra = _HICCUP_S / payload_bytes
         return _observed(what, link.s_per_byte, link.transfer_s_per_byte, expected, at_s, extra)
 
-    def estimates(self) -> tuple[LinkEstimate, ...]:
-        """The estimate of each link that was measured."""
+    def estimates(self, at_s: float) -> tuple[LinkEstimate, ...]:
+        """The estimate of each link that was measured, at `at_s`."""
         return tuple(
-            LinkEstimate(*pair, math.exp(link.latency.mean), math.exp(link.s_per_byte.mean))
+            LinkEstimate(
+                *pair,
+                math.exp(link.latency.mean),
+                math.exp(link.s_per_byte.mean),
+                age_s(at_s, link.latency, link.s_per_byte),
+            )
             for pair, link in self._links.items()
         )
 

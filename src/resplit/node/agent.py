@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 
 from resplit.config import ClusterConfig
@@ -97,8 +99,10 @@ class Agent:
         return {}
 
     async def _emulate(self, command: Emulate) -> Reply:
-        """Change the emulated hardware and links; refused on real hardware."""
+        """Change the emulated hardware and links, or end this process; refused on real hardware."""
         self.hosting.change_hardware(command.slowdown, command.background_utilization)
+        if command.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.connections.set_links(command.links)
         return {}
 

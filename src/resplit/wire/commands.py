@@ -111,12 +111,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Emulate:
-    """Change the hardware or links of an emulated node. None, or a link that is not named, changes nothing."""
+    """Change the hardware or links of an emulated node. None, or a link that is not named, changes nothing.
+
+    `kill`: end its process at once, as a crash does.
+    """
 
     kind: ClassVar[str] = "emulate"
     slowdown: float | None = None
     background_utilization: float | None = None
     links: Mapping[str, Shape] = field(default_factory=dict)
+    kill: bool = False
 
 
 NodeCommand = Prepare | Clear | Commit | Abort | Release | Trust | Connect | Profile | Emulate

@@ -73,6 +73,11 @@ class Admission:
         """How many requests run."""
         return len(self._running)
 
+    @property
+    def reserved_tokens(self) -> int:
+        """The cached tokens that running requests have reserved."""
+        return sum(reservation.tokens for reservation in self._running)
+
     async def reserve(
         self, prompt_tokens: int, new_tokens: int, due_s: float, deadline: Deadline | None = None
     ) -> Reservation:

@@ -45,6 +45,7 @@ class Sessions:
         self.on_settled: Callable[[int], None] = lambda oldest: None
         self.on_pass: Callable[[PassTime], None] = lambda done: None
         self.on_lost: Callable[[str], None] = lambda node: None
+        self.on_ended: Callable[[SessionRecord], None] = lambda record: None  # with the record of each request
         router.on_token = self._answered
         router.on_lost = self._node_lost
         router.adopt(cluster, features, frozenset())
@@ -94,11 +95,14 @@ class Sessions:
         finally:
             if session:
                 self._end(session)
-            self._context.journal.ended(_record(arrival, session, times, status))
+            record = _record(arrival, session, times, status)
+            self._context.journal.ended(record)
+            self.on_ended(record)
 
     def status(self) -> GatewayStatus:
         """Sessions that run, requests that wait, and whether requests can be served."""
-        return GatewayStatus(len(self._live), self._context.admission.waiting, self.ready() or "yes")
+        admission = self._context.admission
+        return GatewayStatus(len(self._live), admission.waiting, self.ready() or "yes", admission.reserved_tokens)
 
     def activate(self, route: Route) -> None:
         """Make a committed epoch the live one; running sessions follow at a token boundary."""
