@@ -152,7 +152,10 @@ class ObjectiveConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """A cluster file. The first class is the default one; `source` is the node at which the gateway runs."""
+    """A cluster file. The first class is the default one; `source` is the node at which the gateway runs.
+
+    With `allow_special_tokens`, prompts of /v1/completions may contain special tokens.
+    """
 
     name: str
     source: str
@@ -167,6 +170,7 @@ class ClusterConfig(Strict):
     weights: Width = "float32"
     engine: EngineChoice = "auto"
     split: Split = "layer"
+    allow_special_tokens: bool = False
     private_layers: Annotated[int, Field(ge=0)] = 1
 
     @model_validator(mode="after")

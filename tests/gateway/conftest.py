@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -64,9 +65,14 @@ class TinyEngine:
     broken_after: int | None = None  # a defect raises after this many tokens
     step_s: float = 0.0
     unready: str | None = None
+    usual: int = 20  # tokens of a request that names no limit
+    first_s: float = 0.0  # the first token takes so much longer
     live: int = 0
     seen: list[GenerationRequest] = field(default_factory=list)
     idle: threading.Event = field(default_factory=threading.Event)
+
+    def usual_tokens(self, request_class: str, prompt_tokens: int, deadline_s: float) -> int:
+        return self.usual
 
     def ready(self) -> str | None:
         return self.unready
@@ -90,13 +96,20 @@ class TinyEngine:
     async def _tokens(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
         cache = DynamicCache(config=self.model.config)
         ids = list(request.prompt_ids)
+        due_s = asyncio.get_running_loop().time() + (request.deadline_s or math.inf)
         draws = torch.Generator().manual_seed(request.sampling.seed)
         for index in range(request.max_new_tokens):
             if self.lost_after == index:
                 raise NodeLostError("the last trusted node is gone")
             if self.broken_after == index:
                 raise KeyError("a secret detail")
-            await asyncio.sleep(self.step_s)
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await asyncio.sleep(self.step_s if index else self.step_s + self.first_s)
+            except TimeoutError:
+                if index and request.until_deadline:
+                    return
+                raise
             logits = self.model(torch.tensor([ids]), past_key_values=cache).logits[0, -1]
             token = _choose(logits, request, draws)
             ids = [token]

@@ -177,7 +177,9 @@ def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions
 def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
     api_keys = cluster.classes_by_key()
     require_key = bool(api_keys) or listen.host not in LOOPBACK
-    text = Text.from_folder(model.folder, vocabulary=model.spec.vocabulary)
+    text = Text.from_folder(
+        model.folder, vocabulary=model.spec.vocabulary, special_prompts=cluster.allow_special_tokens
+    )
     app = create_app(sessions, text, model.name, cluster.limits, api_keys, require_key)
     hosts, origins = cluster.http.hosts, cluster.http.origins
     if origins:

@@ -18,7 +18,7 @@ from resplit.errors import ConfigError
 from resplit.files import write_atomically
 
 # Nodes and gateway read these keys only when they start.
-_FIXED = ("name", "source", "weights", "engine", "split", "kv_tokens", "limits", "http")
+_FIXED = ("name", "source", "weights", "engine", "split", "kv_tokens", "limits", "http", "allow_special_tokens")
 _RESTART = "cannot change on a running cluster; restart `resplit serve` and the nodes with the changed file"
 
 

@@ -18,7 +18,8 @@ class GenerationRequest:
     """One sequence to continue, prompt and new tokens together within the engine's `context_tokens`.
 
     Generation ends with the first token out of `stop_ids` (empty: the end of text is ignored) or after
-    `max_new_tokens`. `deadline_s` counts from the call of `generate`; None is no deadline.
+    `max_new_tokens`. `deadline_s` counts from the call of `generate`; None is no deadline. With `until_deadline`, the
+    deadline ends the tokens like the limit does, unless there is none yet.
     """
 
     prompt_ids: tuple[int, ...]
@@ -27,11 +28,15 @@ class GenerationRequest:
     request_class: str
     stop_ids: frozenset[int]
     deadline_s: float | None = None
+    until_deadline: bool = False
 
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """The new token number `index` (from 0). The last one has a `finish`: "stop" if it is one of `stop_ids`."""
+    """The new token number `index` (from 0). The last one has a `finish`: "stop" if it is one of `stop_ids`.
+
+    If the deadline ended the tokens, the last one has none.
+    """
 
     token_id: int
     index: int
@@ -54,6 +59,13 @@ class Engine(Protocol):
     @property
     def default_class(self) -> str:
         """The class of a request that names none."""
+        ...
+
+    def usual_tokens(self, request_class: str, prompt_tokens: int, deadline_s: float) -> int:
+        """How many tokens to generate for a request that does not say: what its class expects and its deadline allows.
+
+        At least 1; the context may allow less.
+        """
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:

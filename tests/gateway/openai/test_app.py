@@ -10,6 +10,7 @@ import openai
 import pytest
 import torch
 
+from resplit.gateway.openai import event_stream
 from resplit.gateway.openai.text import Text
 
 HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
@@ -113,10 +114,40 @@ async def test_chats_stream_to_asynchronous_clients(server) -> None:
     assert all(chunk.usage is None for chunk in chunks)
 
 
-def test_a_chat_without_max_tokens_may_fill_the_context(client, server) -> None:
-    client.chat.completions.create(model="tiny-random-llama", messages=[{"role": "user", "content": "a"}])
-    request = server[1].seen[-1]
-    assert len(request.prompt_ids) + request.max_new_tokens == server[1].context_tokens
+def test_a_chat_without_max_tokens_gets_what_is_usual_and_fits(client, server) -> None:
+    for content, fits in (("a", True), ("a" * 110, False)):
+        client.chat.completions.create(model="tiny-random-llama", messages=[{"role": "user", "content": content}])
+        request = server[1].seen[-1]
+        room = server[1].context_tokens - len(request.prompt_ids)
+        assert request.max_new_tokens == (server[1].usual if fits else room)
+        assert request.until_deadline
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_max_tokens_the_deadline_ends_the_answer_and_keeps_what_exists(serve, stream: bool) -> None:
+    url, engine = serve(step_s=0.05, usual=100)
+    late = {"X-Resplit-Deadline-S": "0.3"}
+    body = {"model": "tiny-random-llama", "messages": [{"role": "user", "content": "the fox"}], "stream": stream}
+    answer = HTTP.post(f"{url}/v1/chat/completions", json=body, headers=late)
+    assert answer.status_code == 200
+    if stream:
+        *_, last, done, _ = answer.text.split("\n\n")
+        assert (json.loads(last[6:])["choices"][0]["finish_reason"], done) == ("length", "data: [DONE]")
+    else:
+        assert answer.json()["choices"][0]["finish_reason"] == "length"
+        assert 0 < answer.json()["usage"]["completion_tokens"] < 10
+    assert engine.idle.wait(5)
+
+
+def test_a_stream_without_a_token_yet_is_kept_open_by_comments(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "PING_EVERY_S", 0.05)
+    url, _ = serve(first_s=0.3)
+    body = {"model": "tiny-random-llama", "prompt": "the fox", "max_tokens": 2, "stream": True}
+    *events, done, _ = HTTP.post(f"{url}/v1/completions", json=body).text.split("\n\n")
+    kinds = [event.partition(": ")[0] or "ping" for event in events]
+    assert set(kinds) == {"ping", "data"}
+    assert kinds == sorted(kinds, reverse=True)
+    assert done == "data: [DONE]"
 
 
 def test_a_stop_string_ends_the_answer_and_is_never_shown(client, server) -> None:
@@ -197,6 +228,56 @@ def test_parameters_that_do_not_change_the_answer_are_accepted(client) -> None:
 def test_the_served_model_is_listed(client) -> None:
     assert [model.id for model in client.models.list()] == ["tiny-random-llama"]
     assert client.models.retrieve("tiny-random-llama").owned_by == "resplit"
+
+
+OTHER_SERVERS = [
+    {"role": "user", "content": "a"},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "hm",
+        "id": "m1",
+        "annotations": [],
+        "tool_calls": [{"id": "c1", "type": "function", "index": 0, "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "42"},
+]
+
+
+def test_a_conversation_with_the_fields_of_other_servers_is_accepted(server) -> None:
+    body = {"model": "tiny-random-llama", "messages": OTHER_SERVERS, "max_tokens": 2}
+    assert HTTP.post(f"{server[0]}/v1/chat/completions", json=body).status_code == 200
+    misspelt = HTTP.post(f"{server[0]}/v1/chat/completions", json=body | {"temprature": 1})
+    assert (misspelt.status_code, misspelt.json()["error"]["param"]) == (400, "temprature")
+
+
+def test_monitors_and_proxies_find_the_paths_that_they_expect(server) -> None:
+    url, engine = server
+    for path in ("/healthz", "/health", "/readyz"):
+        assert (HTTP.head(url + path).status_code, HTTP.head(url + path).text) == (200, "")
+    assert HTTP.get(f"{url}/version").json()["version"]
+    models = HTTP.get(f"{url}/v1/models/").json()
+    assert models == HTTP.get(f"{url}/v1/models").json()
+    assert models["data"][0]["max_model_len"] == engine.context_tokens
+
+
+def test_an_answer_carries_the_id_of_its_request_or_a_new_one(server) -> None:
+    for path, status in (("/v1/models", 200), ("/v1/nothing", 404), ("/healthz", 200)):
+        named = HTTP.get(server[0] + path, headers={"X-Request-Id": "job-7"})
+        assert (named.status_code, named.headers["x-request-id"]) == (status, "job-7")
+    made = {
+        HTTP.get(f"{server[0]}/v1/models", headers={"X-Request-Id": bad}).headers["x-request-id"] for bad in ("", "a b")
+    }
+    assert all(len(each) == 32 for each in made)
+
+
+def test_a_text_or_a_conversation_can_be_tokenized(server, text: Text) -> None:
+    messages = [{"role": "user", "content": "the fox"}]
+    plain = HTTP.post(f"{server[0]}/tokenize", json={"prompt": PROMPT}).json()
+    chat = HTTP.post(f"{server[0]}/tokenize", json={"model": "tiny-random-llama", "messages": messages}).json()
+    assert tuple(plain["tokens"]) == text.encode(PROMPT)
+    assert (tuple(chat["tokens"]), chat["count"]) == (text.encode_chat(messages), len(chat["tokens"]))
+    assert HTTP.post(f"{server[0]}/tokenize", json={}).status_code == 400
 
 
 def test_a_stream_consists_of_server_sent_events(server) -> None:

@@ -82,7 +82,9 @@ def test_a_bad_parameter_is_refused_and_named(server, name: str, value: object) 
     [
         {"messages": []},
         {"messages": "hello"},
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "tool"}]},
+        {"messages": [{"role": "robot", "content": "x"}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {}}]}]},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": []}]},

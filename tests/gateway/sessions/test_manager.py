@@ -156,6 +156,28 @@ async def test_a_deadline_ends_a_session_and_frees_it(nodes: InProcessCluster, c
     await assert_nothing_is_left(nodes)
 
 
+async def test_a_deadline_may_end_an_answer_that_names_no_limit(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    made = await generate(nodes.sessions, generation_request(240, deadline_s=0.3, until_deadline=True))
+    (record,) = nodes.sessions.records(0)
+    assert (record.status, record.new_tokens) == (200, len(made))
+    assert 0 < len(made) < 240
+    await assert_nothing_is_left(nodes)
+    with pytest.raises(TimeoutError):  # nothing exists yet
+        await generate(nodes.sessions, generation_request(240, deadline_s=0.0, until_deadline=True))
+
+
+async def test_the_usual_limit_is_what_the_class_expects_and_the_deadline_allows(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    expected = 4 * nodes.config.classes[0].new_tokens
+    assert nodes.sessions.usual_tokens("chat", len(PROMPT), 60.0) == expected
+    await generate(nodes.sessions, generation_request(20))
+    assert nodes.sessions.usual_tokens("chat", len(PROMPT), 60.0) == expected
+    assert nodes.sessions.usual_tokens("chat", len(PROMPT), 0.001) == 1
+
+
 async def test_a_deadline_counts_while_a_request_is_queued(nodes: InProcessCluster, controller: Controller) -> None:
     first = nodes.sessions.generate(generation_request(KV_TOKENS - len(PROMPT)))
     await anext(first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,14 @@ def test_requests_are_expected_to_end_as_early_as_others_did() -> None:
 def test_old_times_do_not_count_and_without_recent_ones_there_is_no_forecast() -> None:
     assert Pace().service_s(0, 10, 10) is None
     assert Pace().service_s(0, 10, 10, made=3) is None
+    assert Pace().tokens_within(0, 10, 10) == math.inf
+
+
+def test_as_many_tokens_come_within_a_time_as_the_recent_pace_allows() -> None:
+    pace = Pace()
+    pace.first_token(0.0, 10, 1.0)
+    pace.next_token(0.0, 0.5)
+    assert pace.tokens_within(0.0, 20, 3.0) == 1 + (3.0 - 2.0) / 0.5
     pace = seen(0.5, 0.1, 0.1, window_s=2.0)
     assert pace.service_s(2.0, 10, 10, made=9) == pytest.approx(0.7 / 3)
     assert pace.service_s(3.9, 10, 10, made=9) == pytest.approx(0.1)

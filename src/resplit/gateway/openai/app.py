@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
@@ -16,10 +17,10 @@ from resplit.config import LimitsConfig
 from resplit.errors import ResplitError
 from resplit.gateway.engine import Engine
 from resplit.gateway.openai.api_keys import ApiKeys
-from resplit.gateway.openai.http_errors import http_error, response
+from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.metrics import RequestMetrics
-from resplit.gateway.openai.middleware import RequestLimits
-from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest
+from resplit.gateway.openai.middleware import RequestIds, RequestLimits
+from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.service import Caller, CompletionService
 from resplit.gateway.openai.text import Text
 
@@ -48,6 +49,7 @@ def create_app(
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics
     app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED, api_keys=keys)
+    app.add_middleware(RequestIds)
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.include_router(_router)
@@ -99,6 +101,7 @@ async def chat_completions(body: ChatRequest, request: Request, service: _Servic
 
 
 @_router.get("/v1/models")
+@_router.get("/v1/models/", include_in_schema=False)
 async def models(service: _Service, caller: _Caller) -> dict[str, Any]:
     """List the one model that is served."""
     return {"object": "list", "data": [service.model_card()]}
@@ -111,17 +114,33 @@ async def model(name: str, service: _Service, caller: _Caller) -> dict[str, Any]
     return service.model_card()
 
 
+@_router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, service: _Service, caller: _Caller) -> dict[str, Any]:
+    """The token ids of a prompt or of a conversation."""
+    ids = service.tokenize(body)
+    return {"count": len(ids), "max_model_len": service.engine.context_tokens, "tokens": ids}
+
+
+@_router.get("/version")
+async def version() -> dict[str, str]:
+    """The version of resplit."""
+    return {"version": metadata.version("resplit")}
+
+
 @_router.get("/healthz")
+@_router.head("/healthz", include_in_schema=False)
+@_router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
 async def healthz() -> dict[str, str]:
     """The process runs."""
     return {"status": "ok"}
 
 
 @_router.get("/readyz")
+@_router.head("/readyz", include_in_schema=False)
 async def readyz(service: _Service) -> JSONResponse:
     """The engine can serve; otherwise 503 and the reason."""
     if reason := service.engine.ready():
-        return JSONResponse({"status": "unready", "reason": reason}, 503)
+        return JSONResponse({"status": "unready", "reason": reason}, 503, {"Retry-After": RETRY_AFTER_S})
     return JSONResponse({"status": "ok"})
 
 

@@ -72,7 +72,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"the model's chat template is malformed: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The conversation as text, up to the start of the assistant's answer; RequestError if it is refused."""
         try:
             text: str = self._template.render(

@@ -13,16 +13,20 @@ from typing import Any, Literal, cast
 from resplit.gateway.engine import Engine, GeneratedToken, GenerationRequest
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
+from resplit.process.cancellation import cancel_and_wait
 
 Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`."""
+    """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`.
+
+    If the deadline ended the answer, the last piece has no token, and the text that was held back.
+    """
 
     text: str
-    token_id: int
+    token_ids: tuple[int, ...]
     finish: Finish | None
 
 
@@ -33,18 +37,16 @@ async def pieces(
 
     Raises the errors of the engine, and TimeoutError at the request's deadline.
     """
-    deadline = None if request.deadline_s is None else asyncio.get_running_loop().time() + request.deadline_s
     maker = _PieceMaker(text, stops)
     generation = cast("AsyncGenerator[GeneratedToken]", engine.generate(request))
     async with aclosing(generation) as tokens:
-        finish: Finish | None = None
-        while finish is None:
-            async with asyncio.timeout_at(deadline):
-                token = await anext(tokens)
+        async for token in tokens:
             stopwatch.token(len(request.prompt_ids))
             piece = maker.piece(token)
-            finish = piece.finish
             yield piece
+            if piece.finish:
+                return
+    yield maker.cut()
 
 
 class _PieceMaker:
@@ -58,8 +60,47 @@ class _PieceMaker:
         """The piece of the next token; the token that ends the text is not shown."""
         shown = "" if token.finish == "stop" else self._stops.push(self._detokenizer.push(token.token_id))
         if token.finish:
-            shown += self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        return Piece(shown, token.token_id, "stop" if self._stops.found else token.finish)
+            shown += self._rest()
+        return Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish)
+
+    def cut(self) -> Piece:
+        """The last piece of an answer that the deadline ended."""
+        return Piece(self._rest(), (), "stop" if self._stops.found else "length")
+
+    def _rest(self) -> str:
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+
+async def merged(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tuple[int, Piece]]:
+    """The pieces of several choices as they come, each with the index of its choice. The first error ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for piece in only:
+                yield 0, piece
+        return
+    arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+    tasks = [asyncio.create_task(_forward(index, stream, arrived)) for index, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            found = await arrived.get()
+            if isinstance(found, Exception):
+                raise found
+            yield found
+            running -= found[1].finish is not None
+    finally:
+        await cancel_and_wait(tasks)
+
+
+async def _forward(
+    index: int, stream: AsyncGenerator[Piece], arrived: asyncio.Queue[tuple[int, Piece] | Exception]
+) -> None:
+    try:
+        async with aclosing(stream):
+            async for piece in stream:
+                arrived.put_nowait((index, piece))
+    except Exception as error:
+        arrived.put_nowait(error)
 
 
 @dataclass(frozen=True)
@@ -76,36 +117,43 @@ class Envelope:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, parts: Sequence[Piece]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
-        text = "".join(part.text for part in parts)
-        content: dict[str, Any] = {"text": text}
-        if self.chat:
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = self._choice(content, [part.token_id for part in parts], parts[-1].finish)
-        return self._body("chat.completion", [choice]) | {"usage": self._usage(len(parts))}
+    def whole(self, choices: Sequence[Sequence[Piece]]) -> dict[str, Any]:
+        """The body of an answer that is not streamed; `choices` are the pieces of each choice."""
+        made = sum(len(part.token_ids) for parts in choices for part in parts)
+        bodies = [self._whole_choice(index, parts) for index, parts in enumerate(choices)]
+        return self._body("chat.completion", bodies) | {"usage": self._usage(made)}
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self, choices: int) -> list[dict[str, Any]]:
         """The chunks before the first token."""
         role = {"delta": {"role": "assistant", "content": ""}}
-        return [self._chunk([self._choice(role, [], None)])] if self.chat else []
+        return [self._chunk([self._choice(index, role, (), None)]) for index in range(choices if self.chat else 0)]
 
-    def chunk(self, piece: Piece) -> list[dict[str, Any]]:
+    def chunk(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """The chunk of one piece; none if the piece adds nothing."""
         if not (piece.text or piece.finish or self.token_ids):
             return []
         content: dict[str, Any] = {"text": piece.text}
         if self.chat:
             content = {"delta": {"content": piece.text} if piece.text else {}}
-        return [self._chunk([self._choice(content, [piece.token_id], piece.finish)])]
+        return [self._chunk([self._choice(index, content, piece.token_ids, piece.finish)])]
 
     def usage_chunk(self, new_tokens: int) -> dict[str, Any]:
         """The last chunk of a stream that includes usage."""
         return self._chunk([]) | {"usage": self._usage(new_tokens)}
 
-    def _choice(self, content: dict[str, Any], token_ids: list[int], finish: Finish | None) -> dict[str, Any]:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-        return choice | {"token_ids": token_ids} if self.token_ids else choice
+    def _whole_choice(self, index: int, parts: Sequence[Piece]) -> dict[str, Any]:
+        text = "".join(part.text for part in parts)
+        content: dict[str, Any] = {"text": text}
+        if self.chat:
+            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        ids = tuple(token_id for part in parts for token_id in part.token_ids)
+        return self._choice(index, content, ids, parts[-1].finish)
+
+    def _choice(
+        self, index: int, content: dict[str, Any], token_ids: tuple[int, ...], finish: Finish | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
+        return choice | {"token_ids": list(token_ids)} if self.token_ids else choice
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._body("chat.completion.chunk", choices)

@@ -1,7 +1,8 @@
-"""Streamed answers: server-sent events, sent as tokens arrive."""
+"""Streamed answers: server-sent events, sent as tokens arrive, and comments while there is no token yet."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,50 +14,98 @@ from starlette.types import Receive, Scope, Send
 from resplit.gateway.openai.completion import Envelope, Piece
 from resplit.gateway.openai.http_errors import as_http, body_of
 from resplit.gateway.openai.metrics import Stopwatch
+from resplit.process.cancellation import cancel_and_wait
 
 _log = structlog.get_logger(__name__)
+# Proxies close connections on which nothing comes; most wait for 15 s or longer.
+PING_EVERY_S = 5.0
+_PING = b": ping\n\n"
+
+Indexed = tuple[int, Piece]
 
 
 class EventStream(Response):
-    """Server-sent events, sent by the task that runs the request. Cancelling the task also closes the generation."""
+    """Server-sent events, sent by the task that runs the request. Cancelling the task also closes the generation.
+
+    `first` is the task that waits for the first piece, from which `events` begin.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str]) -> None:
+    def __init__(self, first: asyncio.Task[Indexed], events: AsyncGenerator[str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self._first = first
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._events) as events:
-            async for data in events:
-                await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while not self._first.done():
+                await send({"type": "http.response.body", "body": _PING, "more_body": True})
+                await asyncio.wait({self._first}, timeout=PING_EVERY_S)
+            async with aclosing(self._events) as events:
+                async for data in events:
+                    await send({"type": "http.response.body", "body": data.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            await cancel_and_wait([self._first])
+
+
+async def begun(pieces: AsyncGenerator[Indexed]) -> asyncio.Task[Indexed]:
+    """Wait for the first piece, but no longer than until the first comment is due.
+
+    An error that comes meanwhile is raised: it becomes a status. A later one can only become an event of the stream.
+    """
+    first = asyncio.create_task(_next(pieces))
+    try:
+        await asyncio.wait({first}, timeout=PING_EVERY_S)
+    except BaseException:
+        await cancel_and_wait([first])
+        raise
+    if first.done():
+        first.result()
+    return first
+
+
+async def _next(pieces: AsyncGenerator[Indexed]) -> Indexed:
+    return await anext(pieces)
 
 
 async def event_data(
-    first: Piece, rest: AsyncGenerator[Piece], envelope: Envelope, include_usage: bool, stopwatch: Stopwatch
+    first: asyncio.Task[Indexed],
+    rest: AsyncGenerator[Indexed],
+    envelope: Envelope,
+    choices: int,
+    include_usage: bool,
+    stopwatch: Stopwatch,
 ) -> AsyncGenerator[str]:
-    """The data of the events of one answer. An error becomes the last event, because the status is already sent."""
+    """The events of one answer. An error becomes the last event, because the status is already sent."""
     no_usage = {"usage": None} if include_usage else {}
-    piece, count = first, 1
+    made, open_choices = 0, choices
     async with aclosing(rest):
         try:
-            for chunk in envelope.opening():
-                yield json.dumps(chunk | no_usage)
+            (index, piece) = await first
+            for chunk in envelope.opening(choices):
+                yield _event(json.dumps(chunk | no_usage))
             while True:
-                for chunk in envelope.chunk(piece):
-                    yield json.dumps(chunk | no_usage)
-                if piece.finish:
+                made += len(piece.token_ids)
+                for chunk in envelope.chunk(index, piece):
+                    yield _event(json.dumps(chunk | no_usage))
+                open_choices -= piece.finish is not None
+                if not open_choices:
                     break
-                piece, count = await anext(rest), count + 1
+                index, piece = await anext(rest)
             if include_usage:
-                yield json.dumps(envelope.usage_chunk(count))
-            yield "[DONE]"
+                yield _event(json.dumps(envelope.usage_chunk(made)))
+            yield _event("[DONE]")
         except Exception as error:
             answer = as_http(error)
             stopwatch.status = answer.status_code
             if answer.status_code == 500:
                 _log.exception("a stream failed", answer=envelope.key)
-            yield body_of(answer)
+            yield _event(body_of(answer))
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"

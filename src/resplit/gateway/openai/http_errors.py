@@ -14,6 +14,7 @@ from starlette.responses import Response
 from resplit.errors import CapacityError, http_status
 
 _CODES = {413: "too_large", 429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
+RETRY_AFTER_S = "2"  # while nodes are lost: a new placement takes about so long
 _MAX_SHOWN_CHARS = 200  # of a client's input in an error message
 
 
@@ -45,8 +46,10 @@ def as_http(error: Exception) -> HTTPException:
     if status == 500:
         return http_error(500, "the server failed to process the request; see its log", "internal_error")
     message = str(error) or "the request missed its deadline"  # a TimeoutError has no message of its own
-    wait_s = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))} if isinstance(error, CapacityError) else None
-    return http_error(status, message, _CODES.get(status), headers=wait_s)
+    wait_s = {503: RETRY_AFTER_S}.get(status)
+    if isinstance(error, CapacityError):
+        wait_s = str(max(1, math.ceil(error.retry_after_s)))
+    return http_error(status, message, _CODES.get(status), headers={"Retry-After": wait_s} if wait_s else None)
 
 
 def body_of(error: HTTPException) -> str:

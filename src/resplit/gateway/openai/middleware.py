@@ -1,11 +1,13 @@
-"""ASGI middleware around the API's requests: keys, bounded bodies, cancellation when a client leaves, a stopwatch."""
+"""ASGI middleware around the API's requests: ids, keys, bounded bodies, clients that leave, a stopwatch."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import uuid
 from collections.abc import Collection
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,8 +18,31 @@ from resplit.gateway.openai.http_errors import response
 from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
 from resplit.request_body import read_body
 
-_LIMITED = "/v1/"  # other applications that are mounted on the app have their own rules
+_LIMITED = ("/v1/", "/tokenize")  # other applications that are mounted on the app have their own rules
+_ID_HEADER = "x-request-id"
+_PLAIN_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _GRACE_S = 5.0  # beyond the deadline, for a client that does not read its answer
+
+
+class RequestIds:
+    """Answers every request with its `x-request-id`, or with a new one if it has none that is short and plain."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(_ID_HEADER, "")
+        request_id = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, named)
 
 
 class RequestLimits:

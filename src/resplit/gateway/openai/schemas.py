@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from resplit.gateway.openai.messages import Message, Str, utf8
 from resplit.types import Sampling
 
 # Below this temperature sampling is greedy in effect (a lead of 0.01 in the logits is a factor of e^100), and the
@@ -47,19 +48,11 @@ class _Neutral:
         raise ValueError("this gateway does not support this value; leave the parameter out")
 
 
-def _utf8(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode; found half of a surrogate pair") from None
-    return text
-
-
 def _one_prompt(value: object) -> str | list[int]:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
         value = value[0]
     if isinstance(value, str) and value:
-        return _utf8(value)
+        return utf8(value)
     if isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value):
         return value
     raise ValueError("must be one text or one list of token ids, and not empty")
@@ -68,19 +61,8 @@ def _one_prompt(value: object) -> str | list[int]:
 def _up_to_four(value: object) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if isinstance(stops, list) and len(stops) <= 4 and all(isinstance(stop, str) and stop for stop in stops):
-        return tuple(map(_utf8, stops))
+        return tuple(map(utf8, stops))
     raise ValueError("must be one text or a list of up to four, none of them empty")
-
-
-def _joined_parts(value: object) -> str:
-    parts = [{"type": "text", "text": value}] if isinstance(value, str) else value
-    if isinstance(parts, list) and parts and all(_is_text(part) for part in parts):
-        return _utf8("".join(part["text"] for part in parts))
-    raise ValueError("must be a text or a list of parts of type 'text'")
-
-
-def _is_text(part: object) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _float32(value: float) -> float:
@@ -88,7 +70,6 @@ def _float32(value: float) -> float:
     return rounded
 
 
-Str = Annotated[str, AfterValidator(_utf8)]
 # Nodes get such numbers in single precision. Rounded here, a value that vanishes there counts as zero everywhere.
 Float32 = Annotated[float, AfterValidator(_float32)]
 Prompt = Annotated[
@@ -153,6 +134,11 @@ class _Generation(_Request):
         """The requested number of new tokens, or None."""
         return self.max_tokens
 
+    @property
+    def default_tokens(self) -> int | None:
+        """New tokens if none are requested; None: as many as the class expects."""
+        return None
+
     def sampling(self) -> Sampling:
         """How to choose tokens: greedy without a temperature, and with a random seed if none is given."""
         temperature = self.temperature or 0.0
@@ -161,6 +147,22 @@ class _Generation(_Request):
             return Sampling()
         seed = secrets.randbits(32) if self.seed is None else self.seed % 2**63
         return Sampling(temperature, top_p, seed)
+
+
+class TokenizeRequest(_Request):
+    """Body of POST /tokenize: one of `prompt` and `messages`."""
+
+    model: Str | None = None
+    prompt: Str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: Any = None
+    add_generation_prompt: Any = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either 'prompt' or 'messages'")
+        return self
 
 
 class CompletionRequest(_Generation):
@@ -176,37 +178,9 @@ class CompletionRequest(_Generation):
     suffix: Annotated[Any, _Neutral("")] = None
 
     @property
-    def new_tokens(self) -> int:
-        """The requested number of new tokens; by default 16, as in OpenAI's API."""
-        return self.max_tokens or 16
-
-
-class TextPart(_Request):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[str, PlainValidator(_joined_parts, json_schema_input_type=str | list[TextPart])]
-
-
-class Message(_Request):
-    """One message of a conversation. A client may send an assistant's answer back unchanged."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
-
-    refusal: Annotated[Any, _Neutral()] = None
-    audio: Annotated[Any, _Neutral()] = None
-    tool_calls: Annotated[Any, _Neutral([])] = None
-    function_call: Annotated[Any, _Neutral()] = None
-    annotations: Any = None
-
-    def plain(self) -> dict[str, str]:
-        """Role and text for a chat template: templates still call the role `developer` `system`."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+    def default_tokens(self) -> int:
+        """New tokens if none are requested: 16, as in OpenAI's API."""
+        return 16
 
 
 class ChatRequest(_Generation):
@@ -232,5 +206,5 @@ class ChatRequest(_Generation):
 
     @property
     def new_tokens(self) -> int | None:
-        """The requested number of new tokens; None means all that fit."""
+        """The requested number of new tokens; None: as many as is usual."""
         return self.max_completion_tokens or self.max_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 
 from resplit.errors import RequestError
 from resplit.gateway.engine import Engine, GenerationRequest
-from resplit.gateway.openai.completion import Envelope, pieces
-from resplit.gateway.openai.event_stream import EventStream, event_data
+from resplit.gateway.openai.completion import Envelope, Piece, merged, pieces
+from resplit.gateway.openai.event_stream import EventStream, begun, event_data
 from resplit.gateway.openai.http_errors import http_error
+from resplit.gateway.openai.messages import Message
 from resplit.gateway.openai.metrics import Stopwatch
-from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest
+from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.text import Text
 
 
@@ -40,13 +42,20 @@ class CompletionService:
 
     def model_card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
-        return {"id": self.model_name, "object": "model", "created": self.started_s, "owned_by": "resplit"}
+        card = {"id": self.model_name, "object": "model", "created": self.started_s, "owned_by": "resplit"}
+        return card | {"max_model_len": self.engine.context_tokens}
 
     def check_model(self, name: str) -> None:
         """HTTPException (404) unless `name` is the model that is served."""
         if name != self.model_name:
             shown = json.dumps(name[:200])
             raise http_error(404, f"the model {shown} does not exist; see /v1/models", "model_not_found", "model")
+
+    def tokenize(self, body: TokenizeRequest) -> tuple[int, ...]:
+        """The token ids of a prompt or a conversation; HTTPException (400) if it is longer than any context."""
+        if body.model is not None:
+            self.check_model(body.model)
+        return self._encode(body.prompt) if body.messages is None else self._encode_chat(body.messages)
 
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Continue a prompt, which is a text or token ids."""
@@ -59,9 +68,7 @@ class CompletionService:
     async def chat(self, body: ChatRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Answer a conversation as the assistant."""
         self.check_model(body.model)
-        for message in body.messages:
-            self._check_length(message.content)
-        prompt = self.text.encode_chat([message.plain() for message in body.messages])
+        prompt = self._encode_chat(body.messages)
         self._check_ids(prompt, "messages")
         return await self._answer(body, prompt, False, Envelope(self.model_name, True, len(prompt)), caller, stopwatch)
 
@@ -74,26 +81,35 @@ class CompletionService:
         caller: Caller,
         stopwatch: Stopwatch,
     ) -> Response:
+        deadline_s = caller.deadline_s - (time.monotonic() - stopwatch.arrival_s)
         request = GenerationRequest(
             prompt_ids=prompt,
-            max_new_tokens=self._max_new_tokens(len(prompt), body.new_tokens),
+            max_new_tokens=self._max_new_tokens(body, prompt, caller.request_class, deadline_s),
             sampling=body.sampling(),
             request_class=caller.request_class,
             stop_ids=frozenset() if ignore_eos else self.text.stop_ids,
-            deadline_s=caller.deadline_s - (time.monotonic() - stopwatch.arrival_s),
+            deadline_s=deadline_s,
+            until_deadline=body.new_tokens is None,
         )
         stopwatch.admit(caller.request_class)
-        parts = pieces(self.engine, request, self.text, body.stop, stopwatch)
+        parts = merged([pieces(self.engine, request, self.text, body.stop, stopwatch)])
         if body.stream:
-            # An error before the first token becomes a status; a later one can only become an event of the stream.
-            first = await anext(parts)
-            return EventStream(event_data(first, parts, envelope, body.include_usage, stopwatch))
+            first = await begun(parts)
+            return EventStream(first, event_data(first, parts, envelope, 1, body.include_usage, stopwatch))
+        choices: list[list[Piece]] = [[]]
         async with aclosing(parts):
-            return JSONResponse(envelope.whole([part async for part in parts]))
+            async for index, piece in parts:
+                choices[index].append(piece)
+        return JSONResponse(envelope.whole(choices))
 
-    def _encode(self, prompt: str) -> tuple[int, ...]:
-        self._check_length(prompt)
-        return self.text.encode(prompt)
+    def _encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        for message in messages:
+            self._check_length(message.content or "")
+        return self.text.encode_chat([message.plain() for message in messages])
+
+    def _encode(self, prompt: str | None) -> tuple[int, ...]:
+        self._check_length(prompt or "")
+        return self.text.encode(prompt or "")
 
     def _check_ids(self, prompt: tuple[int, ...], key: str) -> None:
         """HTTPException (400) for a token that the model does not know. A tokenizer may know more than its model."""
@@ -106,14 +122,19 @@ class CompletionService:
         if (least := self.text.least_tokens(prompt)) > self.engine.context_tokens:
             raise self._too_long(f"the prompt has at least {least}")
 
-    def _max_new_tokens(self, prompt_tokens: int, wanted: int | None) -> int:
-        """How many tokens may be generated: `wanted`, or by default (None) all that fit the context."""
-        if not prompt_tokens:
+    def _max_new_tokens(
+        self, body: CompletionRequest | ChatRequest, prompt: tuple[int, ...], request_class: str, deadline_s: float
+    ) -> int:
+        """How many tokens may be generated: as requested, or else what is usual, and never more than fit."""
+        if not prompt:
             raise RequestError("the prompt is empty")
-        room = self.engine.context_tokens - prompt_tokens
-        if room < (wanted or 1):
-            raise self._too_long(f"the request has {prompt_tokens} in the prompt and {wanted or 1} to generate")
-        return wanted or room
+        wanted, room = body.new_tokens, self.engine.context_tokens - len(prompt)
+        least = wanted or body.default_tokens or 1
+        if room < least:
+            raise self._too_long(f"the request has {len(prompt)} in the prompt and {least} to generate")
+        return wanted or min(
+            room, body.default_tokens or self.engine.usual_tokens(request_class, len(prompt), deadline_s)
+        )
 
     def _too_long(self, found: str) -> HTTPException:
         rule = f"this model's maximum context length is {self.engine.context_tokens} tokens"

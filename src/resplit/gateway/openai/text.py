@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from resplit.errors import ModelError, RequestError
 from resplit.gateway.openai.chat_template import ChatTemplate
+from resplit.gateway.openai.special_tokens import SpecialTokens
 
 # Decoders show this for bytes that are not a complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -19,7 +20,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Text:
     """The tokenizer and chat template of one model, and the tokens that end a text.
 
-    `vocabulary` is the number of tokens that the model knows; None: those of the tokenizer.
+    `vocabulary` is the number of tokens that the model knows; None: those of the tokenizer. What users write stays
+    text, even where it reads like a special token; `special_prompts` allows special tokens in plain prompts.
     """
 
     def __init__(
@@ -28,15 +30,26 @@ class Text:
         stop_ids: Iterable[int],
         template: ChatTemplate | None,
         vocabulary: int | None = None,
+        special_prompts: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
+        self._literal = Tokenizer.from_str(tokenizer.to_str())  # reads special tokens as text
+        self._literal.encode_special_tokens = True
+        self._special = SpecialTokens(tokenizer)
+        self._special_prompts = special_prompts
         self._template = template
         self.vocabulary = min(tokenizer.get_vocab_size(), vocabulary or tokenizer.get_vocab_size())
         self.stop_ids = frozenset(stop_ids)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     @classmethod
-    def from_folder(cls, folder: Path, stop_ids: Iterable[int] = (), vocabulary: int | None = None) -> Text:
+    def from_folder(
+        cls,
+        folder: Path,
+        stop_ids: Iterable[int] = (),
+        vocabulary: int | None = None,
+        special_prompts: bool = False,
+    ) -> Text:
         """Read the tokenizer and generation settings of a local model folder; `stop_ids` end a text as well.
 
         Raises ModelError if the tokenizer or its template cannot be read.
@@ -48,7 +61,8 @@ class Text:
             end = tokenizer.token_to_id(special_tokens.get("eos_token", ""))
             ends = {*stop_ids, *_generation_stop_ids(folder), *([] if end is None else [end])}
             source = _template_source(folder)
-            return cls(tokenizer, ends, ChatTemplate(source, special_tokens) if source else None, vocabulary)
+            template = ChatTemplate(source, special_tokens) if source else None
+            return cls(tokenizer, ends, template, vocabulary, special_prompts)
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from error
         except Exception as error:
@@ -58,16 +72,26 @@ class Text:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a plain prompt, with the special tokens that the tokenizer puts before every text."""
-        return tuple(self._tokenizer.encode(text).ids)
+        tokenizer = self._tokenizer if self._special_prompts else self._literal
+        return tuple(tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a conversation (`role` and `content` each), up to the start of the assistant's answer.
 
         Raises RequestError if the model has no chat template, or if the template refuses the conversation.
         """
         if self._template is None:
             raise RequestError("this model has no chat template; use /v1/completions")
-        return tuple(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+        mark = self._special.mark_for(messages)
+        if mark is None:
+            return self._encoded(self._tokenizer, self._template.render(messages))
+        ids: list[int] = []
+        for special_id, part in self._special.split(self._template.render(self._special.marked(messages, mark)), mark):
+            ids += self._encoded(self._literal, part) if special_id is None else [special_id]
+        return tuple(ids)
+
+    def _encoded(self, tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""

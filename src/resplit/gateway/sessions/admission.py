@@ -101,6 +101,10 @@ class Admission:
             raise
         return reservation
 
+    def tokens_within(self, prompt_tokens: int, seconds: float) -> float:
+        """How many new tokens a request gets in so many seconds at the recent pace; infinite while none is known."""
+        return self._pace.tokens_within(asyncio.get_running_loop().time(), prompt_tokens, seconds)
+
     def made_token(self, reservation: Reservation, took_s: float) -> None:
         """Record that a running request got a token after `took_s`: the forecast is based on these times."""
         now_s = asyncio.get_running_loop().time()

@@ -27,6 +27,8 @@ from resplit.wire.routes import Route
 
 # A pause does not wait longer for running passes: such a pass waits for a node that hangs.
 _PASSES_END_WITHIN_S = 20.0
+# Lengths of answers scatter like an exponential distribution: 98 % are shorter than this many times their mean.
+_USUAL_FACTOR = 4
 
 
 class Sessions:
@@ -69,6 +71,11 @@ class Sessions:
         """None if requests can be served, else the reason."""
         return self._context.router.unready_reason()
 
+    def usual_tokens(self, request_class: str, prompt_tokens: int, deadline_s: float) -> int:
+        """A few times the tokens that the class expects on average, and no more than come before the deadline."""
+        expected = _USUAL_FACTOR * self._context.cluster.request_class(request_class).new_tokens
+        return max(1, int(min(expected, self._context.admission.tokens_within(prompt_tokens, deadline_s))))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
         """The tokens of `request`; raises as `Engine.generate` says."""
         arrival_s = time.time()
@@ -87,6 +94,9 @@ class Sessions:
                 status = 200 if token.finish else CLIENT_GONE_STATUS
                 yield token
         except (ResplitError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and request.until_deadline and times:
+                status = 200
+                return
             status = http_status(error)
             raise
         except GeneratorExit:  # closed on purpose, as after a stop string; a client that leaves causes a cancellation

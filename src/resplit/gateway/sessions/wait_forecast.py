@@ -6,6 +6,7 @@ The functions are pure: the caller passes in the time.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,13 @@ class Pace:
             return None
         # Prompts differ in length, so their time is per token; but no pass is shorter than that of one token.
         return max(prompt_tokens * prompt_s, token_s or 0.0) + (left - 1.0) * (token_s or 0.0)
+
+    def tokens_within(self, now_s: float, prompt_tokens: int, seconds: float) -> float:
+        """How many new tokens come within `seconds`, the prompt's time included; infinite if no pace is known."""
+        token_s, prompt_s = self._tokens.mean(now_s), self._prompts.mean(now_s)
+        if not token_s:
+            return math.inf
+        return 1 + (seconds - prompt_tokens * (prompt_s or 0.0)) / token_s
 
 
 class _RecentMean:
