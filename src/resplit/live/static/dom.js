@@ -72,7 +72,8 @@ export function number(value, digits = 1) {
 }
 
 export function age(now, moment) {
-  return known(moment) ? `${seconds(Math.max(0, now - moment))} ago` : "never";
+  if (!known(moment)) return "never";
+  return now - moment < 1 ? "now" : `${seconds(now - moment)} ago`;
 }
 
 export function clock(moment) {

@@ -40,10 +40,11 @@ export class BlockMap {
     const most = Math.max(1, ...nodes.map((node) => placement.filter((name) => name === node.name).length));
     const cardHeight = HEAD + Math.max(2, Math.ceil(most / this.perRow)) * STEP + PAD;
     const ordered = [...nodes].sort((a, b) => (b.name === model.source) - (a.name === model.source));
-    const height = isWide ? Math.max(2.6 * cardHeight, 330) + (nodes.length > 6 ? cardHeight : 0)
+    const height = isWide ? Math.max(3 * cardHeight, 360) + (nodes.length > 6 ? cardHeight : 0)
       : Math.ceil(nodes.length / columns) * (cardHeight + 26);
+    const corners = onEllipse(nodes.length, width - card, height - cardHeight);
     const places = new Map(ordered.map((node, i) => {
-      const [x, y] = isWide ? onEllipse(i, nodes.length, width - card, height - cardHeight)
+      const [x, y] = isWide ? corners[i]
         : [(i % columns) * (card + PAD), Math.floor(i / columns) * (cardHeight + 26)];
       return [node.name, { x, y, width: card, height: cardHeight, centre: [x + card / 2, y + cardHeight / 2] }];
     }));
@@ -172,9 +173,17 @@ export function blockColour(block, count) {
   return `oklch(0.68 0.13 ${Math.round(255 - (200 * block) / Math.max(1, count - 1))})`;
 }
 
-function onEllipse(index, count, width, height) {
-  const angle = Math.PI + (2 * Math.PI * index) / count;
-  return [(width / 2) * (1 + Math.cos(angle)), (height / 2) * (1 + Math.sin(angle))];
+/** Corners on an ellipse that touches all sides of the picture; the first is at the left. */
+function onEllipse(count, width, height) {
+  const angles = Array.from({ length: count }, (_, i) => Math.PI + (2 * Math.PI * i) / count);
+  const [xs, ys] = [angles.map(Math.cos), angles.map(Math.sin)].map(stretched);
+  return angles.map((_, i) => [xs[i] * width, ys[i] * height]);
+}
+
+/** The values moved and scaled to 0..1. */
+function stretched(values) {
+  const low = Math.min(...values), span = Math.max(...values) - low;
+  return values.map((value) => (span > 1e-9 ? (value - low) / span : 0.5));
 }
 
 /** An arc that keeps to the right, so that both directions of a link can be seen. */
