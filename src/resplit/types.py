@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,11 +129,37 @@ class Problem:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is sampled. Temperature 0 is greedy; otherwise the draw depends only on `seed` and the position."""
+    """How a token is sampled. Temperature 0 is greedy; otherwise the draw depends only on `seed` and the position.
+
+    Drawn is from the most likely tokens: those with probability `top_p` together, at most `top_k` of them (0: any
+    number), and none less likely than `min_p` times the first.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class LogitChange:
+    """What changes the logits at one position before a token is chosen there.
+
+    Of `allowed`, bit i % 8 of byte i // 8 says whether token i may be chosen; tokens beyond it may not. Empty: all may.
+    `added` has values to add, by token.
+    """
+
+    allowed: bytes = b""
+    added: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """The logarithm of the probability that the model gave one token, and the most likely tokens with theirs."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

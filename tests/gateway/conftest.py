@@ -22,6 +22,9 @@ from resplit.errors import CapacityError, NodeLostError, RequestError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.text import Text
+from resplit.model.activation import Activation, of_array
+from resplit.model.sampling import logprobs, sample
+from resplit.types import Logprobs
 from tests.support.tokenizers import tiny_tokenizer
 
 MODEL = "tiny-random-llama"
@@ -97,7 +100,7 @@ class TinyEngine:
         cache = DynamicCache(config=self.model.config)
         ids = list(request.prompt_ids)
         due_s = asyncio.get_running_loop().time() + (request.deadline_s or math.inf)
-        draws = torch.Generator().manual_seed(request.sampling.seed)
+        made: list[int] = []
         for index in range(request.max_new_tokens):
             if self.lost_after == index:
                 raise NodeLostError("the last trusted node is gone")
@@ -110,20 +113,27 @@ class TinyEngine:
                 if index and request.until_deadline:
                     return
                 raise
-            logits = self.model(torch.tensor([ids]), past_key_values=cache).logits[0, -1]
-            token = _choose(logits, request, draws)
+            logits = of_array(self.model(torch.tensor([ids]), past_key_values=cache).logits[0].detach().numpy())
+            changes = request.steering.changes(made, ()) if request.steering else ()
+            (token,) = sample(logits, request.sampling, index, changes, 1)
+            found = _logprobs(logits, request, (*request.prompt_ids[1:], token) if index == 0 else (token,))
             ids = [token]
+            made.append(token)
             last = index == request.max_new_tokens - 1
             finish = "stop" if token in request.stop_ids else "length" if last else None
-            yield GeneratedToken(token, index, finish)
+            yield GeneratedToken(token, index, finish, *found)
             if finish:
                 return
 
 
-def _choose(logits: torch.Tensor, request: GenerationRequest, draws: torch.Generator) -> int:
-    if request.sampling.temperature == 0:
-        return int(logits.argmax())
-    return int(torch.multinomial((logits / request.sampling.temperature).softmax(-1), 1, generator=draws))
+def _logprobs(
+    logits: Activation, request: GenerationRequest, tokens: tuple[int, ...]
+) -> tuple[Logprobs | None, tuple[Logprobs, ...]]:
+    """The log probabilities of the last of `tokens`, and of those before it, as far as they are wanted."""
+    if request.logprobs is None:
+        return None, ()
+    *scored, last = logprobs(logits, tokens, request.logprobs)
+    return last, tuple(scored) if request.score_prompt else ()
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,19 @@ HTTP API handles text.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from resplit.types import Sampling
+from resplit.types import LogitChange, Logprobs, Sampling
+
+
+class Steering(Protocol):
+    """What changes the logits of one request: penalties, a bias, or a grammar. Depends on the tokens so far alone."""
+
+    def changes(self, made: Sequence[int], drafts: Sequence[int]) -> tuple[LogitChange, ...]:
+        """The change after the new tokens `made`, and those after each of the guesses `drafts` that follow them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,8 @@ class GenerationRequest:
 
     Generation ends with the first token out of `stop_ids` (empty: the end of text is ignored) or after
     `max_new_tokens`. `deadline_s` counts from the call of `generate`; None is no deadline. With `until_deadline`, the
-    deadline ends the tokens like the limit does, unless there is none yet.
+    deadline ends the tokens like the limit does, unless there is none yet. With `logprobs`, each new token comes with
+    its log probability and those of so many of the most likely tokens; with `score_prompt`, prompt tokens do too.
     """
 
     prompt_ids: tuple[int, ...]
@@ -29,18 +38,24 @@ class GenerationRequest:
     stop_ids: frozenset[int]
     deadline_s: float | None = None
     until_deadline: bool = False
+    steering: Steering | None = None
+    logprobs: int | None = None
+    score_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class GeneratedToken:
     """The new token number `index` (from 0). The last one has a `finish`: "stop" if it is one of `stop_ids`.
 
-    If the deadline ended the tokens, the last one has none.
+    If the deadline ended the tokens, the last one has none. `prompt_logprobs` come with the first token, if they are
+    wanted: one for each prompt token but the first.
     """
 
     token_id: int
     index: int
     finish: Literal["stop", "length"] | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: tuple[Logprobs, ...] = ()
 
 
 class Engine(Protocol):

@@ -1,15 +1,29 @@
-"""Draws the next token from logits; the same for every engine."""
+"""Chooses the next token from logits, and gives log probabilities; the same for every engine."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from resplit.errors import DataError
 from resplit.model.activation import Activation
-from resplit.types import Sampling
+from resplit.types import LogitChange, Logprobs, Sampling
+
+Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
-def to_float32(activation: Activation) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+@dataclass(frozen=True)
+class Drawn:
+    """The tokens that a pass gives, and the log probabilities that were asked for: of tokens scored, then of these."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] = ()
+
+
+def to_float32(activation: Activation) -> Floats:
     """The items of a float tensor in float32; bfloat16 is the upper half of a float32."""
     if activation.dtype == "bfloat16":
         upper = np.frombuffer(activation.data, dtype=np.uint16).astype(np.uint32) << 16
@@ -17,23 +31,69 @@ def to_float32(activation: Activation) -> np.ndarray[tuple[int, ...], np.dtype[n
     return np.frombuffer(activation.data, dtype=activation.dtype).astype(np.float32).reshape(activation.shape)
 
 
-def sample(logits: Activation, sampling: Sampling, first: int) -> tuple[int, ...]:
-    """Draw the token after each position from `logits` (positions, vocabulary), computed from position `first` on.
+def sample(
+    logits: Activation,
+    sampling: Sampling,
+    first: int,
+    changes: Sequence[LogitChange] = (),
+    positions: int | None = None,
+) -> tuple[int, ...]:
+    """Draw the token after each of the last `positions` (None: all) of `logits` (positions, vocabulary).
 
-    With temperature 0 the most likely token is taken. Otherwise the draw depends on seed and position alone, so that a
-    repeated or moved session draws the same tokens. DataError if the logits are NaN or no token has a probability.
+    The first of these is position `first` of the session. With temperature 0 the most likely token is taken. Otherwise
+    the draw depends on seed and position alone, so that a repeated or moved session draws the same tokens. `changes`
+    has none or one for each position, and is applied first. DataError if the logits are NaN, if no token has a
+    probability, or if a change does not fit the vocabulary.
     """
-    return tuple(_draw(values, sampling, first + number) for number, values in enumerate(to_float32(logits)))
+    rows = to_float32(logits)
+    if positions is not None and positions < len(rows):
+        rows = rows[-positions:]
+    if changes:
+        if len(changes) != len(rows):
+            raise DataError(f"{len(changes)} changes of logits for {len(rows)} positions")
+        rows = np.stack([_changed(values, change) for values, change in zip(rows, changes, strict=True)])
+    return tuple(_draw(values, sampling, first + number) for number, values in enumerate(rows))
 
 
-def _draw(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], sampling: Sampling, position: int) -> int:
+def logprobs(logits: Activation, token_ids: Sequence[int], most_likely: int) -> tuple[Logprobs, ...]:
+    """The log probability of one token at each position of `logits` (positions, vocabulary), by the model itself.
+
+    `most_likely` tokens are given beside it, the likeliest first. DataError for a token outside the vocabulary.
+    """
+    rows = to_float32(logits).astype(np.float64)
+    if len(token_ids) != len(rows) or max(token_ids, default=0) >= rows.shape[1]:
+        raise DataError(f"{len(token_ids)} tokens to score do not fit {rows.shape[0]} positions and their vocabulary")
+    found = []
+    for values, token_id in zip(rows, token_ids, strict=True):
+        scale = values.max() + np.log(np.exp(values - values.max()).sum())
+        top = np.argsort(-values, kind="stable")[:most_likely] if most_likely else ()
+        found.append(Logprobs(float(values[token_id] - scale), tuple((int(i), float(values[i] - scale)) for i in top)))
+    return tuple(found)
+
+
+def _changed(values: Floats, change: LogitChange) -> Floats:
+    """The logits of one position (vocabulary) with a change applied."""
+    vocabulary = len(values)
+    if len(change.allowed) > (vocabulary + 7) // 8 or max(change.added, default=0) >= vocabulary:
+        raise DataError(f"a change of logits does not fit the vocabulary of {vocabulary} tokens")
+    changed = values.copy()
+    changed[list(change.added)] += np.fromiter(change.added.values(), np.float32, len(change.added))
+    if change.allowed:
+        bits = np.frombuffer(change.allowed, dtype=np.uint8)
+        changed[np.unpackbits(bits, count=vocabulary, bitorder="little") == 0] = -np.inf
+    return changed
+
+
+def _draw(values: Floats, sampling: Sampling, position: int) -> int:
     """Draw the token after `position` from its logits (vocabulary)."""
     if np.isnan(values).any():
         raise DataError("the logits are NaN, as were the hidden states that this node received")
+    if np.isneginf(best := values.max()):
+        raise DataError("no token is allowed")
     if sampling.temperature <= 0:
         return int(values.argmax())
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = (values - values.max()).astype(np.float64) / sampling.temperature
+        scaled = (values - best).astype(np.float64) / sampling.temperature
     if np.isnan(scaled).any() or not sampling.top_p > 0:
         raise DataError(f"no token can be drawn with temperature {sampling.temperature} and top_p {sampling.top_p}")
     probabilities = np.exp(scaled)
@@ -41,7 +101,17 @@ def _draw(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], sampling: S
     order = np.argsort(-probabilities, kind="stable")
     ordered = probabilities[order]
     cumulative = ordered.cumsum()
-    kept = cumulative[: int(np.searchsorted(cumulative, sampling.top_p)) + 1]
+    kept = cumulative[: _kept(ordered, cumulative, sampling)]
     generator = np.random.Generator(np.random.Philox(key=[sampling.seed % 2**64, position]))
     drawn = np.searchsorted(kept, generator.random() * kept[-1], side="right")
     return int(order[min(int(drawn), len(kept) - 1)])
+
+
+def _kept(ordered: Doubles, cumulative: Doubles, sampling: Sampling) -> int:
+    """From how many tokens, the likeliest first, one is drawn."""
+    kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
+    if sampling.top_k:
+        kept = min(kept, sampling.top_k)
+    if sampling.min_p > 0:
+        kept = min(kept, int(np.searchsorted(-ordered, -sampling.min_p * ordered[0], side="right")))
+    return max(1, kept)

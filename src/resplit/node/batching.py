@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from resplit.model.activation import Activation
 from resplit.model.engines.base import CHUNK_TOKENS, SessionRows
-from resplit.types import Sampling
+from resplit.types import LogitChange, Sampling
 
 MOST_SESSIONS = 32
 # A chunk takes at most this many of the usual gaps of the streams that decode meanwhile. A stream may wait for two
@@ -31,6 +31,8 @@ class SegmentPass:
     `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `timed`: the pass
     shares its time with other timed passes only. With `stepwise`, it repeats passes that were done one by one,
     or its last `drafts` positions are guesses to be verified. `stages` is the number of segments of the whole route.
+    `changes` are applied to the logits. With `most_likely`, log probabilities are wanted: of the tokens drawn, and of
+    `scored`, the tokens after all positions of a prompt but the last one of its pass.
     """
 
     session: str
@@ -46,6 +48,9 @@ class SegmentPass:
     stepwise: bool = False
     drafts: int = 0
     stages: int = 1
+    changes: tuple[LogitChange, ...] = ()
+    most_likely: int | None = None
+    scored: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -93,7 +98,8 @@ class Part:
         values = work.values if done == 0 and self.is_last else _slice(work.values, done, done + self.tokens)
         logits = self.is_last and not work.more
         drafts = work.drafts if self.is_last else 0
-        return SessionRows(work.session, work.start + done, work.capacity, values, work.stepwise, drafts, logits)
+        start, scored = work.start + done, bool(work.scored)
+        return SessionRows(work.session, start, work.capacity, values, work.stepwise, drafts, logits, scored)
 
 
 @dataclass(frozen=True)

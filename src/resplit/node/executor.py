@@ -17,11 +17,12 @@ import structlog
 from resplit.errors import ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
-from resplit.model.sampling import sample
+from resplit.model.sampling import Drawn, logprobs, sample
 from resplit.node.batching import Batch, Pace, Part, SegmentPass, Waiting, next_batch
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 from resplit.node.permits import Permits
+from resplit.types import Sampling
 
 _log = structlog.get_logger(__name__)
 
@@ -48,12 +49,13 @@ class BatchTime:
 class PassResult:
     """The result of one part of a pass, `tokens` positions from `start` on.
 
-    `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last.
+    `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last. A part of a
+    prompt that is scored has log probabilities and no tokens.
     """
 
     start: int
     tokens: int
-    value: Activation | tuple[int, ...] | None
+    value: Activation | Drawn | None
     is_last: bool
     time: BatchTime | None = None  # set by the executor
 
@@ -326,14 +328,12 @@ class Executor:
         work, start = part.waiting.work, part.waiting.work.start + part.waiting.done
         if isinstance(answer, ResplitError):
             return answer
-        value: Activation | tuple[int, ...] | None = answer
+        value: Activation | Drawn | None = answer
         if work.sampling is not None:
-            value = None
-            if part.is_last and not work.more:
-                try:
-                    value = sample(answer, work.sampling, start + part.tokens - 1 - work.drafts)
-                except ResplitError as error:
-                    return error
+            try:
+                value = _drawn(part, answer)
+            except ResplitError as error:
+                return error
         return PassResult(start, part.tokens, value, part.is_last)
 
     def _record(self, batch: Batch, begun: _Begun, ends_s: list[float]) -> None:
@@ -367,6 +367,19 @@ class Executor:
             self._pace.prefilled(now_s)
         if not load.decodes:
             self._pace.timed(load.prefill_tokens, node_s)
+
+
+def _drawn(part: Part, logits: Activation) -> Drawn | None:
+    """What the head gives for a part of a pass: tokens for the last one, log probabilities if they are wanted."""
+    work, ends = part.waiting.work, part.is_last and not part.waiting.work.more
+    scored = work.scored[part.waiting.done : part.waiting.done + part.tokens]
+    tokens: tuple[int, ...] = ()
+    if ends:
+        first = work.start + part.waiting.done + part.tokens - 1 - work.drafts
+        tokens = sample(logits, work.sampling or Sampling(), first, work.changes, work.drafts + 1)
+    if work.most_likely is None:
+        return Drawn(tokens) if ends else None
+    return Drawn(tokens, logprobs(logits, (*scored, *tokens), work.most_likely))
 
 
 def _hand_over(outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:

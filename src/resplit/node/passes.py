@@ -10,13 +10,14 @@ import structlog
 
 from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ResplitError, wire_word
 from resplit.model.activation import Activation
+from resplit.model.sampling import Drawn
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
 from resplit.node.executor import BatchTime, PassResult
 from resplit.node.hosting import Hosting
 from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER
-from resplit.types import Sampling
+from resplit.wire.choices import changes_from_wire, logprobs_to_wire, sampling_from_wire
 from resplit.wire.links import Sender
 from resplit.wire.node_pb2 import SegmentTime, Step, Token
 from resplit.wire.permits import Permit
@@ -25,6 +26,7 @@ from resplit.wire.tensors import from_wire, to_wire
 
 _log = structlog.get_logger(__name__)
 _TOKEN_BYTES = 4
+_NOTHING = Drawn(())
 
 
 class Passes:
@@ -104,8 +106,10 @@ class Passes:
     def _forward(self, step: Step, result: PassResult) -> None:
         """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
         times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
-        if isinstance(result.value, tuple):
-            self._answer(step, token_ids=result.value, times=times)
+        if isinstance(result.value, Drawn):
+            # A part of a prompt that is not the last has log probabilities only, and no times.
+            end = result.start + result.tokens
+            self._answer(step, end, result.value, times=times if result.value.token_ids else ())
         if not isinstance(result.value, Activation):
             return
         onward = Step()
@@ -114,6 +118,7 @@ class Passes:
         onward.start = result.start
         onward.more = step.more or not result.is_last
         onward.values.CopyFrom(to_wire(result.value))
+        onward.scored[:] = step.scored[result.start - step.start : result.start - step.start + result.tokens]
         del onward.times[:]
         onward.times.extend(times)
         self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
@@ -130,14 +135,16 @@ class Passes:
     def _answer(
         self,
         step: Step,
-        token_ids: tuple[int, ...] = (),
+        position: int = 0,
+        drawn: Drawn = _NOTHING,
         error: Exception | None = None,
         times: Sequence[SegmentTime] = (),
     ) -> None:
-        """Send the tokens with the times of their segments, or the error, to the gateway that sent the step."""
+        """Send what was drawn up to `position`, or the error, to the gateway that sent the step."""
         # The shape of a failed step may be malformed; its start is always a position.
-        position = step.start if error is not None else step.start + step.values.shape[1]
-        token = Token(session=step.session, epoch=step.epoch, position=position, token_ids=token_ids)
+        position = step.start if error is not None else position
+        token = Token(session=step.session, epoch=step.epoch, position=position, token_ids=drawn.token_ids)
+        token.logprobs.extend(logprobs_to_wire(drawn.logprobs))
         token.attempt = step.attempt
         token.times.extend(times)
         if error is not None:
@@ -150,7 +157,7 @@ class Passes:
             )
             return
         with contextlib.suppress(CapacityError):
-            gateway.put(token, _TOKEN_BYTES)
+            gateway.put(token, _TOKEN_BYTES if not drawn.logprobs else token.ByteSize())
 
 
 def _segment_time(time: BatchTime) -> SegmentTime:
@@ -173,10 +180,13 @@ def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:
         start=step.start,
         capacity=capacity,
         values=from_wire(step.values),
-        sampling=Sampling(step.sampling.temperature, step.sampling.top_p, step.sampling.seed) if is_last else None,
+        sampling=sampling_from_wire(step.sampling) if is_last else None,
         attempt=step.attempt,
         more=step.more,
         stepwise=step.stepwise,
         drafts=step.drafts,
         stages=len(route.segments),
+        changes=changes_from_wire(step.changes) if is_last else (),
+        most_likely=step.logprobs - 1 if is_last and step.logprobs else None,
+        scored=tuple(step.scored) if is_last else (),
     )

@@ -17,14 +17,38 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "seed")
+    __slots__ = ("temperature", "top_p", "seed", "top_k", "min_p")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     seed: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    top_k: int
+    min_p: float
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ...) -> None: ...
+
+class LogitChange(_message.Message):
+    __slots__ = ("allowed", "token_ids", "added")
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    allowed: bytes
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    added: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, allowed: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ..., added: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Logprobs(_message.Message):
+    __slots__ = ("chosen", "token_ids", "logprobs")
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    chosen: float
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, chosen: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SegmentTime(_message.Message):
     __slots__ = ("waited_s", "computed_s", "background_utilization", "decodes", "prefill_tokens")
@@ -41,7 +65,7 @@ class SegmentTime(_message.Message):
     def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +82,9 @@ class Step(_message.Message):
     ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -74,7 +101,10 @@ class Step(_message.Message):
     acknowledge: bool
     times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
     drafts: int
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[LogitChange]
+    logprobs: int
+    scored: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[LogitChange, _Mapping]]] = ..., logprobs: _Optional[int] = ..., scored: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)
@@ -87,7 +117,7 @@ class TokensRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times")
+    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +126,7 @@ class Token(_message.Message):
     ERROR_KIND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -104,7 +135,8 @@ class Token(_message.Message):
     error_kind: str
     attempt: int
     times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[Logprobs]
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")

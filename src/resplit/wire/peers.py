@@ -24,6 +24,7 @@ from resplit.security.signing import audience_of
 from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire.addresses import Address
+from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
 from resplit.wire.links import Link, until
 from resplit.wire.message_limits import BoundedChannel
@@ -259,6 +260,7 @@ class Peer:
     def _check(self, token: Token) -> None:
         """PeerFaultError for a token that no model has, or for an error without a reason."""
         fits = len(token.session) <= MAX_NAME_CHARS and all(0 <= each < self.vocabulary for each in token.token_ids)
+        fits = fits and are_logprobs(token.logprobs, self.vocabulary)
         if not fits or ((token.error or token.error_kind) and not _WORD.fullmatch(token.error_kind)):
             raise self.fault(f"it sent no token of a session: {list(token.token_ids)!r:.60}, {token.error_kind!r:.60}")
 

@@ -46,21 +46,41 @@ def _refused(answer: httpx.Response, status: int) -> dict[str, str]:
 
 BAD_COMPLETIONS = {
     "model": [None, 7, ["m"], "\ud800"],
-    "prompt": ["", [], [[]], ["a", "b"], [1, -1], [1.5], [True], [10**9], [10**40], {}, None, 3, "\ud800", ["\udfff"]],
+    "prompt": [
+        "",
+        [],
+        [[]],
+        ["a", ""],
+        ["a"] * 129,
+        [1, -1],
+        [1.5],
+        [True],
+        [10**9],
+        [10**40],
+        {},
+        None,
+        3,
+        "\ud800",
+        ["\udfff"],
+    ],
     "max_tokens": [0, -1, 1.5, "3", True, 10**30],
     "temperature": [-0.1, 2.1, "1", [], 10**400],
     "top_p": [-0.1, 1.1],
     "seed": [2**63, 1.5, "x"],
-    "stop": ["", [""], ["a"] * 5, [1], 3, {}, "\ud800"],
+    "stop": ["", [""], ["a"] * 17, [1], 3, {}, "\ud800"],
     "stream": ["yes", 1],
     "stream_options": [{"include_usage": True}, []],
-    "n": [0, 2, True],
+    "n": [0, 129, True],
     "best_of": [2],
-    "echo": [True],
-    "logprobs": [0, 5],
+    "echo": [1, "yes"],
+    "logprobs": [-1, 21, True],
+    "top_k": [-2, 1.5],
+    "min_p": [-0.1, 1.1],
+    "frequency_penalty": [2.1],
+    "stop_token_ids": [[-1], [10**9], 3],
     "suffix": ["end"],
-    "logit_bias": [{"5": 10}],
-    "presence_penalty": [0.5],
+    "logit_bias": [{"five": 10}, {"5": 101}, {"99999": 1}, [5]],
+    "presence_penalty": [-2.1],
     "ignore_eos": ["no"],
     "max_token": [5],
 }
@@ -93,7 +113,8 @@ def test_a_bad_parameter_is_refused_and_named(server, name: str, value: object) 
         {"messages": [{"role": "assistant", "content": "the template wants a user first"}]},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"response_format": {"type": "json_object"}},
-        {"logprobs": True},
+        {"top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": 21},
         {"prompt": "x"},
     ],
 )
@@ -131,7 +152,7 @@ def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
     url, engine = serve(require_key=True)
     client = _client(url, "key-batch")
     with pytest.raises(openai.BadRequestError) as bad:
-        client.completions.create(**COMPLETION, n=2)
+        client.completions.create(**COMPLETION, n=0)
     assert bad.value.param == "n"
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(**COMPLETION | {"model": "gpt-4"})

@@ -11,42 +11,68 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from resplit.gateway.engine import Engine, GeneratedToken, GenerationRequest
+from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
 from resplit.process.cancellation import cancel_and_wait
 
 Finish = Literal["stop", "length"]
+_AT_ONCE = 8  # choices of one request that run or wait in the queue together
 
 
 @dataclass(frozen=True)
 class Piece:
     """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`.
 
-    If the deadline ended the answer, the last piece has no token, and the text that was held back.
+    `scored` are the tokens of this piece with their log probabilities, if they are wanted. A piece may have no token:
+    an echo of the prompt, or text that was held back when the deadline ended the answer.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish | None
+    scored: tuple[Scored, ...] = ()
 
 
-async def pieces(
-    engine: Engine, request: GenerationRequest, text: Text, stops: Sequence[str], stopwatch: Stopwatch
-) -> AsyncGenerator[Piece]:
-    """One piece for each token of `request`, up to the first stop string. Closing the iterator cancels the generation.
+@dataclass(frozen=True)
+class Choice:
+    """One choice of an answer: its generation, the texts that stop it, and the prompt to repeat before it.
+
+    If `only_echo`, the generated token is not shown.
+    """
+
+    request: GenerationRequest
+    stops: Sequence[str] = ()
+    echo: str | None = None
+    only_echo: bool = False
+
+
+async def pieces(engine: Engine, choice: Choice, text: Text, stopwatch: Stopwatch) -> AsyncGenerator[Piece]:
+    """One piece for each token of `choice`, up to the first stop string. Closing the iterator cancels the generation.
 
     Raises the errors of the engine, and TimeoutError at the request's deadline.
     """
-    maker = _PieceMaker(text, stops)
-    generation = cast("AsyncGenerator[GeneratedToken]", engine.generate(request))
+    maker = _PieceMaker(text, choice.stops)
+    generation = cast("AsyncGenerator[GeneratedToken]", engine.generate(choice.request))
     async with aclosing(generation) as tokens:
         async for token in tokens:
-            stopwatch.token(len(request.prompt_ids))
+            stopwatch.token()
+            if choice.echo is not None and token.index == 0:
+                yield _echo(choice, token)
+                if choice.only_echo:
+                    return
             piece = maker.piece(token)
             yield piece
             if piece.finish:
                 return
     yield maker.cut()
+
+
+def _echo(choice: Choice, token: GeneratedToken) -> Piece:
+    """The prompt as the first piece of the answer. Its first token has no log probability."""
+    ids, found = choice.request.prompt_ids, (None, *token.prompt_logprobs)
+    scored = tuple(zip(ids, found, strict=True)) if choice.request.score_prompt else ()
+    return Piece(choice.echo or "", (), "length" if choice.only_echo else None, scored)
 
 
 class _PieceMaker:
@@ -61,7 +87,8 @@ class _PieceMaker:
         shown = "" if token.finish == "stop" else self._stops.push(self._detokenizer.push(token.token_id))
         if token.finish:
             shown += self._rest()
-        return Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish)
+        scored = ((token.token_id, token.logprobs),) if token.logprobs else ()
+        return Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish, scored)
 
     def cut(self) -> Piece:
         """The last piece of an answer that the deadline ended."""
@@ -79,7 +106,8 @@ async def merged(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tup
                 yield 0, piece
         return
     arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
-    tasks = [asyncio.create_task(_forward(index, stream, arrived)) for index, stream in enumerate(streams)]
+    turns = asyncio.Semaphore(_AT_ONCE)
+    tasks = [asyncio.create_task(_forward(index, stream, arrived, turns)) for index, stream in enumerate(streams)]
     try:
         running = len(tasks)
         while running:
@@ -93,10 +121,13 @@ async def merged(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tup
 
 
 async def _forward(
-    index: int, stream: AsyncGenerator[Piece], arrived: asyncio.Queue[tuple[int, Piece] | Exception]
+    index: int,
+    stream: AsyncGenerator[Piece],
+    arrived: asyncio.Queue[tuple[int, Piece] | Exception],
+    turns: asyncio.Semaphore,
 ) -> None:
     try:
-        async with aclosing(stream):
+        async with turns, aclosing(stream):
             async for piece in stream:
                 arrived.put_nowait((index, piece))
     except Exception as error:
@@ -111,6 +142,7 @@ class Envelope:
     """
 
     model: str
+    text: Text
     chat: bool
     prompt_tokens: int
     token_ids: bool = False
@@ -126,16 +158,17 @@ class Envelope:
     def opening(self, choices: int) -> list[dict[str, Any]]:
         """The chunks before the first token."""
         role = {"delta": {"role": "assistant", "content": ""}}
-        return [self._chunk([self._choice(index, role, (), None)]) for index in range(choices if self.chat else 0)]
+        empty = Piece("", (), None)
+        return [self._chunk([self._choice(index, role, empty)]) for index in range(choices if self.chat else 0)]
 
     def chunk(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """The chunk of one piece; none if the piece adds nothing."""
-        if not (piece.text or piece.finish or self.token_ids):
+        if not (piece.text or piece.finish or piece.scored or self.token_ids):
             return []
         content: dict[str, Any] = {"text": piece.text}
         if self.chat:
             content = {"delta": {"content": piece.text} if piece.text else {}}
-        return [self._chunk([self._choice(index, content, piece.token_ids, piece.finish)])]
+        return [self._chunk([self._choice(index, content, piece)])]
 
     def usage_chunk(self, new_tokens: int) -> dict[str, Any]:
         """The last chunk of a stream that includes usage."""
@@ -147,13 +180,15 @@ class Envelope:
         if self.chat:
             content = {"message": {"role": "assistant", "content": text, "refusal": None}}
         ids = tuple(token_id for part in parts for token_id in part.token_ids)
-        return self._choice(index, content, ids, parts[-1].finish)
+        scored = tuple(each for part in parts for each in part.scored)
+        return self._choice(index, content, Piece(text, ids, parts[-1].finish, scored))
 
-    def _choice(
-        self, index: int, content: dict[str, Any], token_ids: tuple[int, ...], finish: Finish | None
-    ) -> dict[str, Any]:
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
-        return choice | {"token_ids": list(token_ids)} if self.token_ids else choice
+    def _choice(self, index: int, content: dict[str, Any], piece: Piece) -> dict[str, Any]:
+        logprobs = None
+        if piece.scored:
+            logprobs = (chat_logprobs if self.chat else completion_logprobs)(self.text, piece.scored)
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": piece.finish}
+        return choice | {"token_ids": list(piece.token_ids)} if self.token_ids else choice
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._body("chat.completion.chunk", choices)

@@ -64,24 +64,24 @@ class Stopwatch:
 
     def __init__(self, metrics: RequestMetrics) -> None:
         self._metrics = metrics
-        self._class = _UNKNOWN
+        self._class, self._prompt_tokens = _UNKNOWN, 0
         self._stage: Stage = "reading"
         self._last_token_s = 0.0
         self.arrival_s = time.monotonic()
         self.status = CLIENT_GONE_STATUS
 
-    def admit(self, request_class: str) -> None:
-        """Record that the request is valid and waits for its first token."""
-        self._class = request_class
+    def admit(self, request_class: str, prompt_tokens: int) -> None:
+        """Record that the request is valid and waits for its first token. `prompt_tokens` are those of all prompts."""
+        self._class, self._prompt_tokens = request_class, prompt_tokens
         self._enter("waiting")
 
-    def token(self, prompt_tokens: int) -> None:
-        """Record a token. The first one also counts the `prompt_tokens`."""
+    def token(self) -> None:
+        """Record a token. The first one also counts the prompt's."""
         now_s = time.monotonic()
         if self._stage == "waiting":
             self._enter("decoding")
             self._metrics.first_token_s.labels(self._class).observe(now_s - self.arrival_s)
-            self._metrics.prompt_tokens.labels(self._class).inc(prompt_tokens)
+            self._metrics.prompt_tokens.labels(self._class).inc(self._prompt_tokens)
         else:
             self._metrics.token_s.labels(self._class).observe(now_s - self._last_token_s)
         self._metrics.new_tokens.labels(self._class).inc()

@@ -23,11 +23,16 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from resplit.gateway.openai.messages import Message, Str, utf8
+from resplit.gateway.openai.steering import Grammar, RequestSteering
 from resplit.types import Sampling
 
 # Below this temperature sampling is greedy in effect (a lead of 0.01 in the logits is a factor of e^100), and the
 # division could overflow.
 _GREEDY_BELOW = 1e-4
+_MOST_CHOICES = 128  # of one request
+_MOST_STOPS = 16
+_MOST_BIASES = 1024
+_MOST_LIKELY = 20
 
 
 class _Neutral:
@@ -48,21 +53,25 @@ class _Neutral:
         raise ValueError("this gateway does not support this value; leave the parameter out")
 
 
-def _one_prompt(value: object) -> str | list[int]:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
-        value = value[0]
-    if isinstance(value, str) and value:
-        return utf8(value)
-    if isinstance(value, list) and value and all(type(item) is int and item >= 0 for item in value):
-        return value
-    raise ValueError("must be one text or one list of token ids, and not empty")
+def _prompts(value: object) -> tuple[str | list[int], ...]:
+    several = isinstance(value, list) and bool(value) and isinstance(value[0], (str, list))
+    prompts = value if several else [value]
+    if isinstance(prompts, list) and len(prompts) <= _MOST_CHOICES and all(map(_is_prompt, prompts)):
+        return tuple(utf8(prompt) if isinstance(prompt, str) else prompt for prompt in prompts)
+    raise ValueError(f"must be a text, a list of token ids, or a list of up to {_MOST_CHOICES} of these, none empty")
 
 
-def _up_to_four(value: object) -> tuple[str, ...]:
+def _is_prompt(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, str) and bool(value)
+
+
+def _stops(value: object) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
-    if isinstance(stops, list) and len(stops) <= 4 and all(isinstance(stop, str) and stop for stop in stops):
+    if isinstance(stops, list) and len(stops) <= _MOST_STOPS and all(isinstance(stop, str) and stop for stop in stops):
         return tuple(map(utf8, stops))
-    raise ValueError("must be one text or a list of up to four, none of them empty")
+    raise ValueError(f"must be one text or a list of up to {_MOST_STOPS}, none of them empty")
 
 
 def _float32(value: float) -> float:
@@ -72,11 +81,14 @@ def _float32(value: float) -> float:
 
 # Nodes get such numbers in single precision. Rounded here, a value that vanishes there counts as zero everywhere.
 Float32 = Annotated[float, AfterValidator(_float32)]
-Prompt = Annotated[
-    str | list[int],
-    PlainValidator(_one_prompt, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[Float32, Field(ge=-100, le=100, allow_inf_nan=False)]
+Prompts = Annotated[
+    tuple[str | list[int], ...],
+    PlainValidator(_prompts, json_schema_input_type=str | list[int] | list[str] | list[list[int]]),
 ]
-Stops = Annotated[tuple[str, ...], PlainValidator(_up_to_four, json_schema_input_type=str | list[str] | None)]
+Stops = Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)]
 
 
 class _Request(BaseModel):
@@ -103,11 +115,15 @@ class _Generation(_Request):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    # Not implemented.
-    n: Annotated[Any, _Neutral(1)] = None
-    frequency_penalty: Annotated[Any, _Neutral(0)] = None
-    presence_penalty: Annotated[Any, _Neutral(0)] = None
-    logit_bias: Annotated[Any, _Neutral({})] = None
+    n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
+    frequency_penalty: Annotated[Float32, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[Float32, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=_MOST_BIASES)
+
+    # Extensions, named as by other servers.
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=_MOST_BIASES)] | None = None
 
     # Ignored: these do not change the answer.
     user: Any = None
@@ -146,7 +162,17 @@ class _Generation(_Request):
         if temperature < _GREEDY_BELOW or top_p == 0:
             return Sampling()
         seed = secrets.randbits(32) if self.seed is None else self.seed % 2**63
-        return Sampling(temperature, top_p, seed)
+        return Sampling(temperature, top_p, seed, max(0, self.top_k or 0), self.min_p or 0.0)
+
+    def bias(self) -> dict[int, float]:
+        """What is added to the logits of tokens, by token id."""
+        return {int(token): value for token, value in (self.logit_bias or {}).items()}
+
+    def steering(self, grammar: Grammar | None = None) -> RequestSteering | None:
+        """The changes of logits that are asked for; None if there are none."""
+        bias, frequency, presence = self.bias(), self.frequency_penalty or 0.0, self.presence_penalty or 0.0
+        wanted = bias or frequency or presence or grammar
+        return RequestSteering(bias, frequency, presence, grammar) if wanted else None
 
 
 class TokenizeRequest(_Request):
@@ -168,14 +194,29 @@ class TokenizeRequest(_Request):
 class CompletionRequest(_Generation):
     """Body of POST /v1/completions. `ignore_eos` and `return_token_ids` are extensions."""
 
-    prompt: Prompt
+    prompt: Prompts
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
 
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELY)] | None = None
+
     best_of: Annotated[Any, _Neutral(1)] = None
-    echo: Annotated[Any, _Neutral(False)] = None
-    logprobs: Annotated[Any, _Neutral()] = None
     suffix: Annotated[Any, _Neutral("")] = None
+
+    @model_validator(mode="after")
+    def _choices_are_few(self) -> CompletionRequest:
+        if len(self.prompt) * (self.n or 1) > _MOST_CHOICES:
+            raise ValueError(f"prompts times 'n' may be at most {_MOST_CHOICES}")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("'max_tokens' may be 0 only with 'echo'")
+        return self
+
+    @property
+    def most_likely(self) -> int | None:
+        """How many of the most likely tokens are wanted with log probabilities; None: none of both."""
+        return self.logprobs
 
     @property
     def default_tokens(self) -> int:
@@ -189,8 +230,9 @@ class ChatRequest(_Generation):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
-    logprobs: Annotated[Any, _Neutral(False)] = None
-    top_logprobs: Annotated[Any, _Neutral(0)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELY)] | None = None
+
     tools: Annotated[Any, _Neutral([])] = None
     tool_choice: Annotated[Any, _Neutral("none", "auto")] = None
     functions: Annotated[Any, _Neutral([])] = None
@@ -208,3 +250,14 @@ class ChatRequest(_Generation):
     def new_tokens(self) -> int | None:
         """The requested number of new tokens; None: as many as is usual."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def most_likely(self) -> int | None:
+        """How many of the most likely tokens are wanted with log probabilities; None: none of both."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("'top_logprobs' is only allowed when 'logprobs' is true")
+        return self

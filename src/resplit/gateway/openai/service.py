@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from resplit.errors import RequestError
 from resplit.gateway.engine import Engine, GenerationRequest
-from resplit.gateway.openai.completion import Envelope, Piece, merged, pieces
+from resplit.gateway.openai.completion import Choice, Envelope, Piece, merged, pieces
 from resplit.gateway.openai.event_stream import EventStream, begun, event_data
 from resplit.gateway.openai.http_errors import http_error
 from resplit.gateway.openai.messages import Message
@@ -58,49 +58,86 @@ class CompletionService:
         return self._encode(body.prompt) if body.messages is None else self._encode_chat(body.messages)
 
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
-        """Continue a prompt, which is a text or token ids."""
+        """Continue prompts, each a text or token ids."""
         self.check_model(body.model)
-        prompt = self._encode(body.prompt) if isinstance(body.prompt, str) else tuple(body.prompt)
-        self._check_ids(prompt, "prompt")
-        envelope = Envelope(self.model_name, False, len(prompt), bool(body.return_token_ids))
-        return await self._answer(body, prompt, bool(body.ignore_eos), envelope, caller, stopwatch)
+        prompts = [self._encode(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in body.prompt]
+        for prompt in prompts:
+            self._check_ids(prompt, "prompt")
+        stop_ids = frozenset[int]() if body.ignore_eos else self.text.stop_ids
+        choices = self._choices(body, prompts, stop_ids, caller, stopwatch)
+        if body.echo:
+            texts = [each if isinstance(each, str) else self.text.decode(each) for each in body.prompt]
+            each_text = [text for text in texts for _ in range(body.n or 1)]
+            choices = [
+                replace(
+                    choice,
+                    request=replace(choice.request, score_prompt=body.logprobs is not None),
+                    echo=text,
+                    only_echo=body.max_tokens == 0,
+                )
+                for choice, text in zip(choices, each_text, strict=True)
+            ]
+        envelope = Envelope(self.model_name, self.text, False, sum(map(len, prompts)), bool(body.return_token_ids))
+        return await self._answer(body, choices, envelope, stopwatch)
 
     async def chat(self, body: ChatRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Answer a conversation as the assistant."""
         self.check_model(body.model)
         prompt = self._encode_chat(body.messages)
         self._check_ids(prompt, "messages")
-        return await self._answer(body, prompt, False, Envelope(self.model_name, True, len(prompt)), caller, stopwatch)
+        choices = self._choices(body, [prompt], self.text.stop_ids, caller, stopwatch)
+        envelope = Envelope(self.model_name, self.text, True, len(prompt))
+        return await self._answer(body, choices, envelope, stopwatch)
+
+    def _choices(
+        self,
+        body: CompletionRequest | ChatRequest,
+        prompts: Sequence[tuple[int, ...]],
+        stop_ids: frozenset[int],
+        caller: Caller,
+        stopwatch: Stopwatch,
+    ) -> list[Choice]:
+        """The choices of an answer: `n` for each prompt. Each draws with a seed of its own."""
+        self._check_ids(tuple(body.bias()), "logit_bias")
+        self._check_ids(tuple(body.stop_token_ids or ()), "stop_token_ids")
+        deadline_s = caller.deadline_s - (time.monotonic() - stopwatch.arrival_s)
+        sampling = body.sampling()
+        found: list[Choice] = []
+        for prompt in prompts:
+            request = GenerationRequest(
+                prompt_ids=prompt,
+                max_new_tokens=self._max_new_tokens(body, prompt, caller.request_class, deadline_s),
+                sampling=sampling,
+                request_class=caller.request_class,
+                stop_ids=stop_ids | frozenset(body.stop_token_ids or ()),
+                deadline_s=deadline_s,
+                until_deadline=body.new_tokens is None,
+                logprobs=body.most_likely,
+            )
+            for number in range(body.n or 1):
+                seeded = replace(sampling, seed=sampling.seed + number)
+                own = replace(request, sampling=seeded, steering=body.steering())
+                found.append(Choice(own, body.stop))
+        stopwatch.admit(caller.request_class, sum(map(len, prompts)))
+        return found
 
     async def _answer(
         self,
         body: CompletionRequest | ChatRequest,
-        prompt: tuple[int, ...],
-        ignore_eos: bool,
+        choices: Sequence[Choice],
         envelope: Envelope,
-        caller: Caller,
         stopwatch: Stopwatch,
     ) -> Response:
-        deadline_s = caller.deadline_s - (time.monotonic() - stopwatch.arrival_s)
-        request = GenerationRequest(
-            prompt_ids=prompt,
-            max_new_tokens=self._max_new_tokens(body, prompt, caller.request_class, deadline_s),
-            sampling=body.sampling(),
-            request_class=caller.request_class,
-            stop_ids=frozenset() if ignore_eos else self.text.stop_ids,
-            deadline_s=deadline_s,
-            until_deadline=body.new_tokens is None,
-        )
-        stopwatch.admit(caller.request_class)
-        parts = merged([pieces(self.engine, request, self.text, body.stop, stopwatch)])
+        parts = merged([pieces(self.engine, choice, self.text, stopwatch) for choice in choices])
         if body.stream:
             first = await begun(parts)
-            return EventStream(first, event_data(first, parts, envelope, 1, body.include_usage, stopwatch))
-        choices: list[list[Piece]] = [[]]
+            events = event_data(first, parts, envelope, len(choices), body.include_usage, stopwatch)
+            return EventStream(first, events)
+        found: list[list[Piece]] = [[] for _ in choices]
         async with aclosing(parts):
             async for index, piece in parts:
-                choices[index].append(piece)
-        return JSONResponse(envelope.whole(choices))
+                found[index].append(piece)
+        return JSONResponse(envelope.whole(found))
 
     def _encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         for message in messages:
@@ -129,7 +166,11 @@ class CompletionService:
         if not prompt:
             raise RequestError("the prompt is empty")
         wanted, room = body.new_tokens, self.engine.context_tokens - len(prompt)
-        least = wanted or body.default_tokens or 1
+        if wanted is None:
+            wanted = body.default_tokens
+        elif wanted == 0:  # only the prompt's echo is wanted, but its log probabilities come with a token
+            wanted = 1
+        least = wanted or 1
         if room < least:
             raise self._too_long(f"the request has {len(prompt)} in the prompt and {least} to generate")
         return wanted or min(

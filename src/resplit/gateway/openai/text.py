@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ from resplit.gateway.openai.special_tokens import SpecialTokens
 
 # Decoders show this for bytes that are not a complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # a byte in the vocabularies of SentencePiece
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte of each character in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF_CHARACTER = _byte_of_character()
 
 
 class Text:
@@ -97,6 +109,23 @@ class Text:
         """The text of `ids`, without special tokens."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def token(self, token_id: int) -> str:
+        """The text of one token; `bytes:` and its bytes if it is no whole text."""
+        shown: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if _REPLACEMENT not in shown:
+            return shown
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.token_bytes(token_id))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token in UTF-8, which may be a part of a character."""
+        shown: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        if _REPLACEMENT not in shown:
+            return shown.encode()
+        name = self._tokenizer.id_to_token(token_id) or ""
+        if found := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(found[1], 16)])
+        return bytes(_BYTE_OF_CHARACTER[each] for each in name if each in _BYTE_OF_CHARACTER)
 
     def least_tokens(self, text: str) -> int:
         """A lower bound on the number of tokens of `text`, without tokenizing it."""

@@ -20,12 +20,14 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 
 from resplit.errors import NodeLostError, RequestError, ResplitError, error_from_wire
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
+from resplit.gateway.sessions.answers import Awaited, New
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
@@ -35,7 +37,9 @@ from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove, SessionRecovery
-from resplit.wire.node_pb2 import Sampling, Step, Token
+from resplit.types import Logprobs
+from resplit.wire.choices import changes_to_wire, logprobs_from_wire, sampling_to_wire
+from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.routes import Route
 from resplit.wire.segment_times import segment_times
 from resplit.wire.tensors import to_wire
@@ -96,7 +100,9 @@ class Session:
         self.replication = KvReplication(self.permits, self.context)
         self.spent = TimeSpent()
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
-        self._awaited: tuple[int, int] | None = None  # of the pass under way: its end position, its number of tokens
+        self._made: list[int] = []  # the new tokens so far
+        self._scores: dict[int, Logprobs] = {}  # of prompt tokens, by position
+        self._awaited: Awaited | None = None  # of the pass under way
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
@@ -123,30 +129,37 @@ class Session:
 
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
-        step, made = self.request.prompt_ids, 0
-        while made < self.request.max_new_tokens:
+        step, made = self.request.prompt_ids, self._made
+        while len(made) < self.request.max_new_tokens:
             begun_s = time.monotonic()
             async with asyncio.timeout_at(self.due_s):
-                new = await self._next_tokens(step, self.request.max_new_tokens - made)
-            took_s = (time.monotonic() - begun_s) / len(new)
-            self._did([step, *((token_id,) for token_id in new[:-1])])
+                new = await self._next_tokens(step, self.request.max_new_tokens - len(made))
+            took_s = (time.monotonic() - begun_s) / len(new.token_ids)
+            self._did([step, *((token_id,) for token_id in new.token_ids[:-1])])
             self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
-            step = new[-1:]
-            for token_id in new:
+            step = new.token_ids[-1:]
+            for token_id, logprobs in itertools.zip_longest(new.token_ids, new.logprobs):
                 self.context.admission.made_token(self.reservation, took_s)
-                stopped = token_id in self.request.stop_ids
-                last = made == self.request.max_new_tokens - 1
-                yield GeneratedToken(token_id, made, "stop" if stopped else "length" if last else None)
-                if stopped:
+                made.append(token_id)
+                yield self._token(token_id, logprobs)
+                if token_id in self.request.stop_ids:
                     return
-                made += 1
 
     def _did(self, steps: Sequence[tuple[int, ...]]) -> None:
         """These passes are done and cached."""
         self.steps += steps
         self.position += sum(map(len, steps))
 
-    async def _next_tokens(self, step: tuple[int, ...], most: int) -> tuple[int, ...]:
+    def _token(self, token_id: int, logprobs: Logprobs | None) -> GeneratedToken:
+        """The token that was made last, as the caller gets it."""
+        made, limit = len(self._made), self.request.max_new_tokens
+        finish: Literal["stop", "length"] | None = "length" if made == limit else None
+        if token_id in self.request.stop_ids:
+            finish = "stop"
+        scores = tuple(self._scores[place] for place in sorted(self._scores)) if made == 1 else ()
+        return GeneratedToken(token_id, made - 1, finish, logprobs, scores)
+
+    async def _next_tokens(self, step: tuple[int, ...], most: int) -> New:
         """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
         while True:
             if self.context.router.violation(self.route):
@@ -160,26 +173,29 @@ class Session:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
                 await self._recover(time.monotonic() - begun_s)
 
-    async def _verify(self, step: tuple[int, ...], most: int) -> tuple[int, ...]:
+    async def _verify(self, step: tuple[int, ...], most: int) -> New:
         """One pass of `step` and of drafts, if they pay; returns the new tokens, `most` at most."""
         times = self.context.times.of(self.route.epoch)
         drafts = self.speculation.drafts(times, self.context.admission.running, most - 1) if self.steps else ()
         begun_s = time.monotonic()
-        answers = await self._pass((*step, *drafts), len(drafts))
+        answer = await self._pass((*step, *drafts), drafts)
         took_s = time.monotonic() - begun_s
         if self.steps:
             times.decoded(len(drafts), took_s)
         else:
             times.prompt(len(step), took_s)
-        return self.speculation.accept(drafts, answers)
+        new = self.speculation.accept(drafts, tuple(answer.token_ids))
+        return New(new, logprobs_from_wire(answer.logprobs[: len(new)]) if answer.logprobs else ())
 
-    async def _pass(self, step: tuple[int, ...], drafts: int = 0, stepwise: bool = False) -> tuple[int, ...]:
-        """One pass of these tokens along the route, after all passes done; returns the tokens that the head chose.
+    async def _pass(
+        self, step: tuple[int, ...], drafts: tuple[int, ...] = (), stepwise: bool = False, again: bool = False
+    ) -> Token:
+        """One pass of these tokens along the route, after all passes done; returns the answer of the head.
 
-        The last `drafts` tokens are guesses; the head chooses one after each, and after the token before. With
-        `stepwise`, every position gets the bits of a pass of its own.
+        The last tokens are the guesses `drafts`; the head chooses one after each, and after the token before. With
+        `stepwise`, every position gets the bits of a pass of its own. Of a pass that is done `again`, only the caches
+        matter.
         """
-        sampling = self.request.sampling
         left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
         message = Step(
             session=self.name,
@@ -188,27 +204,51 @@ class Session:
             segment=0,
             start=self.position,
             values=to_wire(token_ids(step)),
-            sampling=Sampling(temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed % 2**62),
+            sampling=sampling_to_wire(self.request.sampling),
             gateway=self.context.router.member.name,
             budget_s=left_s,
-            stepwise=stepwise or drafts > 0,
-            drafts=drafts,
+            stepwise=stepwise or bool(drafts),
+            drafts=len(drafts),
         )
-        self._awaited = self.position + len(step), 1 + drafts
+        if not again:
+            self._ask_more(message, drafts)
+        end = self.position + len(step)
+        self._awaited = Awaited(end, 1 + len(drafts), message.logprobs > 0, len(message.scored) > 0)
         begun_s = time.monotonic()
         try:
             others = {} if self.permits.nodes else self.permits.start(self.route, message)
             self.context.router.send(self.route, message)
             for node, permit in others.items():
                 self.permits.peer(node).send(permit)
-            answer = await self.answers.get()
+            while not (answer := await self.answers.get()).token_ids and not answer.error_kind:
+                self._note_scores(answer)
         finally:
             self._awaited = None
         if answer.error_kind:
             raise _error_of(answer)
         if not stepwise:
             self._note_time(answer, len(step), begun_s)
-        return tuple(answer.token_ids)
+        if len(answer.logprobs) > len(answer.token_ids):
+            self._note_scores(answer)
+            del answer.logprobs[: -len(answer.token_ids)]
+        return answer
+
+    def _ask_more(self, message: Step, drafts: tuple[int, ...]) -> None:
+        """Add to a pass what only some requests want: changes of logits, and log probabilities."""
+        request = self.request
+        if request.steering is not None:
+            message.changes.extend(changes_to_wire(request.steering.changes(self._made, drafts)))
+        if request.logprobs is not None:
+            message.logprobs = 1 + request.logprobs
+            if request.score_prompt and not self.steps:
+                message.scored.extend(request.prompt_ids[1:])
+
+    def _note_scores(self, answer: Token) -> None:
+        """Keep the log probabilities of prompt tokens in an answer. Its last one is of the token at its position."""
+        first = answer.position - len(answer.logprobs) + 1
+        for place, found in enumerate(logprobs_from_wire(answer.logprobs), first):
+            if 0 < place < len(self.request.prompt_ids):
+                self._scores[place] = found
 
     def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
         now_s, segments = time.monotonic(), segment_times(answer, self.route)
@@ -228,10 +268,10 @@ class Session:
         """Whether `node` may answer the pass under way with this: tokens from the head's node, an error from any."""
         if self._awaited is None or (answer.epoch, answer.attempt) != (self.route.epoch, self.permits.attempt):
             return False
-        placement, (end, tokens) = self.route.placement, self._awaited
+        placement = self.route.placement
         if answer.error_kind:
-            return node in placement and self.position <= answer.position <= end
-        return node == placement[-1] and (answer.position, len(answer.token_ids)) == (end, tokens)
+            return node in placement and self.position <= answer.position <= self._awaited.end
+        return node == placement[-1] and self._awaited.fits(answer, self.position)
 
     def lose(self, reason: str) -> None:
         """End the current pass, or the next one if none runs, with the loss of the session's caches."""
@@ -398,7 +438,7 @@ class Session:
             is_prompt = not self.steps
             steps = missing[:1] if is_prompt else missing[:_REPLAY_POSITIONS]
             async with self.context.gate.passing():
-                await self._pass(tuple(itertools.chain.from_iterable(steps)), stepwise=not is_prompt)
+                await self._pass(tuple(itertools.chain.from_iterable(steps)), stepwise=not is_prompt, again=True)
                 self._did(steps)
 
     def end(self) -> None:

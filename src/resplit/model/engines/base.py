@@ -30,7 +30,8 @@ class SessionRows:
     `values` is token ids (1, tokens) if the segment begins with the embedding, else hidden states (1, tokens, width).
     `capacity` is the number of tokens that the session may cache. With `stepwise`, every position gets the bits that it
     would get in a pass of its own. The last `drafts` positions are guesses: they count as held only once a later pass
-    begins after them. The head answers for them and for the position before, or for none without `logits`.
+    begins after them. The head answers for them and for the position before, or for none without `logits`. With
+    `scored` it answers for every position.
     """
 
     session: str
@@ -40,6 +41,7 @@ class SessionRows:
     stepwise: bool = False
     drafts: int = 0
     logits: bool = True
+    scored: bool = False
 
     @property
     def tokens(self) -> int:
@@ -54,6 +56,8 @@ class SessionRows:
     @property
     def answers(self) -> int:
         """The number of positions, the last ones, whose logits are wanted."""
+        if self.scored:
+            return self.tokens
         return self.drafts + 1 if self.logits else 0
 
 

@@ -116,11 +116,11 @@ class TorchEngine(Engine[TorchCache]):
         """One block for the rows of one session: one pass, or one for each position if they are stepwise."""
         start, is_head = rows.start, self.kinds[index] == "head"
         if is_head:
-            if not rows.logits:
+            if not rows.answers:
                 return hidden.new_empty((0, self.spec.vocabulary))
             start = rows.end - rows.answers
             hidden = hidden[:, -rows.answers :]  # (1, answers, width)
-        parts = torch.split(hidden, 1, dim=1) if rows.stepwise else (hidden,)
+        parts = torch.split(hidden, 1, dim=1) if rows.stepwise or is_head else (hidden,)
         outputs = []
         for part in parts:
             context = self.chain.prepare_pass(start, part.shape[1], torch.empty((), dtype=self.dtype))

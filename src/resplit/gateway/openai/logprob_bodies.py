@@ -1,0 +1,48 @@
+"""Log probabilities in the forms of the two endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from resplit.gateway.openai.text import Text
+from resplit.types import Logprobs
+
+# A token, and its log probabilities; None for the first token of a prompt, which has none.
+Scored = tuple[int, Logprobs | None]
+
+
+def chat_logprobs(text: Text, scored: Sequence[Scored]) -> dict[str, Any]:
+    """The `logprobs` of a chat's choice."""
+    return {"content": [_with_top(text, token, found) for token, found in scored if found], "refusal": None}
+
+
+def completion_logprobs(text: Text, scored: Sequence[Scored]) -> dict[str, Any]:
+    """The `logprobs` of a completion's choice."""
+    names = [text.token(token) for token, _ in scored]
+    offsets = [0]
+    for name in names[:-1]:
+        offsets.append(offsets[-1] + len(name))
+    return {
+        "tokens": names,
+        "token_logprobs": [found and found.chosen for _, found in scored],
+        "top_logprobs": [found and _top(text, token, found) for token, found in scored],
+        "text_offset": offsets[: len(names)],
+    }
+
+
+def _top(text: Text, token: int, found: Logprobs) -> dict[str, float]:
+    """The most likely tokens and the chosen one. Of several with the same text, the likeliest counts."""
+    top: dict[str, float] = {}
+    for other, value in (*found.top, (token, found.chosen)):
+        top.setdefault(text.token(other), value)
+    return top
+
+
+def _with_top(text: Text, token: int, found: Logprobs) -> dict[str, Any]:
+    top = [_entry(text, other, value) for other, value in found.top]
+    return {**_entry(text, token, found.chosen), "top_logprobs": top}
+
+
+def _entry(text: Text, token: int, value: float) -> dict[str, Any]:
+    return {"token": text.token(token), "logprob": value, "bytes": list(text.token_bytes(token))}
