@@ -129,6 +129,19 @@ async def test_cross_origin_requests_are_refused_unless_their_origin_is_configur
 IDLE_S = 0.5
 
 
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[Address]:
+    """An HTTP server of this application."""
+    address = Address("127.0.0.1", free_ports(1)[0])
+    listening = listener.Listener(address, 16)
+    listening.listen()  # so that clients can connect at once
+    server = _http_server(app, listening)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    yield address
+    server.should_exit = True
+    await task
+
+
 @pytest.fixture
 async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Address]:
     """A gateway whose application waits longer for an answer than a connection may be idle."""
@@ -139,13 +152,8 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Address]:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    address = Address("127.0.0.1", free_ports(1)[0])
-    listening = listener.Listener(address, 16)
-    server = _http_server(slow, listening)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    yield address
-    server.should_exit = True
-    await serving
+    async with serving(slow) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -180,3 +188,37 @@ async def test_a_client_that_sends_half_a_request_is_disconnected(served: Addres
 async def test_a_request_may_take_longer_than_a_connection_may_be_idle(served: Address) -> None:
     async with httpx.AsyncClient(base_url=f"http://{served}") as client:
         assert [(await client.get("/")).text for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_a_client_that_does_not_take_its_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "IDLE_S", IDLE_S)
+    gone = asyncio.Event()
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()  # the request, which is empty
+        disconnect = asyncio.ensure_future(receive())
+        while not disconnect.done():
+            await send({"type": "http.response.body", "body": bytes(2**16), "more_body": True})
+            await asyncio.sleep(0)
+        gone.set()
+
+    async with serving(endless) as address:
+        _, writer = await asyncio.open_connection(address.host, address.port, limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        async with asyncio.timeout(5):
+            await gone.wait()
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nHost: gateway\r\nX: "])
+async def test_the_head_of_a_request_is_bounded(served: Address, head: bytes) -> None:
+    reader, writer = await asyncio.open_connection(served.host, served.port)
+    writer.write(head)
+    async with asyncio.timeout(5):
+        with contextlib.suppress(OSError):  # the server closes while the rest is under way
+            for _ in range(64):
+                writer.write(b"a" * 2**14)
+                await writer.drain()
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+    writer.transport.abort()

@@ -48,8 +48,8 @@ class InProcessCluster:
         package(model, Registry(str(folder / "registry")), self.keyring)
         ports = iter(free_ports(2 * len(config.nodes)))
         self.addresses = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
-        self._inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
-        self.proxies = {name: TcpProxy(self.addresses[name], self._inside[name]) for name in config.node_names}
+        self.inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
+        self.proxies = {name: TcpProxy(self.addresses[name], self.inside[name]) for name in config.node_names}
         self.features = model.features(config.private_layers)
         self.private = frozenset(index for index, block in enumerate(self.features) if block.private)
         self.start_gateway()
@@ -64,7 +64,7 @@ class InProcessCluster:
     async def start(self, name: str, service: Callable[..., Any] = NodeService) -> None:
         """Start one node and wait until the gateway receives its tokens. `service` replaces that of an honest node."""
         stop, keys, registry = asyncio.Event(), self.folder / "keys" / name, str(self.folder / "registry")
-        serving = serve_node(name, self.config, keys, registry, self._inside[name], stop, service)
+        serving = serve_node(name, self.config, keys, registry, self.inside[name], stop, service)
         self._running[name] = stop, asyncio.create_task(serving)
         await self.proxies[name].open()
         self.router.connect({name: self.addresses[name]})

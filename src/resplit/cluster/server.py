@@ -15,7 +15,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit import planner
 from resplit.cluster.busy_machine import EmulationCheck, OthersUse
@@ -211,15 +211,22 @@ def _token(path: Path) -> str:
 
 
 def _http_server(app: ASGIApp, listener: Listener) -> _Server:
-    """A server of `app`, which tells the listener which connections have a request."""
+    """A server of `app`, which tells the listener which connections have a request, and whether its answer is taken."""
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:
-        with listener.serving(tuple(scope["client"])):
-            await app(scope, receive, send)
+        peer = tuple(scope["client"])
+
+        async def send_while_taken(message: Message) -> None:
+            with listener.sending(peer):
+                await send(message)
+
+        with listener.serving(peer):
+            await app(scope, receive, send_while_taken)
 
     return _Server(
         uvicorn.Config(
             noted,
+            http="h11",  # it bounds the head of a request; the parser that uvicorn prefers, if installed, does not
             log_level="warning",
             lifespan="off",
             ws="none",

@@ -112,6 +112,20 @@ class Listener(socket.socket):
         finally:
             self.end(peer)
 
+    @contextlib.contextmanager
+    def sending(self, peer: _Peer) -> Iterator[None]:
+        """A context in which a part of an answer is sent: a client that takes none of it for `IDLE_S` is disconnected.
+
+        The connection of such a client is not idle, so it would otherwise stay for ever and never make way.
+        """
+        connection = self._newest.get(peer)
+        timer = connection and asyncio.get_running_loop().call_later(IDLE_S, _shut_down, connection)
+        try:
+            yield
+        finally:
+            if timer:
+                timer.cancel()
+
     def forget(self, connection: _Connection) -> None:
         """A connection is closed."""
         self._is_not_idle(connection)
@@ -135,10 +149,8 @@ class Listener(socket.socket):
             timer.cancel()
 
     def _end_idle(self, connection: _Connection) -> None:
-        """Have its transport see the end of the connection and close it. Only the transport may close its socket."""
         self._is_not_idle(connection)
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        _shut_down(connection)
 
     def _refuse_without_descriptor(self) -> None:
         assert self._spare is not None
@@ -175,6 +187,12 @@ class _Connection(socket.socket):
     def close(self) -> None:
         self._listener.forget(self)
         super().close()
+
+
+def _shut_down(connection: _Connection) -> None:
+    """Have its transport see the end of the connection and close it. Only the transport may close its socket."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _spare_descriptor() -> int:

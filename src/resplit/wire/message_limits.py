@@ -6,6 +6,9 @@ of the server.
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -15,8 +18,12 @@ from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
+from resplit.security.identity import certificate_name
+
 # The hidden states of a whole prompt are one message: 4096 tokens of width 16384 in fp32.
 MAX_MESSAGE_BYTES = 256 * 2**20
+# Messages up to this size arrive without a look at what else arrives from their sender.
+_SMALL_BYTES = 64 * 1024
 # The longest answer is a report with all the rows that a node keeps: about 4 MiB.
 MAX_ANSWER_BYTES = 16 * 2**20
 
@@ -46,14 +53,34 @@ class _BoundedCall(Call):  # type: ignore[misc]
         incoming.recv_data = receive_bounded
 
 
+class _Arriving:
+    """Counts the bytes of messages of which a part has arrived, by sender. `MAX_MESSAGE_BYTES` of each are kept."""
+
+    def __init__(self) -> None:
+        self._bytes: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def room_for(self, sender: str, size: int) -> Iterator[None]:
+        """A context in which a message arrives; RESOURCE_EXHAUSTED if there is no room for it."""
+        if self._bytes[sender] + size > MAX_MESSAGE_BYTES:
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"{sender} sends {self._bytes[sender]} bytes at the same time")
+        self._bytes[sender] += size
+        try:
+            yield
+        finally:
+            self._bytes[sender] -= size
+
+
 def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:
     """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one."""
-    return {path: handler._replace(func=_limited(handler.func)) for path, handler in mapping.items()}
+    arriving = _Arriving()
+    return {path: handler._replace(func=_limited(handler.func, arriving)) for path, handler in mapping.items()}
 
 
-def _limited(handle: Any) -> Any:
+def _limited(handle: Any, arriving: _Arriving) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
+        sender = certificate_name(stream.peer.cert())
         receive, in_message = incoming.recv_data, False
 
         async def receive_bounded(size: int) -> bytes:
@@ -61,7 +88,11 @@ def _limited(handle: Any) -> Any:
             if size > MAX_MESSAGE_BYTES:
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is too long")
             try:
-                content: bytes = await receive(size)
+                if size <= _SMALL_BYTES:
+                    content: bytes = await receive(size)
+                else:
+                    with arriving.room_for(sender, size):
+                        content = await receive(size)
             except AssertionError:  # grpclib raises it for a truncated message
                 raise _malformed() from None
             if in_message and len(content) != size:  # the stream ended between a message's length and the message
