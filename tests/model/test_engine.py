@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +142,16 @@ def test_closing_a_session_frees_its_caches(new_engine: NewEngine) -> None:
     last_logits(engine, "s", 0, TOKENS)
     engine.close("s")
     assert (engine.held_bytes, engine.sessions()) == (before, set())
+
+
+def test_unloading_a_block_frees_its_weights_though_passes_ran_on_it(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    for start, token in enumerate(TOKENS):
+        last_logits(engine, "s", start, [token])
+    weights = weakref.ref(engine._blocks[1])
+    engine.unload(1)
+    gc.collect()
+    assert weights() is None
 
 
 def test_draws_depend_on_seed_and_position_alone(new_engine: NewEngine) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from resplit.model.activation import Activation, of_array
 from resplit.model.engines.base import CHUNK_TOKENS, SessionCache, SessionRows
 from resplit.model.engines.onnx.contents import ATTENTION_SLOTS
-from resplit.model.engines.onnx.runtime import Array, Bound, Runtime
+from resplit.model.engines.onnx.runtime import Array, Bound, Call, Runtime
 from resplit.model.spec import ModelSpec
 
 Arrays = dict[str, Array]
@@ -56,13 +57,38 @@ class PlacedRows:
         return self.row + self.rows.tokens
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Rows that attention computes together, from `row` on: `positions` of one session, or one of each of several."""
+
+    row: int
+    positions: int
+    sessions: tuple[PlacedRows, ...]
+
+
+class PassRows:
+    """All rows of a pass. Single rows come first, in the rows 0, 1, ..."""
+
+    def __init__(self, placed: Sequence[PlacedRows]) -> None:
+        self.placed = placed
+        self.rows = placed[-1].end_row
+        self.positions = max(each.rows.end for each in placed)
+        self.answers = [row for each in placed for row in range(each.end_row - each.rows.answers, each.end_row)]
+        self.pieces = tuple(_pieces(placed))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for two passes that compute the same rows on the same memory of caches, whatever the positions."""
+        pieces = tuple((piece.row, piece.positions, len(piece.sessions)) for piece in self.pieces)
+        return (pieces, *self.answers, *(cache.addresses for each in self.placed for cache in each.caches.values()))
+
+
 class Buffers:
     """The memory on which graphs run: one line for each row of a pass, grown as passes need it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._widths = {
             "hidden": spec.hidden_size,
-            "output": spec.hidden_size,
             "qkv": (spec.heads + 2 * spec.kv_heads) * spec.head_width,
             "attended": spec.heads * spec.head_width,
         }
@@ -70,13 +96,14 @@ class Buffers:
         self._arrays: dict[str, Array] = {}
         self._addresses: dict[str, int] = {}
         self._room = 0
+        self.frequencies: Array | None = None  # inverse frequencies of the rotary embedding, and a scale last
         self.rows = 0  # of the current pass
         self.answers = 0  # rows of the current pass whose logits are wanted
         self.generation = 0  # changes when addresses change
 
-    def begin(self, rows: int) -> None:
-        """Make room for a pass of so many rows."""
-        self.rows = rows
+    def begin(self, rows: int, answers: int, positions: int) -> None:
+        """Make room for a pass of so many rows, logits of so many, and a rotary table of so many positions."""
+        self.rows, self.answers = rows, answers
         if rows > self._room:
             self._room = max(16, 1 << (rows - 1).bit_length())
             for name, width in self._widths.items():
@@ -84,24 +111,19 @@ class Buffers:
             self._set("tokens", np.zeros(self._room, dtype=np.int64))
             self._set("last", np.zeros(self._room, dtype=np.int32))
             self._set("total", np.zeros(self._room, dtype=np.int32))
-            self.generation += 1
+        if answers > self._lines("logits"):
+            self._set("logits", np.zeros((max(16, answers), self._vocabulary), dtype=np.float32))
+        if positions > self._lines("cos") and self.frequencies is not None:
+            self._set_rotary(1 << max(8, (positions - 1).bit_length()), self.frequencies)
 
-    def begin_answers(self, rows: int) -> None:
-        """Make room for so many rows of logits."""
-        self.answers = rows
-        if "logits" not in self._arrays or rows > len(self._arrays["logits"]):
-            self._set("logits", np.zeros((max(16, rows), self._vocabulary), dtype=np.float32))
-            self.generation += 1
+    def _lines(self, name: str) -> int:
+        return len(self._arrays[name]) if name in self._arrays else 0
 
-    def ensure_rotary(self, frequencies: Array, positions: int) -> None:
-        """Make the table of rotary positions long enough. `frequencies` are inverse frequencies, and a scale last."""
-        if "cos" not in self._arrays or len(self._arrays["cos"]) < positions:
-            length = 1 << max(8, (positions - 1).bit_length())
-            # The angles are rounded to float32 as transformers rounds them.
-            angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :-1]  # (positions, width / 2)
-            for name, function in (("cos", np.cos), ("sin", np.sin)):
-                self._set(name, (function(angles.astype(np.float64)) * frequencies[-1]).astype(np.float32))
-            self.generation += 1
+    def _set_rotary(self, positions: int, frequencies: Array) -> None:
+        # The angles are rounded to float32 as transformers rounds them.
+        angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :-1]  # (positions, width / 2)
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            self._set(name, (function(angles.astype(np.float64)) * frequencies[-1]).astype(np.float32))
 
     def array(self, name: str) -> Array:
         """The rows of one buffer in the current pass."""
@@ -120,13 +142,14 @@ class Buffers:
     def _set(self, name: str, array: Array) -> None:
         self._arrays[name] = array
         self._addresses[name] = array.ctypes.data
+        self.generation += 1
 
 
 class Block(Protocol):
     """One loaded block; it computes the rows of a pass in place."""
 
-    def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute block number `index` for all rows of the pass."""
+    def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:
+        """What computes block number `index` for all rows of a pass, in this order."""
         ...
 
 
@@ -136,11 +159,9 @@ class Embedding:
     def __init__(self, arrays: Arrays, runtime: Runtime) -> None:
         self._graph = runtime.graph(arrays["embed"])
 
-    def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute the block for all rows of the pass."""
-        self._graph.run(
-            (buffers.generation, buffers.rows), lambda: ([buffers.bound("tokens")], [buffers.bound("hidden")])
-        )
+    def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:
+        """What computes the block for all rows of a pass."""
+        yield self._graph.call([buffers.bound("tokens")], [buffers.bound("hidden")])
 
 
 class Products:
@@ -149,51 +170,30 @@ class Products:
     def __init__(self, arrays: Arrays, runtime: Runtime) -> None:
         self._graph = runtime.graph(arrays["mlp"])
 
-    def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute the block for all rows of the pass."""
-        self._graph.run(
-            (buffers.generation, buffers.rows), lambda: ([buffers.bound("hidden")], [buffers.bound("output")])
-        )
-        buffers.array("hidden")[:] = buffers.array("output")
+    def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:
+        """What computes the block for all rows of a pass."""
+        yield self._graph.call([buffers.bound("hidden")], [buffers.bound("hidden", alias="output")])
 
 
 class Layer:
-    """A layer, or the attention half of one: products over all rows, attention for each session."""
+    """A layer, or the attention half of one: products over all rows, attention for each session.
+
+    The last operation of `after` adds to the hidden states, so its output may take their memory.
+    """
 
     def __init__(self, arrays: Arrays, runtime: Runtime) -> None:
         self._before = runtime.graph(arrays["before"])
         self._after = runtime.graph(arrays["after"])
         self._attention = {slots: runtime.shared_graph(arrays[f"attention.{slots}"]) for slots in ATTENTION_SLOTS}
-        self._rotary = arrays["rotary"]
 
-    def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute the block for all rows of the pass, and extend the sessions' caches by them."""
-        buffers.ensure_rotary(self._rotary, max(each.rows.end for each in batch))
-        key = buffers.generation, buffers.rows
-        self._before.run(key, lambda: ([buffers.bound("hidden")], [buffers.bound("qkv")]))
-        self._attend(index, buffers, batch)
-        inputs = "hidden", "attended"
-        self._after.run(key, lambda: (map(buffers.bound, inputs), [buffers.bound("output")]))
-        buffers.array("hidden")[:] = buffers.array("output")
-        for each in batch:
-            each.caches[index].length = each.rows.end
-
-    def _attend(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Single rows share a graph; several positions of one session run in pieces."""
-        singles = [each for each in batch if each.rows.tokens == 1]  # they come first, in the rows 0, 1, ...
-        row = 0
-        while row < len(singles):
-            slots = next(slots for slots in _SLOTS if slots <= len(singles) - row)
-            self._run_attention(buffers, row, 1, [each.caches[index] for each in singles[row : row + slots]])
-            row += slots
-        for each in batch[len(singles) :]:
-            for first, last in _pieces(each.rows):
-                first_row = each.row + first - each.rows.start
-                self._run_attention(buffers, first_row, last - first, [each.caches[index]])
-
-    def _run_attention(self, buffers: Buffers, row: int, positions: int, caches: Sequence[OnnxCache]) -> None:
-        key = buffers.generation, row, positions, *(cache.addresses for cache in caches)
-        self._attention[len(caches)].run(key, lambda: _attention_memory(buffers, row, positions, caches))
+    def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:
+        """What computes the block for all rows of a pass, and extends the sessions' caches by them."""
+        hidden = buffers.bound("hidden")
+        yield self._before.call([hidden], [buffers.bound("qkv")])
+        for piece in rows.pieces:
+            caches = [each.caches[index] for each in piece.sessions]
+            yield self._attention[len(caches)].call(*_attention_memory(buffers, piece, caches))
+        yield self._after.call([hidden, buffers.bound("attended")], [buffers.bound("hidden", alias="output")])
 
 
 class Head:
@@ -202,24 +202,39 @@ class Head:
     def __init__(self, arrays: Arrays, runtime: Runtime) -> None:
         self._graph = runtime.graph(arrays["head"])
 
-    def run(self, index: int, buffers: Buffers, batch: Sequence[PlacedRows]) -> None:
-        """Compute the logits of every session's last row, and of its drafts."""
-        wanted = [row for each in batch for row in range(each.end_row - each.rows.answers, each.end_row)]
-        buffers.begin_answers(len(wanted))
+    def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:
+        """What computes the logits of every session's last row, and of its drafts."""
+        hidden, wanted = buffers.array("hidden"), rows.answers
         if not wanted:
             return
-        hidden = buffers.array("hidden")
         if len(wanted) < len(hidden):
-            hidden[: len(wanted)] = hidden[wanted]
+            yield partial(_gather, hidden, wanted)
         shape = len(wanted), hidden.shape[1]
-        key = buffers.generation, len(wanted)
-        self._graph.run(key, lambda: ([buffers.bound("hidden", shape=shape)], [buffers.bound("logits")]))
+        yield self._graph.call([buffers.bound("hidden", shape=shape)], [buffers.bound("logits")])
 
 
 BLOCKS: dict[str, Any] = {"embed": Embedding, "layer": Layer, "attention": Layer, "mlp": Products, "head": Head}
 
 
-def _pieces(rows: SessionRows) -> Iterator[tuple[int, int]]:
+def _gather(rows: Array, wanted: list[int]) -> None:
+    """Move the wanted rows to the front."""
+    rows[: len(wanted)] = rows[wanted]
+
+
+def _pieces(placed: Sequence[PlacedRows]) -> Iterator[Piece]:
+    """Single rows share a graph; several positions of one session run in pieces."""
+    singles = [each for each in placed if each.rows.tokens == 1]
+    row = 0
+    while row < len(singles):
+        slots = next(slots for slots in _SLOTS if slots <= len(singles) - row)
+        yield Piece(row, 1, tuple(singles[row : row + slots]))
+        row += slots
+    for each in placed[len(singles) :]:
+        for first, last in _ranges(each.rows):
+            yield Piece(each.row + first - each.rows.start, last - first, (each,))
+
+
+def _ranges(rows: SessionRows) -> Iterator[tuple[int, int]]:
     """The ranges of positions that attention computes together: one by one if stepwise, else `CHUNK_TOKENS`.
 
     They end at multiples of `CHUNK_TOKENS`, because the bits of a position depend on the piece that it is in.
@@ -231,10 +246,8 @@ def _pieces(rows: SessionRows) -> Iterator[tuple[int, int]]:
         first += step
 
 
-def _attention_memory(
-    buffers: Buffers, row: int, positions: int, caches: Sequence[OnnxCache]
-) -> tuple[list[Bound], list[Bound]]:
-    slots = len(caches)
+def _attention_memory(buffers: Buffers, piece: Piece, caches: Sequence[OnnxCache]) -> tuple[list[Bound], list[Bound]]:
+    slots, row, positions = len(caches), piece.row, piece.positions
     qkv, attended = (
         buffers.bound(name, row, (slots, positions, buffers.array(name).shape[1])) for name in ("qkv", "attended")
     )

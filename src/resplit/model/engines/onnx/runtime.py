@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi._pybind_state import SessionIOBinding
 
 from resplit.errors import ModelError
 
@@ -19,8 +21,8 @@ Array = np.ndarray[Any, Any]
 Bound = tuple[str, type[np.generic], tuple[int, ...], int]
 
 _CPU = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
-# Prepared bindings of one graph above this number are forgotten: batches change as sessions come and go.
-_MOST_BINDINGS = 128
+# One run of a graph on bound memory.
+Call = Callable[[], None]
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 
 
@@ -35,26 +37,29 @@ def _return_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
 
 
+def _share_arena() -> None:
+    """Have all graphs take their intermediate results from one arena; one for each would hold more than the blocks."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    as_requested = onnxruntime.OrtArenaCfg(0, 1, -1, -1)
+    onnxruntime.create_and_register_allocator(memory, as_requested)
+
+
 class Graph:
-    """One graph with its weights, run on bound memory. Bindings are prepared once and reused."""
+    """One graph with its weights."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._bindings: dict[Hashable, Any] = {}
 
-    def run(self, key: Hashable, bind: Callable[[], tuple[Iterable[Bound], Iterable[Bound]]]) -> None:
-        """Run on the memory that `bind()` names: inputs, then outputs. Equal keys must stand for equal memory."""
-        binding = self._bindings.get(key)
-        if binding is None:
-            if len(self._bindings) >= _MOST_BINDINGS:
-                self._bindings.clear()
-            binding = self._bindings[key] = onnxruntime.capi._pybind_state.SessionIOBinding(self._session)
-            inputs, outputs = bind()
-            for name, kind, shape, address in inputs:
-                binding.bind_input(name, _CPU, kind, shape, address)
-            for name, kind, shape, address in outputs:
-                binding.bind_output(name, _CPU, kind, shape, address)
-        self._session.run_with_iobinding(binding, None)
+    def call(self, inputs: Iterable[Bound], outputs: Iterable[Bound]) -> Call:
+        """A call that runs the graph on this memory, any number of times."""
+        binding = SessionIOBinding(self._session)
+        for name, kind, shape, address in inputs:
+            binding.bind_input(name, _CPU, kind, shape, address)
+        for name, kind, shape, address in outputs:
+            binding.bind_output(name, _CPU, kind, shape, address)
+        return partial(self._session.run_with_iobinding, binding, None)
 
 
 class Runtime:
@@ -69,19 +74,21 @@ class Runtime:
                 _return_freed_memory()
                 onnxruntime.set_default_logger_severity(3)
                 onnxruntime.set_global_thread_pool_sizes(threads, 1)
+                _share_arena()
                 Runtime._threads = threads
         self._shared: dict[bytes, Any] = {}
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
         self._options.use_per_session_threads = False
-        self._options.enable_cpu_mem_arena = False  # an arena for each graph would hold more than the blocks
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
+        self._options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
 
     def graph(self, model: Array) -> Graph:
         """A graph with its weights; ModelError if the bytes are no graph that this runtime can run."""
         return Graph(self._load(model.tobytes()))
 
     def shared_graph(self, model: Array) -> Graph:
-        """A graph without weights: equal ones share a session, but not their bindings."""
+        """A graph without weights: equal ones share a session."""
         serialised = model.tobytes()
         digest = hashlib.sha256(serialised).digest()
         if digest not in self._shared:
