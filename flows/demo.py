@@ -33,6 +33,7 @@ from tasks.workload import load_words, send
 
 _log = structlog.get_logger(__name__)
 _AGAIN_AFTER_S = 2.0
+_FIRST_TICK_WITHIN_S = 120.0
 
 
 def demo(params: Params, port: int, undisturbed: bool, state: Path = STATE) -> None:
@@ -45,6 +46,8 @@ def demo(params: Params, port: int, undisturbed: bool, state: Path = STATE) -> N
         scenario = scenario.model_copy(update={"nodes": (), "links": (), "load": (), "traces": ()})
     with running(params.cluster, state, params.model, port) as cluster, supervised(cluster, cluster.processes):
         first_plan(cluster)
+        with ControlClient(cluster.url, cluster.token) as control:  # the fast loop need not wait for the first tick
+            control.arm_fast_loop(params.adapt.settings(), _FIRST_TICK_WITHIN_S)
         sys.stdout.write(f"\nThe live page: {cluster.url}/#token={cluster.token}\n(Ctrl-C stops it all)\n\n")
         sys.stdout.flush()
         # It ends with this process: a thread that waits for answers of a cluster cannot be interrupted.

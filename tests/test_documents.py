@@ -6,13 +6,19 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, get_args
 
 import pytest
+import yaml
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
 from resplit.cli import app
+from resplit.config import ClusterConfig
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 100
+CLUSTER_FILE = ROOT / "docs/cluster-file.md"
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "data/**/*.md", ".github/**/*.md") for path in ROOT.glob(pattern)
 )
@@ -210,3 +216,48 @@ def is_public_name(name: str) -> bool:
         return True
     parent = path.parent / "__init__.py" if path.parent.is_dir() else path.parent.with_suffix(".py")
     return parent.is_file() and re.search(rf"\b{path.name}\b", parent.read_text()) is not None
+
+
+def test_the_reference_of_the_cluster_file_has_every_key_with_its_default_and_a_valid_example() -> None:
+    rows = {row[0].strip(" `"): [cell.strip(" `") for cell in row[1:3]] for row in table_rows(CLUSTER_FILE)}
+    documented = {
+        key.replace("KIND", kind): cells for key, cells in rows.items() for kind in ("embed", "layer", "head")
+    }
+    fields = dict(cluster_file_keys(ClusterConfig))
+    wrong = [key for key, cells in documented.items() if key in fields and not describes(cells, fields[key])]
+    assert documented.keys() - fields.keys() == set()
+    assert {key for key, field in fields.items() if not sections(field)} - documented.keys() == set()
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_example_of_the_cluster_file_is_valid() -> None:
+    example = "\n".join(code_lines(CLUSTER_FILE))
+    assert ClusterConfig.model_validate(yaml.safe_load(example)).source == "hub"
+
+
+def cluster_file_keys(schema: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a part of the cluster file, with dots between levels."""
+    for name, field in schema.model_fields.items():
+        yield place + name, field
+        for section in sections(field):
+            yield from cluster_file_keys(section, f"{place}{name}.")
+
+
+def sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a key holds, in a list or as a choice."""
+    parts, found = [field.annotation], []
+    while parts:
+        part = parts.pop()
+        parts += get_args(part)
+        found += [part] if isinstance(part, type) and issubclass(part, BaseModel) else []
+    return found
+
+
+def describes(cells: list[str], field: FieldInfo) -> bool:
+    """Whether default and example of a row are those of the schema: equal, and valid."""
+    default, example = cells
+    value = TypeAdapter(Annotated[field.annotation, field])
+    value.validate_python(yaml.safe_load(example))
+    if default in ("required", "-"):
+        return field.is_required() if default == "required" else field.default is None
+    return value.validate_python(yaml.safe_load(default)) == field.default

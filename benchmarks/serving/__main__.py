@@ -22,6 +22,7 @@ from benchmarks.serving import llama_cpp
 from benchmarks.serving.clusters import Cost, Setup, restart_s, serving
 from benchmarks.serving.hops import hop_figures
 from benchmarks.serving.installation import node_install_bytes
+from benchmarks.serving.live_page import live_page_figures
 from benchmarks.serving.load import decode_rate, first_token_s, longest_gap_ratio, prefill_rate
 from benchmarks.serving.speculation import speculation_figures
 from resplit.cluster.local import Cluster
@@ -73,6 +74,7 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
         "longest_gap_ratio": one4["longest_gap_ratio"],
         "gateway_cpu_ms_per_token": one4["gateway_cpu_ms_per_token"],
         "path_cpu_ms_per_token": one4["cpu_ms_per_token"] - alone["int4"]["compute_ms_per_token"],
+        **{name: value for name, value in one4.items() if name.startswith("live_page")},
         "node_start_s": one4["node_start_s"],
         "node_bytes": one4["node_bytes"],
         "node_overhead_bytes": one4["node_overhead_bytes"],
@@ -127,6 +129,7 @@ def _one_node(cluster: Cluster, repeats: int) -> dict[str, float]:
     found["cpu_ms_per_token"] = used_s / tokens * 1e3
     found["node_bytes"] = after.node_bytes
     found["node_overhead_bytes"] = after.node_overhead_bytes
+    found |= live_page_figures(cluster, repeats)
     found["node_start_s"] = restart_s(cluster, "node-0")
     return found
 

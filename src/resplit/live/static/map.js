@@ -137,14 +137,16 @@ class NodeCard {
 
   show(node, state, place) {
     const speed = state.speeds.find((each) => each.node === node.name);
+    const gateway = node.name === state.model.source ? "gateway" : "";
     const status = node.answers ? (node.drained ? "drained" : node.trusted ? "trusted" : "") : "lost";
+    const mark = [gateway, status].filter(Boolean).join(", ");
     this.group.style.transform = `translate(${place.x}px, ${place.y}px)`;
     set(this.group, "class", `node ${node.answers ? "" : "lost"} ${node.drained ? "drained" : ""}`);
     set(this.box, "width", place.width);
     set(this.box, "height", place.height);
-    this.title.textContent = node.name + (node.name === state.model.source ? " · gateway" : "");
+    this.title.textContent = node.name;
     set(this.mark, "x", place.width - PAD);
-    this.mark.textContent = status;
+    this.mark.textContent = mark;
     const others = speed?.background >= 0.01 ? ` · others ${percent(speed.background)}` : "";
     const isOld = speed?.seen_s == null || state.now_s - speed.seen_s > 10;
     const layer = speed?.layer_s == null ? "speed unknown" : `${seconds(speed.layer_s)}/layer${others}`;
@@ -155,7 +157,7 @@ class NodeCard {
     set(this.fill, "width", share * (place.width - 2 * PAD));
     const placed = (state.epochs.at(-1)?.placement ?? []).flatMap((name, i) => (name === node.name ? [i] : []));
     const blocks = placed.length ? `runs ${runs(placed, state.model.blocks)}` : "runs no block";
-    set(this.group, "aria-label", `${node.name}, ${status || "not trusted"}, ${blocks}, ${layer}, holds ` +
+    set(this.group, "aria-label", `${node.name} ${mark} ${layer}: ${blocks}, holds ` +
       `${bytes(node.held_bytes)} of ${bytes(node.memory_bytes)}`);
   }
 }
