@@ -1,4 +1,4 @@
-"""Small placement problems for tests of decisions: a fixed one, and random ones."""
+"""Small placement problems for tests of decisions, a fixed one and random ones, and decisions on them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from resplit.decide import Settings
+from resplit.decide import Decision, History, Measured, PastMove, Settings, decide
+from resplit.planner.evaluate import evaluate
 from resplit.types import Block, Node, Problem, RequestClass, Weights
 
 BLOCKS = 8
@@ -87,3 +88,29 @@ def noisy(problem: Problem, share: float, rng: np.random.Generator) -> Problem:
         link_bandwidth_bytes_per_s=off(problem.link_bandwidth_bytes_per_s),
         nodes=tuple(busy(node) for node in problem.nodes),
     )
+
+
+NO_HISTORY = History()
+BEST = halves(FAST, SLOW, 6)  # the fast node holds as many blocks as it can
+
+
+def decide_on(
+    cluster: Problem,
+    now_s: float = 1000.0,
+    options: Settings = SETTINGS,
+    history: History = NO_HISTORY,
+    uncertainty: float = 0.02,
+    measured: Measured | None = None,
+) -> Decision:
+    """The orchestrator's decision, with a solver that is limited in steps."""
+    return decide(cluster, now_s=now_s, settings=options, history=history, uncertainty=uncertainty, measured=measured)
+
+
+def predicted_s(cluster: Problem, placement: tuple[str, ...]) -> float:
+    """The predicted latency of a placement."""
+    return evaluate(cluster, placement).terms.latency_s
+
+
+def moved(action: str = "re-split", before: tuple[str, ...] = BEST, before_s: float | None = 1.0) -> PastMove:
+    """A move to an equal split at 990 s, before which requests took `before_s`."""
+    return PastMove(990.0, action, before, halves(FAST, SLOW, 4), before_s, predicted_s(problem(before), before))
