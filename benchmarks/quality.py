@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.serving.clusters import MODEL
 from resplit.model.activation import Activation, token_ids
-from resplit.model.engines import open_engine
 from resplit.model.engines.base import SessionRows
 from resplit.model.sampling import to_float32
 from resplit.model.source import StoredModel, obtain
+from tests.support.engines import stored_engine
 
 WINDOW, CHUNK = 256, 64
 WIDTHS = ("float32", "int8", "int4")
@@ -27,9 +27,7 @@ WIDTHS = ("float32", "int8", "int4")
 
 def logits_of(model: StoredModel, windows: list[list[int]]) -> np.ndarray:
     """Logits (windows, positions, vocabulary) in float16, each position computed as a decode step computes it."""
-    engine, last = open_engine(model.spec, threads=2), len(model.spec.blocks) - 1
-    for index, block in enumerate(model.spec.blocks):
-        engine.load(index, model.content(block.name))
+    engine, last = stored_engine(model, threads=2), len(model.spec.blocks) - 1
     found = []
     for number, window in enumerate(windows):
         for first in range(0, WINDOW, CHUNK):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -21,12 +20,13 @@ from typing import Any
 import httpx
 import yaml
 
+from benchmarks.serving.clusters import MODEL
+from benchmarks.serving.load import token_times_s
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running, start_process
 from resplit.cluster.state import first_plan
 from tests.support.processes import answering, poll_until
 
-MODEL = "SmolLM2-135M-Instruct"
 PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]
 AFTER_TOKENS = 6  # generated after the recovery
 COLUMNS = (
@@ -37,18 +37,9 @@ COLUMNS = (
 
 async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
     """Stream one request. Appends the moment of each token (monotonic clock) to `times_s`."""
-    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
-    body |= {"return_token_ids": True}
-    async with (
-        httpx.AsyncClient(base_url=url, timeout=None) as client,
-        client.stream("POST", "/v1/completions", json=body) as response,
-    ):
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                event = json.loads(line[6:])
-                assert "error" not in event, event
-                times_s += [time.monotonic()] * len(event["choices"][0].get("token_ids") or [])
+    async with httpx.AsyncClient(base_url=url, timeout=None) as client:
+        async for at_s in token_times_s(client, PROMPT, new_tokens):
+            times_s.append(at_s)  # noqa: PERF401 - read while it grows
 
 
 async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:

@@ -49,20 +49,6 @@ class ValidTelemetry:
         return sum(fault.failed for fault in self.faults)
 
 
-@task(name="validate", cache_policy=NO_CACHE)
-def validate(
-    telemetry: Telemetry,
-    nodes: Sequence[str],
-    features: Sequence[BlockFeatures],
-    now_s: float,
-    quarantine: Path,
-    lost_nodes: Collection[str] = (),
-    need: Need = ONE_REPORT,
-) -> ValidTelemetry:
-    """`validate_telemetry` as a task."""
-    return validate_telemetry(telemetry, nodes, features, now_s, quarantine, lost_nodes, need)
-
-
 def validate_telemetry(
     telemetry: Telemetry,
     nodes: Sequence[str],
@@ -96,6 +82,9 @@ def validate_telemetry(
         where = f" (the rows that failed are in {quarantine})" if files else ""
         raise DataError(f"too few valid rows of telemetry: {'; '.join(missing)}{where}")
     return ValidTelemetry(good, tuple(faults), tuple(files))
+
+
+validate = task(name="validate", cache_policy=NO_CACHE)(validate_telemetry)
 
 
 def _typed(name: str, table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

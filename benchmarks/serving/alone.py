@@ -19,14 +19,12 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 def engine_rates(weights: str, models: Path, repeats: int) -> dict[str, float]:
     """Decode rates of the engine with 1 and with 8 sessions in a pass, and its processor time with 1."""
     from resplit.model.activation import token_ids
-    from resplit.model.engines import open_engine
     from resplit.model.engines.base import SessionRows
     from resplit.model.source import obtain
+    from tests.support.engines import stored_engine
 
     model = obtain(MODEL, models, weights)  # type: ignore[arg-type]
-    engine, last = open_engine(model.spec, threads=1), len(model.spec.blocks) - 1
-    for index, block in enumerate(model.spec.blocks):
-        engine.load(index, model.content(block.name))
+    engine, last = stored_engine(model, threads=1), len(model.spec.blocks) - 1
 
     def rate(sessions: int) -> float:
         names = [str(number) for number in range(sessions)]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -36,17 +36,24 @@ async def stream(
     client: httpx.AsyncClient, prompt: list[int] | str, new_tokens: int, more: Mapping[str, float] | None = None
 ) -> Timed:
     """Stream one request to its end. `more` are further fields of its body."""
+    begun_s = time.monotonic()
+    return Timed(begun_s, [at_s async for at_s in token_times_s(client, prompt, new_tokens, more)])
+
+
+async def token_times_s(
+    client: httpx.AsyncClient, prompt: list[int] | str, new_tokens: int, more: Mapping[str, float] | None = None
+) -> AsyncIterator[float]:
+    """The moment of each token of one streamed request, on the monotonic clock. `more` are fields of its body."""
     body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
-    body |= more or {}
-    begun_s, times_s = time.monotonic(), []
-    async with client.stream("POST", "/v1/completions", json=body | {"return_token_ids": True}) as response:
+    body |= {"return_token_ids": True, **(more or {})}
+    async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
                 event = json.loads(line[6:])
                 assert "error" not in event, event
-                times_s += [time.monotonic()] * len(event["choices"][0].get("token_ids") or [])
-    return Timed(begun_s, times_s)
+                for _ in event["choices"][0].get("token_ids") or []:
+                    yield time.monotonic()
 
 
 def decode_rate(url: str, streams: int, prompt_tokens: int = 128, new_tokens: int = 64) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 from resplit.control.controller import Controller
 from resplit.model.source import StoredModel
+from tests.support.controllers import running_controller
 from tests.support.in_process import InProcessCluster, in_process
 from tests.support.three_nodes import A, B, C, three_node_config
 
@@ -24,7 +25,5 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    yield controller
-    await controller.stop()
+    async with running_controller(nodes) as controller:
+        yield controller

@@ -10,7 +10,7 @@ import pytest
 
 from resplit.control.controller import Controller
 from resplit.model.source import StoredModel
-from tests.support.controllers import served
+from tests.support.controllers import running_controller, served
 from tests.support.hostile import HostileNode, hangs
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import A, B, C, three_node_config
@@ -32,11 +32,8 @@ async def nodes(stored_model: StoredModel, tmp_path: Path, gamma: HostileNode) -
 
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    await deploy(controller, FIRST)
-    yield controller
-    await controller.stop()
+    async with running_controller(nodes, FIRST) as controller:
+        yield controller
 
 
 async def test_a_node_that_does_not_answer_its_commands(

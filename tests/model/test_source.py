@@ -14,19 +14,16 @@ from safetensors.torch import load_file
 
 from resplit.errors import ModelError
 from resplit.model.activation import token_ids
-from resplit.model.engines import open_engine
 from resplit.model.source import DEFAULT_MODEL, obtain
 from tests.support.cluster import reference
-from tests.support.engines import run_rows
+from tests.support.engines import run_rows, stored_engine
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_blocks_together_are_the_model(model_folder: Path, unsplit_model: torch.nn.Module, tmp_path: Path) -> None:
     stored = obtain(str(model_folder), tmp_path)
-    engine = open_engine(stored.spec)
-    for index, block in enumerate(engine.features):
-        engine.load(index, stored.content(block.name))
+    engine = stored_engine(stored)
     last = len(engine.kinds) - 1
     logits = run_rows(engine, "s", (0, last), 0, token_ids([5, 17, 40]))
     greedy = int(torch.frombuffer(bytearray(logits.data), dtype=torch.float32).argmax())

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from resplit.config import BlockTimes, DecodeTimes, Emulation
-from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Hardware, Load, median_error
 from resplit.node.executor import Executor
+from tests.support.engines import stored_engine
 
 HARDWARE = Hardware(
     fixed_s={"embed": 0.0, "layer": 0.0, "head": 0.0},
@@ -32,10 +32,7 @@ SIMULATED_OVERHEAD_S = 5e-4  # each look at the clock takes a moment
 @pytest.fixture(scope="module")
 def engine(stored_model: StoredModel) -> Engine[Any]:
     """All blocks of the model: embed, six layers, head."""
-    engine = open_engine(stored_model.spec)
-    for index, block in enumerate(engine.features):
-        engine.load(index, stored_model.content(block.name))
-    return engine
+    return stored_engine(stored_model)
 
 
 @pytest.fixture

@@ -13,29 +13,21 @@ import pytest
 
 from resplit.errors import CommandRefusedError, DataError
 from resplit.model.activation import Activation, token_ids
-from resplit.model.engines import open_engine
-from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Load
 from resplit.node.executor import Executor, PassResult
 from resplit.types import Sampling
 from resplit.wire.permits import Permit
+from tests.support.engines import stored_engine
 
 LAST = 7
 PROMPT = [(5 * position) % 50 for position in range(75)]
 
 
-def new_engine(model: StoredModel) -> Engine[Any]:
-    engine = open_engine(model.spec)
-    for index, block in enumerate(engine.features):
-        engine.load(index, model.content(block.name))
-    return engine
-
-
 @pytest.fixture
 def executor(stored_model: StoredModel) -> Iterator[Executor]:
-    executor = Executor(new_engine(stored_model), math.inf, None)
+    executor = Executor(stored_engine(stored_model), math.inf, None)
     yield executor
     executor.close()
 

@@ -23,6 +23,7 @@ from resplit.wire.node_pb2 import PermitRequest, Step, Token, TokensRequest, Tra
 from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
+from tests.support.controllers import running_controller
 from tests.support.forgeries import forged_parts, forged_steps, forged_tokens
 from tests.support.hostile import HostileClient, HostileNode
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
@@ -51,10 +52,8 @@ async def nodes(stored_model: StoredModel, tmp_path: Path, gamma: HostileNode) -
 
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    yield controller
-    await controller.stop()
+    async with running_controller(nodes) as controller:
+        yield controller
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from resplit.control.controller import Controller
@@ -10,13 +12,24 @@ from resplit.control.operations import Operator
 from resplit.gateway.engine import GenerationRequest
 from resplit.types import Sampling
 from resplit.wire.node_pb2 import CommandReply, CommandRequest
-from tests.support.in_process import InProcessCluster
+from tests.support.in_process import InProcessCluster, deploy
 from tests.support.three_nodes import A, B, C
 
 FIRST = [A, A, B, B, C, C, B, A]
 SECOND = [A, A, B, C, C, B, B, A]
 REQUEST = GenerationRequest((5, 17, 40), 8, Sampling(), "chat", frozenset())
 LONG = replace(REQUEST, max_new_tokens=60)
+
+
+@asynccontextmanager
+async def running_controller(nodes: InProcessCluster, first: Sequence[str] = ()) -> AsyncIterator[Controller]:
+    """A controller that has introduced itself to the nodes and, if `first` is given, has deployed that placement."""
+    controller = nodes.controller()
+    await controller.membership.introduce()
+    if first:
+        await deploy(controller, list(first))
+    yield controller
+    await controller.stop()
 
 
 async def placed(nodes: InProcessCluster) -> dict[str, tuple[list[int], list[int], list[int]]]:

@@ -36,13 +36,19 @@ def engine_with(
     return opened
 
 
+def stored_engine(model: StoredModel, threads: int = 1) -> Engine[Any]:
+    """An engine that holds all blocks of a stored model."""
+    engine = open_engine(model.spec, threads)
+    for index, block in enumerate(model.spec.blocks):
+        engine.load(index, model.content(block.name))
+    return engine
+
+
 def tokens_of_one_engine(
     model: StoredModel, prompt: Sequence[int], new_tokens: int, sampling: Sampling | None = None
 ) -> list[int]:
     """The tokens of the unsplit model in its own engine and width, one pass after another."""
-    engine, position = open_engine(model.spec), 0
-    for index, block in enumerate(engine.features):
-        engine.load(index, model.content(block.name))
+    engine, position = stored_engine(model), 0
     tokens, step = [], list(prompt)
     for _ in range(new_tokens):
         logits = run_rows(engine, "s", (0, len(engine.kinds) - 1), position, token_ids(step), 1024)

@@ -18,6 +18,7 @@ from resplit.model.source import StoredModel
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from tests.support.cluster import reference
+from tests.support.controllers import running_controller
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import (
     KV_TOKENS,
@@ -43,11 +44,8 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    await deploy(controller, SPREAD)
-    yield controller
-    await controller.stop()
+    async with running_controller(nodes, SPREAD) as controller:
+        yield controller
 
 
 async def assert_nothing_is_left(nodes: InProcessCluster) -> None:

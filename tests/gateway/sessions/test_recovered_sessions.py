@@ -17,6 +17,7 @@ from resplit.model.source import StoredModel, obtain
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import make_model, reference
+from tests.support.controllers import running_controller
 from tests.support.engines import tokens_of_one_engine
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
@@ -51,12 +52,9 @@ async def nodes(
 @pytest.fixture
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     """A controller that does not plan: the tests deploy each placement themselves."""
-    controller = nodes.controller()
-    await controller.membership.introduce()
-    await deploy(controller, SPREAD)
-    nodes.sessions.on_lost = lambda node: None
-    yield controller
-    await controller.stop()
+    async with running_controller(nodes, SPREAD) as controller:
+        nodes.sessions.on_lost = lambda node: None
+        yield controller
 
 
 async def in_the_middle(nodes: InProcessCluster, streams: int, act: Callable[[], Awaitable[None]]) -> list[list[int]]:
