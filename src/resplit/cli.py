@@ -90,8 +90,8 @@ def node(
     from resplit.wire.addresses import Address
 
     key_folder = keys or state / "keys" / name
-    url = registry or str(state / "registry")
-    _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop))
+    url, kept = registry or str(state / "registry"), state / "shards" / name
+    _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop, kept=kept))
 
 
 @app.command()

@@ -34,7 +34,8 @@ class Proposal:
 class LiveEpoch:
     """A placement that was committed at `committed_s` (seconds since 1970).
 
-    `loaded_bytes` are the weights that nodes loaded for it, `prepare_s` is the time from the proposal to the commit.
+    `loaded_bytes` are the weights that nodes loaded for it, `ready_bytes` those that new hosts had loaded before it was
+    proposed. `prepare_s` is the time from the proposal to the commit.
     `staged`: passes were paused meanwhile, because old and new blocks did not fit beside each other. `note` is that of
     the proposal.
     """
@@ -49,3 +50,4 @@ class LiveEpoch:
     prepare_s: float
     staged: bool = False
     note: str = ""
+    ready_bytes: float = 0.0

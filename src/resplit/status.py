@@ -15,13 +15,30 @@ _Counts = Annotated[tuple[Count, ...], Field(max_length=10_000)]
 
 
 @dataclass(frozen=True)
+class StandbyState:
+    """What a node keeps ready for the next epoch: `blocks` that are loaded and not used, and shards on its disk.
+
+    `loaded_bytes` and `fetched_bytes` were read for it, and `processor_s` was computed, since the node started.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    blocks: _Counts = ()
+    memory_bytes: _Bytes = 0.0
+    disk_bytes: _Bytes = 0.0
+    loaded_bytes: _Bytes = 0.0
+    fetched_bytes: _Bytes = 0.0
+    processor_s: Annotated[float, Field(ge=0, le=2.0**63)] = 0.0
+
+
+@dataclass(frozen=True)
 class ReportedState:
     """The state that a node reports. `pid` is None until its first report.
 
-    `blocks` are the loaded blocks. `copies` are the blocks for which it holds KV replicas, of `copy_bytes` in total.
-    `epochs` are the epochs that it serves, `prepared` the epochs that are ready for a commit. `refusals` counts
-    refused commands, steps and caches by reason. `emulation_error` is the median of |padded / declared - 1| over the
-    passes so far.
+    `blocks` are the loaded blocks without those that stand by. `copies` are the blocks for which it holds KV replicas,
+    of `copy_bytes` in total. `epochs` are the epochs that it serves, `prepared` the epochs that are ready for a commit.
+    `refusals` counts refused commands, steps and caches by reason. `emulation_error` is the median of
+    |padded / declared - 1| over the passes so far.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a report is parsed
@@ -39,6 +56,7 @@ class ReportedState:
     copy_bytes: _Bytes = 0.0
     epochs: _Counts = ()
     prepared: _Counts = ()
+    standby: StandbyState = StandbyState()
     refusals: Annotated[dict[Name, Count], Field(max_length=100)] = field(default_factory=dict)
 
 
@@ -79,6 +97,15 @@ class GatewayStatus:
 
 
 @dataclass(frozen=True)
+class ReadinessStatus:
+    """The likely changes for which plans are ready, how many are still to be made, and the processor time for them."""
+
+    changes: tuple[str, ...] = ()
+    left: int = 0
+    processor_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class ClusterStatus:
     """The live epoch and its cluster. `placement` names one node per block; it is None before the first epoch.
 
@@ -99,6 +126,7 @@ class ClusterStatus:
     waiting: int
     ready: str
     plan_note: str = ""
+    readiness: ReadinessStatus = ReadinessStatus()
     emulation_warning: str = ""
     cached_tokens: int = 0
 

@@ -21,6 +21,7 @@ from resplit.decide.price import (
     price,
     price_current,
 )
+from resplit.decide.state import Ready
 from resplit.planner.evaluate import Violation, evaluate
 from resplit.types import Problem, RequestClass, Weights
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, problem
@@ -322,3 +323,20 @@ def test_an_alternative_without_a_price_is_infinitely_bad_and_moves_nothing() ->
     nothing = Alternative("re-split", None)
     assert nothing.objective == nothing.latency_s == nothing.horizon_cost == math.inf
     assert nothing.shortfall_s == nothing.weight_bytes == nothing.transfer_s == nothing.net_gain == 0
+
+
+def test_blocks_that_are_ready_need_no_weights_and_only_their_caches_take_time() -> None:
+    cluster = problem(CURRENT)
+    current = price_current(cluster, SETTINGS)
+    moved = [j for j, (old, new) in enumerate(zip(CURRENT, BETTER, strict=True)) if old != new]
+    cold = price(cluster, "re-split", BETTER, current, SETTINGS)
+    half = price(cluster, "re-split", BETTER, current, SETTINGS, Ready(loaded=frozenset({(moved[0], FAST)})))
+    warm = price(cluster, "re-split", BETTER, current, SETTINGS, Ready(loaded=frozenset((j, FAST) for j in moved)))
+    elsewhere = price(cluster, "re-split", BETTER, current, SETTINGS, Ready(loaded=frozenset((j, FAR) for j in moved)))
+    assert elsewhere == cold
+    assert cold.weight_bytes - half.weight_bytes == cluster.blocks[moved[0]].weight_bytes
+    assert warm.weight_bytes == 0
+    assert warm.cache_bytes == cold.cache_bytes
+    caches_s = cold.transfer_s - sum(cluster.blocks[j].weight_bytes for j in moved) / SETTINGS.registry_bytes_per_s
+    assert warm.transfer_s == pytest.approx(caches_s)
+    assert warm.net_gain > half.net_gain > cold.net_gain

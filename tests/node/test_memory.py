@@ -98,3 +98,39 @@ def test_replicas_stay_when_there_is_room(engine: Engine[Any]) -> None:
     memory = Memory(engine, layer_bytes(engine) + 2 * cache_bytes(engine), 0)
     memory.ensure_caches("new", 2, 2, CAPACITY)
     assert len(memory.replicas()) == 1
+
+
+def test_stand_by_blocks_use_free_memory_and_go_before_replicas_the_least_wanted_first(
+    engine: Engine[Any], stored_model: StoredModel
+) -> None:
+    memory = Memory(engine, 3 * layer_bytes(engine) + cache_bytes(engine), 0)
+    store_cache(engine, "old", 5)
+    loaded = [memory.stand_by(b, stored_model.content(f"layer.{b - 1}"), lambda: True) for b in (3, 4, 6)]
+    assert loaded == [True, True, False]
+    assert (memory.hosted, memory.standby) == ((2,), (3, 4))
+    memory.ensure_caches("new", 2, 2, CAPACITY)
+    assert (memory.standby, len(memory.replicas())) == ((3,), 1)
+
+
+def test_a_claimed_stand_by_block_is_hosted_and_never_freed_for_others(
+    engine: Engine[Any], stored_model: StoredModel
+) -> None:
+    memory = Memory(engine, 2 * layer_bytes(engine), 0)
+    assert memory.stand_by(3, stored_model.content("layer.2"), lambda: True)
+    memory.claim([3, 7])
+    assert memory.hosted == (2, 3)
+    with pytest.raises(CapacityError):
+        memory.ensure_block(4)
+
+
+def test_a_replica_needs_no_more_room_beside_stand_by_blocks(engine: Engine[Any], stored_model: StoredModel) -> None:
+    memory = Memory(engine, 2 * layer_bytes(engine), 0)
+    assert memory.stand_by(3, stored_model.content("layer.2"), lambda: True)
+    memory.ensure_cache("s", 3, CAPACITY)  # of a block that stands by: it is a replica
+    assert memory.standby == ()
+
+
+def test_a_block_that_is_no_longer_allowed_does_not_stand_by(engine: Engine[Any], stored_model: StoredModel) -> None:
+    memory = Memory(engine, 9 * layer_bytes(engine), 0)
+    assert not memory.stand_by(3, stored_model.content("layer.2"), lambda: False)
+    assert engine.blocks == (2,)

@@ -154,6 +154,7 @@ def _assemble(
     router.on_heard = monitor.heard
     monitor.on_report = controller.fast_loop.reported
     controller.fast_loop.measure = monitor.measure
+    controller.readiness.standby = monitor.standby
     app, token = _app(cluster, model, sessions, paths.listen), _token(paths.token_file)
     app.mount("/control", create_control_api(controller, operator, monitor, token))
     page = _mount_page(app, controller, monitor, sessions, token)

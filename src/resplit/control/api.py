@@ -299,6 +299,7 @@ def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
         predicted_latency_s=newest.predicted_latency_s if newest else None,
         plan_note=newest.note if newest else "",
         emulation_warning=controller.emulation_warning(),
+        readiness=controller.readiness.status(),
         nodes=tuple(_node_status(view, monitor, name) for name in view.addresses),
         **vars(view.gateway.status()),
     )

@@ -18,6 +18,7 @@ from resplit.control.membership import Membership
 from resplit.control.moves import Moves
 from resplit.control.node_commands import NodeCommands
 from resplit.control.planning import ControllerPlanner
+from resplit.control.readiness import Readiness
 from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError
@@ -55,7 +56,9 @@ class Controller:
         self.planner = ControllerPlanner(self.view, state / "latest_problem.json")
         self.deployment = Deployment(self.view, commands, log, self.tasks)
         self.moves = Moves(state / "history.json")
-        self.fast_loop = FastLoop(self.view, self.planner, self.deployment, log, self.moves, self.tasks)
+        self.readiness = Readiness(self.view, self.deployment, commands)
+        self.planner.after_loss = self.readiness.after_loss
+        self.fast_loop = FastLoop(self.view, self.planner, self.deployment, self.readiness, log, self.moves, self.tasks)
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
@@ -87,6 +90,7 @@ class Controller:
         await self.membership.introduce()
         await self.recovery.resume()
         self.tasks.spawn(self.fast_loop.run(), "fast loop")
+        self.tasks.spawn(self.readiness.run(), "readiness")
 
     def node_lost(self, name: str) -> None:
         """A node is lost: if the live epoch uses it, recover without it."""
@@ -96,6 +100,7 @@ class Controller:
     def node_found(self, name: str) -> None:
         """A node answers, for the first time or again: bring it up to date."""
         self.recovery.node_returned()
+        self.readiness.forget(name)
         if self.membership.introduced and name in self.view.addresses:
             self._start(self.membership.welcome(name), f"welcome {name}")
 

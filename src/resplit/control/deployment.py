@@ -254,6 +254,9 @@ class Deployment:
     def _go_live(
         self, route: Route, proposal: Proposal, loaded: Sequence[int], prepare_s: float, staged: bool
     ) -> LiveEpoch:
+        weights = [block.weight_bytes for block in self._view.rules.features]
+        before = self.live.placement if self.live else route.placement
+        ready = {block for block, host in enumerate(route.placement) if host != before[block]}.difference(loaded)
         self.live, self.broken = route, None
         self._gateway.set_available()
         self._gateway.activate(route)
@@ -264,7 +267,8 @@ class Deployment:
             placement=proposal.placement,
             predicted_latency_s=proposal.predicted_latency_s,
             lower_bound=proposal.lower_bound,
-            loaded_bytes=float(sum(self._view.rules.features[block].weight_bytes for block in loaded)),
+            loaded_bytes=float(sum(weights[block] for block in loaded)),
+            ready_bytes=float(sum(weights[block] for block in ready)),
             prepare_s=prepare_s,
             staged=staged,
             note=proposal.note,

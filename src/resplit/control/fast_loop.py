@@ -22,8 +22,9 @@ from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.moves import Moves
 from resplit.control.planning import ControllerPlanner
+from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, DecisionOutcome, Settings, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, Ready, Settings, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
@@ -33,7 +34,8 @@ from resplit.telemetry.rows import TelemetryRows
 from resplit.types import Problem
 
 _log = structlog.get_logger(__name__)
-_TIME_LIMIT_S = 0.15  # for each of the two plans
+# For each of the two plans, and where the search can start from a plan that was made for such a change.
+_TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
 _DEMAND_WINDOW_S = 8.0
 # After so many epochs within this time, the cooldown applies to the fast loop too.
 _MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
@@ -59,6 +61,7 @@ class FastLoop:
         view: ClusterView,
         planner: ControllerPlanner,
         deployment: Deployment,
+        readiness: Readiness,
         log: EpochLog,
         moves: Moves,
         tasks: VitalTasks,
@@ -67,6 +70,8 @@ class FastLoop:
         self._view = view
         self._planner = planner
         self._deployment = deployment
+        self._readiness = readiness
+        readiness.pose = self._present_problem
         self._log = log
         self._moves = moves
         self._tasks = tasks
@@ -89,6 +94,7 @@ class FastLoop:
             self._changes.clear()
         until_s = time.monotonic() + for_s
         self._armed = Armed(policy, settings, until_s) if for_s > 0 and "change" in policy.asked else None
+        self._readiness.look()
 
     def estimates(self) -> Estimates:
         """The estimate of each node and link now."""
@@ -122,12 +128,16 @@ class FastLoop:
             changes, self._changes = self._changes, []
             if not changes or not self._armed or time.monotonic() > self._armed.until_s:
                 continue
+            self._readiness.set_idle(False)
             try:
                 await self._decide(changes, self._armed)
             except ResplitError as error:
                 _log.warning("a change was not decided on", changes=_words(changes), error=str(error))
             except Exception:  # a defect here must not end the service: the slow loop goes on
                 _log.exception("a change was not decided on because of a defect", changes=_words(changes))
+            finally:
+                self._readiness.set_idle(True)
+                self._readiness.look()
 
     def _note(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -140,9 +150,9 @@ class FastLoop:
         live = self._deployment.live
         if live is None:
             return
-        problem = under_estimates(self._planner.present_problem(live.placement, _DEMAND_WINDOW_S), self.estimates())
+        problem = self._problem(live.placement)
         begun_s, now_s = time.monotonic(), time.time()
-        decision = await asyncio.to_thread(self._choose, problem, changes, armed, now_s)
+        decision = await asyncio.to_thread(self._choose, problem, changes, armed, self._readiness.ready(), now_s)
         decision = replace(decision, seen=tuple(map(str, changes)))
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
         if decision.action != "keep":
@@ -151,15 +161,29 @@ class FastLoop:
         self._log.append_decision(replace(decision, outcome=outcome).to_json())
         _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
 
-    def _choose(self, problem: Problem, changes: Sequence[Change], armed: Armed, now_s: float) -> Decision:
+    def _problem(self, placement: tuple[str, ...]) -> Problem:
+        return under_estimates(self._planner.present_problem(placement, _DEMAND_WINDOW_S), self.estimates())
+
+    def _present_problem(self) -> Problem | None:
+        """The present problem while the loop decides on changes; None otherwise. DataError if there is none yet."""
+        live = self._deployment.live
+        if live is None or not self._armed or time.monotonic() > self._armed.until_s:
+            return None
+        return self._problem(live.placement)
+
+    def _choose(
+        self, problem: Problem, changes: Sequence[Change], armed: Armed, ready: Ready, now_s: float
+    ) -> Decision:
         given = armed.settings
         settings = replace(
             given,
             cooldown_s=given.cooldown_s if self._has_moved_often() else 0.0,
-            time_limit_s=_TIME_LIMIT_S,
+            time_limit_s=_READY_TIME_LIMIT_S if ready.placements else _TIME_LIMIT_S,
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
-        situation = Situation(now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes))
+        situation = Situation(
+            now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes), ready=ready
+        )
         return armed.policy.decide(situation, self._rng)
 
     def _has_moved_often(self) -> bool:

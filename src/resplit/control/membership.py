@@ -77,11 +77,14 @@ class Membership:
                 raise error
 
     async def send_trust(self) -> list[str]:
-        """Send every node whether it is trusted. An untrusted node drops its private blocks.
+        """Send every node whether it is trusted. An untrusted node drops its private blocks, a drained one those ready.
 
         Returns the nodes that have not answered in time.
         """
         commands = {name: self._commands.trust(name, self._view.rules) for name in self._view.reachable}
+        drained = self._view.rules.drained.intersection(commands)
+        unready = {name: self._commands.standby(name, (), self._view.rules) for name in drained}
+        await self._deployment.tell(unready, self._deployment.live_number)
         return await self._deployment.tell(commands, self._deployment.live_number)
 
     async def emulate(self, node: str, change: Emulate) -> None:

@@ -104,6 +104,10 @@ class Monitor:
             blocks=_in_order((rows.blocks for rows in self._rows.values()), since_s),
         )
 
+    def standby(self) -> dict[str, tuple[int, ...]]:
+        """The blocks that stand by, by node."""
+        return {name: state.standby.blocks for name, state in self.states.items()}
+
     async def _watch(self, name: str) -> None:
         while name in self._peers and not self._stopped:
             await self.poll(name)
@@ -124,7 +128,7 @@ class Monitor:
         report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S, measure)
         if known and known.pid != report.state.pid:
             report, last_row = await peer.report(0, _ANSWER_WITHIN_S)
-        held = {*report.state.blocks, *report.state.copies}
+        held = {*report.state.blocks, *report.state.copies, *report.state.standby.blocks}
         if absent := sorted(block for block in held if block >= self._blocks):
             raise peer.fault(f"it holds block {absent[0]}, and the model has {self._blocks} blocks")
         return report, last_row

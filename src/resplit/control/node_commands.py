@@ -17,7 +17,7 @@ from resplit.shards.keyring import Keyring
 from resplit.shards.sealing import wrap_key
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
-from resplit.wire.commands import Connect, NodeCommand, Prepare, Profile, Reply, Trust, WrappedShard, to_body
+from resplit.wire.commands import Connect, NodeCommand, Prepare, Profile, Reply, Standby, Trust, WrappedShard, to_body
 from resplit.wire.links import Shape
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
@@ -94,6 +94,10 @@ class NodeCommands:
         """The command that has a node load its blocks of a route."""
         shards = self._shards(node, route.blocks_of(node), rules.features)
         return Prepare(route, replace_current, self._model.spec, rules.private, rules.cluster.kv_tokens, shards)
+
+    def standby(self, node: str, blocks: Sequence[int], rules: PlacementRules) -> Standby:
+        """The command that has a node keep blocks ready, the most wanted first."""
+        return Standby(tuple(blocks), self._model.spec, rules.private, self._shards(node, blocks, rules.features))
 
     def profile(self, node: str, rules: PlacementRules) -> Profile:
         """The command that has a node time one block of each kind that it may hold.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from resplit.epochs import RECOVER, Proposal
 from resplit.errors import DataError, InfeasibleError
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan, solve_best_effort
+from resplit.planner.evaluate import evaluate
 from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Problem
 
@@ -75,6 +76,8 @@ class ControllerPlanner:
         self._view = view
         self._file = problem_file
         self._latest_problem = load_problem(problem_file)
+        # The placement that was planned for the loss of these nodes in an epoch; None if there is none.
+        self.after_loss: Callable[[int, Sequence[str]], tuple[str, ...] | None] = lambda epoch, lost: None
 
     def set_problem(self, problem: Problem) -> None:
         """Use a problem as the latest one, and save it for the next start."""
@@ -107,12 +110,22 @@ class ControllerPlanner:
 
     async def _plan(self, current: tuple[str, ...], based_on: int, action: str, avoid: frozenset[str]) -> Proposal:
         problem, unused = self._latest(avoid)
+        if planned := self._planned(problem, unused, based_on):
+            return replace(planned, action=action)
         found = await asyncio.to_thread(plan_without, problem, unused, current)
         plan = found.plan
         if plan.placement is None or plan.terms is None:
             prefix = f"without {', '.join(sorted(unused))} " if unused else ""
             raise InfeasibleError(f"{prefix}there is no placement: {plan.reason}")
         return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound, found.note)
+
+    def _planned(self, problem: Problem, unused: frozenset[str], based_on: int) -> Proposal | None:
+        """What was planned for the loss of these nodes, if it is legal now."""
+        placement = self.after_loss(based_on, self._view.unreachable)
+        if placement is None or unused.intersection(placement):
+            return None
+        evaluation = evaluate(problem, placement)
+        return None if evaluation.violations else Proposal(placement, RECOVER, based_on, evaluation.terms.latency_s)
 
     def _latest(self, avoid: frozenset[str]) -> tuple[Problem, frozenset[str]]:
         """The latest problem under the current rules, and the nodes that must run no block."""

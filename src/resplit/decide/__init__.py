@@ -7,7 +7,7 @@ from resplit.decide.decision import Decision, DecisionOutcome, RecoveredSessions
 from resplit.decide.measurements import measured_since, registry_bytes_per_s
 from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
-from resplit.decide.state import History, Measured, PastMove, Settings
+from resplit.decide.state import History, Measured, PastMove, Ready, Settings
 
 __all__ = [
     "Alternative",
@@ -16,6 +16,7 @@ __all__ = [
     "History",
     "Measured",
     "PastMove",
+    "Ready",
     "RecoveredSessions",
     "Settings",
     "decide",

@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from resplit.decide.decision import Decision, NodeSeen
 from resplit.decide.price import Action, Alternative, CurrentPlacement, price, price_current
-from resplit.decide.state import History, Measured, PastMove, Settings
+from resplit.decide.state import NOTHING_READY, History, Measured, PastMove, Placement, Ready, Settings
 from resplit.errors import DataError
 from resplit.planner import solve as default_solve
 from resplit.planner.best_effort import ceilings_note, under_higher_ceilings
@@ -44,19 +45,22 @@ def decide(
     history: History,
     uncertainty: float = 0.0,
     measured: Measured | None = None,
+    ready: Ready = NOTHING_READY,
     solve: Solve = default_solve,
 ) -> Decision:
     """Decide about the current placement `problem.current` under the present state `problem`.
 
     `uncertainty` is the relative error of the cost model that posed the problem; `measured` are the requests since the
-    last move. `solve` makes the plans (the signature is that of `resplit.planner.solve`). DataError if nothing is
-    placed yet.
+    last move, `ready` is what was prepared for likely changes. `solve` makes the plans (the signature is that of
+    `resplit.planner.solve`). DataError if nothing is placed yet.
     """
     if problem.current is None:
         raise DataError("there is no current placement to decide about: deploy a first plan")
-    priced = _priced(problem, settings, solve)
+    priced = _priced(problem, settings, ready, solve)
     if not priced.has_plan:
-        priced = under_higher_ceilings(problem, lambda posed: _priced_if_planned(posed, settings, solve)) or priced
+        priced = (
+            under_higher_ceilings(problem, lambda posed: _priced_if_planned(posed, settings, ready, solve)) or priced
+        )
     current, plans = priced.current, priced.plans
     rollback = _failed_trial_rollback(priced.problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
@@ -98,14 +102,14 @@ class _Priced:
         return any(plan.placement is not None for plan in self.plans)
 
 
-def _priced(problem: Problem, settings: Settings, solve: Solve) -> _Priced:
+def _priced(problem: Problem, settings: Settings, ready: Ready, solve: Solve) -> _Priced:
     current = price_current(problem, settings)
-    plans = [_best_plan(problem, action, current, settings, solve) for action in ("redistribute", "re-split")]
+    plans = [_best_plan(problem, action, current, settings, ready, solve) for action in ("redistribute", "re-split")]
     return _Priced(problem, current, plans)
 
 
-def _priced_if_planned(problem: Problem, settings: Settings, solve: Solve) -> _Priced | None:
-    priced = _priced(problem, settings, solve)
+def _priced_if_planned(problem: Problem, settings: Settings, ready: Ready, solve: Solve) -> _Priced | None:
+    priced = _priced(problem, settings, ready, solve)
     return priced if priced.has_plan else None
 
 
@@ -156,27 +160,36 @@ class _Hysteresis:
 
 
 def _best_plan(
-    problem: Problem, action: Action, current: CurrentPlacement, settings: Settings, solve: Solve
+    problem: Problem, action: Action, current: CurrentPlacement, settings: Settings, ready: Ready, solve: Solve
 ) -> Alternative:
     """The best plan with the current cuts (redistribute) or with any cuts (re-split), priced.
 
-    Without a plan, or if the plan violates a constraint, `placement` is None and `reason` says why.
+    A placement that is ready is better if it costs less over the horizon, its move included. Without a plan, or if the
+    plan violates a constraint, `placement` is None and `reason` says why.
     """
     assert problem.current is not None
-    cuts = frozenset(b for b in range(1, len(problem.blocks)) if problem.current[b - 1] != problem.current[b])
-    plan = solve(
+    cuts = _cuts(problem.current)
+    starts = [each for each in ready.placements if action == "re-split" or _cuts(each) <= cuts]
+    seeded = partial(solve, starts=starts) if starts else solve
+    plan = seeded(
         replace(problem, allowed_cuts=cuts) if action == "redistribute" else problem,
         solver=settings.solver,
         time_limit_s=settings.time_limit_s,
         work_limit=settings.work_limit,
         tolerance=settings.tolerance,
     )
-    if plan.placement is None:
+    found = [*([plan.placement] if plan.placement is not None else []), *starts]
+    if not found:
         return Alternative(action, None, lower_bound=plan.lower_bound, reason=plan.reason or plan.status)
-    priced = replace(price(problem, action, plan.placement, current, settings), lower_bound=plan.lower_bound)
-    if priced.violations:
-        return replace(priced, placement=None, reason="; ".join(priced.violations))
-    return priced
+    priced = [price(problem, action, each, current, settings, ready) for each in found]
+    legal = [each for each in priced if not each.violations]
+    if not legal:
+        return replace(priced[0], placement=None, lower_bound=plan.lower_bound, reason="; ".join(priced[0].violations))
+    return replace(min(legal, key=lambda each: each.horizon_cost), lower_bound=plan.lower_bound)
+
+
+def _cuts(placement: Placement) -> frozenset[int]:
+    return frozenset(b for b in range(1, len(placement)) if placement[b - 1] != placement[b])
 
 
 def _failed_trial_rollback(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from resplit.decide.state import Placement, Settings, Unbounded
+from resplit.decide.state import NOTHING_READY, Placement, Ready, Settings, Unbounded
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
 from resplit.types import Problem
 
@@ -87,18 +87,21 @@ def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
 
 
 def price(
-    problem: Problem, action: Action, placement: Placement, current: CurrentPlacement, settings: Settings
-) -> Alternative:
+    problem: Problem, action: Action, placement: Placement, current: CurrentPlacement, settings: Settings,
+    ready: Ready = NOTHING_READY,
+) -> Alternative:  # fmt: skip
     """Price a move from `problem.current` to `placement`.
 
     Until weights and caches are transferred, the current placement serves, so the gain counts for the rest of the
     horizon only. At the switch the requests in progress wait for the pause. They wait for the transfer too if the
     current placement cannot serve, or if the new blocks do not fit in memory beside the old ones (a staged move).
+    The weights of blocks that are `ready` need no transfer.
     """
     assert problem.current is not None
     other = _alternative(problem, action, placement, evaluate(problem, placement))
     moved = [j for j, (old, new) in enumerate(zip(problem.current, placement, strict=True)) if old != new]
-    transfer_s = _transfer_s(problem, moved, placement, current.cached_tokens, settings)
+    loads = [j for j in moved if (j, placement[j]) not in ready.loaded]
+    transfer_s = _transfer_s(problem, moved, loads, placement, current.cached_tokens, settings)
     pause_s = (settings.switch_s + _round_trip_s(problem, moved, placement)) if moved else 0.0
     if not current.broken and _is_staged(problem, placement):
         pause_s += transfer_s
@@ -109,7 +112,7 @@ def price(
     horizon_cost = _rate_rps(problem) * objectives + waiting_cost
     return replace(
         other,
-        weight_bytes=float(sum(problem.blocks[j].weight_bytes for j in moved)),
+        weight_bytes=float(sum(problem.blocks[j].weight_bytes for j in loads)),
         cache_bytes=float(sum(problem.blocks[j].kv_bytes_per_token for j in moved) * current.cached_tokens),
         transfer_s=transfer_s,
         pause_s=pause_s,
@@ -186,9 +189,10 @@ def _cached_tokens(problem: Problem, result: Evaluation) -> float:
 
 
 def _transfer_s(
-    problem: Problem, moved: Sequence[int], placement: Placement, cached_tokens: float, settings: Settings
-) -> float:
-    """Seconds until the last node has its new blocks. Nodes load in parallel, each one block after another.
+    problem: Problem, moved: Sequence[int], loads: Sequence[int], placement: Placement, cached_tokens: float,
+    settings: Settings,
+) -> float:  # fmt: skip
+    """Seconds until the last node has its new blocks. Nodes load `loads` in parallel, each one block after another.
 
     Weights come from the registry, caches from their old holder if it can still be reached.
     """
@@ -196,7 +200,9 @@ def _transfer_s(
     busy_s = dict.fromkeys(placement, 0.0)
     for j in moved:
         block, target = problem.blocks[j], placement[j]
-        if settings.registry_bytes_per_s:
+        if j not in loads:
+            pass
+        elif settings.registry_bytes_per_s:
             busy_s[target] += block.weight_bytes / settings.registry_bytes_per_s
         else:
             busy_s[target] += _sending_s(problem, problem.classes[0].source, target, block.weight_bytes)

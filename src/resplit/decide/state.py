@@ -12,7 +12,18 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-__all__ = ["Barred", "History", "Measured", "PastMove", "Placement", "Settings", "Unbounded", "similar"]
+__all__ = [
+    "NOTHING_READY",
+    "Barred",
+    "History",
+    "Measured",
+    "PastMove",
+    "Placement",
+    "Ready",
+    "Settings",
+    "Unbounded",
+    "similar",
+]
 
 Placement = tuple[str, ...]
 # JSON has no infinity: it is written as null.
@@ -100,6 +111,20 @@ class History:
     def bars(self, placement: Placement, now_s: float) -> bool:
         """Whether this placement or a similar one is barred now."""
         return any(bar.until_s > now_s and similar(bar.placement, placement) for bar in self.barred)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What was prepared for likely changes: `placements`, and the `loaded` blocks that no epoch uses, with their nodes.
+
+    A move there need not load them.
+    """
+
+    placements: tuple[Placement, ...] = ()
+    loaded: frozenset[tuple[int, str]] = frozenset()
+
+
+NOTHING_READY = Ready()
 
 
 def similar(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from resplit.node.passes import Passes
 from resplit.node.probe import Probe
 from resplit.node.session_caches import SessionCaches
 from resplit.security.identity import Member
-from resplit.shards.registry import Registry
+from resplit.shards.kept import KeptShards
 from resplit.wire.commands import (
     Abort,
     Clear,
@@ -28,6 +28,7 @@ from resplit.wire.commands import (
     Profile,
     Release,
     Reply,
+    Standby,
     Trust,
 )
 
@@ -40,12 +41,12 @@ class Agent:
         name: str,
         cluster: ClusterConfig,
         member: Member,
-        registry: Registry,
+        shards: KeptShards,
         unwrap: Callable[[bytes, str], bytes],
     ) -> None:
         self.name = name
         self.connections = Connections(name, cluster, member)
-        self.hosting = Hosting(name, cluster, registry, unwrap)
+        self.hosting = Hosting(name, cluster, shards, unwrap)
         self.passes = Passes(name, self.hosting, self.connections)
         self.caches = SessionCaches(self.hosting, self.connections)
         self.probe = Probe(name, self.hosting, self.connections)
@@ -59,6 +60,8 @@ class Agent:
             match command:
                 case Prepare():
                     return await self._prepare(command)
+                case Standby():
+                    return await self.hosting.stand_by(command)
                 case Clear():
                     return await self.hosting.clear(command)
                 case Commit():

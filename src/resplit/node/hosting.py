@@ -21,11 +21,12 @@ from resplit.node.emulation import Hardware
 from resplit.node.executor import Executor
 from resplit.node.memory import reserved_bytes
 from resplit.node.permits import Permits
+from resplit.node.standby import StandbyBlocks
 from resplit.process.cancellation import VitalTasks, to_its_end
 from resplit.process.garbage import freeze_startup_objects
-from resplit.shards.registry import Registry
+from resplit.shards.kept import KeptShards
 from resplit.shards.sealing import open_shard
-from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Trust, WrappedShard
+from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Standby, Trust, WrappedShard
 from resplit.wire.routes import Route
 
 _LOADER_NICENESS = 10
@@ -35,11 +36,12 @@ class Hosting:
     """The epochs and blocks of the node `name`. `unwrap(wrapped key, shard name)` opens a data key wrapped for it.
 
     The life of an epoch here: prepare -> commit -> release, or prepare -> abort. Between commands, every block that a
-    route in `prepared` or `routes` places on this node is loaded, and no other block is, except after `clear`.
+    route in `prepared` or `routes` places on this node is loaded, and no other block is, except after `clear`. Others
+    may stand by (`node.standby`).
     """
 
     def __init__(
-        self, name: str, cluster: ClusterConfig, registry: Registry, unwrap: Callable[[bytes, str], bytes]
+        self, name: str, cluster: ClusterConfig, shards: KeptShards, unwrap: Callable[[bytes, str], bytes]
     ) -> None:
         config = cluster.node(name)
         self.name = name
@@ -57,9 +59,11 @@ class Hosting:
         self._cleared: frozenset[int] = frozenset()  # blocks without weights whose caches are still here
         self._kv_tokens = cluster.kv_tokens
         self._threads = config.threads
-        self._registry = registry
+        self._shards = shards
         self._unwrap = unwrap
         self._loader = ThreadPoolExecutor(1, "loader", initializer=_yield_to_passes)
+        self._loading = asyncio.Lock()
+        self.standby = StandbyBlocks(shards, unwrap, self._may_hold, self._loader, self._loading, self.tasks)
         self._spec: ModelSpec | None = None
 
     def running(self) -> Executor:
@@ -70,10 +74,28 @@ class Hosting:
 
     def refuse_private(self, blocks: Iterable[int]) -> None:
         """CommandRefusedError if this node is not trusted and one of `blocks` is private."""
-        forbidden = [] if self.trusted else sorted(self._private.intersection(blocks))
+        forbidden = sorted(block for block in blocks if not self._may_hold(block))
         if forbidden:
             reason = f"{self.name} is not trusted and may not hold blocks {forbidden} or their caches"
             raise CommandRefusedError("privacy", reason)
+
+    def _may_hold(self, block: int) -> bool:
+        return self.trusted or block not in self._private
+
+    async def stand_by(self, command: Standby) -> Reply:
+        """Begin to keep blocks ready for the next epoch, in the background. They make way for anything else.
+
+        CommandRefusedError for another model, an unknown block, or a private one that may not be here.
+        """
+        executor = await self._start_executor(command.model)
+        self._private = command.private
+        self.refuse_private(command.blocks)
+        if unknown := sorted(
+            b for b in command.blocks if b not in command.shards or b >= len(executor.engine.features)
+        ):
+            raise CommandRefusedError("malformed", f"stand-by blocks {unknown} have no shard, or are not in the model")
+        self.standby.follow(command, executor)
+        return {}
 
     async def prepare(self, command: Prepare) -> Reply:
         """Load the blocks that an epoch places here and that are not loaded yet; nothing serves the epoch yet.
@@ -108,7 +130,7 @@ class Hosting:
         """
         wanted, executor = command.route.blocks_of(self.name), self.running()
         self.routes, self.prepared = {}, {}
-        self._cleared = frozenset(executor.engine.blocks) - frozenset(wanted)
+        self._cleared = frozenset(executor.memory.hosted) - frozenset(wanted)
         executor.memory.expected = frozenset(wanted)
         for block in self._cleared:
             executor.engine.unload(block)
@@ -149,6 +171,7 @@ class Hosting:
         }
         self.routes = {number: route for number, route in self.routes.items() if number not in ended}
         self.prepared = {number: route for number, route in self.prepared.items() if number not in ended}
+        self.standby.forbid(self.executor)
         if self.executor:
             for block in self._private:
                 self.executor.engine.drop(block)
@@ -189,10 +212,10 @@ class Hosting:
 
     def _ensure_room(self, blocks: tuple[int, ...], kv_tokens: float) -> None:
         """Refuse `blocks` whose weights and reserved caches do not fit, alone or together with the loaded blocks."""
-        engine = self.running().engine
+        engine, hosted = self.running().engine, self.running().memory.hosted
         if (more := reserved_bytes(engine, blocks, kv_tokens) - self.memory_bytes) > 0:
             raise CapacityError(f"its blocks need {more / 2**20:.1f} MiB more than {self.name} has")
-        both = {*blocks, *engine.blocks}
+        both = {*blocks, *hosted}
         if (more := reserved_bytes(engine, both, kv_tokens) - self.memory_bytes) > 0:
             raise CommandRefusedError(
                 "insufficient_memory",
@@ -202,33 +225,43 @@ class Hosting:
     async def _load(self, blocks: tuple[int, ...], shards: Mapping[int, WrappedShard]) -> list[int]:
         """Fetch, open and load those of `blocks` that are not loaded. Returns their indices."""
         executor = self.running()
+        executor.memory.claim(blocks)
         missing = [block for block in blocks if block not in executor.engine.blocks]
         loop = asyncio.get_running_loop()
         try:
             for block in missing:
                 shard = shards[block]
                 key = self._unwrap(shard.key, shard.name)
-                await to_its_end(loop.run_in_executor(self._loader, self._load_shard, executor, block, shard, key))
+                async with self._loading:
+                    await to_its_end(loop.run_in_executor(self._loader, self._load_shard, executor, block, shard, key))
         except (ResplitError, KeyError, asyncio.CancelledError):
             self._drop_unwanted()
             raise
         return missing
 
     def _load_shard(self, executor: Executor, block: int, shard: WrappedShard, key: bytes) -> None:
-        sealed = self._registry.get(shard.name, shard.sealed_bytes)
+        sealed = self._shards.get(shard.name, shard.sealed_bytes)
         executor.load(block, open_shard(sealed, key))
 
     def _drop_unwanted(self, keep: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:
-        """Call `drop` (by default: free weights and caches) for all blocks that no epoch needs, except `keep`."""
+        """Call `drop` (by default: free weights and caches) for all blocks that no epoch needs, except `keep`.
+
+        Those that should stand by keep their weights.
+        """
         executor = self.executor
         if executor is None:
             return []
         routes = [*self.routes.values(), *self.prepared.values()]
         wanted = {block for route in routes for block in route.blocks_of(self.name)} | set(keep)
-        unwanted = sorted((self._cleared | set(executor.engine.blocks)) - wanted)
+        unwanted = sorted((self._cleared | set(executor.memory.hosted)) - wanted)
         self._cleared = executor.memory.expected = frozenset()
         for block in unwanted:
-            (drop or executor.engine.drop)(block)
+            if block in executor.engine.blocks and self.standby.wants(block):
+                executor.memory.retire(block)
+                if drop is None:
+                    executor.engine.drop_caches(block)
+            else:
+                (drop or executor.engine.drop)(block)
         return unwanted
 
 

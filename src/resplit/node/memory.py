@@ -1,8 +1,12 @@
-"""Memory accounting of one node: weights, the caches of its blocks, and KV replicas, which are freed for both."""
+"""Memory accounting of one node: weights and caches of its blocks, and what is freed for both.
+
+That are KV replicas, and before them stand-by blocks, which the next epoch may need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from resplit.errors import CapacityError
@@ -20,6 +24,9 @@ class Memory:
 
     Loaded blocks have room for `kv_tokens` cached tokens reserved. KV replicas, which are caches of blocks that this
     node does not host, use only what remains. They are freed, oldest first, as soon as anything else needs their room.
+
+    Stand-by blocks are loaded, but no epoch of this node needs them. They use only memory that is free, and are freed
+    before anything else, the least wanted first. Several threads may use this.
     """
 
     def __init__(self, engine: Engine[Any], limit_bytes: float, kv_tokens: float) -> None:
@@ -28,6 +35,56 @@ class Memory:
         self._engine = engine
         self._limit_bytes = limit_bytes
         self._kv_tokens = kv_tokens
+        self._standby: list[int] = []  # the most wanted first
+        self._changing = threading.Lock()  # held while blocks become stand-by blocks, or cease to be
+
+    @property
+    def standby(self) -> tuple[int, ...]:
+        """The stand-by blocks, the most wanted first, without one that is being loaded."""
+        return tuple(block for block in self._standby if block in self._engine.blocks)
+
+    @property
+    def hosted(self) -> tuple[int, ...]:
+        """The loaded blocks without stand-by blocks."""
+        return tuple(block for block in self._engine.blocks if block not in self._standby)
+
+    def claim(self, blocks: Collection[int]) -> None:
+        """Those of `blocks` that are stand-by blocks are hosted from now on."""
+        with self._changing:
+            self._standby = [block for block in self._standby if block not in blocks]
+
+    def retire(self, block: int) -> None:
+        """A hosted block becomes the least wanted stand-by block."""
+        with self._changing:
+            self._standby.append(block)
+
+    def stand_by(self, block: int, content: bytes, allowed: Callable[[], bool]) -> bool:
+        """Load a stand-by block, the least wanted one, if there is room and it is still `allowed`."""
+        with self._changing:
+            size_bytes = self._engine.features[block].weight_bytes
+            if block in self._engine.blocks or size_bytes > self._free_bytes or not allowed():
+                return False
+            self._standby.append(block)  # first: no other thread may take it for a block that is hosted
+            try:
+                self._engine.load(block, content)
+            except BaseException:
+                self._standby.remove(block)
+                raise
+            if self._free_bytes < 0:  # a cache was made meanwhile
+                self._evict_last()
+            return True
+
+    def keep_standby(self, wanted: Sequence[int]) -> None:
+        """Free the stand-by blocks that are not `wanted`, and take the order of the others from there."""
+        with self._changing:
+            for block in set(self._standby).difference(wanted):
+                self._standby.remove(block)
+                self._engine.unload(block)
+            self._standby.sort(key=list(wanted).index)
+
+    def has_room_for(self, block: int) -> bool:
+        """Whether a stand-by block would fit."""
+        return self._engine.features[block].weight_bytes <= self._free_bytes
 
     def replicas(self) -> list[tuple[str, int, float]]:
         """Session, block and bytes of each KV replica, oldest first."""
@@ -51,19 +108,21 @@ class Memory:
             self._ensure_replica(session, block, capacity)
 
     def _hosts(self, block: int) -> bool:
-        return block in self._engine.blocks or block in self.expected
+        return block in self.expected or (block in self._engine.blocks and block not in self._standby)
 
     def _ensure_replica(self, session: str, block: int, capacity: int) -> None:
         """A replica takes neither reserved room nor the room of another replica."""
         more_bytes = self._engine.missing_cache_bytes(session, block, block, capacity)
-        reserved = reserved_bytes(self._engine, self._engine.blocks, self._kv_tokens)
+        reserved = reserved_bytes(self._engine, self.hosted, self._kv_tokens)
         replicated = sum(size for _, _, size in self.replicas())
         if more_bytes > self._limit_bytes - reserved - replicated:
             raise CapacityError(f"no room for a replica of the cache of session {session}")
+        self._evict(more_bytes)
 
     def _ensure(self, more_bytes: float, what: str) -> None:
-        """Make room for `more_bytes`, by freeing replicas if necessary."""
-        free_bytes = self._limit_bytes - self._engine.held_bytes
+        """Make room for `more_bytes`, by freeing stand-by blocks and then replicas if necessary."""
+        self._evict(more_bytes)
+        free_bytes = self._free_bytes
         for session, block, size in self.replicas() if more_bytes > free_bytes else ():
             if more_bytes <= free_bytes:
                 break
@@ -71,3 +130,18 @@ class Memory:
             free_bytes += size
         if more_bytes > free_bytes:
             raise CapacityError(f"{what} needs {more_bytes / 2**20:.1f} MiB, {free_bytes / 2**20:.1f} MiB are free")
+
+    @property
+    def _free_bytes(self) -> float:
+        return self._limit_bytes - self._engine.held_bytes
+
+    def _evict(self, more_bytes: float) -> None:
+        """Free stand-by blocks until `more_bytes` are free, or none is left."""
+        if not self._standby or more_bytes <= self._free_bytes:
+            return
+        with self._changing:
+            while self._standby and more_bytes > self._free_bytes:
+                self._evict_last()
+
+    def _evict_last(self) -> None:
+        self._engine.unload(self._standby.pop())

@@ -150,12 +150,13 @@ class Probe:
             emulation_error=median_error(executor.errors) if executor and hosting.hardware else None,
             memory_bytes=hosting.memory_bytes,
             held_bytes=engine.held_bytes if engine else 0.0,
-            blocks=tuple(engine.blocks) if engine else (),
+            blocks=executor.memory.hosted if executor else (),
             sessions=len(engine.sessions()) if engine else 0,
             copies=tuple(sorted({block for _, block, _ in replicas})),
             copy_bytes=sum(size for _, _, size in replicas),
             epochs=tuple(sorted(hosting.routes)),
             prepared=tuple(sorted(hosting.prepared)),
+            standby=hosting.standby.state(executor),
         )
 
     async def _echo(self, peer: Peer) -> None:

@@ -24,6 +24,7 @@ from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
 from resplit.security.identity import CONTROLLER, Member, certificate_name
+from resplit.shards.kept import KeptShards
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
 from resplit.status import NodeReport
@@ -199,8 +200,9 @@ async def serve_node(
     listen: Address,
     stop: asyncio.Event,
     service: Callable[[Agent, signing.CommandVerifier], NodeService] = NodeService,
+    kept: Path | None = None,
 ) -> None:
-    """Run one node until `stop` is set.
+    """Run one node until `stop` is set. Shards of blocks that stand by lie in the folder `kept`, if it is given.
 
     ConfigError if it cannot listen at the address `listen`. The error of a vital task if one fails.
     """
@@ -210,7 +212,7 @@ async def serve_node(
     def unwrap(wrapped: bytes, shard: str) -> bytes:
         return unwrap_key(wrapped, member.wrap_key or b"", node=name, shard=shard)
 
-    agent = Agent(name, cluster, member, Registry(registry_url), unwrap)
+    agent = Agent(name, cluster, member, KeptShards(Registry(registry_url), kept), unwrap)
     listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
     server = MemberServer([service(agent, signing.CommandVerifier(member))], listener)
     await server.listen(member)

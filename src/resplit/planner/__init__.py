@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from resplit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
+    from resplit.planner.instance import Instance, IntArray
     from resplit.types import Plan, Problem
 
 __all__ = ["SOLVERS", "load", "solve"]
@@ -43,12 +45,13 @@ def load(solver: str = "relax") -> ModuleType:
 
 def solve(
     problem: Problem, *, solver: str = "relax", time_limit_s: float = 10.0, work_limit: int | None = None,
-    tolerance: float = 0.0,
+    tolerance: float = 0.0, starts: Sequence[tuple[str, ...]] = (),
 ) -> Plan:  # fmt: skip
     """Plan `problem` with `solver`, within `time_limit_s` seconds or, if it is given, `work_limit` solver steps.
 
     Among plans whose objective is within `tolerance` (relative) of the best found, one that meets more service
-    objectives is preferred, then one that moves fewer bytes. Raises ConfigError for an unknown solver.
+    objectives is preferred, then one that moves fewer bytes. The search starts from the current placement, or
+    from a better one of `starts`. Raises ConfigError for an unknown solver.
     """
     module = load(solver)
     from resplit.planner.budget import Budget
@@ -58,8 +61,20 @@ def solve(
 
     budget = Budget(time_limit_s, work_limit)
     instance = Instance.of(problem)
-    start = instance.nodes_of(problem.current) if problem.current is not None else None
+    start = _best_start(instance, problem.current, starts)
     search = budget.part(SEARCH_SHARE if tolerance > 0 else ALL_SHARE)
     outcome = module.solve(instance, search, start)
     outcome = preferred(instance, outcome, tolerance, budget)
     return plan_of(instance, outcome, solver, budget)
+
+
+def _best_start(
+    instance: Instance, current: tuple[str, ...] | None, starts: Sequence[tuple[str, ...]]
+) -> IntArray | None:
+    """The placement from which the search starts, as nodes of atoms: the current one, or a legal one that is better."""
+    start = None if current is None else instance.nodes_of(current)
+    cost = float("inf") if start is None or (start < 0).any() else instance.cost(start)
+    for nodes_of in map(instance.nodes_of, starts):
+        if (nodes_of >= 0).all() and instance.cost(nodes_of) < cost:
+            start, cost = nodes_of, instance.cost(nodes_of)
+    return start

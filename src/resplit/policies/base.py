@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from resplit.decide import Decision, History, Measured, Settings
+from resplit.decide import Decision, History, Measured, Ready, Settings
 from resplit.decide.orchestrator import nodes_seen
 from resplit.decide.price import price, price_current
 from resplit.decide.state import Placement
@@ -30,7 +30,8 @@ class Situation:
     `problem` has today's placement as `current`, which must not be None, and fresh estimates of nodes, links and
     demand. `uncertainty` is the relative error of the cost model that posed it. `changes` were detected since the last
     question; they are empty at a tick. `measured` are the requests since the last move, `busy` the shares of time in
-    which nodes were busy, background included; nodes of which that is not known are absent.
+    which nodes were busy, background included; nodes of which that is not known are absent. `ready` is what was
+    prepared for likely changes.
     """
 
     now_s: float
@@ -41,6 +42,7 @@ class Situation:
     changes: tuple[Change, ...] = ()
     measured: Measured | None = None
     busy: Mapping[str, float] = field(default_factory=dict)
+    ready: Ready = field(default_factory=Ready)
 
 
 @runtime_checkable

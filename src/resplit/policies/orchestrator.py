@@ -26,4 +26,5 @@ class Orchestrator:
             history=situation.history,
             uncertainty=situation.uncertainty,
             measured=situation.measured,
+            ready=situation.ready,
         )

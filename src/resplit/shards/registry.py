@@ -37,6 +37,11 @@ class Registry:
         self._within_s = within_s
         self._files, self._root = fsspec.core.url_to_fs(url)
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return isinstance(self._files, LocalFileSystem)
+
     def put(self, sealed: bytes) -> str:
         """Store a sealed shard in one step and return its name; ShardError if the registry cannot be written."""
         name = hashlib.sha256(sealed).hexdigest()

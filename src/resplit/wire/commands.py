@@ -48,6 +48,20 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Standby:
+    """Keep these `blocks` ready beside those of epochs, as far as memory is free; the most wanted come first.
+
+    It replaces the command before it. `shards` are by block.
+    """
+
+    kind: ClassVar[str] = "standby"
+    blocks: tuple[int, ...]
+    model: ModelSpec
+    private: frozenset[int]
+    shards: Mapping[int, WrappedShard]
+
+
+@dataclass(frozen=True)
 class Clear:
     """Drop the weights that the node does not need for a route, and keep the caches until they are transferred."""
 
@@ -123,11 +137,11 @@ class Emulate:
     kill: bool = False
 
 
-NodeCommand = Prepare | Clear | Commit | Abort | Release | Trust | Connect | Profile | Emulate
+NodeCommand = Prepare | Standby | Clear | Commit | Abort | Release | Trust | Connect | Profile | Emulate
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     command.kind: TypeAdapter(command)
-    for command in (Prepare, Clear, Commit, Abort, Release, Trust, Connect, Profile, Emulate)
+    for command in (Prepare, Standby, Clear, Commit, Abort, Release, Trust, Connect, Profile, Emulate)
 }
 
 

@@ -154,6 +154,10 @@ class Engine(ABC, Generic[Cache]):
     def drop(self, block: int) -> None:
         """Free a block and all its caches."""
         self.unload(block)
+        self.drop_caches(block)
+
+    def drop_caches(self, block: int) -> None:
+        """Free all caches of a block."""
         for key in [key for key in list(self._caches) if key[1] == block]:
             self._caches.pop(key, None)
 
