@@ -44,7 +44,7 @@ def create_app(
     """
     metrics = metrics or RequestMetrics()
     app = FastAPI(title="resplit", docs_url=None, redoc_url=None)
-    app.state.service = CompletionService(engine, text, model_name)
+    app.state.service = CompletionService(engine, text, model_name, text.grammars())
     keys = app.state.api_keys = ApiKeys.of(api_keys, engine.classes, require_key)
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 from resplit.errors import ModelError, RequestError
+from resplit.gateway.openai.tools import explained, form_of
 
 
 class _Namespace(Namespace):  # type: ignore[misc]
@@ -67,16 +68,27 @@ class ChatTemplate:
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
         self._special_tokens = dict(special_tokens)
+        self.form = form_of(source)
+        self._knows_tools = "tools" in source
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise ModelError(f"the model's chat template is malformed: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The conversation as text, up to the start of the assistant's answer; RequestError if it is refused."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The conversation as text, up to the start of the assistant's answer; RequestError if it is refused.
+
+        A template that does not know `tools` gets them in the conversation.
+        """
+        if not self._knows_tools:
+            messages, tools = explained(messages, tools), ()
         try:
             text: str = self._template.render(
-                messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **self._special_tokens
+                messages=list(messages),
+                add_generation_prompt=True,
+                tools=list(tools) or None,
+                documents=None,
+                **self._special_tokens,
             )
         except TemplateError as error:
             raise RequestError(f"the model's chat template refuses these messages: {error}") from error

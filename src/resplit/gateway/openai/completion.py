@@ -7,16 +7,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from resplit.gateway.engine import Engine, GeneratedToken, GenerationRequest
 from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
+from resplit.gateway.openai.tools import Call, CallParser, Said, ToolForm
 from resplit.process.cancellation import cancel_and_wait
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 _AT_ONCE = 8  # choices of one request that run or wait in the queue together
 
 
@@ -25,26 +26,29 @@ class Piece:
     """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`.
 
     `scored` are the tokens of this piece with their log probabilities, if they are wanted. A piece may have no token:
-    an echo of the prompt, or text that was held back when the deadline ended the answer.
+    an echo of the prompt, or text that was held back when the deadline ended the answer. `calls` are the calls of
+    tools that it completes, each with its number in the answer.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish: Finish | None
     scored: tuple[Scored, ...] = ()
+    calls: tuple[tuple[int, Call], ...] = ()
 
 
 @dataclass(frozen=True)
 class Choice:
     """One choice of an answer: its generation, the texts that stop it, and the prompt to repeat before it.
 
-    If `only_echo`, the generated token is not shown.
+    If `only_echo`, the generated token is not shown. With `form`, the answer may call tools.
     """
 
     request: GenerationRequest
     stops: Sequence[str] = ()
     echo: str | None = None
     only_echo: bool = False
+    form: ToolForm | None = None
 
 
 async def pieces(engine: Engine, choice: Choice, text: Text, stopwatch: Stopwatch) -> AsyncGenerator[Piece]:
@@ -52,7 +56,7 @@ async def pieces(engine: Engine, choice: Choice, text: Text, stopwatch: Stopwatc
 
     Raises the errors of the engine, and TimeoutError at the request's deadline.
     """
-    maker = _PieceMaker(text, choice.stops)
+    maker = _PieceMaker(text, choice.stops, choice.form)
     generation = cast("AsyncGenerator[GeneratedToken]", engine.generate(choice.request))
     async with aclosing(generation) as tokens:
         async for token in tokens:
@@ -78,9 +82,11 @@ def _echo(choice: Choice, token: GeneratedToken) -> Piece:
 class _PieceMaker:
     """Turns the tokens of one request into pieces."""
 
-    def __init__(self, text: Text, stops: Sequence[str]) -> None:
+    def __init__(self, text: Text, stops: Sequence[str], form: ToolForm | None) -> None:
         self._detokenizer = Detokenizer(text)
         self._stops = StopStrings(stops)
+        self._parser = CallParser(form) if form else None
+        self._calls = 0
 
     def piece(self, token: GeneratedToken) -> Piece:
         """The piece of the next token; the token that ends the text is not shown."""
@@ -88,11 +94,24 @@ class _PieceMaker:
         if token.finish:
             shown += self._rest()
         scored = ((token.token_id, token.logprobs),) if token.logprobs else ()
-        return Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish, scored)
+        return self._made(Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish, scored))
 
     def cut(self) -> Piece:
         """The last piece of an answer that the deadline ended."""
-        return Piece(self._rest(), (), "stop" if self._stops.found else "length")
+        return self._made(Piece(self._rest(), (), "stop" if self._stops.found else "length"))
+
+    def _made(self, piece: Piece) -> Piece:
+        """The piece with its calls instead of their text."""
+        if self._parser is None:
+            return piece
+        said = self._parser.push(piece.text)
+        if piece.finish:
+            rest = self._parser.flush()
+            said = Said(said.text + rest.text, said.calls + rest.calls)
+        calls = tuple(enumerate(said.calls, self._calls))
+        self._calls += len(calls)
+        finish: Finish | None = "tool_calls" if piece.finish == "stop" and self._calls else piece.finish
+        return replace(piece, text=said.text, calls=calls, finish=finish)
 
     def _rest(self) -> str:
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
@@ -163,11 +182,14 @@ class Envelope:
 
     def chunk(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """The chunk of one piece; none if the piece adds nothing."""
-        if not (piece.text or piece.finish or piece.scored or self.token_ids):
+        if not (piece.text or piece.finish or piece.scored or piece.calls or self.token_ids):
             return []
         content: dict[str, Any] = {"text": piece.text}
         if self.chat:
-            content = {"delta": {"content": piece.text} if piece.text else {}}
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.calls:
+                delta["tool_calls"] = [call.body(number) for number, call in piece.calls]
+            content = {"delta": delta}
         return [self._chunk([self._choice(index, content, piece)])]
 
     def usage_chunk(self, new_tokens: int) -> dict[str, Any]:
@@ -178,7 +200,11 @@ class Envelope:
         text = "".join(part.text for part in parts)
         content: dict[str, Any] = {"text": text}
         if self.chat:
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            calls = [call.body() for part in parts for _, call in part.calls]
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if calls:
+                message |= {"content": text or None, "tool_calls": calls}
+            content = {"message": message}
         ids = tuple(token_id for part in parts for token_id in part.token_ids)
         scored = tuple(each for part in parts for each in part.scored)
         return self._choice(index, content, Piece(text, ids, parts[-1].finish, scored))

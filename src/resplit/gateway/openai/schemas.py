@@ -22,8 +22,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from resplit.gateway.openai.grammars import json_rule
 from resplit.gateway.openai.messages import Message, Str, utf8
 from resplit.gateway.openai.steering import Grammar, RequestSteering
+from resplit.gateway.openai.tool_schemas import NamedTool, ResponseFormat, Tool, ToolChoice
+from resplit.gateway.openai.tools import ToolForm, answer_grammar
 from resplit.types import Sampling
 
 # Below this temperature sampling is greedy in effect (a lead of 0.01 in the logits is a factor of e^100), and the
@@ -33,6 +36,7 @@ _MOST_CHOICES = 128  # of one request
 _MOST_STOPS = 16
 _MOST_BIASES = 1024
 _MOST_LIKELY = 20
+_MOST_TOOLS = 128
 
 
 class _Neutral:
@@ -233,18 +237,19 @@ class ChatRequest(_Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELY)] | None = None
 
-    tools: Annotated[Any, _Neutral([])] = None
-    tool_choice: Annotated[Any, _Neutral("none", "auto")] = None
+    tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+
     functions: Annotated[Any, _Neutral([])] = None
     function_call: Annotated[Any, _Neutral("none", "auto")] = None
-    response_format: Annotated[Any, _Neutral({"type": "text"})] = None
     modalities: Annotated[Any, _Neutral(["text"])] = None
     audio: Annotated[Any, _Neutral()] = None
     prediction: Annotated[Any, _Neutral()] = None
     reasoning_effort: Annotated[Any, _Neutral("none")] = None
     verbosity: Annotated[Any, _Neutral()] = None
     web_search_options: Annotated[Any, _Neutral()] = None
-    parallel_tool_calls: Any = None
 
     @property
     def new_tokens(self) -> int | None:
@@ -255,6 +260,29 @@ class ChatRequest(_Generation):
     def most_likely(self) -> int | None:
         """How many of the most likely tokens are wanted with log probabilities; None: none of both."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _a_required_tool_exists(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        wanted = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        if (wanted is not None and wanted not in names) or (self.tool_choice == "required" and not names):
+            raise ValueError("'tool_choice' requires a tool that is not in 'tools'")
+        return self
+
+    def callable_tools(self) -> list[dict[str, Any]]:
+        """The tools that may be called, for a chat template."""
+        return [] if self.tool_choice == "none" else [tool.plain() for tool in self.tools or ()]
+
+    def lark(self, form: ToolForm) -> str | None:
+        """The grammar that the answer follows, with calls in the form of the model; None for any text."""
+        tools = self.callable_tools()
+        schema = self.response_format.schema_of_answer() if self.response_format else None
+        if isinstance(self.tool_choice, NamedTool):
+            tools = [tool for tool in tools if tool["function"]["name"] == self.tool_choice.function.name]
+        if tools:
+            must_call = isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
+            return answer_grammar(form, tools, must_call, self.parallel_tool_calls is not False, schema)
+        return None if schema is None else f"start: {json_rule(schema)}"
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> ChatRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from resplit.errors import RequestError
 from resplit.gateway.engine import Engine, GenerationRequest
 from resplit.gateway.openai.completion import Choice, Envelope, Piece, merged, pieces
 from resplit.gateway.openai.event_stream import EventStream, begun, event_data
+from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.http_errors import http_error
 from resplit.gateway.openai.messages import Message
 from resplit.gateway.openai.metrics import Stopwatch
@@ -38,6 +40,7 @@ class CompletionService:
     engine: Engine
     text: Text
     model_name: str
+    grammars: Grammars
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     def model_card(self) -> dict[str, Any]:
@@ -83,9 +86,20 @@ class CompletionService:
     async def chat(self, body: ChatRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Answer a conversation as the assistant."""
         self.check_model(body.model)
-        prompt = self._encode_chat(body.messages)
+        prompt = self._encode_chat(body.messages, body.callable_tools())
         self._check_ids(prompt, "messages")
         choices = self._choices(body, [prompt], self.text.stop_ids, caller, stopwatch)
+        form = self.text.tool_form
+        if lark := body.lark(form):
+            grammar = await asyncio.to_thread(self.grammars.compiled, lark)
+            choices = [
+                replace(
+                    choice,
+                    request=replace(choice.request, steering=body.steering(grammar.copy())),
+                    form=form if body.callable_tools() else None,
+                )
+                for choice in choices
+            ]
         envelope = Envelope(self.model_name, self.text, True, len(prompt))
         return await self._answer(body, choices, envelope, stopwatch)
 
@@ -139,10 +153,10 @@ class CompletionService:
                 found[index].append(piece)
         return JSONResponse(envelope.whole(found))
 
-    def _encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def _encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
         for message in messages:
             self._check_length(message.content or "")
-        return self.text.encode_chat([message.plain() for message in messages])
+        return self.text.encode_chat([message.plain() for message in messages], tools)
 
     def _encode(self, prompt: str | None) -> tuple[int, ...]:
         self._check_length(prompt or "")

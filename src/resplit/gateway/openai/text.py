@@ -12,7 +12,9 @@ from tokenizers import Tokenizer
 
 from resplit.errors import ModelError, RequestError
 from resplit.gateway.openai.chat_template import ChatTemplate
+from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.special_tokens import SpecialTokens
+from resplit.gateway.openai.tools import TAGGED, ToolForm
 
 # Decoders show this for bytes that are not a complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -87,18 +89,32 @@ class Text:
         tokenizer = self._tokenizer if self._special_prompts else self._literal
         return tuple(tokenizer.encode(text).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    @property
+    def tool_form(self) -> ToolForm:
+        """How the model writes calls of tools."""
+        return self._template.form if self._template else TAGGED
+
+    def grammars(self) -> Grammars:
+        """A compiler of grammars for the model's tokens."""
+        return Grammars(self._tokenizer.to_str(), self.stop_ids, self.vocabulary)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[int, ...]:
         """Token ids of a conversation (`role` and `content` each), up to the start of the assistant's answer.
+
+        The answer may call `tools`.
 
         Raises RequestError if the model has no chat template, or if the template refuses the conversation.
         """
         if self._template is None:
             raise RequestError("this model has no chat template; use /v1/completions")
-        mark = self._special.mark_for(messages)
+        mark = self._special.mark_for([*messages, *tools])
         if mark is None:
-            return self._encoded(self._tokenizer, self._template.render(messages))
+            return self._encoded(self._tokenizer, self._template.render(messages, tools))
         ids: list[int] = []
-        for special_id, part in self._special.split(self._template.render(self._special.marked(messages, mark)), mark):
+        rendered = self._template.render(self._special.marked(messages, mark), self._special.marked(tools, mark))
+        for special_id, part in self._special.split(rendered, mark):
             ids += self._encoded(self._literal, part) if special_id is None else [special_id]
         return tuple(ids)
 

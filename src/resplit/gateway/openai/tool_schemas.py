@@ -1,0 +1,67 @@
+"""Tools and structured answers as a request asks for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class _Lenient(BaseModel):
+    # Fields such as `strict` and `description` of later versions do not change what is allowed.
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class Function(_Lenient):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Lenient):
+    """A tool; all are functions."""
+
+    type: Literal["function"]
+    function: Function
+
+    def plain(self) -> dict[str, Any]:
+        """The tool for a chat template."""
+        return self.model_dump(exclude_none=True)
+
+
+class _NamedFunction(_Lenient):
+    name: Name
+
+
+class NamedTool(_Lenient):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: _NamedFunction
+
+
+class JsonSchema(_Lenient):
+    """A named schema."""
+
+    name: Name
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
+class ResponseFormat(_Lenient):
+    """The form of an answer: any text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The schema that the answer follows; None for any text."""
+        if self.type == "json_schema":
+            return self.json_schema.schema_ if self.json_schema else {}
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
