@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resplit.decide import Settings
 from resplit.errors import ConfigError
+from resplit.scenario import cluster_of
 
-PARAMS = Path("params.yaml")
+PARAMS, SCENARIOS = Path("params.yaml"), Path("data/scenarios")
 
 
 class AdaptParams(BaseModel):
@@ -47,14 +48,27 @@ class Params(BaseModel):
 
 
 def load_params(path: Path = PARAMS) -> Params:
-    """Read `params.yaml`; the environment variable MODEL overrides `model`. ConfigError names the key and the rule."""
+    """Read `params.yaml`. ConfigError names the key and the rule.
+
+    The environment variable MODEL overrides `model`; SCENARIO names a scenario that replaces scenario and cluster.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if os.environ.get("MODEL"):
             content["model"] = os.environ["MODEL"]
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}", first["msg"]) from None
+    return params_of_scenario(params, os.environ["SCENARIO"]) if os.environ.get("SCENARIO") else params
+
+
+def params_of_scenario(params: Params, name: str) -> Params:
+    """The same parameters for another scenario and its cluster; ConfigError if there is no such scenario."""
+    scenario = SCENARIOS / f"{name}.yaml"
+    if not scenario.exists():
+        known = ", ".join(sorted(path.stem for path in SCENARIOS.glob("*.yaml")))
+        raise ConfigError("SCENARIO", f"{name!r} is not one of {known}")
+    return params.model_copy(update={"scenario": scenario, "cluster": cluster_of(scenario)})

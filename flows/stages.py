@@ -22,7 +22,8 @@ from prefect import flow
 from flows import STATE
 from flows.command import run_command
 from flows.params import Params, load_params
-from flows.study import REPORTS, inputs, publish, serve_policies, supervised_cluster
+from flows.serving import Serving, supervised_cluster
+from flows.study import REPORTS, inputs, publish, serve_policies
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import plan_or_fail
 from resplit.cost import block_timings, fit_cost_model, node_states, prediction_error, problem_from
@@ -86,14 +87,15 @@ def study(params: Params) -> None:
     """Serve the workload under each policy; writes the record of each run."""
     _, scenario = inputs(params)
     cost = last_good_model(GENERATED / "cost.json")
-    first = plan_or_fail(problem_from_json(json.loads((GENERATED / "problem.json").read_text(encoding="utf-8"))))
+    posed = problem_from_json(json.loads((GENERATED / "problem.json").read_text(encoding="utf-8")))
+    first = plan_or_fail(posed)
 
     @flow(name="serve policies")
     def serve() -> list[RunRecord]:
         started = supervised_cluster(params, STATE)
         with started as cluster, ControlClient(cluster.url, cluster.token) as client:
             client.profile()
-            return serve_policies(cluster, client, params, scenario, cost, first)
+            return serve_policies(Serving(cluster, client, params, cost, posed, first), scenario)
 
     for name, record in zip(("undisturbed", "static", "adaptive"), serve(), strict=True):
         record.save(GENERATED / "runs" / name)

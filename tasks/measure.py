@@ -17,9 +17,11 @@ from tasks.workload import Sent, send
 
 
 @task(name="serve workload", cache_policy=NO_CACHE)
-def serve_workload(cluster: Cluster, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig) -> Sent:
-    """Send a workload while the cluster changes on schedule."""
-    return send(cluster, model, requests, scenario)
+def serve_workload(
+    cluster: Cluster, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig, start_s: float
+) -> Sent:
+    """Send a workload, from `start_s` on (seconds since 1970), while the cluster changes on schedule."""
+    return send(cluster, model, requests, scenario, start_s)
 
 
 @task(name="measure", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
@@ -32,10 +34,12 @@ def measure(
     sent: Sent,
     first_record: int,
     last_decision: int,
+    foreseen_s: tuple[float, ...] = (),
 ) -> RunRecord:
     """The record of the run `sent`.
 
     Session records before `first_record` and decisions up to the one numbered `last_decision` belong to earlier runs.
+    At the changes at `foreseen_s` a policy that knows the scenario moves.
     """
     status = client.status()
     observed = Observed(
@@ -47,5 +51,6 @@ def measure(
         decisions=read_decisions(client, last_decision),
         blocks=status.blocks,
         nodes=status.nodes,
+        foreseen_s=foreseen_s,
     )
     return run_record(observed, cluster, scenario, policy, seed)

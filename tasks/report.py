@@ -14,12 +14,15 @@ from prefect.cache_policies import NO_CACHE
 
 from resplit.comparison import compare, run_label, summaries
 from resplit.errors import DataError
-from resplit.metrics import RunMetrics, epoch_latency, series
+from resplit.intervals import study_metrics
+from resplit.metrics import RunMetrics, epoch_latency, series, summarise
 from resplit.records import RunRecord
 from tasks import plot_style, plots
 from tasks.report_page import Extras, render
 
-__all__ = ["Extras", "report", "write_report"]
+__all__ = ["Extras", "report", "write_report", "write_study_metrics"]
+
+_PAIR = ("", "_ci95")
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -49,10 +52,35 @@ def write_report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None 
     return page
 
 
+def write_study_metrics(runs: Mapping[str, Mapping[int, RunRecord]], folder: Path) -> Path:
+    """Write `metrics.json` over several seeds: each mean, and beside it half of its interval as `NAME_ci95`.
+
+    `runs` has the records of each policy, by its label, and seed. Returns the path of the file.
+    """
+    metrics = {label: {seed: summarise(record) for seed, record in seeds.items()} for label, seeds in runs.items()}
+    path = folder / "metrics.json"
+    _write_json(
+        path,
+        {
+            label: {
+                f"{name}{ending}": value
+                for name, pair in values.items()
+                for ending, value in zip(_PAIR, pair, strict=True)
+            }
+            for label, values in study_metrics(metrics).items()
+        },
+    )
+    return path
+
+
 def _write_metrics(path: Path, metrics: Mapping[str, RunMetrics]) -> None:
+    _write_json(path, {label: asdict(values) for label, values in metrics.items()})
+
+
+def _write_json(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
     """All metrics of all runs, rounded and sorted, with null for NaN. Equal metrics give equal files."""
     plain = {
-        label: {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(values).items()}
+        label: {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
         for label, values in metrics.items()
     }
     path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -30,17 +30,31 @@ class Sent:
     failed_connections: tuple[ScheduledRequest, ...]
 
 
-def send(cluster: Cluster, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig) -> Sent:
-    """Send `requests` at their times while the scenario's changes are made. Returns when every request has ended."""
+def send(
+    cluster: Cluster,
+    model: str,
+    requests: list[ScheduledRequest],
+    scenario: ScenarioConfig,
+    start_s: float | None = None,
+) -> Sent:
+    """Send `requests` at their times while the scenario's changes are made. Returns when every request has ended.
+
+    Times count from `start_s` (seconds since 1970), or from now.
+    """
     with ControlClient(cluster.url, cluster.token) as control:
-        return asyncio.run(_send(cluster, control, model, requests, scenario))
+        return asyncio.run(_send(cluster, control, model, requests, scenario, start_s or time.time()))
 
 
 async def _send(
-    cluster: Cluster, control: ControlClient, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig
+    cluster: Cluster,
+    control: ControlClient,
+    model: str,
+    requests: list[ScheduledRequest],
+    scenario: ScenarioConfig,
+    start_s: float,
 ) -> Sent:
     phases = phases_of(cluster.config, scenario)
-    start_s, begun_s = time.time(), time.monotonic()
+    begun_s = time.monotonic() + start_s - time.time()
     failed: list[ScheduledRequest] = []
     done = 0
 

@@ -13,19 +13,8 @@ from resplit.errors import ConfigError
 from resplit.phases import LinkState, NodeState, declared_phase, phases_of, problem_in
 from resplit.scenario import ScenarioConfig
 from tests.support.decisions import FAR, FAST, SLOW, halves, problem
+from tests.support.three_devices import THREE_DEVICES
 
-HARDWARE = {
-    kind: {"embed": "1 ms", "layer": "1 ms", "head": "1 ms"} for kind in ("decode_per_token", "prefill_per_token")
-}
-CLUSTER = {
-    "name": "three",
-    "source": FAST,
-    "trusted": [FAST],
-    "nodes": [{"name": name, "memory": "1 GiB", "emulate": HARDWARE} for name in (FAST, SLOW, FAR)],
-    "links": {"default": {"latency": "2 ms", "bandwidth": "160 Mbit/s"}},
-    "classes": [{"name": "chat", "rate_rps": 0.5, "prompt_tokens": 64, "new_tokens": 32}],
-    "kv_tokens": 500,
-}
 DAY = """
 name: day
 duration: 60 s
@@ -43,7 +32,7 @@ load:
 
 @pytest.fixture(scope="module")
 def cluster() -> ClusterConfig:
-    return parse_cluster(CLUSTER, "three.yaml")
+    return parse_cluster(THREE_DEVICES, "three.yaml")
 
 
 def scenario(text: str = DAY, **changes: Any) -> ScenarioConfig:
@@ -98,7 +87,7 @@ def test_a_link_that_is_down_is_no_link(cluster: ClusterConfig) -> None:
 
 def test_a_real_link_cannot_change() -> None:
     real = parse_cluster(
-        {**CLUSTER, "links": None, "nodes": [{"name": n, "memory": "1 GiB"} for n in (FAST, SLOW)]}, "x"
+        {**THREE_DEVICES, "links": None, "nodes": [{"name": n, "memory": "1 GiB"} for n in (FAST, SLOW)]}, "x"
     )
     with pytest.raises(ConfigError, match="fast and slow have no emulated link"):
         phases_of(real, scenario(nodes=[]))

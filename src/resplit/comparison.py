@@ -13,6 +13,7 @@ from resplit.errors import DataError
 from resplit.metrics import RunMetrics, summarise
 from resplit.records import RunRecord
 
+UNDISTURBED = "undisturbed"  # the name of a scenario without its changes
 SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}  # metrics are in seconds, shares and bytes
 
 
@@ -88,8 +89,8 @@ class Row:
 
 def run_label(record: RunRecord) -> str:
     """The label of a run in a comparison: static, adaptive, undisturbed, or the name of another policy."""
-    if record.scenario == "undisturbed":
-        return "undisturbed"
+    if record.scenario == UNDISTURBED:
+        return UNDISTURBED
     return {"resplit": "adaptive"}.get(record.policy, record.policy)
 
 
@@ -101,7 +102,7 @@ def summaries(records: list[RunRecord]) -> dict[str, RunMetrics]:
     labels = [run_label(record) for record in records]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(f"two runs are labelled {repeated[0]!r}: compare one run for each policy and scenario")
-    order = ["static", "adaptive", "undisturbed"]
+    order = ["static", "adaptive", UNDISTURBED]
     ranked = sorted(zip(labels, records, strict=True), key=lambda pair: (*order, pair[0]).index(pair[0]))
     return {label: summarise(record) for label, record in ranked}
 

@@ -17,7 +17,8 @@ RECOVER = "recover"  # the action of an epoch that replaces one that could not s
 class Proposal:
     """A placement to deploy, one node name per block. `based_on` is the epoch against which it was planned.
 
-    `note` says what its plan does not keep: ceilings on utilisation, or a part of the demand.
+    `note` says what its plan does not keep: ceilings on utilisation, or a part of the demand. Nodes prepare it at once.
+    If `not_before_s` (seconds since 1970) is given, it goes live then, and until then it gives way to others.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a proposal is parsed
@@ -28,6 +29,7 @@ class Proposal:
     predicted_latency_s: float | None = None
     lower_bound: float | None = None
     note: Annotated[str, Field(max_length=2000)] = ""
+    not_before_s: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)

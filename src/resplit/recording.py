@@ -28,6 +28,7 @@ class Observed:
 
     `failed_connections` are requests of which only the client knows. `node_reports` is the telemetry table `nodes` from
     `start_s` on. `epochs` are all epochs so far, including those before the run. `nodes` have the state after the run.
+    `foreseen_s` are the times, from the start, of the changes at which a policy that knows the scenario moves.
     """
 
     start_s: float
@@ -38,6 +39,7 @@ class Observed:
     decisions: Sequence[Decision]
     blocks: tuple[str, ...]
     nodes: Sequence[NodeStatus]
+    foreseen_s: tuple[float, ...] = ()
 
 
 def run_record(
@@ -123,7 +125,8 @@ def _events(observed: Observed, scenario: ScenarioConfig) -> _Rows:
     made: list[NodeChange | LinkChange | LoadChange] = [*scenario.nodes, *scenario.links, *scenario.load]
     labels = sorted({(change.at, change.label) for change in made})
     changes: _Rows = [{"time_s": at_s, "kind": "change", "label": label} for at_s, label in labels]
-    return changes + [
+    foreseen: _Rows = [{"time_s": at_s, "kind": "foreseen", "label": "clairvoyant"} for at_s in observed.foreseen_s]
+    return (changes + foreseen) + [
         {"time_s": epoch.committed_s - observed.start_s, "kind": "reconfiguration", "label": epoch.action}
         for epoch in observed.epochs
         if epoch.committed_s >= observed.start_s

@@ -42,14 +42,15 @@ class TracedRequest:
     """A request of a trace, `at_s` seconds after the start of the workload."""
 
     at_s: float
-    prompt_tokens: int
+    prompt_tokens: float
     new_tokens: int
 
 
 def with_traces(scenario: ScenarioConfig, folder: Path) -> ScenarioConfig:
-    """The scenario with the changes that its traces describe; request traces stay, see `traced_requests`.
+    """The scenario with the changes that its traces describe. Request traces stay, for `traced_requests`.
 
-    File names are relative to `folder`. DataError names the file and the column or value that is wrong.
+    File names are relative to `folder`; those that stay are relative to the working directory. DataError names the file
+    and the column or value that is wrong.
     """
     nodes, links = list(scenario.nodes), list(scenario.links)
     for trace in scenario.traces:
@@ -64,7 +65,11 @@ def with_traces(scenario: ScenarioConfig, folder: Path) -> ScenarioConfig:
                 nodes += _churn(trace, folder, scenario.duration)
             case RequestTrace():
                 pass
-    kept = tuple(trace for trace in scenario.traces if isinstance(trace, RequestTrace))
+    kept = tuple(
+        trace.model_copy(update={"file": str(folder / trace.file)})
+        for trace in scenario.traces
+        if isinstance(trace, RequestTrace)
+    )
     return scenario.model_copy(update={"nodes": tuple(nodes), "links": tuple(links), "traces": kept})
 
 

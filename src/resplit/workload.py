@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from resplit.config import ClusterConfig
+from resplit.config import ClassConfig, ClusterConfig
 from resplit.scenario import ScenarioConfig
+from resplit.traces import TracedRequest
 
 __all__ = ["ScheduledRequest", "schedule_requests"]
 
@@ -26,24 +27,39 @@ class ScheduledRequest:
 
 
 def schedule_requests(
-    cluster: ClusterConfig, scenario: ScenarioConfig, seed: int, words: Sequence[str]
+    cluster: ClusterConfig,
+    scenario: ScenarioConfig,
+    seed: int,
+    words: Sequence[str],
+    traced: Mapping[str, Sequence[TracedRequest]] | None = None,
 ) -> list[ScheduledRequest]:
     """All requests of a run, in order of time. The same arguments give the same requests.
 
     The requests of each class arrive as a Poisson process at the rate of the moment. Prompts are runs of `words`.
-    Prompt lengths vary by up to half of their mean, answer lengths by up to a quarter.
+    Prompt lengths vary by up to half of their mean, answer lengths by up to a quarter. A class in `traced` has the
+    requests of its trace instead.
     """
     requests = []
     for index, declared in enumerate(cluster.classes):
         rng = np.random.default_rng((seed, index))
-        rates = _rates(declared.name, declared.rate_rps, scenario)
-        for at_s in _poisson_s(rates, scenario.duration, rng):
-            prompt_words = max(1, int(declared.prompt_tokens * rng.uniform(0.5, 1.5) / _TOKENS_PER_WORD))
+        if traced and declared.name in traced:
+            drawn: Iterable[TracedRequest] = traced[declared.name]
+        else:
+            drawn = _drawn(declared, scenario, rng)
+        for request in drawn:
+            prompt_words = max(1, int(request.prompt_tokens / _TOKENS_PER_WORD))
             first = int(rng.integers(0, max(1, len(words) - prompt_words)))
-            new_tokens = max(1, round(declared.new_tokens * rng.uniform(0.75, 1.25)))
             prompt = " ".join(words[first : first + prompt_words])
-            requests.append(ScheduledRequest(at_s, declared.name, prompt, new_tokens))
+            requests.append(ScheduledRequest(request.at_s, declared.name, prompt, request.new_tokens))
     return sorted(requests, key=lambda request: request.at_s)
+
+
+def _drawn(declared: ClassConfig, scenario: ScenarioConfig, rng: np.random.Generator) -> Iterator[TracedRequest]:
+    rates = _rates(declared.name, declared.rate_rps, scenario)
+    for at_s in _poisson_s(rates, scenario.duration, rng):
+        prompt_tokens = declared.prompt_tokens * rng.uniform(0.5, 1.5)
+        new_tokens = max(1, round(declared.new_tokens * rng.uniform(0.75, 1.25)))
+        yield TracedRequest(at_s, prompt_tokens, new_tokens)
 
 
 def _rates(name: str, rate_rps: float, scenario: ScenarioConfig) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Prepare
+from tests.support.in_process import until
 from tests.support.recording_control import RecordingCommands, RecordingGateway
 from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
 
@@ -98,6 +100,31 @@ async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
     assert bench.log.epochs.live == 1
     routes = [command.route for _, command in bench.commands.sent if isinstance(command, Prepare)]
     assert all(route.addresses == bench.view.addresses for route in routes)
+
+
+async def test_an_epoch_that_is_proposed_ahead_is_prepared_at_once_and_goes_live_in_time(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    due_s = time.time() + 0.3
+    ahead = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(TURNED), "re-split", 1, not_before_s=due_s)))
+    await until(lambda: asyncio.sleep(0, f"prepare {C} 2 (proposed)" in bench.events))
+    assert bench.steps(2) == ["proposed"]
+    live = await ahead
+    assert due_s <= live.committed_s < due_s + 5
+    assert live.prepare_s < 0.3
+    assert bench.deployment.live_number == 2
+
+
+async def test_an_epoch_that_is_proposed_ahead_gives_way_and_never_comes_hours_before_its_time(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    later_s = time.time() + 60
+    ahead = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(TURNED), "re-split", 1, not_before_s=later_s)))
+    await until(lambda: asyncio.sleep(0, f"prepare {C} 2 (proposed)" in bench.events))
+    await bench.deploy(TURNED)
+    with pytest.raises(ProposalRefusedError, match="a change that could not wait came meanwhile"):
+        await ahead
+    assert (bench.deployment.live_number, bench.steps(2)) == (3, ["proposed", "aborted"])
+    with pytest.raises(ProposalRefusedError, match="more than 100 s before"):
+        await bench.deployment.deploy(Proposal(tuple(SPREAD), "re-split", 3, not_before_s=time.time() + 3600))
 
 
 async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) -> None:

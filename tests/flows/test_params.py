@@ -28,3 +28,16 @@ def test_an_error_in_the_parameters_names_the_file(tmp_path: Path, old: str, new
     (tmp_path / "params.yaml").write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_the_environment_can_choose_a_scenario_and_with_it_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("SCENARIO", "vehicles")
+    params = load_params()
+    assert (params.scenario, params.cluster) == (
+        Path("data/scenarios/vehicles.yaml"),
+        Path("data/clusters/vehicles.yaml"),
+    )
+    monkeypatch.setenv("SCENARIO", "beach")
+    with pytest.raises(ConfigError, match="SCENARIO: 'beach' is not one of calm, home-day"):
+        load_params()

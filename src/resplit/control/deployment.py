@@ -40,6 +40,8 @@ _OTHERS_ANSWER_WITHIN_S = 1.0
 _ANSWER_WITHIN_S = 10.0
 # A node that lost its trust must prepare in this time. If it does not, the next plan does without it.
 _SUSPECTS_WITHIN_S = 10.0
+# How long before its time a proposal may come: its sender waits for the answer.
+_MOST_AHEAD_S = 100.0
 
 
 class Deployment:
@@ -84,12 +86,12 @@ class Deployment:
         Raises ProposalRefusedError if the proposal was planned against an epoch that is no longer live, violates a
         rule, or cannot be prepared on some node of the placement. No other node has a say.
         """
-        if not gives_way:
+        if not gives_way and proposal.not_before_s is None:
             self.interrupt()
         async with self._changing:
             self._check(proposal)
             await self._abort_unfinished()
-            live = await self._run(proposal, suspects, gives_way)
+            live = await self._run(proposal, suspects, gives_way or proposal.not_before_s is not None)
         # A node may be lost, or lose its trust, while the epoch goes live.
         if self._view.lost_from(proposal.placement) or self._view.rules.privacy_violation(proposal.placement):
             self.on_outage()
@@ -105,6 +107,10 @@ class Deployment:
         if proposal.based_on != self.live_number:
             raise ProposalRefusedError(
                 f"planned against epoch {proposal.based_on}, but {self.live_number} is live; plan again"
+            )
+        if proposal.not_before_s is not None and proposal.not_before_s > time.time() + _MOST_AHEAD_S:
+            raise ProposalRefusedError(
+                f"it comes more than {_MOST_AHEAD_S:.0f} s before it may go live; propose it later"
             )
         self._ensure_lawful(proposal.placement)
 
@@ -122,6 +128,7 @@ class Deployment:
             try:
                 preparing = self._prepare(route, proposal.action == RECOVER, suspects)
                 loaded, full = await (self._unless_others_come(preparing) if gives_way else preparing)
+                waited_s = await self._wait_for(proposal)
                 if full:
                     await pause.enter_async_context(self._gateway.paused())
                     loaded += await self._prepare_staged(route, full)
@@ -137,7 +144,8 @@ class Deployment:
                     raise ProposalRefusedError(why, refused_by) from error
                 raise
             await self._commit(route)
-            return self._go_live(route, proposal, loaded, time.monotonic() - started_s, staged=bool(full))
+            prepare_s = time.monotonic() - started_s - waited_s
+            return self._go_live(route, proposal, loaded, prepare_s, staged=bool(full))
 
     def _next_epoch(self) -> int:
         """A number above all epochs in the log and all that nodes know: the log may be an older copy of itself."""
@@ -169,6 +177,15 @@ class Deployment:
         replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
         self._ensure_lawful(route.placement)
         return _loaded(replies, route), full
+
+    async def _wait_for(self, proposal: Proposal) -> float:
+        """Wait until a prepared proposal may go live, unless others come. Returns the seconds."""
+        if proposal.not_before_s is None:
+            return 0.0
+        begun_s = time.monotonic()
+        await self._unless_others_come(asyncio.sleep(max(0.0, proposal.not_before_s - time.time())))
+        self._ensure_lawful(proposal.placement)
+        return time.monotonic() - begun_s
 
     async def _unless_others_come(self, preparing: Awaitable[_Answer]) -> _Answer:
         try:

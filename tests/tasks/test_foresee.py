@@ -1,0 +1,115 @@
+"""Moves that are known beforehand: decided on the true problem of each phase, and proposed ahead of time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from resplit.config import parse_cluster
+from resplit.decide import DecisionOutcome
+from resplit.epochs import Proposal
+from resplit.errors import ProposalRefusedError
+from resplit.planner.evaluate import evaluate
+from resplit.policies import make_policy
+from resplit.scenario import ScenarioConfig
+from tasks.foresee import ForeseenMove, foresee, move_on_schedule
+from tests.support.decisions import FAST, SETTINGS, SLOW, halves, problem
+from tests.support.three_devices import THREE_DEVICES
+
+START = halves(FAST, SLOW, 6)
+CLUSTER = parse_cluster(THREE_DEVICES, "three.yaml")
+
+
+def slowed(*changes: dict[str, Any]) -> ScenarioConfig:
+    return ScenarioConfig.model_validate({"name": "day", "duration": "60 s", "nodes": changes})
+
+
+def moves() -> list[ForeseenMove]:
+    scenario = slowed(
+        {"at": "5 s", "node": FAST, "slowdown": 9, "label": "throttles"},
+        {"at": "9 s", "node": FAST, "background_utilization": 0.001, "label": "no matter"},
+        {"at": "20 s", "node": FAST, "slowdown": 1, "label": "cools down"},
+    )
+    return foresee(problem(START), CLUSTER, scenario, make_policy("clairvoyant"), SETTINGS)
+
+
+def latency_s(placement: tuple[str, ...]) -> float:
+    return evaluate(problem(placement), placement).terms.latency_s
+
+
+@dataclass
+class Controller:
+    """Stands in for the control API: it refuses the first proposals, and remembers the others and the decisions."""
+
+    refusals: int = 0
+    epoch: int = 4
+    placement: tuple[str, ...] = START
+    proposals: list[Proposal] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+
+    def model(self) -> Any:
+        return SimpleNamespace(epoch=self.epoch, placement=self.placement)
+
+    def propose(self, proposal: Proposal) -> Any:
+        if self.refusals:
+            self.refusals -= 1
+            self.epoch += 1
+            raise ProposalRefusedError("a loss came between")
+        self.proposals.append(proposal)
+        self.epoch, self.placement = self.epoch + 1, proposal.placement
+        return self.model()
+
+    def log_decision(self, decision: dict[str, Any]) -> None:
+        self.decisions.append(decision)
+
+
+def test_a_move_is_foreseen_where_another_plan_is_best_and_back_where_it_is_not() -> None:
+    away, back = moves()
+    assert (away.at_s, back.at_s) == (5.0, 20.0)
+    assert away.decision.placement.count(FAST) < START.count(FAST)
+    assert back.decision.current == away.decision.placement
+    assert latency_s(back.decision.placement) <= 1.01 * latency_s(START) < latency_s(away.decision.placement)
+
+
+def test_each_move_is_proposed_for_its_time_against_the_epoch_before_it() -> None:
+    controller, now_s = Controller(), time.time()
+    move_on_schedule.fn(controller, moves(), now_s, now_s + 60)  # type: ignore[arg-type]
+    assert [(p.based_on, p.not_before_s) for p in controller.proposals] == [(4, now_s + 5), (5, now_s + 20)]
+    assert [d["outcome"]["deployed"] for d in controller.decisions] == [5, 6]
+    assert [d["at_s"] for d in controller.decisions] == [now_s + 5, now_s + 20]
+
+
+def test_a_refused_move_is_proposed_again_and_one_that_is_live_already_is_not() -> None:
+    first, second = moves()
+    controller, now_s = Controller(refusals=2), time.time()
+    move_on_schedule.fn(controller, [first, first, second], now_s, now_s + 60)  # type: ignore[arg-type]
+    assert [p.based_on for p in controller.proposals] == [6, 7]
+    assert controller.decisions[1]["outcome"]["refused"] == "it is live already"
+
+
+def test_a_move_whose_phase_has_ended_is_not_made() -> None:
+    controller, past_s = Controller(), time.time() - 100
+    move_on_schedule.fn(controller, [replace(moves()[0], at_s=1.0)], past_s, past_s + 60)  # type: ignore[arg-type]
+    assert controller.proposals == []
+    outcome = DecisionOutcome(**controller.decisions[0]["outcome"])
+    assert outcome.refused == "its phase had ended"
+
+
+def test_a_move_to_a_node_that_was_down_is_not_proposed_before_the_node_is_back() -> None:
+    lost, back = ({"at": f"{at} s", "node": FAST, "up": up, "label": "x"} for at, up in ((0.1, False), (0.2, True)))
+    free = replace(problem(START), blocks=tuple(replace(b, private=False) for b in problem(START).blocks))
+    away, again = foresee(free, CLUSTER, slowed(lost, back), make_policy("clairvoyant"), SETTINGS)
+    assert (away.ahead, again.ahead) == (True, False)
+    controller, now_s = Controller(), time.time()
+    move_on_schedule.fn(controller, [again], now_s, now_s + 60)  # type: ignore[arg-type]
+    assert time.time() >= now_s + 0.2
+
+
+@pytest.mark.parametrize("name", ["static", "threshold"])
+def test_a_policy_that_keeps_has_no_foreseen_moves(name: str) -> None:
+    scenario = slowed({"at": "5 s", "node": SLOW, "slowdown": 1.01, "label": "hardly"})
+    assert foresee(problem(START), CLUSTER, scenario, make_policy(name), SETTINGS) == []
