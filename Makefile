@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run demo test test-fast coverage mutants mutants-report bench chaos lint format proto ui clean
+.PHONY: help install run demo test test-fast coverage mutants mutants-report bench chaos docs lint format proto ui clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-15s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench: .venv/installed-test ## benchmarks of serving and of the planner: ratios,
 chaos: .venv/installed-test ## break clusters on purpose, more than an hour; writes reports/chaos.md
 	$(BIN)/python -m benchmarks.chaos
 
+docs: .venv/installed-docs ## the documents as a site in site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lint: .venv/installed-dev ## format, lint, types, import rules, dead code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -80,4 +83,4 @@ ui: .venv/installed-pipeline ## the MLflow page of all studies, http://127.0.0.1
 	  --backend-store-uri sqlite:///$(CURDIR)/.resplit/mlflow/mlflow.db --default-artifact-root file://$(CURDIR)/.resplit/mlflow/artifacts
 
 clean: ## delete state, generated data and reports; keep the environment
-	rm -rf .resplit data/generated mutants .coverage* reports/index.html reports/metrics.json reports/plots reports/chaos*
+	rm -rf .resplit data/generated mutants site .coverage* reports/index.html reports/metrics.json reports/plots reports/chaos*

@@ -57,6 +57,23 @@ def test_relative_links_and_their_anchors_resolve(document: Path) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_links_of_the_site_stay_within_it() -> None:
+    outside = [
+        f"{document.name}: {target}"
+        for document in ROOT.glob("docs/**/*.md")
+        for line in prose(document, tables=True)
+        for target in LINK.findall(line)
+        if "://" not in target and ROOT / "docs" not in (document.parent / target).resolve().parents
+    ]
+    assert not outside, "name a file outside of docs/ in code instead:\n" + "\n".join(outside)
+
+
+def test_every_document_of_the_site_is_in_its_contents() -> None:
+    contents = (ROOT / "mkdocs.yml").read_text()
+    missing = [path.name for path in ROOT.glob("docs/*.md") if f" {path.name}\n" not in contents]
+    assert not missing, f"add to `nav` in mkdocs.yml: {missing}"
+
+
 @each_document
 def test_named_files_and_modules_exist(document: Path) -> None:
     missing = [name for name in spans(document) if not exists(name)]
