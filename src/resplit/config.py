@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
-from resplit.types import EngineChoice, Split, Weights, Width
+from resplit.types import Device, EngineChoice, Split, Weights, Width
 from resplit.units import Bytes, BytesPerSecond, Seconds, Watts
 from resplit.yaml_files import Strict, first_error, known, load_file, unique
 
@@ -55,7 +55,8 @@ class Emulation(Strict):
 class NodeConfig(Strict):
     """One node. `memory` limits its weights and caches together; it listens at `address` (host:port).
 
-    Its engine computes with `threads` threads. `compute_w` is its power above idle while it computes.
+    Its engine computes with `threads` threads on `device`: "auto" is a GPU where the torch engine finds one, else the
+    processor. `compute_w` is its power above idle while it computes.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
@@ -64,6 +65,7 @@ class NodeConfig(Strict):
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
     compute_w: Watts | None = None
     threads: Annotated[int, Field(ge=1)] = 1
+    device: Device = "auto"
     emulate: Emulation | None = None
 
 

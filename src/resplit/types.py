@@ -13,6 +13,7 @@ FloatArray = NDArray[np.float64]
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 EngineName = Literal["onnx", "torch"]
 EngineChoice = Literal["auto", "onnx", "torch"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Split = Literal["layer", "sublayer"]
 Width = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 

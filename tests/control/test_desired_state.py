@@ -85,7 +85,7 @@ def test_changes_that_a_running_cluster_can_follow_are_listed() -> None:
     content = {**with_nodes(*nodes), "classes": classes, "private_layers": 2, "objective": {"latency": 2}}
     assert changes(now, now.with_file(content)) == [
         "gamma is removed",
-        "alpha: memory or emulate changed; restart the node with the file to apply it",
+        "alpha: memory changed; restart the node with the file to apply it",
         "beta: max_utilization is 0.5",
         "private_layers is 2",
         "classes are changed",

@@ -18,6 +18,7 @@ from resplit.model.packaging import packager_for
 from resplit.model.sampling import sample
 from resplit.privacy import with_private_layers
 from resplit.types import Sampling
+from tests.model.conftest import unsplit
 from tests.support.cluster import reference
 from tests.support.engines import engine_with, run_rows
 from tests.support.properties import repeats
@@ -129,6 +130,34 @@ def test_cache_bytes_equal_the_allocated_bytes(family_model: torch.nn.Module) ->
 def test_an_unsupported_architecture_is_refused_and_named() -> None:
     with pytest.raises(ModelError, match=r"bloom.*supported: llama"):
         Chain(BloomConfig())
+
+
+def test_a_long_request_leaves_nothing_to_the_next_one() -> None:
+    config = LlamaConfig(
+        hidden_size=32, num_attention_heads=2, max_position_embeddings=32,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )  # fmt: skip
+    fresh, used = Chain(config), Chain(config)
+    used.prepare_pass(0, 120, torch.empty(()))
+    for chain in (fresh, used):
+        chain.prepare_pass(0, 60, torch.empty(()))
+    (expected, _), (found, _) = (chain.prepare_pass(60, 1, torch.empty(())).rotation for chain in (fresh, used))
+    assert torch.equal(found, expected)
+
+
+def test_on_the_processor_by_name_the_tokens_are_the_same_and_a_missing_device_is_named() -> None:
+    model = unsplit("llama")
+    prompt = token_ids([5, 9, 2])
+    answers = [run_rows(engine_with(model, device=device), "s", (0, 6), 0, prompt) for device in ("auto", "cpu")]
+    assert answers[0].data == answers[1].data
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match=r"device cuda: torch finds none on this machine; set `device: cpu`"):
+            engine_with(model, device="cuda")
+
+
+def test_the_onnx_engine_refuses_a_gpu_and_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match=r"the onnx engine computes on cpu, not on cuda; set `engine: torch`"):
+        engine_with(unsplit("llama"), engine="onnx", device="cuda")
 
 
 def test_tensors_of_another_block_are_refused(family_model: torch.nn.Module) -> None:

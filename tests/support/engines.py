@@ -14,7 +14,7 @@ from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.packaging import packager_for
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
-from resplit.types import Sampling
+from resplit.types import Device, Sampling
 
 
 def engine_with(
@@ -23,6 +23,7 @@ def engine_with(
     split: str = "layer",
     engine: str = "torch",
     weights: str = "float32",
+    device: Device = "auto",
 ) -> Engine[Any]:
     """An engine that holds these blocks of the model (all by default)."""
     packager = packager_for(model.config, weights, split, engine)
@@ -30,7 +31,8 @@ def engine_with(
     for index in range(len(packager.chain.specs)) if blocks is None else blocks:
         names = packager.chain.tensor_names(index)
         contents[index] = packager.content(index, {name: state[path] for name, path in names.items()})
-    opened = open_engine(packager.spec([float(len(contents.get(i, b""))) for i in range(len(packager.chain.specs))]))
+    sizes = [float(len(contents.get(i, b""))) for i in range(len(packager.chain.specs))]
+    opened = open_engine(packager.spec(sizes), device=device)
     for index, content in contents.items():
         opened.load(index, content)
     return opened

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit import planner
 from resplit.cluster.busy_machine import EmulationCheck, OthersUse
+from resplit.cluster.model_check import ensure_servable
 from resplit.cluster.state_folder import claim_for_model
 from resplit.config import ClusterConfig
 from resplit.control.api import create_control_api
@@ -83,10 +84,11 @@ async def serve(
 
     `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
     the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
-    ConfigError if the port is taken, or if this machine is too slow for its emulated nodes although it is quiet. The
-    error of a vital task if one fails.
+    ConfigError if the port is taken, if the cluster file asks for what the model or its engine cannot do, or if this
+    machine is too slow for its emulated nodes although it is quiet. The error of a vital task if one fails.
     """
     desired = load_desired_state(paths.desired_state_file, content)
+    ensure_servable(desired.cluster, model.spec)
     listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
     emulation = EmulationCheck(lambda: check_emulation(desired.cluster, model), OthersUse(lambda: [os.getpid()]))
     await emulation.at_start()

@@ -120,8 +120,8 @@ def _node_changes(before: NodeConfig, after: NodeConfig) -> list[str]:
     if before.compute_w != after.compute_w:
         power = "not known any more" if after.compute_w is None else f"{after.compute_w:g} W"
         found.append(f"{after.name}: compute_w is {power}")
-    if (before.memory, before.emulate) != (after.memory, after.emulate):
-        found.append(f"{after.name}: memory or emulate changed; restart the node with the file to apply it")
+    other = [key for key in ("memory", "emulate", "threads", "device") if getattr(before, key) != getattr(after, key)]
+    found += [f"{after.name}: {key} changed; restart the node with the file to apply it" for key in other]
     return found
 
 

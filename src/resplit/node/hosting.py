@@ -58,7 +58,7 @@ class Hosting:
         self._private: frozenset[int] = frozenset()
         self._cleared: frozenset[int] = frozenset()  # blocks without weights whose caches are still here
         self._kv_tokens = cluster.kv_tokens
-        self._threads = config.threads
+        self._threads, self._device = config.threads, config.device
         self._shards = shards
         self._unwrap = unwrap
         self._loader = ThreadPoolExecutor(1, "loader", initializer=_yield_to_passes)
@@ -201,7 +201,7 @@ class Hosting:
     async def _start_executor(self, spec: ModelSpec) -> Executor:
         """The executor for this model; CommandRefusedError if it runs another one."""
         if self.executor is None:
-            engine = await asyncio.to_thread(open_engine, spec, self._threads)
+            engine = await asyncio.to_thread(open_engine, spec, self._threads, self._device)
             self.executor = Executor(engine, self.memory_bytes, self.hardware, self._kv_tokens, self.permits)
             self._spec = spec
             self.tasks.spawn(_until_ended(self.executor), "executor")

@@ -72,6 +72,8 @@ _LLAMA = _Family(
     "mlp",
 )
 _GPT2 = _Family("transformer", "wte", "wpe", "h", "ln_f", None, "ln_1", "attn", "ln_2", "mlp")
+# Rotary embeddings that transformers changes when a pass is long, and that would stay so for the next request.
+_STATEFUL_ROTARY = ("dynamic", "longrope")
 _FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
 
 
@@ -104,6 +106,13 @@ class Chain:
         base = getattr(skeleton, family.base)
         # The rotary table is computed, not loaded, so it cannot stay on the meta device.
         self.rotary = type(base.rotary_emb)(config=config) if family.rotary else None
+        self._keeps_state = getattr(self.rotary, "rope_type", None) in _STATEFUL_ROTARY
+
+    def on(self, device: torch.device) -> Chain:
+        """This chain, with what is not loaded in the memory of `device`."""
+        if self.rotary is not None:
+            self.rotary = self.rotary.to(device)
+        return self
 
     @property
     def cache_shape(self) -> tuple[int, int]:
@@ -153,8 +162,9 @@ class Chain:
 
     def prepare_pass(self, start: int, tokens: int, like: torch.Tensor) -> PassContext:
         """The context of a pass over `tokens` positions from `start`; `like` has the dtype of the hidden states."""
-        positions = torch.arange(start, start + tokens).unsqueeze(0)  # (1, tokens)
-        rotation = self.rotary(like, position_ids=positions) if self.rotary is not None else None
+        positions = torch.arange(start, start + tokens, device=like.device).unsqueeze(0)  # (1, tokens)
+        rotary = copy.deepcopy(self.rotary) if self._keeps_state else self.rotary
+        rotation = rotary(like, position_ids=positions) if rotary is not None else None
         return PassContext(positions, rotation, start)
 
     def _parts(self, index: int) -> dict[str, str]:
@@ -212,6 +222,7 @@ class BlockModule:
     def _attend(self, hidden: torch.Tensor, context: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
         rotation = {"position_embeddings": context.rotation} if context.rotation is not None else {}
         mask = _mask(context.cached_tokens, hidden.shape[1], self._sliding_window)
+        mask = None if mask is None else mask.to(hidden.device)
         output: torch.Tensor = self._parts["attention"](
             hidden_states=hidden,
             attention_mask=mask,
