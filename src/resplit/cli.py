@@ -1,4 +1,5 @@
-"""The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `keys`.
+"""The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `simulate`,
+`keys`.
 
 Parses arguments and prints. Each command imports its module when it runs, so that `resplit --help` is instant.
 """
@@ -192,6 +193,21 @@ def plan(
     from resplit.planner.command import plan_command
 
     raise typer.Exit(plan_command(files, solver, time_limit, work_limit, tolerance, explain))
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[Path, typer.Argument(help="The scenario file (YAML).", metavar="SCENARIO.yaml")],
+    policy: Annotated[str, typer.Option(help="A policy, `all`, or anybody's own as package.module:Name.")] = "resplit",
+    seed: Annotated[int, typer.Option(help="Fixes the workload and all noise.", min=0)] = 7,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables of each run, as Parquet.")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="By default the cluster that the scenario names.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The sizes of the model's blocks (docs/simulator.md).")] = None,
+) -> None:
+    """Simulate a scenario; print one JSON object per policy."""
+    from resplit.simulate.command import simulate_command
+
+    simulate_command(scenario, policy, seed, out, cluster, model)
 
 
 @app.command()

@@ -5,6 +5,7 @@ All metrics are computed from the tables of a `RunRecord`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,6 +122,19 @@ def observed_s(record: RunRecord) -> float:
     """The length of the run in seconds, extended to the end of its last request or token."""
     moments = [record.duration_s, record.requests.end_s.max(), record.tokens.time_s.max()]
     return float(np.nanmax(np.asarray(moments, dtype=float)))
+
+
+def energy_j_per_request(record: RunRecord, compute_w: Mapping[str, float | None]) -> float:
+    """Joules that the nodes spent on requests, above idle, per offered request; NaN if the power of a node is unknown.
+
+    `compute_w` is the power above idle by node. It is drawn for the share of time that resplit uses of a node.
+    """
+    use = record.use[record.use.time_s.between(0.0, record.duration_s)]
+    own = use.groupby("node").own_utilization.mean()
+    watts = [compute_w.get(str(node)) for node in own.index]
+    if not len(record.requests) or any(each is None for each in watts):
+        return float("nan")
+    return float(own.to_numpy() @ np.array(watts, dtype=float)) * record.duration_s / len(record.requests)
 
 
 def downtime(record: RunRecord) -> pd.DataFrame:

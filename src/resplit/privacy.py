@@ -35,6 +35,15 @@ def privacy_violation(placement: Sequence[str], blocks: Sequence[_Block], truste
     return f"block {blocks[exposed[0]].name} is private and {placement[exposed[0]]} is not trusted" if exposed else None
 
 
+def sensitivity(layer: int | None, layers: int) -> float:
+    """How much of the input and output tokens a block sees: (1 - depth)^2.
+
+    The depth is 0 at embed and at head (`layer` is None), and (k + 1) / (layers + 1) at layer k.
+    """
+    depth = 0.0 if layer is None else (layer + 1) / (layers + 1)
+    return (1.0 - depth) ** 2
+
+
 def with_private_layers(blocks: Sequence[BlockFeatures], private_layers: int) -> tuple[BlockFeatures, ...]:
     """The same blocks with embed, the first `private_layers` layers and head marked as private."""
 

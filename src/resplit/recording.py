@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from resplit.config import ClusterConfig
 from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
-from resplit.records import USE_COLUMNS, RunRecord, table
+from resplit.records import TOKEN_COLUMNS, USE_COLUMNS, RunRecord, table
 from resplit.scenario import LinkChange, LoadChange, NodeChange, ScenarioConfig
 from resplit.session_records import SessionMove, SessionRecord
 from resplit.status import NodeStatus
@@ -53,7 +55,7 @@ def run_record(
         seed=seed,
         duration_s=scenario.duration,
         requests=table("requests", _requests(observed, cluster)),
-        tokens=table("tokens", _tokens(observed)),
+        tokens=_tokens(observed),
         use=_use(observed),
         events=table("events", _events(observed, scenario)),
         epochs=table("epochs", _epochs(observed)),
@@ -107,12 +109,11 @@ def _failed_connection(request: ScheduledRequest, slo_s: float) -> dict[str, obj
     }
 
 
-def _tokens(observed: Observed) -> _Rows:
-    return [
-        {"time_s": time_s - observed.start_s, "request": index}
-        for index, session in enumerate(observed.sessions)
-        for time_s in session.token_times_s
-    ]
+def _tokens(observed: Observed) -> pd.DataFrame:
+    made = [len(session.token_times_s) for session in observed.sessions]
+    time_s = np.fromiter(itertools.chain.from_iterable(session.token_times_s for session in observed.sessions), float)
+    columns = {"time_s": time_s - observed.start_s, "request": np.repeat(np.arange(len(made)), made)}
+    return pd.DataFrame(columns).astype(TOKEN_COLUMNS)
 
 
 def _use(observed: Observed) -> pd.DataFrame:

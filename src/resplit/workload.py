@@ -11,9 +11,19 @@ from resplit.config import ClassConfig, ClusterConfig
 from resplit.scenario import ScenarioConfig
 from resplit.traces import TracedRequest
 
-__all__ = ["ScheduledRequest", "schedule_requests"]
+__all__ = ["Arrival", "ScheduledRequest", "schedule_arrivals", "schedule_requests"]
 
 _TOKENS_PER_WORD = 1.35  # of plain English in common vocabularies; only the mean prompt length depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request without its text, due `at_s` seconds after the start of the run. `prompt_tokens` are about right."""
+
+    at_s: float
+    request_class: str
+    prompt_tokens: int
+    new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -40,18 +50,43 @@ def schedule_requests(
     requests of its trace instead.
     """
     requests = []
-    for index, declared in enumerate(cluster.classes):
-        rng = np.random.default_rng((seed, index))
-        if traced and declared.name in traced:
-            drawn: Iterable[TracedRequest] = traced[declared.name]
-        else:
-            drawn = _drawn(declared, scenario, rng)
+    for index, (name, drawn) in enumerate(_by_class(cluster, scenario, seed, traced)):
+        texts = np.random.default_rng((seed, index, 1))
         for request in drawn:
             prompt_words = max(1, int(request.prompt_tokens / _TOKENS_PER_WORD))
-            first = int(rng.integers(0, max(1, len(words) - prompt_words)))
+            first = int(texts.integers(0, max(1, len(words) - prompt_words)))
             prompt = " ".join(words[first : first + prompt_words])
-            requests.append(ScheduledRequest(request.at_s, declared.name, prompt, request.new_tokens))
+            requests.append(ScheduledRequest(request.at_s, name, prompt, request.new_tokens))
     return sorted(requests, key=lambda request: request.at_s)
+
+
+def schedule_arrivals(
+    cluster: ClusterConfig,
+    scenario: ScenarioConfig,
+    seed: int,
+    traced: Mapping[str, Sequence[TracedRequest]] | None = None,
+) -> list[Arrival]:
+    """The requests of `schedule_requests`, with the same times, classes and lengths, but without texts."""
+    arrivals = [
+        Arrival(request.at_s, name, max(1, round(request.prompt_tokens)), request.new_tokens)
+        for name, drawn in _by_class(cluster, scenario, seed, traced)
+        for request in drawn
+    ]
+    return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+
+def _by_class(
+    cluster: ClusterConfig,
+    scenario: ScenarioConfig,
+    seed: int,
+    traced: Mapping[str, Sequence[TracedRequest]] | None,
+) -> Iterator[tuple[str, Iterable[TracedRequest]]]:
+    """Each class with its requests, in order of time."""
+    for index, declared in enumerate(cluster.classes):
+        if traced and declared.name in traced:
+            yield declared.name, traced[declared.name]
+        else:
+            yield declared.name, _drawn(declared, scenario, np.random.default_rng((seed, index)))
 
 
 def _drawn(declared: ClassConfig, scenario: ScenarioConfig, rng: np.random.Generator) -> Iterator[TracedRequest]:

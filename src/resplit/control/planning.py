@@ -57,13 +57,15 @@ def under_rules(problem: Problem, trusted: Collection[str], blocks: Sequence[Blo
     return replace(problem, nodes=nodes, blocks=tuple(blocks))
 
 
-def plan_without(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> BestEffortPlan:
+def plan_without(
+    problem: Problem, unused: Collection[str], current: tuple[str, ...], work_limit: int | None = None
+) -> BestEffortPlan:
     """The best plan in which the nodes `unused` run no block, for a cluster where `current` is placed now.
 
     If the other nodes cannot serve the whole demand within their ceilings, the ceilings rise, and then the plan is for
     the part that they can serve. The gateway refuses the rest.
     """
-    found = solve_best_effort(replace(without(problem, unused), current=current), _TIME_LIMIT_S)
+    found = solve_best_effort(replace(without(problem, unused), current=current), _TIME_LIMIT_S, work_limit)
     if found.note:
         _log.warning("the nodes cannot serve the whole demand within their ceilings", note=found.note)
     return found

@@ -30,7 +30,7 @@ from resplit.wire.step_stream import Crossing
 PERIOD_S = 0.5
 _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and of pass
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
-_ECHO_BYTES = (64, 32 * 1024)
+ECHO_BYTES = (64, 32 * 1024)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 
 
@@ -160,7 +160,7 @@ class Probe:
         )
 
     async def _echo(self, peer: Peer) -> None:
-        small, large = _ECHO_BYTES
+        small, large = ECHO_BYTES
         half_s = await peer.echo_s(small, _ECHO_WITHIN_S) / 2
         self._half_trips_s[peer.name].append(half_s)
         self._link_row(peer.name, small, half_s, "active")

@@ -33,19 +33,19 @@ class BestEffortPlan:
     note: str = ""
 
 
-def solve_best_effort(problem: Problem, time_limit_s: float = 10.0) -> BestEffortPlan:
+def solve_best_effort(problem: Problem, time_limit_s: float = 10.0, work_limit: int | None = None) -> BestEffortPlan:
     """Plan for the largest share of the demand, out of a fixed list, that has a plan under some ceilings.
 
     For each share the problem's own ceilings come first, then higher ones, as low as possible. If no share has a plan,
     returns the answer for the whole demand. The first solve takes at most `time_limit_s` seconds, each further one half
-    of it.
+    of it; or `work_limit` solver steps each, if it is given.
     """
-    whole = solve(problem, time_limit_s=time_limit_s)
+    whole = solve(problem, time_limit_s=time_limit_s, work_limit=work_limit)
     if whole.placement is not None:
         return BestEffortPlan(whole)
 
     def plan_of(posed: Problem) -> Plan | None:
-        plan = solve(posed, time_limit_s=time_limit_s / 2)
+        plan = solve(posed, time_limit_s=time_limit_s / 2, work_limit=work_limit)
         return plan if plan.placement is not None else None
 
     if plan_of(_with_ceilings(_part(problem, DEMAND_SHARES[-1]), OWN_SHARES[-1])) is None:

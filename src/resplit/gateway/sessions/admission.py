@@ -18,10 +18,10 @@ from resplit.gateway.sessions.wait_forecast import Pace, Work, wait_s
 _RETRY_AFTER_S = 2.0  # while no pace is known
 # On arrival, the forecast of the wait is multiplied by this: queues move unevenly, and a request that is refused only
 # later has waited in vain.
-_WAIT_FACTOR = 1.25
+WAIT_FACTOR = 1.25
 # The forecast of the service time is multiplied by this: it is a mean, so about half of all answers take longer.
-_SERVICE_FACTOR = 1.1
-_CHECK_EVERY_S = 0.25  # how often the forecast of a queued request is renewed
+SERVICE_FACTOR = 1.1
+CHECK_EVERY_S = 0.25  # how often the forecast of a queued request is renewed
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Admission:
         self._check_queue(reservation)
         if deadline is not None:
             waits_s = self._wait_s([*self._waiting, reservation])
-            self._check_deadline(reservation, deadline, None if waits_s is None else _WAIT_FACTOR * waits_s)
+            self._check_deadline(reservation, deadline, None if waits_s is None else WAIT_FACTOR * waits_s)
         self._waiting.append(reservation)
         try:
             self._advance()
@@ -127,7 +127,7 @@ class Admission:
             if (now_s := asyncio.get_running_loop().time()) >= due_s:
                 raise TimeoutError
             self._check_deadline(reservation, deadline)
-            check_s = due_s if deadline is None else min(due_s, now_s + _CHECK_EVERY_S)
+            check_s = due_s if deadline is None else min(due_s, now_s + CHECK_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(check_s):
                     await reservation.granted.wait()
@@ -171,7 +171,7 @@ class Admission:
         if deadline is None or service_s is None or waits_s is None or not self._running - {reservation}:
             return
         left_s = deadline.due_s - asyncio.get_running_loop().time()
-        if waits_s + _SERVICE_FACTOR * service_s >= left_s:
+        if waits_s + SERVICE_FACTOR * service_s >= left_s:
             raise CapacityError(
                 f"the answer would take {waits_s:.1f} s in the queue and then {service_s:.1f} s, but only "
                 f"{max(0.0, left_s):.1f} s are left of the {deadline.slo_s:g} s in which this class must be answered",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 from resplit.config import ClassConfig, ClusterConfig
@@ -16,10 +17,11 @@ _PRIOR_S = 10.0
 
 
 class Journal:
-    """Arrivals and records of one gateway."""
+    """Arrivals and records of one gateway. `clock` gives the time, in seconds since 1970 or since a start."""
 
-    def __init__(self, cluster: ClusterConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, clock: Callable[[], float] = time.time) -> None:
         self._cluster = cluster
+        self._clock = clock
         self._arrivals: deque[RequestArrival] = deque(maxlen=10_000)
         self._records: deque[SessionRecord] = deque(maxlen=20_000)
         self._recoveries: deque[SessionMove] = deque(maxlen=10_000)
@@ -59,7 +61,7 @@ class Journal:
 
     def demand(self, window_s: float) -> list[RequestClass]:
         """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
-        since_s = time.time() - window_s
+        since_s = self._clock() - window_s
         recent = [arrival for arrival in self._arrivals if arrival.time_s >= since_s]
         return [
             self._blended(c, [arrival for arrival in recent if arrival.request_class == c.name], window_s)

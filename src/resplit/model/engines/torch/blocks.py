@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from resplit.errors import ModelError
+from resplit.privacy import sensitivity
 from resplit.types import BlockFeatures, Split
 
 Kind = Literal["embed", "layer", "attention", "mlp", "head"]
@@ -261,8 +262,7 @@ def features(chain: Chain, weight_bytes: Sequence[float], item_bytes: int) -> tu
     """Features of every block, none marked as private.
 
     `weight_bytes` has the size of each packaged block, and `item_bytes` is the size of an item of hidden states and
-    caches. The sensitivity is (1 - depth)^2, with depth 0 at embed and at head, which see the input and output tokens,
-    and (k + 1) / (layers + 1) at layer k.
+    caches.
     """
     config = chain.config
     key_value_heads, head_width = chain.cache_shape
@@ -271,7 +271,6 @@ def features(chain: Chain, weight_bytes: Sequence[float], item_bytes: int) -> tu
         shapes = [all_shapes[name] for name in chain.tensor_names(index).values()]
         products = 0 if spec.kind == "embed" else sum(math.prod(shape) for shape in shapes if len(shape) == 2)
         attends = spec.kind in ("layer", "attention")
-        depth = 0.0 if spec.layer is None else (spec.layer + 1) / (config.num_hidden_layers + 1)
         result.append(
             BlockFeatures(
                 name=spec.name,
@@ -283,7 +282,7 @@ def features(chain: Chain, weight_bytes: Sequence[float], item_bytes: int) -> tu
                 kv_bytes_per_token=float(2 * key_value_heads * head_width * item_bytes) if attends else 0.0,
                 activation_bytes_per_token=4.0 if spec.kind == "head" else float(config.hidden_size * item_bytes),
                 private=False,
-                sensitivity=(1.0 - depth) ** 2,
+                sensitivity=sensitivity(spec.layer, config.num_hidden_layers),
             )
         )
     return tuple(result)

@@ -1,0 +1,297 @@
+"""The control loops in simulated time: ticks, reactions to detected changes, and recovery from losses.
+
+Cost model, estimate, planner and policies are those of a cluster. What they see is what a cluster would report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from resplit.config import ClusterConfig
+from resplit.control.planning import plan_without, without
+from resplit.cost import CostModel, NodeState, fit_cost_model, node_states, problem_from
+from resplit.decide import (
+    Decision,
+    DecisionOutcome,
+    History,
+    Settings,
+    measured_since,
+    registry_bytes_per_s,
+)
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
+from resplit.errors import DataError, ProposalRefusedError, ResplitError
+from resplit.estimate import Change, ClusterEstimate, under_estimates
+from resplit.pass_times import PassTime
+from resplit.policies import Policy, Situation
+from resplit.session_records import SessionRecord
+from resplit.simulate.agenda import Agenda
+from resplit.simulate.deployment import Deployment
+from resplit.simulate.gateway import Gateway
+from resplit.simulate.reports import Report, Reports
+from resplit.types import BlockFeatures, Problem, RequestClass
+
+__all__ = ["Control", "Loop"]
+
+_DEMAND_WINDOW_S = 8.0  # of the fast loop, as on a cluster
+_MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The loops: the period and window of ticks, how long a tick and a reaction take, and how losses are noticed."""
+
+    settings: Settings = field(default_factory=lambda: Settings(work_limit=2000))
+    period_s: float = 2.0
+    window_s: float = 4.0
+    tick_s: float = 0.5
+    reaction_s: float = 0.2
+    noticed_s: float = 0.55
+
+
+class Control:
+    """What decides in one simulated cluster. `decisions` is its log."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        features: Sequence[BlockFeatures],
+        policy: Policy,
+        loop: Loop,
+        cost: CostModel,
+        deployment: Deployment,
+        gateway: Gateway,
+        reports: Reports | None,
+        agenda: Agenda,
+        rng: np.random.Generator,
+    ) -> None:
+        self.decisions: list[Decision] = []
+        self._cluster = cluster
+        self._features = features
+        self._policy = policy
+        self._loop = loop
+        self._cost = cost
+        self._deployment = deployment
+        self._gateway = gateway
+        self._reports = reports
+        self._agenda = agenda
+        self._rng = rng
+        self._history = History()
+        self._states = {node.name: NodeState(node.memory, 0.0) for node in cluster.nodes}
+        self._lost: set[str] = set()
+        self._problem: Problem | None = None  # the latest that a tick posed
+        self._changes: list[Change] = []
+        self._reacting = False
+        self._armed = False
+        self._stopped = False
+        self._disturbed_until_s = -math.inf
+        self._estimate = ClusterEstimate(features, cluster.source)
+        self._estimate.set_model(cost)
+        self._slo_s = {declared.name: declared.slo for declared in cluster.classes}
+
+    def start(self) -> None:
+        """Begin the loops that the policy wants."""
+        if self._policy.asked & {"tick", "change"}:
+            self._gateway.on_pass = self._passed
+            self._agenda.after(self._loop.period_s, self._tick)
+            if self._reports is not None:
+                self._reports.on_report = self._reported
+
+    def first_problem(self) -> Problem:
+        """The problem of the declared demand, before anything is placed."""
+        self._problem = self._posed(self._gateway.journal.demand(1.0))
+        return self._problem
+
+    def stop(self) -> None:
+        """Decide no more: the workload has ended."""
+        self._stopped = True
+
+    def scheduled(self, problem: Problem) -> None:
+        """A phase of the scenario begins, in which `problem` is true: ask a policy that knows it beforehand."""
+        live = self._deployment.live
+        if "schedule" in self._policy.asked and live is not None and not self._stopped:
+            posed = replace(problem, current=live.placement)
+            situation = Situation(self._agenda.now_s, posed, self._loop.settings, self._history)
+            self._ask(situation, self._loop.settings, 0.0)
+
+    def lost(self, node: str) -> None:
+        """A node went down. That is noticed a little later; then the cluster plans without it."""
+        self._agenda.after(self._loop.noticed_s, self._notice, node)
+
+    def returned(self, node: str) -> None:
+        """A node is back."""
+        self._lost.discard(node)
+        live = self._deployment.live
+        if live is not None and self._gateway.broken:
+            self._recover()
+
+    # --- the slow loop
+
+    def _tick(self) -> None:
+        """Algorithm 1 of the paper: observe, fit, decide, propose."""
+        if self._stopped:
+            return
+        self._agenda.after(self._loop.period_s, self._tick)
+        now_s, window_s, live = self._agenda.now_s, self._loop.window_s, self._deployment.live
+        if self._reports is None or live is None:
+            return
+        telemetry = self._reports.window(now_s - window_s)
+        try:
+            self._cost = fit_cost_model(telemetry, self._features, self._cost, hold_out=False)
+        except DataError as error:
+            self.decisions.append(Decision(now_s, "keep", str(error)))
+            return
+        self._states = node_states(telemetry.nodes)
+        self._problem = self._posed(self._gateway.journal.demand(2 * window_s))
+        self._estimate.set_model(self._cost)
+        problem = under_estimates(self._problem, self._estimate.estimates(now_s))
+        moved_s = self._history.last.at_s if self._history.last else 0.0
+        measured = measured_since(self._recent(now_s - 2 * window_s), self._slo_s, max(moved_s, now_s - 2 * window_s))
+        busy = telemetry.nodes.groupby("node").cpu_utilization.mean()
+        if not self._armed:  # what was detected before is no news to the models
+            self._changes.clear()
+        self._armed = "change" in self._policy.asked
+        situation = Situation(
+            now_s,
+            problem,
+            self._settings(),
+            self._history,
+            self._cost.uncertainty,
+            measured=measured,
+            busy={str(node): float(share) for node, share in busy.items()},
+        )
+        if "tick" in self._policy.asked:
+            self._ask(situation, situation.settings, self._loop.tick_s)
+
+    def _settings(self) -> Settings:
+        return replace(self._loop.settings, registry_bytes_per_s=registry_bytes_per_s(self._deployment.history))
+
+    def _posed(self, demand: Sequence[RequestClass]) -> Problem:
+        live = self._deployment.live
+        return problem_from(
+            self._cost,
+            self._features,
+            self._cluster,
+            self._states,
+            demand,
+            live.placement if live else None,
+            self._lost,
+        )
+
+    # --- the fast loop
+
+    def _passed(self, done: PassTime) -> None:
+        """Take the times of a pass. One that ran while blocks were loaded says nothing about the time after it."""
+        if done.at_s - done.total_s <= self._disturbed_until_s:
+            return
+        self._note(self._estimate.observe(done))
+        if self._reports is not None and (links := self._estimate.suspects(done)):
+            self._reports.measure(links)
+
+    def _reported(self, report: Report) -> None:
+        now_s, estimate = self._agenda.now_s, self._estimate
+        if not math.isnan(report.reference_s):
+            self._note(estimate.observe_report(report.node, report.reference_s, report.background_utilization, now_s))
+        for peer, size, seconds in report.links:
+            self._note(estimate.links.observe(report.node, peer, size, seconds, now_s))
+
+    def _note(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        self._changes += changes
+        if not self._reacting and self._armed and not self._stopped:
+            self._reacting = True
+            self._agenda.after(0.0, self._react)
+
+    def _react(self) -> None:
+        """Ask about the changes that were detected, with the models that the last tick set."""
+        changes, self._changes, self._reacting = self._changes, [], False
+        live = self._deployment.live
+        if not changes or self._problem is None or live is None:
+            return
+        now_s = self._agenda.now_s
+        posed = replace(
+            without(self._problem, self._lost),
+            current=live.placement,
+            classes=tuple(self._gateway.journal.demand(_DEMAND_WINDOW_S)),
+        )
+        problem = under_estimates(posed, self._estimate.estimates(now_s))
+        settings = self._settings()
+        recent = [each for each in self._deployment.history if each.committed_s > now_s - _MOVES_WITHIN_S]
+        if len(recent) < _MOST_MOVES:
+            settings = replace(settings, cooldown_s=0.0)
+        situation = Situation(now_s, problem, settings, self._history, self._cost.uncertainty, tuple(changes))
+        self._ask(situation, self._loop.settings, self._loop.reaction_s)
+
+    # --- decide and deploy
+
+    def _ask(self, situation: Situation, settings: Settings, took_s: float) -> None:
+        """Ask the policy; what it answers is deployed when planning has taken its time."""
+        try:
+            decision = self._policy.decide(situation, self._rng)
+        except ResplitError as error:
+            self.decisions.append(Decision(situation.now_s, "keep", str(error)))
+            return
+        decision = replace(decision, seen=tuple(map(str, situation.changes)))
+        live = self._deployment.live
+        if decision.action == "keep" or live is None:
+            self.decisions.append(replace(decision, outcome=DecisionOutcome(plan_s=took_s)))
+        else:
+            self._agenda.after(took_s, self._deploy, decision, live.epoch, settings, took_s)
+
+    def _deploy(self, decision: Decision, based_on: int, settings: Settings, took_s: float) -> None:
+        begun_s, place = self._agenda.now_s, len(self.decisions)
+        self.decisions.append(decision)
+
+        def live(epoch: LiveEpoch) -> None:
+            self._disturbed_until_s = self._agenda.now_s
+            self._history = self._history.moved(decision.move(self._agenda.now_s), settings)
+            self.decisions[place] = replace(
+                decision, outcome=DecisionOutcome(epoch.epoch, None, took_s, self._agenda.now_s - begun_s)
+            )
+
+        try:
+            self._deployment.deploy(decision.proposal(based_on), live)
+            self._disturbed_until_s = math.inf
+        except ProposalRefusedError as error:
+            self.decisions[place] = replace(decision, outcome=DecisionOutcome(refused=str(error), plan_s=took_s))
+
+    def _recent(self, since_s: float) -> list[SessionRecord]:
+        """The records of the requests that ended since then: those before did not arrive later."""
+        recent: list[SessionRecord] = []
+        for record in reversed(self._gateway.records):
+            ended_s = record.token_times_s[-1] if record.token_times_s else record.arrival_s
+            if ended_s < since_s:
+                break
+            recent.append(record)
+        return recent[::-1]
+
+    # --- recovery
+
+    def _notice(self, node: str) -> None:
+        self._lost.add(node)
+        self._gateway.lose(node)
+        if self._gateway.broken:
+            self._recover()
+
+    def _recover(self) -> None:
+        """Plan without the nodes that are lost, and deploy: the live epoch cannot serve."""
+        live, problem = self._deployment.live, self._problem
+        if live is None or problem is None:
+            return
+        plan = plan_without(problem, self._lost, live.placement, self._loop.settings.work_limit).plan
+        if plan.placement is None or plan.terms is None:
+            self._agenda.after(0.25, self._recover_again)
+            return
+        proposal = Proposal(plan.placement, RECOVER, live.epoch, plan.terms.latency_s, plan.lower_bound)
+        try:
+            self._deployment.deploy(proposal, lambda epoch: None)
+        except ProposalRefusedError:  # another epoch is being prepared
+            self._agenda.after(0.25, self._recover_again)
+
+    def _recover_again(self) -> None:
+        if self._gateway.broken:
+            self._recover()

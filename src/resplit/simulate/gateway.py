@@ -1,0 +1,397 @@
+"""The gateway in simulated time: admits requests and runs their passes along the route, one after another.
+
+`Gateway` follows the life of a session, as `gateway/sessions/session.py` does: admitted, decoding, moving, recovering,
+ended. Tokens have no content here. Drafts and stop words are not simulated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from resplit.config import ClusterConfig
+from resplit.gateway.sessions.journal import Journal
+from resplit.pass_times import PassTime, SegmentTime
+from resplit.session_records import RequestArrival, SessionMove, SessionRecord
+from resplit.simulate.admission import Admission, Place
+from resplit.simulate.agenda import Agenda
+from resplit.simulate.machines import Ran, Visit, segment_pass
+from resplit.simulate.network import Network
+from resplit.simulate.sessions import PreCopy, Route, Session
+from resplit.types import BlockFeatures
+from resplit.workload import Arrival
+
+__all__ = ["Gateway"]
+
+# As in the session of the real gateway: the switch sends at most so many positions, unless that would not get fewer.
+_PATCH_POSITIONS = 2
+_OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
+
+
+class Gateway:
+    """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass.
+
+    `on_pass` gets the times of each pass, `on_settled` is called as sessions leave epochs.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        features: Sequence[BlockFeatures],
+        network: Network,
+        agenda: Agenda,
+        overhead_s: float = 0.0,
+    ) -> None:
+        self.on_pass: Callable[[PassTime], None] | None = None
+        self.on_settled: Callable[[], None] = lambda: None
+        self.records: list[SessionRecord] = []
+        self.journal = Journal(cluster, lambda: agenda.now_s)
+        self.live: Route | None = None
+        self._cluster = cluster
+        self._features = features
+        self._network = network
+        self._agenda = agenda
+        self._overhead_s = overhead_s
+        self._admission = Admission(cluster.limits, cluster.kv_tokens, agenda)
+        self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
+        self._sessions: dict[str, Session] = {}
+        self._open = 0  # requests that wait or run
+        self._paused = False
+        self._when_quiet: Callable[[], None] | None = None
+        self._broken = False  # the live route cannot serve, and no other is live yet
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return self._open > 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether the live route cannot serve, because a node of it is lost."""
+        return self._broken
+
+    def oldest_epoch(self) -> int:
+        """The oldest epoch that a session uses."""
+        live = self.live.epoch if self.live else 0
+        return min([live, *(each.route.epoch for each in self._sessions.values() if each.route)])
+
+    # --- a request arrives and is admitted
+
+    def arrive(self, arrival: Arrival, name: str) -> None:
+        """A request arrives: it is admitted, waits, or is refused."""
+        now_s = self._agenda.now_s
+        self.journal.arrived(RequestArrival(arrival.request_class, now_s, arrival.prompt_tokens, arrival.new_tokens))
+        session = Session(name, arrival)
+        self._open += 1
+        if arrival.prompt_tokens + arrival.new_tokens > min(
+            self._cluster.limits.context_tokens, self._cluster.kv_tokens
+        ):
+            self._end(session, _TOO_LONG)
+            return
+        slo_s = self._slo_s[arrival.request_class]
+        session.place = Place(
+            arrival.prompt_tokens,
+            arrival.new_tokens,
+            None if slo_s is None else now_s + slo_s,
+            start=lambda: self._admitted(session),
+            refuse=lambda: self._end(session, _BUSY),
+        )
+        self._agenda.after(self._cluster.limits.deadline, self._deadline, session)
+        self._admission.request(session.place)
+
+    def _admitted(self, session: Session) -> None:
+        self._sessions[session.name] = session
+        if self.live is not None:
+            session.enter(self.live)
+        self._next(session)
+
+    def _deadline(self, session: Session) -> None:
+        if not session.ended:
+            self._end(session, _TIMEOUT)
+
+    # --- decoding: one pass after another
+
+    def _next(self, session: Session) -> None:
+        """At a token boundary: follow the live epoch, then begin the next pass. While passes are paused, wait."""
+        if self._paused or self._broken or self.live is None:
+            session.resume = lambda: self._next(session)
+            self._quiet()
+            return
+        if session.route is None:
+            session.enter(self.live)
+        if self._follows(session):
+            self._begin(session)
+
+    def _begin(self, session: Session) -> None:
+        """Begin the pass of the prompt, or of the last token."""
+        self._pass(session, session.position, 1 if session.position else session.arrival.prompt_tokens)
+
+    def _pass(self, session: Session, start: int, tokens: int) -> None:
+        session.begin_pass(self._agenda.now_s)
+        self._send(session, 0, start, tokens, more=False, begun_s=session.begun_s + self._overhead_s)
+
+    def _send(self, session: Session, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
+        """Send `tokens` positions from `start` on to a stage of the route; behind the last stage, to the gateway."""
+        route = session.route
+        assert route is not None
+        source = self._cluster.source
+        here = route.machines[stage - 1].name if stage else source
+        there = route.machines[stage].name if stage < len(route.machines) else source
+        # The head sends one token, whatever the length of the pass.
+        payload = route.payload_bytes[stage] * (tokens if stage < len(route.machines) else 1)
+        due_s = self._network.due_s(here, there, payload, begun_s)
+        if due_s == math.inf:  # until the deadline, or a loss is noticed
+            return
+        if stage < len(route.machines):
+            self._agenda.at(due_s, self._arrive, session, session.attempt, route, stage, start, tokens, more)
+        else:
+            self._agenda.at(due_s, self._answered, session, session.attempt, start, tokens)
+
+    def _arrive(
+        self, session: Session, attempt: int, route: Route, stage: int, start: int, tokens: int, more: bool
+    ) -> None:
+        if session.ended or attempt != session.attempt:
+            return
+        segment = route.segments[stage]
+        if tokens == 1 and start > 0:
+            work = session.decode_pass(stage)
+        else:
+            work = segment_pass(session.name, segment.first, segment.last, start, tokens, len(route.segments), more)
+
+        def ran(visit: Visit, batch: Ran) -> None:
+            self._ran(session, attempt, stage, start, visit, batch, more)
+
+        route.machines[stage].arrive(Visit(work, done_by=ran))
+
+    def _ran(
+        self, session: Session, attempt: int, stage: int, start: int, visit: Visit, batch: Ran, more: bool
+    ) -> None:
+        """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""
+        if session.ended or attempt != session.attempt:
+            return
+        route = session.route
+        assert route is not None
+        first = start + visit.done - batch.tokens
+        last_part = batch.is_last and not more
+        if last_part:
+            session.pass_waited_s += batch.waited_s
+            session.pass_computed_s += batch.computed_s
+            if self.on_pass is not None:
+                segment = route.segments[stage]
+                session.segments.append(
+                    SegmentTime(
+                        segment.node,
+                        segment.first,
+                        segment.last,
+                        batch.waited_s,
+                        batch.computed_s,
+                        batch.background_utilization,
+                        batch.decodes,
+                        batch.prefill_tokens,
+                    )
+                )
+        if stage + 1 < len(route.machines) or last_part:
+            self._send(session, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
+
+    def _answered(self, session: Session, attempt: int, start: int, tokens: int) -> None:
+        """The token of a pass is here."""
+        if session.ended or attempt != session.attempt:
+            return
+        now_s, route = self._agenda.now_s, session.route
+        assert route is not None
+        assert session.place is not None
+        took_s, session.running = now_s - session.begun_s, False
+        session.waited_s += session.pass_waited_s
+        session.computed_s += session.pass_computed_s
+        session.hops_s += max(0.0, took_s - session.pass_waited_s - session.pass_computed_s)
+        begin, session.position = session.position, start + tokens
+        session.made += 1
+        session.token_s.append(now_s)
+        self._admission.made_token(session.place, took_s)
+        if self.on_pass is not None:
+            done = PassTime(route.epoch, begin, session.position - begin, now_s, took_s, tuple(session.segments))
+            self.on_pass(done)
+        self._copy(session)
+        if session.made >= session.arrival.new_tokens:
+            self._end(session, _OK)
+        else:
+            self._next(session)
+
+    def _copy(self, session: Session) -> None:
+        """Stand-by nodes get the caches every so many positions."""
+        every = self._cluster.limits.copy_every
+        if every and session.position - session.replica >= every:
+            session.replica = session.position
+
+    def _end(self, session: Session, status: int) -> None:
+        """A request ends: its nodes free its caches."""
+        session.ended = True
+        self._open -= 1
+        if session.place is not None and status in (_OK, _TIMEOUT):
+            self._admission.leave(session.place)
+        if self._sessions.pop(session.name, None) is not None and session.route is not None:
+            for machine in session.route.machines:
+                machine.ended(session.name)
+            if self.live is not None and session.route.epoch != self.live.epoch:
+                self.on_settled()
+        record = _record(session, status)
+        self.journal.ended(record)
+        self.records.append(record)
+
+    # --- moving: the caches follow the blocks, and the session switches at a token boundary
+
+    def activate(self, route: Route) -> None:
+        """Make an epoch the live one. Running sessions move to it at a token boundary."""
+        self.live, self._broken = route, False
+        self._resume()
+
+    def _follows(self, session: Session) -> bool:
+        """Between passes: begin, continue or finish the move to the live epoch. False if the session waits for it."""
+        live, now_s = self.live, self._agenda.now_s
+        assert live is not None
+        if session.precopy is None:
+            if session.route is live:
+                return True
+            if session.position == 0:  # nothing is cached yet
+                session.enter(live)
+                self.on_settled()
+                return True
+            session.precopy = self._precopy(session, live, 0, 0.0)
+        copy = session.precopy
+        if now_s < copy.done_s:
+            return True  # passes go on along the old route
+        missing = session.position - copy.last
+        if _PATCH_POSITIONS < missing < copy.last - copy.first:
+            session.precopy = self._precopy(session, copy.target, copy.last, copy.cache_bytes)
+            return True
+        patch_bytes, until_s = self._transfer(session, copy.target, missing, background=False)
+        session.moves.append(SessionMove(copy.target.epoch, until_s - now_s, int(copy.cache_bytes + patch_bytes)))
+        session.enter(copy.target)
+        self.on_settled()
+        self._agenda.at(until_s, self._go_on, session, session.attempt)
+        return False
+
+    def _go_on(self, session: Session, attempt: int) -> None:
+        if not session.ended and attempt == session.attempt:
+            self._next(session)
+
+    def _precopy(self, session: Session, target: Route, first: int, sent_bytes: float) -> PreCopy:
+        more_bytes, done_s = self._transfer(session, target, session.position - first, background=True)
+        return PreCopy(target, first, session.position, sent_bytes + more_bytes, done_s)
+
+    def _transfer(self, session: Session, target: Route, positions: int, background: bool) -> tuple[float, float]:
+        """Send so many positions of the caches that move; returns their bytes, and when they have arrived.
+
+        The gateway tells the old nodes to send, and is told when that is done: a round trip of messages.
+        """
+        assert session.route is not None
+        now_s, source, sent = self._agenda.now_s, self._cluster.source, 0.0
+        done_s = now_s
+        bytes_by_pair: dict[tuple[str, str], float] = {}
+        for feature, old, new in zip(self._features, session.route.placement, target.placement, strict=True):
+            if old != new and feature.kv_bytes_per_token > 0:
+                size = feature.kv_bytes_per_token * positions
+                bytes_by_pair[old, new] = bytes_by_pair.get((old, new), 0.0) + size
+        send = self._network.background_due_s if background else self._network.due_s
+        for (old, new), size in bytes_by_pair.items():
+            told_s = now_s + self._network.seconds(source, old, 0.0, now_s)
+            arrived_s = send(old, new, size, told_s)
+            done_s = max(done_s, arrived_s + self._network.seconds(old, source, 0.0, now_s))
+            sent += size
+        return sent, done_s
+
+    def pause(self, then: Callable[[], None]) -> None:
+        """Let no pass begin from now on, and call `then` once none is under way."""
+        self._paused, self._when_quiet = True, then
+        self._quiet()
+
+    def _quiet(self) -> None:
+        then = self._when_quiet
+        if then is not None and not any(session.running for session in self._sessions.values()):
+            self._when_quiet = None
+            then()
+
+    def move_all(self, target: Route) -> float:
+        """While passes are paused: send the caches of all sessions to `target`. Returns when they have arrived."""
+        begun_s = until_s = self._agenda.now_s
+        for session in self._sessions.values():
+            if session.route is None:
+                continue
+            sent, done_s = self._transfer(session, target, session.position, background=False)
+            session.enter(target)
+            session.moves.append(SessionMove(target.epoch, done_s - begun_s, int(sent)))
+            until_s = max(until_s, done_s)
+        return until_s
+
+    def unpause(self) -> None:
+        """Let passes begin again."""
+        self._paused = False
+        self._resume()
+
+    def _resume(self) -> None:
+        for session in list(self._sessions.values()):
+            if (resume := session.resume) is not None and not session.ended:
+                session.resume = None
+                resume()
+
+    # --- recovering: a node was lost
+
+    def lose(self, node: str) -> None:
+        """A node is lost: its sessions wait for a route without it. They keep what stand-by nodes hold."""
+        if self.live is not None and node in self.live.placement:
+            self._broken = True
+        for session in self._sessions.values():
+            if session.route is not None and node in session.route.placement:
+                self._lose(session)
+
+    def _lose(self, session: Session) -> None:
+        session.attempt += 1
+        session.running, session.precopy = False, None
+        begun_s = self._agenda.now_s
+        session.resume = lambda: self._recover(session, begun_s)
+
+    def _recover(self, session: Session, begun_s: float) -> None:
+        """Restore the caches that survive, and repeat the other passes: the prompt alone, or the steps since."""
+        route = self.live
+        if route is None or self._broken or self._paused:
+            session.resume = lambda: self._recover(session, begun_s)
+            return
+        kept = min(session.replica, session.position)
+        sent, done_s = 0.0, self._agenda.now_s
+        if kept and session.route is not None:
+            sent, done_s = self._transfer(session, route, kept, background=False)
+        missing = session.position - kept
+        session.enter(route)
+        session.moves.append(SessionMove(route.epoch, done_s - begun_s, int(sent), replayed=True))
+        self.on_settled()
+        if missing:
+            # The replay is a pass without an answer of its own: its positions are computed with the next step.
+            session.position = kept
+            self._agenda.at(done_s, self._replay, session, session.attempt, kept, missing)
+        else:
+            self._agenda.at(done_s, self._go_on, session, session.attempt)
+
+    def _replay(self, session: Session, attempt: int, start: int, missing: int) -> None:
+        if session.ended or attempt != session.attempt:
+            return
+        self._pass(session, start, missing + 1)
+
+
+def _record(session: Session, status: int) -> SessionRecord:
+    arrival = session.arrival
+    return SessionRecord(
+        request_class=arrival.request_class,
+        arrival_s=arrival.at_s,
+        first_token_s=session.token_s[0] if session.token_s else math.nan,
+        end_s=session.token_s[-1] if status == _OK else math.nan,
+        prompt_tokens=arrival.prompt_tokens,
+        new_tokens=len(session.token_s),
+        status=status,
+        epochs=tuple(session.epochs),
+        moves=tuple(session.moves),
+        private_ok=session.private_ok,
+        token_times_s=tuple(session.token_s),
+        waited_s=session.waited_s,
+        computed_s=session.computed_s,
+        hops_s=session.hops_s,
+    )

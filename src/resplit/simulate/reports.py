@@ -1,0 +1,198 @@
+"""What the machines report of themselves: telemetry, noisy and late, as the probe of a node makes it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from resplit.node.batching import Batch
+from resplit.node.emulation import Load
+from resplit.node.probe import ECHO_BYTES, PERIOD_S, some_of_each
+from resplit.simulate.agenda import Agenda
+from resplit.simulate.machines import Machine
+from resplit.simulate.network import Network
+from resplit.telemetry.tables import BLOCK_COLUMNS, LINK_COLUMNS, NODE_COLUMNS, Telemetry
+from resplit.types import BlockFeatures
+
+__all__ = ["Noise", "Report", "Reports"]
+
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How noisy and late telemetry is: relative deviations of times, that of shares, and seconds until it is known."""
+
+    pass_s: float = 0.02
+    link_s: float = 0.05
+    share: float = 0.01
+    late_s: float = 0.25
+
+
+@dataclass(frozen=True)
+class Report:
+    """The newest about one node: what an estimate takes from it."""
+
+    node: str
+    reference_s: float
+    background_utilization: float
+    links: tuple[tuple[str, float, float], ...]  # peer, bytes and seconds of each probe
+
+
+class Reports:
+    """The telemetry of the last `keep_s` seconds. `on_report` gets each report when it is known."""
+
+    def __init__(
+        self,
+        machines: Mapping[str, Machine],
+        features: Sequence[BlockFeatures],
+        memory_bytes: Mapping[str, float],
+        network: Network,
+        agenda: Agenda,
+        rng: np.random.Generator,
+        noise: Noise,
+        keep_s: float,
+    ) -> None:
+        self.on_report: Callable[[Report], None] | None = None
+        self.held_bytes: Callable[[str], float] = lambda node: 0.0
+        self._machines = machines
+        self._features = features
+        self._memory_bytes = memory_bytes
+        self._network = network
+        self._agenda = agenda
+        self._rng = rng
+        self._noise = noise
+        self._keep_s = keep_s
+        self._turn = 0
+        self._busy_s = dict.fromkeys(machines, 0.0)
+        self._timings: dict[str, list[_Row]] = {name: [] for name in machines}
+        self._tables: dict[str, deque[_Row]] = {name: deque() for name in ("nodes", "links", "blocks")}
+        self._names = list(machines)
+        for machine in machines.values():
+            machine.on_batch = self._batch
+        agenda.after(PERIOD_S, self._sample)
+
+    def window(self, since_s: float) -> Telemetry:
+        """All rows from `since_s` on that are known now."""
+        known_s = self._agenda.now_s - self._noise.late_s
+        columns = {"nodes": NODE_COLUMNS, "links": LINK_COLUMNS, "blocks": BLOCK_COLUMNS}
+        return Telemetry(
+            **{
+                name: pd.DataFrame(
+                    [row for row in rows if since_s <= row["time_s"] <= known_s], columns=list(columns[name])
+                ).astype(columns[name])
+                for name, rows in self._tables.items()
+            }
+        )
+
+    def measure(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Probe links now, twice each. The results are known a round trip later."""
+        for one, other in pairs:
+            for _ in range(2):
+                echoes = self._echo(one, other)
+                if self.on_report is not None:
+                    report = Report(one, math.nan, math.nan, tuple(echoes))
+                    self._agenda.after(2 * sum(seconds for *_, seconds in echoes), self.on_report, report)
+
+    def _sample(self) -> None:
+        """Each machine that is up reports on itself and probes one link, each time another."""
+        self._turn += 1
+        for name, machine in self._machines.items():
+            if machine.alive:
+                self._report(name, machine)
+        self._forget()
+        self._agenda.after(PERIOD_S, self._sample)
+
+    def _report(self, name: str, machine: Machine) -> None:
+        now_s, hardware = self._agenda.now_s, machine.hardware
+        own = (machine.busy_s - self._busy_s[name]) / PERIOD_S
+        self._busy_s[name] = machine.busy_s
+        truth = hardware.background_utilization
+        background = min(1.0, max(0.0, truth + self._noise.share * self._rng.standard_normal())) if truth else 0.0
+        own = min(own, 1 - background)
+        reference_s = hardware.node_s("layer")
+        held = self.held_bytes(name)
+        self._tables["nodes"].append(
+            {
+                "time_s": now_s,
+                "node": name,
+                "cpu_utilization": background + own,
+                "own_utilization": own,
+                "memory_free_bytes": max(0.0, self._memory_bytes[name] - held),
+                "memory_held_bytes": held,
+                "gpu_utilization": math.nan,
+                "reference_s": reference_s,
+                "emulated": True,
+            }
+        )
+        timings, self._timings[name] = self._timings[name], []
+        self._tables["blocks"].extend(some_of_each(timings))
+        peers = [peer for peer in self._names if peer != name]
+        echoes = self._echo(name, peers[self._turn % len(peers)]) if peers else []
+        if self.on_report is not None:
+            report = Report(name, reference_s, background, tuple(echoes))
+            self._agenda.after(self._noise.late_s, self.on_report, report)
+
+    def _echo(self, name: str, peer: str) -> list[tuple[str, float, float]]:
+        """Probes of two sizes over one link: peer, bytes and seconds. None comes back from a machine that is down."""
+        if not self._machines[peer].alive:
+            return []
+        now_s, echoes = self._agenda.now_s, []
+        for size in ECHO_BYTES:
+            seconds = self._network.seconds(name, peer, size, now_s) * self._factor(self._noise.link_s)
+            echoes.append((peer, float(size), seconds))
+            self._tables["links"].append(
+                {
+                    "time_s": now_s,
+                    "node": name,
+                    "peer": peer,
+                    "payload_bytes": float(size),
+                    "seconds": seconds,
+                    "source": "active",
+                    "emulated": True,
+                }
+            )
+        return echoes
+
+    def _batch(self, machine: Machine, batch: Batch, load: Load, factor: float) -> None:
+        """Keep the timing of one block of each kind. A batch of decode steps and a prompt is of neither phase."""
+        sessions = len(batch.parts)
+        if 0 < load.decodes < sessions:
+            return
+        phase = "decode" if load.decodes else "prefill"
+        kinds: dict[str, int] = {}
+        for block in range(batch.first, batch.last + 1):
+            kinds.setdefault(self._features[block].kind, block)
+        context = sum(part.waiting.work.start for part in batch.parts) // sessions
+        for kind, block in kinds.items():
+            feature = self._features[block]
+            seconds = machine.hardware.node_s(kind, load) * factor
+            self._timings[machine.name].append(
+                {
+                    "time_s": self._agenda.now_s,
+                    "node": machine.name,
+                    "block": feature.name,
+                    "kind": kind,
+                    "phase": phase,
+                    "tokens": load.decodes or load.prefill_tokens,
+                    "context_tokens": context,
+                    "sessions": sessions,
+                    "seconds": seconds * self._factor(self._noise.pass_s),
+                    "emulated": True,
+                }
+            )
+
+    def _forget(self) -> None:
+        since_s = self._agenda.now_s - self._keep_s
+        for rows in self._tables.values():
+            while rows and rows[0]["time_s"] < since_s:
+                rows.popleft()
+
+    def _factor(self, deviation: float) -> float:
+        return math.exp(deviation * self._rng.standard_normal()) if deviation else 1.0

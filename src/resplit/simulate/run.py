@@ -1,0 +1,242 @@
+"""A simulated run: one cluster, one workload and one policy, from the first arrival to the end of the last request.
+
+`simulate` reads as the model does: machines and links, the gateway in front of them, the reports that they make, the
+loops that decide, and what the scenario does to all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from resplit.config import ClusterConfig
+from resplit.control.rules import PlacementRules
+from resplit.epochs import Proposal
+from resplit.errors import ConfigError, InfeasibleError
+from resplit.node.emulation import Hardware
+from resplit.phases import Phase, declared_phase, phases_of, problem_in
+from resplit.planner.best_effort import solve_best_effort
+from resplit.policies import Policy
+from resplit.recording import Observed, run_record
+from resplit.records import RunRecord
+from resplit.scenario import ScenarioConfig
+from resplit.simulate.agenda import Agenda
+from resplit.simulate.control import Control, Loop
+from resplit.simulate.cost import declared_cost_model
+from resplit.simulate.deployment import Deployment, Loading
+from resplit.simulate.gateway import Gateway
+from resplit.simulate.machines import Machine
+from resplit.simulate.network import Network
+from resplit.simulate.reports import Noise, Reports
+from resplit.types import BlockFeatures, Problem
+from resplit.workload import Arrival
+
+__all__ = ["Physics", "simulate"]
+
+_TOKEN_BYTES = 4.0
+_SAMPLE_S = 1.0  # of the use of nodes
+
+
+@dataclass(frozen=True)
+class Physics:
+    """What a cluster file does not say: the times of software, loading, and the noise of telemetry.
+
+    `hop_s` is added to each message, `pass_s` to each pass at the gateway, `batch_error` is the relative deviation of
+    the time of a batch, and `profile_error` that of the cost model with which a run begins. A node that comes back can
+    be used `start_s` later.
+    """
+
+    hop_s: float = 0.001
+    pass_s: float = 0.001
+    batch_error: float = 0.01
+    profile_error: float = 0.01
+    start_s: float = 2.0
+    loading: Loading = field(default_factory=Loading)
+    noise: Noise = field(default_factory=Noise)
+
+
+def simulate(
+    cluster: ClusterConfig,
+    features: Sequence[BlockFeatures],
+    scenario: ScenarioConfig,
+    arrivals: Sequence[Arrival],
+    policy: Policy,
+    *,
+    name: str,
+    seed: int,
+    loop: Loop | None = None,
+    physics: Physics | None = None,
+) -> RunRecord:
+    """The record of one run of `policy`, called `name`, in the tables that a run on a cluster leaves.
+
+    `features` has the private blocks marked; `arrivals` are the workload, in order of time. The same arguments give the
+    same record. InfeasibleError if the model has no first placement.
+    """
+    return _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics()).record(
+        arrivals, name
+    )
+
+
+class _Run:
+    """One simulated cluster, with the state of the world beside it."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        features: tuple[BlockFeatures, ...],
+        scenario: ScenarioConfig,
+        policy: Policy,
+        seed: int,
+        loop: Loop,
+        physics: Physics,
+    ) -> None:
+        self._cluster, self._features, self._scenario, self._seed = cluster, features, scenario, seed
+        self._physics = physics
+        self._loop = loop
+        self._agenda = agenda = Agenda()
+        streams = [np.random.default_rng((seed, number)) for number in range(5)]
+        network_rng, machine_rng, report_rng, profile_rng, policy_rng = streams
+        self._network = network = Network(cluster.link, network_rng, physics.hop_s)
+        kinds = [feature.kind for feature in features]
+        service = _noisy(machine_rng, physics.batch_error) if physics.batch_error else None
+        self._machines = machines = {
+            node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
+            for node in cluster.nodes
+        }
+        self._gateway = gateway = Gateway(cluster, features, network, agenda, physics.pass_s)
+        rules = PlacementRules(cluster, features)
+        self._deployment = Deployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
+        decides = bool(policy.asked & {"tick", "change"})
+        reports = (
+            Reports(
+                machines,
+                features,
+                {node.name: node.memory for node in cluster.nodes},
+                network,
+                agenda,
+                report_rng,
+                physics.noise,
+                2 * loop.window_s,
+            )
+            if decides
+            else None
+        )
+        hardware = {name: machine.hardware for name, machine in machines.items()}
+        cost = declared_cost_model(
+            cluster, features, hardware, network.shape, physics.hop_s, physics.profile_error, profile_rng
+        )
+        self._control = Control(
+            cluster, features, policy, loop, cost, self._deployment, gateway, reports, agenda, policy_rng
+        )
+        self._use: list[tuple[float, str, float, float]] = []
+        self._sampled_busy_s = dict.fromkeys(machines, 0.0)
+
+    def record(self, arrivals: Sequence[Arrival], name: str) -> RunRecord:
+        """Place the model, serve the workload while the scenario changes the cluster, and record what happened."""
+        agenda, scenario = self._agenda, self._scenario
+        problem = self._place_first()
+        self._schedule_changes(problem)
+        self._control.start()
+        agenda.after(_SAMPLE_S, self._sample_use)
+        self._arrive(iter(enumerate(arrivals)))
+        agenda.run(scenario.duration)
+        self._control.stop()
+        while self._gateway.busy:  # the requests that are under way end; nothing new arrives
+            agenda.run(agenda.now_s + 1.0)
+        return self._recorded(name)
+
+    def _place_first(self) -> Problem:
+        """The first placement: the best plan for what a profile shows and for the declared demand."""
+        problem = self._control.first_problem()
+        found = solve_best_effort(problem, work_limit=self._loop.settings.work_limit)
+        plan = found.plan
+        if plan.placement is None or plan.terms is None:
+            raise InfeasibleError(f"no placement: {plan.reason}")
+        latency_s, bound = plan.terms.latency_s, plan.lower_bound
+        self._deployment.place(Proposal(plan.placement, "initial", 0, latency_s, bound, found.note))
+        return problem
+
+    def _arrive(self, arrivals: Iterator[tuple[int, Arrival]]) -> None:
+        """The next request of the workload, and then those after it."""
+        for number, arrival in arrivals:
+            self._agenda.at(arrival.at_s, self._arrived, arrival, number, arrivals)
+            return
+
+    def _arrived(self, arrival: Arrival, number: int, arrivals: Iterator[tuple[int, Arrival]]) -> None:
+        self._gateway.arrive(arrival, str(number))
+        self._arrive(arrivals)
+
+    # --- the scenario changes the cluster
+
+    def _schedule_changes(self, problem: Problem) -> None:
+        """Have each phase of the scenario begin at its time. `problem` is the one of the first placement."""
+        declared, phases = declared_phase(self._cluster, self._scenario), phases_of(self._cluster, self._scenario)
+        for number, phase in enumerate(phases):
+            self._agenda.at(phase.at_s, self._change, phase, phases[number + 1 :])
+            self._agenda.at(phase.at_s, self._control.scheduled, problem_in(problem, phase, declared))
+
+    def _change(self, phase: Phase, later: Sequence[Phase]) -> None:
+        """Nodes and links become what they are in a phase. The phases `later` say when a link is up again."""
+        for name, node in phase.nodes.items():
+            if name in phase.changed:
+                self._machines[name].change(node.slowdown, node.background_utilization)
+                self._set_up(name, node.up)
+        for pair, link in phase.links.items():
+            if pair in phase.changed:
+                up_s = math.inf if link.up else next((each.at_s for each in later if each.links[pair].up), math.inf)
+                self._network.change(*pair, link, up_s)
+
+    def _set_up(self, name: str, up: bool) -> None:
+        machine = self._machines[name]
+        if machine.alive and not up:
+            machine.fail()
+            self._deployment.forget(name)
+            self._control.lost(name)
+        elif up and not machine.alive:
+            machine.alive = True
+            self._agenda.after(self._physics.start_s, self._control.returned, name)
+
+    # --- the record
+
+    def _sample_use(self) -> None:
+        for name, machine in self._machines.items():
+            own = (machine.busy_s - self._sampled_busy_s[name]) / _SAMPLE_S
+            self._sampled_busy_s[name] = machine.busy_s
+            background = machine.hardware.background_utilization
+            own = min(own, 1 - background)
+            self._use.append((self._agenda.now_s, name, background + own, own))
+        self._agenda.after(_SAMPLE_S, self._sample_use)
+
+    def _recorded(self, name: str) -> RunRecord:
+        columns = ["time_s", "node", "cpu_utilization", "own_utilization"]
+        observed = Observed(
+            start_s=0.0,
+            sessions=sorted(self._gateway.records, key=lambda record: record.arrival_s),
+            failed_connections=(),
+            node_reports=pd.DataFrame(self._use, columns=columns),
+            epochs=self._deployment.history,
+            decisions=self._control.decisions,
+            blocks=tuple(feature.name for feature in self._features),
+            nodes=(),
+        )
+        return run_record(observed, self._cluster, self._scenario, name, self._seed)
+
+
+def _hardware(name: str, cluster: ClusterConfig) -> Hardware:
+    """The hardware that a node of the cluster file declares. ConfigError for a node that declares none."""
+    emulation = cluster.node(name).emulate
+    if emulation is None:
+        raise ConfigError(
+            f"cluster {cluster.name}: nodes: {name}",
+            "declares no `emulate`, so nothing says how fast it is; only clusters of emulated nodes can be simulated",
+        )
+    return Hardware.declared(emulation)
+
+
+def _noisy(rng: np.random.Generator, deviation: float) -> Callable[[float], float]:
+    """Times that vary by a relative `deviation`."""
+    return lambda seconds: seconds * math.exp(deviation * rng.standard_normal())

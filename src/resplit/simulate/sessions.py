@@ -1,0 +1,112 @@
+"""Requests, routes and sessions as values of the simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from resplit.node.batching import SegmentPass
+from resplit.pass_times import SegmentTime
+from resplit.privacy import exposed_blocks
+from resplit.session_records import SessionMove
+from resplit.simulate.admission import Place
+from resplit.simulate.machines import Machine, segment_pass
+from resplit.types import BlockFeatures, Segment, segments_of
+from resplit.workload import Arrival
+
+__all__ = ["PreCopy", "Route", "Session"]
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """The segments of an epoch with their machines. `exposed`: a private block runs on a node without trust."""
+
+    epoch: int
+    placement: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    machines: tuple[Machine, ...]
+    payload_bytes: tuple[float, ...]  # of one token on its way to each segment, and back to the gateway
+    exposed: bool
+
+    @classmethod
+    def of(
+        cls,
+        epoch: int,
+        placement: Sequence[str],
+        machines: Mapping[str, Machine],
+        features: Sequence[BlockFeatures],
+        trusted: Collection[str],
+        token_bytes: float,
+    ) -> Route:
+        """The route of a placement."""
+        segments = segments_of(tuple(placement))
+        between = [features[segment.last].activation_bytes_per_token for segment in segments[:-1]]
+        return cls(
+            epoch,
+            tuple(placement),
+            segments,
+            tuple(machines[segment.node] for segment in segments),
+            (token_bytes, *between, token_bytes),
+            bool(exposed_blocks(placement, features, trusted)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreCopy:
+    """The caches that are copied to `target` so far: the last round sent positions `first..last-1`, until `done_s`."""
+
+    target: Route
+    first: int
+    last: int
+    cache_bytes: float
+    done_s: float
+
+
+@dataclass(eq=False)
+class Session:
+    """A request from its admission to its end. `attempt` grows with each loss: what earlier ones sent is ignored."""
+
+    name: str
+    arrival: Arrival
+    place: Place | None = None
+    route: Route | None = None
+    ended: bool = False
+    attempt: int = 0
+    position: int = 0  # positions cached
+    made: int = 0  # new tokens
+    begun_s: float = 0.0  # the pass under way
+    running: bool = False  # a pass is under way
+    segments: list[SegmentTime] = field(default_factory=list)  # of the pass under way
+    pass_waited_s: float = 0.0
+    pass_computed_s: float = 0.0
+    resume: Callable[[], None] | None = None  # what to do when passes may run again
+    token_s: list[float] = field(default_factory=list)
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+    hops_s: float = 0.0
+    epochs: list[int] = field(default_factory=list)
+    moves: list[SessionMove] = field(default_factory=list)
+    private_ok: bool = True
+    precopy: PreCopy | None = None
+    replica: int = 0  # positions of its caches that stand-by nodes hold
+    _decodes: list[SegmentPass] = field(default_factory=list)
+
+    def begin_pass(self, now_s: float) -> None:
+        """A pass begins."""
+        self.begun_s, self.running, self.segments = now_s, True, []
+        self.pass_waited_s = self.pass_computed_s = 0.0
+
+    def enter(self, route: Route) -> None:
+        """Use `route` from the next pass on."""
+        self.route, self.precopy, self._decodes = route, None, []
+        if self.epochs[-1:] != [route.epoch]:
+            self.epochs.append(route.epoch)
+        self.private_ok = self.private_ok and not route.exposed
+
+    def decode_pass(self, stage: int) -> SegmentPass:
+        """Its decode step at a stage of its route: the same for every token."""
+        if not self._decodes:
+            assert self.route is not None
+            stages = len(self.route.segments)
+            self._decodes = [segment_pass(self.name, s.first, s.last, 1, 1, stages) for s in self.route.segments]
+        return self._decodes[stage]
