@@ -24,7 +24,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.state import describe, proposal_of
 from resplit.control.planning import without
-from resplit.cost import fit_cost_model, node_states, problem_from
+from resplit.cost import fit_cost_model, node_readings, problem_from
 from resplit.planner.best_effort import solve_best_effort
 from resplit.planner.evaluate import evaluate
 from resplit.types import Problem, RequestClass
@@ -117,7 +117,7 @@ def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: floa
         client.profile()
         telemetry, features = client.telemetry(0.0), client.model().features
         problem = problem_from(
-            fit_cost_model(telemetry, features), features, config, node_states(telemetry.nodes), [demand]
+            fit_cost_model(telemetry, features), features, config, node_readings(telemetry.nodes), [demand]
         )
         best = solve_best_effort(problem)
         assert best.plan.placement is not None

@@ -26,7 +26,7 @@ from flows.serving import Serving, supervised_cluster
 from flows.study import REPORTS, inputs, publish, serve_policies
 from resplit.cluster.client import ControlClient
 from resplit.cluster.state import plan_or_fail
-from resplit.cost import block_timings, fit_cost_model, node_states, prediction_error, problem_from
+from resplit.cost import block_timings, fit_cost_model, node_readings, prediction_error, problem_from
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord
 from resplit.telemetry.tables import Telemetry
@@ -78,7 +78,7 @@ def plan(params: Params) -> None:
     classes = [
         RequestClass(c.name, cluster.source, c.rate_rps, c.prompt_tokens, c.new_tokens, c.slo) for c in cluster.classes
     ]
-    posed = problem_from(cost, _features(), cluster, node_states(telemetry.nodes), classes)
+    posed = problem_from(cost, _features(), cluster, node_readings(telemetry.nodes), classes)
     _write("problem.json", problem_to_json(posed))
     _write("plan.json", plan_to_json(plan_or_fail(posed).plan))
 

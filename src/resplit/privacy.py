@@ -9,14 +9,14 @@ from typing import Protocol
 from resplit.types import BlockFeatures
 
 
-class _Block(Protocol):
+class _MarkedBlock(Protocol):
     @property
     def name(self) -> str: ...
     @property
     def private(self) -> bool: ...
 
 
-def exposed_blocks(placement: Sequence[str], blocks: Sequence[_Block], trusted: Collection[str]) -> list[int]:
+def exposed_blocks(placement: Sequence[str], blocks: Sequence[_MarkedBlock], trusted: Collection[str]) -> list[int]:
     """Indices, in model order, of the private blocks that `placement` puts on a node that is not trusted.
 
     `placement` names one node for each of `blocks`; ValueError if their numbers differ. `trusted` names the
@@ -29,7 +29,7 @@ def exposed_blocks(placement: Sequence[str], blocks: Sequence[_Block], trusted: 
     ]
 
 
-def privacy_violation(placement: Sequence[str], blocks: Sequence[_Block], trusted: Collection[str]) -> str | None:
+def privacy_violation(placement: Sequence[str], blocks: Sequence[_MarkedBlock], trusted: Collection[str]) -> str | None:
     """The first of the `exposed_blocks`, in words; None if there is none."""
     exposed = exposed_blocks(placement, blocks, trusted)
     return f"block {blocks[exposed[0]].name} is private and {placement[exposed[0]]} is not trusted" if exposed else None

@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 
-class _Change(Strict):
+class _ScenarioChange(Strict):
     at: Annotated[Seconds, Field(description="when, from the start of the workload")]
     label: Annotated[str, Field(description="the change in a few words, for reports")]
 
 
-class NodeChange(_Change):
+class NodeChange(_ScenarioChange):
     """A node becomes slower or faster, others use it, or it leaves and comes back. What is absent stays as it is."""
 
     node: str
@@ -56,7 +56,7 @@ class NodeChange(_Change):
         return self
 
 
-class LinkChange(_Change):
+class LinkChange(_ScenarioChange):
     """A link changes in both directions. What is absent stays as it is."""
 
     between: tuple[str, str]
@@ -72,7 +72,7 @@ class LinkChange(_Change):
         return self
 
 
-class LoadChange(_Change):
+class LoadChange(_ScenarioChange):
     """The arrival rate of a class changes."""
 
     request_class: str

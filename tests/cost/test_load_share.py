@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.config import ClusterConfig
-from resplit.cost import CostModel, NodeState, PassModel, PredictionError, fit_cost_model, problem_from
+from resplit.cost import CostModel, NodeReading, PassModel, PredictionError, fit_cost_model, problem_from
 from resplit.cost.per_token import node_times
 from resplit.telemetry.tables import BLOCK_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures, RequestClass
@@ -92,7 +92,7 @@ def test_timings_of_shared_passes_give_the_load_share_of_every_node_in_the_probl
     machines = {name: replace(machine, constant_s=4e-3) for name, machine in MACHINES.items()}
     rows = block_rows(machines, features, contexts=(16, 48, 96, 192), shared=(4, 8) * 2)
     model = fit_cost_model(replace(telemetry, blocks=frame(rows, BLOCK_COLUMNS)), features)
-    states = {name: NodeState(4e8, 0.1) for name in machines}
+    states = {name: NodeReading(4e8, 0.1) for name in machines}
     problem = problem_from(model, features, cluster, states, [CHAT])
     fast = machines["home-a"]
     prefill_s = sum(fast.seconds(feature.kind, 64, 0) for feature in features)

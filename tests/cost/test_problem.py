@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from resplit.config import ClusterConfig
-from resplit.cost import CostModel, LinkModel, NodeState, PassModel, PredictionError, node_states, problem_from
+from resplit.cost import CostModel, LinkModel, NodeReading, PassModel, PredictionError, node_readings, problem_from
 from resplit.cost.model import Phase
 from resplit.cost.per_token import _least_squares, node_times
 from resplit.errors import DataError
@@ -22,7 +22,7 @@ from resplit.types import BlockFeatures, Problem, RequestClass
 from tests.support.telemetry import MACHINES, node_rows
 
 CHAT = RequestClass("chat", "home-a", 0.5, 64, 32)
-STATES = {name: NodeState(4e8, 0.1) for name in MACHINES}
+STATES = {name: NodeReading(4e8, 0.1) for name in MACHINES}
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +105,20 @@ def test_a_lost_or_silent_node_stays_in_the_problem_with_all_times_null(
 def test_a_state_is_free_plus_held_memory_and_the_use_by_others() -> None:
     rows = node_rows(MACHINES, [0.0, 1.0, 2.0])
     rows[4]["cpu_utilization"] = 1.0  # one odd report of home-a
-    state = node_states(frame(rows, NODE_COLUMNS))["home-a"]
-    assert state == NodeState(1.5e8, pytest.approx(0.2))
+    state = node_readings(frame(rows, NODE_COLUMNS))["home-a"]
+    assert state == NodeReading(1.5e8, pytest.approx(0.2))
 
 
 def test_a_background_of_a_whole_node_is_clipped_and_logged() -> None:
     rows = [row | {"cpu_utilization": 1.0, "own_utilization": 0.0} for row in node_rows(MACHINES, [0.0])]
     with capture_logs() as logs:
-        assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
+        assert node_readings(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
     assert ("background utilization clipped", "edge") in {(log["event"], log["node"]) for log in logs}
 
 
 def test_own_use_above_the_total_does_not_give_a_negative_background() -> None:
     rows = [row | {"cpu_utilization": 0.3, "own_utilization": 0.32} for row in node_rows(MACHINES, [0.0])]
-    assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.0
+    assert node_readings(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.0
 
 
 def _per_token(prompt: list[float], new: list[float], rate: list[float], request_s: list[float]) -> tuple[float, float]:
@@ -229,7 +229,7 @@ def test_a_link_that_was_seen_in_one_direction_only_is_symmetric(cluster: Cluste
 
 
 def test_a_node_has_its_reported_state_or_else_its_configured_memory(cluster: ClusterConfig) -> None:
-    states = {"home-a": NodeState(3e8, 0.25), "home-b": NodeState(2e8, 0.5)}
+    states = {"home-a": NodeReading(3e8, 0.25), "home-b": NodeReading(2e8, 0.5)}
     posed = problem_from(SMALL, [LAYER], cluster, states, [CHAT], allowed_cuts=frozenset({1}))
     assert [node.memory_bytes for node in posed.nodes] == [3e8, 2e8, 400 * 2**20, 400 * 2**20]
     assert [node.background_utilization for node in posed.nodes] == [0.25, 0.5, 0.0, 0.0]
@@ -245,11 +245,11 @@ def test_memory_is_that_of_the_newest_report_in_whatever_order_reports_arrive() 
         row | {"memory_free_bytes": 1e8 + 1e7 * float(str(row["time_s"]))}
         for row in node_rows(MACHINES, [1.0, 2.0, 0.0])
     ]
-    assert node_states(frame(rows, NODE_COLUMNS))["edge"].memory_bytes == 1.7e8
+    assert node_readings(frame(rows, NODE_COLUMNS))["edge"].memory_bytes == 1.7e8
 
 
 def test_a_background_at_the_limit_is_not_logged_as_clipped() -> None:
     rows = [row | {"cpu_utilization": 0.99, "own_utilization": 0.0} for row in node_rows(MACHINES, [0.0])]
     with capture_logs() as logs:
-        assert node_states(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
+        assert node_readings(frame(rows, NODE_COLUMNS))["edge"].background_utilization == 0.99
     assert logs == []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
-from resplit.node.batching import MOST_SESSIONS, Pace, SegmentPass, Waiting, next_batch
+from resplit.node.batching import MOST_SESSIONS, ChunkPace, SegmentPass, Waiting, next_batch
 
 
 def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
@@ -57,7 +57,7 @@ def test_the_decode_steps_that_waited_longest_come_first() -> None:
 
 
 def test_streams_are_shared_out_over_the_stages_of_the_chain() -> None:
-    found = Pace()
+    found = ChunkPace()
     assert found.fair_share(stages=2, now_s=1.0) == 1
     for number in range(8):
         found.decoded(str(number), 1.0)
@@ -71,9 +71,9 @@ def test_a_batch_has_a_limit() -> None:
     assert len(chosen([step(str(number)) for number in range(MOST_SESSIONS + 5)])) == MOST_SESSIONS
 
 
-def pace(gap_s: float, prefill_token_s: float) -> Pace:
+def pace(gap_s: float, prefill_token_s: float) -> ChunkPace:
     """Two streams with this gap; the last step ended at time 1."""
-    pace = Pace()
+    pace = ChunkPace()
     pace.timed(100, 100 * prefill_token_s)
     for session in "ab":
         pace.decoded(session, 1 - gap_s)
@@ -89,7 +89,7 @@ def test_two_chunks_delay_a_stream_by_three_of_its_gaps() -> None:
 
 
 def test_a_chunk_is_long_while_no_stream_decodes() -> None:
-    assert Pace().chunk_tokens(1.0) == 128
+    assert ChunkPace().chunk_tokens(1.0) == 128
     assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26) == 128
 
 

@@ -14,7 +14,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
 from resplit.control.planning import without
-from resplit.cost import CostModel, fit_cost_model, node_states, problem_from
+from resplit.cost import CostModel, fit_cost_model, node_readings, problem_from
 from resplit.decide import DecisionOutcome, History, Settings, decide
 from resplit.epochs import Proposal
 from resplit.errors import InfeasibleError
@@ -44,7 +44,7 @@ def problem_now(
         cost,
         live.features,
         cluster,
-        node_states(telemetry.nodes),
+        node_readings(telemetry.nodes),
         client.demand(window_s),
         live.placement,
         live.lost,

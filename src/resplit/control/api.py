@@ -45,24 +45,24 @@ def _shipped(policy: str) -> str:
     return policy
 
 
-class _Strict(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class TrustBody(_Strict):
+class TrustBody(_Body):
     """Whether a node is trusted from now on."""
 
     on: bool
 
 
-class ProblemBody(_Strict):
+class ProblemBody(_Body):
     """The latest problem, and the cost model with which it was posed, both as JSON."""
 
     problem: dict[str, Any]
     cost: dict[str, Any] | None = None
 
 
-class FastLoopBody(_Strict):
+class FastLoopBody(_Body):
     """How the fast loop decides, and for how many seconds from now; 0 stops it."""
 
     policy: Annotated[str, AfterValidator(_shipped)] = "resplit"
@@ -70,14 +70,14 @@ class FastLoopBody(_Strict):
     for_s: Annotated[float, Field(ge=0, le=3600)]
 
 
-class MoveBody(_Strict):
+class MoveBody(_Body):
     """A move that was deployed, and the settings with which it was decided."""
 
     move: PastMove
     settings: Settings
 
 
-class NodeEmulationBody(_Strict):
+class NodeEmulationBody(_Body):
     """A change of an emulated node; None leaves a value as it is."""
 
     node: str
@@ -85,7 +85,7 @@ class NodeEmulationBody(_Strict):
     background_utilization: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
-class LinkEmulationBody(_Strict):
+class LinkEmulationBody(_Body):
     """A change of an emulated link, in both directions; None sets what the cluster file declares."""
 
     between: tuple[str, str]
@@ -93,7 +93,7 @@ class LinkEmulationBody(_Strict):
     bandwidth_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
 
 
-class KillBody(_Strict):
+class KillBody(_Body):
     """The emulated node whose process is to end at once."""
 
     node: str

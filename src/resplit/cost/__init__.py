@@ -4,17 +4,17 @@ from resplit.cost.fit import fit_cost_model
 from resplit.cost.links import LinkModel
 from resplit.cost.model import CostModel, PassModel, PredictionError
 from resplit.cost.prediction import block_timings, prediction_error
-from resplit.cost.problem import NodeState, node_states, problem_from
+from resplit.cost.problem import NodeReading, node_readings, problem_from
 
 __all__ = [
     "CostModel",
     "LinkModel",
-    "NodeState",
+    "NodeReading",
     "PassModel",
     "PredictionError",
     "block_timings",
     "fit_cost_model",
-    "node_states",
+    "node_readings",
     "prediction_error",
     "problem_from",
 ]

@@ -14,21 +14,21 @@ from resplit.cost.model import CostModel
 from resplit.cost.per_token import node_times
 from resplit.types import BlockFeatures, FloatArray, Node, Problem, RequestClass
 
-__all__ = ["MAX_BACKGROUND", "NodeState", "node_states", "problem_from"]
+__all__ = ["MAX_BACKGROUND", "NodeReading", "node_readings", "problem_from"]
 
 MAX_BACKGROUND = 0.99  # the problem format requires a value below 1
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class NodeState:
+class NodeReading:
     """The present state of a node: bytes for weights and caches, used or free, and the share that others use."""
 
     memory_bytes: float
     background_utilization: float
 
 
-def node_states(nodes: pd.DataFrame) -> dict[str, NodeState]:
+def node_readings(nodes: pd.DataFrame) -> dict[str, NodeReading]:
     """The state of each node, from the reports of a window (columns `telemetry.NODE_COLUMNS`).
 
     Memory is free + held in the last report. Background utilisation is the median of the node's use minus resplit's
@@ -37,12 +37,12 @@ def node_states(nodes: pd.DataFrame) -> dict[str, NodeState]:
     return {str(node): _state(str(node), reports) for node, reports in nodes.groupby("node", sort=True)}
 
 
-def _state(node: str, reports: pd.DataFrame) -> NodeState:
+def _state(node: str, reports: pd.DataFrame) -> NodeReading:
     last = reports.iloc[int(np.argmax(reports["time_s"].to_numpy()))]
     background = float((reports["cpu_utilization"] - reports["own_utilization"]).median())
     if background > MAX_BACKGROUND:
         _log.warning("background utilization clipped", node=node, seen=background, used=MAX_BACKGROUND)
-    return NodeState(
+    return NodeReading(
         memory_bytes=float(last["memory_free_bytes"] + last["memory_held_bytes"]),
         background_utilization=float(np.clip(background, 0.0, MAX_BACKGROUND)),
     )
@@ -52,7 +52,7 @@ def problem_from(
     model: CostModel,
     features: Sequence[BlockFeatures],
     cluster: ClusterConfig,
-    states: Mapping[str, NodeState],
+    states: Mapping[str, NodeReading],
     classes: Sequence[RequestClass],
     current: Sequence[str] | None = None,
     lost_nodes: Collection[str] = (),
@@ -85,7 +85,7 @@ def problem_from(
     )
 
 
-def _node(cluster: ClusterConfig, name: str, state: NodeState | None, load_share: float) -> Node:
+def _node(cluster: ClusterConfig, name: str, state: NodeReading | None, load_share: float) -> Node:
     config = cluster.node(name)
     return Node(
         name=name,

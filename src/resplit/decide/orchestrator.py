@@ -123,7 +123,7 @@ def _ceilings_exceeded(problem: Problem, priced: _Priced, chosen: Alternative) -
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Decided:
     """An alternative, the reason for it, and why the cooldown was waived ("" if it was not)."""
 
     chosen: Alternative
@@ -236,7 +236,7 @@ def _latency_without_move_s(last: PastMove, back: Alternative) -> float | None:
     return last.latency_before_s * back.latency_s / last.predicted_before_s
 
 
-def _choose_rollback(rollback: Alternative, history: History, measured: Measured | None) -> _Choice:
+def _choose_rollback(rollback: Alternative, history: History, measured: Measured | None) -> _Decided:
     assert measured is not None
     assert history.last is not None
     expected_s = _latency_without_move_s(history.last, rollback) or 0.0
@@ -244,23 +244,23 @@ def _choose_rollback(rollback: Alternative, history: History, measured: Measured
         f"since the last move ({history.last.action}) requests take {measured.latency_s:.3f} s; without it they would "
         f"take {expected_s:.3f} s: back to the placement before it"
     )
-    return _Choice(rollback, reason, "the last move made latency worse")
+    return _Decided(rollback, reason, "the last move made latency worse")
 
 
-def _choose_escape(current: CurrentPlacement, plans: list[Alternative]) -> _Choice:
+def _choose_escape(current: CurrentPlacement, plans: list[Alternative]) -> _Decided:
     """The legal plan with the least cost over the horizon, the move included. Gains and hysteresis do not count."""
     legal = [plan for plan in plans if plan.placement is not None]
     broken = f"the current placement cannot serve ({current.broken})"
     if not legal:
         reasons = "; ".join(f"{plan.action}: {plan.reason}" for plan in plans)
-        return _Choice(current.keep, f"{broken}, and there is no alternative: {reasons}", current.broken)
+        return _Decided(current.keep, f"{broken}, and there is no alternative: {reasons}", current.broken)
     best = min(legal, key=lambda plan: plan.horizon_cost)
-    return _Choice(best, f"{broken}; {_summary(best)}", current.broken)
+    return _Decided(best, f"{broken}; {_summary(best)}", current.broken)
 
 
 def _choose_by_net_gain(
     current: CurrentPlacement, plans: list[Alternative], measured: Measured | None, hysteresis: _Hysteresis
-) -> _Choice:
+) -> _Decided:
     """The plan with the highest net gain to which hysteresis has no objection; keep if there is none.
 
     If the current placement exceeds a limit, a plan need not gain anything.
@@ -269,15 +269,15 @@ def _choose_by_net_gain(
     useful = [plan for plan in plans if plan.placement is not None and (current.exceeded or plan.net_gain > 0)]
     if not useful:
         limit = f", although {current.exceeded}" if current.exceeded else ""
-        return _Choice(current.keep, f"no alternative gains more than its move costs{limit}", urgent)
+        return _Decided(current.keep, f"no alternative gains more than its move costs{limit}", urgent)
     objections = []
     for plan in sorted(useful, key=lambda plan: -plan.net_gain):
         objection = hysteresis.objection(plan, current, waive_cooldown=bool(urgent))
         if not objection:
             reason = f"{current.exceeded}; {_summary(plan)}" if current.exceeded else _summary(plan)
-            return _Choice(plan, reason, urgent)
+            return _Decided(plan, reason, urgent)
         objections.append(f"{_summary(plan)}, but {objection}")
-    return _Choice(current.keep, objections[0], urgent)
+    return _Decided(current.keep, objections[0], urgent)
 
 
 def _missed_objective(

@@ -83,7 +83,7 @@ def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
     )
 
 
-class _Node:
+class _SeenNode:
     """What was seen of one node."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class ClusterEstimate:
         self._source = source
         self._hops: tuple[int, Level] = (0, _hops_level())  # between the nodes of the route of an epoch
         self._expected: ExpectedTimes | None = None
-        self._nodes: defaultdict[str, _Node] = defaultdict(_Node)
+        self._nodes: defaultdict[str, _SeenNode] = defaultdict(_SeenNode)
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What the last passes show of each node is compared with it."""
@@ -191,7 +191,7 @@ def _hops_level() -> Level:
     return Level(0.004, 0.001, 0.01)
 
 
-def _estimate(node: _Node, at_s: float) -> NodeEstimate:
+def _estimate(node: _SeenNode, at_s: float) -> NodeEstimate:
     speed, background = node.speed, node.background
     return NodeEstimate(
         factor=math.exp(speed.mean) if speed.known else 1.0,

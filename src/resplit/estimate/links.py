@@ -52,7 +52,7 @@ def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[F
 
 
 @dataclass
-class _Link:
+class _SeenLink:
     """What was seen of one link."""
 
     latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST))
@@ -66,7 +66,7 @@ class LinkEstimates:
 
     def __init__(self) -> None:
         self._model: CostModel | None = None
-        self._links: defaultdict[tuple[str, str], _Link] = defaultdict(_Link)
+        self._links: defaultdict[tuple[str, str], _SeenLink] = defaultdict(_SeenLink)
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. The last messages are compared with it."""

@@ -58,7 +58,7 @@ class GeneratedToken:
     prompt_logprobs: tuple[Logprobs, ...] = ()
 
 
-class Engine(Protocol):
+class TokenEngine(Protocol):
     """Generates tokens for many requests at once, on one event loop."""
 
     @property

@@ -165,7 +165,7 @@ def _timed_together(waiting: Sequence[Waiting]) -> Batch:
     return batch
 
 
-class Pace:
+class ChunkPace:
     """How fast the streams of a node decode, and how long prompts take: from these follows the length of a chunk."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from resplit.errors import ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import Drawn, logprobs, sample
-from resplit.node.batching import Batch, Pace, Part, SegmentPass, Waiting, next_batch
+from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 from resplit.node.permits import Permits
@@ -127,7 +127,7 @@ class Executor:
         self._closed = False
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
-        self._pace = Pace()
+        self._pace = ChunkPace()
         self.ended: Future[None] = Future()  # of the thread; with its error if a defect ended it
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()

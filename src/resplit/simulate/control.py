@@ -13,7 +13,7 @@ import numpy as np
 
 from resplit.config import ClusterConfig
 from resplit.control.planning import plan_without, without
-from resplit.cost import CostModel, NodeState, fit_cost_model, node_states, problem_from
+from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
     Decision,
     DecisionOutcome,
@@ -80,7 +80,7 @@ class Control:
         self._agenda = agenda
         self._rng = rng
         self._history = History()
-        self._states = {node.name: NodeState(node.memory, 0.0) for node in cluster.nodes}
+        self._states = {node.name: NodeReading(node.memory, 0.0) for node in cluster.nodes}
         self._lost: set[str] = set()
         self._problem: Problem | None = None  # the latest that a tick posed
         self._changes: list[Change] = []
@@ -144,7 +144,7 @@ class Control:
         except DataError as error:
             self.decisions.append(Decision(now_s, "keep", str(error)))
             return
-        self._states = node_states(telemetry.nodes)
+        self._states = node_readings(telemetry.nodes)
         self._problem = self._posed(self._gateway.journal.demand(2 * window_s))
         self._estimate.set_model(self._cost)
         problem = under_estimates(self._problem, self._estimate.estimates(now_s))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from resplit.model.activation import Activation
-from resplit.node.batching import Batch, Pace, SegmentPass, Waiting, next_batch
+from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, next_batch
 from resplit.node.emulation import ONE_STEP, Hardware, Load
 from resplit.simulate.agenda import Agenda
 
@@ -76,7 +76,7 @@ class Machine:
         self._service = service
         self._waiting: list[Visit] = []  # in order of arrival
         self._running: object | None = None  # the batch
-        self._pace = Pace()
+        self._pace = ChunkPace()
         self._times: dict[tuple[int, int], tuple[float, float, float]] = {}
         # Sessions that share no part of a pass gain nothing together, and would wait for one another.
         self._shares = any(hardware.fixed_s.values())

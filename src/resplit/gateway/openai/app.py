@@ -1,4 +1,4 @@
-"""The routes of the gateway's HTTP API, which follows OpenAI's, above any `Engine`."""
+"""The routes of the gateway's HTTP API, which follows OpenAI's, above any `TokenEngine`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from resplit.config import LimitsConfig
 from resplit.errors import ResplitError
-from resplit.gateway.engine import Engine
+from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.metrics import RequestMetrics
@@ -28,7 +28,7 @@ _METERED = ("/v1/completions", "/v1/chat/completions")
 
 
 def create_app(
-    engine: Engine,
+    engine: TokenEngine,
     text: Text,
     model_name: str,
     limits: LimitsConfig,

@@ -40,7 +40,7 @@ def _ensure_plain(name: object) -> None:
         raise SecurityError(f"a namespace may not have the attribute {name!r}")
 
 
-class _Generation(Extension):  # type: ignore[misc]  # jinja2 is not followed here
+class _GenerationTag(Extension):  # type: ignore[misc]  # jinja2 is not followed here
     """The block `generation`, with which templates mark the assistant's text: it is rendered as it stands."""
 
     tags: ClassVar[set[str]] = {"generation"}
@@ -56,7 +56,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag]
         )
         environment.filters["tojson"] = _tojson
         # Of Jinja's own globals, those that cannot be used to leave the sandbox.

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from resplit.gateway.engine import Engine, GeneratedToken, GenerationRequest
+from resplit.gateway.engine import GeneratedToken, GenerationRequest, TokenEngine
 from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
@@ -22,7 +22,7 @@ _AT_ONCE = 8  # choices of one request that run or wait in the queue together
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What one token adds to the answer: `text` that is final, possibly "". The last piece has a `finish`.
 
     `scored` are the tokens of this piece with their log probabilities, if they are wanted. A piece may have no token:
@@ -51,7 +51,7 @@ class Choice:
     form: ToolForm | None = None
 
 
-async def pieces(engine: Engine, choice: Choice, text: Text, stopwatch: Stopwatch) -> AsyncGenerator[Piece]:
+async def pieces(engine: TokenEngine, choice: Choice, text: Text, stopwatch: Stopwatch) -> AsyncGenerator[TextPiece]:
     """One piece for each token of `choice`, up to the first stop string. Closing the iterator cancels the generation.
 
     Raises the errors of the engine, and TimeoutError at the request's deadline.
@@ -72,11 +72,11 @@ async def pieces(engine: Engine, choice: Choice, text: Text, stopwatch: Stopwatc
     yield maker.cut()
 
 
-def _echo(choice: Choice, token: GeneratedToken) -> Piece:
+def _echo(choice: Choice, token: GeneratedToken) -> TextPiece:
     """The prompt as the first piece of the answer. Its first token has no log probability."""
     ids, found = choice.request.prompt_ids, (None, *token.prompt_logprobs)
     scored = tuple(zip(ids, found, strict=True)) if choice.request.score_prompt else ()
-    return Piece(choice.echo or "", (), "length" if choice.only_echo else None, scored)
+    return TextPiece(choice.echo or "", (), "length" if choice.only_echo else None, scored)
 
 
 class _PieceMaker:
@@ -88,19 +88,19 @@ class _PieceMaker:
         self._parser = CallParser(form) if form else None
         self._calls = 0
 
-    def piece(self, token: GeneratedToken) -> Piece:
+    def piece(self, token: GeneratedToken) -> TextPiece:
         """The piece of the next token; the token that ends the text is not shown."""
         shown = "" if token.finish == "stop" else self._stops.push(self._detokenizer.push(token.token_id))
         if token.finish:
             shown += self._rest()
         scored = ((token.token_id, token.logprobs),) if token.logprobs else ()
-        return self._made(Piece(shown, (token.token_id,), "stop" if self._stops.found else token.finish, scored))
+        return self._made(TextPiece(shown, (token.token_id,), "stop" if self._stops.found else token.finish, scored))
 
-    def cut(self) -> Piece:
+    def cut(self) -> TextPiece:
         """The last piece of an answer that the deadline ended."""
-        return self._made(Piece(self._rest(), (), "stop" if self._stops.found else "length"))
+        return self._made(TextPiece(self._rest(), (), "stop" if self._stops.found else "length"))
 
-    def _made(self, piece: Piece) -> Piece:
+    def _made(self, piece: TextPiece) -> TextPiece:
         """The piece with its calls instead of their text."""
         if self._parser is None:
             return piece
@@ -117,14 +117,14 @@ class _PieceMaker:
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
 
-async def merged(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tuple[int, Piece]]:
+async def merged(streams: Sequence[AsyncGenerator[TextPiece]]) -> AsyncGenerator[tuple[int, TextPiece]]:
     """The pieces of several choices as they come, each with the index of its choice. The first error ends them all."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for piece in only:
                 yield 0, piece
         return
-    arrived: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, TextPiece] | Exception] = asyncio.Queue()
     turns = asyncio.Semaphore(_AT_ONCE)
     tasks = [asyncio.create_task(_forward(index, stream, arrived, turns)) for index, stream in enumerate(streams)]
     try:
@@ -141,8 +141,8 @@ async def merged(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tup
 
 async def _forward(
     index: int,
-    stream: AsyncGenerator[Piece],
-    arrived: asyncio.Queue[tuple[int, Piece] | Exception],
+    stream: AsyncGenerator[TextPiece],
+    arrived: asyncio.Queue[tuple[int, TextPiece] | Exception],
     turns: asyncio.Semaphore,
 ) -> None:
     try:
@@ -168,7 +168,7 @@ class Envelope:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[Sequence[Piece]]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Sequence[TextPiece]]) -> dict[str, Any]:
         """The body of an answer that is not streamed; `choices` are the pieces of each choice."""
         made = sum(len(part.token_ids) for parts in choices for part in parts)
         bodies = [self._whole_choice(index, parts) for index, parts in enumerate(choices)]
@@ -177,10 +177,10 @@ class Envelope:
     def opening(self, choices: int) -> list[dict[str, Any]]:
         """The chunks before the first token."""
         role = {"delta": {"role": "assistant", "content": ""}}
-        empty = Piece("", (), None)
+        empty = TextPiece("", (), None)
         return [self._chunk([self._choice(index, role, empty)]) for index in range(choices if self.chat else 0)]
 
-    def chunk(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+    def chunk(self, index: int, piece: TextPiece) -> list[dict[str, Any]]:
         """The chunk of one piece; none if the piece adds nothing."""
         if not (piece.text or piece.finish or piece.scored or piece.calls or self.token_ids):
             return []
@@ -196,7 +196,7 @@ class Envelope:
         """The last chunk of a stream that includes usage."""
         return self._chunk([]) | {"usage": self._usage(new_tokens)}
 
-    def _whole_choice(self, index: int, parts: Sequence[Piece]) -> dict[str, Any]:
+    def _whole_choice(self, index: int, parts: Sequence[TextPiece]) -> dict[str, Any]:
         text = "".join(part.text for part in parts)
         content: dict[str, Any] = {"text": text}
         if self.chat:
@@ -207,9 +207,9 @@ class Envelope:
             content = {"message": message}
         ids = tuple(token_id for part in parts for token_id in part.token_ids)
         scored = tuple(each for part in parts for each in part.scored)
-        return self._choice(index, content, Piece(text, ids, parts[-1].finish, scored))
+        return self._choice(index, content, TextPiece(text, ids, parts[-1].finish, scored))
 
-    def _choice(self, index: int, content: dict[str, Any], piece: Piece) -> dict[str, Any]:
+    def _choice(self, index: int, content: dict[str, Any], piece: TextPiece) -> dict[str, Any]:
         logprobs = None
         if piece.scored:
             logprobs = (chat_logprobs if self.chat else completion_logprobs)(self.text, piece.scored)

@@ -11,7 +11,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from resplit.gateway.openai.completion import Envelope, Piece
+from resplit.gateway.openai.completion import Envelope, TextPiece
 from resplit.gateway.openai.http_errors import as_http, body_of
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.process.cancellation import cancel_and_wait
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 PING_EVERY_S = 5.0
 _PING = b": ping\n\n"
 
-Indexed = tuple[int, Piece]
+Indexed = tuple[int, TextPiece]
 
 
 class EventStream(Response):

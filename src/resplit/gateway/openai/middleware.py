@@ -76,7 +76,7 @@ class RequestLimits:
                 stopwatch.end()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, stopwatch: Stopwatch) -> None:
-        sender = _Sender(send, stopwatch)
+        sender = _TimedSend(send, stopwatch)
         try:
             self._api_keys.class_of(Headers(scope=scope).get("authorization", ""))
             body = await read_body(scope, receive, int(self._limits.body), self._limits.deadline)
@@ -102,7 +102,7 @@ class RequestLimits:
             await asyncio.wait({app, gone})
 
 
-class _Sender:
+class _TimedSend:
     """Forwards an answer, and records its status and whether it is complete."""
 
     def __init__(self, send: Send, stopwatch: Stopwatch) -> None:

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from resplit.errors import RequestError
-from resplit.gateway.engine import Engine, GenerationRequest
-from resplit.gateway.openai.completion import Choice, Envelope, Piece, merged, pieces
+from resplit.gateway.engine import GenerationRequest, TokenEngine
+from resplit.gateway.openai.completion import Choice, Envelope, TextPiece, merged, pieces
 from resplit.gateway.openai.event_stream import EventStream, begun, event_data
 from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.http_errors import http_error
@@ -37,7 +37,7 @@ class Caller:
 class CompletionService:
     """Answers completions and chats of one model."""
 
-    engine: Engine
+    engine: TokenEngine
     text: Text
     model_name: str
     grammars: Grammars
@@ -147,7 +147,7 @@ class CompletionService:
             first = await begun(parts)
             events = event_data(first, parts, envelope, len(choices), body.include_usage, stopwatch)
             return EventStream(first, events)
-        found: list[list[Piece]] = [[] for _ in choices]
+        found: list[list[TextPiece]] = [[] for _ in choices]
         async with aclosing(parts):
             async for index, piece in parts:
                 found[index].append(piece)

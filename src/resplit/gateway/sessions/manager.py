@@ -1,4 +1,4 @@
-"""All sessions of one gateway: implements `gateway.engine.Engine` over the nodes, and `control.gateway.Gateway`."""
+"""All sessions of one gateway: `gateway.engine.TokenEngine` over the nodes, and `control.gateway.Gateway`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Sessions:
         return max(1, int(min(expected, self._context.admission.tokens_within(prompt_tokens, deadline_s))))
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
-        """The tokens of `request`; raises as `Engine.generate` says."""
+        """The tokens of `request`; raises as `TokenEngine.generate` says."""
         arrival_s = time.time()
         arrival = RequestArrival(request.request_class, arrival_s, len(request.prompt_ids), request.max_new_tokens)
         self._context.journal.arrived(arrival)

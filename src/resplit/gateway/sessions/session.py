@@ -110,7 +110,7 @@ class Session:
     async def admit(
         cls, name: str, request: GenerationRequest, arrival_s: float, due_s: float, context: SessionContext
     ) -> Session:
-        """Wait for a live route and for room in the caches, then begin; raises as `Engine.generate` does.
+        """Wait for a live route and for room in the caches, then begin; raises as `TokenEngine.generate` does.
 
         `arrival_s` and `due_s` are on the event loop's clock.
         """
@@ -128,7 +128,7 @@ class Session:
         return cls(name, request, due_s, context, reservation, context.router.live_route)
 
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
-        """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `Engine.generate` does."""
+        """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `generate` of the engine."""
         step, made = self.request.prompt_ids, self._made
         while len(made) < self.request.max_new_tokens:
             begun_s = time.monotonic()

@@ -145,7 +145,7 @@ class Buffers:
         self.generation += 1
 
 
-class Block(Protocol):
+class OnnxBlock(Protocol):
     """One loaded block; it computes the rows of a pass in place."""
 
     def calls(self, index: int, buffers: Buffers, rows: PassRows) -> Iterable[Call]:

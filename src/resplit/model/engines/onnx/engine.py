@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from resplit.errors import DataError, ModelError, ResplitError
 from resplit.model.activation import Activation, of_array
 from resplit.model.engines.base import Engine, SessionRows
-from resplit.model.engines.onnx.blocks import BLOCKS, Block, Buffers, OnnxCache, PassRows, PlacedRows
+from resplit.model.engines.onnx.blocks import BLOCKS, Buffers, OnnxBlock, OnnxCache, PassRows, PlacedRows
 from resplit.model.engines.onnx.contents import expected_names
 from resplit.model.engines.onnx.runtime import Call, Runtime
 from resplit.model.spec import ModelSpec
@@ -32,7 +32,7 @@ class OnnxEngine(Engine[OnnxCache]):
         super().__init__(spec)
         self._runtime = Runtime(threads)
         self._buffers = Buffers(spec)
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, OnnxBlock] = {}
         self._prepared: dict[Hashable, Prepared] = {}
 
     @property
@@ -78,7 +78,7 @@ class OnnxEngine(Engine[OnnxCache]):
             results |= self._outputs(last, placed)
         return [results[index] for index in range(len(batch))]
 
-    def _calls(self, blocks: dict[int, Block], rows: PassRows, prepared: dict[Hashable, Prepared]) -> Prepared:
+    def _calls(self, blocks: dict[int, OnnxBlock], rows: PassRows, prepared: dict[Hashable, Prepared]) -> Prepared:
         """What computes a pass. Decode steps of the same sessions are prepared once."""
         key = (self._buffers.generation, *blocks.values(), *rows.key)
         if key not in prepared:
@@ -131,7 +131,7 @@ class OnnxEngine(Engine[OnnxCache]):
             row = end
         return outputs
 
-    def _loaded(self, index: int) -> Block:
+    def _loaded(self, index: int) -> OnnxBlock:
         try:
             return self._blocks[index]
         except KeyError:

@@ -31,7 +31,7 @@ Tensors = Mapping[str, FloatArray]
 
 def before_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `qkv` (rows, query width + 2 key widths), from the tensors of one layer."""
-    graph = _Graph(width)
+    graph = _GraphBuilder(width)
     x = graph.norm("hidden", tensors["attention_norm.weight"], decoder.epsilon)
     projections = [f"attention.{part}_proj" for part in "qkv"]
     weight = np.concatenate([tensors[f"{name}.weight"] for name in projections])
@@ -52,7 +52,7 @@ def attention_graph(decoder: Decoder, window: int, slots: int) -> bytes:
     the outputs of the same meaning are bound to the same memory. `last{i}` is the position of its last row, and
     `total{i}` one more. With one slot the number of positions is free, else it is 1.
     """
-    graph = _Graph("float32")
+    graph = _GraphBuilder("float32")
     cache_shape: list[int | str | None] = [1, decoder.kv_heads, "capacity", decoder.head_width]
     positions: str | int = "positions" if slots == 1 else 1
     qkv_width = decoder.query_width + 2 * decoder.kv_width
@@ -85,7 +85,7 @@ def attention_graph(decoder: Decoder, window: int, slots: int) -> bytes:
 
 def after_graph(decoder: Decoder, width: str, tensors: Tensors, mlp: bool) -> bytes:
     """`hidden` (rows, hidden) and `attended` (rows, query width) -> `output` (rows, hidden); `mlp`: the MLP too."""
-    graph = _Graph(width)
+    graph = _GraphBuilder(width)
     bias = tensors["attention.o_proj.bias"] if decoder.output_bias else None
     projected = graph.product("attended", tensors["attention.o_proj.weight"], bias)
     hidden = graph.op("Add", ["hidden", projected])
@@ -97,14 +97,14 @@ def after_graph(decoder: Decoder, width: str, tensors: Tensors, mlp: bool) -> by
 
 def mlp_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `output` (rows, hidden): the MLP of a layer, with its residual."""
-    graph = _Graph(width)
+    graph = _GraphBuilder(width)
     output = _mlp(graph, decoder, tensors, "hidden")
     return graph.model({"hidden": decoder.hidden}, {"output": (output, decoder.hidden)})
 
 
 def embed_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`tokens` (rows) -> `hidden` (rows, hidden)."""
-    graph = _Graph(_END_WIDTHS[width])
+    graph = _GraphBuilder(_END_WIDTHS[width])
     graph.lookup("tokens", tensors["tokens.weight"], "hidden")
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows"])
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", decoder.hidden])
@@ -113,7 +113,7 @@ def embed_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
 
 def head_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `logits` (rows, vocabulary)."""
-    graph = _Graph(_END_WIDTHS[width])
+    graph = _GraphBuilder(_END_WIDTHS[width])
     x = graph.norm("hidden", tensors["norm.weight"], decoder.epsilon)
     logits = graph.product(x, tensors["projection.weight"], None)
     return graph.model({"hidden": decoder.hidden}, {"logits": (logits, decoder.vocabulary)})
@@ -122,7 +122,7 @@ def head_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
 _ROTARY = ("cos", "sin")
 
 
-def _mlp(graph: _Graph, decoder: Decoder, tensors: Tensors, hidden: str) -> str:
+def _mlp(graph: _GraphBuilder, decoder: Decoder, tensors: Tensors, hidden: str) -> str:
     def bias(*names: str) -> FloatArray | None:
         return np.concatenate([tensors[f"mlp.{name}.bias"] for name in names]) if decoder.mlp_bias else None
 
@@ -134,7 +134,7 @@ def _mlp(graph: _Graph, decoder: Decoder, tensors: Tensors, hidden: str) -> str:
     return graph.op("Add", [hidden, graph.product(inner, tensors["mlp.down_proj.weight"], bias("down_proj"))])
 
 
-class _Graph:
+class _GraphBuilder:
     """A graph under construction. Methods add nodes, and return the name of the result."""
 
     def __init__(self, width: str) -> None:

@@ -45,7 +45,7 @@ class PassContext:
 
 
 @dataclass(frozen=True)
-class _Family:
+class _Architecture:
     """Names of the submodules of an architecture. All of them are pre-norm residual decoders."""
 
     base: str
@@ -60,7 +60,7 @@ class _Family:
     mlp: str
 
 
-_LLAMA = _Family(
+_LLAMA = _Architecture(
     "model",
     "embed_tokens",
     None,
@@ -72,7 +72,7 @@ _LLAMA = _Family(
     "post_attention_layernorm",
     "mlp",
 )
-_GPT2 = _Family("transformer", "wte", "wpe", "h", "ln_f", None, "ln_1", "attn", "ln_2", "mlp")
+_GPT2 = _Architecture("transformer", "wte", "wpe", "h", "ln_f", None, "ln_1", "attn", "ln_2", "mlp")
 # Rotary embeddings that transformers changes when a pass is long, and that would stay so for the next request.
 _STATEFUL_ROTARY = ("dynamic", "longrope")
 _FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
