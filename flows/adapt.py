@@ -27,7 +27,7 @@ from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
 from tasks.fit import fit
 from tasks.observe import observe
-from tasks.plan import busy_shares, choose, plan, problem, save_configuration
+from tasks.plan import busy_shares, choose, plan, problem, save_configuration, save_fast_configurations
 from tasks.validate import Need, validate
 
 _log = structlog.get_logger(__name__)
@@ -59,6 +59,7 @@ def adapt(
             time.sleep(max(0.0, due_s - time.monotonic()))
             due_s = time.monotonic() + period_s
             moves += _tick(client, ticking)
+            ticking.seen = save_fast_configurations(client, state / "configurations", window_s, ticking.seen)
             if due_s > begun_s + loop_for_s:
                 return moves
 
@@ -73,6 +74,7 @@ class _Ticking:
         self.state, self.window_s, self.since_s = state, window_s, since_s
         self.settings, self.fast_loop_for_s = settings, fast_loop_for_s
         self.rng = np.random.default_rng(0)
+        self.seen = 0  # entries of the decision log
 
 
 def _tick(client: ControlClient, given: _Ticking) -> bool:

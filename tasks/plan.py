@@ -63,6 +63,23 @@ def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:
     return {epoch: folder / str(epoch) for epoch in epochs if (folder / str(epoch)).exists()}
 
 
+def save_fast_configurations(client: ControlClient, folder: Path, window_s: float, since: int) -> int:
+    """Keep the inputs of the epochs that the fast loop deployed, by the entries of the decision log after `since`.
+
+    The telemetry is that of the `window_s` seconds before the decision. Returns the number of the last entry.
+    """
+    for entry in client.decisions(since):
+        since = entry.id
+        decision = Decision.from_json(entry.body)
+        epoch = decision.outcome.deployed if decision.outcome else None
+        if epoch is None or (folder / str(epoch)).exists():
+            continue
+        if (posed := client.problem_of(epoch)) is not None:
+            telemetry = client.telemetry(decision.at_s - window_s)
+            save_configuration(folder / str(epoch), posed, decision.to_json(), telemetry)
+    return since
+
+
 def save_configuration(folder: Path, problem: Problem, placed: dict[str, Any], telemetry: Telemetry) -> None:
     """Keep the inputs of one configuration: its problem, its plan or decision, and the telemetry."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resplit.decide import Alternative, Decision
+from resplit.decide import Alternative, Decision, in_words
 from resplit.epochs import RECOVER
 
 __all__ = ["AlternativeText", "DecisionText", "decision_text", "recovery_rows"]
@@ -32,6 +32,7 @@ class DecisionText:
     seen: list[str]
     alternatives: list[AlternativeText]
     reason: str
+    words: list[str]
 
 
 def decision_text(decision: Decision) -> DecisionText:
@@ -45,6 +46,7 @@ def decision_text(decision: Decision) -> DecisionText:
             for option in decision.alternatives
         ],
         reason="; ".join(text for text in (decision.urgent, decision.reason) if text),
+        words=in_words(decision),
     )
 
 

@@ -123,6 +123,9 @@ def kind_of(error: Exception) -> ErrorKind:
     return next(kind for kind in KINDS if isinstance(error, kind.error))
 
 
+RECALLED = "recalled"  # the reason of a refusal: the pass had not begun, and may take another route
+
+
 def wire_word(error: Exception) -> str:
     """The word that a reply carries for `error`."""
     return error.reason if isinstance(error, CommandRefusedError) else kind_of(error).word

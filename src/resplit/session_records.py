@@ -82,6 +82,7 @@ class SessionRecord:
     copy_lag: int = 0  # the most positions that were added while a replica was made
     drafted: int = 0  # tokens that were guessed and verified
     accepted: int = 0  # of these, the right ones
+    recalls: int = 0  # passes that were given back by a node before they began, and took the new route
     waited_s: float = 0.0  # of all its passes: in the queues of nodes
     computed_s: float = 0.0  # in batches of nodes
     hops_s: float = 0.0  # between nodes, and between them and the gateway

@@ -16,7 +16,7 @@ from resplit.decide.state import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.estimate.cluster import Estimates
-from resplit.problem import problem_to_json
+from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus
 from resplit.types import Problem, RequestClass
@@ -127,6 +127,11 @@ class ControlClient:
         """Give the controller the latest problem, with which it plans on its own, and the model that posed it."""
         body = {"problem": problem_to_json(problem), "cost": json.loads(cost.to_json()) if cost else None}
         self._send("POST", "/problem", json=body)
+
+    def problem_of(self, epoch: int) -> Problem | None:
+        """The problem for which the fast loop deployed an epoch; None if it did not, or long ago."""
+        posed = self._send("GET", f"/problems/{epoch}").json()["problem"]
+        return problem_from_json(posed) if posed else None
 
     def estimates(self) -> Estimates:
         """The controller's estimate of each node and link now, relative to the cost model of the latest problem."""

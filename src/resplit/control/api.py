@@ -26,7 +26,7 @@ from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, ResplitError, http_status
 from resplit.estimate import Estimates
 from resplit.policies import POLICIES, make_policy
-from resplit.problem import problem_from_json
+from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
 from resplit.telemetry.rows import TelemetryRows
@@ -176,6 +176,11 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
         if cost:
             controller.fast_loop.set_model(cost)
         return {}
+
+    @router.get("/problems/{epoch}")
+    async def problem_of(epoch: int) -> dict[str, Any]:
+        posed = controller.fast_loop.posed.get(epoch)
+        return {"problem": problem_to_json(posed) if posed else None}
 
     @router.get("/estimates")
     async def estimates() -> Estimates:

@@ -17,6 +17,7 @@ from resplit.control.log import EpochLog
 from resplit.control.membership import Membership
 from resplit.control.moves import Moves
 from resplit.control.node_commands import NodeCommands
+from resplit.control.outcomes import Outcomes
 from resplit.control.planning import ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.control.recovery import Recovery
@@ -62,6 +63,8 @@ class Controller:
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
+        outcomes = Outcomes(gateway, log)
+        self.deployment.on_live = lambda epoch: self._start(outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
         # What is wrong with the emulation of nodes; "" if nothing is.
         self.emulation_warning: Callable[[], str] = lambda: ""
 

@@ -24,7 +24,7 @@ from resplit.control.node_commands import NodeCommands
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.process.cancellation import VitalTasks
-from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Release, Reply
+from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Recall, Release, Reply
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
@@ -45,7 +45,10 @@ _MOST_AHEAD_S = 100.0
 
 
 class Deployment:
-    """The epochs of one cluster. `on_outage` is called when a deployment leaves a live epoch that cannot serve."""
+    """The epochs of one cluster. `on_outage` is called when a deployment leaves a live epoch that cannot serve.
+
+    `on_live` is called with each epoch that goes live.
+    """
 
     def __init__(self, view: ClusterView, commands: NodeCommands, log: EpochLog, tasks: VitalTasks) -> None:
         self._view = view
@@ -54,6 +57,7 @@ class Deployment:
         self._tasks = tasks
         self._gateway = view.gateway
         self.on_outage: Callable[[], None] = lambda: None
+        self.on_live: Callable[[LiveEpoch], None] = lambda epoch: None
         # The committed epoch that serves: the log's live epoch. None before the first one, and after a restart until
         # an epoch is deployed again.
         self.live: Route | None = None
@@ -292,8 +296,14 @@ class Deployment:
         )
         self.history.append(live)
         _log.info("epoch is live", epoch=route.epoch, action=proposal.action, prepare_s=round(prepare_s, 2))
+        self.on_live(live)
         self.sessions_left(self._gateway.oldest_epoch())
         return live
+
+    async def recall(self, nodes: Collection[str]) -> None:
+        """Have these nodes give back the passes of earlier epochs that have not begun: they take the live route."""
+        commands = {node: Recall(self.live_number) for node in self._view.reachable if node in nodes}
+        await self.tell(commands, self.live_number)
 
     def sessions_left(self, oldest: int) -> None:
         """No session uses an epoch before `oldest` any more: release the earlier epochs, in the background."""

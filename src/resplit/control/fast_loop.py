@@ -24,7 +24,7 @@ from resplit.control.moves import Moves
 from resplit.control.planning import ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, DecisionOutcome, Ready, Settings, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
@@ -39,6 +39,7 @@ _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
 _DEMAND_WINDOW_S = 8.0
 # After so many epochs within this time, the cooldown applies to the fast loop too.
 _MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
+_PROBLEMS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class FastLoop:
         self._changed = asyncio.Event()
         self._disturbed_until_s = -math.inf  # monotonic clock
         self._rng = np.random.default_rng(0)
+        self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
 
     def set_model(self, cost: CostModel) -> None:
         """Use the cost model with which the latest problem was posed."""
@@ -153,13 +155,24 @@ class FastLoop:
         problem = self._problem(live.placement)
         begun_s, now_s = time.monotonic(), time.time()
         decision = await asyncio.to_thread(self._choose, problem, changes, armed, self._readiness.ready(), now_s)
-        decision = replace(decision, seen=tuple(map(str, changes)))
+        deviations = tuple(change.deviation for change in changes)
+        decision = replace(decision, seen=tuple(map(str, changes)), deviations=deviations)
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
         if decision.action != "keep":
             outcome = await self._deploy(decision, live.epoch, armed.settings)
+        if outcome.deployed is not None:
+            self._keep_problem(outcome.deployed, problem)
+            slower = {change.subject for change in changes if change.after > change.before}
+            self._tasks.spawn(self._deployment.recall(slower), "recall passes")
         outcome = replace(outcome, plan_s=planned_s, prepare_s=time.monotonic() - begun_s - planned_s)
-        self._log.append_decision(replace(decision, outcome=outcome).to_json())
-        _log.info("decided", seen=_words(changes), action=decision.action, reason=decision.reason, plan_s=planned_s)
+        decision = replace(decision, outcome=outcome)
+        self._log.append_decision(decision.to_json())
+        _log.info("decided", words=" ".join(in_words(decision)), reason=decision.reason, plan_s=planned_s)
+
+    def _keep_problem(self, epoch: int, problem: Problem) -> None:
+        self.posed[epoch] = problem
+        if len(self.posed) > _PROBLEMS_KEPT:
+            del self.posed[min(self.posed)]
 
     def _problem(self, placement: tuple[str, ...]) -> Problem:
         return under_estimates(self._planner.present_problem(placement, _DEMAND_WINDOW_S), self.estimates())

@@ -156,6 +156,19 @@ class EpochLog:
         with self._transaction():
             self._database.execute("insert into decisions (body) values (?)", (content,))
 
+    def add_outcome(self, epoch: int, known: Mapping[str, Any]) -> None:
+        """Add to the outcome of the decision that deployed `epoch`; CapacityError if it cannot be written.
+
+        Does nothing if no decision did, as after an operator's command.
+        """
+        for number, body in reversed(self.decisions()):
+            outcome = body.get("outcome")
+            if isinstance(outcome, dict) and outcome.get("deployed") == epoch:
+                content = json.dumps(body | {"outcome": outcome | dict(known)}, allow_nan=False)
+                with self._transaction():
+                    self._database.execute("update decisions set body = ? where id = ?", (content, number))
+                return
+
     def decisions(self, since_id: int = 0) -> list[tuple[int, dict[str, Any]]]:
         """The decisions numbered above `since_id`, with their numbers, in order."""
         rows = self._rows("select id, body from decisions where id > ? order by id", since_id)

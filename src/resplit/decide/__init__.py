@@ -3,14 +3,16 @@
 Pure functions of values: time, measurements and history are passed in.
 """
 
-from resplit.decide.decision import Decision, DecisionOutcome, RecoveredSessions
+from resplit.decide.decision import Brought, Decision, DecisionOutcome, RecoveredSessions
 from resplit.decide.measurements import measured_since, registry_bytes_per_s
 from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
 from resplit.decide.state import History, Measured, PastMove, Ready, Settings
+from resplit.decide.words import in_words
 
 __all__ = [
     "Alternative",
+    "Brought",
     "Decision",
     "DecisionOutcome",
     "History",
@@ -20,6 +22,7 @@ __all__ = [
     "RecoveredSessions",
     "Settings",
     "decide",
+    "in_words",
     "measured_since",
     "registry_bytes_per_s",
 ]

@@ -19,7 +19,7 @@ from resplit.decide.state import Measured, PastMove, Placement
 from resplit.epochs import Proposal
 from resplit.errors import DataError
 
-__all__ = ["Decision", "DecisionOutcome", "NodeSeen", "RecoveredSessions"]
+__all__ = ["Brought", "Decision", "DecisionOutcome", "NodeSeen", "RecoveredSessions"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,20 @@ class RecoveredSessions:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """What was measured after a move: the mean latency of `requests` requests, and of those shortly before it."""
+
+    latency_s: float
+    requests: int
+    latency_before_s: float | None = None
+
+
+@dataclass(frozen=True)
 class DecisionOutcome:
     """The result of a decision: the epoch that was deployed, or the reason why the controller refused it.
 
-    After a recovery, `plan_s` and `prepare_s` are the times to plan and to prepare its epoch, and `sessions` says how
-    sessions resumed.
+    `brought` was measured some time after a move. After a recovery, `plan_s` and `prepare_s` are the times to plan and
+    to prepare its epoch, and `sessions` says how sessions resumed.
     """
 
     deployed: int | None = None
@@ -60,6 +69,7 @@ class DecisionOutcome:
     plan_s: float | None = None
     prepare_s: float | None = None
     # The control API gives {} where no session has resumed yet.
+    brought: Brought | None = None
     sessions: Annotated[RecoveredSessions | None, BeforeValidator(lambda value: value or None)] = None
 
 
@@ -70,8 +80,8 @@ class Decision:
     `action` is that of an `Alternative`, or "initial" (a first placement) or "recover" (after a loss). Only a decision
     among alternatives has `chosen`, which is one of `alternatives`. `note` says which ceilings it does not keep.
     `urgent` says why the cooldown was waived, "" where it was not. `threshold` is the least gain per request that was
-    required, relative to the current objective. `seen` are the detected changes that caused it, in words. `id` is the
-    number in the decision log.
+    required, relative to the current objective. `seen` are the detected changes that caused it, in words, `deviations`
+    the standard deviations of what was seen, as shares. `id` is the number in the decision log.
     """
 
     at_s: float
@@ -89,6 +99,7 @@ class Decision:
     measured: Measured | None = None
     outcome: DecisionOutcome | None = None
     seen: tuple[str, ...] = ()
+    deviations: tuple[float, ...] = ()
     id: int | None = None
 
     @property

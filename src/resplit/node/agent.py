@@ -26,6 +26,7 @@ from resplit.wire.commands import (
     NodeCommand,
     Prepare,
     Profile,
+    Recall,
     Release,
     Reply,
     Standby,
@@ -70,6 +71,8 @@ class Agent:
                     return await self.hosting.abort(command)
                 case Release():
                     return await self.hosting.release(command)
+                case Recall():
+                    return await self.hosting.recall(command)
                 case Connect():  # before Trust, which it extends
                     return await self._connect(command)
                 case Trust():

@@ -30,9 +30,10 @@ class SegmentPass:
     `start` is the position of the first token, `capacity` the number of tokens that the session may cache. With
     `more`, this is the first part of a longer pass, whose rest follows: nobody waits for its result. `timed`: the pass
     shares its time with other timed passes only. With `stepwise`, it repeats passes that were done one by one,
-    or its last `drafts` positions are guesses to be verified. `stages` is the number of segments of the whole route.
-    `changes` are applied to the logits. With `most_likely`, log probabilities are wanted: of the tokens drawn, and of
-    `scored`, the tokens after all positions of a prompt but the last one of its pass.
+    or its last `drafts` positions are guesses to be verified. `stages` is the number of segments of the whole route,
+    and `epoch` that of the epoch. `changes` are applied to the logits. With `most_likely`, log probabilities are
+    wanted: of the tokens drawn, and of `scored`, the tokens after all positions of a prompt but the last one of its
+    pass.
     """
 
     session: str
@@ -51,6 +52,7 @@ class SegmentPass:
     changes: tuple[LogitChange, ...] = ()
     most_likely: int | None = None
     scored: tuple[int, ...] = ()
+    epoch: int = 0
 
     @property
     def tokens(self) -> int:

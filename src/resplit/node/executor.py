@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
-from resplit.errors import ResplitError
+from resplit.errors import RECALLED, CommandRefusedError, ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import Drawn, logprobs, sample
@@ -93,8 +93,12 @@ class _Begun:
 
 @dataclass(eq=False)
 class _Queued(Waiting):
-    """A waiting pass, and the results for the task that waits for it. Made in that task's event loop."""
+    """A waiting pass, and the results for the task that waits for it. Made in that task's event loop.
 
+    `whole`: no part of the pass came before it, and none follows.
+    """
+
+    whole: bool = True
     results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
@@ -124,6 +128,7 @@ class Executor:
         self.timings: deque[Timing] = deque(maxlen=4096)
         self._waiting: list[_Queued] = []  # in order of arrival; guarded by `_changed`
         self._changed = threading.Condition()
+        self._in_parts: set[str] = set()  # sessions of whose pass the first parts came, and the last one has not
         self._closed = False
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
@@ -161,8 +166,15 @@ class Executor:
         for each in queued:
             each.since_s = time.perf_counter()
         with self._changed:
+            for each in queued:
+                self._note_parts(each)
             self._waiting += queued
             self._changed.notify()
+
+    def _note_parts(self, queued: _Queued) -> None:
+        session, more = queued.work.session, queued.work.more
+        queued.whole = not more and session not in self._in_parts
+        (self._in_parts.add if more else self._in_parts.discard)(session)
 
     async def _results(self, queued: _Queued) -> AsyncIterator[PassResult]:
         try:
@@ -175,6 +187,18 @@ class Executor:
                     return
         finally:
             self._forget(queued)
+
+    def recall(self, epoch: int) -> int:
+        """Give back the whole passes of earlier epochs that wait and have not begun. Returns how many there were.
+
+        They end with CommandRefusedError. A pass either begins and ends here, or is given back, and then never begins.
+        """
+        with self._changed:
+            recalled = [each for each in self._waiting if each.whole and not each.done and each.work.epoch < epoch]
+            self._waiting = [each for each in self._waiting if each not in recalled]
+        error = CommandRefusedError(RECALLED, f"it had not begun when epoch {epoch} went live")
+        _give([(each, error) for each in recalled])
+        return len(recalled)
 
     def close(self) -> None:
         """Stop the thread after the running batch."""
@@ -212,6 +236,7 @@ class Executor:
         """Free a session's caches, and refuse its messages from now on."""
         self.engine.close(session)
         self.permits.end(session)
+        self._in_parts.discard(session)
         self._pace.ended(session)
 
     @property
@@ -384,10 +409,13 @@ def _drawn(part: Part, logits: Activation) -> Drawn | None:
 
 def _hand_over(outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
     """Give the outcomes of a batch to those who wait for them: all at once, because each call wakes an event loop."""
+    _give([(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes])
+
+
+def _give(outcomes: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Queued, PassResult | Exception]]] = {}
-    for part, outcome in outcomes:
-        assert isinstance(part.waiting, _Queued)
-        by_loop.setdefault(part.waiting.loop, []).append((part.waiting, outcome))
+    for queued, outcome in outcomes:
+        by_loop.setdefault(queued.loop, []).append((queued, outcome))
     for loop, results in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
             loop.call_soon_threadsafe(_put, results)

@@ -26,7 +26,19 @@ from resplit.process.cancellation import VitalTasks, to_its_end
 from resplit.process.garbage import freeze_startup_objects
 from resplit.shards.kept import KeptShards
 from resplit.shards.sealing import open_shard
-from resplit.wire.commands import Abort, Clear, Commit, Prepare, Profile, Release, Reply, Standby, Trust, WrappedShard
+from resplit.wire.commands import (
+    Abort,
+    Clear,
+    Commit,
+    Prepare,
+    Profile,
+    Recall,
+    Release,
+    Reply,
+    Standby,
+    Trust,
+    WrappedShard,
+)
 from resplit.wire.routes import Route
 
 _LOADER_NICENESS = 10
@@ -158,6 +170,12 @@ class Hosting:
         self.routes = {number: route for number, route in self.routes.items() if number >= oldest}
         self.prepared = {number: route for number, route in self.prepared.items() if number >= oldest}
         return {"dropped": self._drop_unwanted()}
+
+    async def recall(self, command: Recall) -> Reply:
+        """Give back the passes of earlier epochs that have not begun."""
+        if self.executor:
+            self.executor.recall(command.epoch)
+        return {}
 
     async def trust(self, command: Trust) -> Reply:
         """Set whether the node is trusted. If not, drop private blocks at once and end epochs that place them here."""

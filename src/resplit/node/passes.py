@@ -189,4 +189,5 @@ def _segment_pass(step: Step, route: Route, capacity: int) -> SegmentPass:
         changes=changes_from_wire(step.changes) if is_last else (),
         most_likely=step.logprobs - 1 if is_last and step.logprobs else None,
         scored=tuple(step.scored) if is_last else (),
+        epoch=step.epoch,
     )

@@ -94,6 +94,14 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Give back the passes of epochs before `epoch` that wait and have not begun: they take the new route."""
+
+    kind: ClassVar[str] = "recall"
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Trust:
     """Set whether the node is trusted. An untrusted node drops the `private` blocks at once."""
 
@@ -137,11 +145,11 @@ class Emulate:
     kill: bool = False
 
 
-NodeCommand = Prepare | Standby | Clear | Commit | Abort | Release | Trust | Connect | Profile | Emulate
+NodeCommand = Prepare | Standby | Clear | Commit | Abort | Release | Recall | Trust | Connect | Profile | Emulate
 
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {
     command.kind: TypeAdapter(command)
-    for command in (Prepare, Standby, Clear, Commit, Abort, Release, Trust, Connect, Profile, Emulate)
+    for command in (Prepare, Standby, Clear, Commit, Abort, Release, Recall, Trust, Connect, Profile, Emulate)
 }
 
 

@@ -234,6 +234,7 @@ def _record(arrival: RequestArrival, session: Session | None, times: list[float]
         waited_s=session.spent.waited_s if session else 0.0,
         computed_s=session.spent.computed_s if session else 0.0,
         hops_s=session.spent.hops_s if session else 0.0,
+        recalls=session.recalls if session else 0,
         drafted=session.speculation.drafted if session else 0,
         accepted=session.speculation.accepted if session else 0,
     )

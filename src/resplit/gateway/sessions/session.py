@@ -24,7 +24,7 @@ from typing import Literal
 
 import structlog
 
-from resplit.errors import NodeLostError, RequestError, ResplitError, error_from_wire
+from resplit.errors import RECALLED, CommandRefusedError, NodeLostError, RequestError, ResplitError, error_from_wire
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.answers import Awaited, New
@@ -99,6 +99,7 @@ class Session:
         self.permits = SessionPermits(self.name, self.reservation.tokens, self.context.router.peers)
         self.replication = KvReplication(self.permits, self.context)
         self.spent = TimeSpent()
+        self.recalls = 0  # passes that were given back before they began
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
         self._made: list[int] = []  # the new tokens so far
         self._scores: dict[int, Logprobs] = {}  # of prompt tokens, by position
@@ -161,14 +162,20 @@ class Session:
 
     async def _next_tokens(self, step: tuple[int, ...], most: int) -> New:
         """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
+        recalled = False
         while True:
             if self.context.router.violation(self.route):
                 await self.context.router.until_ready()
             begun_s = time.monotonic()
             try:
                 async with self.context.gate.passing():
-                    await self._follow_live_epoch()
+                    await self._follow_live_epoch(at_once=recalled)
                     return await self._verify(step, most)
+            except CommandRefusedError as error:
+                if error.reason != RECALLED:
+                    raise
+                recalled = True
+                self.recalls += 1
             except NodeLostError as error:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
                 await self._recover(time.monotonic() - begun_s)
@@ -279,12 +286,12 @@ class Session:
         lost.error, lost.error_kind = reason, "lost"
         self.answers.put_nowait(lost)
 
-    async def _follow_live_epoch(self) -> None:
+    async def _follow_live_epoch(self, at_once: bool = False) -> None:
         """Between passes: begin, continue or finish the move to the live epoch.
 
         Each round of pre-copying sends the positions that passes added during the round before, while rounds become
-        shorter. The switch sends the rest while the stream pauses. A route that breaks a rule is left at once, and
-        never entered.
+        shorter. The switch sends the rest while the stream pauses. With `at_once`, no pass uses the old route any more.
+        A route that breaks a rule is left at once, and never entered.
         """
         live = self.context.router.live_route
         if self.context.router.violation(live):  # a lawful one will follow
@@ -297,11 +304,11 @@ class Session:
             if self.route.epoch == live.epoch:
                 return
             self.precopying = self._precopy(PreCopy(live))
-        if self.steps and not self.precopying.done():
+        if self.steps and not self.precopying.done() and not at_once:
             return
         precopy = await self.precopying
         self.precopying = None
-        if _PATCH_POSITIONS < self.position - precopy.last < precopy.last - precopy.first:
+        if not at_once and _PATCH_POSITIONS < self.position - precopy.last < precopy.last - precopy.first:
             self.precopying = self._precopy(precopy)
         else:
             await self._switch(precopy)

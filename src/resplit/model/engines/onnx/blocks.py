@@ -111,7 +111,7 @@ class Buffers:
             self._set("tokens", np.zeros(self._room, dtype=np.int64))
             self._set("last", np.zeros(self._room, dtype=np.int32))
             self._set("total", np.zeros(self._room, dtype=np.int32))
-        if answers > self._lines("logits"):
+        if answers > self._lines("logits") or "logits" not in self._arrays:  # the first pass may want none
             self._set("logits", np.zeros((max(16, answers), self._vocabulary), dtype=np.float32))
         if positions > self._lines("cos") and self.frequencies is not None:
             self._set_rotary(1 << max(8, (positions - 1).bit_length()), self.frequencies)
