@@ -136,3 +136,13 @@ def test_a_move_from_a_node_that_is_gone_is_not_rolled_back() -> None:
     history = History(replace(moved(), before=(*BEST[:-1], "gone")))
     decision = decide_on(problem(halves(FAST, SLOW, 4)), history=history, measured=Measured(1.5, 20))
     assert "rollback" not in {option.action for option in decision.alternatives}
+
+
+def test_a_latency_that_is_exactly_at_the_margin_is_no_failed_trial() -> None:
+    options = replace(SETTINGS, rollback_margin=0.5)  # exact in binary, as are 1 s and 1.5 s
+    for seconds, failed in ((1.5, False), (1.5078125, True)):
+        measured = Measured(seconds, 20)
+        decision = decide_on(
+            problem(halves(FAST, SLOW, 4)), options=options, history=History(moved()), measured=measured
+        )
+        assert (decision.action == "rollback") == failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import stat
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.security.authority import HONOUR_OLD_S, issue, keys_command, make_authority, rotate
@@ -31,6 +33,46 @@ def test_a_folder_contains_only_what_its_member_needs(ours: Path) -> None:
     assert {path.name for path in (ours / "node-a").iterdir()} == common | {"wrap.key"}
     assert {path.name for path in (ours / "controller").iterdir()} == common | wrap_keys | {"commands.key"}
     assert "PRIVATE" not in (ours / "node-a" / "commands.jwks").read_text()
+
+
+def _extensions(path: Path) -> dict[type[x509.ExtensionType], tuple[bool, x509.ExtensionType]]:
+    """The extensions of a certificate: by type, whether it is critical, and its value."""
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    return {type(each.value): (each.critical, each.value) for each in certificate.extensions}
+
+
+def _key_usage(**used: bool) -> x509.KeyUsage:
+    unused = (
+        "digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+        "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+    )  # fmt: skip
+    return x509.KeyUsage(**(dict.fromkeys(unused, False) | used))
+
+
+def test_the_authority_signs_certificates_of_members_and_nothing_else(ours: Path) -> None:
+    found = _extensions(ours / "authority" / "ca.pem")
+    assert found.keys() == {x509.SubjectKeyIdentifier, x509.BasicConstraints, x509.KeyUsage}
+    assert found[x509.BasicConstraints] == (True, x509.BasicConstraints(ca=True, path_length=0))
+    assert found[x509.KeyUsage] == (True, _key_usage(key_cert_sign=True))
+    assert not found[x509.SubjectKeyIdentifier][0]
+
+
+def test_a_member_signs_no_certificates_and_speaks_for_its_own_hosts_only(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    issue(tmp_path, "node-a", ["10.0.0.7", "nas.home"])
+    found = _extensions(tmp_path / "node-a" / "cert.pem")
+    address = x509.IPAddress(ipaddress.ip_address("10.0.0.7"))
+    names = x509.SubjectAlternativeName([x509.DNSName("node-a"), address, x509.DNSName("nas.home")])
+    both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+    authority = _extensions(tmp_path / "authority" / "ca.pem")[x509.SubjectKeyIdentifier][1]
+    del found[x509.SubjectKeyIdentifier]
+    assert found == {
+        x509.SubjectAlternativeName: (False, names),
+        x509.BasicConstraints: (True, x509.BasicConstraints(ca=False, path_length=None)),
+        x509.KeyUsage: (True, _key_usage(digital_signature=True)),
+        x509.ExtendedKeyUsage: (False, both),
+        x509.AuthorityKeyIdentifier: (False, x509.AuthorityKeyIdentifier(authority.digest, None, None)),
+    }
 
 
 def test_an_authority_and_a_member_are_never_overwritten(ours: Path) -> None:

@@ -107,6 +107,30 @@ def test_an_unsigned_command_is_refused(signer: CommandSigner, verifier: Command
     assert_refused(verifier, f"{nothing}.{payload}.{signature}", "unsigned")
 
 
+@pytest.mark.parametrize("identity", [["kid"], {"kid": "kid"}, 7, None])
+def test_a_key_that_is_not_named_by_a_text_is_refused(
+    signer: CommandSigner, verifier: CommandVerifier, identity: object
+) -> None:
+    _, payload, signature = prepare(signer).split(".")
+    header = _encoded(json.dumps({"alg": "Ed25519", "kid": identity}).encode())
+    with pytest.raises(CommandRefusedError, match=r"node-a does not accept its key|its header cannot be read"):
+        verifier.verify(f"{header}.{payload}.{signature}", kind="prepare", current_epoch=0)
+
+
+@pytest.mark.parametrize("lifetime_s", [0.0, -1.0, MAX_LIFETIME_S + 1e-6])
+def test_a_command_that_no_member_would_obey_is_not_signed(signer: CommandSigner, lifetime_s: float) -> None:
+    with pytest.raises(ValueError, match="no verifier accepts it"):
+        prepare(signer, lifetime_s=lifetime_s)
+
+
+@pytest.mark.parametrize("lifetime_s", [0.5, MAX_LIFETIME_S])
+def test_a_command_may_be_valid_for_less_than_a_second_and_for_the_longest_time(
+    signer: CommandSigner, verifier: CommandVerifier, clock: Clock, lifetime_s: float
+) -> None:
+    command = verifier.verify(prepare(signer, lifetime_s=lifetime_s), kind="prepare", current_epoch=0)
+    assert command.expires_s == clock.now + lifetime_s
+
+
 def test_an_altered_command_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
     token = prepare(signer)
     header, payload, signature = token.split(".")
