@@ -15,11 +15,12 @@ help: ## show this
 install: .venv/installed-pipeline ## the environment that `make run` needs
 
 .venv/bin/python:
-	@command -v $(PYTHON) >/dev/null || { echo "resplit needs Python 3.11 or 3.12; name yours: make PYTHON=python3 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	@command -v "$(PYTHON)" >/dev/null || { echo "resplit needs Python 3.11 or 3.12; name yours: make PYTHON=python3 ..."; exit 1; }
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 .venv/torch: .venv/bin/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip # `uv venv` makes one without pip
 	@echo "installing torch"
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	@touch $@
@@ -80,7 +81,7 @@ proto: .venv/installed-dev ## regenerate the wire's messages
 
 ui: .venv/installed-pipeline ## the MLflow page of all studies, http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --workers 1 --no-serve-artifacts \
-	  --backend-store-uri sqlite:///$(CURDIR)/.resplit/mlflow/mlflow.db --default-artifact-root file://$(CURDIR)/.resplit/mlflow/artifacts
+	  --backend-store-uri "sqlite:///$(CURDIR)/.resplit/mlflow/mlflow.db" --default-artifact-root "file://$(CURDIR)/.resplit/mlflow/artifacts"
 
 clean: ## delete state, generated data and reports; keep the environment
 	rm -rf .resplit data/generated mutants site .coverage* reports/index.html reports/metrics.json reports/plots reports/chaos*

@@ -41,6 +41,23 @@ _DEFAULT_STATE = Path(".resplit")
 _DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"resplit {version('resplit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Adaptive split inference of large foundation models over unequal edge machines."""
+
+
 @app.command()
 def up(
     cluster: ClusterFile,
@@ -177,7 +194,9 @@ def apply_file(cluster: ClusterFile, url: Url = _DEFAULT_URL, state: State = _DE
 
 @app.command()
 def plan(
-    files: Annotated[list[Path], typer.Argument(help="Placement problems (docs/problem.md).", metavar="FILE...")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Placement problems (docs/problem.md); - is stdin.", metavar="FILE...")
+    ],
     solver: Annotated[str, typer.Option(help="relax, exact, or a published baseline.")] = "relax",
     time_limit: Annotated[float, typer.Option(help="Seconds for each solve.")] = 10.0,
     work_limit: Annotated[int | None, typer.Option(help="Solver steps for each solve, instead of seconds.")] = None,

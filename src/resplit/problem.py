@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +33,16 @@ _log = logging.getLogger(__name__)
 
 
 def read_problem(path: Path) -> Problem:
-    """Read the problem in the file at `path`. Raises ProblemFormatError; unknown keys are logged as warnings."""
+    """Read the problem in the file at `path`, or on standard input if that is `-`.
+
+    Raises ProblemFormatError; unknown keys are logged as warnings.
+    """
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise ProblemFormatError(str(path), size, f"a problem file has at most {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        with sys.stdin.buffer if str(path) == "-" else path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ProblemFormatError(str(path), len(content), f"a problem file has at most {MAX_FILE_BYTES} bytes")
+        text = content.decode()
     except OSError as error:
         raise ProblemFormatError(str(path), error.strerror, "a file that can be read") from error
     except UnicodeDecodeError as error:

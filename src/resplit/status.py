@@ -10,6 +10,8 @@ from pydantic import Field
 from resplit.telemetry.rows import Count, Name, TelemetryRows
 from resplit.types import BlockFeatures
 
+# Clocks may differ by 5 s before commands are refused. Telemetry suffers earlier.
+_CLOCK_TOLERANCE_S = 1.0
 _Bytes = Annotated[float, Field(ge=0, le=2.0**63)]
 _Counts = Annotated[tuple[Count, ...], Field(max_length=10_000)]
 
@@ -75,12 +77,21 @@ class NodeStatus(ReportedState):
     """A node as the controller sees it: its last report, its address, and whether it answers now.
 
     `fault` says what it did that no node does. It counts as lost for that, and is tried again after a while.
+    `clock_ahead_s` is its clock less the controller's when it connected.
     """
 
     address: str
     answers: bool
     drained: bool
     fault: str | None = None
+    clock_ahead_s: float = 0.0
+
+
+def wrong_clock(ahead_s: float) -> str:
+    """What is wrong with a clock that is so far ahead of the controller's, in words; "" if nothing is."""
+    if abs(ahead_s) <= _CLOCK_TOLERANCE_S:
+        return ""
+    return f"its clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the controller's: set it (NTP)"
 
 
 @dataclass(frozen=True)

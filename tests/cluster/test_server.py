@@ -12,8 +12,9 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit.cluster.local import free_ports
-from resplit.cluster.server import _app, _http_server
+from resplit.cluster.server import _api_keys, _app, _http_server
 from resplit.config import ClusterConfig
+from resplit.errors import ConfigError
 from resplit.model.source import StoredModel
 from resplit.wire import listener
 from resplit.wire.addresses import Address
@@ -45,8 +46,6 @@ async def _answer(app: ASGIApp, headers: dict[str, str], method: str = "GET") ->
         ("127.0.0.1", [], True),
         ("::1", [], True),
         ("localhost", [], True),
-        ("0.0.0.0", [], False),
-        ("192.168.1.7", [], False),
         ("127.0.0.1", ["open-sesame"], False),
         ("0.0.0.0", ["open-sesame"], False),
     ],
@@ -55,7 +54,8 @@ async def test_api_keys_are_off_by_default_on_loopback_only(
     stored_model: StoredModel, tmp_path: Path, host: str, api_keys: list[str], open_to_all: bool
 ) -> None:
     config = _config(api_keys)
-    app = _app(config, stored_model, InProcessCluster(config, stored_model, tmp_path).sessions, Address(host, 8080))
+    sessions = InProcessCluster(config, stored_model, tmp_path).sessions
+    app = _app(config, stored_model, sessions, _api_keys(config, Address(host, 8080)))
 
     async def status(**headers: str) -> int:
         return (await _answer(app, headers)).status_code
@@ -64,6 +64,12 @@ async def test_api_keys_are_off_by_default_on_loopback_only(
     assert await status(Authorization="Bearer guessed") == (200 if open_to_all else 401)
     for key in api_keys:
         assert await status(Authorization=f"Bearer {key}") == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::"])
+def test_a_gateway_that_others_can_reach_needs_api_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"--host {host}: other machines .* give a class .* `api_keys:"):
+        _api_keys(_config([]), Address(host, 8080))
 
 
 @pytest.mark.parametrize(
@@ -86,8 +92,8 @@ async def test_a_gateway_without_keys_answers_to_loopback_names_and_configured_o
 ) -> None:
     open_config = _config([], hosts=["models.example"])
     sessions = InProcessCluster(open_config, stored_model, tmp_path).sessions
-    without_keys = _app(open_config, stored_model, sessions, Address("127.0.0.1", 8080))
-    with_keys = _app(_config(["key"]), stored_model, sessions, Address("0.0.0.0", 8080))
+    without_keys = _app(open_config, stored_model, sessions, {})
+    with_keys = _app(_config(["key"]), stored_model, sessions, _config(["key"]).classes_by_key())
 
     assert (await _answer(without_keys, {"Host": host})).status_code == status
     assert (await _answer(with_keys, {"Host": host, "Authorization": "Bearer key"})).status_code == status_with_a_key
@@ -110,7 +116,7 @@ async def test_cross_origin_requests_are_refused_unless_their_origin_is_configur
 ) -> None:
     config = _config(["key"], origins=["https://app.example"])
     sessions = InProcessCluster(config, stored_model, tmp_path).sessions
-    app = _app(config, stored_model, sessions, Address("127.0.0.1", 8080))
+    app = _app(config, stored_model, sessions, config.classes_by_key())
     headers = {"Origin": origin, "Authorization": "Bearer key"}
     if method == "OPTIONS":
         headers |= {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}

@@ -78,7 +78,7 @@ async def _served(nodes: InProcessCluster, controller: Controller) -> AsyncItera
     """The gateway's HTTP server with its page; the address of the page."""
     address = Address("127.0.0.1", free_ports(1)[0])
     monitor = Monitor(nodes.router.peers, len(FIRST))
-    app = _app(nodes.config, nodes.model, nodes.sessions, address)
+    app = _app(nodes.config, nodes.model, nodes.sessions, nodes.config.classes_by_key())
     app.mount("/control", create_control_api(controller, operator_of(nodes, controller), monitor, TOKEN))
     page = _mount_page(app, controller, monitor, nodes.sessions, TOKEN)
     server = _http_server(app, listening := Listener(address, 64))

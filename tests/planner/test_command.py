@@ -17,9 +17,9 @@ FEASIBLE = EXAMPLES / "n004-smollm2-135m-c1-11.json"
 INFEASIBLE = EXAMPLES / "n005-llama3.2-1b-c1-tight-20.json"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "resplit.cli", "plan", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input=stdin)
 
 
 def test_each_file_gets_one_line_and_the_worst_result_decides_the_exit_status(tmp_path: Path) -> None:
@@ -39,6 +39,12 @@ def test_each_file_gets_one_line_and_the_worst_result_decides_the_exit_status(tm
 
 def test_an_infeasible_file_gives_exit_status_3() -> None:
     assert run(INFEASIBLE).returncode == 3
+
+
+def test_a_dash_reads_standard_input() -> None:
+    done = run("-", stdin=INFEASIBLE.read_text())
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["status"] == "infeasible"
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:

@@ -61,11 +61,14 @@ def prepare(signer: CommandSigner, epoch: int = 7, **more: object) -> str:
     return signer.sign("prepare", {"blocks": ["layer.0"]}, **{"audience": HERE, "epoch": epoch} | more)
 
 
-def assert_refused(verifier: CommandVerifier, token: str, reason: str, kind: str = "prepare", epoch: int = 0) -> None:
+def assert_refused(
+    verifier: CommandVerifier, token: str, reason: str, kind: str = "prepare", epoch: int = 0, says: str = ""
+) -> None:
     before = verifier.refusals[reason]
     with pytest.raises(CommandRefusedError) as refusal:
         verifier.verify(token, kind=kind, current_epoch=epoch)
     assert refusal.value.reason == reason
+    assert says in str(refusal.value)
     assert reason in REASONS
     assert verifier.refusals[reason] == before + 1
 
@@ -207,7 +210,7 @@ def test_an_expired_command_is_refused(signer: CommandSigner, verifier: CommandV
     clock.now += 29
     verifier.verify(other, kind="prepare", current_epoch=0)
     clock.now += 2
-    assert_refused(verifier, token, "expired")
+    assert_refused(verifier, token, "expired", says="by this clock it was signed ")
 
 
 def test_a_command_with_a_long_lifetime_is_refused(signer: CommandSigner, verifier: CommandVerifier) -> None:
@@ -220,7 +223,7 @@ def test_a_command_from_the_future_is_refused(signer: CommandSigner, verifier: C
     clock.now += 60
     token = prepare(signer)
     clock.now -= 60
-    assert_refused(verifier, token, "early")
+    assert_refused(verifier, token, "early", says=" s behind the controller's; set the clocks")
 
 
 def test_times_are_accepted_up_to_their_limits(ours: Path, signer: CommandSigner, clock: Clock) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -24,12 +25,13 @@ from resplit.cluster.state import first_plan
 from resplit.config import load_cluster
 from resplit.epochs import Proposal
 from resplit.security.identity import CONTROLLER
+from resplit.wire.addresses import Address
 from tests.support.processes import poll_until
 from tests.support.streams import PROMPTS, all_answers, expected_tokens
 
 pytestmark = pytest.mark.processes
 
-NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "127.0.0.4"}
+NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "::1"}
 NEW_TOKENS = 64
 CLUSTER = """
 name: apart
@@ -55,7 +57,7 @@ class Machines:
         """Create keys as an operator does, and give each member the cluster file and its own keys."""
         ports = dict(zip(NODES, free_ports(len(NODES)), strict=True))
         nodes = [
-            f"  - {{name: {n}, address: '{host}:{ports[n]}', memory: 4 MiB, max_utilization: 0.999}}"
+            f"  - {{name: {n}, address: '{Address(host, ports[n])}', memory: 4 MiB, max_utilization: 0.999}}"
             for n, host in NODES.items()
         ]
         home = self.folder / "home"
@@ -99,17 +101,31 @@ def apart(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Machines, Cluste
     machines.install()
     port = free_ports(1)[0]
     try:
-        for name in NODES:
+        late = "gamma"
+        for name in set(NODES) - {late}:
             machines.start(name, "node", "cluster.yaml", "--name", name)
         machines.start(CONTROLLER, "serve", "cluster.yaml", "--port", str(port), "--model", str(model_folder))
-        state = tmp_path / CONTROLLER
+        state, url = tmp_path / CONTROLLER, f"http://127.0.0.1:{port}"
+        _wait_for(lambda: _waits_for(url, late), machines)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/control/status").status_code == 503, "the controller has not started"
+        machines.start(late, "node", "cluster.yaml", "--name", late)
         _wait_for(lambda: (state / "ready").exists(), machines)
         config = load_cluster(state / "cluster.yaml")
-        cluster = Cluster(f"http://127.0.0.1:{port}", state, config, str(model_folder), machines.processes)
+        cluster = Cluster(url, state, config, str(model_folder), machines.processes)
         first_plan(cluster)
         yield machines, cluster
     finally:
         machines.stop()
+
+
+def _waits_for(url: str, *nodes: str) -> bool:
+    """Whether the gateway says that it waits for these nodes only."""
+    try:
+        answer = httpx.get(f"{url}/readyz")
+    except httpx.TransportError:
+        return False
+    return (answer.status_code, answer.json().get("reason")) == (503, f"waiting for nodes: {', '.join(nodes)}")
 
 
 def _wait_for(condition: Callable[[], bool], machines: Machines, within_s: float = 120.0) -> None:

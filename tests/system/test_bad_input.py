@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -89,6 +90,19 @@ def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) ->
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     done = run_resplit("node", str(tmp_path / "cluster.yaml"), "--name", "attic")
     assert_refused(done, tmp_path, "--name: 'attic' is not in", "it has alone")
+
+
+def test_the_keys_of_another_member_are_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.replace("memory: 4 MiB", "memory: 4 MiB, address: '127.0.0.1:7001'"))
+    assert run_resplit("keys", str(tmp_path / "cluster.yaml"), "--state", str(tmp_path)).returncode == 0
+    keys = ["--keys", str(tmp_path / "keys" / "controller")]
+    done = run_resplit("node", str(tmp_path / "cluster.yaml"), "--name", "alone", *keys)
+    assert_refused(done, tmp_path, "keys/controller: has the keys of 'controller', not of 'alone'", "copy the folder")
+
+
+def test_the_version_is_printed() -> None:
+    done = run_resplit("--version")
+    assert (done.returncode, done.stdout) == (0, f"resplit {version('resplit')}\n")
 
 
 def test_a_model_that_cannot_be_obtained_is_named_and_no_partial_copy_stays(tmp_path: Path) -> None:

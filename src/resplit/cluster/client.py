@@ -18,7 +18,7 @@ from resplit.errors import DataError, NodeLostError, ProposalRefusedError, Respl
 from resplit.estimate.cluster import Estimates
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
-from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus
+from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus, wrong_clock
 from resplit.types import Problem, RequestClass
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
     marks = {"trusted": node.trusted, "drained": node.drained, "emulated": node.emulated}
     shown = " ".join(mark for mark, on in marks.items() if on)
     answers = "" if node.answers else f"  LOST: {node.fault}" if node.fault else "  DOES NOT ANSWER"
-    return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}"
+    clock = f"  {wrong}" if (wrong := wrong_clock(node.clock_ahead_s)) else ""
+    return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}{clock}"
 
 
 def _runs(names: tuple[str, ...], blocks: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit import planner
@@ -28,7 +30,7 @@ from resplit.control.desired_state import DesiredState, load_desired_state
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator, addresses_of
-from resplit.errors import NodeLostError
+from resplit.errors import ConfigError, NodeLostError
 from resplit.files import write_atomically
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
@@ -89,24 +91,26 @@ async def serve(
     """
     desired = load_desired_state(paths.desired_state_file, content)
     ensure_servable(desired.cluster, model.spec)
+    api_keys = _api_keys(desired.cluster, paths.listen)
     listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
     emulation = EmulationCheck(lambda: check_emulation(desired.cluster, model), OthersUse(lambda: [os.getpid()]))
     await emulation.at_start()
     await asyncio.to_thread(planner.load)
     paths.state.mkdir(parents=True, exist_ok=True)
-    member = Member.load(paths.keys / CONTROLLER)
+    member = Member.load_as(CONTROLLER, paths.keys / CONTROLLER)
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
     log = EpochLog(paths.state / "epochs.db")
     first = log.last_committed() is None
     claim_for_model(paths.state, model.name, identity(model, keyring), has_epochs=not first)
-    parts = _assemble(content, desired, model, member, keyring, log, paths)
+    parts = _assemble(content, desired, model, member, keyring, log, paths, api_keys)
     parts.controller.emulation_warning = lambda: emulation.warning
     server, tasks = _http_server(parts.app, listener), VitalTasks()
     try:
+        http = tasks.spawn(server.serve(sockets=[listener]), "http")
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
         await parts.controller.start()
-        http = tasks.spawn(server.serve(sockets=[listener]), "http")
+        parts.started.set()
         tasks.spawn(parts.monitor.run(), "monitor")
         tasks.spawn(emulation.when_quiet(), "emulation check")
         freeze_startup_objects()
@@ -131,6 +135,7 @@ class _Parts:
     monitor: Monitor
     app: FastAPI
     page: Streams
+    started: asyncio.Event  # set once the controller has started: until then the control API refuses calls
 
 
 def _assemble(
@@ -141,6 +146,7 @@ def _assemble(
     keyring: Keyring,
     log: EpochLog,
     paths: ServePaths,
+    api_keys: Mapping[bytes, str],
 ) -> _Parts:
     """Create gateway and controller, and connect their events."""
     cluster, addresses = desired.cluster, addresses_of(desired)
@@ -157,10 +163,10 @@ def _assemble(
     monitor.on_report = controller.fast_loop.reported
     controller.fast_loop.measure = monitor.measure
     controller.readiness.standby = monitor.standby
-    app, token = _app(cluster, model, sessions, paths.listen), _token(paths.token_file)
-    app.mount("/control", create_control_api(controller, operator, monitor, token))
+    app, token, started = _app(cluster, model, sessions, api_keys), _token(paths.token_file), asyncio.Event()
+    app.mount("/control", _once(started, create_control_api(controller, operator, monitor, token), router))
     page = _mount_page(app, controller, monitor, sessions, token)
-    return _Parts(router, controller, monitor, app, page)
+    return _Parts(router, controller, monitor, app, page, started)
 
 
 def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> Streams:
@@ -177,33 +183,61 @@ def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions
     return page
 
 
-def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, listen: Address) -> FastAPI:
+def _api_keys(cluster: ClusterConfig, listen: Address) -> dict[bytes, str]:
+    """The class of each API key, by its digest; ConfigError if others can reach the gateway, and no class has a key."""
     api_keys = cluster.classes_by_key()
-    require_key = bool(api_keys) or listen.host not in LOOPBACK
+    if not api_keys and listen.host not in LOOPBACK:
+        rule = "other machines can reach it, so it needs API keys: give a class of the cluster file some, for example "
+        raise ConfigError(f"--host {listen.host}", f"{rule}`api_keys: [{{env: CHAT_KEYS}}]`, or listen on 127.0.0.1")
+    return api_keys
+
+
+def _once(started: asyncio.Event, app: ASGIApp, router: Router) -> ASGIApp:
+    """An application that refuses requests with 503 and the reason until `started` is set."""
+
+    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
+        if started.is_set():
+            return await app(scope, receive, send)
+        error = {"message": router.unready_reason() or "the controller starts", "type": "NodeLostError"}
+        return await JSONResponse({"error": error}, 503)(scope, receive, send)
+
+    return gate
+
+
+def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, api_keys: Mapping[bytes, str]) -> FastAPI:
     text = Text.from_folder(
         model.folder, vocabulary=model.spec.vocabulary, special_prompts=cluster.allow_special_tokens
     )
-    app = create_app(sessions, text, model.name, cluster.limits, api_keys, require_key)
+    app = create_app(sessions, text, model.name, cluster.limits, api_keys, require_key=bool(api_keys))
     hosts, origins = cluster.http.hosts, cluster.http.origins
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",))
-    allowed_hosts = None if require_key and not hosts else (*LOOPBACK, *hosts)
+    allowed_hosts = None if api_keys and not hosts else (*LOOPBACK, *hosts)
     app.add_middleware(BrowserRules, hosts=allowed_hosts, origins=origins)  # the last one added is the first to run
     return app
 
 
 async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:
-    """Wait for all nodes before the `first` placement, and log the missing ones; after a restart only for a moment."""
+    """Wait for all nodes before the `first` placement; after a restart only for a moment.
+
+    Meanwhile a log line and the gateway say which nodes are missing.
+    """
     if not first:
         with contextlib.suppress(NodeLostError):
             await router.wait_for(nodes, _ANSWERS_AGAIN_WITHIN_S)
         return
-    for _ in range(round(_NODES_ANSWER_WITHIN_S / _LOG_EVERY_S)):
-        with contextlib.suppress(NodeLostError):
-            await router.wait_for(nodes, _LOG_EVERY_S)
-            return
-        _log.info("waiting for nodes", nodes=", ".join(sorted(nodes - router.listening)))
-    await router.wait_for(nodes, 0)
+    until_s, next_log_s = time.monotonic() + _NODES_ANSWER_WITHIN_S, time.monotonic() + _LOG_EVERY_S
+    while missing := sorted(nodes - router.listening):
+        router.set_unavailable(f"waiting for nodes: {', '.join(missing)}")
+        if time.monotonic() >= next_log_s:
+            _log.info("waiting for nodes", nodes=", ".join(missing))
+            next_log_s += _LOG_EVERY_S
+        if time.monotonic() >= until_s:
+            raise NodeLostError(f"no answer within {_NODES_ANSWER_WITHIN_S:.0f} s from {', '.join(missing)}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(next_log_s, until_s) - time.monotonic()):
+                await router.changed()
+    router.set_available()
 
 
 def _token(path: Path) -> str:

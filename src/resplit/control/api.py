@@ -318,4 +318,5 @@ def _node_status(view: ClusterView, monitor: Monitor, name: str) -> NodeStatus:
         answers=name in view.gateway.connected_nodes(),
         drained=name in view.rules.drained,
         fault=view.gateway.faults().get(name),
+        clock_ahead_s=view.gateway.clocks_ahead_s().get(name, 0.0),
     )

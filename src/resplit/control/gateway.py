@@ -60,6 +60,10 @@ class Gateway(Protocol):
         """The nodes that were ever faulty, also those that answer again."""
         ...
 
+    def clocks_ahead_s(self) -> dict[str, float]:
+        """The clock of each node less this one, when it connected last."""
+        ...
+
     def set_unavailable(self, reason: str) -> None:
         """Fail requests with `reason`: no placement is possible now."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -55,7 +56,7 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
-from resplit.wire.peers import EPOCH, NONCE
+from resplit.wire.peers import CLOCK, EPOCH, NONCE
 from resplit.wire.permits import Permit
 from resplit.wire.together import send_together
 
@@ -100,7 +101,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Send this process's hello to the calling gateway, then tokens until it disconnects."""
         gateway = _only_the_controller(stream)
         await receive_one(stream)
-        hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch)}
+        hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch), CLOCK: repr(time.time())}
         await stream.send_initial_metadata(metadata=hello)
         sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, partial(send_together, stream))
         gateways = self._agent.passes.gateways
@@ -204,9 +205,10 @@ async def serve_node(
 ) -> None:
     """Run one node until `stop` is set. Shards of blocks that stand by lie in the folder `kept`, if it is given.
 
-    ConfigError if it cannot listen at the address `listen`. The error of a vital task if one fails.
+    ConfigError if it cannot listen at the address `listen`, or if `keys` are another member's. The error of a vital
+    task if one fails.
     """
-    member = Member.load(keys)
+    member = Member.load_as(name, keys)
     preload(cluster.engine)
 
     def unwrap(wrapped: bytes, shard: str) -> bytes:

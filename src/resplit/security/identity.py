@@ -67,6 +67,15 @@ class Member:
             wrap_key=None if is_controller else read_private(folder / WRAP_KEY),
         )
 
+    @classmethod
+    def load_as(cls, name: str, folder: Path) -> Member:
+        """Read the folder of the member `name`; ConfigError also if the folder is another member's."""
+        member = cls.load(folder)
+        if member.name != name:
+            rule = f"has the keys of {member.name!r}, not of {name!r}; copy the folder `keys/{name}` to this machine"
+            raise ConfigError(str(folder), rule)
+        return member
+
     def public_wrap_key(self, node: str) -> bytes:
         """The public key (PEM) with which the controller wraps shard keys for `node`; ConfigError if it has none."""
         return read(self.folder / public_wrap_key_name(node))

@@ -250,9 +250,12 @@ def _parse(payload: bytes) -> Command:
 
 def _check_time(command: Command, now_s: float) -> None:
     if command.issued_s > now_s + CLOCK_SKEW_S:
-        raise _refused("early", f"it was signed {command.issued_s - now_s:.1f} s in the future; set the clocks")
+        ahead_s = command.issued_s - now_s
+        raise _refused("early", f"this clock is {ahead_s:.1f} s behind the controller's; set the clocks (NTP)")
     if command.expires_s < now_s or command.expires_s - command.issued_s > MAX_LIFETIME_S:
-        raise _refused("expired", f"it expired {now_s - command.expires_s:.1f} s ago, or its lifetime is too long")
+        age_s, valid_s = now_s - command.issued_s, command.expires_s - command.issued_s
+        reason = f"by this clock it was signed {age_s:.1f} s ago, and it was valid for {valid_s:g} s"
+        raise _refused("expired", f"{reason}: it was delayed, or this clock is ahead of the controller's (NTP)")
 
 
 def _refused(reason: Reason, detail: str) -> CommandRefusedError:

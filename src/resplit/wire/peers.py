@@ -50,7 +50,7 @@ CHUNK_BYTES = 256 * 1024
 # A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
 BACKGROUND_BYTES = 64 * 1024
 # The keys of a node's hello, in the initial metadata of a stream of tokens.
-NONCE, EPOCH = "resplit-nonce", "resplit-epoch"
+NONCE, EPOCH, CLOCK = "resplit-nonce", "resplit-epoch", "resplit-clock"
 _WINDOW_BYTES = 8 * 2**20
 _MAX_REPORTED_ROWS = 100_000
 _WORD = re.compile("[a-z_]{1,40}")
@@ -66,10 +66,14 @@ _NO_FAULT = (
 
 @dataclass(frozen=True)
 class Hello:
-    """The first words of a node on a stream of tokens: the nonce of its process, and the highest epoch it obeyed."""
+    """The first words of a node on a stream of tokens: the nonce of its process, and the highest epoch it obeyed.
+
+    `clock_s` is its time, in seconds since 1970.
+    """
 
     nonce: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     epoch: Count
+    clock_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 _HELLO = TypeAdapter(Hello)
@@ -99,6 +103,7 @@ class Peer:
     vocabulary: int = 2**31
     hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
     fault_count: int = field(default=0, init=False)
+    clock_ahead_s: float = field(default=0.0, init=False)  # its clock less ours, at that stream's opening
 
     def __post_init__(self) -> None:
         config = Configuration(
@@ -183,9 +188,11 @@ class Peer:
         """
         with self._asking():
             async with self._stub.Tokens.open() as stream:
+                asked_s = time.time()
                 await stream.send_message(TokensRequest(), end=True)
                 await stream.recv_initial_metadata()
                 self.hello = self._hello(stream.initial_metadata)
+                self.clock_ahead_s = self.hello.clock_s - (asked_s + time.time()) / 2
                 on_open()
                 async for token in stream:
                     self._check(token)
@@ -253,7 +260,8 @@ class Peer:
 
     def _hello(self, metadata: Mapping[str, str]) -> Hello:
         try:
-            return _HELLO.validate_python({"nonce": metadata.get(NONCE), "epoch": metadata.get(EPOCH)})
+            words = {"nonce": metadata.get(NONCE), "epoch": metadata.get(EPOCH), "clock_s": metadata.get(CLOCK)}
+            return _HELLO.validate_python(words)
         except ValidationError as error:
             raise self.fault(f"its first words cannot be read: {_first(error)}") from None
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from resplit.errors import NodeLostError
 from resplit.gateway.sessions import router as router_module
@@ -14,7 +16,7 @@ from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import until_stopped
 from resplit.wire.node_pb2 import Token
-from resplit.wire.peers import EPOCH, NONCE, Peer
+from resplit.wire.peers import CLOCK, EPOCH, NONCE, Hello, Peer
 from tests.support.in_process import deploy, in_process, until
 from tests.support.three_nodes import SPREAD, A, B, C, generation_request, three_node_config
 
@@ -104,7 +106,16 @@ async def test_a_faulty_node_is_lost_with_the_reason_and_tried_again_after_a_wai
         assert router.faults[C].wait_s == 0.4
 
 
-@pytest.mark.parametrize("hello", [{}, {NONCE: "x", EPOCH: "0"}, {NONCE: "5" * 32, EPOCH: "-1"}, {EPOCH: "0"}])
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {},
+        {NONCE: "x", EPOCH: "0", CLOCK: "9"},
+        {NONCE: "5" * 32, EPOCH: "-1", CLOCK: "9"},
+        {NONCE: "5" * 32, EPOCH: "0", CLOCK: "nan"},
+        {EPOCH: "0", CLOCK: "9"},
+    ],
+)
 async def test_a_node_without_a_hello_is_not_connected(
     stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hello: dict[str, str]
 ) -> None:
@@ -118,3 +129,27 @@ async def test_a_node_without_a_hello_is_not_connected(
         await until(faulty)
         assert nodes.sessions.faults()[C].startswith("its first words cannot be read")
         assert C not in nodes.router.listening
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "says"), [(60.0, "its clock is 60.0 s ahead of the controller's"), (-6.0, "6.0 s behind")]
+)
+async def test_a_wrong_clock_is_named_with_seconds_and_direction_when_a_node_connects(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, says: str
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
+
+        def read(self: Peer, metadata: dict[str, str], read: Callable[..., Hello] = Peer._hello) -> Hello:
+            return read(self, {**metadata, CLOCK: str(time.time() + ahead_s)})
+
+        with capture_logs() as logs:
+            monkeypatch.setattr(Peer, "_hello", read)
+            nodes.break_connections(C)
+
+            async def connected() -> bool:
+                return C in nodes.router.listening and abs(nodes.peer(C).clock_ahead_s) > 1
+
+            await until(connected)
+        assert any(says in line.get("clock", "") for line in logs)
+        assert nodes.sessions.clocks_ahead_s()[C] == pytest.approx(ahead_s, abs=0.5)
+        assert nodes.sessions.clocks_ahead_s()[A] == pytest.approx(0, abs=0.5)

@@ -158,6 +158,10 @@ class Sessions:
         """The nodes whose token streams are open."""
         return set(self._context.router.listening)
 
+    def clocks_ahead_s(self) -> dict[str, float]:
+        """The clock of each node less this one, when it connected last."""
+        return {name: peer.clock_ahead_s for name, peer in self._context.router.peers.items()}
+
     def faults(self) -> dict[str, str]:
         """What each node did that counts as lost for it."""
         router = self._context.router

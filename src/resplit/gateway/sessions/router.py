@@ -15,6 +15,7 @@ from resplit.errors import NodeLostError
 from resplit.privacy import privacy_violation
 from resplit.process.cancellation import VitalTasks, cancel_and_wait
 from resplit.security.identity import Member
+from resplit.status import wrong_clock
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
@@ -261,6 +262,8 @@ class Router:
             await asyncio.sleep(_RECONNECT_S)
 
     def _opened(self, name: str) -> None:
+        if wrong := wrong_clock(self.peers[name].clock_ahead_s):
+            _log.warning("a clock is wrong", node=name, clock=wrong)
         self.listening.add(name)
         self.on_found(name)
         self._notify_change()
