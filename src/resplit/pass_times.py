@@ -6,7 +6,7 @@ the hops between nodes, messages and all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["PassTime", "SegmentTime", "TimeSpent"]
 
@@ -17,6 +17,7 @@ class SegmentTime:
 
     It waited `waited_s` for a batch that took `computed_s`. The batch computed a decode step of `decodes` sessions and
     `prefill_tokens` tokens of a prompt. `background_utilization` is the share of the node that others used meanwhile.
+    The first half of the blocks took `first_half_s` of the batch; 0 where that is not known.
     """
 
     node: str
@@ -27,6 +28,21 @@ class SegmentTime:
     background_utilization: float
     decodes: int
     prefill_tokens: int
+    first_half_s: float = 0.0
+
+    def halves(self) -> tuple[SegmentTime, ...]:
+        """The segment as two, one for each half of its blocks, if the time of the first one is known.
+
+        They are measured one after the other, so that what delays the node for a moment delays one of them only.
+        """
+        blocks = self.last - self.first + 1
+        if blocks < 2 or not 0 < self.first_half_s < self.computed_s:
+            return (self,)
+        middle = self.first + blocks // 2
+        return (
+            replace(self, last=middle - 1, computed_s=self.first_half_s, first_half_s=0.0),
+            replace(self, first=middle, computed_s=self.computed_s - self.first_half_s, first_half_s=0.0),
+        )
 
     @property
     def node_s(self) -> float:

@@ -84,6 +84,6 @@ def test_a_pass_whose_time_between_nodes_jumps_names_the_links_of_its_route() ->
     assert [passed(index, 0.03) for index in range(20)] == [[]] * 20
     assert passed(20, 5.0, start=0) == []  # a prompt is forwarded in parts
     assert passed(20, 5.0, epoch=1) == []  # of a session that has not moved yet
-    assert passed(21, 0.25) == []
-    assert passed(22, 0.25) == [("a", "b"), ("b", "c"), ("c", "a")]
+    assert passed(21, 0.25) == [("a", "b"), ("b", "c"), ("c", "a")]
+    assert [passed(22 + index, 0.03) for index in range(3)] == [[]] * 3
     assert route_hops("a", ("a", "a")) == []

@@ -40,6 +40,7 @@ _DEMAND_WINDOW_S = 8.0
 # After so many epochs within this time, the cooldown applies to the fast loop too.
 _MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 _PROBLEMS_KEPT = 64
+_MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class FastLoop:
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
         self._disturbed_until_s = -math.inf  # monotonic clock
+        self._measured_s: dict[str, float] = {}
         self._rng = np.random.default_rng(0)
         self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
 
@@ -107,9 +109,7 @@ class FastLoop:
         if done.at_s - done.total_s <= self._disturbed_until_s:
             return
         self._note(self._estimate.observe(done))
-        if links := self._estimate.suspects(done):
-            _log.info("links are measured", links=", ".join(f"{one} to {other}" for one, other in links))
-            self._tasks.spawn(self.measure(links), "measure links")
+        self._measure_again("links", self._estimate.suspects(done))
 
     def reported(self, rows: TelemetryRows) -> None:
         """Take the new rows of a node: the newest about itself, and all its probes of links."""
@@ -118,9 +118,18 @@ class FastLoop:
             last = rows.nodes[-1]
             background = last.cpu_utilization - last.own_utilization
             self._note(self._estimate.observe_report(last.node, last.reference_s, background, now_s))
+            if self._estimate.doubts(last.node):
+                self._measure_again(last.node, [(last.node, last.node)])
         for row in rows.links:
             if row.source == "active":
                 self._note(self._estimate.links.observe(row.node, row.peer, row.payload_bytes, row.seconds, now_s))
+
+    def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
+        """Measure links now. One from a node to itself stands for the node."""
+        now_s = time.monotonic()
+        if links and now_s >= self._measured_s.get(what, -math.inf) + _MEASURED_AGAIN_S:
+            self._measured_s[what] = now_s
+            self._tasks.spawn(self.measure(links), f"measure {what}")
 
     async def run(self) -> None:
         """Decide after each detected change, until cancelled."""

@@ -32,7 +32,7 @@ _SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
 _HICCUP_S = 0.005
 _BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST = 0.03, 0.01, 0.1
 _PASSES_KEPT = 8
-_FRESH_S = 3.0  # while a node computed passes within this time, its report about the reference layer is not needed
+_FRESH_S = 1.0  # while a node computed passes within this time, its report about the reference layer is not needed
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,23 @@ class ClusterEstimate:
             node.computed_s = done.at_s
             changes += self._observe_background(segment.node, segment.background_utilization, done.at_s)
             node.passes.append((segment, float(done.start)))
-            log_factor = self._log_factor(segment.node, segment, float(done.start))
-            if log_factor is not None:
-                hiccup = _HICCUP_S / max(segment.node_s, 1e-6)
-                changes += self._observe_speed(segment.node, log_factor, done.at_s, hiccup)
+            for half in segment.halves():
+                log_factor = self._log_factor(half.node, half, float(done.start))
+                if log_factor is not None:
+                    hiccup = _HICCUP_S / max(half.node_s, 1e-6)
+                    changes += self._observe_speed(half.node, log_factor, done.at_s, hiccup)
         return changes
 
     def suspects(self, done: PassTime) -> list[tuple[str, str]]:
-        """The links that a pass crossed, if the time between its nodes has jumped: one of them should be measured."""
+        """The links that a pass crossed, if the time between its nodes seems to have jumped: measure them."""
         if done.start == 0:  # a prompt is forwarded in parts, while others of it are computed
             return []
         if self._hops[0] < done.epoch:
             self._hops = (done.epoch, _hops_level())
-        if done.epoch < self._hops[0] or not self._hops[1].observe(done.hops_s, done.at_s):
+        if done.epoch < self._hops[0]:
+            return []
+        level = self._hops[1]
+        if not level.observe(done.hops_s, done.at_s) and not level.doubted:
             return []
         return route_hops(self._source, tuple(segment.node for segment in done.segments))
 
@@ -149,6 +153,11 @@ class ClusterEstimate:
         changes = self._observe_background(node, background, at_s)
         log_factor = self._log_reference(node)
         return changes if log_factor is None else [*changes, *self._observe_speed(node, log_factor, at_s, 0.0)]
+
+    def doubts(self, node: str) -> bool:
+        """Whether a node seems to have changed by its last report: it should report again at once."""
+        known = self._nodes[node]
+        return known.speed.doubted or known.background.doubted
 
     def estimates(self, at_s: float) -> Estimates:
         """The estimate of each node and link of which anything is known, at `at_s`."""

@@ -13,6 +13,7 @@ from collections import deque
 __all__ = ["Level", "age_s", "log_ratio"]
 
 _SLACK = 1.0  # deviations below this many standard deviations do not add up
+_CONTRADICTION = 3.0  # and count so many times against what has added up: after a jump there are hardly any
 _ALARM = 6.0  # sum at which the alarm is raised
 _LARGEST = 6.0  # one value counts at most this many standard deviations, so that no single one raises the alarm
 _OUTLIER = 3.0  # a value that deviates by more says nothing about the level, unless the next ones confirm it
@@ -63,6 +64,11 @@ class Level:
         """When the last value was seen; -inf before the first."""
         return self._at_s
 
+    @property
+    def doubted(self) -> bool:
+        """Whether the last values say that the level has jumped, and one more like them would raise the alarm."""
+        return max(self._sums.values()) > _ALARM / 2
+
     def deviation(self, at_s: float) -> float:
         """The standard deviation of the level at `at_s`: it grows with the time since the last value."""
         return math.sqrt(self._variance + self._drift * self._age_s(at_s))
@@ -108,7 +114,8 @@ class Level:
         """
         bounded = max(-_LARGEST, min(_LARGEST, normalised))
         for side, excursion in self._excursions.items():
-            self._sums[side] = max(0.0, self._sums[side] + side * bounded - _SLACK)
+            excess = side * bounded - _SLACK
+            self._sums[side] = max(0.0, self._sums[side] + (excess if excess > 0 else _CONTRADICTION * excess))
             if self._sums[side] == 0:
                 excursion.clear()
                 continue

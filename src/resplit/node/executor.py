@@ -38,6 +38,7 @@ class BatchTime:
     computed_s: float
     load: Load
     background_utilization: float
+    first_half_s: float = 0.0  # of `computed_s`, for the first half of the blocks; 0 if there is only one
 
     @property
     def node_s(self) -> float:
@@ -343,9 +344,10 @@ class Executor:
                 padding.finish()
             self._record(batch, begun, ends_s)
             self._note_pace(batch, load, begun.node_s(computed_s))
+        first_half_s = max(0.0, ends_s[len(ends_s) // 2] - begun.at_s) if len(ends_s) > 2 else 0.0
+        took = BatchTime(0.0, computed_s, load, begun.background_utilization, first_half_s)
         return [
-            (part, _with_time(part, result, begun, computed_s, load))
-            for part, result in zip(batch.parts, results, strict=True)
+            (part, _with_time(part, result, begun, took)) for part, result in zip(batch.parts, results, strict=True)
         ]
 
     def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError:
@@ -427,9 +429,9 @@ def _put(results: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
 
 
 def _with_time(
-    part: Part, result: PassResult | ResplitError, begun: _Begun, computed_s: float, load: Load
+    part: Part, result: PassResult | ResplitError, begun: _Begun, took: BatchTime
 ) -> PassResult | ResplitError:
     if isinstance(result, ResplitError):
         return result
     waited_s = max(0.0, begun.at_s - part.waiting.since_s)
-    return replace(result, time=BatchTime(waited_s, computed_s, load, begun.background_utilization))
+    return replace(result, time=replace(took, waited_s=waited_s))

@@ -167,6 +167,7 @@ def _segment_time(time: BatchTime) -> SegmentTime:
         background_utilization=time.background_utilization,
         decodes=time.load.decodes,
         prefill_tokens=time.load.prefill_tokens,
+        first_half_s=time.first_half_s,
     )
 
 

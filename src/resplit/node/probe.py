@@ -31,6 +31,7 @@ PERIOD_S = 0.5
 _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and of pass
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 ECHO_BYTES = (64, 32 * 1024)
+_ECHO_GAP_S = 0.03
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 
 
@@ -86,9 +87,32 @@ class Probe:
             await self._echo_repeatedly(peer, repeats)
 
     async def measure(self, names: Collection[str]) -> None:
-        """Measure the links to these nodes now, twice each and at the same time. Unknown nodes are passed over."""
+        """Measure the links to these nodes now, all at the same time, and this node if it is among them.
+
+        Each link is measured by two small messages and a large one. Unknown nodes are passed over.
+        """
         peers = [peer for name, peer in self._connections.peers.items() if name in names]
-        await asyncio.gather(*(self._echo_repeatedly(peer, 2) for peer in peers))
+        await asyncio.gather(*(self._echo_now(peer) for peer in peers))
+        if self._name in names:
+            self.sample()
+
+    async def _echo_now(self, peer: Peer) -> None:
+        """The second message comes a little later: what delays this process for a moment delays one of them only."""
+        small, large = ECHO_BYTES
+
+        async def second() -> float:
+            await asyncio.sleep(_ECHO_GAP_S)
+            return await peer.echo_s(small, _ECHO_WITHIN_S)
+
+        with contextlib.suppress(NodeLostError):
+            trips_s = await asyncio.gather(
+                peer.echo_s(small, _ECHO_WITHIN_S), second(), peer.echo_s(large, _ECHO_WITHIN_S)
+            )
+            half_s = min(trips_s[:2]) / 2
+            self._half_trips_s[peer.name].append(half_s)
+            for trip_s in trips_s[:2]:
+                self._link_row(peer.name, small, trip_s / 2, "active")
+            self._link_row(peer.name, large, max(half_s, trips_s[2] - half_s), "active")
 
     async def _echo_repeatedly(self, peer: Peer, times: int) -> None:
         with contextlib.suppress(NodeLostError):
@@ -136,6 +160,11 @@ class Probe:
         if executor:
             executor.background_utilization = background
         return background, own
+
+    def refresh(self) -> None:
+        """Sample now, unless the last sample is new."""
+        if time.monotonic() - self._sampled_s > PERIOD_S / 2:
+            self.sample()
 
     def state(self) -> ReportedState:
         """The state that the node reports to the controller. The service adds the refused commands."""

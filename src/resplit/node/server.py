@@ -131,6 +131,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         _only_the_controller(stream)
         request = await receive_one(stream)
         await self._agent.probe.measure(set(request.measure))
+        self._agent.probe.refresh()
         rows, last = self._agent.probe.rows_after(request.after)
         report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows)
         await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))

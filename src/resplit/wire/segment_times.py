@@ -30,13 +30,15 @@ def segment_times(answer: Token, route: Route) -> tuple[SegmentTime, ...]:
             time.background_utilization,
             time.decodes,
             time.prefill_tokens,
+            time.first_half_s,
         )
         for segment, time in zip(route.segments, answer.times, strict=True)
     )
 
 
 def _plausible(time: SegmentTimeMessage) -> bool:
-    seconds = math.isfinite(time.waited_s + time.computed_s) and min(time.waited_s, time.computed_s) >= 0
+    seconds = math.isfinite(time.waited_s + time.computed_s + time.first_half_s)
+    seconds = seconds and min(time.waited_s, time.computed_s, time.first_half_s) >= 0
     share = 0 <= time.background_utilization < 1
     return (
         seconds
