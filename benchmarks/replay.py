@@ -1,98 +1,84 @@
-"""How long a session without any cache takes to repeat its passes: one by one, and all decode steps in one pass.
+"""Replays runs of real clusters in the simulator, and says how far apart they are.
 
-`python -m benchmarks.replay` runs three nodes in this process, with emulated links, and prints a table.
+    python -m benchmarks.replay SCENARIO.yaml RUN_FOLDER...
+
+A run folder is what `RunRecord.save` wrote; studies keep them as the MLflow artifact `record`. The simulator gets the
+requests and the placements of the run, each live at the time at which it was, and predicts their latencies.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import statistics
-import tempfile
+import json
+import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.serving.clusters import MODEL
-from resplit.config import ClusterConfig
-from resplit.gateway.sessions import session as sessions
-from resplit.model.source import StoredModel, obtain
-from tests.support.in_process import InProcessCluster, deploy, in_process, until
-from tests.support.three_nodes import generate, generation_request
+from resplit.metrics import epoch_latency, summarise
+from resplit.policies import make_policy
+from resplit.records import RunRecord
+from resplit.simulate.command import World
+from resplit.simulate.run import Physics, simulate
+from resplit.workload import Arrival
 
-NAMES = ("alpha", "beta", "gamma")
-TOGETHER = sessions._REPLAY_POSITIONS
-
-
-def cluster_of(latency_ms: float) -> ClusterConfig:
-    """Three nodes whose links have this latency. There are no replicas."""
-    return ClusterConfig.model_validate(
-        {
-            "name": "replay",
-            "source": "alpha",
-            "trusted": NAMES,
-            "nodes": [{"name": name, "memory": "3 GiB"} for name in NAMES],
-            "links": {"default": {"latency": f"{latency_ms} ms", "bandwidth": "1 Gbit/s"}},
-            "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
-            "limits": {"context_tokens": 1024, "copy_every": 0, "deadline": "600 s"},
-            "kv_tokens": 2048,
-        }
-    )
+_COMPARED = ("latency_mean_s", "latency_p95_s", "first_token_mean_s", "time_per_token_s", "waited_mean_s",
+             "computed_mean_s", "hops_mean_s", "qos_met")  # fmt: skip
 
 
-async def replay_s(nodes: InProcessCluster, history: int, positions: int) -> float:
-    """Seconds to repeat `history` positions, at most `positions` decode steps in a pass."""
-    sessions._REPLAY_POSITIONS = positions
-    request = generation_request(history, prompt=(5, 17, 40, 200, 31, 8, 99, 7))
-    running = asyncio.create_task(generate(nodes.sessions, request))
+def replayed(world: World, run: RunRecord, physics: Physics) -> RunRecord:
+    """The run, simulated: the same requests, and the same placements at the same times."""
+    arrivals = [
+        Arrival(row.arrival_s, row.request_class, max(1, row.prompt_tokens), max(1, row.new_tokens))
+        for row in run.requests.sort_values("arrival_s").itertuples()
+    ]
+    script = [(max(0.0, row.time_s), tuple(row.placement.split(","))) for row in run.epochs.itertuples()]
+    scenario = world.scenario.model_copy(update={"duration": run.duration_s})
+    if run.scenario == "undisturbed":
+        scenario = scenario.model_copy(update={"nodes": (), "links": (), "load": ()})
+    return simulate(
+        world.cluster, world.features, scenario, arrivals, make_policy("static"), name=run.policy, seed=run.seed,
+        physics=physics, script=script,
+    )  # fmt: skip
 
-    async def grown() -> bool:
-        return any(each.position >= history for each in nodes.sessions._live.values())
 
-    await until(grown, 600)
-    next(iter(nodes.sessions._live.values())).lose("to measure its replay")
-    await running
-    (move,) = nodes.sessions.records(0)[-1].moves
-    assert move.recovery is not None
-    return move.recovery.replay_s
-
-
-async def rows(model: StoredModel, latency_ms: float, histories: list[int], repeats: int) -> None:
-    """Measure both ways in turns, and print one row for each length of the history."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with in_process(cluster_of(latency_ms), model, Path(folder)) as nodes:
-            controller = nodes.controller()
-            await controller.membership.introduce()
-            blocks = len(nodes.features)
-            await deploy(controller, [*(NAMES[block * 3 // blocks] for block in range(blocks - 1)), "alpha"])
-            for history in histories:
-                times = [[await replay_s(nodes, history, n) for n in (1, TOGETHER)] for _ in range(repeats)]
-                single, together = map(statistics.median, zip(*times, strict=True))
-                row = (
-                    model.spec.weights,
-                    latency_ms,
-                    history,
-                    f"{single:.2f}",
-                    f"{together:.2f}",
-                    f"{single / together:.1f}",
-                )
-                print("| " + " | ".join(map(str, row)) + " |", flush=True)
-            await controller.stop()
+def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:
+    """Measured and simulated metrics, and for each configuration the relative error of its latency."""
+    real, ours = summarise(run), summarise(simulated)
+    # A run may end before its last epoch serves a request, so that only one of the two tables has it.
+    epochs = zip(epoch_latency(run).itertuples(), epoch_latency(simulated).itertuples(), strict=False)
+    return {
+        "policy": run.policy,
+        "scenario": run.scenario,
+        "metrics": {
+            name: [round(getattr(real, name), 4), round(getattr(ours, name), 4)] for name in _COMPARED
+        },
+        "configurations": [
+            [int(one.requests), round(one.measured_latency_s, 4), round(other.measured_latency_s, 4)]
+            for one, other in epochs
+        ],
+    }  # fmt: skip
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replay", description=__doc__)
-    parser.add_argument("--models", type=Path, default=Path(".resplit/bench/models"))
-    parser.add_argument("--weights", nargs="+", default=["int4", "float32"])
-    parser.add_argument("--latencies-ms", type=float, nargs="+", default=[2, 20])
-    parser.add_argument("--histories", type=int, nargs="+", default=[16, 64, 192])
-    parser.add_argument("--repeats", type=int, default=3)
+    """Print one JSON object for each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--cluster", type=Path, help="by default the cluster that the scenario names")
+    parser.add_argument("--model", type=Path, help="the sizes of the model's blocks")
+    parser.add_argument("--hop-ms", type=float, default=1.0, help="what software adds to a message (default: 1)")
     given = parser.parse_args()
-    sessions._RESTORE_TRIES = 0  # restore nothing: every pass is repeated
-    print("| weights | latency, ms | history | one by one, s | together, s | ratio |\n|" + " --- |" * 6)
-    for weights in given.weights:
-        model = obtain(MODEL, given.models, weights)
-        for latency_ms in given.latencies_ms:
-            asyncio.run(rows(model, latency_ms, given.histories, given.repeats))
+    world, physics = (
+        World.load(given.scenario, given.cluster, given.model),
+        replace(Physics(), hop_s=given.hop_ms / 1e3),
+    )
+    for folder in given.runs:
+        run = RunRecord.load(folder)
+        for column in ("waited_s", "computed_s", "hops_s"):  # records of earlier versions lack them
+            if column not in run.requests:
+                run.requests[column] = math.nan
+        sys.stdout.write(json.dumps(compared(run, replayed(world, run, physics))) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def _adapt(cluster: Cluster, params: Params, state: Path) -> None:
     while True:
         try:
             adapt(cluster.url, state, loop.period_s, float("inf"), loop.window_s, loop.settings())
-        except (ResplitError, RuntimeError) as error:  # Prefect raises the latter if its server starts too slowly
+        except ResplitError as error:
             _log.warning("the control loop begins again", reason=str(error))
             time.sleep(_AGAIN_AFTER_S)
 

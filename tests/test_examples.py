@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from resplit.cli import app
 from resplit.cluster.local import Cluster
 from tests.support.runs import synthetic_run
 
@@ -65,3 +67,13 @@ def test_a_notebook_runs_from_top_to_bottom_and_holds_no_outputs(notebook: str) 
     names: dict[str, object] = {}
     for cell in code:
         exec("".join(cell["source"]), names)
+
+
+def test_a_policy_of_ones_own_is_simulated_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    arguments = ["simulate", "data/scenarios/home-day.yaml", "--policy", "examples.own_policy:LeaveBusyNodes"]
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["completed"] == found["offered"]
+    assert found["reconfigurations"] >= 1  # others take most of the node `study` at 8 s

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-PAUSE_S = 10.0  # a client that sends nothing for so long gets status 408
+PAUSE_S = 10.0  # a client that sends nothing for so long is not heard any more
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int, limit_s: float) -> bytes:

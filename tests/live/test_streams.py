@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from resplit.model.source import StoredModel
 from resplit.session_records import SessionRecord
 from tests.support.controllers import FIRST, SECOND, served
 from tests.support.in_process import InProcessCluster, deploy, in_process
-from tests.support.latest_problem import problem_of
-from tests.support.three_nodes import A, B, C, three_node_config
+from tests.support.three_nodes import A, C, three_node_config
 
 RECORD = SessionRecord("chat", 10.0, 10.5, 12.0, 4, 8, 200, (1,), (), True, (), waited_s=0.25)
 
@@ -99,21 +97,6 @@ async def test_moves_losses_requests_and_decisions_are_sent_when_they_happen(
     lost = await until_changed(events, "nodes")
     assert [node["name"] for node in lost if not node["answers"]] == [C]
     await events.aclose()
-
-
-async def test_speeds_and_links_are_those_of_the_latest_problem_also_of_a_lost_node(
-    page: Streams, nodes: InProcessCluster, controller: Controller
-) -> None:
-    assert page._observer.sections().speeds == ()
-    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
-    nodes.router.drop(C)
-    page._observer._estimated_s = -inf  # estimates are renewed once a second
-
-    now = page._observer.sections()
-
-    assert {speed.node for speed in now.speeds if speed.layer_s} == {A, B, C}
-    assert len(now.links) == 6
-    assert all(link.latency_s > 0 and link.bandwidth_bytes_per_s > 0 for link in now.links)
 
 
 async def test_passes_are_summed_while_somebody_watches_only(page: Streams, nodes: InProcessCluster) -> None:

@@ -202,18 +202,3 @@ def test_a_decode_time_may_have_a_part_that_sessions_share() -> None:
 
 def test_the_error_is_the_median_of_the_absolute_errors_of_passes() -> None:
     assert median_error(deque([0.01, -0.03, 0.02])) == 0.02
-
-
-def test_a_pass_that_ends_while_the_errors_are_read_does_no_harm() -> None:
-    errors: deque[float] = deque(maxlen=8)
-
-    class Slow(float):
-        """An error while whose absolute value is taken, the engine's thread adds another one."""
-
-        def __abs__(self) -> float:
-            errors.append(0.5)
-            return super().__abs__()
-
-    errors.extend([Slow(-0.1), Slow(0.1), Slow(0.1)])
-
-    assert median_error(errors) == pytest.approx(0.1)

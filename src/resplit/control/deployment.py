@@ -38,7 +38,7 @@ _MAX_LACKING = 1_000_000
 _OTHERS_ANSWER_WITHIN_S = 1.0
 # A node that still carries out an earlier command, or hangs in it, is not waited for until that ends.
 _ANSWER_WITHIN_S = 10.0
-# A node that lost its trust must prepare in this time. If it does not, the next plan excludes it.
+# A node that lost its trust must prepare in this time. If it does not, the next plan does without it.
 _SUSPECTS_WITHIN_S = 10.0
 # How long before its time a proposal may come: its sender waits for the answer.
 _MOST_AHEAD_S = 100.0

@@ -86,11 +86,6 @@ class ControllerPlanner:
         self._latest_problem = problem
         save_problem(problem, self._file)
 
-    @property
-    def latest_problem(self) -> Problem | None:
-        """The latest problem as it was posed; None before the first."""
-        return self._latest_problem
-
     def present_problem(self, current: tuple[str, ...], window_s: float) -> Problem:
         """The latest problem under the current rules and the demand of the last `window_s` seconds.
 

@@ -1,14 +1,11 @@
 """Robust non-negative regression: a Huber loss on relative residuals, with coefficients of at least 0.
 
-The problem is stated once in cvxpy and solved again with new parameters. Pass times and links are both fitted by it.
+Pass times and links are both fitted by it.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -18,11 +15,11 @@ from resplit.types import FloatArray
 __all__ = ["Fit", "huber_nonnegative"]
 
 KNEE = 0.05  # relative: residuals within 5 % count by their square, larger ones by their absolute value
-CAPACITY = 128  # rows of the problem; fewer rows are padded with weight 0, of more rows a sample is used
+CAPACITY = 128  # of more rows, a sample is used
 LEAST_SCALE = 0.01  # of a row's typical target: the least scale of a row whose prediction is close to 0
 GUESS_ROWS = 0.05  # a guess weighs as much as this many rows
 NO_GUESS_ROWS = 1e-6  # without a guess: only to select among coefficients that the rows cannot distinguish
-_lock = threading.Lock()
+MOST_ITERATIONS, TOLERANCE = 100, 1e-8  # of the solver; relative to the largest coefficient of the scaled problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +41,7 @@ def huber_nonnegative(
     `weights` are w (R,), all 1 by default. kappa is small, so `guess` (F,) decides only what the rows do not determine.
     The scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
     rows that are too small would outweigh the rest.) Of more than `CAPACITY` rows, `CAPACITY` evenly spaced ones are
-    used. DataError if there are no rows, or if the solver fails.
+    used. DataError if there are no rows.
     """
     if len(target) == 0:
         raise DataError("no rows to fit")
@@ -89,49 +86,24 @@ def _fit(
 def _solve(
     rows: FloatArray, target: FloatArray, weights: FloatArray, guess: FloatArray, stiffness: FloatArray
 ) -> FloatArray:
-    """The coefficients (F,) of the scaled problem."""
-    count, width = rows.shape
-    with _lock:
-        import cvxpy as cp
+    """The coefficients (F,) of the scaled problem, by iteratively re-weighted least squares.
 
-        problem, parameters, theta = _regression(width)
-        padding = CAPACITY - count
-        parameters["rows"].value = np.vstack([rows, np.zeros((padding, width))])
-        parameters["target"].value = np.concatenate([target, np.zeros(padding)])
-        parameters["weights"].value = np.concatenate([weights, np.zeros(padding)])
-        parameters["guess"].value = guess
-        parameters["stiffness"].value = stiffness
-        # A solver that is kept scales by its first data, so answers would depend on earlier fits.
-        problem.solve(solver=cp.CLARABEL, warm_start=False)
-        if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
-            raise DataError(f"the robust fit of {count} rows ended as {problem.status}")
-        solution: FloatArray = np.maximum(theta.value, 0.0)
-        return solution
-
-
-@cache
-def _regression(width: int) -> tuple[Any, dict[str, Any], Any]:
-    """The problem, its parameters and its variable (Any: cvxpy has no types).
-
-    Residual and deviation are variables, so that no parameter is multiplied by another one (cvxpy's DPP rules).
+    A row counts by its square times min(1, `KNEE` / |residual|), with the residual of the iteration before: a bound of
+    the Huber loss that touches it there, so each iteration lowers the loss (Huber and Ronchetti, 2009, section 7.8).
     """
-    import cvxpy as cp
+    from scipy.optimize import nnls
 
-    parameters = {
-        "rows": cp.Parameter((CAPACITY, width)),
-        "target": cp.Parameter(CAPACITY),
-        "weights": cp.Parameter(CAPACITY, nonneg=True),
-        "guess": cp.Parameter(width),
-        "stiffness": cp.Parameter(width, nonneg=True),
-    }
-    theta = cp.Variable(width, nonneg=True)
-    residual, deviation = cp.Variable(CAPACITY), cp.Variable(width)
-    loss = parameters["weights"] @ cp.huber(residual, KNEE) + parameters["stiffness"] @ cp.square(deviation)
-    constraints = [
-        residual == parameters["rows"] @ theta - parameters["target"],
-        deviation == theta - parameters["guess"],
-    ]
-    return cp.Problem(cp.Minimize(loss), constraints), parameters, theta
+    tied, tie = np.diag(np.sqrt(stiffness)), np.sqrt(stiffness) * guess
+    theta: FloatArray = np.zeros(rows.shape[1])
+    share = np.ones(len(target))
+    for _ in range(MOST_ITERATIONS):
+        root = np.sqrt(weights * share)
+        before = theta
+        theta = nnls(np.vstack([root[:, None] * rows, tied]), np.concatenate([root * target, tie]))[0]
+        if np.abs(theta - before).max() <= TOLERANCE * max(1.0, np.abs(theta).max()):
+            break
+        share = KNEE / np.maximum(np.abs(rows @ theta - target), KNEE)
+    return theta
 
 
 def _standard_errors(rows: FloatArray, weights: FloatArray, residuals: FloatArray, stiffness: FloatArray) -> FloatArray:

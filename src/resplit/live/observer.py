@@ -12,6 +12,7 @@ import numpy as np
 
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
+from resplit.errors import DataError
 from resplit.estimate import Estimates, NodeEstimate, under_estimates
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.live.views import (
@@ -34,6 +35,7 @@ _ESTIMATES_EVERY_S = 1.0
 _REQUESTS_KEPT = 400
 _DECISIONS_KEPT = 40
 _EPOCHS_SHOWN = 30
+_DEMAND_WINDOW_S = 8.0
 
 
 class Observer:
@@ -142,8 +144,12 @@ class Observer:
         return FlowView(self._passes, self._spent.waited_s, self._spent.computed_s, self._spent.hops_s, nodes)
 
     def _estimates(self) -> tuple[tuple[SpeedView, ...], tuple[LinkView, ...]]:
-        posed, now_s = self._controller.planner.latest_problem, time.time()
-        if posed is None:
+        live, now_s = self._controller.live, time.time()
+        if live is None:
+            return (), ()
+        try:
+            posed = self._controller.planner.present_problem(live.placement, _DEMAND_WINDOW_S)
+        except DataError:  # nothing was measured yet
             return (), ()
         estimates = self._controller.fast_loop.estimates()
         problem = under_estimates(posed, estimates)

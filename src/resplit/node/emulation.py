@@ -98,6 +98,5 @@ class Padding:
 
 
 def median_error(errors: deque[float]) -> float:
-    """Median absolute relative error of the passes, NaN without any. The engine's thread may add some meanwhile."""
-    found = tuple(errors)  # one step: no other thread runs in between
-    return statistics.median(map(abs, found)) if found else float("nan")
+    """Median absolute relative error of the passes, NaN without any."""
+    return statistics.median(abs(error) for error in errors) if errors else float("nan")

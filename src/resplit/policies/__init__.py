@@ -17,6 +17,12 @@ POLICIES = {
     "threshold": "resplit.policies.threshold:Threshold",
     "resplit": "resplit.policies.orchestrator:Orchestrator",
     "clairvoyant": "resplit.policies.clairvoyant:Clairvoyant",
+    "static-uniform": "resplit.policies.planned:StaticUniform",
+    "memory": "resplit.policies.planned:Memory",
+    "latency-dp": "resplit.policies.planned:LatencyDp",
+    "swarm": "resplit.policies.planned:Swarm",
+    "greedy": "resplit.policies.planned:Greedy",
+    "balance": "resplit.policies.balance:Balance",
 }
 
 

@@ -31,8 +31,8 @@ class LossyStream:
 class Throttle:
     """A structlog processor that bounds how many lines of one event are written in a second.
 
-    A member that sends nonsense as fast as it can must not slow its neighbours down by what is logged about it. The
-    next line of the event says how many were left out.
+    A member that sends nonsense as fast as it can must not slow its neighbours down by what is logged about it. How
+    many lines were left out is told with the next line of the event that is written.
     """
 
     def __init__(self, most_per_s: int = 20, clock: Callable[[], float] = time.monotonic) -> None:

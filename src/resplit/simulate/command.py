@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -96,7 +97,12 @@ def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[st
 def simulate_command(
     scenario: Path, policy: str, seed: int, out: Path | None, cluster: Path | None, model: Path | None
 ) -> None:
-    """Print one JSON object per policy on standard output, and save the tables of each run below `out`."""
+    """Print one JSON object per policy on standard output, and save the tables of each run below `out`.
+
+    A policy of one's own is looked for in the working directory too.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     world = World.load(scenario, cluster, model)
     for name in _policies(policy):
         record, found = run_policy(world, name, seed)

@@ -58,8 +58,8 @@ class Deployment:
         self._held: dict[str, set[int]] = {name: set() for name in machines}  # the blocks that nodes have loaded
         gateway.on_settled = self._release
 
-    def place(self, proposal: Proposal) -> None:
-        """Make the first placement live at once: the workload has not begun."""
+    def switch(self, proposal: Proposal) -> None:
+        """Make a placement live now, as if its blocks had been loaded before."""
         self._ensure_lawful(proposal)
         self._go_live(self._route(proposal), proposal, 0.0, 0.0, staged=False)
 

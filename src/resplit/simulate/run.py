@@ -15,6 +15,7 @@ import pandas as pd
 
 from resplit.config import ClusterConfig
 from resplit.control.rules import PlacementRules
+from resplit.decide.state import Placement
 from resplit.epochs import Proposal
 from resplit.errors import ConfigError, InfeasibleError
 from resplit.node.emulation import Hardware
@@ -70,15 +71,16 @@ def simulate(
     seed: int,
     loop: Loop | None = None,
     physics: Physics | None = None,
+    script: Sequence[tuple[float, Placement]] = (),
 ) -> RunRecord:
     """The record of one run of `policy`, called `name`, in the tables that a run on a cluster leaves.
 
     `features` has the private blocks marked; `arrivals` are the workload, in order of time. The same arguments give the
-    same record. InfeasibleError if the model has no first placement.
+    same record. A `script` has placements with the times at which they become live, the first one at 0, whatever the
+    policy says. InfeasibleError if the model has no first placement.
     """
-    return _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics()).record(
-        arrivals, name
-    )
+    run = _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics())
+    return run.record(arrivals, name, script)
 
 
 class _Run:
@@ -135,10 +137,15 @@ class _Run:
         self._use: list[tuple[float, str, float, float]] = []
         self._sampled_busy_s = dict.fromkeys(machines, 0.0)
 
-    def record(self, arrivals: Sequence[Arrival], name: str) -> RunRecord:
+    def record(self, arrivals: Sequence[Arrival], name: str, script: Sequence[tuple[float, Placement]]) -> RunRecord:
         """Place the model, serve the workload while the scenario changes the cluster, and record what happened."""
         agenda, scenario = self._agenda, self._scenario
-        problem = self._place_first()
+        problem = self._control.first_problem()
+        if script:
+            for at_s, placement in script:
+                agenda.at(at_s, self._switch, placement)
+        else:
+            self._place_first(problem)
         self._schedule_changes(problem)
         self._control.start()
         agenda.after(_SAMPLE_S, self._sample_use)
@@ -149,16 +156,20 @@ class _Run:
             agenda.run(agenda.now_s + 1.0)
         return self._recorded(name)
 
-    def _place_first(self) -> Problem:
+    def _switch(self, placement: Placement) -> None:
+        """A placement of the script becomes live."""
+        live = self._deployment.live
+        action = "scripted" if live else "initial"
+        self._deployment.switch(Proposal(placement, action, live.epoch if live else 0))
+
+    def _place_first(self, problem: Problem) -> None:
         """The first placement: the best plan for what a profile shows and for the declared demand."""
-        problem = self._control.first_problem()
         found = solve_best_effort(problem, work_limit=self._loop.settings.work_limit)
         plan = found.plan
         if plan.placement is None or plan.terms is None:
             raise InfeasibleError(f"no placement: {plan.reason}")
         latency_s, bound = plan.terms.latency_s, plan.lower_bound
-        self._deployment.place(Proposal(plan.placement, "initial", 0, latency_s, bound, found.note))
-        return problem
+        self._deployment.switch(Proposal(plan.placement, "initial", 0, latency_s, bound, found.note))
 
     def _arrive(self, arrivals: Iterator[tuple[int, Arrival]]) -> None:
         """The next request of the workload, and then those after it."""

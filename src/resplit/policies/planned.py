@@ -1,0 +1,74 @@
+"""Policies that take the plan of a published planner at each tick: no price of a move, no hysteresis but a cooldown.
+
+`memory` is the rule of exo: blocks in proportion to memory. `latency-dp` is EdgeShard's dynamic programme, run again.
+`swarm` is the rule of Petals: a server moves where the swarm is weakest. `greedy` takes the cheapest node block by
+block. `static-uniform` cuts the model into equal parts once, and keeps them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from resplit.decide import Decision
+from resplit.planner import solve
+from resplit.policies.base import Occasion, Situation, keep, move
+
+__all__ = ["Greedy", "LatencyDp", "Memory", "StaticUniform", "Swarm"]
+
+
+class _Planned:
+    """Takes the plan of `solver` if it is another one than today's, at most once in each cooldown."""
+
+    asked: ClassVar[frozenset[Occasion]] = frozenset({"tick"})
+    solver: ClassVar[str]
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """The plan of the planner; keep if it has none, or if the last move was a moment ago."""
+        last, settings = situation.history.last, situation.settings
+        if last is not None and situation.now_s < last.at_s + settings.cooldown_s:
+            return keep(situation, f"the last move was {situation.now_s - last.at_s:.0f} s ago")
+        plan = solve(
+            situation.problem,
+            solver=self.solver,
+            time_limit_s=settings.time_limit_s,
+            work_limit=settings.work_limit,
+        )
+        return move(situation, plan.placement, plan.reason or f"the plan of {self.solver}")
+
+
+class Memory(_Planned):
+    """Blocks in proportion to the memory of nodes, as in exo."""
+
+    solver = "memory"
+
+
+class LatencyDp(_Planned):
+    """The dynamic programme of EdgeShard for the least latency, at every tick."""
+
+    solver = "latency-dp"
+
+
+class Swarm(_Planned):
+    """The rule of Petals for a swarm of servers, at every tick."""
+
+    solver = "swarm"
+
+
+class Greedy(_Planned):
+    """The heuristic: block after block on the node that adds the least to the objective."""
+
+    solver = "greedy"
+
+
+class StaticUniform(_Planned):
+    """Equal parts on all nodes at the first tick, and then for good."""
+
+    solver = "uniform"
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """Equal parts the first time; keep from then on."""
+        if situation.history.last is not None:
+            return keep(situation, "the first placement is kept")
+        return super().decide(situation, rng)
