@@ -12,7 +12,7 @@ import pandas as pd
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.comparison import compare, run_label, summaries
+from resplit.comparison import compare, run_label, summaries, with_other_runs
 from resplit.errors import DataError
 from resplit.intervals import study_metrics
 from resplit.metrics import RunMetrics, epoch_latency, series, summarise
@@ -57,7 +57,11 @@ def write_study_metrics(runs: Mapping[str, Mapping[int, RunRecord]], folder: Pat
 
     `runs` has the records of each policy, by its label, and seed. Returns the path of the file.
     """
-    metrics = {label: {seed: summarise(record) for seed, record in seeds.items()} for label, seeds in runs.items()}
+    metrics: dict[str, dict[int, RunMetrics]] = {}
+    for seed in sorted({seed for seeds in runs.values() for seed in seeds}):
+        of_seed = {label: summarise(seeds[seed]) for label, seeds in runs.items() if seed in seeds}
+        for label, values in with_other_runs(of_seed).items():
+            metrics.setdefault(label, {})[seed] = values
     path = folder / "metrics.json"
     _write_json(
         path,

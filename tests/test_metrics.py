@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from resplit.metrics import (
     RunMetrics,
+    busy,
     downtime,
     epoch_latency,
     met_objective,
@@ -220,3 +221,19 @@ def test_incidents_are_disjoint_long_enough_and_free_of_tokens(
             for moment in np.linspace(from_s, until_s, 7)
         )
     assert all(one[1] <= other[0] for one, other in pairwise(found))
+
+
+def test_a_busy_node_computes_all_the_time_that_others_leave_it() -> None:
+    def sample(time_s: float, node: str, utilization: float, own: float) -> dict[str, object]:
+        return {"time_s": time_s, "node": node, "utilization": utilization, "own_utilization": own}
+
+    use = [
+        sample(1.0, "a", 0.9, 0.4),
+        sample(1.0, "b", 0.5, 0.5),
+        sample(2.0, "a", 1.0, 0.5),
+        sample(2.0, "b", 0.0, 0.0),
+    ]
+    epochs = [epoch(1, 0.0, "initial", placement="a,b"), epoch(2, 1.5, "re-split", placement="a,a")]
+    share, tokens_per_busy_s = busy(record([], [0.5] * 10, duration_s=2.0, use=use, epochs=epochs))
+    assert share == pytest.approx((0.8 + 0.5 + 1.0) / 3)
+    assert tokens_per_busy_s == pytest.approx(10 / 2.3)

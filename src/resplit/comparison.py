@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from resplit.metrics import RunMetrics, summarise
 from resplit.records import RunRecord
 
 UNDISTURBED = "undisturbed"  # the name of a scenario without its changes
+SATURATED = "saturated"  # that of a run in which streams always wait
 SHOWN_PER_UNIT = {"ms": 1e3, "%": 100.0, "MB": 1e-6}  # metrics are in seconds, shares and bytes
 
 
@@ -76,6 +77,23 @@ MEASURES = (
             "Weights and caches sent between nodes by all reconfigurations (1 MB = 1,000,000 bytes)."),
     Measure("pause_max_s", "Pause at a move, longest", "ms", 0, "lower",
             "The longest pause of a token stream at a reconfiguration."),
+    Measure("reaction_noticed_p50_s", "Change noticed, median", "ms", 0, "lower",
+            "From the first token after a change over a route with the changed node or link to the first decision on "
+            "it. Counted are changes of nodes and links at which a policy that knows the scenario moves."),
+    Measure("reaction_noticed_p95_s", "Change noticed, p95", "ms", 0, "lower",
+            "95th percentile of the same."),
+    Measure("reaction_live_p50_s", "New placement live, median", "ms", 0, "lower",
+            "From the same moment to the commit of the next epoch."),
+    Measure("reaction_live_p95_s", "New placement live, p95", "ms", 0, "lower",
+            "95th percentile of the same."),
+    Measure("false_alarms", "False alarms", "", 0, "lower",
+            "Detected changes of nodes and links that no change of the scenario in the ten seconds before explains."),
+    Measure("busy_share", "Busy share of used nodes", "%", 1, "neither",
+            "Share of time in which the executor of a node that holds blocks of the live placement computes."),
+    Measure("busy_share_saturated", "Busy share, saturated", "%", 1, "higher",
+            "The same in another run of the policy, in which twelve streams always wait."),
+    Measure("regret", "Regret", "", 2, "lower",
+            "Mean latency relative to that of the policy that knows the scenario, with the same requests."),
 )  # fmt: skip
 
 
@@ -88,23 +106,43 @@ class Row:
 
 
 def run_label(record: RunRecord) -> str:
-    """The label of a run in a comparison: static, adaptive, undisturbed, or the name of another policy."""
+    """The label of a run in a comparison: static, adaptive, undisturbed, or the name of another policy.
+
+    That of a saturated run is the label of its policy and "-saturated".
+    """
     if record.scenario == UNDISTURBED:
         return UNDISTURBED
-    return {"resplit": "adaptive"}.get(record.policy, record.policy)
+    label = {"resplit": "adaptive"}.get(record.policy, record.policy)
+    return f"{label}-{SATURATED}" if record.scenario == SATURATED else label
 
 
 def summaries(records: list[RunRecord]) -> dict[str, RunMetrics]:
     """The metrics of each run by its label: static, adaptive, undisturbed, then the others in the order given.
 
-    DataError if two runs have the same label.
+    Saturated runs only give theirs to the run of the same policy. DataError if two runs have the same label.
     """
     labels = [run_label(record) for record in records]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise DataError(f"two runs are labelled {repeated[0]!r}: compare one run for each policy and scenario")
     order = ["static", "adaptive", UNDISTURBED]
     ranked = sorted(zip(labels, records, strict=True), key=lambda pair: (*order, pair[0]).index(pair[0]))
-    return {label: summarise(record) for label, record in ranked}
+    return with_other_runs({label: summarise(record) for label, record in ranked})
+
+
+def with_other_runs(metrics: Mapping[str, RunMetrics]) -> dict[str, RunMetrics]:
+    """The metrics of runs with equal seeds, by label, with what they say of each other, and without saturated runs."""
+    unknown, best = float("nan"), metrics.get("clairvoyant")
+    found = {}
+    for label, own in metrics.items():
+        if not label.endswith(f"-{SATURATED}"):
+            full = metrics.get(f"{label}-{SATURATED}")
+            found[label] = replace(
+                own,
+                regret=own.latency_mean_s / best.latency_mean_s if best else unknown,
+                busy_share_saturated=full.busy_share if full else unknown,
+                tokens_per_busy_s_saturated=full.tokens_per_busy_s if full else unknown,
+            )
+    return found
 
 
 def scenario_changes(runs: Mapping[str, RunRecord]) -> list[tuple[float, str]]:

@@ -15,7 +15,7 @@ __all__ = ["Interval", "interval", "study_metrics"]
 
 Interval = tuple[float, float]  # the mean, and half of the width of its interval
 _LEVEL = 0.95
-_BASELINE, _LIMIT = "static", "clairvoyant"
+_BASELINE = "static"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -32,11 +32,11 @@ def interval(values: Sequence[float]) -> Interval:
 def study_metrics(runs: Mapping[str, Mapping[int, RunMetrics]]) -> dict[str, dict[str, Interval]]:
     """The metrics of each policy over its seeds: `runs` has one run for each policy, by its label, and seed.
 
-    Added are, paired by seed: `regret` (mean latency over that of clairvoyant), `static_over_latency` (mean latency of
-    static over that of the policy), `latency_minus_static_s` and `qos_minus_static`. They are NaN where the other
-    policy was not run.
+    Each is that of `comparison.with_other_runs`. Added are, paired by seed: `static_over_latency` (mean latency of
+    static over that of the policy), `latency_minus_static_s` and `qos_minus_static`. They are NaN where static was not
+    run.
     """
-    return {label: _metrics(by_seed) | _paired(by_seed, runs) for label, by_seed in runs.items()}
+    return {label: _metrics(by_seed) | _paired(by_seed, runs.get(_BASELINE, {})) for label, by_seed in runs.items()}
 
 
 def _metrics(by_seed: Mapping[int, RunMetrics]) -> dict[str, Interval]:
@@ -46,15 +46,10 @@ def _metrics(by_seed: Mapping[int, RunMetrics]) -> dict[str, Interval]:
     }
 
 
-def _paired(by_seed: Mapping[int, RunMetrics], runs: Mapping[str, Mapping[int, RunMetrics]]) -> dict[str, Interval]:
-    static, limit = _pairs(by_seed, runs.get(_BASELINE, {})), _pairs(by_seed, runs.get(_LIMIT, {}))
+def _paired(by_seed: Mapping[int, RunMetrics], static: Mapping[int, RunMetrics]) -> dict[str, Interval]:
+    pairs = [(own, static[seed]) for seed, own in by_seed.items() if seed in static]
     return {
-        "regret": interval([own.latency_mean_s / best.latency_mean_s for own, best in limit]),
-        "static_over_latency": interval([base.latency_mean_s / own.latency_mean_s for own, base in static]),
-        "latency_minus_static_s": interval([own.latency_mean_s - base.latency_mean_s for own, base in static]),
-        "qos_minus_static": interval([own.qos_met - base.qos_met for own, base in static]),
+        "static_over_latency": interval([base.latency_mean_s / own.latency_mean_s for own, base in pairs]),
+        "latency_minus_static_s": interval([own.latency_mean_s - base.latency_mean_s for own, base in pairs]),
+        "qos_minus_static": interval([own.qos_met - base.qos_met for own, base in pairs]),
     }
-
-
-def _pairs(one: Mapping[int, RunMetrics], other: Mapping[int, RunMetrics]) -> list[tuple[RunMetrics, RunMetrics]]:
-    return [(one[seed], other[seed]) for seed in one if seed in other]

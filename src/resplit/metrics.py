@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from resplit.reaction import false_alarms, reactions
 from resplit.records import RunRecord
 from resplit.types import FloatArray
 
@@ -21,7 +22,8 @@ INCIDENT_S = 1.0  # least length of a downtime incident
 class RunMetrics:
     """The metrics of one run. Latencies are over the `completed` requests, QoS and privacy over all `offered` ones.
 
-    Shares lie within 0..1. A mean over nothing is NaN.
+    Shares lie within 0..1. A mean over nothing is NaN. `reaction` defines reactions and false alarms. `regret` and
+    `busy_share_saturated` need other runs, and are NaN without them (`comparison.summaries`).
     """
 
     offered: int
@@ -45,6 +47,19 @@ class RunMetrics:
     moved_bytes: float
     pause_mean_s: float
     pause_max_s: float
+    reaction_changes: int
+    reaction_moved: int
+    reaction_noticed_p50_s: float
+    reaction_noticed_p95_s: float
+    reaction_live_p50_s: float
+    reaction_live_p95_s: float
+    false_alarms: float
+    exposure_s: float
+    busy_share: float
+    tokens_per_busy_s: float
+    busy_share_saturated: float = float("nan")
+    tokens_per_busy_s_saturated: float = float("nan")
+    regret: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,9 @@ def summarise(record: RunRecord) -> RunMetrics:
     done = requests[completed(requests)]
     latency_s, first_token_s = done.end_s - done.arrival_s, done.first_token_s - done.arrival_s
     incidents = downtime(record)
-    moves = reconfigurations(record)
+    moves, reacted, (alarms, exposure_s) = reconfigurations(record), reactions(record), false_alarms(record)
+    noticed_s, live_s = _known([each.noticed_s for each in reacted]), _known([each.live_s for each in reacted])
+    share, tokens_per_busy_s = busy(record)
     return RunMetrics(
         offered=len(requests),
         completed=len(done),
@@ -96,6 +113,16 @@ def summarise(record: RunRecord) -> RunMetrics:
         moved_bytes=float(moves.moved_bytes.sum()),
         pause_mean_s=_mean(moves.pause_s),
         pause_max_s=float(moves.pause_s.max()) if len(moves) else float("nan"),
+        reaction_changes=len(reacted),
+        reaction_moved=len(live_s),
+        reaction_noticed_p50_s=float(noticed_s.median()),
+        reaction_noticed_p95_s=_p95(noticed_s),
+        reaction_live_p50_s=float(live_s.median()),
+        reaction_live_p95_s=_p95(live_s),
+        false_alarms=alarms,
+        exposure_s=exposure_s,
+        busy_share=share,
+        tokens_per_busy_s=tokens_per_busy_s,
     )
 
 
@@ -165,6 +192,27 @@ def utilization_by_node(record: RunRecord) -> pd.Series[float]:
     """Mean utilisation of each node within the run's duration; later samples, while requests drain, are left out."""
     use = record.use[record.use.time_s.between(0.0, record.duration_s)]
     return use.groupby("node").utilization.mean()
+
+
+def busy(record: RunRecord) -> tuple[float, float]:
+    """The share of time in which the executor of a used node computes, and the tokens per second of that time.
+
+    A node is used while it holds blocks of the live placement. What others use of a node stretches its passes, so the
+    executor's time is resplit's use over what others leave. NaN without any sample of a used node.
+    """
+    use = record.use[record.use.time_s.between(0.0, record.duration_s)].sort_values("time_s")
+    epochs = record.epochs.sort_values("time_s")
+    if use.empty or epochs.empty:
+        return float("nan"), float("nan")
+    live = np.maximum(np.searchsorted(epochs.time_s, use.time_s, side="right") - 1, 0)
+    routes = [set(str(placement).split(",")) for placement in epochs.placement]
+    used = use[[node in routes[index] for node, index in zip(use.node, live, strict=True)]]
+    left = (1 - (used.utilization - used.own_utilization)).clip(lower=0.01)
+    share = (used.own_utilization / left).clip(upper=1.0)
+    samples_per_node = max(1.0, len(use) / use.node.nunique())
+    busy_s = float(share.sum()) * record.duration_s / samples_per_node
+    tokens = int(record.tokens.time_s.between(0.0, record.duration_s).sum())
+    return _mean(share), tokens / busy_s if busy_s > 0 else float("nan")
 
 
 def series(record: RunRecord, step_s: float = 1.0, window_s: float = 10.0) -> pd.DataFrame:
@@ -286,6 +334,10 @@ def _nan_mean(columns: list[FloatArray], length: int) -> FloatArray:
     known = ~np.isnan(stacked)
     total = np.where(known, stacked, 0.0).sum(axis=0)
     return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+
+
+def _known(values: list[float]) -> pd.Series[float]:
+    return pd.Series(values, dtype=float).dropna()
 
 
 def _mean(values: pd.Series[float] | pd.Series[bool]) -> float:

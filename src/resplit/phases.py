@@ -45,8 +45,9 @@ class LinkState:
 class Phase:
     """What holds from `at_s` on (seconds from the start of the workload): nodes, links and requests per second.
 
-    `labels` are the changes with which it begins, `changed` the nodes and links that they concern. `links` has an
-    entry for each pair that ever changes, in alphabetical order; the others are as the cluster file declares.
+    `labels` are the changes with which it begins, `changed` the nodes and links that they concern, `came_or_went` those
+    nodes that return or are lost. `links` has an entry for each pair that ever changes, in alphabetical order; the
+    others are as the cluster file declares.
     """
 
     at_s: float
@@ -55,6 +56,7 @@ class Phase:
     nodes: Mapping[str, NodeState]
     links: Mapping[Pair, LinkState]
     rates_rps: Mapping[str, float]
+    came_or_went: frozenset[str] = frozenset()
 
 
 def pair_of(between: Pair) -> Pair:
@@ -143,7 +145,8 @@ def _after(phase: Phase, changes: list[NodeChange | LinkChange | LoadChange]) ->
             case LoadChange():
                 rates[change.request_class] = change.rate_rps
     labels = tuple(dict.fromkeys(change.label for change in changes))
-    return Phase(phase.at_s, labels, frozenset(changed), nodes, links, rates)
+    moved = frozenset(name for name in nodes if nodes[name].up != phase.nodes[name].up)
+    return Phase(phase.at_s, labels, frozenset(changed), nodes, links, rates, moved)
 
 
 def _node_after(node: NodeState, change: NodeChange) -> NodeState:

@@ -13,6 +13,8 @@ import pandas as pd
 from resplit.config import ClusterConfig
 from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
+from resplit.phases import Phase, phases_of
+from resplit.reaction import CHANGE, LOSS, RETURN, SURGE, phase_label
 from resplit.records import TOKEN_COLUMNS, USE_COLUMNS, RunRecord, table
 from resplit.scenario import LinkChange, LoadChange, NodeChange, ScenarioConfig
 from resplit.session_records import SessionMove, SessionRecord
@@ -57,7 +59,7 @@ def run_record(
         requests=table("requests", _requests(observed, cluster)),
         tokens=_tokens(observed),
         use=_use(observed),
-        events=table("events", _events(observed, scenario)),
+        events=table("events", _events(observed, cluster, scenario)),
         epochs=table("epochs", _epochs(observed)),
         decisions=tuple(replace(decision, at_s=decision.at_s - observed.start_s) for decision in observed.decisions),
         blocks=observed.blocks,
@@ -121,17 +123,27 @@ def _use(observed: Observed) -> pd.DataFrame:
     return reports.assign(time_s=reports["time_s"] - observed.start_s)[list(USE_COLUMNS)]
 
 
-def _events(observed: Observed, scenario: ScenarioConfig) -> _Rows:
-    """The scenario's changes, one row for those with the same time and label, then the committed epochs."""
+def _events(observed: Observed, cluster: ClusterConfig, scenario: ScenarioConfig) -> _Rows:
+    """The scenario's changes, one row for those with the same time and label, its phases, and the committed epochs."""
     made: list[NodeChange | LinkChange | LoadChange] = [*scenario.nodes, *scenario.links, *scenario.load]
     labels = sorted({(change.at, change.label) for change in made})
     changes: _Rows = [{"time_s": at_s, "kind": "change", "label": label} for at_s, label in labels]
-    foreseen: _Rows = [{"time_s": at_s, "kind": "foreseen", "label": "clairvoyant"} for at_s in observed.foreseen_s]
-    return (changes + foreseen) + [
+    changes += [{"time_s": at_s, "kind": "foreseen", "label": "clairvoyant"} for at_s in observed.foreseen_s]
+    changes += [
+        {"time_s": p.at_s, "kind": "phase", "label": _phase_label(p)} for p in phases_of(cluster, scenario) if p.labels
+    ]
+    return changes + [
         {"time_s": epoch.committed_s - observed.start_s, "kind": "reconfiguration", "label": epoch.action}
         for epoch in observed.epochs
         if epoch.committed_s >= observed.start_s
     ]
+
+
+def _phase_label(phase: Phase) -> str:
+    subjects = [subject if isinstance(subject, str) else "/".join(subject) for subject in phase.changed]
+    up = [phase.nodes[subject].up for subject in phase.changed if subject in phase.came_or_went]
+    what = (RETURN if all(up) else LOSS) if up else CHANGE if subjects else SURGE
+    return phase_label(what, sorted(subjects))
 
 
 def _epochs(observed: Observed) -> _Rows:

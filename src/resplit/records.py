@@ -36,8 +36,8 @@ REQUEST_COLUMNS = {
 TOKEN_COLUMNS = {"time_s": "float64", "request": "int64"}
 # One row for each node and sampling period: its utilisation u_i, and the part of it that is resplit's.
 USE_COLUMNS = {"time_s": "float64", "node": "str", "utilization": "float64", "own_utilization": "float64"}
-# One row for each event: kind is "change" (by the scenario), "reconfiguration" (an epoch was committed) or "foreseen"
-# (a policy that knows the scenario moves here).
+# One row for each event: kind is "change" (by the scenario), "reconfiguration" (an epoch was committed), "phase" (what
+# changed, and which nodes and links: see `reaction`) or "foreseen" (a policy that knows the scenario moves here).
 EVENT_COLUMNS = {"time_s": "float64", "kind": "str", "label": "str"}
 # One row for each epoch that was live. `placement` names the node of each block, in order, separated by commas.
 EPOCH_COLUMNS = {

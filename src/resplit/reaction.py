@@ -1,0 +1,147 @@
+"""How soon a policy reacts to changes, and how often it is alarmed without one, from the record of a run.
+
+A change is counted where a policy that knows the scenario moves, too. Time begins at the end of the first pass that the
+change touched: the first token that left afterwards over a route with the changed node or link; at the change itself if
+there is no such route. Losses, returns and surges of load are not counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from resplit.decide import Decision
+from resplit.epochs import RECOVER
+from resplit.records import RunRecord
+
+__all__ = ["CHANGE", "LOSS", "RETURN", "SURGE", "Reaction", "false_alarms", "phase_label", "reactions"]
+
+CHANGE, LOSS, RETURN, SURGE = "change", "loss", "return", "surge"
+EXPLAINED_S = 10.0  # an alarm so long after a change of its subject is not false
+_CLOCK_S = 1e-3  # decisions and epochs are written with times of one clock, that are read one after the other
+_ALARMED = ("resplit",)  # policies that are asked at detected changes
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """The reaction to one change: seconds until it was noticed, decided on, and live; NaN where that did not happen.
+
+    `subjects` are the nodes and links that changed, `from_s` is the moment from which time counts.
+    """
+
+    subjects: tuple[str, ...]
+    from_s: float
+    noticed_s: float
+    decided_s: float
+    live_s: float
+
+
+def phase_label(what: str, subjects: Sequence[str]) -> str:
+    """The label of a row of kind "phase" in the table of events. A link is written `one/other`."""
+    return f"{what}: {' '.join(subjects)}"
+
+
+def reactions(record: RunRecord) -> list[Reaction]:
+    """The reactions to the counted changes, in order."""
+    foreseen = set(_events(record, "foreseen").time_s)
+    phases = _phases(record)
+    ends = [*(phase.at_s for phase in phases[1:]), record.duration_s]
+    return [
+        _reaction(record, phase, end_s)
+        for phase, end_s in zip(phases, ends, strict=False)
+        if phase.what == CHANGE and phase.at_s in foreseen
+    ]
+
+
+def false_alarms(record: RunRecord) -> tuple[float, float]:
+    """The number of detected changes that no change of the scenario explains, and the seconds in which they counted.
+
+    Both are NaN for a policy that is not asked at detected changes.
+    """
+    if record.policy not in _ALARMED:
+        return math.nan, math.nan
+    phases = _phases(record)
+    alarms = [(decision.at_s, seen) for decision in record.decisions for seen in decision.seen]
+    explained = [any(phase.explains(at_s, seen) for phase in phases) for at_s, seen in alarms]
+    return float(len(explained) - sum(explained)), record.duration_s
+
+
+@dataclass(frozen=True)
+class _Phase:
+    at_s: float
+    what: str
+    subjects: tuple[str, ...]
+
+    def explains(self, at_s: float, seen: str) -> bool:
+        if not 0.0 <= at_s - self.at_s <= EXPLAINED_S:
+            return False
+        return self.what in (LOSS, RETURN) or any(_mentions(seen, subject) for subject in self.subjects)
+
+
+def _phases(record: RunRecord) -> list[_Phase]:
+    rows = _events(record, "phase")
+    parts = [str(label).partition(": ") for label in rows.label]
+    return [
+        _Phase(at_s, what, tuple(subjects.split()))
+        for at_s, (what, _, subjects) in zip(rows.time_s.tolist(), parts, strict=True)
+    ]
+
+
+def _reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
+    subjects, from_s = phase.subjects, _first_touched_s(record, phase.at_s, end_s, phase.subjects)
+    first = next((d for d in _decisions(record, phase.at_s, end_s) if _is_about(d, subjects)), None)
+    if first is None:
+        return Reaction(subjects, from_s, math.nan, math.nan, math.nan)
+    planned_s = (first.outcome.plan_s if first.outcome else None) or 0.0
+    epochs = record.epochs[~record.epochs.action.isin(["initial", RECOVER])].time_s
+    live_s = float(epochs[(epochs >= first.at_s - _CLOCK_S) & (epochs < end_s)].min())
+    after_s = [at_s - from_s for at_s in (first.at_s, first.at_s + planned_s, live_s)]
+    # A policy that knows the scenario does not wait for the first pass.
+    return Reaction(
+        subjects, from_s, *(max(0.0, seconds) if math.isfinite(seconds) else math.nan for seconds in after_s)
+    )
+
+
+def _decisions(record: RunRecord, from_s: float, until_s: float) -> list[Decision]:
+    made = [decision for decision in record.decisions if from_s <= decision.at_s < until_s]
+    return sorted(made, key=lambda decision: decision.at_s)
+
+
+def _is_about(decision: Decision, subjects: tuple[str, ...]) -> bool:
+    """Whether a decision shows that the change was noticed: it names a subject, or it moves blocks."""
+    named = any(_mentions(seen, subject) for seen in decision.seen for subject in subjects)
+    return named or decision.action not in ("keep", "initial", RECOVER)
+
+
+def _first_touched_s(record: RunRecord, at_s: float, end_s: float, subjects: tuple[str, ...]) -> float:
+    token_s = np.sort(record.tokens.time_s.to_numpy(dtype=float))
+    epochs = record.epochs.sort_values("time_s")
+    commits_s = epochs.time_s.tolist()
+    for placement, begun_s, until_s in zip(epochs.placement, commits_s, [*commits_s[1:], math.inf], strict=True):
+        first = token_s[np.searchsorted(token_s, max(at_s, begun_s)) :]
+        route = str(placement).split(",")
+        if len(first) and first[0] < min(until_s, end_s) and any(_uses(route, subject) for subject in subjects):
+            return float(first[0])
+    return at_s
+
+
+def _uses(route: Sequence[str], subject: str) -> bool:
+    """Whether a route has a node, or a link `one/other`. The gateway may be at either end of the route."""
+    ends = set(subject.split("/"))
+    if len(ends) == 1:
+        return subject in route
+    return any({one, other} == ends for one, other in pairwise(route)) or bool(ends & {route[0], route[-1]})
+
+
+def _mentions(seen: str, subject: str) -> bool:
+    words = set(seen.replace(",", " ").split())
+    return all(name in words for name in subject.split("/"))
+
+
+def _events(record: RunRecord, kind: str) -> pd.DataFrame:
+    return record.events[record.events.kind == kind].sort_values("time_s")
