@@ -53,31 +53,31 @@ def test_a_block_fits_to_the_last_byte(engine: Engine[Any]) -> None:
 
 def test_a_cache_of_a_hosted_block_fits_to_the_last_byte_and_is_counted_once(engine: Engine[Any]) -> None:
     exact = layer_bytes(engine) + cache_bytes(engine)
-    Memory(engine, exact, KV_TOKENS).ensure_cache("s", 2, CAPACITY)
+    Memory(engine, exact, KV_TOKENS).ensure_cache("s", 2, CAPACITY, CAPACITY)
     with pytest.raises(CapacityError, match="the cache of session s needs"):
-        Memory(engine, exact - 1, KV_TOKENS).ensure_cache("s", 2, CAPACITY)
+        Memory(engine, exact - 1, KV_TOKENS).ensure_cache("s", 2, CAPACITY, CAPACITY)
     store_cache(engine, "s", 2)
-    Memory(engine, exact, KV_TOKENS).ensure_caches("s", 2, 2, CAPACITY)
+    Memory(engine, exact, KV_TOKENS).ensure_caches("s", 2, 2, CAPACITY, CAPACITY)
 
 
 def test_a_replica_uses_only_what_is_neither_reserved_nor_replicated(engine: Engine[Any]) -> None:
     exact = reserved_bytes(engine, (2,), KV_TOKENS) + 2 * cache_bytes(engine)
     memory = Memory(engine, exact, KV_TOKENS)
     for block in (3, 4):
-        memory.ensure_cache("s", block, CAPACITY)
+        memory.ensure_cache("s", block, CAPACITY, CAPACITY)
         store_cache(engine, "s", block)
-    memory.ensure_cache("s", 4, CAPACITY)  # exists already
+    memory.ensure_cache("s", 4, CAPACITY, CAPACITY)  # exists already
     with pytest.raises(CapacityError, match="no room for a replica of the cache of session s"):
-        memory.ensure_cache("s", 5, CAPACITY)
+        memory.ensure_cache("s", 5, CAPACITY, CAPACITY)
     assert memory.replicas() == [("s", 3, cache_bytes(engine)), ("s", 4, cache_bytes(engine))]
 
 
 def test_a_cache_of_an_expected_block_is_no_replica(engine: Engine[Any]) -> None:
     memory = Memory(engine, layer_bytes(engine) + cache_bytes(engine), KV_TOKENS)
     with pytest.raises(CapacityError, match="replica"):
-        memory.ensure_cache("s", 3, CAPACITY)
+        memory.ensure_cache("s", 3, CAPACITY, CAPACITY)
     memory.expected = frozenset({3})
-    memory.ensure_cache("s", 3, CAPACITY)
+    memory.ensure_cache("s", 3, CAPACITY, CAPACITY)
     store_cache(engine, "s", 3)
     assert memory.replicas() == []
 
@@ -86,17 +86,17 @@ def test_only_as_many_replicas_as_necessary_are_freed_oldest_first(engine: Engin
     for block in (3, 4, 5):
         store_cache(engine, "old", block)
     memory = Memory(engine, layer_bytes(engine) + 3 * cache_bytes(engine), 0)
-    memory.ensure_caches("new", 2, 2, CAPACITY)
+    memory.ensure_caches("new", 2, 2, CAPACITY, CAPACITY)
     assert [block for _, block, _ in memory.replicas()] == [4, 5]
     store_cache(engine, "new", 2)
-    memory.ensure_caches("newer", 2, 2, 2 * CAPACITY)
+    memory.ensure_caches("newer", 2, 2, 2 * CAPACITY, 2 * CAPACITY)
     assert memory.replicas() == []
 
 
 def test_replicas_stay_when_there_is_room(engine: Engine[Any]) -> None:
     store_cache(engine, "old", 3)
     memory = Memory(engine, layer_bytes(engine) + 2 * cache_bytes(engine), 0)
-    memory.ensure_caches("new", 2, 2, CAPACITY)
+    memory.ensure_caches("new", 2, 2, CAPACITY, CAPACITY)
     assert len(memory.replicas()) == 1
 
 
@@ -108,7 +108,7 @@ def test_stand_by_blocks_use_free_memory_and_go_before_replicas_the_least_wanted
     loaded = [memory.stand_by(b, stored_model.content(f"layer.{b - 1}"), lambda: True) for b in (3, 4, 6)]
     assert loaded == [True, True, False]
     assert (memory.hosted, memory.standby) == ((2,), (3, 4))
-    memory.ensure_caches("new", 2, 2, CAPACITY)
+    memory.ensure_caches("new", 2, 2, CAPACITY, CAPACITY)
     assert (memory.standby, len(memory.replicas())) == ((3,), 1)
 
 
@@ -126,7 +126,7 @@ def test_a_claimed_stand_by_block_is_hosted_and_never_freed_for_others(
 def test_a_replica_needs_no_more_room_beside_stand_by_blocks(engine: Engine[Any], stored_model: StoredModel) -> None:
     memory = Memory(engine, 2 * layer_bytes(engine), 0)
     assert memory.stand_by(3, stored_model.content("layer.2"), lambda: True)
-    memory.ensure_cache("s", 3, CAPACITY)  # of a block that stands by: it is a replica
+    memory.ensure_cache("s", 3, CAPACITY, CAPACITY)  # of a block that stands by: it is a replica
     assert memory.standby == ()
 
 
@@ -134,3 +134,15 @@ def test_a_block_that_is_no_longer_allowed_does_not_stand_by(engine: Engine[Any]
     memory = Memory(engine, 9 * layer_bytes(engine), 0)
     assert not memory.stand_by(3, stored_model.content("layer.2"), lambda: False)
     assert engine.blocks == (2,)
+
+
+def test_a_cache_takes_room_as_it_is_used_in_steps(engine: Engine[Any]) -> None:
+    store_cache(engine, "s", 2)
+    per_position = engine.features[2].kv_bytes_per_token
+    assert engine.missing_cache_bytes("s", 2, 2, CAPACITY, 100) == 0
+    assert engine.missing_cache_bytes("s", 2, 2, CAPACITY + 1, 100) == CAPACITY * per_position
+    assert engine.missing_cache_bytes("new", 2, 2, 5, 7) == 7 * per_position
+    memory = Memory(engine, layer_bytes(engine) + 2 * cache_bytes(engine), KV_TOKENS)
+    memory.ensure_caches("s", 2, 2, 2 * CAPACITY, 100)
+    with pytest.raises(CapacityError, match="the cache of session s needs"):
+        memory.ensure_caches("s", 2, 2, 2 * CAPACITY + 1, 100)

@@ -218,7 +218,9 @@ class Executor:
     ) -> None:
         """Store a part of a session's cache of a block; CapacityError if the cache does not fit."""
         self.permits.ensure_current(session, attempt)
-        self.memory.ensure_cache(session, block, capacity)
+        part.ensure_valid()
+        end = first + (part.shape[2] if len(part.shape) > 2 else 0)
+        self.memory.ensure_cache(session, block, end, capacity)
         self.engine.import_cache(session, block, first, capacity, part)
 
     async def held_positions(self, session: str) -> dict[int, int]:
@@ -320,7 +322,8 @@ class Executor:
             work = part.waiting.work
             try:
                 self.permits.ensure_current(work.session, work.attempt)
-                self.memory.ensure_caches(work.session, work.first, work.last, work.capacity)
+                end = work.start + part.waiting.done + part.tokens
+                self.memory.ensure_caches(work.session, work.first, work.last, end, work.capacity)
                 runnable.append(part)
             except ResplitError as error:
                 refused.append((part, error))

@@ -94,25 +94,25 @@ class Memory:
         """CapacityError if the weights of `block` do not fit."""
         self._ensure(self._engine.features[block].weight_bytes, f"block {self._engine.features[block].name}")
 
-    def ensure_caches(self, session: str, first: int, last: int, capacity: int) -> None:
-        """CapacityError if caches of `session` in the hosted blocks `first..last` do not fit."""
-        more_bytes = self._engine.missing_cache_bytes(session, first, last, capacity)
+    def ensure_caches(self, session: str, first: int, last: int, end: int, capacity: int) -> None:
+        """CapacityError if caches of `session` in the hosted blocks `first..last` cannot grow to `end` positions."""
+        more_bytes = self._engine.missing_cache_bytes(session, first, last, end, capacity)
         if more_bytes:
             self._ensure(more_bytes, f"the cache of session {session}")
 
-    def ensure_cache(self, session: str, block: int, capacity: int) -> None:
-        """CapacityError if a cache of `session` in `block`, hosted here or not, does not fit."""
+    def ensure_cache(self, session: str, block: int, end: int, capacity: int) -> None:
+        """CapacityError if a cache of `session` in `block`, hosted here or not, cannot grow to `end` positions."""
         if self._hosts(block):
-            self.ensure_caches(session, block, block, capacity)
+            self.ensure_caches(session, block, block, end, capacity)
         else:
-            self._ensure_replica(session, block, capacity)
+            self._ensure_replica(session, block, end, capacity)
 
     def _hosts(self, block: int) -> bool:
         return block in self.expected or (block in self._engine.blocks and block not in self._standby)
 
-    def _ensure_replica(self, session: str, block: int, capacity: int) -> None:
+    def _ensure_replica(self, session: str, block: int, end: int, capacity: int) -> None:
         """A replica takes neither reserved room nor the room of another replica."""
-        more_bytes = self._engine.missing_cache_bytes(session, block, block, capacity)
+        more_bytes = self._engine.missing_cache_bytes(session, block, block, end, capacity)
         reserved = reserved_bytes(self._engine, self.hosted, self._kv_tokens)
         replicated = sum(size for _, _, size in self.replicas())
         if more_bytes > self._limit_bytes - reserved - replicated:

@@ -41,7 +41,7 @@ class Crowd:
             self.running[name] = reservation
             self.order.append(name)
             assert len(self.running) <= SESSIONS
-            assert sum(reservation.tokens for reservation in self.running.values()) <= TOKENS
+            assert sum(reservation.held for reservation in self.running.values()) <= TOKENS
 
     def leave_first(self) -> None:
         if self.running:
@@ -137,9 +137,96 @@ async def test_a_full_queue_refuses_at_once_and_a_queued_request_fails_at_its_de
 async def test_without_a_queue_a_request_that_fits_is_admitted_and_others_are_refused() -> None:
     admission = Admission(2, 10, 0)
     await admission.reserve(5, 1, NEVER_S)
-    with pytest.raises(CapacityError, match="6 of 10 cached tokens are reserved"):
+    with pytest.raises(CapacityError, match="6 of 10 cached tokens are used"):
         await admission.reserve(4, 1, NEVER_S)
     await admission.reserve(3, 1, NEVER_S)
+
+
+async def grown(admission: Admission, *sizes: tuple[int, int]) -> list[Reservation]:
+    """Requests with so many cached tokens so far, of so many that they may need."""
+    found = []
+    for used, needed in sizes:
+        found.append(await admission.reserve(1, needed - 1, NEVER_S))
+        assert admission.grow(found[-1], used, used)
+    return found
+
+
+async def test_a_small_request_does_not_wait_behind_room_that_nobody_uses() -> None:
+    admission = Admission(8, 256, 4)
+    await grown(admission, (32, 256))
+    small = await asyncio.wait_for(admission.reserve(8, 5, NEVER_S), 1)
+    assert small.held == 13
+
+
+async def test_when_room_runs_out_a_session_pauses_until_another_ends() -> None:
+    admission = Admission(8, 160, 4)
+    first, second = await grown(admission, (48, 112), (48, 112))
+    assert admission.grow(first, 64, 64)
+    assert not admission.grow(second, 64, 64)
+    assert second.paused
+    newcomer = asyncio.create_task(admission.reserve(2, 2, NEVER_S))
+    await settle()
+    assert admission.waiting == 1  # nobody new is admitted while a session is paused
+    freed = asyncio.create_task(admission.freed())
+    await settle()
+    admission.release(first)
+    await asyncio.wait_for(freed, 1)
+    assert (second.held, second.paused) == (64, False)
+    await newcomer
+
+
+async def test_room_that_is_freed_goes_to_the_oldest_paused_session_first() -> None:
+    admission = Admission(8, 112, 4)
+    ends, old, young = await grown(admission, (16, 32), (32, 80), (32, 80))
+    assert admission.grow(ends, 32, 32)
+    assert not admission.grow(young, 64, 64)
+    assert not admission.grow(old, 64, 64)
+    admission.release(ends)
+    assert (old.held, young.held) == (64, 32)
+
+
+async def test_a_session_gets_less_room_than_it_asks_for_if_that_is_all_that_it_needs_now() -> None:
+    admission = Admission(8, 64, 4)
+    one, _ = await grown(admission, (32, 64), (16, 16))
+    assert admission.grow(one, 33, 64)
+    assert one.held == 48
+
+
+@examples(200)
+@given(
+    needs=st.lists(st.integers(2, 96), min_size=1, max_size=6),
+    turns=st.lists(st.integers(0, 5), max_size=80),
+)
+def test_whoever_grows_when_one_can_always_finish(needs: list[int], turns: list[int]) -> None:
+    asyncio.run(_grow(needs, turns))
+
+
+async def _grow(needs: list[int], turns: list[int]) -> None:
+    admission = Admission(8, 96, 8)
+    tasks = [asyncio.create_task(admission.reserve(1, need - 1, NEVER_S)) for need in needs]
+    used: dict[Reservation, int] = {}
+
+    async def advance(turn: int | None) -> None:
+        """One session adds a position, or every session does; those that are complete end."""
+        await settle()
+        running = list(admission._running)
+        for each in running:
+            used.setdefault(each, 1)
+        for each in running if turn is None else running[turn : turn + 1]:
+            if used[each] == each.tokens:
+                admission.release(each)
+            elif used[each] < each.held or admission.grow(each, used[each] + 1, used[each] + 1):
+                used[each] += 1
+        assert sum(each.held for each in admission._running) <= 96
+        assert all(used.get(each, 1) <= each.held for each in admission._running)
+
+    for turn in turns:
+        await advance(turn)
+    for _ in range(sum(needs) + 2 * len(needs)):
+        await advance(None)
+    await settle()
+    assert admission.running == admission.waiting == 0
+    await asyncio.gather(*tasks)
 
 
 def deadline_in(slo_s: float) -> Deadline:

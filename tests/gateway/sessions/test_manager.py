@@ -177,7 +177,7 @@ async def test_the_usual_limit_is_what_the_class_expects_and_the_deadline_allows
 
 
 async def test_a_deadline_counts_while_a_request_is_queued(nodes: InProcessCluster, controller: Controller) -> None:
-    first = nodes.sessions.generate(generation_request(KV_TOKENS - len(PROMPT)))
+    first = nodes.sessions.generate(generation_request(8, (7,) * (KV_TOKENS - 8)))
     await anext(first)
     with pytest.raises(TimeoutError):
         await generate(nodes.sessions, generation_request(5, deadline_s=0.05))
@@ -324,3 +324,22 @@ async def test_a_deadline_counts_while_a_request_waits_for_a_lost_node(
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(generate(nodes.sessions, generation_request(deadline_s=0.1)), 5)
     assert nodes.sessions.records(0)[-1].status == 504
+
+
+async def test_sessions_share_room_that_all_of_them_together_do_not_have(
+    stored_model: StoredModel, unsplit_model: torch.nn.Module, tmp_path: Path
+) -> None:
+    limits = {"context_tokens": 128, "sessions": 8, "queue": 8, "deadline": "60 s", "drafts": 4}
+    async with in_process(three_node_config(limits=limits, kv_tokens=128), stored_model, tmp_path) as nodes:
+        controller = nodes.controller()
+        await controller.membership.introduce()
+        await deploy(controller, SPREAD)
+        long = [asyncio.create_task(generate(nodes.sessions, generation_request(100))) for _ in range(3)]
+
+        small = await generate(nodes.sessions, generation_request(5))
+        assert not any(each.done() for each in long)
+        expected = reference(unsplit_model, list(PROMPT), 100)
+        assert small == expected[:5]
+        assert await asyncio.gather(*long) == [expected] * 3
+        assert all(record.moves == () for record in nodes.sessions.records(0))
+        await controller.stop()

@@ -1,4 +1,7 @@
-"""Admission: reserves room for the caches of sessions, first come, first served.
+"""Admission: gives sessions room for their caches as they use it, first come, first served.
+
+A session gets more room as it grows, as long as all running ones can still finish, one after another (the banker's
+algorithm, Dijkstra 1965). Otherwise it pauses, with its caches, until others have ended. Nobody new is admitted then.
 
 Refuses a request if the queue is full. For classes with `shed_late`, it also refuses a request if its answer would be
 late according to the forecast.
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 
 from resplit.errors import CapacityError
 from resplit.gateway.sessions.wait_forecast import Pace, Work, wait_s
+from resplit.model.room import cache_room
 
 _RETRY_AFTER_S = 2.0  # while no pace is known
 # On arrival, the forecast of the wait is multiplied by this: queues move unevenly, and a request that is refused only
@@ -39,17 +43,34 @@ class Deadline:
 
 @dataclass(eq=False)
 class Reservation:
-    """A request's reservation of cached tokens; it is queued until `granted` is set."""
+    """A request's share of the cached tokens; it is queued until `granted` is set.
+
+    It has room for `held` tokens now, and wants room for `wanted` (more than `held`: it is paused).
+    """
 
     prompt_tokens: int
     new_tokens: int
     made: int = 0  # new tokens so far
+    held: int = 0
+    wanted: int = 0
     granted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.wanted = self.room(self.prompt_tokens + 1)
 
     @property
     def tokens(self) -> int:
-        """The cached tokens that are reserved: prompt and new tokens together."""
+        """The cached tokens that it may need in the end: prompt and new tokens together."""
         return self.prompt_tokens + self.new_tokens
+
+    @property
+    def paused(self) -> bool:
+        """Whether it wants more room than it has."""
+        return self.wanted > self.held
+
+    def room(self, positions: int) -> int:
+        """The room that so many cached positions take."""
+        return cache_room(positions, self.tokens)
 
 
 class Admission:
@@ -60,7 +81,8 @@ class Admission:
         self._tokens = tokens
         self._queue = queue
         self._waiting: deque[Reservation] = deque()  # in order of arrival; the first one does not fit
-        self._running: set[Reservation] = set()  # within both limits at all times
+        self._running: dict[Reservation, None] = {}  # oldest first; within both limits at all times
+        self._freed = asyncio.Event()  # set and replaced whenever a session gets more room or ends
         self._pace = Pace()
 
     @property
@@ -75,8 +97,8 @@ class Admission:
 
     @property
     def reserved_tokens(self) -> int:
-        """The cached tokens that running requests have reserved."""
-        return sum(reservation.tokens for reservation in self._running)
+        """The cached tokens for which running requests have room."""
+        return sum(reservation.held for reservation in self._running)
 
     async def reserve(
         self, prompt_tokens: int, new_tokens: int, due_s: float, deadline: Deadline | None = None
@@ -118,8 +140,45 @@ class Admission:
         """Free the room of a running request."""
         if reservation.made:
             self._pace.ended(asyncio.get_running_loop().time(), reservation.new_tokens, reservation.made)
-        self._running.remove(reservation)
+        del self._running[reservation]
         self._advance()
+
+    def grow(self, reservation: Reservation, least: int, most: int) -> bool:
+        """Give a running request room for `most` cached positions, or at least for `least`.
+
+        False if there is no room for these: the request must wait for others to end, and is paused.
+        """
+        for positions in (most, least):
+            reservation.wanted = max(reservation.held, reservation.room(positions))
+            if self._grant(reservation):
+                return True
+        return False
+
+    async def freed(self) -> None:
+        """Wait until a session ends or one that was paused gets room."""
+        await self._freed.wait()
+
+    def _grant(self, reservation: Reservation) -> bool:
+        """Give a request the room that it wants if all can finish then."""
+        if reservation.paused:
+            if not self._can_finish(reservation):
+                return False
+            reservation.held = reservation.wanted
+        return True
+
+    def _can_finish(self, growing: Reservation) -> bool:
+        """Whether all that run, and `growing` with the room that it wants, can get all their room one after another."""
+        left = self._tokens - growing.wanted
+        needs = [(growing.tokens - growing.wanted, growing.wanted)]
+        for each in self._running:
+            if each is not growing:
+                left -= each.held
+                needs.append((each.tokens - each.held, each.held))
+        for need, held in sorted(needs):
+            if need > left:
+                return False
+            left += held
+        return left >= 0
 
     async def _until_granted(self, reservation: Reservation, due_s: float, deadline: Deadline | None) -> None:
         """Wait for room; TimeoutError at `due_s`, CapacityError once the answer would be late."""
@@ -140,24 +199,28 @@ class Admission:
             self._advance()
 
     def _advance(self) -> None:
+        """Give room that was freed to paused requests, the oldest first, and then to those that wait."""
+        for reservation in self._running:
+            self._grant(reservation)
+        self._freed.set()
+        self._freed = asyncio.Event()
         while self._waiting and self._fits(self._waiting[0]):
             reservation = self._waiting.popleft()
-            self._running.add(reservation)
+            reservation.held = reservation.wanted
+            self._running[reservation] = None
             reservation.granted.set()
 
     def _fits(self, reservation: Reservation) -> bool:
-        return len(self._running) < self._sessions and self._reserved + reservation.tokens <= self._tokens
-
-    @property
-    def _reserved(self) -> int:
-        return sum(reservation.tokens for reservation in self._running)
+        if len(self._running) >= self._sessions or any(each.paused for each in self._running):
+            return False
+        return self._can_finish(reservation)
 
     def _check_queue(self, reservation: Reservation) -> None:
         """CapacityError if the request would have to wait and the queue is full."""
         if (self._waiting or not self._fits(reservation)) and len(self._waiting) >= self._queue:
             taken = f"{len(self._running)} of {self._sessions} sessions run"
             if len(self._running) < self._sessions:
-                taken = f"{self._reserved} of {self._tokens} cached tokens are reserved"
+                taken = f"{self.reserved_tokens} of {self._tokens} cached tokens are used"
             raise CapacityError(
                 f"{taken}, and {len(self._waiting)} requests wait already", self._retry_after_s(reservation)
             )
@@ -168,7 +231,7 @@ class Admission:
         A request that would run alone is always served: otherwise nothing would show that the pace has improved.
         """
         service_s = self._service_s(reservation)
-        if deadline is None or service_s is None or waits_s is None or not self._running - {reservation}:
+        if deadline is None or service_s is None or waits_s is None or not self._running.keys() - {reservation}:
             return
         left_s = deadline.due_s - asyncio.get_running_loop().time()
         if waits_s + SERVICE_FACTOR * service_s >= left_s:
@@ -185,13 +248,13 @@ class Admission:
 
     def _wait_s(self, queue: Sequence[Reservation]) -> float | None:
         """Seconds until the last one in `queue` has room; None while no pace is known."""
-        running, waiting = self._work(self._running - set(queue)), self._work(queue)
+        running, waiting = self._work(self._running.keys() - set(queue)), self._work(queue)
         if running is None or waiting is None:
             return None
         return wait_s(running, waiting, self._sessions, self._tokens)
 
     def _work(self, reservations: Iterable[Reservation]) -> list[Work] | None:
-        found = [(self._service_s(reservation), reservation.tokens) for reservation in reservations]
+        found = [(self._service_s(reservation), reservation.wanted) for reservation in reservations]
         known = [Work(seconds, tokens) for seconds, tokens in found if seconds is not None]
         return known if len(known) == len(found) else None
 

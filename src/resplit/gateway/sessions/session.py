@@ -36,6 +36,7 @@ from resplit.gateway.sessions.speculation import Speculation
 from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
+from resplit.process.cancellation import cancel_and_wait
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.types import Logprobs
 from resplit.wire.choices import changes_to_wire, logprobs_from_wire, sampling_to_wire
@@ -168,6 +169,7 @@ class Session:
                 await self.context.router.until_ready()
             begun_s = time.monotonic()
             try:
+                await self._until_room(self.position + len(step))
                 async with self.context.gate.passing():
                     await self._follow_live_epoch(at_once=recalled)
                     return await self._verify(step, most)
@@ -180,10 +182,26 @@ class Session:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
                 await self._recover(time.monotonic() - begun_s)
 
+    async def _until_room(self, positions: int) -> None:
+        """Wait until the caches may grow to so many positions. A session that waits moves on with the live epoch."""
+        admission, most = self.context.admission, positions + self.context.cluster.limits.drafts
+        if most <= self.reservation.held or admission.grow(self.reservation, positions, most):
+            return
+        while positions > self.reservation.held:
+            freed, changed = asyncio.create_task(admission.freed()), asyncio.create_task(self.context.router.changed())
+            moved = {self.precopying} if self.precopying else set()
+            try:
+                await asyncio.wait({freed, changed, *moved}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await cancel_and_wait([freed, changed])
+            async with self.context.gate.passing():
+                await self._follow_live_epoch()
+
     async def _verify(self, step: tuple[int, ...], most: int) -> New:
         """One pass of `step` and of drafts, if they pay; returns the new tokens, `most` at most."""
         times = self.context.times.of(self.route.epoch)
-        drafts = self.speculation.drafts(times, self.context.admission.running, most - 1) if self.steps else ()
+        room = min(most - 1, self.reservation.held - self.position - len(step))
+        drafts = self.speculation.drafts(times, self.context.admission.running, room) if self.steps else ()
         begun_s = time.monotonic()
         answer = await self._pass((*step, *drafts), drafts)
         took_s = time.monotonic() - begun_s

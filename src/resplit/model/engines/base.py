@@ -15,6 +15,7 @@ import numpy as np
 
 from resplit.errors import CapacityError, DataError, ResplitError
 from resplit.model.activation import Activation, token_ids
+from resplit.model.room import cache_room
 from resplit.model.spec import ModelSpec
 
 # A prompt may be cut into passes at multiples of this many positions without a change of any bit.
@@ -76,6 +77,11 @@ class SessionCache(ABC):
     def held(self) -> int:
         """The number of cached positions without drafts."""
         return min(self.length, self.sure)
+
+    @property
+    def room(self) -> int:
+        """The positions for which it takes memory."""
+        return cache_room(self.length, self.capacity)
 
     def ensure_room(self, end: int) -> None:
         """CapacityError if the cache cannot grow to `end` positions."""
@@ -147,7 +153,7 @@ class Engine(ABC, Generic[Cache]):
 
     @property
     def held_bytes(self) -> float:
-        """Bytes of the loaded weights, and of the caches at their full capacity."""
+        """Bytes of the loaded weights, and of the caches as far as they are used."""
         weights = float(sum(self.features[block].weight_bytes for block in self.blocks))
         return weights + sum(size for _, _, size in self.caches())
 
@@ -161,15 +167,20 @@ class Engine(ABC, Generic[Cache]):
         for key in [key for key in list(self._caches) if key[1] == block]:
             self._caches.pop(key, None)
 
-    def missing_cache_bytes(self, session: str, first: int, last: int, capacity: int) -> float:
-        """Bytes that new caches of `session` in blocks `first..last` would need beside those that exist.
+    def missing_cache_bytes(self, session: str, first: int, last: int, end: int, capacity: int) -> float:
+        """Bytes by which caches of `session` in blocks `first..last` must grow to hold the positions before `end`.
 
         DataError if the model has no such block.
         """
         if last >= len(self.features):
             raise DataError(f"block {last}: the model has {len(self.features)}")
-        absent = [block for block in range(first, last + 1) if (session, block) not in self._caches]
-        return float(sum(self.features[block].kv_bytes_per_token * capacity for block in absent))
+        needed, missing = cache_room(end, capacity), 0.0
+        for block in range(first, last + 1):
+            cache = self._caches.get((session, block))
+            if cache is None or cache.length < end:
+                more = needed - (cache.room if cache else 0)
+                missing += max(0, more) * self.features[block].kv_bytes_per_token
+        return missing
 
     def blank_input(self, block: int, tokens: int) -> Activation:
         """A valid input of a block, all zeros: the time of a pass does not depend on the values."""
@@ -193,9 +204,9 @@ class Engine(ABC, Generic[Cache]):
         return self.features[block].kv_bytes_per_token > 0
 
     def caches(self) -> list[tuple[str, int, float]]:
-        """Session, block and bytes (at full capacity) of every cache, oldest first."""
+        """Session, block and bytes of every cache as far as it is used, oldest first."""
         return [
-            (session, block, self.features[block].kv_bytes_per_token * cache.capacity)
+            (session, block, self.features[block].kv_bytes_per_token * cache.room)
             for (session, block), cache in list(self._caches.items())
         ]
 
