@@ -11,7 +11,15 @@ import pytest
 
 from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
-from resplit.control.planning import ControllerPlanner, load_problem, plan_without, save_problem, under_rules, without
+from resplit.control.planning import (
+    ControllerPlanner,
+    context_warning,
+    load_problem,
+    plan_without,
+    save_problem,
+    under_rules,
+    without,
+)
 from resplit.epochs import RECOVER
 from resplit.errors import DataError, InfeasibleError
 from resplit.model.source import StoredModel
@@ -57,6 +65,15 @@ def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path)
     kept = load_problem(tmp_path / "latest_problem.json")
     assert kept is not None
     assert (kept.blocks, kept.nodes, kept.current) == (problem.blocks, problem.nodes, problem.current)
+
+
+def test_a_context_that_no_placement_can_generate_in_time_is_warned_of(problem: Problem) -> None:
+    token_s = float(np.nanmin(problem.decode_s_per_token, axis=1).sum())
+    assert context_warning(problem, 100, 101 * token_s) is None
+    warning = context_warning(without(problem, [B]), 100, 99 * token_s)
+    assert warning is not None
+    assert "limits: 100 tokens take at least" in warning
+    assert "lower context_tokens or raise deadline" in warning
 
 
 class ConnectedNodes:

@@ -71,6 +71,21 @@ def plan_without(
     return found
 
 
+def context_warning(problem: Problem, context_tokens: int, deadline_s: float) -> str | None:
+    """A warning if no placement can generate a whole context within the deadline of a request; else None.
+
+    The estimate is a lower bound: each block on its fastest node, and no time for links.
+    """
+    decode_s = np.where(np.isnan(problem.decode_s_per_token), np.inf, problem.decode_s_per_token)  # (blocks, nodes)
+    least_s = context_tokens * float(decode_s.min(axis=1).sum())
+    if least_s <= deadline_s:
+        return None
+    return (
+        f"limits: {context_tokens} tokens take at least {least_s:.0f} s on the fastest nodes, but requests end after "
+        f"{deadline_s:g} s; lower context_tokens or raise deadline"
+    )
+
+
 class ControllerPlanner:
     """Plans for one cluster, from the latest problem."""
 
@@ -78,13 +93,22 @@ class ControllerPlanner:
         self._view = view
         self._file = problem_file
         self._latest_problem = load_problem(problem_file)
+        if self._latest_problem is not None:
+            self._check_limits(self._latest_problem)
         # The placement that was planned for the loss of these nodes in an epoch; None if there is none.
         self.after_loss: Callable[[int, Sequence[str]], tuple[str, ...] | None] = lambda epoch, lost: None
 
     def set_problem(self, problem: Problem) -> None:
         """Use a problem as the latest one, and save it for the next start."""
+        if self._latest_problem is None:
+            self._check_limits(problem)
         self._latest_problem = problem
         save_problem(problem, self._file)
+
+    def _check_limits(self, problem: Problem) -> None:
+        limits = self._view.cluster.limits
+        if warning := context_warning(problem, limits.context_tokens, limits.deadline):
+            _log.warning(warning)
 
     def present_problem(self, current: tuple[str, ...], window_s: float) -> Problem:
         """The latest problem under the current rules and the demand of the last `window_s` seconds.

@@ -305,6 +305,14 @@ def test_a_client_that_leaves_cancels_its_generation(serve, stream: bool) -> Non
     assert _sample(url, "resplit_sessions_live", "interactive") == 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_the_first_token_cancels_its_prompt(serve, stream: bool) -> None:
+    url, engine = serve(first_s=30.0)
+    with suppress(httpx.ReadTimeout):
+        HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"stream": stream}, timeout=0.35)
+    assert engine.idle.wait(5)
+
+
 def test_a_key_is_required_for_all_paths_except_health_and_metrics(serve) -> None:
     url, _ = serve(require_key=True)
     for path in ("/v1/models", f"/v1/models/{MODEL}"):
