@@ -97,14 +97,13 @@ def test_without_an_answer_in_time_the_rest_is_missing_not_wrong(client) -> None
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "time"}}])
 def test_a_tool_that_must_be_called_is_called(client, choice: object) -> None:
     parameters = {"model": MODEL, "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice, "max_tokens": 110}
-    answer = client.chat.completions.create(**parameters, parallel_tool_calls=False).choices[0]
+    parameters |= {} if isinstance(choice, dict) else {"parallel_tool_calls": False}
+    answer = client.chat.completions.create(**parameters).choices[0]
     (call,) = answer.message.tool_calls
     assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
     jsonschema.validate(json.loads(call.function.arguments), SMALL)
     assert call.function.name == "time" if isinstance(choice, dict) else call.function.name in ("weather", "time")
-    deltas = [
-        c.choices[0] for c in client.chat.completions.create(**parameters, parallel_tool_calls=False, stream=True)
-    ]
+    deltas = [c.choices[0] for c in client.chat.completions.create(**parameters, stream=True)]
     (streamed,) = [each for chunk in deltas for each in chunk.delta.tool_calls or ()]
     assert (streamed.index, streamed.function) == (0, streamed.function.model_copy(update=call.function.model_dump()))
     assert deltas[-1].finish_reason == "tool_calls"

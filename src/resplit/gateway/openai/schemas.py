@@ -280,8 +280,9 @@ class ChatRequest(_Generation):
         if isinstance(self.tool_choice, NamedTool):
             tools = [tool for tool in tools if tool["function"]["name"] == self.tool_choice.function.name]
         if tools:
-            must_call = isinstance(self.tool_choice, NamedTool) or self.tool_choice == "required"
-            return answer_grammar(form, tools, must_call, self.parallel_tool_calls is not False, schema)
+            named = isinstance(self.tool_choice, NamedTool)  # then it is called once
+            several = self.parallel_tool_calls is not False and not named
+            return answer_grammar(form, tools, named or self.tool_choice == "required", several, schema)
         return None if schema is None else f"start: {json_rule(schema)}"
 
     @model_validator(mode="after")
