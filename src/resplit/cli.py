@@ -1,5 +1,5 @@
 """The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `simulate`,
-`keys`.
+`keys`, `doctor`, `size`.
 
 Parses arguments and prints. Each command imports its module when it runs, so that `resplit --help` is instant.
 """
@@ -227,6 +227,50 @@ def simulate(
     from resplit.simulate.command import simulate_command
 
     simulate_command(scenario, policy, seed, out, cluster, model)
+
+
+@app.command()
+def doctor(
+    cluster: ClusterFile,
+    url: Url = _DEFAULT_URL,
+    model: Model = _DEFAULT_MODEL,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Check keys, disk, memory, pace, ports, clocks and links of a cluster, and say what to do. Exit status 1: errors.
+
+    Run it where the controller's keys are. If no controller runs, the nodes measure their links for it.
+    """
+    from resplit.cluster.doctor import examine
+    from resplit.config import load_cluster
+    from resplit.model.source import obtain
+
+    config = load_cluster(cluster)
+    stored = obtain(model, state / "models", config.weights, config.split, config.engine)
+    findings = examine(config, stored, state, url)
+    for each in findings:
+        typer.echo(f"{each.level:8} {each.about:24} {each.says}")
+    raise typer.Exit(any(each.level == "error" for each in findings))
+
+
+@app.command()
+def size(
+    model: Annotated[str, typer.Argument(help="A local folder, a hub name, or the default model.", metavar="MODEL")],
+    users: Annotated[int, typer.Option(min=1, help="Requests that run at once.")],
+    context: Annotated[int, typer.Option(min=2, help="Tokens of a request, prompt and answer together.")],
+    cluster: Annotated[Path | None, typer.Option(help="Cluster file with the nodes; default: this machine.")] = None,
+    state: State = _DEFAULT_STATE,
+) -> None:
+    """Say what memory and `kv_tokens` the nodes need, if the model fits, and how fast it will be. Exit status 1: no."""
+    from resplit.cluster.sizing import describe, for_users, this_machine
+    from resplit.cluster.sizing import size as size_up
+    from resplit.config import load_cluster
+    from resplit.model.source import obtain
+
+    config = for_users(load_cluster(cluster) if cluster else this_machine(context), users, context)
+    stored = obtain(model, state / "models", config.weights, config.split, config.engine)
+    found = size_up(config, stored)
+    typer.echo(describe(found))
+    raise typer.Exit(found.reason is not None)
 
 
 @app.command()

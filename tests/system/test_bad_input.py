@@ -152,5 +152,18 @@ def test_help_imports_no_heavy_package() -> None:
     assert done.returncode == 0, done.stderr
     shown = run_resplit("--help")
     assert shown.returncode == 0
-    for command in ("up", "node", "serve", "status", "drain", "join", "trust", "apply", "plan", "keys"):
+    for command in (
+        "up",
+        "node",
+        "serve",
+        "status",
+        "drain",
+        "join",
+        "trust",
+        "apply",
+        "plan",
+        "keys",
+        "doctor",
+        "size",
+    ):
         assert f" {command} " in shown.stdout

@@ -19,6 +19,7 @@ from resplit.estimate.cluster import Estimates
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus, wrong_clock
+from resplit.telemetry.rows import LinkRow, TelemetryRows
 from resplit.types import Problem, RequestClass
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 _STATUS = TypeAdapter(ClusterStatus)
 _MODEL = TypeAdapter(ModelStatus)
+_TELEMETRY = TypeAdapter(TelemetryRows)
 _DEMAND = TypeAdapter(list[RequestClass])
 _RECORDS = TypeAdapter(list[SessionRecord])
 _EPOCH = TypeAdapter(LiveEpoch)
@@ -98,6 +100,10 @@ class ControlClient:
         )
 
         return Telemetry.from_rows(self._send("GET", "/telemetry", params={"since_s": since_s}).json())
+
+    def links(self) -> tuple[LinkRow, ...]:
+        """The messages between nodes that were timed in the last minutes."""
+        return self._get("/telemetry", _TELEMETRY, since_s=0.0).links
 
     def demand(self, window_s: float) -> list[RequestClass]:
         """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
