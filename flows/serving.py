@@ -16,7 +16,7 @@ from flows.params import Params
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.supervision import supervised
-from resplit.comparison import UNDISTURBED
+from resplit.comparison import SATURATED, UNDISTURBED
 from resplit.cost import CostModel
 from resplit.decide import History
 from resplit.files import write_atomically
@@ -37,6 +37,7 @@ __all__ = ["Run", "Serving", "supervised_cluster", "undisturbed", "yield_to_node
 
 _log = structlog.get_logger(__name__)
 _START_IN_S = 0.5  # the requests, the changes and the policy begin at one moment
+_STREAMS = 12  # that always wait in a saturated run
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ class Serving:
         first_record, decisions = len(self.client.records()), self.client.decisions()
         foreseen = self._foresee(run.scenario)
         _log.info("run begins", policy=run.policy, scenario=run.scenario.name, seed=run.seed, requests=len(requests))
-        start_s = time.time() + _START_IN_S
-        serving = serve_workload.submit(self.cluster, self.client.model().name, requests, run.scenario, start_s)
+        start_s, streams = time.time() + _START_IN_S, _STREAMS if run.scenario.name == SATURATED else 0
+        serving = serve_workload.submit(
+            self.cluster, self.client.model().name, requests, run.scenario, start_s, streams
+        )
         try:
             self._decide(run, foreseen, start_s)
             sent = serving.result()

@@ -14,7 +14,7 @@ from flows.params import Params, params_of_scenario
 from flows.profile import profile
 from flows.serving import Run, Serving, supervised_cluster, undisturbed, yield_to_nodes
 from resplit.cluster.client import ControlClient
-from resplit.comparison import UNDISTURBED, run_label
+from resplit.comparison import SATURATED, UNDISTURBED, run_label
 from resplit.config import load_cluster
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig, load_scenario
@@ -28,7 +28,7 @@ from tasks.track import close_study, open_study, track_run
 
 __all__ = ["LABELS", "live_scenarios", "study_scenario"]
 
-LABELS = (UNDISTURBED, "static", "adaptive", "threshold", "clairvoyant")
+LABELS = (UNDISTURBED, "static", "adaptive", "threshold", "clairvoyant", f"static-{SATURATED}", f"adaptive-{SATURATED}")
 _POLICIES = {UNDISTURBED: "static", "adaptive": "resplit"}  # of the labels; the others are called like their policy
 _RECORDS = Path("data/generated/study")
 _log = structlog.get_logger(__name__)
@@ -74,8 +74,11 @@ def _serve_missing(params: Params, todo: Sequence[tuple[str, int]], records: Stu
 
 
 def _run(label: str, seed: int, scenario: ScenarioConfig) -> Run:
+    policy, _, saturated = label.partition("-")
     played = undisturbed(scenario) if label == UNDISTURBED else scenario
-    return Run(_POLICIES.get(label, label), played, seed)
+    if saturated:
+        played = played.model_copy(update={"name": SATURATED})
+    return Run(_POLICIES.get(policy, policy), played, seed)
 
 
 def _report(records: Sequence[RunRecord], folder: Path) -> Path:

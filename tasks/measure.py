@@ -18,10 +18,15 @@ from tasks.workload import Sent, send
 
 @task(name="serve workload", cache_policy=NO_CACHE)
 def serve_workload(
-    cluster: Cluster, model: str, requests: list[ScheduledRequest], scenario: ScenarioConfig, start_s: float
+    cluster: Cluster,
+    model: str,
+    requests: list[ScheduledRequest],
+    scenario: ScenarioConfig,
+    start_s: float,
+    streams: int,
 ) -> Sent:
-    """Send a workload, from `start_s` on (seconds since 1970), while the cluster changes on schedule."""
-    return send(cluster, model, requests, scenario, start_s)
+    """Send a workload, from `start_s` on (seconds since 1970), while the cluster changes on schedule; see `send`."""
+    return send(cluster, model, requests, scenario, start_s, streams)
 
 
 @task(name="measure", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)

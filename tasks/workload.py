@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +38,15 @@ def send(
     requests: list[ScheduledRequest],
     scenario: ScenarioConfig,
     start_s: float | None = None,
+    streams: int = 0,
 ) -> Sent:
     """Send `requests` at their times while the scenario's changes are made. Returns when every request has ended.
 
-    Times count from `start_s` (seconds since 1970), or from now.
+    Times count from `start_s` (seconds since 1970), or from now. With `streams`, so many always wait for an answer
+    until the scenario ends: the times of `requests` do not matter, and they are sent again and again.
     """
     with ControlClient(cluster.url, cluster.token) as control:
-        return asyncio.run(_send(cluster, control, model, requests, scenario, start_s or time.time()))
+        return asyncio.run(_send(cluster, control, model, requests, scenario, start_s or time.time(), streams))
 
 
 async def _send(
@@ -52,6 +56,7 @@ async def _send(
     requests: list[ScheduledRequest],
     scenario: ScenarioConfig,
     start_s: float,
+    streams: int,
 ) -> Sent:
     phases = phases_of(cluster.config, scenario)
     begun_s = time.monotonic() + start_s - time.time()
@@ -59,8 +64,16 @@ async def _send(
     done = 0
 
     async def one(client: httpx.AsyncClient, request: ScheduledRequest) -> None:
-        nonlocal done
         await _until(begun_s + request.at_s)
+        await complete(client, request)
+
+    async def stream(client: httpx.AsyncClient, again: Iterator[ScheduledRequest]) -> None:
+        await _until(begun_s)
+        while time.monotonic() < begun_s + scenario.duration:
+            await complete(client, next(again))
+
+    async def complete(client: httpx.AsyncClient, request: ScheduledRequest) -> None:
+        nonlocal done
         try:
             await _complete(client, model, request)
         except httpx.HTTPError as error:
@@ -77,10 +90,12 @@ async def _send(
     async with httpx.AsyncClient(base_url=cluster.url, timeout=180.0, limits=limits) as client:
         reporting = asyncio.create_task(progress())
         changing = asyncio.create_task(play(control, cluster, phases, begun_s))
-        await asyncio.gather(changing, *(one(client, request) for request in requests))
+        again = itertools.cycle(requests)
+        sending = [stream(client, again) for _ in range(streams)] or [one(client, request) for request in requests]
+        await asyncio.gather(changing, *sending)
         reporting.cancel()
     await _until(begun_s + scenario.duration)
-    return Sent(start_s, len(requests), tuple(failed))
+    return Sent(start_s, done, tuple(failed))
 
 
 async def _complete(client: httpx.AsyncClient, model: str, request: ScheduledRequest) -> None:
