@@ -6,9 +6,9 @@ the hops between nodes, messages and all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-__all__ = ["PassTime", "SegmentTime", "TimeSpent"]
+__all__ = ["PassTime", "SegmentTime", "TimeByNode", "TimeSpent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +93,20 @@ class TimeSpent:
         self.waited_s += done.waited_s
         self.computed_s += done.computed_s
         self.hops_s += done.hops_s
+
+
+@dataclass
+class TimeByNode(TimeSpent):
+    """Where the time of `passes` passes went, and how much of it was at each node."""
+
+    passes: int = 0
+    nodes: dict[str, TimeSpent] = field(default_factory=dict)
+
+    def add(self, done: PassTime) -> None:
+        """Add a pass."""
+        super().add(done)
+        self.passes += 1
+        for segment in done.segments:
+            node = self.nodes.setdefault(segment.node, TimeSpent())
+            node.waited_s += segment.waited_s
+            node.computed_s += segment.computed_s

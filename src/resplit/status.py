@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from resplit.pass_times import TimeByNode
 from resplit.telemetry.rows import Count, Name, TelemetryRows
 from resplit.types import BlockFeatures
 
@@ -138,6 +139,7 @@ class ClusterStatus:
     ready: str
     plan_note: str = ""
     readiness: ReadinessStatus = ReadinessStatus()
+    spent: TimeByNode = field(default_factory=TimeByNode)  # of all passes so far
     emulation_warning: str = ""
     cached_tokens: int = 0
 

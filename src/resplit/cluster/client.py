@@ -16,6 +16,7 @@ from resplit.decide.state import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.estimate.cluster import Estimates
+from resplit.pass_times import TimeSpent
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus, wrong_clock
@@ -212,13 +213,32 @@ def describe_status(status: ClusterStatus) -> str:
         f"cluster {status.cluster}, model {status.model}, epoch {status.epoch} ({status.action}), "
         f"{status.sessions} sessions, {status.waiting} waiting, ready: {status.ready}"
     ]
-    lines += [f"  {line}" for line in (status.plan_note, status.emulation_warning) if line]
-    return "\n".join([*lines, *(_describe_node(node, status.blocks) for node in status.nodes)])
+    lines += [f"  {line}" for line in (status.plan_note, status.emulation_warning, _describe_spent(status)) if line]
+    spent = status.spent.nodes
+    nodes = (_describe_node(node, status.blocks) + _describe_time(spent.get(node.node)) for node in status.nodes)
+    return "\n".join([*lines, *nodes])
+
+
+def _describe_spent(status: ClusterStatus) -> str:
+    spent = status.spent
+    total_s = spent.waited_s + spent.computed_s + spent.hops_s
+    if not total_s:
+        return ""
+    return (
+        f"{spent.passes} passes: {spent.waited_s / total_s:.0%} of their time in queues, "
+        f"{spent.computed_s / total_s:.0%} in batches, {spent.hops_s / total_s:.0%} between nodes"
+    )
+
+
+def _describe_time(spent: TimeSpent | None) -> str:
+    return f"  waited {spent.waited_s:.1f} s, computed {spent.computed_s:.1f} s" if spent else ""
 
 
 def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
     marks = {"trusted": node.trusted, "drained": node.drained, "emulated": node.emulated}
     shown = " ".join(mark for mark, on in marks.items() if on)
+    ready = node.standby
+    shown += f" +{len(ready.blocks)} ready ({ready.memory_bytes / 2**20:.0f} MiB)" if ready.blocks else ""
     answers = "" if node.answers else f"  LOST: {node.fault}" if node.fault else "  DOES NOT ANSWER"
     clock = f"  {wrong}" if (wrong := wrong_clock(node.clock_ahead_s)) else ""
     return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}{clock}"

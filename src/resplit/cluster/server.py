@@ -34,6 +34,7 @@ from resplit.errors import ConfigError, NodeLostError
 from resplit.files import write_atomically
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
+from resplit.gateway.openai.metrics import PassMetrics
 from resplit.gateway.openai.text import Text
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
@@ -170,11 +171,13 @@ def _assemble(
 
 
 def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> Streams:
-    """Serve the live page; passes go to the fast loop and to the page."""
+    """Serve the live page; passes go to the controller, to the metrics and to the page."""
     page = Streams(Observer(controller, monitor, app.state.metrics))
+    pass_metrics = PassMetrics(app.state.metrics.registry)
 
     def passed(done: PassTime) -> None:
-        controller.fast_loop.passed(done)
+        controller.passed(done)
+        pass_metrics.passed(done)
         page.passed(done)
 
     sessions.on_pass = passed

@@ -305,6 +305,7 @@ def _cluster_status(controller: Controller, monitor: Monitor) -> ClusterStatus:
         plan_note=newest.note if newest else "",
         emulation_warning=controller.emulation_warning(),
         readiness=controller.readiness.status(),
+        spent=controller.spent,
         nodes=tuple(_node_status(view, monitor, name) for name in view.addresses),
         **vars(view.gateway.status()),
     )

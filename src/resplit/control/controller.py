@@ -24,6 +24,7 @@ from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
+from resplit.pass_times import PassTime, TimeByNode
 from resplit.process.cancellation import VitalTasks
 from resplit.security.identity import Member
 from resplit.shards.keyring import Keyring
@@ -66,6 +67,7 @@ class Controller:
         outcomes = Outcomes(gateway, log)
         self.deployment.on_live = lambda epoch: self._start(outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
         # What is wrong with the emulation of nodes; "" if nothing is.
+        self.spent = TimeByNode()  # of all passes so far
         self.emulation_warning: Callable[[], str] = lambda: ""
 
     @property
@@ -94,6 +96,11 @@ class Controller:
         await self.recovery.resume()
         self.tasks.spawn(self.fast_loop.run(), "fast loop")
         self.tasks.spawn(self.readiness.run(), "readiness")
+
+    def passed(self, done: PassTime) -> None:
+        """Take the times of a pass."""
+        self.spent.add(done)
+        self.fast_loop.passed(done)
 
     def node_lost(self, name: str) -> None:
         """A node is lost: if the live epoch uses it, recover without it."""

@@ -9,6 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from resplit.errors import CLIENT_GONE_STATUS
+from resplit.pass_times import PassTime
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _UNKNOWN = "unknown"
@@ -57,6 +58,25 @@ class RequestMetrics:
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, ("request_class",), buckets=_SECONDS, registry=self.registry)
+
+
+class PassMetrics:
+    """Where the time of passes goes: in queues of nodes, in their batches, between nodes."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._spent_s = Counter(
+            "resplit_pass_seconds_total",
+            "Time of passes by part (waited, computed, hops) and node; hops are between nodes, and have none",
+            ("part", "node"),
+            registry=registry,
+        )
+
+    def passed(self, done: PassTime) -> None:
+        """Add the times of a pass."""
+        self._spent_s.labels("hops", "").inc(done.hops_s)
+        for segment in done.segments:
+            self._spent_s.labels("waited", segment.node).inc(segment.waited_s)
+            self._spent_s.labels("computed", segment.node).inc(segment.computed_s)
 
 
 class Stopwatch:
