@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from resplit.cluster.doctor import Finding, _network, fit, keys, links, nodes
+import httpx
+import pytest
+
+from resplit.cluster.client import ControlClient
+from resplit.cluster.doctor import Finding, _from_controller, _network, fit, keys, links, nodes
 from resplit.cluster.sizing import Sizing
 from resplit.config import ClusterConfig
+from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
@@ -78,6 +83,38 @@ def test_links_that_were_not_measured_or_are_slow_are_found() -> None:
         f"link {A} to {B}": "warning",
         f"link {C} to {A}": "error",
     }
+
+
+def test_a_controller_that_is_not_ready_is_found_and_no_node_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "control.token").write_text("secret")
+
+    def not_ready(self: ControlClient) -> ClusterStatus:
+        raise ResplitError("the controller refused GET /status: 503 waiting for nodes: shed")
+
+    monkeypatch.setattr(ControlClient, "status", not_ready)
+    found = problems(_from_controller(three_node_config(), tmp_path, "http://127.0.0.1:1"))
+    assert found["controller"].startswith("error: the controller refused GET /status: 503 waiting for nodes: shed")
+
+
+def test_links_are_read_beside_rows_with_unknown_values() -> None:
+    row = {
+        "time_s": 1.0,
+        "node": A,
+        "peer": B,
+        "payload_bytes": 9.0,
+        "seconds": 0.1,
+        "source": "active",
+        "emulated": False,
+    }
+    rows = {"nodes": [{"gpu_utilization": None}], "links": [row], "blocks": []}
+    with ControlClient("http://gateway", "secret") as client:
+        client._http = httpx.Client(
+            base_url="http://gateway/control",
+            transport=httpx.MockTransport(lambda request: httpx.Response(200, json=rows)),
+        )
+        assert [each.peer for each in client.links()] == [B]
 
 
 async def test_without_a_controller_the_nodes_are_asked_from_here(stored_model: StoredModel, tmp_path: Path) -> None:

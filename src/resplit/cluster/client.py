@@ -20,7 +20,7 @@ from resplit.pass_times import TimeSpent
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus, wrong_clock
-from resplit.telemetry.rows import LinkRow, TelemetryRows
+from resplit.telemetry.rows import LinkRow
 from resplit.types import Problem, RequestClass
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 _STATUS = TypeAdapter(ClusterStatus)
 _MODEL = TypeAdapter(ModelStatus)
-_TELEMETRY = TypeAdapter(TelemetryRows)
+_LINKS = TypeAdapter(tuple[LinkRow, ...])
 _DEMAND = TypeAdapter(list[RequestClass])
 _RECORDS = TypeAdapter(list[SessionRecord])
 _EPOCH = TypeAdapter(LiveEpoch)
@@ -104,7 +104,8 @@ class ControlClient:
 
     def links(self) -> tuple[LinkRow, ...]:
         """The messages between nodes that were timed in the last minutes."""
-        return self._get("/telemetry", _TELEMETRY, since_s=0.0).links
+        rows = self._send("GET", "/telemetry", params={"since_s": 0.0}).json()
+        return _LINKS.validate_python(rows["links"])
 
     def demand(self, window_s: float) -> list[RequestClass]:
         """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""

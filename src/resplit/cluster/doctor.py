@@ -19,7 +19,7 @@ from typing import Literal
 from resplit.cluster.client import ControlClient
 from resplit.cluster.sizing import Sizing, describe, size
 from resplit.config import ClusterConfig
-from resplit.errors import ResplitError
+from resplit.errors import NodeLostError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER, Member
 from resplit.security.key_files import CERTIFICATE, read_certificate
@@ -51,14 +51,22 @@ class Finding:
 def examine(cluster: ClusterConfig, model: StoredModel, state: Path, url: str) -> list[Finding]:
     """All findings about a cluster whose keys are in `state` and whose gateway is, or will be, at `url`."""
     findings = [*keys(cluster, state / "keys"), *disk(model, state), *fit(cluster, size(cluster, model, 5.0))]
+    return findings + (
+        _from_controller(cluster, state, url) or asyncio.run(_network(cluster, state / "keys" / CONTROLLER))
+    )
+
+
+def _from_controller(cluster: ClusterConfig, state: Path, url: str) -> list[Finding]:
+    """What the running controller knows; empty if none runs. Nodes are never asked beside a controller that runs."""
+    if not (state / "control.token").exists():
+        return []
     try:
         with ControlClient.from_state(url, state) as client:
-            status = client.status()
-            rows = client.links()
-    except ResplitError:
-        findings.append(Finding("ok", "controller", f"none answers at {url}; nodes are asked from here"))
-        return findings + asyncio.run(_network(cluster, state / "keys" / CONTROLLER))
-    return [*findings, *nodes(status), *links(cluster, rows)]
+            return [*nodes(client.status()), *links(cluster, client.links())]
+    except NodeLostError:
+        return []
+    except ResplitError as error:
+        return [Finding("error", "controller", f"{error}; wait until it serves, and see its log")]
 
 
 def keys(cluster: ClusterConfig, folder: Path) -> Iterator[Finding]:
