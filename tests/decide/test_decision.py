@@ -49,7 +49,7 @@ def test_the_keys_of_the_json_are_those_of_the_decision_log() -> None:
     plain = DECISION.to_json()
     assert set(plain) == {
         *("at_s", "action", "reason", "chosen", "urgent", "threshold", "uncertainty", "alternatives", "nodes"),
-        *("rates_rps", "current", "measured", "outcome", "note", "seen", "id"),
+        *("rates_rps", "current", "measured", "outcome", "note", "seen", "deviations", "id"),
     }
     assert set(plain["nodes"][0]) == {"name", "usable", "memory_bytes", "background_utilization", "trusted"}
     assert set(plain["measured"]) == {"latency_s", "requests", "slo_missed", "error_s"}

@@ -15,6 +15,7 @@ from resplit.model.activation import token_ids
 from resplit.model.engines.base import Engine
 from resplit.model.engines.torch.blocks import Chain, features
 from resplit.model.packaging import packager_for
+from resplit.model.room import cache_room
 from resplit.model.sampling import sample
 from resplit.privacy import with_private_layers
 from resplit.types import Sampling
@@ -118,13 +119,13 @@ def test_the_first_layers_and_both_ends_are_private(family_model: torch.nn.Modul
     assert private == ["embed", "layer.0", "layer.1", "head"]
 
 
-def test_cache_bytes_equal_the_allocated_bytes(family_model: torch.nn.Module) -> None:
+def test_cache_bytes_grow_with_use_up_to_the_allocated_bytes(family_model: torch.nn.Module) -> None:
     engine = engine_with(family_model)
-    weights = engine.held_bytes
+    weights, token_bytes = engine.held_bytes, sum(block.kv_bytes_per_token for block in engine.features)
     run_rows(engine, "s", (0, len(engine.kinds) - 1), 0, token_ids([1, 2, 3]), 32)
-    declared = sum(block.kv_bytes_per_token for block in engine.features) * 32
-    held = sum(cache._pair.nbytes for cache in engine._caches.values())
-    assert engine.held_bytes - weights == declared == held
+    assert engine.held_bytes - weights == token_bytes * cache_room(3, 32)
+    run_rows(engine, "s", (0, len(engine.kinds) - 1), 3, token_ids([1] * 29), 32)
+    assert engine.held_bytes - weights == token_bytes * 32 == sum(c._pair.nbytes for c in engine._caches.values())
 
 
 def test_an_unsupported_architecture_is_refused_and_named() -> None:

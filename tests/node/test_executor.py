@@ -13,6 +13,7 @@ import pytest
 
 from resplit.errors import CommandRefusedError, DataError
 from resplit.model.activation import Activation, token_ids
+from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Load
@@ -45,9 +46,9 @@ async def generated(executor: Executor, session: str, prompt: list[int], count: 
     step, start = prompt, 0
     while len(tokens) < count:
         answer = (await results(executor, whole(session, start, step)))[-1].value
-        assert isinstance(answer, tuple)
+        assert isinstance(answer, Drawn)
         start += len(step)
-        step = list(answer)
+        step = list(answer.token_ids)
         tokens += step
     return tokens
 

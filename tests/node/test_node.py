@@ -373,7 +373,7 @@ async def test_a_step_for_an_unknown_epoch_is_answered_as_stale(nodes: InProcess
 
 def test_an_address_is_host_and_port() -> None:
     assert Address.parse("hub.local:80") == Address("hub.local", 80)
-    assert str(Address.parse("::1:80")) == "::1:80"
-    for wrong in ("localhost", "localhost:", ":80", "host:0", "host:65536", "host:http"):
+    assert str(Address.parse("[::1]:80")) == "[::1]:80"
+    for wrong in ("localhost", "localhost:", "::1:80", ":80", "host:0", "host:65536", "host:http"):
         with pytest.raises(ConfigError, match="is not host:port"):
             Address.parse(wrong)

@@ -31,7 +31,7 @@ from resplit.wire.routes import Route
 from tests.support.telemetry import block_features
 
 ROUTE = Route(3, ("alpha", "beta"), {"alpha": Address("alpha", 7001), "beta": Address("::1", 7002)})
-ROUTE_JSON = {"epoch": 3, "placement": ["alpha", "beta"], "addresses": {"alpha": "alpha:7001", "beta": "::1:7002"}}
+ROUTE_JSON = {"epoch": 3, "placement": ["alpha", "beta"], "addresses": {"alpha": "alpha:7001", "beta": "[::1]:7002"}}
 MODEL = ModelSpec(
     "onnx", "int4", "layer", {"model_type": "llama", "hidden_size": 8}, block_features(), 97, 32, 4, 2, 16
 )
@@ -70,7 +70,7 @@ COMMANDS: list[tuple[NodeCommand, dict[str, Any]]] = [
     ),
     (
         Emulate(2.0, None, {"beta": Shape(0.01, 1e6)}),
-        {"slowdown": 2.0, "background_utilization": None, "links": {"beta": LINK_JSON}},
+        {"slowdown": 2.0, "background_utilization": None, "links": {"beta": LINK_JSON}, "kill": False},
     ),
 ]
 

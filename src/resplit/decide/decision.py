@@ -60,8 +60,8 @@ class Brought:
 class DecisionOutcome:
     """The result of a decision: the epoch that was deployed, or the reason why the controller refused it.
 
-    `brought` was measured some time after a move. After a recovery, `plan_s` and `prepare_s` are the times to plan and
-    to prepare its epoch, and `sessions` says how sessions resumed.
+    After a recovery, `plan_s` and `prepare_s` are the times to plan and to prepare its epoch, and `sessions` says how
+    sessions resumed. `brought` was measured some time after a move.
     """
 
     deployed: int | None = None
@@ -69,8 +69,8 @@ class DecisionOutcome:
     plan_s: float | None = None
     prepare_s: float | None = None
     # The control API gives {} where no session has resumed yet.
-    brought: Brought | None = None
     sessions: Annotated[RecoveredSessions | None, BeforeValidator(lambda value: value or None)] = None
+    brought: Brought | None = None
 
 
 @dataclass(frozen=True)

@@ -95,9 +95,13 @@ class Memory:
         self._ensure(self._engine.features[block].weight_bytes, f"block {self._engine.features[block].name}")
 
     def ensure_caches(self, session: str, first: int, last: int, end: int, capacity: int) -> None:
-        """CapacityError if caches of `session` in the hosted blocks `first..last` cannot grow to `end` positions."""
+        """CapacityError if caches of `session` in the hosted blocks `first..last` cannot grow to `end` positions.
+
+        Also if the session alone could never use its whole `capacity`.
+        """
         more_bytes = self._engine.missing_cache_bytes(session, first, last, end, capacity)
         if more_bytes:
+            self._ensure_possible(session, range(first, last + 1), capacity)
             self._ensure(more_bytes, f"the cache of session {session}")
 
     def ensure_cache(self, session: str, block: int, end: int, capacity: int) -> None:
@@ -113,11 +117,21 @@ class Memory:
     def _ensure_replica(self, session: str, block: int, end: int, capacity: int) -> None:
         """A replica takes neither reserved room nor the room of another replica."""
         more_bytes = self._engine.missing_cache_bytes(session, block, block, end, capacity)
+        self._ensure_possible(session, (block,), capacity)
         reserved = reserved_bytes(self._engine, self.hosted, self._kv_tokens)
         replicated = sum(size for _, _, size in self.replicas())
         if more_bytes > self._limit_bytes - reserved - replicated:
             raise CapacityError(f"no room for a replica of the cache of session {session}")
         self._evict(more_bytes)
+
+    def _ensure_possible(self, session: str, blocks: Iterable[int], capacity: int) -> None:
+        """An engine may reserve addresses for the whole capacity, so that has a bound too."""
+        whole_bytes = capacity * sum(self._engine.features[block].kv_bytes_per_token for block in blocks)
+        if whole_bytes > self._limit_bytes:
+            raise CapacityError(
+                f"the cache of session {session} needs up to {whole_bytes / 2**20:.1f} MiB, "
+                f"this node has {self._limit_bytes / 2**20:.1f} MiB"
+            )
 
     def _ensure(self, more_bytes: float, what: str) -> None:
         """Make room for `more_bytes`, by freeing stand-by blocks and then replicas if necessary."""

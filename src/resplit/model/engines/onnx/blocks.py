@@ -72,7 +72,8 @@ class PassRows:
     def __init__(self, placed: Sequence[PlacedRows]) -> None:
         self.placed = placed
         self.rows = placed[-1].end_row
-        self.positions = max(each.rows.end for each in placed)
+        # Only attention turns rows by their positions, and caches bound these.
+        self.positions = max((each.rows.end for each in placed if each.caches), default=0)
         self.answers = [row for each in placed for row in range(each.end_row - each.rows.answers, each.end_row)]
         self.pieces = tuple(_pieces(placed))
 
