@@ -82,6 +82,24 @@ def test_drafts_get_the_bits_of_steps_and_wrong_ones_leave_no_trace(
         assert last_logits(engine, "drafts", 8 + number, [[*known, 3][number]]) == answers[number]
 
 
+def test_sessions_whose_drafts_differ_in_number_get_their_own_bits_in_every_pass(new_engine: NewEngine) -> None:
+    engine, sessions = new_engine(), ("one", "other")
+    for session, prompt in zip(sessions, (TOKENS, TOKENS[::-1]), strict=True):
+        last_logits(engine, session, 0, prompt)
+        last_logits(engine, f"{session} alone", 0, prompt)
+    for lengths in ((2, 3), (3, 2), (2, 3)):  # the same rows in all, divided in another way
+        steps = [[3, 4, 5][:length] for length in lengths]
+        batch = [
+            SessionRows(session, 8, 32, token_ids(step), True, len(step) - 1)
+            for session, step in zip(sessions, steps, strict=True)
+        ]
+        answers = engine.run(0, len(engine.kinds) - 1, batch)
+        alone = [
+            stepwise(engine, f"{s} alone", 8, step, len(step) - 1) for s, step in zip(sessions, steps, strict=True)
+        ]
+        assert [answer.data for answer in answers if isinstance(answer, Activation)] == alone
+
+
 def test_a_transferred_cache_replaces_drafts(new_engine: NewEngine) -> None:
     engine, other = new_engine(), new_engine()
     last_logits(engine, "s", 0, TOKENS)

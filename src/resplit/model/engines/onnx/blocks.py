@@ -81,7 +81,8 @@ class PassRows:
     def key(self) -> tuple[object, ...]:
         """Equal for two passes that compute the same rows on the same memory of caches, whatever the positions."""
         pieces = tuple((piece.row, piece.positions, len(piece.sessions)) for piece in self.pieces)
-        return (pieces, *self.answers, *(cache.addresses for each in self.placed for cache in each.caches.values()))
+        sessions = tuple((each.end_row, *(cache.addresses for cache in each.caches.values())) for each in self.placed)
+        return pieces, sessions, tuple(self.answers)
 
 
 class Buffers:
