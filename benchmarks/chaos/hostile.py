@@ -78,7 +78,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     rng.shuffle(rounds)
     with started(folder, model, _TEXT) as cluster, ControlClient(cluster.url, cluster.token) as client:
         content = yaml.safe_load((cluster.state / "cluster.yaml").read_text())
-        for number in range(max(2, round(ROUNDS * scale))):
+        for number in range(max(1, round(ROUNDS * scale))):
             mode, exclusion, inside = rounds[number % len(rounds)]
             print(f"  {number}: {mode}, {exclusion}, {'inside' if inside else 'outside'}", flush=True)
             one = _Round(cluster, client, content, seen, expected, folder / f"member-{number}.json", number)

@@ -20,7 +20,7 @@ from tests.support.streams import expected_tokens
 pytestmark = pytest.mark.processes
 
 # Live re-splits and nodes that hang are left to tests/system.
-SHORT = {"controller_crashes": 0.05, "random_schedules": 0.03, "full_disk": 1.0, "hostile": 0.08}
+SHORT = {"controller_crashes": 0.05, "random_schedules": 0.03, "full_disk": 1.0, "hostile": 0.04}
 
 
 def broken(findings: list[Finding]) -> list[Finding]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
-from resplit.node.batching import MOST_SESSIONS, ChunkPace, SegmentPass, Waiting, next_batch
+from resplit.node.batching import MOST_SESSIONS, ChunkPace, SegmentPass, Waiting, next_batch, still_waiting
 
 
 def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
@@ -48,6 +48,20 @@ def test_a_pass_that_is_timed_shares_its_time_with_timed_passes_only() -> None:
     timed = [prompt("a", 200, timed=True), prompt("b", 1, start=9, timed=True), prompt("c", 1, start=9)]
     assert chosen(timed) == [("a", 200), ("b", 1)]
     assert chosen([prompt("a", 9, timed=True), prompt("a", 1, start=9, timed=True)]) == [("a", 9)]
+
+
+def test_the_rest_of_a_prompt_goes_behind_others_but_before_later_passes_of_its_session() -> None:
+    def left(waiting: list[Waiting]) -> list[tuple[str, int]]:
+        return [(each.work.session, each.work.start) for each in still_waiting(waiting, next_batch(waiting, 32))]
+
+    assert left([step("a"), prompt("b", 100), prompt("d", 40)]) == [("d", 0), ("b", 0)]
+    assert left([prompt("b", 100), prompt("d", 40), step("b", 100), prompt("e", 9)]) == [
+        ("d", 0),
+        ("b", 0),
+        ("b", 100),
+        ("e", 0),
+    ]
+    assert left([step("a"), prompt("b", 20)]) == []
 
 
 def test_the_decode_steps_that_waited_longest_come_first() -> None:

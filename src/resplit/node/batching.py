@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from resplit.model.activation import Activation
 from resplit.model.engines.base import CHUNK_TOKENS, SessionRows
@@ -80,6 +81,9 @@ class Waiting:
     def left(self) -> int:
         """Tokens that are not computed yet; at least 1, so that a malformed pass runs and is refused."""
         return max(1, self.work.tokens - self.done)
+
+
+_Waiting = TypeVar("_Waiting", bound=Waiting)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,21 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
     return batch
 
 
+def still_waiting(waiting: Sequence[_Waiting], batch: Batch) -> list[_Waiting]:
+    """What waits once `batch` has been taken, in order.
+
+    A prompt of which more is left goes behind all others, but before later passes of its session.
+    """
+    taken = {id(part.waiting): part for part in batch.parts}
+    left = [each for each in waiting if id(each) not in taken]
+    for each in waiting:
+        if id(each) in taken and not taken[id(each)].is_last:
+            sessions = [other.work.session for other in left]
+            session = each.work.session
+            left.insert(sessions.index(session) if session in sessions else len(left), each)
+    return left
+
+
 def _timed_together(waiting: Sequence[Waiting]) -> Batch:
     """The timed passes at the front, of different sessions and through the same segment."""
     batch, seen = Batch(waiting[0].work.first, waiting[0].work.last), set[str]()
@@ -176,6 +195,16 @@ class ChunkPace:
         self._last_s = -math.inf  # when a stream decoded last
         self._prefilled_s = -math.inf  # when a prompt ran last
         self._decoded_s: dict[str, float] = {}  # when each stream did
+
+    def ran(self, batch: Batch, node_s: float, now_s: float) -> None:
+        """Note the end of a batch that took the node `node_s`."""
+        for part in batch.parts:
+            if part.waiting.work.decoding:
+                self.decoded(part.waiting.work.session, now_s)
+        if batch.prefill_tokens:
+            self.prefilled(now_s)
+        if not batch.decodes:
+            self.timed(batch.prefill_tokens, node_s)
 
     def decoded(self, session: str, now_s: float) -> None:
         """Note the end of a decode step. A gap during which a prompt ran is not a usual one."""

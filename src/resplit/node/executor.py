@@ -18,7 +18,7 @@ from resplit.errors import RECALLED, CommandRefusedError, ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import Drawn, logprobs, sample
-from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch
+from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch, still_waiting
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 from resplit.node.permits import Permits
@@ -273,22 +273,10 @@ class Executor:
             shares = self.hardware is None or any(self.hardware.fixed_s.values())
             most_decodes = self._pace.fair_share(stages, now_s) if shares else 1
             batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), most_decodes)
-            taken = {id(part.waiting) for part in batch.parts}
-            self._waiting = [each for each in self._waiting if id(each) not in taken]
-            for part in batch.parts:
-                if not part.is_last:
-                    self._requeue(part.waiting)
+            self._waiting = still_waiting(self._waiting, batch)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
             self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
             return batch
-
-    def _requeue(self, prompt: Waiting) -> None:
-        """Put a prompt of which more is left behind all that wait, but before later passes of its session."""
-        sessions = [each.work.session for each in self._waiting]
-        session = prompt.work.session
-        place = sessions.index(session) if session in sessions else len(sessions)
-        assert isinstance(prompt, _Queued)
-        self._waiting.insert(place, prompt)
 
     def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
         """Run a batch. A pass that ends with an error leaves the line, whatever is left of it."""
@@ -346,7 +334,7 @@ class Executor:
             if padding:
                 padding.finish()
             self._record(batch, begun, ends_s)
-            self._note_pace(batch, load, begun.node_s(computed_s))
+            self._pace.ran(batch, begun.node_s(computed_s), time.perf_counter())
         first_half_s = max(0.0, ends_s[len(ends_s) // 2] - begun.at_s) if len(ends_s) > 2 else 0.0
         took = BatchTime(0.0, computed_s, load, begun.background_utilization, first_half_s)
         return [
@@ -387,16 +375,6 @@ class Executor:
             context_tokens = round(sum(contexts) / sessions)
             self.timings.append(Timing(batch.first + index, phase, tokens, context_tokens, sessions, seconds))
         self._passes += 1
-
-    def _note_pace(self, batch: Batch, load: Load, node_s: float) -> None:
-        now_s = time.perf_counter()
-        for part in batch.parts:
-            if part.waiting.work.decoding:
-                self._pace.decoded(part.waiting.work.session, now_s)
-        if load.prefill_tokens:
-            self._pace.prefilled(now_s)
-        if not load.decodes:
-            self._pace.timed(load.prefill_tokens, node_s)
 
 
 def _drawn(part: Part, logits: Activation) -> Drawn | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from resplit.model.activation import Activation
-from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, next_batch
+from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, next_batch, still_waiting
 from resplit.node.emulation import ONE_STEP, Hardware, Load
 from resplit.simulate.agenda import Agenda
 
@@ -109,11 +109,7 @@ class Machine:
         batch = next_batch(
             waiting, self._pace.chunk_tokens(now_s), self._pace.fair_share(stages, now_s) if self._shares else 1
         )
-        taken = {id(part.waiting) for part in batch.parts}
-        self._waiting = [each for each in waiting if id(each) not in taken]
-        for part in batch.parts:
-            if not part.is_last:
-                self._requeue(part.waiting)
+        self._waiting = still_waiting(waiting, batch)
         load = Load(batch.decodes, batch.prefill_tokens)
         declared_s = self._node_s(batch.first, batch.last, load)
         node_s = declared_s if self._service is None else self._service(declared_s)
@@ -127,7 +123,7 @@ class Machine:
         now_s = self._agenda.now_s
         computed_s = node_s / (1 - background)
         self.busy_s += node_s
-        self._note_pace(batch, load, node_s)
+        self._pace.ran(batch, node_s, now_s)
         if self.on_batch is not None:
             self.on_batch(self, batch, load, node_s / declared_s if declared_s else 1.0)
         ends = [(part, part.is_last) for part in batch.parts]
@@ -160,21 +156,3 @@ class Machine:
         session_s = sum(plain.node_s(kind, ONE_STEP) for kind in kinds) - fixed_s
         token_s = sum(plain.node_s(kind, Load(0, 1)) for kind in kinds) - fixed_s - session_s
         return fixed_s, session_s, token_s
-
-    def _requeue(self, prompt: Waiting) -> None:
-        """Put a prompt of which more is left behind all that wait, but before later passes of its session."""
-        session = prompt.work.session
-        sessions = [each.work.session for each in self._waiting]
-        place = sessions.index(session) if session in sessions else len(sessions)
-        assert isinstance(prompt, Visit)
-        self._waiting.insert(place, prompt)
-
-    def _note_pace(self, batch: Batch, load: Load, node_s: float) -> None:
-        now_s = self._agenda.now_s
-        for part in batch.parts:
-            if part.waiting.work.decoding:
-                self._pace.decoded(part.waiting.work.session, now_s)
-        if load.prefill_tokens:
-            self._pace.prefilled(now_s)
-        if not load.decodes:
-            self._pace.timed(load.prefill_tokens, node_s)
