@@ -26,7 +26,7 @@ def run(
     events += [event(10.0, "foreseen", "clairvoyant")] if foreseen else []
     epochs = [epoch(1, 0.0, "initial", placement="a,b,c"), epoch(2, 11.5, "re-split", placement="a,a,c")]
     made = record([], TOKENS, events=events, epochs=epochs)
-    return replace(made, policy="resplit", decisions=decisions)
+    return replace(made, policy="resplit", decisions=decisions, source="x")
 
 
 SEEN = Decision(10.5, "re-split", seen=("b became 4 times slower",), outcome=DecisionOutcome(deployed=2, plan_s=0.25))
@@ -38,6 +38,14 @@ def test_time_counts_from_the_first_token_over_the_changed_node() -> None:
     assert reaction.noticed_s == pytest.approx(0.3)
     assert reaction.decided_s == pytest.approx(0.55)
     assert reaction.live_s == pytest.approx(1.3)
+
+
+def test_a_route_that_was_chosen_because_of_the_change_is_not_touched_by_it() -> None:
+    moved = run(SEEN, subjects=("d",))
+    moved = replace(moved, epochs=moved.epochs.assign(placement=["a,b,c", "a,d,c"]))
+    (reaction,) = reactions(replace(moved, decisions=(replace(SEEN, seen=("d became 4 times faster",)),)))
+    assert reaction.from_s == 10.0
+    assert reaction.noticed_s == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("subjects", "from_s"), [(("x",), 10.0), (("b/c",), 10.2), (("a/x",), 10.2), (("b/x",), 10.0)])

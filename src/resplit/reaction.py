@@ -1,8 +1,9 @@
 """How soon a policy reacts to changes, and how often it is alarmed without one, from the record of a run.
 
 A change is counted where a policy that knows the scenario moves, too. Time begins at the end of the first pass that the
-change touched: the first token that left afterwards over a route with the changed node or link; at the change itself if
-there is no such route. Losses, returns and surges of load are not counted here.
+change touched: the first token that left afterwards over the route that was live, if that has the changed node or link.
+It begins at the change itself if the route has neither, or was left before such a token. Losses, returns and surges of
+load are not counted here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
 from resplit.decide import Decision
@@ -119,23 +119,19 @@ def _is_about(decision: Decision, subjects: tuple[str, ...]) -> bool:
 
 
 def _first_touched_s(record: RunRecord, at_s: float, end_s: float, subjects: tuple[str, ...]) -> float:
-    token_s = np.sort(record.tokens.time_s.to_numpy(dtype=float))
     epochs = record.epochs.sort_values("time_s")
-    commits_s = epochs.time_s.tolist()
-    for placement, begun_s, until_s in zip(epochs.placement, commits_s, [*commits_s[1:], math.inf], strict=True):
-        first = token_s[np.searchsorted(token_s, max(at_s, begun_s)) :]
-        route = str(placement).split(",")
-        if len(first) and first[0] < min(until_s, end_s) and any(_uses(route, subject) for subject in subjects):
-            return float(first[0])
-    return at_s
+    live = epochs[epochs.time_s <= at_s].tail(1)
+    left_s = min(epochs[epochs.time_s > at_s].time_s.min(), end_s) if (epochs.time_s > at_s).any() else end_s
+    token_s = record.tokens.time_s[record.tokens.time_s >= at_s].min()  # NaN without any
+    routes = [str(placement).split(",") for placement in live.placement]
+    touched = any(_uses(route, subject, record.source) for route in routes for subject in subjects)
+    return float(token_s) if touched and token_s < left_s else at_s
 
 
-def _uses(route: Sequence[str], subject: str) -> bool:
-    """Whether a route has a node, or a link `one/other`. The gateway may be at either end of the route."""
+def _uses(route: Sequence[str], subject: str, source: str) -> bool:
+    """Whether a pass meets a node, or a link `one/other`. It comes from the gateway at `source` and returns there."""
     ends = set(subject.split("/"))
-    if len(ends) == 1:
-        return subject in route
-    return any({one, other} == ends for one, other in pairwise(route)) or bool(ends & {route[0], route[-1]})
+    return subject in route if len(ends) == 1 else any(set(hop) == ends for hop in pairwise((source, *route, source)))
 
 
 def _mentions(seen: str, subject: str) -> bool:

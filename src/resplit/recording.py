@@ -63,6 +63,7 @@ def run_record(
         epochs=table("epochs", _epochs(observed)),
         decisions=tuple(replace(decision, at_s=decision.at_s - observed.start_s) for decision in observed.decisions),
         blocks=observed.blocks,
+        source=cluster.source,
         emulated_nodes=tuple(node.node for node in observed.nodes if node.emulated),
         emulation_error=max(errors, default=math.nan),
     )

@@ -75,6 +75,7 @@ class RunRecord:
     decisions: tuple[Decision, ...] = ()
     blocks: tuple[str, ...] = ()
     emulated_nodes: tuple[str, ...] = ()
+    source: str = ""  # the node at which the gateway stands
     emulation_error: float = float("nan")  # median of |padded / declared - 1| over the segments that ran
 
     def save(self, folder: Path) -> None:
