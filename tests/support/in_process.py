@@ -55,6 +55,7 @@ class InProcessCluster:
         self.start_gateway()
         self.signer = CommandSigner(self.member)
         self._running: dict[str, tuple[asyncio.Event, asyncio.Task[None]]] = {}
+        self.cleanup = contextlib.ExitStack()
 
     def start_gateway(self) -> None:
         """Start a gateway without sessions: the first one, or the next one after a crash."""
@@ -132,12 +133,13 @@ class InProcessCluster:
 
     def controller(self, log: EpochLog | None = None, peers: Mapping[str, Peer] | None = None) -> Controller:
         """A controller that is notified of lost and returned nodes. By default its log is in the folder."""
+        log = log or self.cleanup.enter_context(contextlib.closing(EpochLog(self.folder / "epochs.db")))
         controller = Controller(
             self.config,
             self.model,
             self.member,
             self.keyring,
-            log or EpochLog(self.folder / "epochs.db"),
+            log,
             self.router.peers if peers is None else peers,
             self.addresses,
             self.sessions,
@@ -166,6 +168,7 @@ async def in_process(
         yield cluster
     finally:
         await cluster.stop_all()
+        cluster.cleanup.close()
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:

@@ -125,6 +125,7 @@ async def serve(
         await parts.controller.stop()
         await parts.router.disconnect()
         listener.close()
+        log.close()
 
 
 @dataclass(frozen=True)

@@ -77,15 +77,15 @@ async def _play(actions: list[tuple[str, int]]) -> None:
     for number, (action, size) in enumerate(actions):
         if action == "request":
             crowd.request(number, size)
-        elif action == "leave":
-            await settle()  # a request that is admitted at once returns before one that was just granted
+            continue
+        await settle()
+        if action == "leave":
             crowd.leave_first()
         elif action == "cancel":
-            await settle()
             crowd.cancel(size)
         else:
-            await settle()
             assert crowd.admission.waiting == len(crowd.waiting) <= QUEUE
+        await settle()  # a request that is admitted at once returns before one that was just granted
     await settle()
     while crowd.running:
         crowd.leave_first()
