@@ -32,6 +32,7 @@ from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_requ
 WITHOUT_C = [A, A, B, B, B, B, A, A]
 WITH_C = [A, A, B, B, C, C, A, A]
 NEW_TOKENS = 30
+LONG = 400  # still generates when a new epoch has gone live, on the fastest machine
 POSITIONS = len(PROMPT) + NEW_TOKENS
 HIDDEN = Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256)
 
@@ -44,7 +45,8 @@ async def gamma() -> HostileNode:
 @pytest.fixture
 async def nodes(stored_model: StoredModel, tmp_path: Path, gamma: HostileNode) -> AsyncIterator[InProcessCluster]:
     config = three_node_config(
-        limits={"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "20 s", "copy_every": 4}
+        kv_tokens=512,
+        limits={"context_tokens": 512, "sessions": 8, "queue": 4, "deadline": "20 s", "copy_every": 4},
     )
     async with in_process(config, stored_model, tmp_path, {C: gamma.service}) as running:
         yield running
@@ -106,7 +108,7 @@ async def test_a_member_that_left_the_route_writes_to_no_session_that_moved_away
     unsplit_model: torch.nn.Module,
 ) -> None:
     await deploy(controller, WITH_C)
-    request = asyncio.create_task(generate(nodes.sessions, generation_request(120)))
+    request = asyncio.create_task(generate(nodes.sessions, generation_request(LONG)))
 
     async def half_done() -> bool:
         return any(session.position > 20 for session in nodes.sessions._live.values())
@@ -125,7 +127,7 @@ async def test_a_member_that_left_the_route_writes_to_no_session_that_moved_away
     await liar.steps(A, [old_step])
     for node in (A, B):
         assert (await liar.cache(node, forged_parts(session, POSITIONS))).error
-    assert await request == reference(unsplit_model, list(PROMPT), 120)
+    assert await request == reference(unsplit_model, list(PROMPT), LONG)
     (record,) = nodes.sessions.records(0)
     assert record.epochs == (1, 2)
     assert [move.replayed for move in record.moves] == [False]
