@@ -29,6 +29,7 @@ PARAMETERS = ["prompt", "messages", "max_tokens", "temperature", "top_p", "seed"
             {400},
         ),  # few described requests are served: most use parameters that are not implemented
         ("POST", "/v1/chat/completions", {400}),
+        ("POST", "/v1/responses", {400}),
         ("GET", "/v1/models", {200}),
         ("GET", "/v1/models/{name}", {404}),
     ],
@@ -54,7 +55,7 @@ def test_no_described_request_causes_a_server_error(server, method: str, path: s
 
 @QUICK
 @given(
-    path=st.sampled_from(["completions", "chat/completions"]),
+    path=st.sampled_from(["completions", "chat/completions", "responses"]),
     body=st.binary() | odd_json().map(str.encode),
 )
 def test_no_body_causes_a_server_error(server, path: str, body: bytes) -> None:

@@ -20,11 +20,12 @@ from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
+from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.service import Caller, CompletionService
 from resplit.gateway.openai.text import Text
 
-_METERED = ("/v1/completions", "/v1/chat/completions")
+_METERED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 
 
 def create_app(
@@ -98,6 +99,12 @@ async def completions(body: CompletionRequest, request: Request, service: _Servi
 async def chat_completions(body: ChatRequest, request: Request, service: _Service, caller: _Caller) -> Response:
     """Answer a conversation."""
     return await service.chat(body, caller, request.state.stopwatch)
+
+
+@_router.post("/v1/responses")
+async def responses(body: ResponseRequest, request: Request, service: _Service, caller: _Caller) -> Response:
+    """Answer a conversation in the newer form of the API, as far as it is about text."""
+    return await service.respond(body, caller, request.state.stopwatch)
 
 
 @_router.get("/v1/models")

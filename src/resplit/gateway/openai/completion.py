@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from resplit.gateway.engine import GeneratedToken, GenerationRequest, TokenEngine
 from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
@@ -158,13 +158,17 @@ class Envelope:
     """The fields of an answer's body, or of the chunks of a streamed answer, that surround the text.
 
     `chat` chooses between the forms of the two endpoints; `token_ids` adds the ids beside the text (an extension).
+    With `include_usage` a stream ends with a chunk that counts the tokens.
     """
+
+    ends_with_done: ClassVar[bool] = True
 
     model: str
     text: Text
     chat: bool
     prompt_tokens: int
     token_ids: bool = False
+    include_usage: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -192,9 +196,13 @@ class Envelope:
             content = {"delta": delta}
         return [self._chunk([self._choice(index, content, piece)])]
 
-    def usage_chunk(self, new_tokens: int) -> dict[str, Any]:
-        """The last chunk of a stream that includes usage."""
-        return self._chunk([]) | {"usage": self._usage(new_tokens)}
+    def closing(self, new_tokens: int) -> list[dict[str, Any]]:
+        """The chunks after the last token."""
+        return [self._chunk([]) | {"usage": self._usage(new_tokens)}] if self.include_usage else []
+
+    def failure(self, error: Mapping[str, Any]) -> dict[str, Any]:
+        """The last event of a stream that fails."""
+        return {"error": error}
 
     def _whole_choice(self, index: int, parts: Sequence[TextPiece]) -> dict[str, Any]:
         text = "".join(part.text for part in parts)
@@ -217,7 +225,8 @@ class Envelope:
         return choice | {"token_ids": list(piece.token_ids)} if self.token_ids else choice
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._body("chat.completion.chunk", choices)
+        no_usage = {"usage": None} if self.include_usage else {}
+        return self._body("chat.completion.chunk", choices) | no_usage
 
     def _body(self, chat_object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

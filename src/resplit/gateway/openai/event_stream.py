@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any, Protocol
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from resplit.gateway.openai.completion import Envelope, TextPiece
-from resplit.gateway.openai.http_errors import as_http, body_of
+from resplit.gateway.openai.completion import TextPiece
+from resplit.gateway.openai.http_errors import as_http, error_object
 from resplit.gateway.openai.metrics import Stopwatch
 from resplit.process.cancellation import cancel_and_wait
 
@@ -22,6 +23,30 @@ PING_EVERY_S = 5.0
 _PING = b": ping\n\n"
 
 Indexed = tuple[int, TextPiece]
+
+
+class AnswerForm(Protocol):
+    """The events of one endpoint. Each has a name if it has a `type`."""
+
+    @property
+    def key(self) -> str:
+        """The answer's name in the log."""
+
+    @property
+    def ends_with_done(self) -> bool:
+        """Whether `[DONE]` follows the last event."""
+
+    def opening(self, choices: int) -> list[dict[str, Any]]:
+        """The events before the first token."""
+
+    def chunk(self, index: int, piece: TextPiece) -> list[dict[str, Any]]:
+        """The events of one piece of a choice."""
+
+    def closing(self, new_tokens: int) -> list[dict[str, Any]]:
+        """The events after the last token."""
+
+    def failure(self, error: Mapping[str, Any]) -> dict[str, Any]:
+        """The event of an error object, after which no other comes."""
 
 
 class EventStream(Response):
@@ -75,37 +100,37 @@ async def _next(pieces: AsyncGenerator[Indexed]) -> Indexed:
 async def event_data(
     first: asyncio.Task[Indexed],
     rest: AsyncGenerator[Indexed],
-    envelope: Envelope,
+    form: AnswerForm,
     choices: int,
-    include_usage: bool,
     stopwatch: Stopwatch,
 ) -> AsyncGenerator[str]:
     """The events of one answer. An error becomes the last event, because the status is already sent."""
-    no_usage = {"usage": None} if include_usage else {}
     made, open_choices = 0, choices
     async with aclosing(rest):
         try:
             (index, piece) = await first
-            for chunk in envelope.opening(choices):
-                yield _event(json.dumps(chunk | no_usage))
+            for event in form.opening(choices):
+                yield _event(event)
             while True:
                 made += len(piece.token_ids)
-                for chunk in envelope.chunk(index, piece):
-                    yield _event(json.dumps(chunk | no_usage))
+                for event in form.chunk(index, piece):
+                    yield _event(event)
                 open_choices -= piece.finish is not None
                 if not open_choices:
                     break
                 index, piece = await anext(rest)
-            if include_usage:
-                yield _event(json.dumps(envelope.usage_chunk(made)))
-            yield _event("[DONE]")
+            for event in form.closing(made):
+                yield _event(event)
+            if form.ends_with_done:
+                yield "data: [DONE]\n\n"
         except Exception as error:
             answer = as_http(error)
             stopwatch.status = answer.status_code
             if answer.status_code == 500:
-                _log.exception("a stream failed", answer=envelope.key)
-            yield _event(body_of(answer))
+                _log.exception("a stream failed", answer=form.key)
+            yield _event(form.failure(error_object(answer)))
 
 
-def _event(data: str) -> str:
-    return f"data: {data}\n\n"
+def _event(event: Mapping[str, Any]) -> str:
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{name}data: {json.dumps(event)}\n\n"

@@ -52,15 +52,18 @@ def as_http(error: Exception) -> HTTPException:
     return http_error(status, message, _CODES.get(status), headers={"Retry-After": wait_s} if wait_s else None)
 
 
-def body_of(error: HTTPException) -> str:
-    """The error object as JSON, in ASCII, because a message may repeat input that is not valid Unicode."""
-    return json.dumps({"error": error.detail})
+def error_object(error: HTTPException) -> dict[str, Any]:
+    """What was given to `http_error`.
+
+    As JSON it must be ASCII, because a message may repeat input that is not valid Unicode.
+    """
+    return dict(error.detail)  # type: ignore[arg-type]
 
 
 def response(error: Exception) -> Response:
     """The HTTP answer to `error`."""
     answer = as_http(error)
-    return Response(body_of(answer), answer.status_code, answer.headers, "application/json")
+    return Response(json.dumps({"error": error_object(answer)}), answer.status_code, answer.headers, "application/json")
 
 
 def _invalid(found: Mapping[str, Any]) -> HTTPException:

@@ -35,11 +35,11 @@ _GREEDY_BELOW = 1e-4
 _MOST_CHOICES = 128  # of one request
 _MOST_STOPS = 16
 _MOST_BIASES = 1024
-_MOST_LIKELY = 20
+MOST_LIKELY = 20
 _MOST_TOOLS = 128
 
 
-class _Neutral:
+class Neutral:
     """Marks a parameter that is not implemented: it must be absent, null, or one of the neutral `values`."""
 
     def __init__(self, *values: object) -> None:
@@ -95,19 +95,21 @@ Prompts = Annotated[
 Stops = Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)]
 
 
-class _Request(BaseModel):
+class StrictRequest(BaseModel):
+    """A body, or a part of one."""
+
     # Unknown parameters are refused, as by OpenAI: if a misspelt one were ignored, the answer would be wrong.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class StreamOptions(_Request):
+class StreamOptions(StrictRequest):
     """What a stream contains besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Any = None
 
 
-class _Generation(_Request):
+class _Generation(StrictRequest):
     """The parameters of both endpoints."""
 
     model: Str
@@ -122,7 +124,7 @@ class _Generation(_Request):
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
     frequency_penalty: Annotated[Float32, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     presence_penalty: Annotated[Float32, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
-    logit_bias: dict[TokenKey, Bias] | None = Field(None, max_length=_MOST_BIASES)
+    logit_bias: dict[TokenKey, Bias] | None = Field(default=None, max_length=_MOST_BIASES)
 
     # Extensions, named as by other servers.
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
@@ -179,7 +181,7 @@ class _Generation(_Request):
         return RequestSteering(bias, frequency, presence, grammar) if wanted else None
 
 
-class TokenizeRequest(_Request):
+class TokenizeRequest(StrictRequest):
     """Body of POST /tokenize: one of `prompt` and `messages`."""
 
     model: Str | None = None
@@ -204,10 +206,10 @@ class CompletionRequest(_Generation):
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELY)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELY)] | None = None
 
-    best_of: Annotated[Any, _Neutral(1)] = None
-    suffix: Annotated[Any, _Neutral("")] = None
+    best_of: Annotated[Any, Neutral(1)] = None
+    suffix: Annotated[Any, Neutral("")] = None
 
     @model_validator(mode="after")
     def _choices_are_few(self) -> CompletionRequest:
@@ -235,21 +237,21 @@ class ChatRequest(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELY)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELY)] | None = None
 
     tools: Annotated[list[Tool], Field(max_length=_MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
-    functions: Annotated[Any, _Neutral([])] = None
-    function_call: Annotated[Any, _Neutral("none", "auto")] = None
-    modalities: Annotated[Any, _Neutral(["text"])] = None
-    audio: Annotated[Any, _Neutral()] = None
-    prediction: Annotated[Any, _Neutral()] = None
-    reasoning_effort: Annotated[Any, _Neutral("none")] = None
-    verbosity: Annotated[Any, _Neutral()] = None
-    web_search_options: Annotated[Any, _Neutral()] = None
+    functions: Annotated[Any, Neutral([])] = None
+    function_call: Annotated[Any, Neutral("none", "auto")] = None
+    modalities: Annotated[Any, Neutral(["text"])] = None
+    audio: Annotated[Any, Neutral()] = None
+    prediction: Annotated[Any, Neutral()] = None
+    reasoning_effort: Annotated[Any, Neutral("none")] = None
+    verbosity: Annotated[Any, Neutral()] = None
+    web_search_options: Annotated[Any, Neutral()] = None
 
     @property
     def new_tokens(self) -> int | None:

@@ -21,6 +21,8 @@ from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.http_errors import http_error
 from resplit.gateway.openai.messages import Message
 from resplit.gateway.openai.metrics import Stopwatch
+from resplit.gateway.openai.response_schemas import ResponseRequest
+from resplit.gateway.openai.responses import ResponseForm
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.text import Text
 
@@ -35,7 +37,7 @@ class Caller:
 
 @dataclass(frozen=True, eq=False)
 class CompletionService:
-    """Answers completions and chats of one model."""
+    """Answers completions, chats and responses of one model."""
 
     engine: TokenEngine
     text: Text
@@ -80,11 +82,24 @@ class CompletionService:
                 )
                 for choice, text in zip(choices, each_text, strict=True)
             ]
-        envelope = Envelope(self.model_name, self.text, False, sum(map(len, prompts)), bool(body.return_token_ids))
+        prompt_tokens, ids = sum(map(len, prompts)), bool(body.return_token_ids)
+        envelope = Envelope(self.model_name, self.text, False, prompt_tokens, ids, body.include_usage)
         return await self._answer(body, choices, envelope, stopwatch)
 
     async def chat(self, body: ChatRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Answer a conversation as the assistant."""
+        choices, prompt_tokens = await self._chat_choices(body, caller, stopwatch)
+        envelope = Envelope(self.model_name, self.text, True, prompt_tokens, include_usage=body.include_usage)
+        return await self._answer(body, choices, envelope, stopwatch)
+
+    async def respond(self, body: ResponseRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
+        """Answer a conversation in the newer form of the API."""
+        chat = body.chat()
+        choices, prompt_tokens = await self._chat_choices(chat, caller, stopwatch)
+        return await self._answer(chat, choices, ResponseForm(body, prompt_tokens), stopwatch)
+
+    async def _chat_choices(self, body: ChatRequest, caller: Caller, stopwatch: Stopwatch) -> tuple[list[Choice], int]:
+        """The choices of a chat, and the tokens of its prompt."""
         self.check_model(body.model)
         prompt = self._encode_chat(body.messages, body.callable_tools())
         self._check_ids(prompt, "messages")
@@ -100,8 +115,7 @@ class CompletionService:
                 )
                 for choice in choices
             ]
-        envelope = Envelope(self.model_name, self.text, True, len(prompt))
-        return await self._answer(body, choices, envelope, stopwatch)
+        return choices, len(prompt)
 
     def _choices(
         self,
@@ -139,19 +153,19 @@ class CompletionService:
         self,
         body: CompletionRequest | ChatRequest,
         choices: Sequence[Choice],
-        envelope: Envelope,
+        form: Envelope | ResponseForm,
         stopwatch: Stopwatch,
     ) -> Response:
         parts = merged([pieces(self.engine, choice, self.text, stopwatch) for choice in choices])
         if body.stream:
             first = await begun(parts)
-            events = event_data(first, parts, envelope, len(choices), body.include_usage, stopwatch)
+            events = event_data(first, parts, form, len(choices), stopwatch)
             return EventStream(first, events)
         found: list[list[TextPiece]] = [[] for _ in choices]
         async with aclosing(parts):
             async for index, piece in parts:
                 found[index].append(piece)
-        return JSONResponse(envelope.whole(found))
+        return JSONResponse(form.whole(found))
 
     def _encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
         for message in messages:
