@@ -37,7 +37,7 @@ BASELINES = [name for name in SOLVERS if name not in ("relax", "exact")]
 
 
 @dataclass(frozen=True)
-class Row:
+class SolverRow:
     """One run of a solver. `objective` and `bound` may be None. `load` is the load of the whole machine."""
 
     instance: str
@@ -57,13 +57,13 @@ def short_limit_s(nodes: int) -> float:
     return 1.0 if nodes <= 32 else 5.0 if nodes <= 128 else 30.0
 
 
-def row(spec: Spec, problem: Problem, run: str, plan: Plan) -> Row:
+def row(spec: Spec, problem: Problem, run: str, plan: Plan) -> SolverRow:
     """The row of a plan, whose objective and constraints are checked."""
     if plan.placement is not None and plan.objective is not None:
         evaluation = evaluate(problem, plan.placement)
         assert not evaluation.violations, (spec.name, run, evaluation.violations)
         assert abs(evaluation.objective - plan.objective) <= 1e-6 * plan.objective
-    return Row(
+    return SolverRow(
         spec.name, spec.nodes, len(problem.blocks), spec.memory_ratio, run, plan.status, plan.objective,
         plan.lower_bound, plan.solve_s, os.getloadavg()[0],
     )  # fmt: skip
@@ -89,7 +89,7 @@ def plain_descent(problem: Problem, time_limit_s: float) -> float | None:
     return best if best < float("inf") else None
 
 
-def measure(spec: Spec) -> list[Row]:
+def measure(spec: Spec) -> list[SolverRow]:
     """Run all solvers on the problem of `spec`."""
     problem = problem_from_json(generate(spec))
     limit = short_limit_s(spec.nodes)
@@ -98,7 +98,7 @@ def measure(spec: Spec) -> list[Row]:
         rows.append(row(spec, problem, "relax 10 s", solve(problem, time_limit_s=10.0)))
     if 64 <= spec.nodes <= 128 and rows[0].status != "infeasible":
         rows.append(
-            Row(spec.name, spec.nodes, len(problem.blocks), spec.memory_ratio, "descent 20 s", "-",
+            SolverRow(spec.name, spec.nodes, len(problem.blocks), spec.memory_ratio, "descent 20 s", "-",
                 plain_descent(problem, 20.0), None, 20.0, os.getloadavg()[0])
         )  # fmt: skip
     rows += [row(spec, problem, name, solve(problem, solver=name, time_limit_s=10.0)) for name in BASELINES]
@@ -122,7 +122,7 @@ def measure_replanning() -> list[tuple[float, float]]:
     return seconds
 
 
-def best_of(rows: list[Row]) -> dict[str, float]:
+def best_of(rows: list[SolverRow]) -> dict[str, float]:
     """The least objective found for each instance."""
     best: dict[str, float] = {}
     for r in rows:
@@ -131,13 +131,13 @@ def best_of(rows: list[Row]) -> dict[str, float]:
     return best
 
 
-def write_table(rows: list[Row], replanning: list[tuple[float, float]], path: Path) -> None:
+def write_table(rows: list[SolverRow], replanning: list[tuple[float, float]], path: Path) -> None:
     sections = (instance_table(rows), solver_table(rows), against_descent(rows), gap_table(rows),
                 replanning_times(replanning), machine(rows))  # fmt: skip
     path.write_text("\n".join(line for section in sections for line in section) + "\n")
 
 
-def instance_table(rows: list[Row]) -> list[str]:
+def instance_table(rows: list[SolverRow]) -> list[str]:
     """The best objective, its ratio within the short limit and its gap for each instance."""
     best, bound = best_of(rows), bounds_of(rows)
     lines = [
@@ -161,7 +161,7 @@ def instance_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def solver_table(rows: list[Row]) -> list[str]:
+def solver_table(rows: list[SolverRow]) -> list[str]:
     """The number of plans, the ratios and the solve time of each solver."""
     best = best_of(rows)
     lines = ["", "## Solvers on the same problems", "", "| solver | plans | median ratio | worst ratio | median s |",
@@ -176,7 +176,7 @@ def solver_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def gap_table(rows: list[Row]) -> list[str]:
+def gap_table(rows: list[SolverRow]) -> list[str]:
     """The certified gaps by number of nodes, with ample and with scarce memory."""
     best, bound = best_of(rows), bounds_of(rows)
     lines = ["", "## Certified gap by size", "", "| nodes | memory | median gap | worst gap | at most 1e-4 |",
@@ -206,7 +206,7 @@ def replanning_times(replanning: list[tuple[float, float]]) -> list[str]:
     return lines
 
 
-def machine(rows: list[Row]) -> list[str]:
+def machine(rows: list[SolverRow]) -> list[str]:
     """The machine and its load during the runs."""
     load = [r.load for r in rows]
     return ["", "## The machine", "",
@@ -216,7 +216,7 @@ def machine(rows: list[Row]) -> list[str]:
             ]  # fmt: skip
 
 
-def against_descent(rows: list[Row]) -> list[str]:
+def against_descent(rows: list[SolverRow]) -> list[str]:
     """The planner within its short limit and 20 s of plain descent with restarts, for each problem."""
     lines = ["", "## Against 20 s of plain interval-move descent with restarts", "",
              "| instance | relax | seconds | descent | seconds | relax / descent |",
@@ -232,7 +232,7 @@ def against_descent(rows: list[Row]) -> list[str]:
     return lines if len(lines) > 5 else []
 
 
-def bounds_of(rows: list[Row]) -> dict[str, float]:
+def bounds_of(rows: list[SolverRow]) -> dict[str, float]:
     """The highest proven bound of each instance."""
     bound: dict[str, float] = {}
     for r in rows:
@@ -241,14 +241,14 @@ def bounds_of(rows: list[Row]) -> dict[str, float]:
     return bound
 
 
-def by_run(rows: list[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def by_run(rows: list[SolverRow]) -> dict[str, list[SolverRow]]:
+    groups: dict[str, list[SolverRow]] = {}
     for r in rows:
         groups.setdefault(r.run, []).append(r)
     return groups
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(rows: list[SolverRow], path: Path) -> None:
     """Plot the ratio to the best objective against the solve time, one point per run."""
     best = best_of(rows)
     figure, axes = plt.subplots(figsize=(8, 4.5))
@@ -263,10 +263,10 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def write_rows(rows: list[Row], path: Path) -> None:
+def write_rows(rows: list[SolverRow], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row.__annotations__)
+        writer.writerow(SolverRow.__annotations__)
         writer.writerows([*vars(r).values()] for r in rows)
 
 

@@ -39,7 +39,7 @@ TARGETS = {1: 0.10, 4: 0.20, 12: 0.20}  # largest relative error by number of st
 
 
 @dataclass(frozen=True)
-class Row:
+class PredictionRow:
     """One configuration: its placement, the streams, and the mean latency of a request.
 
     `turns_s` is predicted as if sessions shared no passes.
@@ -106,7 +106,7 @@ async def closed_loop(url: str, streams: int, prompt_tokens: int, new_tokens: in
     return [request for timed in each for request in timed[WARM_REQUESTS:] if request.begun_s <= last_s]
 
 
-def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: float) -> list[Row]:
+def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: float) -> list[PredictionRow]:
     """Profile the cluster, and compare prediction and measurement for two placements and each number of streams."""
     config, rows = cluster.config, []
     first = config.classes[0]
@@ -137,10 +137,10 @@ def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: floa
     return rows
 
 
-def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: list[Timed]) -> Row:
+def _row(problem: Problem, placement: tuple[str, ...], streams: int, requests: list[Timed]) -> PredictionRow:
     predicted = evaluate(with_streams(problem, placement, streams), placement)
     in_turns = replace(problem, nodes=tuple(replace(node, load_share=1.0) for node in problem.nodes))
-    return Row(
+    return PredictionRow(
         placement="",
         streams=streams,
         predicted_s=predicted.terms.latency_s,
@@ -160,7 +160,7 @@ def _emulation_errors(client: ControlClient) -> str:
     return ", ".join(f"{name} {error:.1%}" for name, error in errors.items() if error is not None)
 
 
-def _text(row: Row) -> str:
+def _text(row: PredictionRow) -> str:
     parts = " + ".join(f"{1e3 * s:.0f}" for s in (row.compute_s, row.queueing_s, row.network_s))
     cells = [
         row.placement,

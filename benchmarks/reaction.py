@@ -34,7 +34,7 @@ FAR = {"latency_s": 0.12, "bandwidth_bytes_per_s": 1.25e6}
 
 
 @dataclass(frozen=True)
-class Change:
+class TimedChange:
     """A change in words, how to make it, and whether it is the end of another one."""
 
     words: str
@@ -43,10 +43,10 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Reaction:
+class MeasuredReaction:
     """What came of a change: seconds after the first token that it touched; NaN for what did not happen."""
 
-    change: Change
+    change: TimedChange
     noticed_s: float
     live_s: float
     action: str
@@ -76,7 +76,7 @@ async def streams(url: str, count: int, stop: asyncio.Event, tokens_s: list[floa
     await asyncio.gather(*(one() for _ in range(count)))
 
 
-def changes(client: ControlClient, kind: str) -> tuple[Change, Change]:
+def changes(client: ControlClient, kind: str) -> tuple[TimedChange, TimedChange]:
     """A change of this kind at the node with most blocks, or at the link that follows it; and its end."""
     placement = client.model().placement or ()
     node = Counter(placement).most_common(1)[0][0]
@@ -99,11 +99,11 @@ def changes(client: ControlClient, kind: str) -> tuple[Change, Change]:
     )
 
 
-def _pair(words: str, begin: Callable[[], None], end: Callable[[], None]) -> tuple[Change, Change]:
-    return Change(words, begin, is_end=False), Change(f"end of {words}", end, is_end=True)
+def _pair(words: str, begin: Callable[[], None], end: Callable[[], None]) -> tuple[TimedChange, TimedChange]:
+    return TimedChange(words, begin, is_end=False), TimedChange(f"end of {words}", end, is_end=True)
 
 
-async def react(client: ControlClient, change: Change, tokens_s: Sequence[float]) -> Reaction:
+async def react(client: ControlClient, change: TimedChange, tokens_s: Sequence[float]) -> MeasuredReaction:
     """Make a change, and wait for what follows from it."""
     logged, epoch, at_s = len(client.decisions()), client.model().epoch, time.time()
     await asyncio.to_thread(change.make)
@@ -115,13 +115,15 @@ async def react(client: ControlClient, change: Change, tokens_s: Sequence[float]
     live_s = next((each.committed_s for each in client.epochs() if each.epoch > epoch), math.nan)
     touched_s = next((token_s for token_s in tokens_s if token_s > at_s), math.nan)
     if first is None:
-        return Reaction(change, math.nan, math.nan, "-", "-")
-    return Reaction(change, first["at_s"] - touched_s, live_s - touched_s, first["action"], "; ".join(first["seen"]))
+        return MeasuredReaction(change, math.nan, math.nan, "-", "-")
+    return MeasuredReaction(
+        change, first["at_s"] - touched_s, live_s - touched_s, first["action"], "; ".join(first["seen"])
+    )
 
 
-async def measure(cluster: Cluster, client: ControlClient, count: int, rounds: int) -> list[Reaction]:
+async def measure(cluster: Cluster, client: ControlClient, count: int, rounds: int) -> list[MeasuredReaction]:
     """All reactions of `rounds` rounds of changes under `count` streams."""
-    stop, tokens_s, reactions = asyncio.Event(), list[float](), list[Reaction]()
+    stop, tokens_s, reactions = asyncio.Event(), list[float](), list[MeasuredReaction]()
     load = asyncio.create_task(streams(cluster.url, count, stop, tokens_s))
     client.arm_fast_loop(Settings(horizon_s=60.0, trial_s=30.0), 3600.0)
     for _ in range(rounds):
@@ -136,7 +138,7 @@ async def measure(cluster: Cluster, client: ControlClient, count: int, rounds: i
     return reactions
 
 
-def summary(name: str, reactions: Sequence[Reaction]) -> str:
+def summary(name: str, reactions: Sequence[MeasuredReaction]) -> str:
     """Median and longest times of these reactions."""
     times = {"noticed": [each.noticed_s for each in reactions], "live": [each.live_s for each in reactions]}
     lines = []

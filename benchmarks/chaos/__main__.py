@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.chaos import EXPERIMENTS, experiment
-from benchmarks.chaos.findings import Finding, Report
+from benchmarks.chaos.findings import ChaosReport, Finding
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
@@ -20,7 +20,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM, too, must end the clusters' processes
-    report = Report(arguments.scale, time.strftime("%Y-%m-%d %H:%M"))
+    report = ChaosReport(arguments.scale, time.strftime("%Y-%m-%d %H:%M"))
     for name in arguments.only or EXPERIMENTS:
         print(f"{name} ...", flush=True)
         begun_s = time.monotonic()

@@ -28,7 +28,7 @@ class Finding:
 
 
 @dataclass
-class Report:
+class ChaosReport:
     """All findings of one run. `load` is the machine's load average after each experiment, by name."""
 
     scale: float

@@ -55,7 +55,7 @@ _RAW = st.binary(max_size=300) | st.sampled_from(
 
 
 @dataclass
-class Caller:
+class CountingClient:
     """Calls one gateway and counts the outcomes."""
 
     url: str
@@ -104,7 +104,7 @@ class Caller:
             self.broken[f"{what}: {status}"] += 1
 
 
-def calls(caller: Caller) -> st.SearchStrategy[Callable[[], None]]:
+def calls(caller: CountingClient) -> st.SearchStrategy[Callable[[], None]]:
     """A strategy for calls that are ready to be made."""
     described = []
     for root, headers in ((caller.url, {}), (f"{caller.url}/control", {"Authorization": f"Bearer {caller.token}"})):
@@ -142,7 +142,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     prompts = PROMPTS[:4]
     expected = expected_tokens(load_unsplit(model), NEW_TOKENS, prompts)
     with started(folder, model, LIGHT) as cluster, ControlClient(cluster.url, cluster.token) as client:
-        caller = Caller(cluster.url, cluster.token)
+        caller = CountingClient(cluster.url, cluster.token)
         async with sampling(cluster) as usage, streaming(cluster, expected, prompts) as streams:
             lasts_s = max(5.0, LASTS_S * scale)
             sent = await asyncio.to_thread(lambda: send_for(lasts_s, calls(caller), lambda call: call()))

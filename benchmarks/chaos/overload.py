@@ -54,7 +54,7 @@ kv_tokens: {KV_TOKENS}
 
 
 @dataclass
-class Outcome:
+class RequestOutcome:
     """The outcome of one request; `message` is that of an error."""
 
     request_class: str
@@ -72,7 +72,7 @@ class Client:
 
     http: httpx.AsyncClient
     expected: list[list[int]]
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[RequestOutcome] = field(default_factory=list)
 
     async def send_request(self, number: int, request_class: str, leaves_after: int | None = None) -> None:
         """Send one streamed request. The client disconnects after `leaves_after` tokens."""
@@ -80,7 +80,7 @@ class Client:
         body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "stream": True}
         body |= {"ignore_eos": True, "return_token_ids": True}
         begun_s = time.monotonic()
-        outcome = Outcome(request_class, 0, 0.0)
+        outcome = RequestOutcome(request_class, 0, 0.0)
         tokens: list[int] = []
         headers = {"X-Resplit-Class": request_class}
         try:
@@ -155,7 +155,7 @@ class Measurements:
     before_s: float
     after_s: float
     drained_s: float  # from the last arrival to the last answer
-    outcomes: list[Outcome]
+    outcomes: list[RequestOutcome]
 
 
 @dataclass
@@ -263,7 +263,7 @@ def _recovery_findings(measured: Measurements) -> list[Finding]:
     ]
 
 
-def _request_findings(outcomes: list[Outcome], served_rps: float) -> list[Finding]:
+def _request_findings(outcomes: list[RequestOutcome], served_rps: float) -> list[Finding]:
     statuses = Counter(outcome.status for outcome in outcomes)
     served = {name: [o.took_s for o in outcomes if (o.request_class, o.status) == (name, 200)] for name in NEW_TOKENS}
     # The time to serve all sessions and the whole queue, doubled because requests differ in length.
@@ -305,7 +305,7 @@ def _request_findings(outcomes: list[Outcome], served_rps: float) -> list[Findin
     ]
 
 
-def _refusal_findings(refused: list[Outcome]) -> list[Finding]:
+def _refusal_findings(refused: list[RequestOutcome]) -> list[Finding]:
     at_once = sum(outcome.took_s <= 0.25 for outcome in refused) / max(1, len(refused))
     return [
         Finding("overload", "time to a 429", spread([outcome.took_s for outcome in refused])),
@@ -328,7 +328,7 @@ def _refusal_findings(refused: list[Outcome]) -> list[Finding]:
     ]
 
 
-def _reason_finding(refused: list[Outcome]) -> Finding:
+def _reason_finding(refused: list[RequestOutcome]) -> Finding:
     words = {"count": "sessions run", "memory": "cached tokens are reserved", "slo": "in which this class"}
     counted = {name: sum(message in outcome.message for outcome in refused) for name, message in words.items()}
     counts = ", ".join(f"{name} {number}" for name, number in counted.items())

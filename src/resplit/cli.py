@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from resplit.errors import ConfigError, ResplitError
+from resplit.model import DEFAULT_MODEL
 from resplit.process.logs import log_to_stderr
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub 
 EndWithParent = Annotated[bool, typer.Option("--end-with-parent", hidden=True, help="End once stdin closes.")]
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _DEFAULT_STATE = Path(".resplit")
-_DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,7 +62,7 @@ def common(
 def up(
     cluster: ClusterFile,
     port: Annotated[int, typer.Option(help="Port of the gateway on 127.0.0.1; 0 takes a free one.")] = 8080,
-    model: Model = _DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     state: State = _DEFAULT_STATE,
 ) -> None:
     """Start a cluster on this machine and deploy a first plan. Ctrl-C stops it. A process that ends starts again."""
@@ -117,7 +117,7 @@ def serve(
     cluster: ClusterFile,
     host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port that the gateway listens on.")] = 8080,
-    model: Model = _DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
     end_with_parent: EndWithParent = False,
@@ -233,7 +233,7 @@ def simulate(
 def doctor(
     cluster: ClusterFile,
     url: Url = _DEFAULT_URL,
-    model: Model = _DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     state: State = _DEFAULT_STATE,
 ) -> None:
     """Check keys, disk, memory, pace, ports, clocks and links of a cluster, and say what to do. Exit status 1: errors.

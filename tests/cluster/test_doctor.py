@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.doctor import Finding, _from_controller, _network, fit, keys, links, nodes
+from resplit.cluster.doctor import Diagnosis, _from_controller, _network, fit, keys, links, nodes
 from resplit.cluster.sizing import Sizing
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError
@@ -25,7 +25,7 @@ SIZING = Sizing("tiny", 8, 1e6, 1e3, 256, (), 0.1, {"chat": 2.0}, False, "", Non
 NODE = {"address": "10.0.0.1:7001", "answers": True, "drained": False}
 
 
-def problems(findings: list[Finding]) -> dict[str, str]:
+def problems(findings: list[Diagnosis]) -> dict[str, str]:
     """What is not in order, by what it is about."""
     return {each.about: f"{each.level}: {each.says}" for each in findings if each.level != "ok"}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from resplit.decide import measured_since, registry_bytes_per_s
+from resplit.decide import measured_since, moved_often, registry_bytes_per_s
 from resplit.epochs import LiveEpoch
 from resplit.session_records import SessionRecord
 
@@ -48,3 +49,12 @@ def test_the_loading_rate_is_over_the_epochs_that_loaded_weights() -> None:
 @pytest.mark.parametrize("epochs", [[], [epoch(0.0, 9.0)], [epoch(5.0, 0.0)]])
 def test_without_loading_there_is_no_rate(epochs: list[LiveEpoch]) -> None:
     assert registry_bytes_per_s(epochs) is None
+
+
+@pytest.mark.parametrize(
+    ("committed_s", "often"),
+    [((80.0, 90.0, 100.0), False), ((80.001, 90.0, 100.0), True), ((90.0, 100.0), False), ((), False)],
+)
+def test_three_epochs_within_twenty_seconds_are_often(committed_s: tuple[float, ...], often: bool) -> None:
+    epochs = [replace(epoch(0.0, 1.0), committed_s=moment_s) for moment_s in committed_s]
+    assert moved_often(epochs, now_s=100.0) is often

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from resplit.errors import ModelError
+from resplit.model import DEFAULT_MODEL
 from resplit.model.activation import token_ids
-from resplit.model.source import DEFAULT_MODEL, obtain
+from resplit.model.source import obtain
 from tests.support.cluster import reference
 from tests.support.engines import run_rows, stored_engine
 

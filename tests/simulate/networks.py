@@ -9,10 +9,10 @@ import numpy as np
 from resplit.config import ClusterConfig
 from resplit.node.emulation import Hardware
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.gateway import Gateway
+from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.machines import Machine
-from resplit.simulate.network import Network
-from resplit.simulate.sessions import Route
+from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.sessions import SimulatedRoute
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
 
@@ -55,8 +55,8 @@ def latencies(
         name: Machine(name, each, ["layer"] * len(machines), agenda, service)
         for name, each in zip(names, machines, strict=True)
     }
-    gateway = Gateway(cluster, features, Network(cluster.link, np.random.default_rng(0)), agenda)
-    gateway.activate(Route.of(1, names, built, features, names, 4.0))
+    gateway = SimulatedGateway(cluster, features, SimulatedNetwork(cluster.link, np.random.default_rng(0)), agenda)
+    gateway.activate(SimulatedRoute.of(1, names, built, features, names, 4.0))
 
     def arrive(number: int) -> None:
         arrival = next(arrivals)

@@ -40,7 +40,7 @@ Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that was checked: about what, and what was found, with what to do unless all is well."""
 
     level: Level
@@ -48,7 +48,7 @@ class Finding:
     says: str
 
 
-def examine(cluster: ClusterConfig, model: StoredModel, state: Path, url: str) -> list[Finding]:
+def examine(cluster: ClusterConfig, model: StoredModel, state: Path, url: str) -> list[Diagnosis]:
     """All findings about a cluster whose keys are in `state` and whose gateway is, or will be, at `url`."""
     findings = [*keys(cluster, state / "keys"), *disk(model, state), *fit(cluster, size(cluster, model, 5.0))]
     return findings + (
@@ -56,7 +56,7 @@ def examine(cluster: ClusterConfig, model: StoredModel, state: Path, url: str) -
     )
 
 
-def _from_controller(cluster: ClusterConfig, state: Path, url: str) -> list[Finding]:
+def _from_controller(cluster: ClusterConfig, state: Path, url: str) -> list[Diagnosis]:
     """What the running controller knows; empty if none runs. Nodes are never asked beside a controller that runs."""
     if not (state / "control.token").exists():
         return []
@@ -66,83 +66,83 @@ def _from_controller(cluster: ClusterConfig, state: Path, url: str) -> list[Find
     except NodeLostError:
         return []
     except ResplitError as error:
-        return [Finding("error", "controller", f"{error}; wait until it serves, and see its log")]
+        return [Diagnosis("error", "controller", f"{error}; wait until it serves, and see its log")]
 
 
-def keys(cluster: ClusterConfig, folder: Path) -> Iterator[Finding]:
+def keys(cluster: ClusterConfig, folder: Path) -> Iterator[Diagnosis]:
     """The members' keys: those of the controller, and of the nodes that are here too."""
     create = "run `resplit keys CLUSTER.yaml`"
     for name in [CONTROLLER, *cluster.node_names]:
         if not (folder / name).exists():
             if name == CONTROLLER:
-                yield Finding("error", f"keys of {name}", f"{folder / name} is missing; {create}")
+                yield Diagnosis("error", f"keys of {name}", f"{folder / name} is missing; {create}")
             continue
         try:
             Member.load_as(name, folder / name)
             left = read_certificate(folder / name / CERTIFICATE).not_valid_after_utc - datetime.now(UTC)
         except ResplitError as error:
-            yield Finding("error", f"keys of {name}", str(error))
+            yield Diagnosis("error", f"keys of {name}", str(error))
             continue
         soon = left < _EXPIRES_SOON
         says = f"valid for {left.days} days" + ("; run `resplit keys CLUSTER.yaml --rotate`" if soon else "")
-        yield Finding("warning" if soon else "ok", f"keys of {name}", says)
+        yield Diagnosis("warning" if soon else "ok", f"keys of {name}", says)
     with contextlib.suppress(ResplitError):
         controller = Member.load(folder / CONTROLLER)
         for name in cluster.node_names:
             try:
                 controller.public_wrap_key(name)
             except ResplitError as error:
-                yield Finding("error", f"keys of {name}", f"the controller has no key to seal blocks for it: {error}")
+                yield Diagnosis("error", f"keys of {name}", f"the controller has no key to seal blocks for it: {error}")
 
 
-def disk(model: StoredModel, state: Path) -> Iterator[Finding]:
+def disk(model: StoredModel, state: Path) -> Iterator[Diagnosis]:
     """Room in the state folder for the sealed blocks, beside the model itself."""
     needed = sum(block.weight_bytes for block in model.spec.blocks)
     free = shutil.disk_usage(state if state.exists() else Path()).free
     says = f"{free / 2**20:.0f} MiB are free, and sealed blocks take up to {1.12 * needed / 2**20:.0f} MiB"
     if free < 1.12 * needed:
-        yield Finding("error", "disk", f"{says}; make room in {state}, or choose another --state and --registry")
+        yield Diagnosis("error", "disk", f"{says}; make room in {state}, or choose another --state and --registry")
     else:
-        yield Finding("ok", "disk", says)
+        yield Diagnosis("ok", "disk", says)
 
 
-def fit(cluster: ClusterConfig, found: Sizing) -> Iterator[Finding]:
+def fit(cluster: ClusterConfig, found: Sizing) -> Iterator[Diagnosis]:
     """Memory against need, and the pace against objectives and the deadline."""
     if found.reason:
         remedy = "add memory or nodes, trust more nodes, lower `kv_tokens`, or choose smaller `weights`"
-        yield Finding("error", "memory", f"the model does not fit: {found.reason}; {remedy}")
+        yield Diagnosis("error", "memory", f"the model does not fit: {found.reason}; {remedy}")
         return
-    yield Finding("ok", "memory", describe(found).splitlines()[-1 if not found.note else -2])
+    yield Diagnosis("ok", "memory", describe(found).splitlines()[-1 if not found.note else -2])
     if found.note:
-        yield Finding("warning", "load", f"{found.note}; add nodes, or lower `rate_rps`")
+        yield Diagnosis("warning", "load", f"{found.note}; add nodes, or lower `rate_rps`")
     context_s = cluster.limits.context_tokens * found.token_s
     if context_s > cluster.limits.deadline:
         says = f"{cluster.limits.context_tokens} tokens take {context_s:.0f} s, and the deadline is"
         remedy = "raise `limits.deadline`, or lower `limits.context_tokens`"
-        yield Finding("warning", "deadline", f"{says} {cluster.limits.deadline:g} s; {remedy}")
+        yield Diagnosis("warning", "deadline", f"{says} {cluster.limits.deadline:g} s; {remedy}")
     for each in cluster.classes:
         latency_s = found.class_latency_s[each.name]
         if each.slo and latency_s > each.slo:
             says = f"requests take {latency_s:.2f} s, and the slo is {each.slo:g} s; add faster nodes, or raise it"
-            yield Finding("warning", f"class {each.name}", says)
+            yield Diagnosis("warning", f"class {each.name}", says)
 
 
-def nodes(status: ClusterStatus) -> Iterator[Finding]:
+def nodes(status: ClusterStatus) -> Iterator[Diagnosis]:
     """What a running controller knows of each node."""
     for node in status.nodes:
         about, address = f"node {node.node}", node.address
         if not node.answers:
             says = f"LOST: {node.fault}; restart it" if node.fault else _does_not_answer(node.node, address)
-            yield Finding("error", about, says)
+            yield Diagnosis("error", about, says)
         elif wrong := wrong_clock(node.clock_ahead_s):
-            yield Finding("error", about, wrong)
+            yield Diagnosis("error", about, wrong)
         else:
             refused = ", ".join(f"{count} {reason}" for reason, count in node.refusals.items())
             says = f"answers at {address}" + (f"; it refused messages: {refused}" if refused else "")
-            yield Finding("warning" if refused else "ok", about, says)
+            yield Diagnosis("warning" if refused else "ok", about, says)
 
 
-def links(cluster: ClusterConfig, rows: Iterable[LinkRow]) -> Iterator[Finding]:
+def links(cluster: ClusterConfig, rows: Iterable[LinkRow]) -> Iterator[Diagnosis]:
     """Latency and bandwidth between each two nodes, as the nodes measured them."""
     by_pair: defaultdict[tuple[str, str], list[LinkRow]] = defaultdict(list)
     for row in rows:
@@ -153,29 +153,29 @@ def links(cluster: ClusterConfig, rows: Iterable[LinkRow]) -> Iterator[Finding]:
                 yield _link(node, peer, by_pair[node, peer])
 
 
-def _link(node: str, peer: str, rows: list[LinkRow]) -> Finding:
+def _link(node: str, peer: str, rows: list[LinkRow]) -> Diagnosis:
     about = f"link {node} to {peer}"
     if not rows:
-        return Finding("error", about, f"not measured: open the port of {peer} for {node}, and check both addresses")
+        return Diagnosis("error", about, f"not measured: open the port of {peer} for {node}, and check both addresses")
     smallest = min(row.payload_bytes for row in rows)
     latency_s = min(row.seconds for row in rows if row.payload_bytes == smallest)
     large = [row for row in rows if row.payload_bytes > 2 * smallest]
     speed = max((row.payload_bytes / max(row.seconds - latency_s, 1e-6) for row in large), default=float("inf"))
     says = f"{latency_s * 1e3:.1f} ms, {8 * speed / 1e6:.0f} Mbit/s"
     if latency_s > _FAR_LINK_S or speed < _SLOW_LINK_BYTES_PER_S:
-        return Finding("warning", about, f"{says}: every token that crosses it waits; use a better network")
-    return Finding("ok", about, says)
+        return Diagnosis("warning", about, f"{says}: every token that crosses it waits; use a better network")
+    return Diagnosis("ok", about, says)
 
 
-async def _network(cluster: ClusterConfig, keys: Path) -> list[Finding]:
+async def _network(cluster: ClusterConfig, keys: Path) -> list[Diagnosis]:
     """Ask each node from here, and have the nodes measure their links. No controller may run meanwhile."""
     try:
         member = Member.load(keys)
         addresses = {node.name: Address.parse(node.address) for node in cluster.nodes if node.address}
     except ResplitError as error:
-        return [Finding("error", "nodes", f"they cannot be asked: {error}")]
+        return [Diagnosis("error", "nodes", f"they cannot be asked: {error}")]
     findings = [
-        Finding("error", f"node {name}", "has no `address` in the file")
+        Diagnosis("error", f"node {name}", "has no `address` in the file")
         for name in cluster.node_names
         if name not in addresses
     ]
@@ -190,7 +190,7 @@ async def _network(cluster: ClusterConfig, keys: Path) -> list[Finding]:
         await asyncio.gather(*(peer.disconnect() for peer in peers.values()))
 
 
-async def _meet(peer: Peer) -> Finding:
+async def _meet(peer: Peer) -> Diagnosis:
     """Connect to a node and hear its first words."""
     about, address = f"node {peer.name}", peer.address
     try:
@@ -198,7 +198,7 @@ async def _meet(peer: Peer) -> Finding:
             _, writer = await asyncio.open_connection(address.host, address.port)
             writer.close()
     except (OSError, TimeoutError):
-        return Finding("error", about, _does_not_answer(peer.name, str(address)))
+        return Diagnosis("error", about, _does_not_answer(peer.name, str(address)))
     opened = asyncio.Event()
 
     async def listen() -> None:
@@ -210,9 +210,9 @@ async def _meet(peer: Peer) -> Finding:
         await asyncio.wait({listening, asyncio.ensure_future(opened.wait())}, timeout=_CONNECT_WITHIN_S)
         if not opened.is_set():
             says = f"something listens at {address}, and it is not this node with keys of this authority"
-            return Finding("error", about, f"{says}; copy `keys/{peer.name}` there and start `resplit node`")
+            return Diagnosis("error", about, f"{says}; copy `keys/{peer.name}` there and start `resplit node`")
         wrong = wrong_clock(peer.clock_ahead_s)
-        return Finding("error" if wrong else "ok", about, wrong or f"answers at {address}")
+        return Diagnosis("error" if wrong else "ok", about, wrong or f"answers at {address}")
     finally:
         listening.cancel()
         await asyncio.wait({listening})

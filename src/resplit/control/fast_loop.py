@@ -21,10 +21,10 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.moves import Moves
-from resplit.control.planning import ControllerPlanner
+from resplit.control.planning import DEMAND_WINDOW_S, ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, moved_often, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
 from resplit.pass_times import PassTime
@@ -36,9 +36,6 @@ from resplit.types import Problem
 _log = structlog.get_logger(__name__)
 # For each of the two plans, and where the search can start from a plan that was made for such a change.
 _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
-_DEMAND_WINDOW_S = 8.0
-# After so many epochs within this time, the cooldown applies to the fast loop too.
-_MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 _PROBLEMS_KEPT = 64
 _MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 
@@ -184,7 +181,7 @@ class FastLoop:
             del self.posed[min(self.posed)]
 
     def _problem(self, placement: tuple[str, ...]) -> Problem:
-        return under_estimates(self._planner.present_problem(placement, _DEMAND_WINDOW_S), self.estimates())
+        return under_estimates(self._planner.present_problem(placement, DEMAND_WINDOW_S), self.estimates())
 
     def _present_problem(self) -> Problem | None:
         """The present problem while the loop decides on changes; None otherwise. DataError if there is none yet."""
@@ -199,7 +196,7 @@ class FastLoop:
         given = armed.settings
         settings = replace(
             given,
-            cooldown_s=given.cooldown_s if self._has_moved_often() else 0.0,
+            cooldown_s=given.cooldown_s if moved_often(self._deployment.history, now_s) else 0.0,
             time_limit_s=_READY_TIME_LIMIT_S if ready.placements else _TIME_LIMIT_S,
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
@@ -207,11 +204,6 @@ class FastLoop:
             now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes), ready=ready
         )
         return armed.policy.decide(situation, self._rng)
-
-    def _has_moved_often(self) -> bool:
-        """Whether the cooldown applies. A detected change is not noise, unless there is one after the other."""
-        recent = [each for each in self._deployment.history if each.committed_s > time.time() - _MOVES_WITHIN_S]
-        return len(recent) >= _MOST_MOVES
 
     async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
         self._disturbed_until_s = math.inf

@@ -25,6 +25,7 @@ from resplit.problem import problem_to_json, read_problem
 from resplit.types import Block, Problem
 
 _log = structlog.get_logger(__name__)
+DEMAND_WINDOW_S = 8.0  # the demand of a plan that is made at once is that of the last seconds
 _TIME_LIMIT_S = 0.5  # requests wait for the plan; a flow improves on it later
 
 

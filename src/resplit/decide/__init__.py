@@ -4,7 +4,7 @@ Pure functions of values: time, measurements and history are passed in.
 """
 
 from resplit.decide.decision import Brought, Decision, DecisionOutcome, RecoveredSessions
-from resplit.decide.measurements import measured_since, registry_bytes_per_s
+from resplit.decide.measurements import measured_since, moved_often, registry_bytes_per_s
 from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
 from resplit.decide.state import History, Measured, PastMove, Ready, Settings
@@ -24,5 +24,6 @@ __all__ = [
     "decide",
     "in_words",
     "measured_since",
+    "moved_often",
     "registry_bytes_per_s",
 ]

@@ -1,4 +1,4 @@
-"""Measurements for the orchestrator: the latency of recent requests, and the rate at which nodes load weights."""
+"""Measurements for the orchestrator: latency of recent requests, pace of loading weights, and how often it moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from resplit.decide.state import Measured
 from resplit.epochs import LiveEpoch
 from resplit.session_records import SessionRecord
 
-__all__ = ["measured_since", "registry_bytes_per_s"]
+__all__ = ["measured_since", "moved_often", "registry_bytes_per_s"]
+
+_MOST_MOVES, _WITHIN_S = 3, 20.0
 
 
 def measured_since(
@@ -41,3 +43,11 @@ def registry_bytes_per_s(epochs: Sequence[LiveEpoch]) -> float | None:
     loading = [epoch for epoch in epochs if epoch.loaded_bytes > 0]
     seconds = sum(epoch.prepare_s for epoch in loading)
     return sum(epoch.loaded_bytes for epoch in loading) / seconds if seconds > 0 else None
+
+
+def moved_often(epochs: Sequence[LiveEpoch], now_s: float) -> bool:
+    """Whether so many epochs went live lately that a move at a detected change must wait for the cooldown, too.
+
+    A detected change is not noise, unless there is one after the other. `now_s` is in seconds since 1970.
+    """
+    return sum(epoch.committed_s > now_s - _WITHIN_S for epoch in epochs) >= _MOST_MOVES

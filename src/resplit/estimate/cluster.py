@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from resplit.cost.model import CostModel
+from resplit.cost.problem import MAX_BACKGROUND
 from resplit.estimate.change import Change
 from resplit.estimate.expected import ExpectedTimes
 from resplit.estimate.level import Level, age_s, log_ratio
@@ -25,7 +26,6 @@ from resplit.types import BlockFeatures, Problem
 
 __all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "under_estimates"]
 
-MAX_BACKGROUND = 0.99  # the problem format requires a value below 1
 # Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
 _SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
 # A pass may be late by so much although nothing changed: the host had something else to do.

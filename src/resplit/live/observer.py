@@ -12,6 +12,7 @@ import numpy as np
 
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
+from resplit.control.planning import DEMAND_WINDOW_S
 from resplit.errors import DataError
 from resplit.estimate import Estimates, NodeEstimate, under_estimates
 from resplit.gateway.openai.metrics import RequestMetrics
@@ -35,7 +36,6 @@ _ESTIMATES_EVERY_S = 1.0
 _REQUESTS_KEPT = 400
 _DECISIONS_KEPT = 40
 _EPOCHS_SHOWN = 30
-_DEMAND_WINDOW_S = 8.0
 
 
 class Observer:
@@ -148,7 +148,7 @@ class Observer:
         if live is None:
             return (), ()
         try:
-            posed = self._controller.planner.present_problem(live.placement, _DEMAND_WINDOW_S)
+            posed = self._controller.planner.present_problem(live.placement, DEMAND_WINDOW_S)
         except DataError:  # nothing was measured yet
             return (), ()
         estimates = self._controller.fast_loop.estimates()

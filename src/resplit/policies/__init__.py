@@ -18,7 +18,7 @@ POLICIES = {
     "resplit": "resplit.policies.orchestrator:Orchestrator",
     "clairvoyant": "resplit.policies.clairvoyant:Clairvoyant",
     "static-uniform": "resplit.policies.planned:StaticUniform",
-    "memory": "resplit.policies.planned:Memory",
+    "memory": "resplit.policies.planned:MemoryShares",
     "latency-dp": "resplit.policies.planned:LatencyDp",
     "swarm": "resplit.policies.planned:Swarm",
     "greedy": "resplit.policies.planned:Greedy",

@@ -15,7 +15,7 @@ from resplit.decide import Decision
 from resplit.planner import solve
 from resplit.policies.base import Occasion, Situation, keep, move
 
-__all__ = ["Greedy", "LatencyDp", "Memory", "StaticUniform", "Swarm"]
+__all__ = ["Greedy", "LatencyDp", "MemoryShares", "StaticUniform", "Swarm"]
 
 
 class _Planned:
@@ -38,7 +38,7 @@ class _Planned:
         return move(situation, plan.placement, plan.reason or f"the plan of {self.solver}")
 
 
-class Memory(_Planned):
+class MemoryShares(_Planned):
     """Blocks in proportion to the memory of nodes, as in exo."""
 
     solver = "memory"

@@ -14,7 +14,7 @@ from resplit.gateway.sessions.admission import CHECK_EVERY_S, SERVICE_FACTOR, WA
 from resplit.gateway.sessions.wait_forecast import Pace, Work, wait_s
 from resplit.simulate.agenda import Agenda
 
-__all__ = ["Admission", "Place"]
+__all__ = ["Place", "SimulatedAdmission"]
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Place:
         return self.prompt_tokens + self.new_tokens
 
 
-class Admission:
+class SimulatedAdmission:
     """Room for `limits.sessions` sessions and `kv_tokens` cached tokens; at most `limits.queue` requests wait."""
 
     def __init__(self, limits: LimitsConfig, kv_tokens: int, agenda: Agenda) -> None:

@@ -17,6 +17,7 @@ from resplit.config import ClusterConfig, load_cluster
 from resplit.decide import Settings
 from resplit.errors import ConfigError
 from resplit.metrics import energy_j_per_request, summarise
+from resplit.model import DEFAULT_MODEL
 from resplit.policies import POLICIES, make_policy
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig, cluster_of, load_scenario
@@ -30,7 +31,6 @@ from resplit.workload import Arrival, schedule_arrivals
 __all__ = ["World", "run_policy", "simulate_command"]
 
 _MODELS = Path("data/models")
-_DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 _WORK_LIMIT = 2000  # solver steps of each plan, so that the same run gives the same plans
 _SHORT_S = 600.0  # shorter scenarios compress a day into minutes
 
@@ -116,7 +116,7 @@ def _policies(policy: str) -> Sequence[str]:
 
 
 def _model_file(cluster: ClusterConfig) -> Path:
-    path = _MODELS / f"{_DEFAULT_MODEL}-{cluster.weights}.yaml"
+    path = _MODELS / f"{DEFAULT_MODEL}-{cluster.weights}.yaml"
     if not path.exists():
         raise ConfigError(str(path), "there is no file of the model's sizes in this width; give --model FILE")
     return path

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from resplit.config import ClusterConfig
-from resplit.control.planning import plan_without, without
+from resplit.control.planning import DEMAND_WINDOW_S, plan_without, without
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
     Decision,
@@ -20,6 +20,7 @@ from resplit.decide import (
     History,
     Settings,
     measured_since,
+    moved_often,
     registry_bytes_per_s,
 )
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
@@ -29,15 +30,12 @@ from resplit.pass_times import PassTime
 from resplit.policies import Policy, Situation
 from resplit.session_records import SessionRecord
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.deployment import Deployment
-from resplit.simulate.gateway import Gateway
+from resplit.simulate.deployment import SimulatedDeployment
+from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.reports import Report, Reports
 from resplit.types import BlockFeatures, Problem, RequestClass
 
 __all__ = ["Control", "Loop"]
-
-_DEMAND_WINDOW_S = 8.0  # of the fast loop, as on a cluster
-_MOST_MOVES, _MOVES_WITHIN_S = 3, 20.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class Control:
         policy: Policy,
         loop: Loop,
         cost: CostModel,
-        deployment: Deployment,
-        gateway: Gateway,
+        deployment: SimulatedDeployment,
+        gateway: SimulatedGateway,
         reports: Reports | None,
         agenda: Agenda,
         rng: np.random.Generator,
@@ -216,12 +214,11 @@ class Control:
         posed = replace(
             without(self._problem, self._lost),
             current=live.placement,
-            classes=tuple(self._gateway.journal.demand(_DEMAND_WINDOW_S)),
+            classes=tuple(self._gateway.journal.demand(DEMAND_WINDOW_S)),
         )
         problem = under_estimates(posed, self._estimate.estimates(now_s))
         settings = self._settings()
-        recent = [each for each in self._deployment.history if each.committed_s > now_s - _MOVES_WITHIN_S]
-        if len(recent) < _MOST_MOVES:
+        if not moved_often(self._deployment.history, now_s):
             settings = replace(settings, cooldown_s=0.0)
         situation = Situation(now_s, problem, settings, self._history, self._cost.uncertainty, tuple(changes))
         self._ask(situation, self._loop.settings, self._loop.reaction_s)

@@ -13,12 +13,12 @@ from resplit.control.rules import PlacementRules
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.gateway import Gateway
+from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.machines import Machine
-from resplit.simulate.network import Network
-from resplit.simulate.sessions import Route
+from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.sessions import SimulatedRoute
 
-__all__ = ["Deployment", "Loading"]
+__all__ = ["Loading", "SimulatedDeployment"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Loading:
     commit_s: float = 0.05
 
 
-class Deployment:
+class SimulatedDeployment:
     """The epochs of one cluster. `history` has all that were live. One epoch is prepared at a time."""
 
     def __init__(
         self,
         rules: PlacementRules,
         machines: Mapping[str, Machine],
-        gateway: Gateway,
-        network: Network,
+        gateway: SimulatedGateway,
+        network: SimulatedNetwork,
         agenda: Agenda,
         loading: Loading,
         token_bytes: float,
     ) -> None:
         self.history: list[LiveEpoch] = []
-        self.live: Route | None = None
+        self.live: SimulatedRoute | None = None
         self._rules = rules
         self._machines = machines
         self._gateway = gateway
@@ -102,7 +102,7 @@ class Deployment:
         """A node went down: it has no blocks any more."""
         self._held[node].clear()
 
-    def _stage(self, route: Route, missing: Mapping[str, Sequence[int]], commit: Callable[[], None]) -> None:
+    def _stage(self, route: SimulatedRoute, missing: Mapping[str, Sequence[int]], commit: Callable[[], None]) -> None:
         """No pass is under way: drop what leaves, move the caches, load the new blocks."""
         moved_s = self._gateway.move_all(route)
         for name, blocks in self._held.items():
@@ -115,7 +115,7 @@ class Deployment:
         self._agenda.at(max(moved_s, self._agenda.now_s), lambda: self._agenda.at(self._loaded_s(missing), end))
 
     def _go_live(
-        self, route: Route, proposal: Proposal, loaded_bytes: float, prepare_s: float, staged: bool
+        self, route: SimulatedRoute, proposal: Proposal, loaded_bytes: float, prepare_s: float, staged: bool
     ) -> LiveEpoch:
         self.live = route
         for node in set(route.placement):
@@ -143,10 +143,10 @@ class Deployment:
             for name, blocks in self._held.items():
                 blocks &= set(_blocks_of(self.live.placement, name))
 
-    def _route(self, proposal: Proposal) -> Route:
+    def _route(self, proposal: Proposal) -> SimulatedRoute:
         rules, number = self._rules, len(self.history) + 1
         trusted, features = rules.cluster.trusted, rules.features
-        return Route.of(number, proposal.placement, self._machines, features, trusted, self._token_bytes)
+        return SimulatedRoute.of(number, proposal.placement, self._machines, features, trusted, self._token_bytes)
 
     def _ensure_lawful(self, proposal: Proposal) -> None:
         if violation := self._rules.violation(proposal.placement):
@@ -157,7 +157,7 @@ class Deployment:
     def _down(self, placement: Sequence[str]) -> str | None:
         return next((node for node in placement if not self._machines[node].alive), None)
 
-    def _missing(self, route: Route) -> dict[str, list[int]]:
+    def _missing(self, route: SimulatedRoute) -> dict[str, list[int]]:
         """The blocks that each node has to load."""
         missing: dict[str, list[int]] = {}
         for block, node in enumerate(route.placement):

@@ -1,7 +1,7 @@
 """The gateway in simulated time: admits requests and runs their passes along the route, one after another.
 
-`Gateway` follows the life of a session, as `gateway/sessions/session.py` does: admitted, decoding, moving, recovering,
-ended. Tokens have no content here. Drafts and stop words are not simulated.
+`SimulatedGateway` follows the life of a session, as `gateway/sessions/session.py` does: admitted, decoding, moving,
+recovering, ended. Tokens have no content here. Drafts and stop words are not simulated.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from resplit.config import ClusterConfig
 from resplit.gateway.sessions.journal import Journal
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
-from resplit.simulate.admission import Admission, Place
+from resplit.simulate.admission import Place, SimulatedAdmission
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Ran, Visit, segment_pass
-from resplit.simulate.network import Network
-from resplit.simulate.sessions import PreCopy, Route, Session
+from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.sessions import SimulatedPreCopy, SimulatedRoute, SimulatedSession
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
 
-__all__ = ["Gateway"]
+__all__ = ["SimulatedGateway"]
 
 # As in the session of the real gateway: the switch sends at most so many positions, unless that would not get fewer.
 _PATCH_POSITIONS = 2
 _OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
 
 
-class Gateway:
+class SimulatedGateway:
     """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass.
 
     `on_pass` gets the times of each pass, `on_settled` is called as sessions leave epochs.
@@ -38,7 +38,7 @@ class Gateway:
         self,
         cluster: ClusterConfig,
         features: Sequence[BlockFeatures],
-        network: Network,
+        network: SimulatedNetwork,
         agenda: Agenda,
         overhead_s: float = 0.0,
     ) -> None:
@@ -46,15 +46,15 @@ class Gateway:
         self.on_settled: Callable[[], None] = lambda: None
         self.records: list[SessionRecord] = []
         self.journal = Journal(cluster, lambda: agenda.now_s)
-        self.live: Route | None = None
+        self.live: SimulatedRoute | None = None
         self._cluster = cluster
         self._features = features
         self._network = network
         self._agenda = agenda
         self._overhead_s = overhead_s
-        self._admission = Admission(cluster.limits, cluster.kv_tokens, agenda)
+        self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, SimulatedSession] = {}
         self._open = 0  # requests that wait or run
         self._paused = False
         self._when_quiet: Callable[[], None] | None = None
@@ -81,7 +81,7 @@ class Gateway:
         """A request arrives: it is admitted, waits, or is refused."""
         now_s = self._agenda.now_s
         self.journal.arrived(RequestArrival(arrival.request_class, now_s, arrival.prompt_tokens, arrival.new_tokens))
-        session = Session(name, arrival)
+        session = SimulatedSession(name, arrival)
         self._open += 1
         if arrival.prompt_tokens + arrival.new_tokens > min(
             self._cluster.limits.context_tokens, self._cluster.kv_tokens
@@ -99,19 +99,19 @@ class Gateway:
         self._agenda.after(self._cluster.limits.deadline, self._deadline, session)
         self._admission.request(session.place)
 
-    def _admitted(self, session: Session) -> None:
+    def _admitted(self, session: SimulatedSession) -> None:
         self._sessions[session.name] = session
         if self.live is not None:
             session.enter(self.live)
         self._next(session)
 
-    def _deadline(self, session: Session) -> None:
+    def _deadline(self, session: SimulatedSession) -> None:
         if not session.ended:
             self._end(session, _TIMEOUT)
 
     # --- decoding: one pass after another
 
-    def _next(self, session: Session) -> None:
+    def _next(self, session: SimulatedSession) -> None:
         """At a token boundary: follow the live epoch, then begin the next pass. While passes are paused, wait."""
         if self._paused or self._broken or self.live is None:
             session.resume = lambda: self._next(session)
@@ -122,15 +122,15 @@ class Gateway:
         if self._follows(session):
             self._begin(session)
 
-    def _begin(self, session: Session) -> None:
+    def _begin(self, session: SimulatedSession) -> None:
         """Begin the pass of the prompt, or of the last token."""
         self._pass(session, session.position, 1 if session.position else session.arrival.prompt_tokens)
 
-    def _pass(self, session: Session, start: int, tokens: int) -> None:
+    def _pass(self, session: SimulatedSession, start: int, tokens: int) -> None:
         session.begin_pass(self._agenda.now_s)
         self._send(session, 0, start, tokens, more=False, begun_s=session.begun_s + self._overhead_s)
 
-    def _send(self, session: Session, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
+    def _send(self, session: SimulatedSession, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
         """Send `tokens` positions from `start` on to a stage of the route; behind the last stage, to the gateway."""
         route = session.route
         assert route is not None
@@ -148,7 +148,14 @@ class Gateway:
             self._agenda.at(due_s, self._answered, session, session.attempt, start, tokens)
 
     def _arrive(
-        self, session: Session, attempt: int, route: Route, stage: int, start: int, tokens: int, more: bool
+        self,
+        session: SimulatedSession,
+        attempt: int,
+        route: SimulatedRoute,
+        stage: int,
+        start: int,
+        tokens: int,
+        more: bool,
     ) -> None:
         if session.ended or attempt != session.attempt:
             return
@@ -164,7 +171,7 @@ class Gateway:
         route.machines[stage].arrive(Visit(work, done_by=ran))
 
     def _ran(
-        self, session: Session, attempt: int, stage: int, start: int, visit: Visit, batch: Ran, more: bool
+        self, session: SimulatedSession, attempt: int, stage: int, start: int, visit: Visit, batch: Ran, more: bool
     ) -> None:
         """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""
         if session.ended or attempt != session.attempt:
@@ -193,7 +200,7 @@ class Gateway:
         if stage + 1 < len(route.machines) or last_part:
             self._send(session, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
 
-    def _answered(self, session: Session, attempt: int, start: int, tokens: int) -> None:
+    def _answered(self, session: SimulatedSession, attempt: int, start: int, tokens: int) -> None:
         """The token of a pass is here."""
         if session.ended or attempt != session.attempt:
             return
@@ -217,13 +224,13 @@ class Gateway:
         else:
             self._next(session)
 
-    def _copy(self, session: Session) -> None:
+    def _copy(self, session: SimulatedSession) -> None:
         """Stand-by nodes get the caches every so many positions."""
         every = self._cluster.limits.copy_every
         if every and session.position - session.replica >= every:
             session.replica = session.position
 
-    def _end(self, session: Session, status: int) -> None:
+    def _end(self, session: SimulatedSession, status: int) -> None:
         """A request ends: its nodes free its caches."""
         session.ended = True
         self._open -= 1
@@ -240,12 +247,12 @@ class Gateway:
 
     # --- moving: the caches follow the blocks, and the session switches at a token boundary
 
-    def activate(self, route: Route) -> None:
+    def activate(self, route: SimulatedRoute) -> None:
         """Make an epoch the live one. Running sessions move to it at a token boundary."""
         self.live, self._broken = route, False
         self._resume()
 
-    def _follows(self, session: Session) -> bool:
+    def _follows(self, session: SimulatedSession) -> bool:
         """Between passes: begin, continue or finish the move to the live epoch. False if the session waits for it."""
         live, now_s = self.live, self._agenda.now_s
         assert live is not None
@@ -271,15 +278,19 @@ class Gateway:
         self._agenda.at(until_s, self._go_on, session, session.attempt)
         return False
 
-    def _go_on(self, session: Session, attempt: int) -> None:
+    def _go_on(self, session: SimulatedSession, attempt: int) -> None:
         if not session.ended and attempt == session.attempt:
             self._next(session)
 
-    def _precopy(self, session: Session, target: Route, first: int, sent_bytes: float) -> PreCopy:
+    def _precopy(
+        self, session: SimulatedSession, target: SimulatedRoute, first: int, sent_bytes: float
+    ) -> SimulatedPreCopy:
         more_bytes, done_s = self._transfer(session, target, session.position - first, background=True)
-        return PreCopy(target, first, session.position, sent_bytes + more_bytes, done_s)
+        return SimulatedPreCopy(target, first, session.position, sent_bytes + more_bytes, done_s)
 
-    def _transfer(self, session: Session, target: Route, positions: int, background: bool) -> tuple[float, float]:
+    def _transfer(
+        self, session: SimulatedSession, target: SimulatedRoute, positions: int, background: bool
+    ) -> tuple[float, float]:
         """Send so many positions of the caches that move; returns their bytes, and when they have arrived.
 
         The gateway tells the old nodes to send, and is told when that is done: a round trip of messages.
@@ -311,7 +322,7 @@ class Gateway:
             self._when_quiet = None
             then()
 
-    def move_all(self, target: Route) -> float:
+    def move_all(self, target: SimulatedRoute) -> float:
         """While passes are paused: send the caches of all sessions to `target`. Returns when they have arrived."""
         begun_s = until_s = self._agenda.now_s
         for session in self._sessions.values():
@@ -344,13 +355,13 @@ class Gateway:
             if session.route is not None and node in session.route.placement:
                 self._lose(session)
 
-    def _lose(self, session: Session) -> None:
+    def _lose(self, session: SimulatedSession) -> None:
         session.attempt += 1
         session.running, session.precopy = False, None
         begun_s = self._agenda.now_s
         session.resume = lambda: self._recover(session, begun_s)
 
-    def _recover(self, session: Session, begun_s: float) -> None:
+    def _recover(self, session: SimulatedSession, begun_s: float) -> None:
         """Restore the caches that survive, and repeat the other passes: the prompt alone, or the steps since."""
         route = self.live
         if route is None or self._broken or self._paused:
@@ -371,13 +382,13 @@ class Gateway:
         else:
             self._agenda.at(done_s, self._go_on, session, session.attempt)
 
-    def _replay(self, session: Session, attempt: int, start: int, missing: int) -> None:
+    def _replay(self, session: SimulatedSession, attempt: int, start: int, missing: int) -> None:
         if session.ended or attempt != session.attempt:
             return
         self._pass(session, start, missing + 1)
 
 
-def _record(session: Session, status: int) -> SessionRecord:
+def _record(session: SimulatedSession, status: int) -> SessionRecord:
     arrival = session.arrival
     return SessionRecord(
         request_class=arrival.request_class,

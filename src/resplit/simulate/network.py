@@ -14,7 +14,7 @@ import numpy as np
 from resplit.config import LinkShape
 from resplit.phases import LinkState
 
-__all__ = ["Network"]
+__all__ = ["SimulatedNetwork"]
 
 _LEAST_RETRY_S = 0.2  # TCP waits at least this long before it sends again (RFC 6298, as in Linux)
 
@@ -30,7 +30,7 @@ class _Link:
     down_until_s: float = 0.0
 
 
-class Network:
+class SimulatedNetwork:
     """The links of a cluster. `shape` gives the declared one of a pair; None between parts of one machine.
 
     `hop_s` is what the software adds to each message. Losses are drawn from `rng`.

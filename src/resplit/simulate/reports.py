@@ -16,7 +16,7 @@ from resplit.node.emulation import Load
 from resplit.node.probe import ECHO_BYTES, PERIOD_S, some_of_each
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
-from resplit.simulate.network import Network
+from resplit.simulate.network import SimulatedNetwork
 from resplit.telemetry.tables import BLOCK_COLUMNS, LINK_COLUMNS, NODE_COLUMNS, Telemetry
 from resplit.types import BlockFeatures
 
@@ -53,7 +53,7 @@ class Reports:
         machines: Mapping[str, Machine],
         features: Sequence[BlockFeatures],
         memory_bytes: Mapping[str, float],
-        network: Network,
+        network: SimulatedNetwork,
         agenda: Agenda,
         rng: np.random.Generator,
         noise: Noise,

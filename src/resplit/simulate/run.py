@@ -28,10 +28,10 @@ from resplit.scenario import ScenarioConfig
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.control import Control, Loop
 from resplit.simulate.cost import declared_cost_model
-from resplit.simulate.deployment import Deployment, Loading
-from resplit.simulate.gateway import Gateway
+from resplit.simulate.deployment import Loading, SimulatedDeployment
+from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.machines import Machine
-from resplit.simulate.network import Network
+from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.reports import Noise, Reports
 from resplit.types import BlockFeatures, Problem
 from resplit.workload import Arrival
@@ -102,16 +102,16 @@ class _Run:
         self._agenda = agenda = Agenda()
         streams = [np.random.default_rng((seed, number)) for number in range(5)]
         network_rng, machine_rng, report_rng, profile_rng, policy_rng = streams
-        self._network = network = Network(cluster.link, network_rng, physics.hop_s)
+        self._network = network = SimulatedNetwork(cluster.link, network_rng, physics.hop_s)
         kinds = [feature.kind for feature in features]
         service = _noisy(machine_rng, physics.batch_error) if physics.batch_error else None
         self._machines = machines = {
             node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
             for node in cluster.nodes
         }
-        self._gateway = gateway = Gateway(cluster, features, network, agenda, physics.pass_s)
+        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s)
         rules = PlacementRules(cluster, features)
-        self._deployment = Deployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
+        self._deployment = SimulatedDeployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
         decides = bool(policy.asked & {"tick", "change"})
         reports = (
             Reports(

@@ -14,11 +14,11 @@ from resplit.simulate.machines import Machine, segment_pass
 from resplit.types import BlockFeatures, Segment, segments_of
 from resplit.workload import Arrival
 
-__all__ = ["PreCopy", "Route", "Session"]
+__all__ = ["SimulatedPreCopy", "SimulatedRoute", "SimulatedSession"]
 
 
 @dataclass(frozen=True, eq=False)
-class Route:
+class SimulatedRoute:
     """The segments of an epoch with their machines. `exposed`: a private block runs on a node without trust."""
 
     epoch: int
@@ -37,7 +37,7 @@ class Route:
         features: Sequence[BlockFeatures],
         trusted: Collection[str],
         token_bytes: float,
-    ) -> Route:
+    ) -> SimulatedRoute:
         """The route of a placement."""
         segments = segments_of(tuple(placement))
         between = [features[segment.last].activation_bytes_per_token for segment in segments[:-1]]
@@ -52,10 +52,10 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class PreCopy:
+class SimulatedPreCopy:
     """The caches that are copied to `target` so far: the last round sent positions `first..last-1`, until `done_s`."""
 
-    target: Route
+    target: SimulatedRoute
     first: int
     last: int
     cache_bytes: float
@@ -63,13 +63,13 @@ class PreCopy:
 
 
 @dataclass(eq=False)
-class Session:
+class SimulatedSession:
     """A request from its admission to its end. `attempt` grows with each loss: what earlier ones sent is ignored."""
 
     name: str
     arrival: Arrival
     place: Place | None = None
-    route: Route | None = None
+    route: SimulatedRoute | None = None
     ended: bool = False
     attempt: int = 0
     position: int = 0  # positions cached
@@ -87,7 +87,7 @@ class Session:
     epochs: list[int] = field(default_factory=list)
     moves: list[SessionMove] = field(default_factory=list)
     private_ok: bool = True
-    precopy: PreCopy | None = None
+    precopy: SimulatedPreCopy | None = None
     replica: int = 0  # positions of its caches that stand-by nodes hold
     _decodes: list[SegmentPass] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ class Session:
         self.begun_s, self.running, self.segments = now_s, True, []
         self.pass_waited_s = self.pass_computed_s = 0.0
 
-    def enter(self, route: Route) -> None:
+    def enter(self, route: SimulatedRoute) -> None:
         """Use `route` from the next pass on."""
         self.route, self.precopy, self._decodes = route, None, []
         if self.epochs[-1:] != [route.epoch]:
