@@ -1,10 +1,16 @@
-"""What the client of the control API prints."""
+"""What the client of the control API sends and prints."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
-from resplit.cluster.client import describe_status
+import httpx
+
+from resplit.cluster.client import ControlClient, describe_status
+from resplit.control.api import MoveBody
+from resplit.decide import History, PastMove, Settings
 from resplit.status import ClusterStatus, NodeStatus
 
 STATUS = ClusterStatus("home", "tiny", "", ("embed", "head"), 3, ("hub", "hub"), "initial", 0.5, (), 1, 0, "yes")
@@ -26,3 +32,25 @@ def test_a_status_names_a_wrong_clock_with_seconds_and_direction() -> None:
     assert shown(-6.04).endswith("  its clock is 6.0 s behind the controller's: set it (NTP)")
     assert shown(60).endswith("  its clock is 60.0 s ahead of the controller's: set it (NTP)")
     assert "clock" not in shown(0.5)
+
+
+def test_a_move_away_from_an_overloaded_placement_can_be_told() -> None:
+    """Its predicted latency is infinite, and JSON has no infinity."""
+    move = PastMove(1.0, "re-split", ("a",), ("b",), None, math.inf)
+    bodies: list[bytes] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        return httpx.Response(200, json={})
+
+    with ControlClient("http://control", "secret") as client:
+        client._http = httpx.Client(base_url="http://control", transport=httpx.MockTransport(handle))
+        client.add_move(move, Settings())
+        client.set_moves(History(move))
+    added, replaced = (json.loads(body, parse_constant=_refuse) for body in bodies)
+    assert MoveBody.model_validate(added).move == move
+    assert replaced["last"] == added["move"]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,14 @@ def test_a_restart_continues_with_the_moves_and_the_bars_that_were_written(tmp_p
     assert again == moves.history
     assert again.last == move(2.0)
     assert again.bars(B, 50.0)
+
+
+def test_a_move_away_from_an_overloaded_placement_is_written_as_plain_json(tmp_path: Path) -> None:
+    moves = Moves(tmp_path / "history.json")
+    escape = replace(move(1.0), predicted_before_s=math.inf)
+    moves.moved(escape, SETTINGS)
+    assert "Infinity" not in (tmp_path / "history.json").read_text()
+    assert Moves(tmp_path / "history.json").history.last == escape
 
 
 def test_a_move_of_one_loop_does_not_undo_a_newer_move_of_the_other(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 
 from resplit.config import ClusterConfig, parse_cluster
 from resplit.decide.state import History, PastMove, Settings
@@ -125,16 +125,16 @@ class ControlClient:
 
     def log_decision(self, decision: Mapping[str, Any]) -> None:
         """Append to the decision log."""
-        self._send("POST", "/decisions", json=dict(decision))
+        self._send("POST", "/decisions", body=decision)
 
     def profile(self) -> None:
         """Have every node time its blocks and links."""
-        self._send("POST", "/profile", json={})
+        self._send("POST", "/profile", body={})
 
     def set_problem(self, problem: Problem, cost: CostModel | None = None) -> None:
         """Give the controller the latest problem, with which it plans on its own, and the model that posed it."""
         body = {"problem": problem_to_json(problem), "cost": json.loads(cost.to_json()) if cost else None}
-        self._send("POST", "/problem", json=body)
+        self._send("POST", "/problem", body=body)
 
     def problem_of(self, epoch: int) -> Problem | None:
         """The problem for which the fast loop deployed an epoch; None if it did not, or long ago."""
@@ -150,9 +150,7 @@ class ControlClient:
 
         `policy` is one of `resplit.policies.POLICIES`.
         """
-        plain = TypeAdapter(type(settings)).dump_python(settings, mode="json")
-        body = {"settings": plain, "for_s": for_s, "policy": policy}
-        self._send("PUT", "/fast_loop", json=body)
+        self._send("PUT", "/fast_loop", body={"settings": settings, "for_s": for_s, "policy": policy})
 
     def moves(self) -> History:
         """The history of moves."""
@@ -160,27 +158,26 @@ class ControlClient:
 
     def set_moves(self, history: History) -> None:
         """Replace the history of moves."""
-        self._send("PUT", "/moves", json=_MOVES.dump_python(history, mode="json"))
+        self._send("PUT", "/moves", body=history)
 
     def add_move(self, move: PastMove, settings: Settings) -> None:
         """Add a move that was deployed to the history; moves that the fast loop adds meanwhile stay."""
-        self._send("POST", "/moves", json=to_jsonable_python({"move": move, "settings": settings}))
+        self._send("POST", "/moves", body={"move": move, "settings": settings})
 
     def propose(self, proposal: Proposal) -> LiveEpoch:
         """Have a placement deployed; ProposalRefusedError if the controller refuses it."""
-        body = TypeAdapter(Proposal).dump_python(proposal, mode="json")
-        return self._parsed(_EPOCH, self._send("POST", "/proposals", json=body))
+        return self._parsed(_EPOCH, self._send("POST", "/proposals", body=proposal))
 
     def emulate_node(self, change: Mapping[str, Any]) -> None:
         """Change the emulated hardware of a node: keys `node`, `slowdown`, `background_utilization`."""
-        self._send("POST", "/emulation/node", json=dict(change))
+        self._send("POST", "/emulation/node", body=change)
 
     def emulate_link(self, change: Mapping[str, Any]) -> None:
         """Change an emulated link in both directions: keys `between`, `latency_s`, `bandwidth_bytes_per_s`."""
-        self._send("POST", "/emulation/link", json=dict(change))
+        self._send("POST", "/emulation/link", body=change)
 
     def _operate(self, method: str, path: str, body: dict[str, Any]) -> list[str]:
-        return self._parsed(_CHANGES, self._send(method, path, json=body))["changes"]
+        return self._parsed(_CHANGES, self._send(method, path, body=body))["changes"]
 
     def _get(self, path: str, adapter: TypeAdapter[_Answer], **query: float) -> _Answer:
         return self._parsed(adapter, self._send("GET", path, params=query))
@@ -196,9 +193,14 @@ class ControlClient:
                 "is it of the same version?"
             ) from None
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: object = None, params: Mapping[str, float] | None = None
+    ) -> httpx.Response:
+        """Send a request; `body` becomes JSON, in which an infinite number is null."""
+        content = None if body is None else to_json(body, inf_nan_mode="null")
+        headers = {"Content-Type": "application/json"} if content else {}
         try:
-            response = self._http.request(method, path, **arguments)
+            response = self._http.request(method, path, content=content, headers=headers, params=params)
         except httpx.HTTPError as error:
             raise NodeLostError(f"the controller at {self._url} does not answer ({error})") from error
         if response.status_code == 409:

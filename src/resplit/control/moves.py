@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import structlog
@@ -32,7 +31,7 @@ class Moves:
         """Replace the history. CapacityError if the file cannot be written; it is then lost with this process."""
         self.history = history
         try:
-            write_atomically(self._file, json.dumps(_HISTORY.dump_python(history)))
+            write_atomically(self._file, _HISTORY.dump_json(history).decode())
         except OSError as error:
             raise CapacityError(f"{self._file}: cannot be written ({error.strerror})") from error
 
