@@ -26,6 +26,7 @@ from resplit.cluster.state import describe, proposal_of
 from resplit.control.planning import without
 from resplit.cost import fit_cost_model, node_readings, problem_from
 from resplit.planner.best_effort import solve_best_effort
+from resplit.planner.closed_loop import with_streams
 from resplit.planner.evaluate import evaluate
 from resplit.types import Problem, RequestClass
 
@@ -61,30 +62,6 @@ class PredictionRow:
     def error(self) -> float:
         """Relative error of the prediction; positive where it is too high."""
         return self.predicted_s / self.measured_s - 1
-
-
-def with_streams(problem: Problem, placement: Sequence[str], streams: int) -> Problem:
-    """The problem with the rate that `streams` streams cause, each of which sends one request after another.
-
-    With latency W, their rate is lambda = streams / W (Little's law). A request meets only the other streams, so W is
-    that of an open network at the rate lambda (streams - 1) / streams (Schweitzer's approximation). The problem has
-    this rate; lambda is found by bisection, as lambda W(lambda) rises.
-    """
-    low, high = 0.0, 1.0
-
-    def at(rate_rps: float) -> Problem:
-        seen_rps = max(rate_rps * (streams - 1) / streams, 1e-9)
-        return replace(problem, classes=(replace(problem.classes[0], rate_rps=seen_rps),))
-
-    def in_progress(rate_rps: float) -> float:
-        return rate_rps * evaluate(at(rate_rps), placement).terms.latency_s
-
-    while in_progress(high) < streams:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if in_progress(middle) < streams else (low, middle)
-    return at(low)
 
 
 async def closed_loop(url: str, streams: int, prompt_tokens: int, new_tokens: int, for_s: float) -> list[Timed]:

@@ -27,7 +27,7 @@ from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
 from tasks.fit import fit
 from tasks.observe import observe
-from tasks.plan import busy_shares, choose, plan, problem, save_configuration, save_fast_configurations
+from tasks.plan import choose, plan, problem, save_configuration, save_fast_configurations
 from tasks.validate import Need, validate
 
 _log = structlog.get_logger(__name__)
@@ -101,7 +101,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     slo_s = {declared.name: declared.slo for declared in cluster.classes}
     measured = measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s))
     settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
-    busy = busy_shares(valid.telemetry)
+    busy = valid.telemetry.busy_shares()
     situation = Situation(now_s, posed, settings, history, cost.uncertainty, measured=measured, busy=busy)
     decision = choose(given.policy, situation, given.rng)
     if "change" in given.policy.asked:

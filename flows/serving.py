@@ -22,6 +22,7 @@ from resplit.decide import History
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan
 from resplit.policies import make_policy
+from resplit.policies.foresight import ForeseenMove, foresee
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
 from resplit.traces import traced_requests
@@ -29,7 +30,7 @@ from resplit.types import Problem
 from resplit.workload import schedule_requests
 from tasks.changes import reset
 from tasks.deploy import deploy_plan
-from tasks.foresee import ForeseenMove, foresee, move_on_schedule
+from tasks.foresee import move_on_schedule
 from tasks.measure import measure, serve_workload
 from tasks.workload import load_words
 

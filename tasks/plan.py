@@ -53,11 +53,6 @@ def choose(policy: Policy, situation: Situation, rng: np.random.Generator) -> De
     return policy.decide(situation, rng)
 
 
-def busy_shares(telemetry: Telemetry) -> dict[str, float]:
-    """The share of time in which each node was busy, background included: the mean of its reports."""
-    return {str(node): float(share) for node, share in telemetry.nodes.groupby("node").cpu_utilization.mean().items()}
-
-
 def load_configurations(folder: Path, epochs: list[int]) -> dict[int, Path]:
     """The folders that `save_configuration` wrote for these epochs, by epoch."""
     return {epoch: folder / str(epoch) for epoch in epochs if (folder / str(epoch)).exists()}

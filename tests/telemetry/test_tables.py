@@ -48,6 +48,12 @@ def test_rows_become_tables_of_the_stated_types() -> None:
     assert (len(telemetry.nodes), len(telemetry.links), len(telemetry.blocks)) == (2, 1, 0)
 
 
+def test_the_busy_share_of_each_node_is_the_mean_of_its_reports() -> None:
+    reports = [(0.5, "hub"), (0.9, "study"), (0.2, "hub")]
+    rows = [ROWS["nodes"][0] | {"cpu_utilization": share, "node": node} for share, node in reports]
+    assert Telemetry.from_rows({"nodes": rows}).busy_shares() == pytest.approx({"hub": 0.35, "study": 0.9})
+
+
 def test_a_row_that_lacks_a_column_is_refused_by_name() -> None:
     broken = {key: value for key, value in ROWS["links"][0].items() if key not in ("peer", "seconds")}
     with pytest.raises(DataError, match="without peer, seconds"):

@@ -63,6 +63,10 @@ class Telemetry:
             }
         )
 
+    def busy_shares(self) -> dict[str, float]:
+        """The share of time in which each node was busy, background included: the mean of its reports."""
+        return {str(node): float(share) for node, share in self.nodes.groupby("node").cpu_utilization.mean().items()}
+
     def since(self, time_s: float) -> Telemetry:
         """The rows not older than `time_s`."""
         return Telemetry(**{name: table[table["time_s"] >= time_s] for name, table in vars(self).items()})

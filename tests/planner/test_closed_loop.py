@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.predictions import with_streams
+from resplit.planner.closed_loop import with_streams
 from resplit.planner.evaluate import evaluate
 from resplit.types import Problem
 from tests.support.decisions import FAST, SLOW, halves, problem
