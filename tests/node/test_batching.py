@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
-from resplit.node.batching import MOST_SESSIONS, ChunkPace, SegmentPass, Waiting, next_batch, still_waiting
+from resplit.node.batching import MOST_SESSIONS, Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch, still_waiting
 
 
 def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
@@ -121,6 +122,50 @@ def test_a_gap_in_which_a_prompt_ran_is_not_a_usual_one() -> None:
     assert found.chunk_tokens(1.2) == 24
     found.decoded("a", 1.3)
     assert found.chunk_tokens(1.3) == 32
+
+
+def test_the_tokens_of_a_prompt_beside_streams_take_what_the_streams_do_not() -> None:
+    found = ChunkPace()
+    found.ran(Batch(0, 3, [Part(step("a"), 1)]), 0.030, 0.97)
+    found.ran(Batch(0, 3, [Part(step("a"), 1)]), 0.030, 1.00)  # a gap of 30 ms
+    found.ran(Batch(0, 3, [Part(step("a"), 1), Part(prompt("b", 20), 20)]), 0.060, 1.06)  # 1.5 ms a token
+    assert found.chunk_tokens(1.061) == 24  # 45 ms / 1.5 ms = 30
+
+
+def away(away_s: float = 0.002) -> ChunkPace:
+    """Streams a and b decode with a gap of 40 ms; both were away for `away_s`, and b is since time 1."""
+    found = ChunkPace()
+    for end_s in (0.96, 1.0):
+        for session in "ab":
+            found.arrived(step(session).work, end_s - 0.04 + away_s)
+        found.ran(Batch(0, 3, [Part(step(session), 1) for session in "ab"]), 0.038, end_s)
+    return found
+
+
+def test_a_pass_waits_for_the_streams_that_are_about_to_come_back() -> None:
+    found = away()
+    found.arrived(step("a").work, 1.001)
+    assert found.join_until_s([step("a")], 1.001, 1.001, 2) == pytest.approx(1.0 + 2 * 0.0018)
+    assert found.join_until_s([prompt("c", 100)], 1.001, 1.001, 2) > 1.001
+    found.arrived(step("b").work, 1.002)
+    assert found.join_until_s([step("a"), step("b")], 1.001, 1.002, 2) <= 1.002
+
+
+def test_a_pass_waits_for_no_stream_that_is_late_far_away_ended_or_in_another_pass() -> None:
+    def begins_at_once(found: ChunkPace, waiting: list[Waiting], now_s: float = 1.001, most_decodes: int = 2) -> bool:
+        return found.join_until_s(waiting, 1.001, now_s, most_decodes) <= now_s
+
+    assert not begins_at_once(away(), [step("c")])
+    assert begins_at_once(ChunkPace(), [step("c")])
+    assert begins_at_once(away(), [step("c")], now_s=1.0041)
+    assert begins_at_once(away(away_s=0.02), [step("c")])
+    assert begins_at_once(away(), [step("c", segment=(4, 5))])
+    assert begins_at_once(away(), [step("c")], most_decodes=1)
+    assert begins_at_once(away(), [prompt("c", 9, timed=True)])
+    ended = away()
+    for session in "ab":
+        ended.ended(session)
+    assert begins_at_once(ended, [step("c")])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 200), st.booleans()), min_size=1, max_size=20))

@@ -73,6 +73,24 @@ async def test_decode_steps_that_wait_share_a_pass(executor: Executor) -> None:
     assert all(timing.tokens == timing.sessions and timing.context_tokens == 3 for timing in executor.timings)
 
 
+async def test_a_pass_waits_for_a_stream_that_is_about_to_come_back(executor: Executor) -> None:
+    for session in "ab":
+        await results(executor, whole(session, 0, [1, 2, 3]))
+    await asyncio.gather(*(results(executor, whole(session, 3, [4])) for session in "ab"))
+    executor._pace._gap_s = executor._pace._away_s = 1e4  # so long that only what the test does ends the wait
+    executor._pace._gap_s *= 100
+    first = asyncio.create_task(results(executor, whole("a", 4, [5])))
+    await asyncio.sleep(0)  # until it waits for the pass
+    assert not first.done()
+    await results(executor, whole("b", 4, [5]))
+    executor._pace._away_s = 1e4
+    last = asyncio.create_task(results(executor, whole("a", 5, [6])))
+    await asyncio.sleep(0)  # until it waits for the pass
+    executor.end("b")
+    times = [results[0].time for results in (await first, await last)]
+    assert [each.load for each in times if each] == [Load(2, 0), Load(1, 0)]
+
+
 async def test_each_part_of_a_pass_says_how_long_it_waited_and_what_its_batch_computed(executor: Executor) -> None:
     first, second = await results(executor, whole("prompt", 0, [*PROMPT, *PROMPT]))
     assert first.time is not None

@@ -17,11 +17,15 @@ from resplit.types import LogitChange, Sampling
 
 MOST_SESSIONS = 32
 # A chunk takes at most this many of the usual gaps of the streams that decode meanwhile. A stream may wait for two
-# chunks: its next step comes back when the second one has begun.
+# chunks: if it is late, its next step comes back when the second one has begun.
 _MOST_DELAY = 1.5
 LONGEST_CHUNK = 16 * CHUNK_TOKENS
 _SMOOTHING = 0.2  # weight of the newest value
 _IDLE_S = 0.25  # a stream's next step may be late by this much; after it, no stream decodes
+# A pass waits at most this share of a usual gap for streams that are about to come back, and for each of them at most
+# this many of its usual times away.
+_MOST_WAIT = 0.2
+_LATE = 2.0
 
 
 @dataclass(frozen=True)
@@ -192,38 +196,69 @@ class ChunkPace:
     def __init__(self) -> None:
         self._gap_s = 0.0  # between two decode steps of a stream, smoothed
         self._prefill_token_s = 0.0  # smoothed
+        self._decodes_s = 0.0  # of a pass with decode steps only, smoothed
         self._last_s = -math.inf  # when a stream decoded last
         self._prefilled_s = -math.inf  # when a prompt ran last
         self._decoded_s: dict[str, float] = {}  # when each stream did
+        self._segments: dict[str, tuple[int, int]] = {}  # that each stream passed last
+        self._away_s = math.inf  # from a decode step of a stream to its next one for the same segment, smoothed
 
     def ran(self, batch: Batch, node_s: float, now_s: float) -> None:
         """Note the end of a batch that took the node `node_s`."""
+        if batch.prefill_tokens:
+            self.prefilled(now_s)
         for part in batch.parts:
             if part.waiting.work.decoding:
                 self.decoded(part.waiting.work.session, now_s)
+                self._segments[part.waiting.work.session] = batch.first, batch.last
         if batch.prefill_tokens:
-            self.prefilled(now_s)
-        if not batch.decodes:
-            self.timed(batch.prefill_tokens, node_s)
+            self.timed(batch.prefill_tokens, max(0.0, node_s - self._decodes_s) if batch.decodes else node_s)
+        else:
+            self._decodes_s = _smoothed(self._decodes_s, node_s)
 
     def decoded(self, session: str, now_s: float) -> None:
         """Note the end of a decode step. A gap during which a prompt ran is not a usual one."""
-        before_s = self._decoded_s.get(session, -math.inf)
-        if before_s > self._prefilled_s:
+        before_s = self._decoded_s.get(session)
+        if before_s is not None and before_s >= self._prefilled_s:
             self._gap_s = _smoothed(self._gap_s, now_s - before_s)
         self._decoded_s[session] = self._last_s = now_s
+
+    def arrived(self, work: SegmentPass, now_s: float) -> None:
+        """Note that a pass came and waits now: a decode step tells how long its stream was away."""
+        if work.decoding and self._segments.pop(work.session, None) == (work.first, work.last):
+            away_s = now_s - self._decoded_s.get(work.session, now_s)
+            self._away_s = away_s if math.isinf(self._away_s) else _smoothed(self._away_s, away_s)
+
+    def join_until_s(self, waiting: Sequence[Waiting], begun_s: float, now_s: float, most_decodes: int) -> float:
+        """Until when the next batch should wait for streams that are about to come back for its segment.
+
+        A pass costs much less for one more stream than for a stream alone, and a prompt's chunk that begins just
+        before a stream comes back delays it. `begun_s` is when the batch could have begun. A time in the past: begin.
+        """
+        oldest = waiting[0].work
+        segment, latest_s = (oldest.first, oldest.last), begun_s + _MOST_WAIT * self._gap_s
+        ready = sum(each.work.decoding and (each.work.first, each.work.last) == segment for each in waiting)
+        if oldest.timed or ready >= most_decodes:
+            return now_s
+        due_s = (self._decoded_s[session] + _LATE * self._away_s for session in self._away(segment))
+        return max((due for due in due_s if now_s < due <= latest_s), default=now_s)
+
+    def _away(self, segment: tuple[int, int]) -> list[str]:
+        """The streams whose last pass was through `segment`, and that have not come back since."""
+        return [session for session, last in self._segments.items() if last == segment]
 
     def prefilled(self, now_s: float) -> None:
         """Note the end of a pass in which a prompt ran."""
         self._prefilled_s = now_s
 
     def timed(self, tokens: int, seconds: float) -> None:
-        """Note the time of a pass over so many prompt tokens and nothing else."""
+        """Note the time that so many prompt tokens took."""
         self._prefill_token_s = _smoothed(self._prefill_token_s, seconds / tokens)
 
     def ended(self, session: str) -> None:
         """Forget a stream."""
         self._decoded_s.pop(session, None)
+        self._segments.pop(session, None)
 
     def fair_share(self, stages: int, now_s: float) -> int:
         """How many streams may share a pass, so that every stage of the chain has some to compute.

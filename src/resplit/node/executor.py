@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -164,10 +165,10 @@ class Executor:
         return results[0].time.node_s
 
     def _enqueue(self, queued: Sequence[_Queued]) -> None:
-        for each in queued:
-            each.since_s = time.perf_counter()
         with self._changed:
             for each in queued:
+                each.since_s = time.perf_counter()
+                self._pace.arrived(each.work, each.since_s)
                 self._note_parts(each)
             self._waiting += queued
             self._changed.notify()
@@ -240,7 +241,9 @@ class Executor:
         self.engine.close(session)
         self.permits.end(session)
         self._in_parts.discard(session)
-        self._pace.ended(session)
+        with self._changed:
+            self._pace.ended(session)
+            self._changed.notify()  # a batch may wait for this stream
 
     @property
     def _background(self) -> float:
@@ -263,20 +266,34 @@ class Executor:
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""
         with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if self._closed:
+            if not self._await_batch():
                 return None
             now_s = time.perf_counter()
-            stages = self._waiting[0].work.stages
-            # Emulated sessions that share no part of a pass gain nothing together, and would wait for one another.
-            shares = self.hardware is None or any(self.hardware.fixed_s.values())
-            most_decodes = self._pace.fair_share(stages, now_s) if shares else 1
-            batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), most_decodes)
+            batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), self._most_decodes(now_s))
             self._waiting = still_waiting(self._waiting, batch)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
             self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
             return batch
+
+    def _await_batch(self) -> bool:
+        """Wait for a pass, and for those that should join it; False after `close`."""
+        begun_s = math.inf
+        while not self._closed:
+            wait_s = None
+            if self._waiting:
+                now_s = time.perf_counter()
+                begun_s = min(begun_s, now_s)
+                wait_s = self._pace.join_until_s(self._waiting, begun_s, now_s, self._most_decodes(now_s)) - now_s
+                if wait_s <= 0:
+                    return True
+            self._changed.wait(wait_s)
+        return False
+
+    def _most_decodes(self, now_s: float) -> int:
+        """How many streams may share the next pass."""
+        # Emulated sessions that share no part of a pass gain nothing together, and would wait for one another.
+        shares = self.hardware is None or any(self.hardware.fixed_s.values())
+        return self._pace.fair_share(self._waiting[0].work.stages, now_s) if shares else 1
 
     def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
         """Run a batch. A pass that ends with an error leaves the line, whatever is left of it."""
