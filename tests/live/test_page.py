@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,11 @@ from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.model.source import StoredModel
+from resplit.node.agent import Agent
+from resplit.node.server import NodeService
+from resplit.security.signing import CommandVerifier
 from resplit.wire.addresses import Address
+from resplit.wire.links import Shape
 from resplit.wire.listener import Listener
 from tests.support.controllers import FIRST, SECOND, operator_of
 from tests.support.in_process import InProcessCluster, deploy, in_process
@@ -43,6 +50,11 @@ class Shown:
     tab: playwright.Page
     complaints: list[str]
 
+    async def press(self, group: str, button: str) -> None:
+        """Press a button in a group of the controls, and wait until the page says that it is done."""
+        await self.tab.click(f"#controls fieldset:has(legend:text-is('{group}')) button:text-is('{button}')")
+        await self.tab.wait_for_selector(f"#done:text-is('{button}: done')")
+
     async def blocks(self) -> dict[str, int]:
         """How many cells each node has on the map."""
         cells = await self.tab.eval_on_selector_all("#map .cell", "cells => cells.map(cell => cell.dataset.node)")
@@ -59,27 +71,59 @@ async def browser() -> AsyncIterator[playwright.Browser]:
 
 @pytest.fixture
 async def shown(browser: playwright.Browser, stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[Shown]:
-    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
-        controller = nodes.controller()
-        await controller.start()
-        await deploy(controller, FIRST)
-        async with _served(nodes, controller) as url:
-            tab, complaints = await browser.new_page(), list[str]()
-            tab.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
-            tab.on("pageerror", lambda error: complaints.append(str(error)))
-            await tab.goto(url)
-            await tab.wait_for_selector("#connection.good")
-            await tab.wait_for_selector("#map .cell")
-            yield Shown(nodes, controller, tab, complaints)
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes, _shown(browser, nodes) as page:
+        yield page
+
+
+@pytest.fixture
+def agents() -> dict[str, Agent]:
+    """The emulated nodes, by name."""
+    return {}
+
+
+@pytest.fixture
+async def emulated(
+    browser: playwright.Browser, stored_model: StoredModel, tmp_path: Path, agents: dict[str, Agent]
+) -> AsyncIterator[Shown]:
+    def service(agent: Agent, verifier: CommandVerifier) -> NodeService:
+        agents[agent.hosting.name] = agent
+        return NodeService(agent, verifier)
+
+    times = {"embed": "0.2 ms", "layer": "0.4 ms", "head": "0.2 ms"}
+    emulate = {"decode_per_token": times, "prefill_per_token": dict.fromkeys(times, "0 ms")}
+    links = {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}}
+    emulated = [{"name": name, "memory": "8 MiB", "emulate": emulate} for name in (A, B, C)]
+    config, services = three_node_config(nodes=emulated, links=links), dict.fromkeys((A, B, C), service)
+    async with (
+        in_process(config, stored_model, tmp_path, services) as nodes,
+        _shown(browser, nodes, emulate=emulate, links=links) as page,
+    ):
+        yield page
 
 
 @contextlib.asynccontextmanager
-async def _served(nodes: InProcessCluster, controller: Controller) -> AsyncIterator[str]:
+async def _shown(browser: playwright.Browser, nodes: InProcessCluster, **hardware: Any) -> AsyncIterator[Shown]:
+    """The page above running nodes. `hardware` is what the cluster file says of emulated ones."""
+    controller = nodes.controller()
+    await controller.start()
+    await deploy(controller, FIRST)
+    async with _served(nodes, controller, hardware) as url:
+        tab, complaints = await browser.new_page(), list[str]()
+        tab.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        await tab.goto(url)
+        await tab.wait_for_selector("#connection.good")
+        await tab.wait_for_selector("#map .cell")
+        yield Shown(nodes, controller, tab, complaints)
+
+
+@contextlib.asynccontextmanager
+async def _served(nodes: InProcessCluster, controller: Controller, hardware: Mapping[str, Any]) -> AsyncIterator[str]:
     """The gateway's HTTP server with its page; the address of the page."""
     address = Address("127.0.0.1", free_ports(1)[0])
     monitor = Monitor(nodes.router.peers, len(FIRST))
     app = _app(nodes.config, nodes.model, nodes.sessions, nodes.config.classes_by_key())
-    app.mount("/control", create_control_api(controller, operator_of(nodes, controller), monitor, TOKEN))
+    app.mount("/control", create_control_api(controller, operator_of(nodes, controller, **hardware), monitor, TOKEN))
     page = _mount_page(app, controller, monitor, nodes.sessions, TOKEN)
     server = _http_server(app, listening := Listener(address, 64))
     tasks = [asyncio.create_task(monitor.run()), asyncio.create_task(server.serve(sockets=[listening]))]
@@ -148,3 +192,36 @@ async def test_text_of_a_node_is_never_markup(shown: Shown) -> None:
     await shown.tab.wait_for_selector("#decisions summary:has-text('<script>')")
     assert await shown.tab.locator("#decisions img").count() == 0
     assert shown.complaints == []
+
+
+async def test_emulated_hardware_is_changed_from_the_page(
+    emulated: Shown, agents: dict[str, Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosting, links = agents[C].hosting, agents[C].connections.links
+    await emulated.tab.fill("#token", TOKEN)
+    await emulated.tab.press("#token", "Enter")
+    await emulated.tab.select_option("#controls select[name=node]", C)
+    await emulated.press("A node", "5 times slower")
+    await emulated.press("A node", "Others use 80 %")
+    assert (hosting.hardware.slowdown, hosting.hardware.background_utilization) == (5, 0.8)
+    await emulated.press("A node", "As declared")
+    assert (hosting.hardware.slowdown, hosting.hardware.background_utilization) == (1, 0)
+
+    await emulated.tab.select_option("#controls select[name=one]", B)
+    await emulated.tab.select_option("#controls select[name=other]", C)
+    await emulated.press("A link", "Slow (120 ms, 10 Mbit/s)")
+    assert links[B].shape == agents[B].connections.links[C].shape == Shape(0.12, 1.25e6)
+    await emulated.press("A link", "Cut (10 s)")
+    assert links[B].shape == Shape(10.0, 1e3)
+    await emulated.press("A link", "As declared")
+    assert links[B].shape == Shape(0.001, 1.25e8)
+
+    def crash(pid: int, sent: signal.Signals) -> None:
+        assert (pid, sent) == (os.getpid(), signal.SIGKILL)  # here all nodes share the test's process
+        emulated.nodes.proxies[C].close()
+        emulated.nodes.break_connections(C)
+
+    monkeypatch.setattr("resplit.node.agent.os.kill", crash)
+    await emulated.press("A node", "Kill its process")
+    await emulated.tab.wait_for_selector(f"#map .node.lost[data-node={C}]")
+    assert emulated.complaints == []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
@@ -47,18 +48,25 @@ async def started(nodes: InProcessCluster, count: int) -> bool:
     return sum(session.position > 6 for session in nodes.sessions._live.values()) == count
 
 
-def operator_of(nodes: InProcessCluster, controller: Controller) -> Operator:
-    """An operator of this cluster, whose desired state has no changes yet."""
+def operator_of(
+    nodes: InProcessCluster, controller: Controller, emulate: Mapping[str, Any] | None = None, **more: Any
+) -> Operator:
+    """An operator of this cluster, whose desired state has no changes yet.
+
+    Its file has `more` keys, and every node has `emulate`, if that is given.
+    """
+    emulated = {"emulate": emulate} if emulate else {}
     content = {
         "name": nodes.config.name,
         "source": nodes.config.source,
         "trusted": list(nodes.config.trusted),
         "nodes": [
-            {"name": each.name, "memory": f"{each.memory} B", "address": str(nodes.addresses[each.name])}
+            {"name": each.name, "memory": f"{each.memory} B", "address": str(nodes.addresses[each.name]), **emulated}
             for each in nodes.config.nodes
         ],
         "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}],
         "kv_tokens": nodes.config.kv_tokens,
+        **more,
     }
     return Operator(controller, nodes.router, content, nodes.folder / "desired_state.json")
 
