@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from resplit.control import load_paces
 from resplit.control.node_commands import NodeCommands
 from resplit.control.rules import PlacementRules
 from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
@@ -122,10 +123,36 @@ async def test_a_node_that_refuses_a_notification_for_no_honest_reason_is_faulty
 
 async def test_a_node_gets_one_command_at_a_time_and_a_limit_for_each(bench: Bench) -> None:
     await asyncio.gather(*(bench.commands.send({A: command}, 4) for command in (Commit(4), Abort(5), Release(4))))
-    await bench.commands.send({A: bench.commands.profile(A, bench.rules)}, 4)
-    assert bench.peers[A].limits_s == {"commit": 10.0, "abort": 10.0, "release": 10.0, "profile": 60.0}
+    assert bench.peers[A].limits_s == {"commit": 10.0, "abort": 10.0, "release": 10.0}
     await bench.commands.send({A: Commit(4), B: Commit(4)}, 4, {A: 2.0})
     assert (bench.peers[A].limits_s["commit"], bench.peers[B].limits_s["commit"]) == (2.0, 10.0)
+
+
+async def test_to_load_blocks_a_node_gets_time_for_their_bytes_and_those_of_the_block_that_it_loads_just_then(
+    bench: Bench,
+) -> None:
+    largest, pace = bench.keyring.largest_sealed_bytes, load_paces.SLOWEST_BYTES_PER_S
+    prepare = bench.commands.prepare(A, Route(3, tuple(SPREAD), {}), bench.rules, replace_current=False)
+    profile = bench.commands.profile(A, bench.rules)
+    for command, least_s in ((prepare, 10.0), (profile, 60.0)):
+        await bench.commands.send({A: command}, 4)
+        sealed_bytes = largest + sum(shard.sealed_bytes for shard in command.shards.values())
+        assert bench.peers[A].limits_s[command.kind] == pytest.approx(least_s + sealed_bytes / pace)
+        kind, body, _ = bench.peers[A].received[-1]
+        assert (kind, body["within_s"]) == (command.kind, bench.peers[A].limits_s[command.kind])
+    await bench.commands.notify({A: prepare}, 4)
+    assert bench.peers[A].limits_s["prepare"] == 10.0
+
+
+async def test_the_pace_of_a_load_sets_the_time_for_the_next_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_paces, "SLOWEST_BYTES_PER_S", 1)
+    prepare = bench.commands.prepare(A, Route(3, tuple(SPREAD), {}), bench.rules, replace_current=False)
+    limits_s = []
+    for loaded in ([1], [], []):
+        bench.peers[A]._answer = {"loaded": loaded}
+        await bench.commands.send({A: prepare}, 4)
+        limits_s.append(bench.peers[A].limits_s["prepare"])
+    assert limits_s[0] > 1000 > limits_s[1] == limits_s[2]
 
 
 async def test_a_command_that_waited_while_its_node_was_found_faulty_is_not_sent(bench: Bench) -> None:

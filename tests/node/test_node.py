@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from resplit.model.source import StoredModel
 from resplit.node.executor import Executor
 from resplit.security.identity import Member
 from resplit.security.signing import CommandSigner
+from resplit.shards.registry import Registry
 from resplit.wire.addresses import Address
+from resplit.wire.commands import Standby, to_body
 from resplit.wire.links import Shape
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
@@ -151,6 +153,40 @@ async def test_a_prepare_that_is_given_up_leaves_no_block_behind(
     await aborting
     await loaded.wait()
     assert await held(nodes) == ([2, 3], [1], [])
+
+
+@pytest.fixture
+def hanging_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    go_on = threading.Event()
+
+    def read(*_: object) -> bytes:
+        go_on.wait(60)
+        return b""
+
+    monkeypatch.setattr(Registry, "_read", read)
+    yield
+    go_on.set()
+
+
+@pytest.mark.usefixtures("hanging_registry")
+async def test_a_node_whose_registry_hangs_says_so_within_the_time_of_the_command(nodes: InProcessCluster) -> None:
+    body = nodes.prepare_body("plain", MIDDLE, 1) | {"within_s": 1.0}
+    async with asyncio.timeout(10):
+        with pytest.raises(ShardError, match=r"registry .*: no answer within 0\.\d+ s"):
+            await nodes.command("plain", "prepare", body, 1)
+    assert await held(nodes) == ([], [], [])
+
+
+@pytest.mark.usefixtures("hanging_registry")
+async def test_a_node_that_still_loads_a_standby_block_says_so_within_the_time_of_the_command(
+    nodes: InProcessCluster,
+) -> None:
+    shards = nodes.prepare_body("plain", MIDDLE, 1)["shards"]
+    standby = to_body(Standby((2,), nodes.model.spec, nodes.private, {})) | {"shards": shards}
+    await nodes.command("plain", "standby", standby)
+    async with asyncio.timeout(10):
+        with pytest.raises(ShardError, match="block 3 could not be loaded in time"):
+            await nodes.command("plain", "prepare", nodes.prepare_body("plain", LATER, 1) | {"within_s": 1.0}, 1)
 
 
 @pytest.fixture

@@ -88,6 +88,24 @@ async def hangs(stream: Stream[Any, Any], honest: Honest) -> None:
     await asyncio.Event().wait()
 
 
+def hangs_in(kind: str) -> Lie:
+    """Never answer commands of this kind, and carry out all others."""
+
+    async def lie(stream: Stream[Any, Any], honest: Honest) -> None:
+        receive, command = stream.recv_message, await stream.recv_message()
+        if command.kind == kind:
+            await asyncio.Event().wait()
+
+        async def again() -> Any:
+            stream.recv_message = receive  # type: ignore[method-assign]
+            return command
+
+        stream.recv_message = again  # type: ignore[method-assign]
+        await honest(stream)
+
+    return lie
+
+
 async def breaks(stream: Stream[Any, Any], honest: Honest) -> None:
     """Break the caller's connection."""
     stream._stream._transport.abort()

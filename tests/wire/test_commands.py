@@ -38,7 +38,7 @@ MODEL = ModelSpec(
 MODEL_JSON = json.loads(json.dumps(asdict(MODEL)))
 SHARDS = {1: WrappedShard("a1b2", 3, b"\x00\xff")}
 SHARDS_JSON = {"1": {"name": "a1b2", "sealed_bytes": 3, "key": "00ff"}}
-PREPARE = Prepare(ROUTE, True, MODEL, frozenset({0, 1}), 64, SHARDS)
+PREPARE = Prepare(ROUTE, True, MODEL, frozenset({0, 1}), 64, SHARDS, 9.5)
 PREPARE_JSON = {
     "route": ROUTE_JSON,
     "replace_current": True,
@@ -46,6 +46,7 @@ PREPARE_JSON = {
     "private": [0, 1],
     "kv_tokens": 64,
     "shards": SHARDS_JSON,
+    "within_s": 9.5,
 }
 LINK_JSON = {"latency_s": 0.01, "bandwidth_bytes_per_s": 1e6}
 CONNECT = Connect(True, frozenset({0}), ROUTE.addresses, {"beta": Shape(0.01, 1e6)}, frozenset({"s1"}))
@@ -65,8 +66,8 @@ COMMANDS: list[tuple[NodeCommand, dict[str, Any]]] = [
     (Trust(False, frozenset({0})), {"trusted": False, "private": [0]}),
     (CONNECT, CONNECT_JSON),
     (
-        Profile((1,), MODEL, frozenset({0}), SHARDS),
-        {"blocks": [1], "model": MODEL_JSON, "private": [0], "shards": SHARDS_JSON},
+        Profile((1,), MODEL, frozenset({0}), SHARDS, 9.5),
+        {"blocks": [1], "model": MODEL_JSON, "private": [0], "shards": SHARDS_JSON, "within_s": 9.5},
     ),
     (
         Emulate(2.0, None, {"beta": Shape(0.01, 1e6)}),

@@ -131,6 +131,28 @@ async def test_steps_to_an_absent_peer_are_handed_back_and_calls_raise_node_lost
     await watched.peer.close_sessions(["a lost member has none"])
 
 
+async def test_a_peer_that_accepts_a_connection_and_says_nothing_is_lost_within_the_connect_limit(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(message_limits, "CONNECT_WITHIN_S", 0.1)
+    (port,) = free_ports(1)
+    held: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", port)
+    watched = Watched(nodes, address=Address("127.0.0.1", port))
+    async with asyncio.timeout(10):  # asyncio itself waits for a minute
+        watched.peer.send(step())
+        assert [each.session for each in (await watched.lost.get())[1]] == ["s"]
+        with pytest.raises(NodeLostError, match=r"no connection within 0\.1 s"):
+            await watched.peer.command("commit", "signed")
+        with pytest.raises(NodeLostError, match="no connection"):
+            await anext(aiter(watched.peer.tokens()))
+    assert watched.peer.fault_count == 0
+    await watched.peer.disconnect()
+    for writer in held:
+        writer.close()
+    silent.close()
+
+
 async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_later_ones_reach_it_again(
     nodes: InProcessCluster,
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
+from resplit.control.load_paces import LoadPaces
 from resplit.control.rules import PlacementRules
 from resplit.errors import CommandRefusedError, NodeLostError, ResplitError
 from resplit.model.source import StoredModel
@@ -23,8 +26,9 @@ from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
-# A node that does not answer in time is faulty. To prepare or to profile it loads blocks, to connect it measures links.
-_ANSWER_WITHIN_S = {"prepare": 60.0, "profile": 60.0, "connect": 30.0}
+# A node that does not answer in time is faulty. To profile it times blocks, to connect it measures links. Where it
+# loads blocks, it gets as much more as their bytes need.
+_ANSWER_WITHIN_S = {"profile": 60.0, "connect": 30.0}
 _OTHERWISE_WITHIN_S = 10.0
 # Refusals that an honest node gives too: it was absent when an earlier command was sent, or its epoch is later.
 _MISSED = ("unprepared", "stale")
@@ -43,6 +47,7 @@ class NodeCommands:
         self._keyring = keyring
         self._peers = peers
         self._signer = CommandSigner(member)
+        self._paces = LoadPaces()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by node
 
     async def send(
@@ -126,15 +131,31 @@ class NodeCommands:
         return Trust(node in rules.cluster.trusted, rules.private)
 
     async def _send(self, node: str, command: NodeCommand, epoch: int, within_s: float | None) -> Reply:
-        peer, limit_s = self._peers[node], within_s or _ANSWER_WITHIN_S.get(command.kind, _OTHERWISE_WITHIN_S)
+        peer, limit_s = self._peers[node], within_s or self._limit_s(node, command)
         faults_before = peer.fault_count
         async with self._turns[node]:
             if peer.fault_count > faults_before:  # each command that a node does not answer would take as long again
                 raise NodeLostError(f"{node} was found faulty before {command.kind!r} was sent")
             if peer.fault_count:
                 limit_s = min(limit_s, _OTHERWISE_WITHIN_S)
+            if isinstance(command, Prepare | Profile):
+                command = replace(command, within_s=limit_s)
             signed = self._signer.sign(command.kind, to_body(command), audience=peer.audience, epoch=epoch)
-            return await peer.command(command.kind, signed, limit_s)
+            sent_s = time.monotonic()
+            reply = await peer.command(command.kind, signed, limit_s)
+            if isinstance(command, Prepare):
+                loaded_bytes = _bytes_of(command.shards, reply.get("loaded", ()))
+                self._paces.note(node, loaded_bytes, time.monotonic() - sent_s)
+            return reply
+
+    def _limit_s(self, node: str, command: NodeCommand) -> float:
+        """The seconds in which a node must answer a command."""
+        limit_s = _ANSWER_WITHIN_S.get(command.kind, _OTHERWISE_WITHIN_S)
+        if not isinstance(command, Prepare | Profile) or not command.shards:
+            return limit_s
+        # A stand-by block that the node loads just then comes first, and may be any block.
+        load_bytes = _bytes_of(command.shards, command.shards) + self._keyring.largest_sealed_bytes
+        return limit_s + self._paces.limit_s(node, load_bytes)
 
     def _shards(self, node: str, blocks: Sequence[int], features: Sequence[BlockFeatures]) -> dict[int, WrappedShard]:
         """The shard of each block, its data key wrapped for this node alone."""
@@ -145,3 +166,7 @@ class NodeCommands:
             wrapped = wrap_key(entry.key, public_key, node=node, shard=entry.shard)
             shards[block] = WrappedShard(entry.shard, entry.sealed_bytes, wrapped)
         return shards
+
+
+def _bytes_of(shards: Mapping[int, WrappedShard], blocks: Iterable[int]) -> int:
+    return sum(shards[block].sealed_bytes for block in blocks if block in shards)

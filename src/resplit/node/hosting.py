@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from resplit.config import ClusterConfig
-from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError
+from resplit.errors import CapacityError, CommandRefusedError, DataError, ResplitError, ShardError
 from resplit.model.engines import open_engine
 from resplit.model.spec import ModelSpec
 from resplit.node.emulation import Hardware
@@ -42,6 +44,8 @@ from resplit.wire.commands import (
 from resplit.wire.routes import Route
 
 _LOADER_NICENESS = 10
+# The part of a command's time after which a node gives up loading, so that its answer, with the reason, comes in time.
+_LOAD_SHARE = 0.8
 
 
 class Hosting:
@@ -116,9 +120,10 @@ class Hosting:
 
         Raises CommandRefusedError for an aborted epoch, another model or a private block that may not be here, and with
         reason "insufficient_memory" if the blocks fit, but not beside those that are held; CapacityError if they do
-        not fit at all; ShardError if a shard cannot be fetched or opened. After an error no new block stays loaded.
+        not fit at all; ShardError if a shard cannot be fetched and opened in time. After an error no new block stays
+        loaded.
         """
-        route = command.route
+        route, begun_s = command.route, time.monotonic()
         if route.epoch <= self._aborted:  # the command was delayed on its way
             raise CommandRefusedError("stale", f"epoch {route.epoch} was aborted")
         executor = await self._start_executor(command.model)
@@ -131,7 +136,7 @@ class Hosting:
             self._drop_unwanted(keep=blocks, drop=executor.engine.unload)
         executor.memory.expected = frozenset(blocks)
         self._ensure_room(blocks, command.kv_tokens)
-        loaded = await self._load(blocks, command.shards)
+        loaded = await self._load(blocks, command.shards, begun_s + _LOAD_SHARE * command.within_s)
         self.prepared[route.epoch] = route
         return {"loaded": loaded}
 
@@ -197,12 +202,13 @@ class Hosting:
 
     async def profile(self, command: Profile, time_block: Callable[[Executor, int], Awaitable[None]]) -> Reply:
         """Load blocks one at a time, call `time_block` for each, and drop it unless an epoch needs it."""
+        until_s = time.monotonic() + _LOAD_SHARE * command.within_s
         executor = await self._start_executor(command.model)
         self._private = command.private
         for block in command.blocks:
             self.refuse_private((block,))
             try:
-                await self._load((block,), command.shards)
+                await self._load((block,), command.shards, until_s)
                 await time_block(executor, block)
             finally:
                 self._drop_unwanted()
@@ -240,25 +246,40 @@ class Hosting:
                 f"old and new blocks together need {more / 2**20:.1f} MiB more than {self.name} has",
             )
 
-    async def _load(self, blocks: tuple[int, ...], shards: Mapping[int, WrappedShard]) -> list[int]:
-        """Fetch, open and load those of `blocks` that are not loaded. Returns their indices."""
+    async def _load(self, blocks: tuple[int, ...], shards: Mapping[int, WrappedShard], until_s: float) -> list[int]:
+        """Fetch, open and load those of `blocks` that are not loaded. Returns their indices.
+
+        ShardError if they are not loaded at `until_s` (monotonic clock).
+        """
         executor = self.running()
         executor.memory.claim(blocks)
         missing = [block for block in blocks if block not in executor.engine.blocks]
-        loop = asyncio.get_running_loop()
         try:
             for block in missing:
-                shard = shards[block]
-                key = self._unwrap(shard.key, shard.name)
-                async with self._loading:
-                    await to_its_end(loop.run_in_executor(self._loader, self._load_shard, executor, block, shard, key))
+                await self._load_in_turn(executor, block, shards[block], until_s)
         except (ResplitError, KeyError, asyncio.CancelledError):
             self._drop_unwanted()
             raise
         return missing
 
-    def _load_shard(self, executor: Executor, block: int, shard: WrappedShard, key: bytes) -> None:
-        sealed = self._shards.get(shard.name, shard.sealed_bytes)
+    async def _load_in_turn(self, executor: Executor, block: int, shard: WrappedShard, until_s: float) -> None:
+        """Load a block once no other one is being loaded: a stand-by block may be, and its registry may hang."""
+        key = self._unwrap(shard.key, shard.name)
+        try:
+            async with asyncio.timeout(until_s - time.monotonic()):
+                await self._loading.acquire()
+        except TimeoutError:
+            raise ShardError(
+                f"block {block} could not be loaded in time; {self.name} still loads another one"
+            ) from None
+        try:
+            load = partial(self._load_shard, executor, block, shard, key, until_s)
+            await to_its_end(asyncio.get_running_loop().run_in_executor(self._loader, load))
+        finally:
+            self._loading.release()
+
+    def _load_shard(self, executor: Executor, block: int, shard: WrappedShard, key: bytes, until_s: float) -> None:
+        sealed = self._shards.get(shard.name, shard.sealed_bytes, max(0.0, until_s - time.monotonic()))
         executor.load(block, open_shard(sealed, key))
 
     def _drop_unwanted(self, keep: tuple[int, ...] = (), drop: Callable[[int], None] | None = None) -> list[int]:

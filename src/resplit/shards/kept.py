@@ -23,14 +23,14 @@ class KeptShards:
         self._folder = None if registry.is_folder else folder
         self._kept = Registry(str(folder)) if self._folder else None
 
-    def get(self, name: str, size_bytes: int) -> bytes:
-        """The sealed shard called `name`; errors as those of `Registry.get`."""
+    def get(self, name: str, size_bytes: int, within_s: float | None = None) -> bytes:
+        """The sealed shard called `name`; the time and the errors are those of `Registry.get`."""
         if self._kept:
             try:
-                return self._kept.get(name, size_bytes)
+                return self._kept.get(name, size_bytes, within_s)
             except ShardError:
                 pass  # it is not kept, or damaged
-        return self._registry.get(name, size_bytes)
+        return self._registry.get(name, size_bytes, within_s)
 
     def fetch(self, name: str, size_bytes: int) -> int:
         """Keep a shard. Returns the bytes that were fetched for it; ShardError if it cannot be fetched or stored."""

@@ -43,6 +43,11 @@ class Keyring:
         known = self._entries.get(block)
         return known if known is not None and known.content == content else None
 
+    @property
+    def largest_sealed_bytes(self) -> int:
+        """The size of the largest shard; 0 without any."""
+        return max((entry.sealed_bytes for entry in self._entries.values()), default=0)
+
     def add(self, block: str, entry: KeyringEntry) -> KeyringEntry:
         """Store the shard of `block`, replacing an earlier one; ShardError if the file cannot be written."""
         entries = self._entries | {block: entry}

@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 import fsspec
@@ -22,14 +23,14 @@ from fsspec.implementations.local import LocalFileSystem
 from resplit.errors import ShardError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-_ACCESS_WITHIN_S = 45.0  # less than a command may take, so that its answer can name the registry
+_ACCESS_WITHIN_S = 45.0
 Result = TypeVar("Result")
 
 
 class Registry:
     """A folder or bucket (any fsspec URL) of sealed shards. The name of a shard is the SHA-256 of its ciphertext.
 
-    No method takes longer than `within_s`: then it raises ShardError. They block, so call them outside the event loop.
+    No method takes longer than `within_s`: then it raises ShardError. All block: call them outside the event loop.
     """
 
     def __init__(self, url: str, within_s: float = _ACCESS_WITHIN_S) -> None:
@@ -62,14 +63,15 @@ class Registry:
         self._access(store, "make room there, or choose another registry")
         return name
 
-    def get(self, name: str, size_bytes: int) -> bytes:
-        """The sealed shard called `name`; at most its `size_bytes` are read.
+    def get(self, name: str, size_bytes: int, within_s: float | None = None) -> bytes:
+        """The sealed shard called `name`; at most its `size_bytes` are read. `within_s` replaces the registry's own.
 
         ShardError if it is missing, no regular file of that size, corrupt, or cannot be reached.
         """
         path = self._path(name)
         try:
-            sealed = self._access(lambda: self._read(path, size_bytes), "check that this machine can reach it")
+            read, remedy = partial(self._read, path, size_bytes), "check that this machine can reach it"
+            sealed = self._access(read, remedy, within_s)
         except FileNotFoundError:
             raise ShardError(f"shard {name} is not in {self.url}; package the model again") from None
         if hashlib.sha256(sealed).hexdigest() != name:
@@ -106,17 +108,18 @@ class Registry:
             raise ShardError(f"{name!r:.80} is not the name of a shard (64 hexadecimal digits)")
         return f"{self._root}/{name}"
 
-    def _access(self, call: Callable[[], Result], remedy: str) -> Result:
+    def _access(self, call: Callable[[], Result], remedy: str, within_s: float | None = None) -> Result:
         """The result of `call`. Its errors become ShardError, as does a call that takes too long.
 
         FileNotFoundError remains. Every other fsspec backend raises exceptions of its own.
         """
+        limit_s = self._within_s if within_s is None else within_s
         try:
-            return _within(self._within_s, call)
+            return _within(limit_s, call)
         except (ShardError, FileNotFoundError):
             raise
         except TimeoutError:
-            raise ShardError(f"registry {self.url}: no answer within {self._within_s:g} s; {remedy}") from None
+            raise ShardError(f"registry {self.url}: no answer within {limit_s:.3g} s; {remedy}") from None
         except Exception as error:
             raise ShardError(f"registry {self.url}: {error or type(error).__name__}; {remedy}") from error
 

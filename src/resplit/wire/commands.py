@@ -17,6 +17,7 @@ from resplit.wire.links import Shape
 from resplit.wire.routes import AddressText, Route
 
 _Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=10_000)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # The changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`.
 Reply = dict[Literal["loaded", "dropped", "cleared", "ended"], _Numbers]
 
@@ -36,6 +37,7 @@ class Prepare:
 
     `replace_current`: the current blocks cannot serve any more and may be dropped first. `private` are the indices of
     the private blocks, `kv_tokens` the tokens for which each block needs room in its cache, `shards` are by block.
+    The controller waits for the answer for `within_s`; it sets this when it sends the command.
     """
 
     kind: ClassVar[str] = "prepare"
@@ -45,6 +47,7 @@ class Prepare:
     private: frozenset[int]
     kv_tokens: int
     shards: Mapping[int, WrappedShard]
+    within_s: Seconds = 60.0
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,17 @@ class Connect(Trust):
 
 @dataclass(frozen=True)
 class Profile:
-    """Load the `blocks` one after another, time each, and drop it again; `shards` are by block."""
+    """Load the `blocks` one after another, time each, and drop it again; `shards` are by block.
+
+    The controller waits for the answer for `within_s`; it sets this when it sends the command.
+    """
 
     kind: ClassVar[str] = "profile"
     blocks: tuple[int, ...]
     model: ModelSpec
     private: frozenset[int]
     shards: Mapping[int, WrappedShard]
+    within_s: Seconds = 60.0
 
 
 @dataclass(frozen=True)

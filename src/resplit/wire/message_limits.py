@@ -1,4 +1,4 @@
-"""Limits on incoming messages: their size, and their form.
+"""Limits on incoming messages: their size, and their form. And on the time to connect.
 
 grpclib itself reads as many bytes as the other side announces, up to 4 GiB, and treats malformed messages as a defect
 of the server.
@@ -6,6 +6,7 @@ of the server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
@@ -26,16 +27,29 @@ MAX_MESSAGE_BYTES = 256 * 2**20
 _SMALL_BYTES = 64 * 1024
 # The longest answer is a report with all the rows that a node keeps: about 4 MiB.
 MAX_ANSWER_BYTES = 16 * 2**20
+# Enough for two lost packets of TCP's handshake, which are repeated after 1 s and 3 s, and for the handshake of TLS.
+CONNECT_WITHIN_S = 4.0
 
 
 class BoundedChannel(Channel):  # type: ignore[misc]  # grpclib has no types here
-    """A channel to a server whose answers are limited too: DecodeError for one of more than `MAX_ANSWER_BYTES`."""
+    """A channel to a server whose answers are limited too: DecodeError for one of more than `MAX_ANSWER_BYTES`.
+
+    ConnectionError if the server cannot be connected within `CONNECT_WITHIN_S`: without a limit, asyncio waits two
+    minutes for a machine that is off, and one for a port that accepts a connection and says nothing.
+    """
 
     def request(self, *arguments: Any, **named: Any) -> Any:
         """A call whose answers are limited."""
         call = super().request(*arguments, **named)
         call.__class__ = _BoundedCall  # `Channel` offers no other way to choose the class
         return call
+
+    async def _create_connection(self) -> Any:
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                return await super()._create_connection()
+        except TimeoutError:
+            raise ConnectionError(f"no connection within {CONNECT_WITHIN_S:g} s") from None
 
 
 class _BoundedCall(Call):  # type: ignore[misc]

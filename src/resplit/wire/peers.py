@@ -114,6 +114,8 @@ class Peer:
         self._channel = BoundedChannel(self.address.host, self.address.port, ssl=self.context, config=config)
         self._stub = NodeStub(self._channel)
         self._background = asyncio.Lock()
+        self._unanswered: set[asyncio.Timeout] = set()  # the scopes of the commands that run
+        self._given_up = False
         self._steps = StepStream(
             self.name,
             self._stub,
@@ -145,18 +147,32 @@ class Peer:
     async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> Reply:
         """Send a signed command and return the reply. Raises the error with which the node refuses it.
 
-        No answer in time is a fault: a node that hangs altogether is noticed much earlier, by its heartbeat.
+        No answer in time is a fault. NodeLostError if the node is given up before (`give_up`).
         """
+        if self._given_up:
+            raise NodeLostError(f"{self.name} was lost before {kind!r} was sent")
         with self._asking():
             try:
-                reply = await self._stub.Command(CommandRequest(kind=kind, signed=signed), timeout=timeout_s)
+                async with asyncio.timeout(None) as scope:
+                    self._unanswered.add(scope)
+                    reply = await self._stub.Command(CommandRequest(kind=kind, signed=signed), timeout=timeout_s)
             except TimeoutError:
-                raise self.fault(f"it did not answer {kind!r} within {timeout_s:g} s") from None
+                if scope not in self._unanswered:
+                    raise NodeLostError(f"{self.name} was lost before it answered {kind!r}") from None
+                raise self.fault(f"it did not answer {kind!r} within {timeout_s:.3g} s") from None
+            finally:
+                self._unanswered.discard(scope)
         if not reply.error_kind:
             return self._parsed(_REPLY, reply.body, f"its reply to {kind!r}")
         if not _WORD.fullmatch(reply.error_kind):
             raise self.fault(f"its reply to {kind!r} has no reason but {reply.error_kind!r:.60}")
         raise error_from_wire(reply.error_kind, f"{self.name}: {reply.error}")
+
+    def give_up(self) -> None:
+        """Wait for no answers to commands until a stream of tokens is opened again: the node is lost."""
+        self._given_up = True
+        while self._unanswered:  # a scope can be ended once only
+            self._unanswered.pop().reschedule(asyncio.get_running_loop().time())
 
     async def report(self, after: int, timeout_s: float = 5.0, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
         """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
@@ -193,6 +209,7 @@ class Peer:
                 await stream.recv_initial_metadata()
                 self.hello = self._hello(stream.initial_metadata)
                 self.clock_ahead_s = self.hello.clock_s - (asked_s + time.time()) / 2
+                self._given_up = False
                 on_open()
                 async for token in stream:
                     self._check(token)

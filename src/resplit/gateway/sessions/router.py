@@ -25,6 +25,8 @@ from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 _RECONNECT_S = 0.25
+# A node that was only busy, or whose link dropped, answers again within this time. Then it may still answer a command.
+_RETURNS_WITHIN_S = 2.0
 _REPLACED_WITHIN_S = 20.0  # how long a request waits for lost nodes to be replaced
 # A faulty node is tried again after the first wait, and after twice the wait at each later fault.
 _FIRST_WAIT_S = 1.0
@@ -63,6 +65,7 @@ class Router:
         self._violations: dict[int, str | None] = {}  # by epoch, since the rules changed
         self._unavailable_reason: str | None = None
         self._listeners: dict[str, asyncio.Task[None]] = {}
+        self._giving_up: dict[str, asyncio.TimerHandle] = {}  # of nodes that were lost a moment ago
         self._changed = asyncio.Event()
         self._transfers: dict[asyncio.Timeout, frozenset[tuple[int, str]]] = {}  # under way: blocks and their targets
 
@@ -264,12 +267,15 @@ class Router:
     def _opened(self, name: str) -> None:
         if wrong := wrong_clock(self.peers[name].clock_ahead_s):
             _log.warning("a clock is wrong", node=name, clock=wrong)
+        if giving_up := self._giving_up.pop(name, None):
+            giving_up.cancel()
         self.listening.add(name)
         self.on_found(name)
         self._notify_change()
 
     def _lose(self, name: str) -> None:
         self.listening.discard(name)
+        self._giving_up[name] = asyncio.get_running_loop().call_later(_RETURNS_WITHIN_S, self.peers[name].give_up)
         _log.warning("a node is lost", node=name)
         self.on_lost(name)
         self._notify_change()
