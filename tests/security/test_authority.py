@@ -85,6 +85,16 @@ def test_an_authority_and_a_member_are_never_overwritten(ours: Path) -> None:
     assert _contents(ours) == before
 
 
+def test_what_an_interrupted_issue_left_behind_is_not_in_the_way(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    (tmp_path / ".node-a.new").mkdir()
+    (tmp_path / ".node-a.new" / "half-written").write_bytes(b"x")
+    issue(tmp_path, "node-a")
+    assert not (tmp_path / "node-a" / "half-written").exists()
+    assert not (tmp_path / ".node-a.new").exists()
+    assert Member.load(tmp_path / "node-a").name == "node-a"
+
+
 def test_the_controller_gets_the_wrap_key_of_a_node_added_later(tmp_path: Path) -> None:
     keys_command(tmp_path, ["node-a"])
     keys_command(tmp_path, ["node-a", "node-b"])

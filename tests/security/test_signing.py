@@ -97,6 +97,11 @@ def test_a_verified_command_is_the_one_that_was_signed(
     assert not verifier.refusals
 
 
+def test_a_command_has_no_characters_to_spare(signer: CommandSigner) -> None:
+    payload = _decoded(prepare(signer).split(".")[1]).decode()
+    assert payload == json.dumps(json.loads(payload), separators=(",", ":"))
+
+
 def test_only_the_controller_can_sign(ours: Path) -> None:
     with pytest.raises(ConfigError, match="only the controller"):
         CommandSigner(Member.load(ours / "node-a"))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -40,6 +40,17 @@ AUTHORITY = "authority"
 HONOUR_OLD_S = 86_400.0  # for so long members accept the signing key before the last rotation
 _AUTHORITY_DAYS = 3650
 _MEMBER_DAYS = 365
+_KEY_USES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
 _BACKDATE = timedelta(hours=1)  # a member whose clock is behind still accepts a fresh certificate
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")  # one DNS label, because TLS checks it as a host name
 
@@ -159,7 +170,7 @@ def _identity(home: Path, name: str, hosts: Sequence[str]) -> dict[str, bytes]:
         _builder(name, issuer.subject, key, _MEMBER_DAYS)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name), *map(_general_name, hosts)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(_key_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, None)
@@ -172,7 +183,7 @@ def _authority_certificate(key: Ed25519PrivateKey) -> x509.Certificate:
     return (
         _builder(name, _subject(name), key, _AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True), critical=True)
+        .add_extension(_key_usage("key_cert_sign"), critical=True)
         .sign(key, None)
     )
 
@@ -195,18 +206,9 @@ def _subject(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _key_usage(use: Literal["digital_signature", "key_cert_sign"]) -> x509.KeyUsage:
+    """A key for one use only."""
+    return x509.KeyUsage(**{each: each == use for each in _KEY_USES})
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -57,7 +57,7 @@ def subject_name(certificate: x509.Certificate) -> str:
 
 def key_set(keys: list[dict[str, Any]]) -> bytes:
     """Public keys as a JSON Web Key Set (RFC 7517)."""
-    return json.dumps({"keys": keys}, indent=1).encode()
+    return json.dumps({"keys": keys}).encode()
 
 
 def read_key_set(path: Path) -> tuple[dict[str, Any], ...]:

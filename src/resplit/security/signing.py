@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import re
 import time
 import uuid
@@ -227,7 +228,7 @@ class _Seen:
 def _imported(key: dict[str, Any]) -> tuple[OKPKey, float]:
     """A public key, and the time in seconds since 1970 until which it is accepted."""
     public = {part: key[part] for part in ("kty", "crv", "x")}
-    return OKPKey.import_key(public), float(key.get("exp", "inf"))
+    return OKPKey.import_key(public), float(key.get("exp", math.inf))
 
 
 def _parse(payload: bytes) -> Command:
