@@ -108,3 +108,12 @@ def test_the_threshold_policy_sees_only_nodes_that_hold_blocks() -> None:
     policy = make_policy("threshold")
     reasons = [ask(policy, replace(CALM, busy={FAR: 1.0})).reason for _ in range(3)]
     assert reasons[-1] == "exceeded in 0 of the last 3 ticks: no bound"
+
+
+def test_resplit_plans_at_a_tick_only_if_there_is_news() -> None:
+    policy, calm = make_policy("resplit"), replace(CALM, problem=problem(BEST))
+    first, again = ask(policy, calm), ask(policy, replace(calm, now_s=calm.now_s + 2))
+    assert len(first.alternatives) > 1
+    assert (len(again.alternatives), again.action) == (1, "keep")
+    surge = replace(calm, now_s=calm.now_s + 4, problem=problem(BEST, rate_rps=5.0))
+    assert len(ask(policy, surge).alternatives) > 1

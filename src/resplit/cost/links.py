@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from resplit.cost.robust import huber_nonnegative
+from resplit.types import FloatArray
 
 __all__ = ["LinkModel", "fit_links"]
 
@@ -49,39 +51,54 @@ def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tup
     If all payloads of a pair have about the same size, only its latency is fitted. Its bandwidth is then the previous
     one, or else that of the opposite direction, or else the median of the cluster.
     """
-    pairs = {(str(node), str(peer)): rows for (node, peer), rows in messages.groupby(["node", "peer"], sort=True)}
+    columns = _Messages.of(messages)
+    groups = messages.groupby(["node", "peer"], sort=True).indices
+    pairs = {(str(pair[0]), str(pair[1])): columns.at(positions) for pair, positions in groups.items()}
     before = {(link.node, link.peer): link for link in previous}
-    full = {pair: _fit_both(pair, rows, before.get(pair)) for pair, rows in pairs.items() if _spread(rows) >= SPREAD}
+    full = {pair: _fit_both(pair, rows, before.get(pair)) for pair, rows in pairs.items() if rows.spread >= SPREAD}
     known = before | full
     narrow = {pair: _fit_latency(pair, rows, known) for pair, rows in pairs.items() if pair not in full}
     return tuple(link for _, link in sorted((known | narrow).items()))
 
 
-def _spread(rows: pd.DataFrame) -> float:
-    payload = rows["payload_bytes"]
-    return float(payload.max() / payload.min())
+@dataclass(frozen=True, eq=False)
+class _Messages:
+    """Columns (R,) of messages as arrays: a cluster of N nodes has N (N - 1) links, too many for a table each."""
+
+    payload_bytes: FloatArray
+    seconds: FloatArray
+    weights: FloatArray
+
+    @classmethod
+    def of(cls, messages: pd.DataFrame) -> _Messages:
+        weights = np.where(messages["source"] == "passive", PASSIVE_WEIGHT, 1.0)
+        return cls(messages["payload_bytes"].to_numpy(), messages["seconds"].to_numpy(), weights)
+
+    def at(self, positions: NDArray[np.intp]) -> _Messages:
+        return _Messages(self.payload_bytes[positions], self.seconds[positions], self.weights[positions])
+
+    @property
+    def spread(self) -> float:
+        """The ratio of the largest payload to the smallest one."""
+        return float(self.payload_bytes.max() / self.payload_bytes.min())
 
 
-def _weights(rows: pd.DataFrame) -> np.ndarray:
-    return np.where(rows["source"] == "passive", PASSIVE_WEIGHT, 1.0)
-
-
-def _fit_both(pair: tuple[str, str], rows: pd.DataFrame, before: LinkModel | None) -> LinkModel:
-    payload, seconds = rows["payload_bytes"].to_numpy(), rows["seconds"].to_numpy()
+def _fit_both(pair: tuple[str, str], rows: _Messages, before: LinkModel | None) -> LinkModel:
+    payload, seconds = rows.payload_bytes, rows.seconds
     guess = np.array([before.latency_s, before.s_per_byte]) if before else None
-    fit = huber_nonnegative(np.column_stack([np.ones(len(rows)), payload]), seconds, _weights(rows), guess)
+    fit = huber_nonnegative(np.column_stack([np.ones(len(seconds)), payload]), seconds, rows.weights, guess)
     latency, s_per_byte = (float(value) for value in fit.coefficients)
     latency_error, s_per_byte_error = (float(value) for value in fit.errors)
-    return LinkModel(*pair, latency, s_per_byte, latency_error, s_per_byte_error, len(rows))
+    return LinkModel(*pair, latency, s_per_byte, latency_error, s_per_byte_error, len(seconds))
 
 
-def _fit_latency(pair: tuple[str, str], rows: pd.DataFrame, known: dict[tuple[str, str], LinkModel]) -> LinkModel:
+def _fit_latency(pair: tuple[str, str], rows: _Messages, known: dict[tuple[str, str], LinkModel]) -> LinkModel:
     """The latency, with the bandwidth from another model. Without one, latency is the whole time."""
     model = known.get(pair) or known.get(pair[::-1])
     slopes = [model.s_per_byte] if model else [link.s_per_byte for link in known.values()]
     s_per_byte = float(np.median(slopes)) if slopes else 0.0
-    rest = rows["seconds"].to_numpy() - rows["payload_bytes"].to_numpy() * s_per_byte
+    rest = rows.seconds - rows.payload_bytes * s_per_byte
     latency = max(float(np.median(rest)), 0.0)
     error = float(1.4826 * np.median(np.abs(rest - latency)) / np.sqrt(len(rest)))
-    fitted = LinkModel(*pair, latency, s_per_byte, error, s_per_byte, len(rows))
+    fitted = LinkModel(*pair, latency, s_per_byte, error, s_per_byte, len(rest))
     return replace(fitted, s_per_byte_error=model.s_per_byte_error) if model else fitted

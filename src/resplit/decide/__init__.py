@@ -5,6 +5,7 @@ Pure functions of values: time, measurements and history are passed in.
 
 from resplit.decide.decision import Brought, Decision, DecisionOutcome, RecoveredSessions
 from resplit.decide.measurements import measured_since, moved_often, registry_bytes_per_s
+from resplit.decide.news import LastPlan, has_news
 from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
 from resplit.decide.state import History, Measured, PastMove, Ready, Settings
@@ -16,12 +17,14 @@ __all__ = [
     "Decision",
     "DecisionOutcome",
     "History",
+    "LastPlan",
     "Measured",
     "PastMove",
     "Ready",
     "RecoveredSessions",
     "Settings",
     "decide",
+    "has_news",
     "in_words",
     "measured_since",
     "moved_often",

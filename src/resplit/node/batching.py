@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from resplit.model.activation import Activation
@@ -59,12 +60,12 @@ class SegmentPass:
     scored: tuple[int, ...] = ()
     epoch: int = 0
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens in this pass: `values` is (1, tokens) or (1, tokens, width). 0 for a malformed tensor."""
         return self.values.shape[1] if len(self.values.shape) > 1 else 0
 
-    @property
+    @cached_property
     def decoding(self) -> bool:
         """Whether this is a decode step, perhaps with drafts, not a prefill."""
         return self.start > 0 and self.tokens - self.drafts == 1
@@ -120,12 +121,12 @@ class Batch:
     last: int
     parts: list[Part] = field(default_factory=list)
 
-    @property
+    @cached_property
     def decodes(self) -> int:
         """The number of decode steps. A draft is one too."""
         return sum(part.tokens for part in self.parts if part.waiting.work.decoding)
 
-    @property
+    @cached_property
     def prefill_tokens(self) -> int:
         """Prompt tokens in the batch."""
         return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)

@@ -1,4 +1,4 @@
-"""The policy `resplit`: the adaptive orchestrator of `decide`, at each tick and at each detected change."""
+"""The policy `resplit`: the adaptive orchestrator of `decide`, at each detected change, and at ticks with news."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ from typing import ClassVar
 
 import numpy as np
 
-from resplit.decide import Decision, decide
-from resplit.policies.base import Occasion, Situation
+from resplit.decide import Decision, LastPlan, decide, has_news
+from resplit.policies.base import Occasion, Situation, keep
 
 __all__ = ["Orchestrator"]
 
 
 class Orchestrator:
-    """Prices keep, redistribute, re-split and rollback (equations 8 and 9), and takes the best net gain."""
+    """Prices keep, redistribute, re-split and rollback (equations 8 and 9), and takes the best net gain.
+
+    A tick that sees what the last plan saw keeps without a plan.
+    """
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"tick", "change"})
 
+    def __init__(self) -> None:
+        self._last: LastPlan | None = None
+
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
         """`resplit.decide.decide`. DataError if nothing is placed yet."""
-        return decide(
-            situation.problem,
-            now_s=situation.now_s,
-            settings=situation.settings,
-            history=situation.history,
+        problem, now_s = situation.problem, situation.now_s
+        settings, history, measured = situation.settings, situation.history, situation.measured
+        last = self._last if not situation.changes else None
+        if last is not None and not has_news(last, problem, now_s, settings, history, measured):
+            return keep(situation, "nothing has changed since the last plan")
+        decision = decide(
+            problem,
+            now_s=now_s,
+            settings=settings,
+            history=history,
             uncertainty=situation.uncertainty,
-            measured=situation.measured,
+            measured=measured,
             ready=situation.ready,
         )
+        self._last = LastPlan(now_s, problem, decision)
+        return decision

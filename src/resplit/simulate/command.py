@@ -65,7 +65,7 @@ class World:
                 period_s=2.0,
                 window_s=4.0,
             )
-        return Loop(Settings(horizon_s=300.0, work_limit=_WORK_LIMIT), period_s=20.0, window_s=20.0)
+        return Loop(Settings(horizon_s=300.0, work_limit=_WORK_LIMIT), period_s=20.0, window_s=20.0, fit_s=100.0)
 
 
 def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[str, Any]]:

@@ -33,6 +33,7 @@ from resplit.simulate.agenda import Agenda
 from resplit.simulate.deployment import SimulatedDeployment
 from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.reports import Report, Reports
+from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures, Problem, RequestClass
 
 __all__ = ["Control", "Loop"]
@@ -40,11 +41,16 @@ __all__ = ["Control", "Loop"]
 
 @dataclass(frozen=True)
 class Loop:
-    """The loops: the period and window of ticks, how long a tick and a reaction take, and how losses are noticed."""
+    """The loops: the period and window of ticks, how long a tick and a reaction take, and how losses are noticed.
+
+    The cost model is fitted again at the next tick after a detected change or a move, and else every `fit_s`. Between
+    fits the estimate follows nodes and links.
+    """
 
     settings: Settings = field(default_factory=lambda: Settings(work_limit=2000))
     period_s: float = 2.0
     window_s: float = 4.0
+    fit_s: float = 10.0
     tick_s: float = 0.5
     reaction_s: float = 0.2
     noticed_s: float = 0.55
@@ -86,6 +92,7 @@ class Control:
         self._armed = False
         self._stopped = False
         self._disturbed_until_s = -math.inf
+        self._fit_due_s = -math.inf  # the next tick from then on fits
         self._estimate = ClusterEstimate(features, cluster.source)
         self._estimate.set_model(cost)
         self._slo_s = {declared.name: declared.slo for declared in cluster.classes}
@@ -137,14 +144,14 @@ class Control:
         if self._reports is None or live is None:
             return
         telemetry = self._reports.window(now_s - window_s)
-        try:
-            self._cost = fit_cost_model(telemetry, self._features, self._cost, hold_out=False)
-        except DataError as error:
-            self.decisions.append(Decision(now_s, "keep", str(error)))
-            return
+        if now_s >= self._fit_due_s:
+            try:
+                self._fit(telemetry)
+            except DataError as error:
+                self.decisions.append(Decision(now_s, "keep", str(error)))
+                return
         self._states = node_readings(telemetry.nodes)
         self._problem = self._posed(self._gateway.journal.demand(2 * window_s))
-        self._estimate.set_model(self._cost)
         problem = under_estimates(self._problem, self._estimate.estimates(now_s))
         moved_s = self._history.last.at_s if self._history.last else 0.0
         measured = measured_since(self._recent(now_s - 2 * window_s), self._slo_s, max(moved_s, now_s - 2 * window_s))
@@ -163,6 +170,12 @@ class Control:
         )
         if "tick" in self._policy.asked:
             self._ask(situation, situation.settings, self._loop.tick_s)
+
+    def _fit(self, telemetry: Telemetry) -> None:
+        """Fit the cost model, and let the estimate start from it. DataError if the telemetry is not sufficient."""
+        self._cost = fit_cost_model(telemetry, self._features, self._cost, hold_out=False)
+        self._estimate.set_model(self._cost)
+        self._fit_due_s = self._agenda.now_s + self._loop.fit_s
 
     def _settings(self) -> Settings:
         return replace(self._loop.settings, registry_bytes_per_s=registry_bytes_per_s(self._deployment.history))
@@ -200,6 +213,7 @@ class Control:
         if not changes:
             return
         self._changes += changes
+        self._fit_due_s = -math.inf
         if not self._reacting and self._armed and not self._stopped:
             self._reacting = True
             self._agenda.after(0.0, self._react)
@@ -245,6 +259,7 @@ class Control:
 
         def live(epoch: LiveEpoch) -> None:
             self._disturbed_until_s = self._agenda.now_s
+            self._fit_due_s = -math.inf
             self._history = self._history.moved(decision.move(self._agenda.now_s), settings)
             self.decisions[place] = replace(
                 decision, outcome=DecisionOutcome(epoch.epoch, None, took_s, self._agenda.now_s - begun_s)

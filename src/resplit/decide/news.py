@@ -1,0 +1,84 @@
+"""Whether a new plan could be worth more than the last one: cheap to answer, so that ticks need not plan.
+
+Detected changes are news in any case; this compares what a tick sees with what the last plan saw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from resplit.decide.decision import Decision
+from resplit.decide.price import price_current
+from resplit.decide.state import History, Measured, Settings
+from resplit.types import FloatArray, Problem
+
+__all__ = ["LastPlan", "has_news"]
+
+_TIMES, _LINKS, _RATES = 0.1, 0.3, 0.25  # relative changes that are no noise
+_BACKGROUND = 0.1  # of the node
+
+
+@dataclass(frozen=True)
+class LastPlan:
+    """When was planned last, for which problem, what that problem's placement cost, and what was decided."""
+
+    at_s: float
+    problem: Problem
+    decision: Decision
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing was left to be gained: no plan that only the cooldown or a bar held back."""
+        kept = self.decision.chosen
+        if self.decision.action != "keep" or kept is None:
+            return False
+        worth = self.decision.threshold * kept.objective
+        return all(
+            each.placement is None or each.net_gain <= 0 or each.gain_per_request <= worth
+            for each in self.decision.alternatives
+        )
+
+
+def has_news(
+    last: LastPlan, problem: Problem, now_s: float, settings: Settings, history: History, measured: Measured | None
+) -> bool:
+    """Whether `problem` should be planned for, after the plan `last`.
+
+    It should if that plan left something to gain, is older than the horizon, or was made for another placement; while a
+    move is on trial or requests miss their objective; and if the placement's cost, a node, a link or the demand is not
+    what it was, by more than noise.
+    """
+    if not last.is_final or now_s >= last.at_s + settings.horizon_s or problem.current != last.problem.current:
+        return True
+    if (history.last and now_s <= history.last.at_s + settings.trial_s) or (measured and measured.slo_missed):
+        return True
+    return not _same(last.problem, problem) or _costs_more(last, problem, settings)
+
+
+def _costs_more(last: LastPlan, problem: Problem, settings: Settings) -> bool:
+    assert last.decision.chosen is not None
+    current = price_current(problem, settings)
+    before, threshold = last.decision.chosen.objective, settings.threshold + last.decision.uncertainty
+    return bool(current.broken or current.exceeded) or current.keep.objective > (1 + threshold) * before
+
+
+def _same(before: Problem, now: Problem) -> bool:
+    """Whether two problems have the same nodes and nearly the same values."""
+    if [node.name for node in before.nodes] != [node.name for node in now.nodes]:
+        return False
+    background = [np.array([node.background_utilization for node in each.nodes]) for each in (before, now)]
+    rates = [np.array([each.rate_rps for each in posed.classes]) for posed in (before, now)]
+    return (
+        bool((np.abs(background[1] - background[0]) <= _BACKGROUND).all())
+        and _near(*rates, _RATES)
+        and _near(before.prefill_s_per_token, now.prefill_s_per_token, _TIMES)
+        and _near(before.decode_s_per_token, now.decode_s_per_token, _TIMES)
+        and _near(before.link_latency_s, now.link_latency_s, _LINKS)
+        and _near(before.link_bandwidth_bytes_per_s, now.link_bandwidth_bytes_per_s, _LINKS)
+    )
+
+
+def _near(before: FloatArray, now: FloatArray, share: float) -> bool:
+    return before.shape == now.shape and np.allclose(now, before, rtol=share, atol=0.0, equal_nan=True)
