@@ -18,8 +18,8 @@ from pathlib import Path
 from resplit.metrics import epoch_latency, summarise
 from resplit.policies import make_policy
 from resplit.records import RunRecord
-from resplit.simulate.command import World
 from resplit.simulate.run import Physics, simulate
+from resplit.simulate.world import World
 from resplit.workload import Arrival
 
 _COMPARED = ("latency_mean_s", "latency_p95_s", "first_token_mean_s", "time_per_token_s", "waited_mean_s",

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from resplit.config import ClusterConfig, NodeConfig, SharedTime, load_cluster
 from resplit.scenario import ScenarioConfig
-from resplit.simulate.command import World, run_policy
+from resplit.simulate.command import run_policy
 from resplit.simulate.models import load_model
+from resplit.simulate.world import World
 
 HOME = Path("data/clusters/home.yaml")
 MODEL = Path("data/models/SmolLM2-135M-Instruct-int4.yaml")

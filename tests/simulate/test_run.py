@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from resplit.cli import app
 from resplit.metrics import RunMetrics, summarise
 from resplit.records import RunRecord
-from resplit.simulate.command import World, run_policy
+from resplit.simulate.command import run_policy
+from resplit.simulate.world import World
 
 HOME_DAY = Path("data/scenarios/home-day.yaml")
 

@@ -31,6 +31,8 @@ _OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
 class SimulatedGateway:
     """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass.
 
+    With `free_moves`, caches that follow a move are there at once.
+
     `on_pass` gets the times of each pass, `on_settled` is called as sessions leave epochs.
     """
 
@@ -41,6 +43,7 @@ class SimulatedGateway:
         network: SimulatedNetwork,
         agenda: Agenda,
         overhead_s: float = 0.0,
+        free_moves: bool = False,
     ) -> None:
         self.on_pass: Callable[[PassTime], None] | None = None
         self.on_settled: Callable[[], None] = lambda: None
@@ -52,6 +55,7 @@ class SimulatedGateway:
         self._network = network
         self._agenda = agenda
         self._overhead_s = overhead_s
+        self._free_moves = free_moves
         self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
         self._sessions: dict[str, SimulatedSession] = {}
@@ -259,7 +263,7 @@ class SimulatedGateway:
         if session.precopy is None:
             if session.route is live:
                 return True
-            if session.position == 0:  # nothing is cached yet
+            if session.position == 0 or self._free_moves:  # nothing has to be sent
                 session.enter(live)
                 self.on_settled()
                 return True

@@ -22,6 +22,7 @@ from resplit.node.emulation import Hardware
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
 from resplit.policies import Policy
+from resplit.policies.static import Static
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
@@ -36,7 +37,7 @@ from resplit.simulate.reports import Noise, Reports
 from resplit.types import BlockFeatures, Problem
 from resplit.workload import Arrival
 
-__all__ = ["Physics", "simulate"]
+__all__ = ["Physics", "declared_problem", "simulate"]
 
 _TOKEN_BYTES = 4.0
 _SAMPLE_S = 1.0  # of the use of nodes
@@ -72,15 +73,22 @@ def simulate(
     loop: Loop | None = None,
     physics: Physics | None = None,
     script: Sequence[tuple[float, Placement]] = (),
+    free_moves: bool = False,
 ) -> RunRecord:
     """The record of one run of `policy`, called `name`, in the tables that a run on a cluster leaves.
 
     `features` has the private blocks marked; `arrivals` are the workload, in order of time. The same arguments give the
     same record. A `script` has placements with the times at which they become live, the first one at 0, whatever the
-    policy says. InfeasibleError if the model has no first placement.
+    policy says; with `free_moves` caches are there at once, too. InfeasibleError if the model has no first placement.
     """
-    run = _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics())
+    run = _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics(), free_moves)
     return run.record(arrivals, name, script)
+
+
+def declared_problem(cluster: ClusterConfig, features: Sequence[BlockFeatures], scenario: ScenarioConfig) -> Problem:
+    """The problem of the declared demand, nodes and links, as it truly is in the simulation."""
+    run = _Run(cluster, tuple(features), scenario, Static(), 0, Loop(), Physics(profile_error=0.0))
+    return run.problem
 
 
 class _Run:
@@ -95,6 +103,7 @@ class _Run:
         seed: int,
         loop: Loop,
         physics: Physics,
+        free_moves: bool = False,
     ) -> None:
         self._cluster, self._features, self._scenario, self._seed = cluster, features, scenario, seed
         self._physics = physics
@@ -109,7 +118,7 @@ class _Run:
             node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
             for node in cluster.nodes
         }
-        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s)
+        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s, free_moves)
         rules = PlacementRules(cluster, features)
         self._deployment = SimulatedDeployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
         decides = bool(policy.asked & {"tick", "change"})
@@ -134,13 +143,14 @@ class _Run:
         self._control = Control(
             cluster, features, policy, loop, cost, self._deployment, gateway, reports, agenda, policy_rng
         )
+        self.problem = self._control.first_problem()
         self._use: list[tuple[float, str, float, float]] = []
         self._sampled_busy_s = dict.fromkeys(machines, 0.0)
 
     def record(self, arrivals: Sequence[Arrival], name: str, script: Sequence[tuple[float, Placement]]) -> RunRecord:
         """Place the model, serve the workload while the scenario changes the cluster, and record what happened."""
         agenda, scenario = self._agenda, self._scenario
-        problem = self._control.first_problem()
+        problem = self.problem
         if script:
             for at_s, placement in script:
                 agenda.at(at_s, self._switch, placement)

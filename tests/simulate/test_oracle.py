@@ -1,0 +1,41 @@
+"""The oracle is a limit: nobody serves better, and it knows what nobody can know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resplit.records import RunRecord
+from resplit.simulate.command import run_oracle, run_policy
+from resplit.simulate.world import World
+
+HOME_DAY = Path("data/scenarios/home-day.yaml")
+Found = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def rivals() -> list[tuple[RunRecord, Found]]:
+    return [run_policy(World.load(HOME_DAY), name, 7) for name in ("static", "clairvoyant")]
+
+
+@pytest.fixture(scope="module")
+def best(rivals: list[tuple[RunRecord, Found]]) -> tuple[RunRecord, Found]:
+    return run_oracle(World.load(HOME_DAY), 7, [record for record, _ in rivals])
+
+
+def test_nobody_serves_better_than_the_oracle(
+    rivals: list[tuple[RunRecord, Found]], best: tuple[RunRecord, Found]
+) -> None:
+    for _, found in rivals:
+        assert (best[1]["completed"], -best[1]["latency_mean_s"]) >= (found["completed"], -found["latency_mean_s"])
+    assert (best[1]["policy"], best[1]["privacy_violations"]) == ("oracle", 0)
+
+
+def test_its_moves_cost_nothing_and_come_with_the_changes(best: tuple[RunRecord, Found]) -> None:
+    record, found = best
+    assert found["moved_bytes"] == 0
+    changes_s = record.events[record.events.kind == "change"].time_s
+    assert len(record.epochs) > 1
+    for time_s in record.epochs.time_s[1:]:
+        assert (changes_s - time_s).abs().min() < 0.01
