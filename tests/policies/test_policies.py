@@ -11,7 +11,7 @@ from hypothesis import given
 from resplit.decide import Decision, History, Measured, PastMove
 from resplit.errors import ConfigError
 from resplit.planner.evaluate import evaluate
-from resplit.policies import POLICIES, Policy, Situation, make_policy
+from resplit.policies import ABLATIONS, POLICIES, Policy, Situation, make_policy
 from tests.support.decisions import FAR, FAST, SETTINGS, SLOW, halves, problem, random_problem
 from tests.support.problems import seeds
 from tests.support.properties import examples
@@ -34,7 +34,7 @@ class Reversed:
         return ask(make_policy("static"), situation)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [*POLICIES, *ABLATIONS])
 def test_every_policy_can_be_made_and_answers(name: str) -> None:
     decision = ask(make_policy(name), CALM)
     assert decision.chosen in decision.alternatives
@@ -117,3 +117,17 @@ def test_resplit_plans_at_a_tick_only_if_there_is_news() -> None:
     assert (len(again.alternatives), again.action) == (1, "keep")
     surge = replace(calm, now_s=calm.now_s + 4, problem=problem(BEST, rate_rps=5.0))
     assert len(ask(policy, surge).alternatives) > 1
+
+
+def test_without_queueing_the_load_does_not_matter() -> None:
+    calm, busy = (replace(CALM, problem=problem(WORSE, rate_rps=rate)) for rate in (0.5, 20.0))
+    assert ask(make_policy("resplit"), busy).chosen.latency_s > 1.1 * ask(make_policy("resplit"), calm).chosen.latency_s
+    without = [ask(make_policy("resplit-without-queueing"), each).chosen for each in (calm, busy)]
+    assert without[0].latency_s == pytest.approx(without[1].latency_s, rel=1e-3)
+
+
+def test_without_hysteresis_a_move_follows_a_move_at_once() -> None:
+    moved = History(PastMove(CALM.now_s - 1, "re-split", BEST, WORSE, None, 1.0))
+    situation = replace(CALM, history=moved)
+    assert ask(make_policy("resplit"), situation).action == "keep"
+    assert ask(make_policy("resplit-without-hysteresis"), situation).action != "keep"

@@ -29,6 +29,7 @@ def test_nobody_serves_better_than_the_oracle(
 ) -> None:
     for _, found in rivals:
         assert (best[1]["completed"], -best[1]["latency_mean_s"]) >= (found["completed"], -found["latency_mean_s"])
+    assert best[1]["energy_j_per_request"] > 0
     assert (best[1]["policy"], best[1]["privacy_violations"]) == ("oracle", 0)
 
 

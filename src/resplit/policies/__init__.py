@@ -10,7 +10,7 @@ from importlib import import_module
 from resplit.errors import ConfigError
 from resplit.policies.base import Occasion, Policy, Situation
 
-__all__ = ["POLICIES", "Occasion", "Policy", "Situation", "make_policy"]
+__all__ = ["ABLATIONS", "POLICIES", "Occasion", "Policy", "Situation", "make_policy"]
 
 POLICIES = {
     "static": "resplit.policies.static:Static",
@@ -24,14 +24,20 @@ POLICIES = {
     "greedy": "resplit.policies.planned:Greedy",
     "balance": "resplit.policies.balance:Balance",
 }
+# `resplit` without one of its parts, for studies.
+ABLATIONS = {
+    "resplit-without-fast-loop": "resplit.policies.ablations:WithoutFastLoop",
+    "resplit-without-hysteresis": "resplit.policies.ablations:WithoutHysteresis",
+    "resplit-without-queueing": "resplit.policies.ablations:WithoutQueueing",
+}
 
 
 def make_policy(name: str) -> Policy:
-    """A policy for one run: one of `POLICIES`, or `package.module:Name`, which is called without arguments.
+    """A policy for one run: of `POLICIES`, of `ABLATIONS`, or `package.module:Name`, called without arguments.
 
     ConfigError if there is no such policy, or if what is made is none.
     """
-    module, _, attribute = POLICIES.get(name, name).partition(":")
+    module, _, attribute = (POLICIES | ABLATIONS).get(name, name).partition(":")
     if not attribute:
         raise ConfigError("policy", f"{name!r} is not one of {', '.join(POLICIES)}, nor a package.module:Name")
     try:

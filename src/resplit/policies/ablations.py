@@ -1,0 +1,42 @@
+"""Policies that are `resplit` without one of its parts: what a part is worth is the difference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from resplit.decide import Decision, History
+from resplit.policies.base import Occasion, Situation
+from resplit.policies.orchestrator import Orchestrator
+
+__all__ = ["WithoutFastLoop", "WithoutHysteresis", "WithoutQueueing"]
+
+
+class WithoutFastLoop(Orchestrator):
+    """Asked at ticks only, not at detected changes."""
+
+    asked: ClassVar[frozenset[Occasion]] = frozenset({"tick"})
+
+
+class WithoutHysteresis(Orchestrator):
+    """Any net gain above 0 is taken at once: no threshold, no cooldown, no trial and no bar."""
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """As `resplit`, with settings and a history that hold nothing back."""
+        eager = replace(situation.settings, threshold=0.0, uncertainty_weight=0.0, cooldown_s=0.0, trial_s=0.0)
+        return super().decide(replace(situation, settings=eager, history=History()), rng)
+
+
+class WithoutQueueing(Orchestrator):
+    """Plans and prices as if requests never waited for one another: the load counts for memory and moves only."""
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """As `resplit`, on nodes of which no request takes a share."""
+        posed = situation.problem
+        nodes = tuple(replace(node, load_share=NO_LOAD) for node in posed.nodes)
+        return super().decide(replace(situation, problem=replace(posed, nodes=nodes)), rng)
+
+
+NO_LOAD = 1e-6
