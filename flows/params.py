@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resplit.decide import Settings
 from resplit.errors import ConfigError
@@ -34,6 +35,19 @@ class AdaptParams(BaseModel):
         )
 
 
+class SimulatedParams(BaseModel):
+    """The simulated study: what is simulated, and on what. `seeds` counts from `first_seed`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scenarios: tuple[str, ...]
+    policies: tuple[str, ...]
+    first_seed: Annotated[int, Field(ge=0)]
+    seeds: Annotated[int, Field(ge=1)]
+    runner: Literal["processes", "dask"]
+    workers: Annotated[int, Field(ge=1)]
+
+
 class Params(BaseModel):
     """The parameters of a study."""
 
@@ -45,6 +59,7 @@ class Params(BaseModel):
     prompts: Path
     seed: int
     adapt: AdaptParams
+    simulated: SimulatedParams
 
 
 def load_params(path: Path = PARAMS) -> Params:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from prefect import task
@@ -84,6 +84,19 @@ def track_run(
             _track_configuration(client, study, record, epoch, params, start_ms, kept, created)
         client.set_terminated(run_id, end_time=start_ms + int(record.duration_s * 1000))
     return run_id
+
+
+@task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def track_simulated(study: Study, found: Mapping[str, Any]) -> str:
+    """Record one simulated run, of which `found` is the object that `resplit simulate` prints; returns its id."""
+    client, alike = client_of(study.tracking_uri), ("policy", "scenario", "seed")
+    name = " ".join(str(found[key]) for key in alike)
+    run = client.create_run(study.experiment_id, run_name=name, tags={"mlflow.parentRunId": study.run_id})
+    values = {key: value for key, value in found.items() if key not in alike and isinstance(value, int | float)}
+    params = {key: found[key] for key in alike}
+    _log(client, run.info.run_id, {"kind": "simulated", **params}, _metrics(values, int(time.time() * 1000)))
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
 
 
 @task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)

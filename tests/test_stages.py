@@ -52,16 +52,17 @@ def test_nothing_is_stale_when_all_is_done(done: Repo) -> None:
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        (PARAMS["cluster"], {"model", "profile", "fit", "plan", "study"}),
-        (PARAMS["scenario"], {"study"}),
+        (PARAMS["cluster"], {"model", "profile", "fit", "plan", "study", "simulated"}),
+        (PARAMS["scenario"], {"study", "simulated"}),
         (PARAMS["prompts"], {"study"}),
-        ("src/resplit/planner/content", {"plan", "study"}),
-        ("src/resplit/cost/content", {"fit", "plan", "study"}),
-        ("src/resplit/policies/new.py", {"study"}),
-        ("src/resplit/node/content", {"profile", "study"}),
-        ("src/resplit/shards/content", {"model", "study"}),
+        ("src/resplit/planner/content", {"plan", "study", "simulated"}),
+        ("src/resplit/cost/content", {"fit", "plan", "study", "simulated"}),
+        ("src/resplit/policies/new.py", {"study", "simulated"}),
+        ("src/resplit/node/content", {"profile", "study", "simulated"}),
+        ("src/resplit/shards/content", {"model", "study", "simulated"}),
         ("tasks/report.py", {"study", "report"}),
         ("flows/stages.py", STAGES),
+        ("flows/simulated.py", {"study", "simulated"}),
     ],
 )
 def test_a_touched_file_makes_the_stages_that_read_it_stale(done: Repo, path: str, stages: set[str]) -> None:
@@ -84,5 +85,5 @@ def test_another_cluster_of_params_is_what_the_stages_depend_on() -> None:
     Path("params.yaml").write_text(text.replace(PARAMS["cluster"], str(other)))
     with Repo() as again:
         found = again.status()
-    assert set(found) == STAGES
+    assert set(found) == STAGES | {"simulated"}
     assert str(other) in str(found["plan"])

@@ -53,7 +53,7 @@ def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tup
     """
     columns = _Messages.of(messages)
     groups = messages.groupby(["node", "peer"], sort=True).indices
-    pairs = {(str(pair[0]), str(pair[1])): columns.at(positions) for pair, positions in groups.items()}
+    pairs = {(str(pair[0]), str(pair[1])): columns.at(np.asarray(at)) for pair, at in groups.items()}  # type: ignore[index]
     before = {(link.node, link.peer): link for link in previous}
     full = {pair: _fit_both(pair, rows, before.get(pair)) for pair, rows in pairs.items() if rows.spread >= SPREAD}
     known = before | full

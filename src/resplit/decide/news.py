@@ -69,10 +69,10 @@ def _same(before: Problem, now: Problem) -> bool:
     if [node.name for node in before.nodes] != [node.name for node in now.nodes]:
         return False
     background = [np.array([node.background_utilization for node in each.nodes]) for each in (before, now)]
-    rates = [np.array([each.rate_rps for each in posed.classes]) for posed in (before, now)]
+    rates_before, rates = (np.array([each.rate_rps for each in posed.classes]) for posed in (before, now))
     return (
         bool((np.abs(background[1] - background[0]) <= _BACKGROUND).all())
-        and _near(*rates, _RATES)
+        and _near(rates_before, rates, _RATES)
         and _near(before.prefill_s_per_token, now.prefill_s_per_token, _TIMES)
         and _near(before.decode_s_per_token, now.decode_s_per_token, _TIMES)
         and _near(before.link_latency_s, now.link_latency_s, _LINKS)

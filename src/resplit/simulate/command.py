@@ -67,20 +67,27 @@ def described(world: World, record: RunRecord, wall_s: float) -> dict[str, Any]:
 
 
 def simulate_command(
-    scenario: Path, policy: str, seed: int, out: Path | None, cluster: Path | None, model: Path | None
+    scenario: Path,
+    policy: str,
+    seed: int,
+    out: Path | None = None,
+    cluster: Path | None = None,
+    model: Path | None = None,
+    rivals: Sequence[Path] = (),
 ) -> None:
     """Print one JSON object per policy on standard output, and save the tables of each run below `out`.
 
-    A policy of one's own is looked for in the working directory too.
+    A policy of one's own is looked for in the working directory too. `rivals` are folders with the tables of other
+    policies' runs of this scenario and seed: the oracle then compares them, and runs nobody.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")
     world = World.load(scenario, cluster, model)
-    rivals: list[RunRecord] = []
+    records = [RunRecord.load(folder) for folder in rivals]
     for name in (*POLICIES, ORACLE) if policy == "all" else (policy,):
-        together = policy == "all" and name == ORACLE
-        record, found = run_oracle(world, seed, rivals) if together else run_policy(world, name, seed)
-        rivals.append(record)
+        beside = name == ORACLE and records
+        record, found = run_oracle(world, seed, records) if beside else run_policy(world, name, seed)
+        records.append(record)
         if out is not None:
             record.save(out / name.replace(":", ".") if policy == "all" else out)
         typer.echo(json.dumps(found))

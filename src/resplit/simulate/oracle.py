@@ -76,7 +76,8 @@ def _planned(world: World, phases: Sequence[Phase], work_limit: int | None) -> S
 
 def _played(run: RunRecord) -> Script:
     """What a run had live, and from when on."""
-    return tuple((row.time_s, tuple(row.placement.split(","))) for row in run.epochs.itertuples())
+    epochs = zip(run.epochs.time_s, run.epochs.placement, strict=True)
+    return tuple((float(time_s), tuple(str(placement).split(","))) for time_s, placement in epochs)
 
 
 def _live(script: Script, from_s: float, until_s: float) -> list[Placement]:

@@ -21,8 +21,7 @@ from resplit.errors import ConfigError, InfeasibleError
 from resplit.node.emulation import Hardware
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
-from resplit.policies import Policy
-from resplit.policies.static import Static
+from resplit.policies import Policy, make_policy
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
@@ -87,7 +86,7 @@ def simulate(
 
 def declared_problem(cluster: ClusterConfig, features: Sequence[BlockFeatures], scenario: ScenarioConfig) -> Problem:
     """The problem of the declared demand, nodes and links, as it truly is in the simulation."""
-    run = _Run(cluster, tuple(features), scenario, Static(), 0, Loop(), Physics(profile_error=0.0))
+    run = _Run(cluster, tuple(features), scenario, make_policy("static"), 0, Loop(), Physics(profile_error=0.0))
     return run.problem
 
 

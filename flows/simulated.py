@@ -1,0 +1,133 @@
+"""The simulated study: policies x scenarios x seeds, many at a time. What is done is not done again."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before Prefect is imported
+    from flows.environment import prepare
+
+    prepare()
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prefect import flow
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows import STATE
+from flows.command import run_command
+from flows.params import SCENARIOS, SimulatedParams, load_params
+from resplit.errors import ConfigError, ResplitError
+from resplit.simulate.comparison import Found, compared_runs, table_of
+from resplit.simulate.oracle import ORACLE
+from tasks.mlflow_store import default_uri
+from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
+from tasks.track import close_study, open_study, track_simulated
+
+__all__ = ["run_simulated_study"]
+
+RECORDS, REPORTS = Path("data/generated/simulated"), Path("reports/simulated")
+_log = structlog.get_logger(__name__)
+
+
+def run_simulated_study(
+    params: SimulatedParams, state: Path = STATE, records: Path = RECORDS, reports: Path = REPORTS
+) -> str:
+    """Simulate what `params` name, and write `metrics.json` and `table.md` to `reports`; returns the table.
+
+    ResplitError names the runs that failed, after all others are done.
+    """
+    study = _simulated_study.with_options(task_runner=_task_runner(params))
+    compared = compared_runs(study(params, state, records))
+    reports.mkdir(parents=True, exist_ok=True)
+    (reports / "metrics.json").write_text(json.dumps(_plain(compared), indent=1, sort_keys=True), encoding="utf-8")
+    table = table_of(compared)
+    (reports / "table.md").write_text(table, encoding="utf-8")
+    return table
+
+
+@flow(name="simulated study", validate_parameters=False)
+def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> list[Found]:
+    """Submit all runs, and track each in MLflow as it is done. The oracle waits for the runs that it compares."""
+    about = {"policies": " ".join(params.policies), "seeds": params.seeds, "workers": params.workers}
+    tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), "simulated", about)
+    futures: dict[SimulatedRun, Any] = {}
+    for scenario in params.scenarios:
+        for seed in range(params.first_seed, params.first_seed + params.seeds):
+            runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in params.policies]
+            rivals = {run: kept_in(records, run) for run in runs if run.policy != ORACLE}
+            for run, folder in rivals.items():
+                futures[run] = simulate_in_process.submit(run, folder)
+            for run in runs:
+                if run.policy == ORACLE:
+                    waited_for = [futures[rival] for rival in rivals]
+                    futures[run] = simulate_in_process.submit(
+                        run, kept_in(records, run), list(rivals.values()), wait_for=waited_for, return_state=False
+                    )
+    found, failed = [], []
+    for run, future in futures.items():
+        future.wait()
+        if not future.state.is_completed():
+            failed.append(str(run))
+            _log.warning("run failed", run=str(run))
+            continue
+        found.append(future.result())
+        track_simulated(tracked, found[-1])
+        _log.info("run done", run=str(run), done=len(found), of=len(futures))
+    close_study(tracked)
+    if failed:
+        raise ResplitError(f"{len(failed)} runs failed: {', '.join(failed)}; run again: what is done is kept")
+    return found
+
+
+def _task_runner(params: SimulatedParams) -> TaskRunner[Any]:
+    """Each run is a process of its own in any case: threads or Dask's workers wait for them."""
+    if params.runner == "processes":
+        return ThreadPoolTaskRunner(max_workers=params.workers)
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError:
+        raise ConfigError("params.yaml: simulated.runner", "'dask' needs prefect-dask: install resplit[dask]") from None
+    return DaskTaskRunner(cluster_kwargs={"n_workers": params.workers, "threads_per_worker": 1, "processes": True})
+
+
+def _plain(compared: dict[str, dict[str, dict[str, tuple[float, float]]]]) -> dict[str, Any]:
+    """Each mean, and half of its interval as `NAME_ci95`; null where nothing is known."""
+
+    def known(value: float) -> float | None:
+        return round(value, 6) if math.isfinite(value) else None
+
+    return {
+        scenario: {
+            policy: {
+                f"{name}{ending}": known(value) for name, pair in metrics.items() for ending, value in _named(pair)
+            }
+            for policy, metrics in policies.items()
+        }
+        for scenario, policies in compared.items()
+    }
+
+
+def _named(pair: Sequence[float]) -> list[tuple[str, float]]:
+    return [("", pair[0]), ("_ci95", pair[1])]
+
+
+def main() -> None:
+    """`python -m flows.simulated`: the simulated study of `params.yaml`."""
+
+    def run() -> None:
+        begun_s = time.monotonic()
+        sys.stdout.write(run_simulated_study(load_params().simulated))
+        _log.info("study done", seconds=round(time.monotonic() - begun_s))
+
+    run_command(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Simulate: one run of a simulated study in a process of its own, kept so that it is not done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+import resplit
+from resplit.errors import ResplitError
+from resplit.scenario import cluster_of, load_scenario
+from tasks.study_records import digest_of
+
+__all__ = ["SimulatedRun", "kept_in", "simulate_in_process"]
+
+_OBJECT = "object.json"
+_MODELS = Path("data/models")
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A scenario under a policy, with the workload and the noise of a seed."""
+
+    scenario: Path
+    policy: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.scenario.stem} {self.policy} {self.seed}"
+
+
+def kept_in(records: Path, run: SimulatedRun) -> Path:
+    """The folder of a run below `records`. Its name covers the code, the scenario with its traces, and the cluster."""
+    scenario = load_scenario(run.scenario)
+    traces = [run.scenario.parent / trace.file for trace in scenario.traces]
+    files = [run.scenario, cluster_of(run.scenario), *sorted(_MODELS.glob("*.yaml")), *traces, *_code()]
+    return records / digest_of(files) / f"{run.scenario.stem}-{run.policy.replace(':', '.')}-{run.seed}"
+
+
+def _code() -> list[Path]:
+    return sorted(Path(resplit.__file__).parent.rglob("*.py"))
+
+
+@task(task_run_name="{run}", retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def simulate_in_process(run: SimulatedRun, folder: Path, rivals: Sequence[Path] = ()) -> dict[str, Any]:
+    """The object of `resplit simulate` about a run, whose tables are kept in `folder`; simulated if they are not there.
+
+    `rivals` are the folders of other policies' runs, for the oracle. A process that is killed costs this task only,
+    which is tried again. ResplitError with the last line of what the process said.
+    """
+    if not (folder / _OBJECT).exists():
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        given = ["--policy", run.policy, "--seed", str(run.seed), "--out", str(unfinished)]
+        given += [word for rival in rivals for word in ("--rival", str(rival))]
+        command = [sys.executable, "-m", "resplit.cli", "simulate", str(run.scenario), *given]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            raise ResplitError(f"{run}: the simulation failed: {said[-1]}")
+        (unfinished / _OBJECT).write_text(done.stdout, encoding="utf-8")
+        unfinished.replace(folder)
+    found: dict[str, Any] = json.loads((folder / _OBJECT).read_text(encoding="utf-8"))
+    return found
