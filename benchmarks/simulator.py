@@ -69,7 +69,7 @@ def main() -> None:
     given = parser.parse_args()
     cluster = copied(given.nodes, given.rps)
     scenario = ScenarioConfig.model_construct(name="hour", duration=3600 * given.hours)
-    world = World(cluster, load_model(MODEL, cluster.private_layers), scenario, Path())
+    world = World(cluster, load_model(MODEL, cluster.private_layers), scenario)
     begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
     record, found = run_policy(world, given.policy, 7)
     segments = len(set(str(record.epochs.placement.iloc[0]).split(",")))

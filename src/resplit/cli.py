@@ -222,6 +222,9 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Folder for the tables of each run, as Parquet.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="By default the cluster that the scenario names.")] = None,
     model: Annotated[Path | None, typer.Option(help="The sizes of the model's blocks (docs/simulator.md).")] = None,
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder of the trace files, if not where the scenario says (data/traces).")
+    ] = None,
     rival: Annotated[
         list[Path] | None, typer.Option(help="For `oracle`: tables of another policy's run, instead of running all.")
     ] = None,
@@ -229,7 +232,7 @@ def simulate(
     """Simulate a scenario; print one JSON object per policy."""
     from resplit.simulate.command import simulate_command
 
-    simulate_command(scenario, policy, seed, out, cluster, model, rival or ())
+    simulate_command(scenario, policy, seed, out, cluster, model, rival or (), traces)
 
 
 @app.command()

@@ -145,6 +145,9 @@ class ScenarioConfig(Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     cluster: Annotated[str | None, Field(description="the cluster file; a path relative to this file")] = None
+    model: Annotated[
+        str | None, Field(description="the sizes of the model's blocks, for the simulator; relative to this file")
+    ] = None
     duration: Annotated[Seconds, Field(gt=0)]
     simulated_only: bool = False
     nodes: tuple[NodeChange, ...] = ()

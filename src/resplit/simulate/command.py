@@ -74,6 +74,7 @@ def simulate_command(
     cluster: Path | None = None,
     model: Path | None = None,
     rivals: Sequence[Path] = (),
+    traces: Path | None = None,
 ) -> None:
     """Print one JSON object per policy on standard output, and save the tables of each run below `out`.
 
@@ -82,7 +83,7 @@ def simulate_command(
     """
     if "" not in sys.path:
         sys.path.insert(0, "")
-    world = World.load(scenario, cluster, model)
+    world = World.load(scenario, cluster, model, traces)
     records = [RunRecord.load(folder) for folder in rivals]
     for name in (*POLICIES, ORACLE) if policy == "all" else (policy,):
         beside = name == ORACLE and records

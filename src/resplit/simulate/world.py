@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,25 +26,38 @@ _SHORT_S = 600.0  # shorter scenarios compress a day into minutes
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """What is simulated: a cluster with a model, a scenario, and the folder of its traces."""
+    """What is simulated: a cluster with a model, and a scenario whose traces were read."""
 
     cluster: ClusterConfig
     features: tuple[BlockFeatures, ...]
     scenario: ScenarioConfig
-    folder: Path
 
     @classmethod
-    def load(cls, scenario_file: Path, cluster_file: Path | None = None, model_file: Path | None = None) -> World:
-        """Read the files. The cluster is by default the one that the scenario names. ConfigError or DataError."""
+    def load(
+        cls,
+        scenario_file: Path,
+        cluster_file: Path | None = None,
+        model_file: Path | None = None,
+        traces: Path | None = None,
+    ) -> World:
+        """Read the files. Cluster and model are by default those that the scenario names. ConfigError or DataError.
+
+        `traces` is the folder of the trace files, if they are not where the scenario says.
+        """
         scenario = load_scenario(scenario_file)
         cluster = load_cluster(cluster_file or cluster_of(scenario_file))
         scenario.check_against(cluster, str(scenario_file))
-        features = load_model(model_file or _model_file(cluster), cluster.private_layers)
-        return cls(cluster, features, with_traces(scenario, scenario_file.parent), scenario_file.parent)
+        named = Path(os.path.normpath(scenario_file.parent / scenario.model)) if scenario.model else None
+        features = load_model(model_file or named or _model_file(cluster), cluster.private_layers)
+        if traces is not None:
+            files = {each.file: str(traces.resolve() / Path(each.file).name) for each in scenario.traces}
+            moved = tuple(each.model_copy(update={"file": files[each.file]}) for each in scenario.traces)
+            scenario = scenario.model_copy(update={"traces": moved})
+        return cls(cluster, features, with_traces(scenario, scenario_file.parent))
 
     def arrivals(self, seed: int) -> list[Arrival]:
         """The workload of a seed: requests of traces, and drawn ones for the other classes."""
-        return schedule_arrivals(self.cluster, self.scenario, seed, traced_requests(self.scenario, self.folder))
+        return schedule_arrivals(self.cluster, self.scenario, seed, traced_requests(self.scenario, Path()))
 
     def loop(self) -> Loop:
         """The control loop that suits the length of the scenario."""
