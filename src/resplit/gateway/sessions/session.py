@@ -24,10 +24,10 @@ from typing import Literal
 
 import structlog
 
-from resplit.errors import RECALLED, CommandRefusedError, NodeLostError, RequestError, ResplitError, error_from_wire
+from resplit.errors import RECALLED, CommandRefusedError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
-from resplit.gateway.sessions.answers import Awaited, New
+from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
@@ -86,8 +86,6 @@ class Session:
     # of exactly these passes, unless a loss is not noticed yet.
     steps: list[tuple[int, ...]] = field(default_factory=list)
     position: int = 0  # the length of all `steps`: the positions cached; both grow in `_did` only
-    # Answers to passes of this attempt. At most one pass is under way. A loss is queued as an answer to it.
-    answers: asyncio.Queue[Token] = field(default_factory=asyncio.Queue)
     # While moving: the transfer to a newer epoch. `route` is still the old one, and its nodes still have every cache.
     precopying: asyncio.Task[PreCopy] | None = None
 
@@ -100,11 +98,10 @@ class Session:
         self.permits = SessionPermits(self.name, self.reservation.tokens, self.context.router.peers)
         self.replication = KvReplication(self.permits, self.context)
         self.spent = TimeSpent()
+        self.answers = PassAnswers(len(self.request.prompt_ids))
         self.recalls = 0  # passes that were given back before they began
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
         self._made: list[int] = []  # the new tokens so far
-        self._scores: dict[int, Logprobs] = {}  # of prompt tokens, by position
-        self._awaited: Awaited | None = None  # of the pass under way
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
@@ -158,8 +155,8 @@ class Session:
         finish: Literal["stop", "length"] | None = "length" if made == limit else None
         if token_id in self.request.stop_ids:
             finish = "stop"
-        scores = tuple(self._scores[place] for place in sorted(self._scores)) if made == 1 else ()
-        return GeneratedToken(token_id, made - 1, finish, logprobs, scores)
+        scores = sorted(self.answers.scores.items()) if made == 1 else ()
+        return GeneratedToken(token_id, made - 1, finish, logprobs, tuple(found for _, found in scores))
 
     async def _next_tokens(self, step: tuple[int, ...], most: int) -> New:
         """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
@@ -237,25 +234,16 @@ class Session:
         )
         if not again:
             self._ask_more(message, drafts)
-        end = self.position + len(step)
-        self._awaited = Awaited(end, 1 + len(drafts), message.logprobs > 0, len(message.scored) > 0)
-        begun_s = time.monotonic()
-        try:
+        begun_s, attempt, end = time.monotonic(), self.permits.attempt, self.position + len(step)
+        wants = message.logprobs > 0, len(message.scored) > 0
+        with self.answers.awaiting(Awaited(self.route, attempt, self.position, end, 1 + len(drafts), *wants)):
             others = {} if self.permits.nodes else self.permits.start(self.route, message)
             self.context.router.send(self.route, message)
             for node, permit in others.items():
                 self.permits.peer(node).send(permit)
-            while not (answer := await self.answers.get()).token_ids and not answer.error_kind:
-                self._note_scores(answer)
-        finally:
-            self._awaited = None
-        if answer.error_kind:
-            raise _error_of(answer)
+            answer = await self.answers.last()
         if not stepwise:
             self._note_time(answer, len(step), begun_s)
-        if len(answer.logprobs) > len(answer.token_ids):
-            self._note_scores(answer)
-            del answer.logprobs[: -len(answer.token_ids)]
         return answer
 
     def _ask_more(self, message: Step, drafts: tuple[int, ...]) -> None:
@@ -268,13 +256,6 @@ class Session:
             if request.score_prompt and not self.steps:
                 message.scored.extend(request.prompt_ids[1:])
 
-    def _note_scores(self, answer: Token) -> None:
-        """Keep the log probabilities of prompt tokens in an answer. Its last one is of the token at its position."""
-        first = answer.position - len(answer.logprobs) + 1
-        for place, found in enumerate(logprobs_from_wire(answer.logprobs), first):
-            if 0 < place < len(self.request.prompt_ids):
-                self._scores[place] = found
-
     def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
         now_s, segments = time.monotonic(), segment_times(answer, self.route)
         if segments:
@@ -284,25 +265,14 @@ class Session:
 
     def receive(self, node: str, answer: Token) -> None:
         """Accept the answer of `node` to the pass under way; ignore what does not belong to it."""
-        if self._belongs(node, answer):
-            self.answers.put_nowait(answer)
-        else:
+        if not self.answers.accept(node, answer):
             _log.info("answer ignored", session=self.name, node=node, epoch=answer.epoch, position=answer.position)
-
-    def _belongs(self, node: str, answer: Token) -> bool:
-        """Whether `node` may answer the pass under way with this: tokens from the head's node, an error from any."""
-        if self._awaited is None or (answer.epoch, answer.attempt) != (self.route.epoch, self.permits.attempt):
-            return False
-        placement = self.route.placement
-        if answer.error_kind:
-            return node in placement and self.position <= answer.position <= self._awaited.end
-        return node == placement[-1] and self._awaited.fits(answer, self.position)
 
     def lose(self, reason: str) -> None:
         """End the current pass, or the next one if none runs, with the loss of the session's caches."""
         lost = Token(session=self.name, attempt=self.permits.attempt, epoch=self.route.epoch)
         lost.error, lost.error_kind = reason, "lost"
-        self.answers.put_nowait(lost)
+        self.answers.lose(lost)
 
     async def _follow_live_epoch(self, at_once: bool = False) -> None:
         """Between passes: begin, continue or finish the move to the live epoch.
@@ -437,7 +407,8 @@ class Session:
                     await router.changed()
         await router.until_ready()
         self.permits.new_attempt()
-        self.steps, self.position, self.answers = [], 0, asyncio.Queue()
+        self.answers.forget()
+        self.steps, self.position = [], 0
         self._enter(router.live_route)
 
     async def _restore(self, done: list[tuple[int, ...]]) -> int:
@@ -479,10 +450,3 @@ class Session:
         for task in self._permitting:
             task.cancel()
         self.replication.stop()
-
-
-def _error_of(answer: Token) -> Exception:
-    """The error with which a pass ended."""
-    # A node that restarted has neither the epoch nor the caches: for the session it is lost.
-    word = "lost" if answer.error_kind == "stale" else answer.error_kind
-    return error_from_wire(word, answer.error)
