@@ -22,6 +22,7 @@ from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C
 
 LAYER_S = 0.03
+PASS_S = 0.15
 NO_ERROR = PredictionError(None, None, 0)
 KINDS = ("embed", "layer", "head")
 SETTINGS = Settings(horizon_s=600.0, cooldown_s=1e6)
@@ -59,9 +60,11 @@ def pass_time(controller: Controller, slow: dict[str, float], now_s: float) -> P
 
 
 def serve(controller: Controller, passes: int, **slow: float) -> None:
-    """Tell the fast loop of passes that end now."""
-    for _ in range(passes):
-        controller.fast_loop.passed(pass_time(controller, slow, asyncio.get_running_loop().time()))
+    """Tell the fast loop of passes that end one after the other, after those that it was told of before."""
+    seen = [each.at_s for each in controller.fast_loop.recording().observations if each.done]
+    begun_s = max([asyncio.get_running_loop().time(), *seen])
+    for index in range(1, passes + 1):
+        controller.fast_loop.passed(pass_time(controller, slow, begun_s + index * PASS_S))
 
 
 @pytest.fixture
@@ -107,8 +110,7 @@ async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: 
 
 async def test_a_small_change_is_decided_on_and_changes_nothing(placed: Controller) -> None:
     placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
-    for _ in range(3):
-        serve(placed, 1, **{B: 1.5})
+    serve(placed, 3, **{B: 1.5})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     assert decisions(placed)[0]["action"] in {"keep", "re-split", "redistribute"}
 

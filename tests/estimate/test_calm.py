@@ -62,15 +62,19 @@ def test_a_calm_hour_has_at_most_one_false_alarm(seed: int) -> None:
     assert len(alarms) <= MOST_ALARMS, [str(alarm) for alarm in alarms]
 
 
-def test_a_node_that_slows_down_is_noticed_in_its_first_pass_and_a_hiccup_is_not() -> None:
+def test_a_node_that_slows_down_is_noticed_in_its_second_batch_and_a_stall_of_one_batch_is_not() -> None:
     rng, estimate = np.random.default_rng(0), ClusterEstimate(FEATURES, "near")
     estimate.set_model(model())
     for index in range(50):
         assert estimate.observe(calm_pass(rng, index * EVERY_S)) == []
     segment = (done := calm_pass(rng, 10.0)).segments[1]
-    hiccup = replace(segment, computed_s=segment.computed_s + 0.5, first_half_s=segment.first_half_s + 0.5)
-    assert estimate.observe(replace(done, segments=(done.segments[0], hiccup))) == []
+    stall = replace(segment, computed_s=segment.computed_s + 0.5, first_half_s=segment.first_half_s + 0.25)
+    assert estimate.observe(replace(done, segments=(done.segments[0], stall))) == []
+    assert estimate.observe(replace(done, at_s=10.03, segments=(done.segments[0], stall))) == []  # of the same batch
+    assert estimate.observe(calm_pass(rng, 10.1)) == []
     slow = replace(segment, computed_s=5 * segment.computed_s, first_half_s=5 * segment.first_half_s)
-    changes = estimate.observe(replace(done, at_s=10.2, segments=(done.segments[0], slow)))
+    assert estimate.observe(replace(done, at_s=10.2, segments=(done.segments[0], slow))) == []
+    slow = replace(slow, computed_s=1.01 * slow.computed_s)
+    changes = estimate.observe(replace(done, at_s=10.4, segments=(done.segments[0], slow)))
     assert [change.subject for change in changes] == [segment.node]
     assert changes[0].after == pytest.approx(5.0, rel=0.3)

@@ -72,3 +72,20 @@ def test_a_level_that_was_set_before_any_value_is_as_sure_as_one_value_until_the
     assert not level.observe(0.3 + NOISE, 1e6)
     assert level.mean == pytest.approx(0.3 + NOISE / 2)
     assert level.deviation(1e6) < NOISE
+
+
+def test_a_jump_upwards_that_has_to_show_at_three_moments_is_taken_back_by_one_usual_value() -> None:
+    level = Level(NOISE, drift=0.01, least=0.15, moments=3, apart_s=0.1)
+    assert not any(level.observe(value, 0.1 * index) for index, value in enumerate(noise(7, 50)))
+    assert not level.observe(-NOISE, 5.0)
+    assert not any(level.observe(2.0, at_s) for at_s in (5.1, 5.11, 5.12, 5.25))
+    assert not level.observe(-NOISE, 5.3)
+    assert not any(level.observe(2.0, at_s) for at_s in (5.4, 5.5))
+    assert level.observe(1.9, 5.6)
+    assert level.mean == pytest.approx(1.9)
+
+
+def test_a_jump_downwards_need_not_last() -> None:
+    level = Level(NOISE, drift=0.01, least=0.15, moments=3, apart_s=0.1)
+    assert not any(level.observe(value, 0.1 * index) for index, value in enumerate(noise(8, 50)))
+    assert [level.observe(-2.0, at_s) for at_s in (5.0, 5.01)] == [False, True]

@@ -51,6 +51,32 @@ def test_a_narrower_link_is_noticed(links: LinkEstimates) -> None:
     assert probe(links, LATENCY_S, 8 * S_PER_BYTE, 4, 20.0) == ["the transfer from a to b became 8 times slower"]
 
 
+def test_messages_that_are_late_for_a_moment_are_no_slower_link_and_a_usual_one_ends_the_doubt(
+    links: LinkEstimates,
+) -> None:
+    late = [links.observe("a", "b", SMALL, 20 * LATENCY_S, 20.0 + 0.03 * index) for index in range(4)]
+    assert late == [[]] * 4
+    assert links.doubted() == [("a", "b")]
+    assert links.observe("a", "b", SMALL, LATENCY_S, 20.2) == []
+    assert links.doubted() == []
+    assert [links.observe("a", "b", SMALL, 20 * LATENCY_S, at_s) for at_s in (22.0, 22.1)] == [[], []]
+
+
+def test_a_late_message_before_a_new_model_is_not_taken_for_the_link(links: LinkEstimates) -> None:
+    assert links.observe("a", "b", SMALL, 20 * LATENCY_S, 20.0) == []
+    links.set_model(model(2 * LATENCY_S))
+    assert links.estimates(at_s=20.0)[0].latency_factor == pytest.approx(0.5, rel=0.05)
+    assert probe(links, LATENCY_S, S_PER_BYTE, 5, 21.0) == []
+
+
+def test_a_jump_that_hardly_delays_a_message_is_followed_and_raises_no_alarm() -> None:
+    links = LinkEstimates()
+    links.set_model(model(0.001))
+    assert probe(links, 0.001, S_PER_BYTE, 10) == []
+    assert probe(links, 0.004, S_PER_BYTE, 10, 20.0) == []
+    assert links.estimates(at_s=20.0)[0].latency_factor > 3
+
+
 def test_a_new_model_that_knows_of_the_change_leaves_nothing_to_correct(links: LinkEstimates) -> None:
     probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0)
     links.set_model(model(6 * LATENCY_S))

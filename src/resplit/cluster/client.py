@@ -16,6 +16,7 @@ from resplit.decide.state import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.estimate.cluster import Estimates
+from resplit.estimate.observation import RECORDING, Recording
 from resplit.pass_times import TimeSpent
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
@@ -144,6 +145,10 @@ class ControlClient:
     def estimates(self) -> Estimates:
         """The controller's estimate of each node and link now, relative to the cost model of the latest problem."""
         return self._get("/estimates", _ESTIMATES)
+
+    def observations(self) -> Recording:
+        """What the detector of changes was shown in the last minutes."""
+        return self._get("/observations", RECORDING)
 
     def arm_fast_loop(self, settings: Settings, for_s: float, policy: str = "resplit") -> None:
         """Have the controller ask a policy about detected changes for so many seconds from now; 0 stops that.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -24,7 +24,7 @@ from resplit.cost.model import CostModel
 from resplit.decide import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, ResplitError, http_status
-from resplit.estimate import Estimates
+from resplit.estimate import RECORDING, Estimates
 from resplit.policies import POLICIES, make_policy
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
@@ -152,6 +152,11 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
     @router.get("/epochs")
     async def epochs() -> list[LiveEpoch]:
         return controller.deployment.history
+
+    @router.get("/observations")
+    async def observations() -> Response:
+        # Written here: the framework's JSON has no NaN.
+        return Response(RECORDING.dump_json(controller.fast_loop.recording()), media_type="application/json")
 
     @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -74,11 +75,17 @@ class Deployment:
         self._oldest_used = 0
         self._releasing = asyncio.Lock()
         self._settling = asyncio.Event()  # set and replaced whenever a session has left an epoch
+        self._disturbed_until_s = -math.inf  # when an epoch was last prepared; monotonic clock
 
     @property
     def live_number(self) -> int:
         """The number of the live epoch; 0 if there is none."""
         return self.live.epoch if self.live else 0
+
+    @property
+    def disturbed_until_s(self) -> float:
+        """Until when passes and messages were delayed because an epoch was prepared; inf while one is."""
+        return math.inf if self._changing.locked() else self._disturbed_until_s
 
     async def deploy(self, proposal: Proposal, suspects: Collection[str] = (), gives_way: bool = False) -> LiveEpoch:
         """Make a placement live on all nodes, or leave everything as it was.
@@ -94,8 +101,11 @@ class Deployment:
             self.interrupt()
         async with self._changing:
             self._check(proposal)
-            await self._abort_unfinished()
-            live = await self._run(proposal, suspects, gives_way or proposal.not_before_s is not None)
+            try:
+                await self._abort_unfinished()
+                live = await self._run(proposal, suspects, gives_way or proposal.not_before_s is not None)
+            finally:
+                self._disturbed_until_s = time.monotonic()
         # A node may be lost, or lose its trust, while the epoch goes live.
         if self._view.lost_from(proposal.placement) or self._view.rules.privacy_violation(proposal.placement):
             self.on_outage()

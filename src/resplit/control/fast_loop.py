@@ -8,8 +8,10 @@ are detected meanwhile are seen by the next one.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +28,17 @@ from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel
 from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, moved_often, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
-from resplit.estimate import Change, ClusterEstimate, Estimates, under_estimates
+from resplit.estimate import (
+    Change,
+    ClusterEstimate,
+    Estimates,
+    LinkSeen,
+    NodeSeen,
+    Observation,
+    Recording,
+    show,
+    under_estimates,
+)
 from resplit.pass_times import PassTime
 from resplit.policies import Policy, Situation
 from resplit.process.cancellation import VitalTasks
@@ -38,6 +50,10 @@ _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
 _PROBLEMS_KEPT = 64
 _MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
+# A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
+_LOOKS, _BETWEEN_LOOKS_S = 3, 0.1
+_REPORTED_LATE_S = 0.5  # nodes are asked for the times of messages so often
+_OBSERVATIONS_KEPT = 20_000  # of a busy cluster, those of some minutes
 
 
 @dataclass(frozen=True)
@@ -79,14 +95,15 @@ class FastLoop:
         self._armed: Armed | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
-        self._disturbed_until_s = -math.inf  # monotonic clock
+        self._observations: deque[Observation] = deque(maxlen=_OBSERVATIONS_KEPT)
         self._measured_s: dict[str, float] = {}
+        self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
         self._rng = np.random.default_rng(0)
         self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
 
     def set_model(self, cost: CostModel) -> None:
         """Use the cost model with which the latest problem was posed."""
-        self._estimate.set_model(cost)
+        self._show(Observation(time.monotonic(), cost=cost))
         self._uncertainty = cost.uncertainty
 
     def arm(self, policy: Policy, settings: Settings, for_s: float) -> None:
@@ -101,25 +118,42 @@ class FastLoop:
         """The estimate of each node and link now."""
         return self._estimate.estimates(time.monotonic())
 
+    def recording(self) -> Recording:
+        """What the detector was shown in the last minutes, from a cost model on."""
+        observations = tuple(itertools.dropwhile(lambda seen: seen.cost is None, self._observations))
+        return Recording(self._view.rules.features, self._view.cluster.source, observations)
+
     def passed(self, done: PassTime) -> None:
         """Take the times of a pass. A pass that ran while blocks were loaded says nothing about the time after it."""
-        if done.at_s - done.total_s <= self._disturbed_until_s:
+        if done.at_s - done.total_s <= self._deployment.disturbed_until_s:
             return
-        self._note(self._estimate.observe(done))
-        self._measure_again("links", self._estimate.suspects(done))
+        self._show(Observation(done.at_s, done=done))
+        self._look_into(self._estimate.suspects(done))
 
     def reported(self, rows: TelemetryRows) -> None:
-        """Take the new rows of a node: the newest about itself, and all its probes of links."""
+        """Take the new rows of a node: the newest about itself, and all its probes of links.
+
+        A probe that was sent while blocks were loaded or caches moved says nothing about the link.
+        """
         now_s = time.monotonic()
         if rows.nodes:
             last = rows.nodes[-1]
             background = last.cpu_utilization - last.own_utilization
-            self._note(self._estimate.observe_report(last.node, last.reference_s, background, now_s))
+            self._show(Observation(now_s, node=NodeSeen(last.node, last.reference_s, background)))
             if self._estimate.doubts(last.node):
                 self._measure_again(last.node, [(last.node, last.node)])
-        for row in rows.links:
-            if row.source == "active":
-                self._note(self._estimate.links.observe(row.node, row.peer, row.payload_bytes, row.seconds, now_s))
+        if now_s - _REPORTED_LATE_S <= self._deployment.disturbed_until_s:
+            return
+        probes = [row for row in rows.links if row.source == "active"]
+        newest_s = max((row.time_s for row in probes), default=0.0)
+        for row in probes:  # their clock may be another one
+            at_s = now_s - min(max(newest_s - row.time_s, 0.0), _REPORTED_LATE_S)
+            self._show(Observation(at_s, link=LinkSeen(row.node, row.peer, row.payload_bytes, row.seconds)))
+        self._look_into(self._estimate.links.doubted())
+
+    def _show(self, seen: Observation) -> None:
+        self._observations.append(seen)
+        self._note(show(self._estimate, seen))
 
     def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
         """Measure links now. One from a node to itself stands for the node."""
@@ -127,6 +161,26 @@ class FastLoop:
         if links and now_s >= self._measured_s.get(what, -math.inf) + _MEASURED_AGAIN_S:
             self._measured_s[what] = now_s
             self._tasks.spawn(self.measure(links), f"measure {what}")
+
+    def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
+        """Measure links now, unless they are measured already; and again, as long as they are doubted."""
+        new = [link for link in links if link not in self._looked_into]
+        if new:
+            self._looked_into.update(new)
+            self._tasks.spawn(self._look_repeatedly(new), "measure links")
+
+    async def _look_repeatedly(self, links: Sequence[tuple[str, str]]) -> None:
+        left = list(links)
+        try:
+            for _ in range(_LOOKS):
+                await self.measure(left)
+                doubted = set(self._estimate.links.doubted())
+                left = [link for link in left if link in doubted]
+                if not left:
+                    return
+                await asyncio.sleep(_BETWEEN_LOOKS_S)
+        finally:
+            self._looked_into.difference_update(links)
 
     async def run(self) -> None:
         """Decide after each detected change, until cancelled."""
@@ -206,13 +260,10 @@ class FastLoop:
         return armed.policy.decide(situation, self._rng)
 
     async def _deploy(self, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:
-        self._disturbed_until_s = math.inf
         try:
             live = await self._deployment.deploy(decision.proposal(based_on), gives_way=True)
         except ProposalRefusedError as error:
             return DecisionOutcome(refused=str(error))
-        finally:
-            self._disturbed_until_s = time.monotonic()
         self._moves.moved(decision.move(live.committed_s), settings)
         return DecisionOutcome(deployed=live.epoch)
 

@@ -4,14 +4,21 @@ from resplit.estimate.change import Change
 from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, under_estimates
 from resplit.estimate.level import Level
 from resplit.estimate.links import LinkEstimate, LinkEstimates
+from resplit.estimate.observation import RECORDING, LinkSeen, NodeSeen, Observation, Recording, show
 
 __all__ = [
+    "RECORDING",
     "Change",
     "ClusterEstimate",
     "Estimates",
     "Level",
     "LinkEstimate",
     "LinkEstimates",
+    "LinkSeen",
     "NodeEstimate",
+    "NodeSeen",
+    "Observation",
+    "Recording",
+    "show",
     "under_estimates",
 ]

@@ -28,10 +28,13 @@ __all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "under_estimates"]
 
 # Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
 _SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
+# A node that became slower is slower in the next batch, too: one batch may be late in whole.
+_SPEED_MOMENTS, _SPEED_APART_S = 2, 0.02
 # A pass may be late by so much although nothing changed: the host had something else to do.
 _HICCUP_S = 0.005
 _BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST = 0.03, 0.01, 0.1
 _PASSES_KEPT = 8
+_SAME_BATCH_S = 0.05  # passes of one batch end at most so long after one another
 _FRESH_S = 1.0  # while a node computed passes within this time, its report about the reference layer is not needed
 
 
@@ -87,11 +90,16 @@ class _SeenNode:
     """What was seen of one node."""
 
     def __init__(self) -> None:
-        self.speed = Level(_SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST)
+        self.speed = Level(_SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST, _SPEED_MOMENTS, _SPEED_APART_S)
         self.background = Level(_BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST)
         self.passes: deque[tuple[SegmentTime, float]] = deque(maxlen=_PASSES_KEPT)  # since the last jump; with contexts
         self.computed_s = -math.inf  # when the last pass ended
         self.reference_s = math.nan  # the last report
+
+    def shares_batch(self, segment: SegmentTime, at_s: float) -> bool:
+        """Whether the last pass was computed in the same batch, and has shown all that this one could."""
+        last = self.passes[-1][0] if self.passes else None
+        return last is not None and last.computed_s == segment.computed_s and at_s - self.computed_s < _SAME_BATCH_S
 
 
 class ClusterEstimate:
@@ -121,14 +129,18 @@ class ClusterEstimate:
         changes = []
         for segment in done.segments:
             node = self._nodes[segment.node]
+            if node.shares_batch(segment, done.at_s):
+                continue
             node.computed_s = done.at_s
             changes += self._observe_background(segment.node, segment.background_utilization, done.at_s)
             node.passes.append((segment, float(done.start)))
-            for half in segment.halves():
-                log_factor = self._log_factor(half.node, half, float(done.start))
-                if log_factor is not None:
-                    hiccup = _HICCUP_S / max(half.node_s, 1e-6)
-                    changes += self._observe_speed(half.node, log_factor, done.at_s, hiccup)
+            halves = [self._log_factor(half.node, half, float(done.start)) for half in segment.halves()]
+            known = [log_factor for log_factor in halves if log_factor is not None]
+            if known:
+                # What delays the node for a moment delays one half: the other one says more.
+                log_factor = min(known, key=lambda each: abs(each - node.speed.mean))
+                hiccup = _HICCUP_S / max(segment.node_s / len(halves), 1e-6)
+                changes += self._observe_speed(segment.node, log_factor, done.at_s, hiccup)
         return changes
 
     def suspects(self, done: PassTime) -> list[tuple[str, str]]:
@@ -175,6 +187,8 @@ class ClusterEstimate:
 
     def _observe_speed(self, node: str, log_factor: float, at_s: float, extra_noise: float) -> list[Change]:
         level, known = self._nodes[node].speed, self._nodes[node]
+        if not level.known:  # the model was fitted to such times; a first one may be late
+            level.restart(0.0)
         before = level.mean
         if not level.observe(log_factor, at_s, extra_noise):
             return []

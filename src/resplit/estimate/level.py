@@ -3,6 +3,10 @@
 The filter is that of a local level (a random walk seen through noise). The test is a two-sided CUSUM over the
 normalised innovations (Page, 1954): many small deviations to one side raise the alarm, as does one large deviation.
 After an alarm, the level restarts from the values that raised it.
+
+What disturbs a time for a moment, a busy host or a queue, only ever makes it longer. So a jump upwards may be asked to
+show at several moments: then one usual value takes back what late ones have added up, and the level restarts from the
+least late value.
 """
 
 from __future__ import annotations
@@ -40,16 +44,20 @@ class Level:
     """The estimated level of a noisy value, with its variance.
 
     `noise` is a first guess of the standard deviation of one value, and its lower bound. `drift` is the standard
-    deviation by which the level may wander in one second. A jump of less than `least` raises no alarm.
+    deviation by which the level may wander in one second. A jump of less than `least` raises no alarm. One upwards
+    has to show at so many `moments`, each at least `apart_s` after the one before, and in all values since the first.
     """
 
-    def __init__(self, noise: float, drift: float, least: float) -> None:
+    def __init__(self, noise: float, drift: float, least: float, moments: int = 1, apart_s: float = 0.0) -> None:
         self.mean = 0.0
         self._variance = math.inf  # of the mean; infinite before the first value
         self._least_noise = noise**2
         self._noise = noise**2
         self._drift = drift**2
         self._least = least
+        self._moments, self._apart_s = moments, apart_s
+        self._high = 0  # moments at which the values of the excursion upwards were seen
+        self._high_s = -math.inf  # the last of them
         self._at_s = -math.inf
         self._sums = {1.0: 0.0, -1.0: 0.0}
         self._excursions = {side: deque[float](maxlen=_EXCURSION) for side in self._sums}
@@ -67,7 +75,7 @@ class Level:
     @property
     def doubted(self) -> bool:
         """Whether the last values say that the level has jumped, and one more like them would raise the alarm."""
-        return max(self._sums.values()) > _ALARM / 2
+        return max(self._sums.values()) > (_ALARM / 2 if self._moments == 1 else _SLACK)
 
     def deviation(self, at_s: float) -> float:
         """The standard deviation of the level at `at_s`: it grows with the time since the last value."""
@@ -77,6 +85,12 @@ class Level:
         """Take `mean` as the level, known as well as a single value is."""
         self.mean, self._variance = mean, self._noise
         self._clear()
+
+    def shift(self, by: float) -> None:
+        """Count from another zero: all that was seen so far is larger by `by`."""
+        self.mean += by
+        for excursion in self._excursions.values():
+            excursion.extend([value + by for value in excursion])
 
     def observe(self, value: float, at_s: float, extra_noise: float = 0.0) -> bool:
         """Take a value seen at `at_s`; returns whether it raises the alarm that the level has jumped.
@@ -116,16 +130,22 @@ class Level:
         for side, excursion in self._excursions.items():
             excess = side * bounded - _SLACK
             self._sums[side] = max(0.0, self._sums[side] + (excess if excess > 0 else _CONTRADICTION * excess))
-            if self._sums[side] == 0:
-                excursion.clear()
+            if self._sums[side] == 0 or (self._must_last(side) and value - self.mean < self._least / 2):
+                self._forget(side)
                 continue
             excursion.append(value)
-            if self._sums[side] > _ALARM:
-                after, before = self._after_jump(list(excursion)), self.mean
+            if side > 0 and self._at_s >= self._high_s + self._apart_s:
+                self._high, self._high_s = self._high + 1, self._at_s
+            if self._sums[side] > _ALARM and (side < 0 or self._high >= self._moments):
+                after, before = list(excursion), self.mean
+                after = [min(after)] if self._must_last(side) else self._after_jump(after)
                 self.mean, self._variance = sum(after) / len(after), noise / len(after)
                 self._clear()
                 return before
         return None
+
+    def _must_last(self, side: float) -> bool:
+        return self._moments > 1 and side > 0
 
     def _after_jump(self, excursion: list[float]) -> list[float]:
         """The values since the most likely moment of the jump."""
@@ -133,6 +153,12 @@ class Level:
         return max(suffixes, key=lambda values: sum(value - self.mean for value in values) ** 2 / len(values))
 
     def _clear(self) -> None:
-        for side, excursion in self._excursions.items():
-            self._sums[side] = 0.0
-            excursion.clear()
+        for side in self._sums:
+            self._forget(side)
+
+    def _forget(self, side: float) -> None:
+        """Forget the values that deviate to one side."""
+        self._sums[side] = 0.0
+        self._excursions[side].clear()
+        if side > 0:
+            self._high, self._high_s = 0, -math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +19,10 @@ __all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
 _NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.7
 # A message may be late by so much although nothing changed: a process had something else to do.
 _HICCUP_S = 0.002
+# A link that became slower is so at several moments. Messages that a busy host or a queue has delayed come together.
+_MOMENTS, _APART_S = 3, 0.05
+# The least jump that is worth a plan, in seconds for a probe of either size.
+_LEAST_S = 0.01
 SMALL_BYTES = 1024  # a smaller message shows the latency of a link, a larger one its bandwidth
 
 
@@ -55,10 +59,9 @@ def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[F
 class _SeenLink:
     """What was seen of one link."""
 
-    latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST))
-    s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST))
-    small_s: float = math.nan  # the last small message
-    transfer_s_per_byte: float = math.nan  # of the last large message
+    latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
+    s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
+    small_s: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # the last small messages
 
 
 class LinkEstimates:
@@ -69,25 +72,31 @@ class LinkEstimates:
         self._links: defaultdict[tuple[str, str], _SeenLink] = defaultdict(_SeenLink)
 
     def set_model(self, model: CostModel) -> None:
-        """Use a new cost model. The last messages are compared with it."""
+        """Use a new cost model. What is known of each link is counted from its times."""
+        known = {pair: self._expected(pair) for pair in self._links}
         self._model = model
         for pair, link in self._links.items():
-            link.latency.restart(log_ratio(link.small_s, self._expected_s(pair)) or 0.0)
-            link.s_per_byte.restart(log_ratio(link.transfer_s_per_byte, self._expected_s_per_byte(pair)) or 0.0)
+            for level, old, new in zip((link.latency, link.s_per_byte), known[pair], self._expected(pair), strict=True):
+                if old and new:
+                    level.shift(math.log(old / new))
 
     def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
         """Take the one-way time of a probe; returns the jump that it reveals."""
         pair, link = (node, peer), self._links[node, peer]
+        expected_s, expected_s_per_byte = self._expected(pair)
         if payload_bytes < SMALL_BYTES:
-            link.small_s = seconds
-            return _observed(f"the latency from {node} to {peer}", link.latency, seconds, self._expected_s(pair), at_s)
-        if not link.small_s < seconds < math.inf:
+            link.small_s.append(seconds)
+            return _observed(f"the latency from {node} to {peer}", link.latency, seconds, expected_s, at_s)
+        small_s = min(link.small_s, default=math.inf)  # the other one may have been late
+        if not small_s < seconds < math.inf:
             return []
-        link.transfer_s_per_byte = (seconds - link.small_s) / payload_bytes
-        expected = self._expected_s_per_byte(pair)
         what = f"the transfer from {node} to {peer}"
-        extra = _HICCUP_S / payload_bytes
-        return _observed(what, link.s_per_byte, link.transfer_s_per_byte, expected, at_s, extra)
+        transfer_s = seconds - small_s
+        return _observed(what, link.s_per_byte, transfer_s, payload_bytes * (expected_s_per_byte or 0.0), at_s)
+
+    def doubted(self) -> list[tuple[str, str]]:
+        """The links that seem to have changed by their last messages: they should be measured again at once."""
+        return [pair for pair, link in self._links.items() if link.latency.doubted or link.s_per_byte.doubted]
 
     def estimates(self, at_s: float) -> tuple[LinkEstimate, ...]:
         """The estimate of each link that was measured, at `at_s`."""
@@ -101,23 +110,23 @@ class LinkEstimates:
             for pair, link in self._links.items()
         )
 
-    def _expected_s(self, pair: tuple[str, str]) -> float | None:
+    def _expected(self, pair: tuple[str, str]) -> tuple[float | None, float | None]:
+        """Latency and seconds per byte by the cost model; None where it has none."""
         link = self._model.link(*pair) if self._model else None
-        return link.latency_s if link and link.latency_s > 0 else None
-
-    def _expected_s_per_byte(self, pair: tuple[str, str]) -> float | None:
-        link = self._model.link(*pair) if self._model else None
-        return 1 / link.bandwidth_bytes_per_s if link else None
+        return (link.latency_s or None, 1 / link.bandwidth_bytes_per_s) if link else (None, None)
 
 
-def _observed(
-    what: str, level: Level, seconds: float, expected: float | None, at_s: float, hiccup: float = _HICCUP_S
-) -> list[Change]:
-    log_factor = log_ratio(seconds, expected)
-    if log_factor is None:
+def _observed(what: str, level: Level, seconds: float, expected_s: float | None, at_s: float) -> list[Change]:
+    """Let a level take a measured time, of which the cost model expects `expected_s`."""
+    log_factor = log_ratio(seconds, expected_s)
+    if log_factor is None or not expected_s:
         return []
+    if not level.known:  # the model was fitted to such messages; a first one may be late
+        level.restart(0.0)
     before = level.mean
-    if not level.observe(log_factor, at_s, hiccup / max(seconds, expected or 0.0)):
+    if not level.observe(log_factor, at_s, _HICCUP_S / max(seconds, expected_s)):
+        return []
+    if expected_s * abs(math.exp(level.mean) - math.exp(before)) < _LEAST_S:
         return []
     return [Change(at_s, what, "time", math.exp(before), math.exp(level.mean), level.deviation(at_s))]
 

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import psutil
@@ -31,7 +31,8 @@ PERIOD_S = 0.5
 _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and of pass
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 ECHO_BYTES = (64, 32 * 1024)
-_ECHO_GAP_S = 0.03
+# Messages to a link that is measured now begin so long after one another: what delays one has then passed for others.
+_SMALL_AT_S, _LARGE_AT_S = (0.0, 0.1, 0.2), (0.05, 0.15, 0.25)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 
 
@@ -89,7 +90,7 @@ class Probe:
     async def measure(self, names: Collection[str]) -> None:
         """Measure the links to these nodes now, all at the same time, and this node if it is among them.
 
-        Each link is measured by two small messages and a large one. Unknown nodes are passed over.
+        Each link is measured by small messages and large ones in turn. Unknown nodes are passed over.
         """
         peers = [peer for name, peer in self._connections.peers.items() if name in names]
         await asyncio.gather(*(self._echo_now(peer) for peer in peers))
@@ -97,22 +98,14 @@ class Probe:
             self.sample()
 
     async def _echo_now(self, peer: Peer) -> None:
-        """The second message comes a little later: what delays this process for a moment delays one of them only."""
-        small, large = ECHO_BYTES
+        async def begin(echo: Callable[[Peer], Awaitable[None]], at_s: float) -> None:
+            await asyncio.sleep(at_s)
+            await echo(peer)
 
-        async def second() -> float:
-            await asyncio.sleep(_ECHO_GAP_S)
-            return await peer.echo_s(small, _ECHO_WITHIN_S)
-
+        small = [begin(self._echo_small, at_s) for at_s in _SMALL_AT_S]
+        large = [begin(self._echo_large, at_s) for at_s in _LARGE_AT_S]
         with contextlib.suppress(NodeLostError):
-            trips_s = await asyncio.gather(
-                peer.echo_s(small, _ECHO_WITHIN_S), second(), peer.echo_s(large, _ECHO_WITHIN_S)
-            )
-            half_s = min(trips_s[:2]) / 2
-            self._half_trips_s[peer.name].append(half_s)
-            for trip_s in trips_s[:2]:
-                self._link_row(peer.name, small, trip_s / 2, "active")
-            self._link_row(peer.name, large, max(half_s, trips_s[2] - half_s), "active")
+            await asyncio.gather(*small, *large)
 
     async def _echo_repeatedly(self, peer: Peer, times: int) -> None:
         with contextlib.suppress(NodeLostError):
@@ -189,11 +182,18 @@ class Probe:
         )
 
     async def _echo(self, peer: Peer) -> None:
-        small, large = ECHO_BYTES
-        half_s = await peer.echo_s(small, _ECHO_WITHIN_S) / 2
+        await self._echo_small(peer)
+        await self._echo_large(peer)
+
+    async def _echo_small(self, peer: Peer) -> None:
+        half_s = await peer.echo_s(ECHO_BYTES[0], _ECHO_WITHIN_S) / 2
         self._half_trips_s[peer.name].append(half_s)
-        self._link_row(peer.name, small, half_s, "active")
-        self._link_row(peer.name, large, max(half_s, await peer.echo_s(large, _ECHO_WITHIN_S) - half_s), "active")
+        self._link_row(peer.name, ECHO_BYTES[0], half_s, "active")
+
+    async def _echo_large(self, peer: Peer) -> None:
+        trip_s = await peer.echo_s(ECHO_BYTES[1], _ECHO_WITHIN_S)
+        half_s = min(self._half_trips_s[peer.name], default=0.0)
+        self._link_row(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), "active")
 
     def _link_row(self, peer: str, payload_bytes: int, seconds: float, source: str) -> None:
         self._add(LinkRow, {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})

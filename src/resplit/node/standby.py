@@ -22,6 +22,9 @@ from resplit.status import StandbyState
 from resplit.wire.commands import Standby, WrappedShard
 
 _log = structlog.get_logger(__name__)
+# To make a block ready takes so many times its own time until the next one begins: it is not urgent, and passes and
+# messages of this node are late meanwhile.
+_REST = 3.0
 
 
 class StandbyBlocks:
@@ -90,10 +93,16 @@ class StandbyBlocks:
             _log.warning("a stand-by block is not ready", error=str(error))
 
     async def _in_turn(self, command: Standby, work: Callable[[], None]) -> None:
-        """Work in the loader's thread, unless a newer command came. An epoch waits for one piece of work at most."""
+        """Work in the loader's thread, unless a newer command came, and rest.
+
+        An epoch waits for one piece of work at most.
+        """
         async with self._loading:
-            if self._command is command:
-                await to_its_end(asyncio.get_running_loop().run_in_executor(self._loader, self._timed, work))
+            if self._command is not command:
+                return
+            begun_s = time.monotonic()
+            await to_its_end(asyncio.get_running_loop().run_in_executor(self._loader, self._timed, work))
+        await asyncio.sleep(_REST * (time.monotonic() - begun_s))
 
     def _timed(self, work: Callable[[], None]) -> None:
         begun_s = time.thread_time()

@@ -1,0 +1,93 @@
+"""False alarms: how often the detector of changes is alarmed in a calm cluster, from what it was shown.
+
+    python -m benchmarks.alarms record calm.json [--seconds 120] [--streams 2]
+    python -m benchmarks.alarms replay calm.json ...
+
+`record` runs the emulated home cluster under a load that does not change, with plans and blocks made ready and the fast
+loop armed, and writes all passes, reports and probes that the detector was shown. `replay` shows recordings to the
+detector of this version, and prints every alarm, and the alarms in an hour of exposure. Nothing changed, so each of
+them is false.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from benchmarks.reaction import MODEL, streams
+from resplit.cluster.client import ControlClient
+from resplit.cluster.local import running
+from resplit.cluster.state import first_plan
+from resplit.decide import Settings
+from resplit.errors import DataError
+from resplit.estimate import RECORDING, Recording
+
+HOUR_S = 3600.0
+SETTINGS = Settings(horizon_s=60.0, trial_s=30.0)
+
+
+async def calm(url: str, count: int, seconds: float) -> None:
+    """Keep `count` requests running for so long."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, stop.set)
+    await streams(url, count, stop, [])
+
+
+def record(cluster_file: Path, state: Path, count: int, seconds: float) -> Recording:
+    """What the detector is shown in a calm run of a cluster, and its length."""
+    with running(cluster_file, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
+        first_plan(cluster)
+        client.arm_fast_loop(SETTINGS, HOUR_S)
+        asyncio.run(calm(cluster.url, count, seconds))
+        return client.observations()
+
+
+def read(path: Path) -> Recording:
+    """A recording from a file. DataError if it is none."""
+    try:
+        return RECORDING.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path}: is no recording of this version: {error}; make one with `record`") from error
+
+
+def replayed(paths: Sequence[Path]) -> str:
+    """The alarms in recordings of calm runs, and how many that are in an hour."""
+    lines, alarms, exposure_s = [], 0, 0.0
+    for path in paths:
+        recording = read(path)
+        begun_s = recording.observations[0].at_s if recording.observations else 0.0
+        changes = recording.changes()
+        lines += [f"{path}, {change.at_s - begun_s:.1f} s: {change}" for change in changes]
+        alarms += len(changes)
+        exposure_s += recording.duration_s
+    rate = HOUR_S * alarms / exposure_s if exposure_s else float("nan")
+    return "\n".join([*lines, f"{alarms} alarms in {exposure_s:.0f} s: {rate:.1f} in an hour"])
+
+
+def main() -> None:
+    """Record a calm run, or replay recordings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recorder = commands.add_parser("record")
+    recorder.add_argument("file", type=Path)
+    recorder.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
+    recorder.add_argument("--state", type=Path, default=Path(".resplit/alarms"))
+    recorder.add_argument("--seconds", type=float, default=120.0)
+    recorder.add_argument("--streams", type=int, default=2)
+    commands.add_parser("replay").add_argument("files", type=Path, nargs="+")
+    given = parser.parse_args()
+    if given.command == "replay":
+        sys.stdout.write(f"{replayed(given.files)}\n")
+        return
+    recording = record(given.cluster, given.state, given.streams, given.seconds)
+    given.file.write_bytes(RECORDING.dump_json(recording))
+    sys.stdout.write(f"{replayed([given.file])}\n")
+
+
+if __name__ == "__main__":
+    main()
