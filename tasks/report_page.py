@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from resplit.comparison import Measure, Row, change, scenario_changes, verdict
+from resplit.reaction import event_reactions, reactions
 from resplit.records import RunRecord
 from tasks import plot_style
 from tasks.report_decisions import decision_text, recovery_rows
@@ -98,6 +99,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
         recoveries={label: parts for label, run in runs.items() if (parts := recovery_rows(run.decisions))},
+        reactions={label: parts for label, run in runs.items() if (parts := _reaction_rows(run))},
         notes=_notes(runs, extras),
         extras=extras,
         percent=lambda value: f"{100 * value:.1f} %",
@@ -126,6 +128,21 @@ def _shown(row: Row) -> ComparisonText:
         tone="better" if gain > 0 else "worse" if gain < 0 else "",
         expected=EXPECTED.get(row.measure.field),
     )
+
+
+def _reaction_rows(run: RunRecord) -> list[tuple[str, ...]]:
+    """The reactions of a run that was asked to decide: when, to what, and the times, as texts."""
+    if not run.decisions:
+        return []
+    found = sorted([*reactions(run), *event_reactions(run)], key=lambda reaction: reaction.from_s)
+    return [
+        (
+            f"{each.from_s:.1f}",
+            " ".join((each.what, *each.subjects)),
+            *("-" if math.isnan(s) else f"{s:.2f}" for s in (each.noticed_s, each.decided_s, each.live_s)),
+        )
+        for each in found
+    ]
 
 
 def _themed(figure: Figure, name: str) -> str:

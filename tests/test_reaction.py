@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from resplit.decide import Decision, DecisionOutcome
-from resplit.reaction import CHANGE, LOSS, false_alarms, phase_label, reactions
+from resplit.epochs import RECOVER
+from resplit.reaction import CHANGE, LOSS, RETURN, SURGE, event_reactions, false_alarms, phase_label, reactions
 from resplit.records import RunRecord
 from tests.support.run_tables import epoch, record
 
@@ -88,3 +89,22 @@ def test_a_link_is_meant_if_both_its_ends_are_named() -> None:
 
 def test_a_policy_that_is_not_asked_at_changes_has_no_alarms() -> None:
     assert all(map(math.isnan, false_alarms(replace(run(SEEN), policy="static"))))
+
+
+def test_losses_returns_and_surges_have_rows_of_their_own_that_count_from_the_event() -> None:
+    recovery = Decision(10.6, RECOVER, outcome=DecisionOutcome(deployed=2, plan_s=0.1))
+    lost = run(recovery, what=LOSS)
+    lost = replace(lost, epochs=lost.epochs.assign(action=["initial", RECOVER]))
+    (reaction,) = event_reactions(lost)
+    assert (reaction.what, reaction.subjects, reaction.from_s) == (LOSS, ("b",), 10.0)
+    times_s = (reaction.noticed_s, reaction.decided_s, reaction.live_s)
+    assert times_s == pytest.approx((0.6, 0.7, 1.5))
+    (back,) = event_reactions(run(Decision(10.2, "keep"), SEEN, what=RETURN))
+    assert (back.what, back.noticed_s) == (RETURN, pytest.approx(0.5))
+    assert event_reactions(run(SEEN)) == []
+
+
+def test_a_surge_without_a_move_was_not_noticed() -> None:
+    surge = run(Decision(10.2, "keep"), what=SURGE, subjects=())
+    (reaction,) = event_reactions(replace(surge, epochs=surge.epochs[:1]))
+    assert all(map(math.isnan, (reaction.noticed_s, reaction.decided_s, reaction.live_s)))

@@ -3,7 +3,7 @@
 A change is counted where a policy that knows the scenario moves, too. Time begins at the end of the first pass that the
 change touched: the first token that left afterwards over the route that was live, if that has the changed node or link.
 It begins at the change itself if the route has neither, or was left before such a token. Losses, returns and surges of
-load are not counted here.
+load are in rows of their own: there time begins at the event.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from resplit.decide import Decision
 from resplit.epochs import RECOVER
 from resplit.records import RunRecord
 
-__all__ = ["CHANGE", "LOSS", "RETURN", "SURGE", "Reaction", "false_alarms", "phase_label", "reactions"]
+__all__ = [
+    "CHANGE",
+    "LOSS",
+    "RETURN",
+    "SURGE",
+    "Reaction",
+    "event_reactions",
+    "false_alarms",
+    "phase_label",
+    "reactions",
+]
 
 CHANGE, LOSS, RETURN, SURGE = "change", "loss", "return", "surge"
 EXPLAINED_S = 10.0  # an alarm so long after a change of its subject is not false
@@ -31,7 +41,8 @@ _ALARMED = ("resplit",)  # policies that are asked at detected changes
 class Reaction:
     """The reaction to one change: seconds until it was noticed, decided on, and live; NaN where that did not happen.
 
-    `subjects` are the nodes and links that changed, `from_s` is the moment from which time counts.
+    `subjects` are the nodes and links that changed, `from_s` is the moment from which time counts, `what` one of
+    `CHANGE`, `LOSS`, `RETURN` and `SURGE`.
     """
 
     subjects: tuple[str, ...]
@@ -39,6 +50,7 @@ class Reaction:
     noticed_s: float
     decided_s: float
     live_s: float
+    what: str = CHANGE
 
 
 def phase_label(what: str, subjects: Sequence[str]) -> str:
@@ -49,13 +61,19 @@ def phase_label(what: str, subjects: Sequence[str]) -> str:
 def reactions(record: RunRecord) -> list[Reaction]:
     """The reactions to the counted changes, in order."""
     foreseen = set(_events(record, "foreseen").time_s)
-    phases = _phases(record)
-    ends = [*(phase.at_s for phase in phases[1:]), record.duration_s]
     return [
         _reaction(record, phase, end_s)
-        for phase, end_s in zip(phases, ends, strict=False)
+        for phase, end_s in _with_ends(record)
         if phase.what == CHANGE and phase.at_s in foreseen
     ]
+
+
+def event_reactions(record: RunRecord) -> list[Reaction]:
+    """The reactions to losses, returns and surges, in order: the first decision that is not to keep, or that names it.
+
+    What is live is the first epoch after the event, recoveries included.
+    """
+    return [_event_reaction(record, phase, end_s) for phase, end_s in _with_ends(record) if phase.what != CHANGE]
 
 
 def false_alarms(record: RunRecord) -> tuple[float, float]:
@@ -90,6 +108,27 @@ def _phases(record: RunRecord) -> list[_Phase]:
         _Phase(at_s, what, tuple(subjects.split()))
         for at_s, (what, _, subjects) in zip(rows.time_s.tolist(), parts, strict=True)
     ]
+
+
+def _with_ends(record: RunRecord) -> list[tuple[_Phase, float]]:
+    phases = _phases(record)
+    return list(zip(phases, [*(phase.at_s for phase in phases[1:]), record.duration_s], strict=False))
+
+
+def _event_reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
+    first = next(
+        (
+            made
+            for made in _decisions(record, phase.at_s, end_s)
+            if made.action == RECOVER or _is_about(made, phase.subjects or (phase.what,))
+        ),
+        None,
+    )
+    epochs = record.epochs[record.epochs.action != "initial"].time_s
+    live_s = float(epochs[(epochs >= phase.at_s) & (epochs < end_s)].min())
+    planned_s = (first.outcome.plan_s if first and first.outcome else None) or 0.0
+    noticed_s = first.at_s - phase.at_s if first else math.nan
+    return Reaction(phase.subjects, phase.at_s, noticed_s, noticed_s + planned_s, live_s - phase.at_s, phase.what)
 
 
 def _reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
