@@ -6,7 +6,7 @@
 `record` runs the emulated home cluster under a load that does not change, with plans and blocks made ready and the fast
 loop armed, and writes all passes, reports and probes that the detector was shown. `replay` shows recordings to the
 detector of this version, and prints every alarm, and the alarms in an hour of exposure. Nothing changed, so each of
-them is false.
+them is false. At its end, `record` also compares the estimate with what the cluster file declares.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from resplit.cluster.state import first_plan
 from resplit.decide import Settings
 from resplit.errors import DataError
 from resplit.estimate import RECORDING, Recording
+from resplit.estimate.error import EstimateErrors, estimate_errors
 
 HOUR_S = 3600.0
 SETTINGS = Settings(horizon_s=60.0, trial_s=30.0)
@@ -38,13 +39,15 @@ async def calm(url: str, count: int, seconds: float) -> None:
     await streams(url, count, stop, [])
 
 
-def record(cluster_file: Path, state: Path, count: int, seconds: float) -> Recording:
-    """What the detector is shown in a calm run of a cluster, and its length."""
+def record(cluster_file: Path, state: Path, count: int, seconds: float) -> tuple[Recording, EstimateErrors]:
+    """What the detector is shown in a calm run of a cluster, and the errors of the estimate at its end."""
     with running(cluster_file, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
         first_plan(cluster)
         client.arm_fast_loop(SETTINGS, HOUR_S)
         asyncio.run(calm(cluster.url, count, seconds))
-        return client.observations()
+        recording = client.observations()
+        cost = next(seen.cost for seen in reversed(recording.observations) if seen.cost)
+        return recording, estimate_errors(client.cluster(), recording.features, cost, client.estimates())
 
 
 def read(path: Path) -> Recording:
@@ -84,9 +87,9 @@ def main() -> None:
     if given.command == "replay":
         sys.stdout.write(f"{replayed(given.files)}\n")
         return
-    recording = record(given.cluster, given.state, given.streams, given.seconds)
+    recording, errors = record(given.cluster, given.state, given.streams, given.seconds)
     given.file.write_bytes(RECORDING.dump_json(recording))
-    sys.stdout.write(f"{replayed([given.file])}\n")
+    sys.stdout.write(f"{replayed([given.file])}\n\n{errors}\n")
 
 
 if __name__ == "__main__":

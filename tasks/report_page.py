@@ -99,7 +99,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
         recoveries={label: parts for label, run in runs.items() if (parts := recovery_rows(run.decisions))},
-        reactions={label: parts for label, run in runs.items() if (parts := _reaction_rows(run))},
+        reactions={label: shown for label, run in runs.items() if (shown := _reaction_rows(run))},
         notes=_notes(runs, extras),
         extras=extras,
         percent=lambda value: f"{100 * value:.1f} %",

@@ -139,11 +139,11 @@ def _reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
     planned_s = (first.outcome.plan_s if first.outcome else None) or 0.0
     epochs = record.epochs[~record.epochs.action.isin(["initial", RECOVER])].time_s
     live_s = float(epochs[(epochs >= first.at_s - _CLOCK_S) & (epochs < end_s)].min())
-    after_s = [at_s - from_s for at_s in (first.at_s, first.at_s + planned_s, live_s)]
-    # A policy that knows the scenario does not wait for the first pass.
-    return Reaction(
-        subjects, from_s, *(max(0.0, seconds) if math.isfinite(seconds) else math.nan for seconds in after_s)
-    )
+
+    def after_s(at_s: float) -> float:  # a policy that knows the scenario does not wait for the first pass
+        return max(0.0, at_s - from_s) if math.isfinite(at_s) else math.nan
+
+    return Reaction(subjects, from_s, after_s(first.at_s), after_s(first.at_s + planned_s), after_s(live_s))
 
 
 def _decisions(record: RunRecord, from_s: float, until_s: float) -> list[Decision]:
