@@ -35,6 +35,7 @@ class ReportingPeer:
     blocks: tuple[int, ...] = ()
     faults: list[str] = field(default_factory=list)
     calls: list[tuple[int, float]] = field(default_factory=list)  # arguments of each report
+    measured: list[Sequence[str]] = field(default_factory=list)  # the links that each report had measured
     polled: asyncio.Event = field(default_factory=asyncio.Event)
     answering: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -44,6 +45,7 @@ class ReportingPeer:
     async def report(self, after: int, timeout_s: float, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
         self.polled.set()
         self.calls.append((after, timeout_s))
+        self.measured.append(measure)
         await self.answering.wait()
         if self.error:
             raise self.error
@@ -68,6 +70,14 @@ async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
     await monitor.poll("alpha")
     assert [row.time_s for row in monitor.rows(0.0).links] == [1.0, 2.0]
     assert [row.time_s for row in monitor.rows(1.5).links] == [2.0]
+
+
+async def test_a_node_measures_the_links_that_are_in_doubt_before_it_reports() -> None:
+    peer = ReportingPeer()
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
+    await monitor.poll("alpha", measure=["beta"])
+    await monitor.poll("alpha")
+    assert [tuple(names) for names in peer.measured] == [("beta",), ()]
 
 
 async def test_polls_of_one_node_that_overlap_keep_each_row_once() -> None:
