@@ -45,6 +45,35 @@ def test_neutral_settings_change_no_draw() -> None:
         assert sample(logits, Sampling(1.2, 0.9, seed), 3, [LogitChange()] * 4) == plain
 
 
+def drawn_from_all(values: np.ndarray, sampling: Sampling, position: int) -> int:
+    """The draw as it is defined: all tokens in order of their probability, ties in order of their ids."""
+    probabilities = np.exp((values - values.max()).astype(np.float64) / sampling.temperature)
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    ordered, cumulative = probabilities[order], probabilities[order].cumsum()
+    counts = [int((cumulative < sampling.top_p).sum()) + 1, sampling.top_k or len(order)]
+    counts += [int((ordered >= sampling.min_p * ordered[0]).sum())]
+    kept = cumulative[: min(counts)]
+    share = np.random.Generator(np.random.Philox(key=[sampling.seed, position])).random()
+    return int(order[min(int(np.searchsorted(kept, share * kept[-1], side="right")), len(kept) - 1)])
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    spread=st.sampled_from([0.1, 2.0, 6.0]),
+    digits=st.sampled_from([0, 6]),
+    top_p=st.sampled_from([0.5, 0.95, 0.999999, 1.0]),
+    top_k=st.sampled_from([0, 40, 900]),
+    min_p=st.sampled_from([0.0, 1e-7, 0.05]),
+)
+def test_few_tokens_are_sorted_and_the_draw_is_that_from_all(
+    seed: int, spread: float, digits: int, top_p: float, top_k: int, min_p: float
+) -> None:
+    values = np.random.default_rng(seed).normal(scale=spread, size=1000).round(digits).astype(np.float32)
+    sampling = Sampling(0.8, top_p, seed, top_k, min_p)
+    assert sample(of_array(values[None]), sampling, 7) == (drawn_from_all(values, sampling, 7),)
+
+
 def bits(tokens: set[int]) -> bytes:
     return np.packbits([token in tokens for token in range(VOCABULARY)], bitorder="little").tobytes()
 

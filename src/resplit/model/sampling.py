@@ -12,7 +12,10 @@ from resplit.model.activation import Activation
 from resplit.types import LogitChange, Logprobs, Sampling
 
 Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+# Tokens whose probability is at least this share of the highest one are sorted first, which nearly always decides.
+_LIKELY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ def to_float32(activation: Activation) -> Floats:
     if activation.dtype == "bfloat16":
         upper = np.frombuffer(activation.data, dtype=np.uint16).astype(np.uint32) << 16
         return upper.view(np.float32).reshape(activation.shape)
-    return np.frombuffer(activation.data, dtype=activation.dtype).astype(np.float32).reshape(activation.shape)
+    return (
+        np.frombuffer(activation.data, dtype=activation.dtype).astype(np.float32, copy=False).reshape(activation.shape)
+    )
 
 
 def sample(
@@ -98,13 +103,30 @@ def _draw(values: Floats, sampling: Sampling, position: int) -> int:
         raise DataError(f"no token can be drawn with temperature {sampling.temperature} and top_p {sampling.top_p}")
     probabilities = np.exp(scaled)
     probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    ordered = probabilities[order]
-    cumulative = ordered.cumsum()
-    kept = cumulative[: _kept(ordered, cumulative, sampling)]
     generator = np.random.Generator(np.random.Philox(key=[sampling.seed % 2**64, position]))
-    drawn = np.searchsorted(kept, generator.random() * kept[-1], side="right")
-    return int(order[min(int(drawn), len(kept) - 1)])
+    share = generator.random()
+    drawn = _drawn(probabilities, np.flatnonzero(probabilities >= _LIKELY * probabilities.max()), sampling, share)
+    if drawn is None:
+        drawn = _drawn(probabilities, np.arange(len(probabilities)), sampling, share)
+    assert drawn is not None  # all tokens always decide it
+    return drawn
+
+
+def _drawn(probabilities: Doubles, likely: Indices, sampling: Sampling, share: float) -> int | None:
+    """The token at this `share` of what is kept; None if the `likely` tokens, all up to a bound, do not decide it.
+
+    Tokens are in order of their probability, ties in order of their ids. To sort the whole vocabulary takes longer than
+    all else.
+    """
+    order = likely[np.argsort(-probabilities[likely], kind="stable")]
+    cumulative = probabilities[order].cumsum()
+    kept = _kept(probabilities[order], cumulative, sampling)
+    if kept < len(order) or len(order) == len(probabilities):
+        kept = min(kept, len(order))
+        return int(order[min(int(np.searchsorted(cumulative[:kept], share * cumulative[kept - 1], "right")), kept - 1)])
+    if sampling.top_p < 1 or sampling.top_k or sampling.min_p > 0 or share >= cumulative[-1]:
+        return None
+    return int(order[np.searchsorted(cumulative, share, "right")])  # all are kept, and their sum is 1
 
 
 def _kept(ordered: Doubles, cumulative: Doubles, sampling: Sampling) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -44,12 +45,12 @@ class SessionRows:
     logits: bool = True
     scored: bool = False
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Positions in this pass; 0 for a malformed tensor."""
         return self.values.shape[1] if len(self.values.shape) > 1 else 0
 
-    @property
+    @cached_property
     def end(self) -> int:
         """The position after the last one."""
         return self.start + self.tokens
