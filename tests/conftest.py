@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from resplit.cluster.local import Cluster
     from resplit.model.source import StoredModel
     from tests.support.shared_cluster import SharedCluster
+
+# A slow machine makes no property fail.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
