@@ -48,6 +48,16 @@ class SimulatedParams(BaseModel):
     workers: Annotated[int, Field(ge=1)]
 
 
+class LearnedParams(BaseModel):
+    """What the policy `learned` is trained on; other scenarios and seeds than those that it is judged on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scenarios: tuple[str, ...]
+    first_seed: Annotated[int, Field(ge=0)]
+    seeds: Annotated[int, Field(ge=1)]
+
+
 class Params(BaseModel):
     """The parameters of a study."""
 
@@ -60,6 +70,7 @@ class Params(BaseModel):
     seed: int
     adapt: AdaptParams
     simulated: SimulatedParams
+    learned: LearnedParams
 
 
 def load_params(path: Path = PARAMS) -> Params:

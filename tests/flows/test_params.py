@@ -39,5 +39,5 @@ def test_the_environment_can_choose_a_scenario_and_with_it_the_cluster(monkeypat
         Path("data/clusters/vehicles.yaml"),
     )
     monkeypatch.setenv("SCENARIO", "beach")
-    with pytest.raises(ConfigError, match="SCENARIO: 'beach' is not one of calm, home-day"):
+    with pytest.raises(ConfigError, match="SCENARIO: 'beach' is not one of calm, chat-hours, home-day"):
         load_params()

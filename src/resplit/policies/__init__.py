@@ -23,6 +23,7 @@ POLICIES = {
     "swarm": "resplit.policies.planned:Swarm",
     "greedy": "resplit.policies.planned:Greedy",
     "balance": "resplit.policies.balance:Balance",
+    "learned": "resplit.policies.learned:Learned",
 }
 # `resplit` without one of its parts, for studies.
 ABLATIONS = {
