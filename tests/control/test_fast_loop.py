@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import time
 
 import pytest
@@ -14,7 +16,7 @@ from resplit.decide import History, PastMove, Settings
 from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.policies import make_policy
-from resplit.telemetry.rows import NodeRow, TelemetryRows
+from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
 from resplit.types import segments_of
 from tests.support.controllers import FIRST, slow_to_prepare
 from tests.support.in_process import InProcessCluster, deploy, until
@@ -122,6 +124,28 @@ async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Con
     for share in (0.0, 0.0, 0.7, 0.7):
         placed.fast_loop.reported(TelemetryRows(nodes=(row(share),)))
     assert placed.fast_loop.estimates().nodes["delta"].background_utilization == pytest.approx(0.7, abs=0.02)
+
+
+async def test_no_number_in_a_report_harms_the_estimates(placed: Controller) -> None:
+    placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
+    placed.deployment._disturbed_until_s = -math.inf
+    numbers = (0.0, -1.0, 1e-320, 1e308, -1e308, math.inf, -math.inf, math.nan)
+    for one, other in itertools.product(numbers, repeat=2):
+        node = NodeRow(0.0, "delta", one, other, one, one, one, other, emulated=True)
+        links = [LinkRow(0.0, "delta", B, size, other, "active", emulated=True) for size in (64.0, one)]
+        placed.fast_loop.reported(TelemetryRows(nodes=(node,), links=tuple(links)))
+    estimates = placed.fast_loop.estimates()
+    delta, link = estimates.nodes["delta"], next(each for each in estimates.links if each.node == "delta")
+    factors = (delta.factor, delta.background_utilization, link.latency_factor, link.s_per_byte_factor)
+    assert all(math.isfinite(factor) and factor >= 0 for factor in factors)
+
+
+async def test_nothing_is_kept_about_links_to_nodes_that_do_not_exist(placed: Controller) -> None:
+    placed.deployment._disturbed_until_s = -math.inf
+    links = tuple(LinkRow(0.0, "delta", f"invented-{each}", 64.0, 0.01, "active", emulated=True) for each in range(9))
+    real = LinkRow(0.0, "delta", B, 64.0, 0.01, "active", emulated=True)
+    placed.fast_loop.reported(TelemetryRows(links=(*links, real)))
+    assert {each.peer for each in placed.fast_loop.estimates().links if each.node == "delta"} == {B}
 
 
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:

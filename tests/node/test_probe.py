@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from resplit.node.probe import some_of_each
+from tests.support.properties import examples
 
 ROWS = st.lists(
     st.fixed_dictionaries(
@@ -22,6 +23,7 @@ ROWS = st.lists(
 )
 
 
+@examples(100, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=ROWS)
 def test_between_four_and_eight_timings_of_each_kind_of_pass_are_reported(rows: list[dict[str, Any]]) -> None:
     numbered = [row | {"number": number} for number, row in enumerate(rows)]

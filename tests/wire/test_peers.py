@@ -21,6 +21,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
+from resplit.node import probe
 from resplit.security.identity import Member
 from resplit.wire import message_limits, step_stream
 from resplit.wire.addresses import Address
@@ -239,8 +240,29 @@ async def test_a_report_contains_only_new_rows(nodes: InProcessCluster) -> None:
     await until(nothing_more)
 
 
+async def test_a_report_has_a_bounded_number_of_rows_and_the_next_one_continues(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = {name: str(address) for name, address in nodes.addresses.items()}
+    await nodes.command("far", "connect", nodes.connect_body(addresses))
+    whole, last = await nodes.peer("far").report(0)
+    count = sum(len(getattr(whole.rows, table)) for table in ("nodes", "links", "blocks"))
+    assert count > 2
+    monkeypatch.setattr(probe, "MAX_REPORTED_ROWS", 2)
+    report, number = await nodes.peer("far").report(0)
+    seen = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
+    while number < last:
+        report, number = await nodes.peer("far").report(number)
+        rows = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
+        assert 0 < len(rows) <= 2
+        seen += rows
+    assert len(seen) >= count
+    assert set(whole.rows.links) <= set(seen)
+
+
 STATE = '"state": {"node": "far", "pid": 1}'
 LINK = '"peer": "near", "payload_bytes": 64, "seconds": 0.01, "source": "active", "emulated": false'
+ROW = f'{{"time_s": 1, "node": "far", {LINK}}}'
 BAD_REPORTS = [
     ("no JSON", "Invalid JSON"),
     ("", "Invalid JSON"),
@@ -259,6 +281,8 @@ BAD_REPORTS = [
     (f'{{{STATE}, "rows": {{"links": [{{"time_s": "now"}}]}}}}', "rows.links.0.time_s"),
     (f'{{{STATE}, "rows": {{"links": [{{"time_s": NaN, "node": "far", {LINK}}}]}}}}', "rows.links.0.time_s"),
     (f'{{{STATE}, "rows": {{"links": [{{"time_s": 1, "node": "near", {LINK}}}]}}}}', "about 'near'"),
+    (f'{{{STATE}, "rows": {{"links": [{", ".join([ROW] * 2001)}]}}}}', "has 2001 rows, the limit is 2000"),
+    (f'{{{STATE}, "rows": {{}}, "{"x" * 2**21}": 1}}', "characters, the limit is 2097152"),
 ]
 
 

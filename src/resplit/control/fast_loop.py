@@ -144,7 +144,8 @@ class FastLoop:
                 self._measure_again(last.node, [(last.node, last.node)])
         if now_s - _REPORTED_LATE_S <= self._deployment.disturbed_until_s:
             return
-        probes = [row for row in rows.links if row.source == "active"]
+        known = self._view.addresses  # what is said about links to others would be kept for ever
+        probes = [row for row in rows.links if row.source == "active" and row.peer in known]
         newest_s = max((row.time_s for row in probes), default=0.0)
         for row in probes:  # their clock may be another one
             at_s = now_s - min(max(newest_s - row.time_s, 0.0), _REPORTED_LATE_S)

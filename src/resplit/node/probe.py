@@ -22,7 +22,7 @@ from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
 from resplit.status import ReportedState
-from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.telemetry.rows import MAX_REPORTED_ROWS, BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.types import BlockFeatures
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
@@ -54,14 +54,18 @@ class Probe:
         self._busy_s, self._sampled_s = 0.0, time.monotonic()
 
     def rows_after(self, number: int) -> tuple[TelemetryRows, int]:
-        """The rows numbered above `number`, by table, and the number of the last row."""
-        new = [row for numbered, row in self._rows if numbered > number]
+        """The first rows numbered above `number`, by table, and the number of the last of them.
+
+        They are at most as many as one report may have. The next report continues with the rows after them.
+        """
+        numbered = [each for each in self._rows if each[0] > number][:MAX_REPORTED_ROWS]
+        new = [row for _, row in numbered]
         rows = TelemetryRows(
             nodes=tuple(row for row in new if isinstance(row, NodeRow)),
             links=tuple(row for row in new if isinstance(row, LinkRow)),
             blocks=tuple(row for row in new if isinstance(row, BlockRow)),
         )
-        return rows, self._number
+        return rows, numbered[-1][0] if numbered else self._number
 
     def crossed(self, crossing: Crossing) -> None:
         """Add a row for a step sent to a peer: its round trip less half the round trip of a small message."""

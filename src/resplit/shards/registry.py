@@ -144,11 +144,17 @@ def _within(limit_s: float, call: Callable[[], Result]) -> Result:
 def _read_regular(path: str, size_bytes: int) -> bytes:
     """Content of a regular file of exactly `size_bytes`; ShardError for any other file, of which nothing is read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a pipe would hang
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ShardError(f"{path} is not a regular file; delete it and package the model again")
-        if found.st_size != size_bytes:
-            rule = f"has {found.st_size} bytes, and the shard has {size_bytes}; delete it and package the model again"
-            raise ShardError(f"{path} is corrupt: it {rule}")
-        return file.read(size_bytes)
+    try:
+        _check_regular(path, os.fstat(descriptor), size_bytes)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(size_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _check_regular(path: str, found: os.stat_result, size_bytes: int) -> None:
+    remedy = "delete it and package the model again"
+    if not stat.S_ISREG(found.st_mode):
+        raise ShardError(f"{path} is not a regular file; {remedy}")
+    if found.st_size != size_bytes:
+        raise ShardError(f"{path} is corrupt: it has {found.st_size} bytes, and the shard has {size_bytes}; {remedy}")

@@ -13,6 +13,8 @@ from pydantic import Field
 
 # What a node may report at all. Whether a value is plausible is a question for the validation of telemetry.
 MAX_NAME_CHARS = 200
+# In one report; the next one has the rows after these. While the controller reads a report, every stream waits.
+MAX_REPORTED_ROWS = 2_000
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 UnixTime = Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970

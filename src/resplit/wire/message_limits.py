@@ -25,7 +25,7 @@ from resplit.security.identity import certificate_name
 MAX_MESSAGE_BYTES = 256 * 2**20
 # Messages up to this size arrive without a look at what else arrives from their sender.
 _SMALL_BYTES = 64 * 1024
-# The longest answer is a report with all the rows that a node keeps: about 4 MiB.
+# The longest answer, a report, has less than a tenth of this.
 MAX_ANSWER_BYTES = 16 * 2**20
 # Enough for two lost packets of TCP's handshake, which are repeated after 1 s and 3 s, and for the handshake of TLS.
 CONNECT_WITHIN_S = 4.0

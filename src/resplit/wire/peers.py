@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from resplit.errors import CapacityError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
-from resplit.telemetry.rows import MAX_NAME_CHARS, BlockRow, Count, LinkRow, NodeRow
+from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire.addresses import Address
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
@@ -52,7 +52,8 @@ BACKGROUND_BYTES = 64 * 1024
 # The keys of a node's hello, in the initial metadata of a stream of tokens.
 NONCE, EPOCH, CLOCK = "resplit-nonce", "resplit-epoch", "resplit-clock"
 _WINDOW_BYTES = 8 * 2**20
-_MAX_REPORTED_ROWS = 100_000
+# Of an answer: while it is read, every stream of this process waits. The longest, a report, has about 0.5 MiB.
+_MAX_TEXT_CHARS = 2 * 2**20
 _WORD = re.compile("[a-z_]{1,40}")
 # A node that stops or is overloaded answers with these. It is lost, and has done nothing wrong.
 _NO_FAULT = (
@@ -175,7 +176,7 @@ class Peer:
             self._unanswered.pop().reschedule(asyncio.get_running_loop().time())
 
     async def report(self, after: int, timeout_s: float = 5.0, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
-        """The node's state and its telemetry rows numbered above `after`, and the number of the last row.
+        """The node's state and its telemetry rows numbered above `after`, and the number of the last of these rows.
 
         It first measures its links to the nodes `measure`.
         """
@@ -183,8 +184,8 @@ class Peer:
             reply = await self._stub.Report(ReportRequest(after=after, measure=measure), timeout=timeout_s)
         report = self._parsed(_REPORT, reply.body, "its report")
         rows: list[NodeRow | LinkRow | BlockRow] = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
-        if len(rows) > _MAX_REPORTED_ROWS:
-            raise self.fault(f"its report has {len(rows)} rows, the limit is {_MAX_REPORTED_ROWS}")
+        if len(rows) > MAX_REPORTED_ROWS:
+            raise self.fault(f"its report has {len(rows)} rows, the limit is {MAX_REPORTED_ROWS}")
         if others := {report.state.node, *(row.node for row in rows)} - {self.name}:
             raise self.fault(f"its report is about {min(others)!r:.60}")
         return report, reply.last
@@ -290,6 +291,8 @@ class Peer:
             raise self.fault(f"it sent no token of a session: {list(token.token_ids)!r:.60}, {token.error_kind!r:.60}")
 
     def _parsed(self, adapter: TypeAdapter[_Answer], text: str, what: str) -> _Answer:
+        if len(text) > _MAX_TEXT_CHARS:
+            raise self.fault(f"{what} has {len(text)} characters, the limit is {_MAX_TEXT_CHARS}")
         try:
             return adapter.validate_json(text)
         except ValidationError as error:
