@@ -70,6 +70,7 @@ def up(
 
     from resplit.cluster.busy_machine import OthersUse, measured_again_when_quiet
     from resplit.cluster.local import running
+    from resplit.cluster.news import news_told
     from resplit.cluster.state import first_plan, measure_again
     from resplit.cluster.supervision import supervised
 
@@ -79,7 +80,8 @@ def up(
         others = OthersUse(started.pids)
         placement = first_plan(started)
         typer.echo(f"ready {started.url}  {placement}  (Ctrl-C stops it all)")
-        with contextlib.suppress(KeyboardInterrupt), measured_again_when_quiet(others, lambda: measure_again(started)):
+        remeasured = measured_again_when_quiet(others, lambda: measure_again(started))
+        with contextlib.suppress(KeyboardInterrupt), news_told(started), remeasured:
             watching.result()
         typer.echo("stopping", err=True)
 

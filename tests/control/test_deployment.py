@@ -381,6 +381,15 @@ async def test_a_returned_host_is_up_to_date_with_the_live_epoch_and_none_after_
     assert await bench.deployment.resync(node, reporting(_report(), _report(epochs=epochs))) == up_to_date
 
 
+async def test_a_returned_node_without_a_block_takes_part_in_the_live_epoch_again(bench: Bench) -> None:
+    await bench.deploy([A, A, A, C, C, A, A, A])
+    bench.events.clear()
+    assert await bench.deployment.resync(B, reporting(_report(), _report(epochs=())))
+    prepared = next(event for event in bench.events if event.startswith("prepare"))
+    assert bench.events == [f"release {B} 1 (None)", prepared, f"commit {B} 1 (None)"]
+    assert prepared.startswith(f"prepare {B} 1")
+
+
 async def test_an_epoch_is_numbered_above_all_that_nodes_know(bench: Bench) -> None:
     bench.commands.obeyed = {A: 4, B: 9}
     await bench.deploy(SPREAD)

@@ -348,7 +348,8 @@ class Deployment:
     async def resync(self, name: str, peer: Peer) -> bool:
         """Send a node again the commit, abort or release that it may have missed. Returns whether it is up to date.
 
-        It is if it serves the live epoch and no later one, or hosts no block of it: then what it says changes nothing.
+        It is if it serves the live epoch and no later one. A node that hosts no block of it may still get caches to
+        keep, so it prepares the epoch too; what it says changes nothing.
         """
         report, _ = await peer.report(0)
         for epoch in set(report.state.prepared) - set(self._log.unfinished()):
@@ -357,10 +358,17 @@ class Deployment:
         await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
         async with self._changing:  # only until it is known what is live: the node must not hold up other epochs
             live = self.live
-        if live is None or name not in live.placement:
+        if live is None:
             return True
         report, _ = await peer.report(0)
-        return self.live is not live or max(report.state.epochs, default=0) == live.epoch
+        if self.live is not live or max(report.state.epochs, default=0) == live.epoch:
+            return True
+        if name not in live.placement:
+            route = Route(live.epoch, live.placement, dict(self._view.addresses))
+            prepare = self._commands.prepare(name, route, self._view.rules, replace_current=False)
+            await self._commands.notify({name: prepare}, live.epoch)
+            await self._commands.notify({name: Commit(live.epoch)}, live.epoch)
+        return name not in live.placement
 
 
 def _is_full(answer: Reply | BaseException) -> bool:

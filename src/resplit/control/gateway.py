@@ -44,6 +44,10 @@ class Gateway(Protocol):
         """The oldest epoch that any session still uses."""
         ...
 
+    def welcome(self, node: str) -> None:
+        """Let running sessions keep replicas on a node that answers again and knows the others."""
+        ...
+
     def session_names(self) -> list[str]:
         """The names of the running sessions."""
         ...

@@ -53,6 +53,7 @@ class Membership:
             if not isinstance(error, NodeLostError):
                 self._commands.fault(name, f"it cannot be connected: {error}")
             return
+        self._view.gateway.welcome(name)
         await self._recovery.resume()
         live = self._deployment.live
         if live and not up_to_date:

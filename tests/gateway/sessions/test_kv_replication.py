@@ -144,6 +144,22 @@ async def test_a_node_that_refuses_a_replica_is_not_chosen_again_before_the_rout
     ]
 
 
+async def test_a_node_that_was_lost_gets_a_whole_copy_at_once_and_may_have_refused_before() -> None:
+    alpha, beta = RecordingPeer(), RecordingPeer(TransferReply(error="the connection to delta broke"))
+    replicas = replication(alpha=alpha, beta=beta)
+    replicas.advance(ROUTE, 4, may_begin=True)
+    await settle()
+    beta.reply = TransferReply()
+    replicas.forget("delta")
+    replicas.advance(ROUTE, 5, may_begin=True)
+    await settle()
+    assert [(request.target[3], request.first, request.last) for request in beta.requests] == [
+        ("delta", 0, 4),
+        ("delta", 0, 5),
+    ]
+    assert ranges(alpha) == [(0, 4), (4, 5)]  # those on beta are extended
+
+
 async def test_after_a_loss_copies_continue_from_the_replicas_that_nodes_hold() -> None:
     alpha, beta = RecordingPeer(), RecordingPeer()
     replicas = replication(alpha=alpha, beta=beta)

@@ -14,6 +14,7 @@ from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
 from resplit.model.activation import token_ids
 from resplit.model.source import StoredModel, obtain
+from resplit.process.cancellation import cancel_and_wait
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import make_model, reference
@@ -30,9 +31,11 @@ LAYERS = range(1, 7)
 NEW_TOKENS = 60
 
 
-def config(copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB") -> ClusterConfig:
+def config(
+    copy_every: int = 4, names: tuple[str, ...] = NODES, memory: str = "8 MiB", deadline: str = "60 s"
+) -> ClusterConfig:
     """Alpha and beta are trusted; delta hosts no block at first. Each token takes a pass, so that positions add up."""
-    limits = {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": "60 s", "copy_every": copy_every}
+    limits = {"context_tokens": 256, "sessions": 8, "queue": 4, "deadline": deadline, "copy_every": copy_every}
     return three_node_config(
         nodes=[{"name": name, "memory": memory} for name in names],
         links={"default": {"latency": "2 ms", "bandwidth": "1 Gbit/s"}},
@@ -137,6 +140,27 @@ async def test_surviving_nodes_transfer_the_caches_of_blocks_that_move(
     assert answers == [reference(unsplit_model, list(PROMPT), NEW_TOKENS)] * 3
     assert all(move.recovery.restored_positions > NEW_TOKENS // 4 for move in moves(nodes))
     assert all(move.cache_bytes > 0 for move in moves(nodes))
+
+
+@pytest.mark.parametrize("nodes", [{"deadline": "10 min"}], indirect=True)
+async def test_a_stand_by_node_that_returns_keeps_replicas_again(
+    nodes: InProcessCluster, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    welcome, welcomed = nodes.sessions.welcome, asyncio.Event()
+    monkeypatch.setattr(nodes.sessions, "welcome", lambda node: (welcome(node), welcomed.set()))
+
+    async def copies() -> bool:
+        return {4, 5} <= set((await nodes.state(D)).copies)
+
+    stream = asyncio.create_task(generate(nodes.sessions, generation_request(240)))
+    await until(copies, 60)
+    async with nodes.sessions.paused():  # it does not end meanwhile
+        await nodes.stop(D)
+        await nodes.start(D)
+        await welcomed.wait()
+        assert not await copies()
+    await until(copies, 60)
+    await cancel_and_wait([stream])
 
 
 @pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)

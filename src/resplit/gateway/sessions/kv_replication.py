@@ -92,11 +92,19 @@ class KvReplication:
             self._copying = asyncio.create_task(self._copy(route, position))
 
     def stop(self) -> None:
-        """Cancel the current copy, because route or attempt change; the next copy chooses stand-by nodes anew."""
+        """Cancel the current copy, because route, attempt or nodes change; the next one chooses stand-by nodes anew."""
         if self._copying:
             self._copying.cancel()
         self._copying, self._copied = None, 0
         self._refusing.clear()
+
+    def forget(self, node: str) -> None:
+        """Assume that a node holds no replica and refuses none: it was lost, or answers again.
+
+        A copy to the nodes that are there begins after the next pass.
+        """
+        self.stop()
+        self._replicas = {block: replica for block, replica in self._replicas.items() if replica.node != node}
 
     def adopt(self, held: Held, route: Route, position: int) -> None:
         """After a loss: adopt as replicas, up to `position`, caches on nodes that do not host their blocks."""

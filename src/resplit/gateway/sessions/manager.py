@@ -150,6 +150,11 @@ class Sessions:
         used = [session.route.epoch for session in self._live.values()]
         return min([*used, live.epoch if live else 0])
 
+    def welcome(self, node: str) -> None:
+        """A node answers again and knows the others: running sessions may keep replicas on it from now on."""
+        for session in self._live.values():
+            session.replication.forget(node)
+
     def session_names(self) -> list[str]:
         """Names of the sessions that run."""
         return list(self._live)
@@ -206,6 +211,7 @@ class Sessions:
     def _node_lost(self, node: str) -> None:
         for session in self._live.values():
             session.permits.forget(node)
+            session.replication.forget(node)
             if node in session.route.placement:
                 session.lose(f"{node} is lost")
         self.on_lost(node)
