@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,13 +21,13 @@ from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
-from resplit.security.identity import CONTROLLER
+from resplit.security.identity import CONTROLLER, STEPS
 from resplit.types import Sampling
 from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.engines import run_rows
-from tests.support.hostile import HostileClient
+from tests.support.hostile import HostileClient, framed
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.properties import examples
 from tests.support.two_nodes import MIDDLE, take_caches, two_node_config
@@ -166,12 +168,42 @@ async def test_a_session_with_a_very_long_name_is_refused(nodes: InProcessCluste
     assert refusal.value.status is Status.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        framed(Step(session="x" * 10_000)),
+        framed(b"\xff\xff"),
+        struct.pack(">I", 2**32 - 1) + bytes(9),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+    ids=["a long name", "no message", "a long message", "HTTP/2"],
+)
+async def test_what_is_no_step_ends_its_own_stream_only(nodes: InProcessCluster, sent: bytes) -> None:
+    attacker = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
+    reader, writer = await asyncio.open_connection(
+        nodes.addresses["plain"].host,
+        nodes.addresses["plain"].port,
+        ssl=attacker.member.client_context(STEPS),
+        server_hostname="plain",
+    )
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        with contextlib.suppress(OSError):
+            assert await reader.read() == b"", "nothing comes back"
+    writer.close()
+
+    await attacker.steps("plain", [step()])
+    state = await nodes.state("plain")
+    assert state.sessions == 1
+    assert sum(state.refusals.values()) == 1
+
+
 async def test_bytes_that_are_not_a_message_end_only_their_own_call(
     nodes: InProcessCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
-    for path in ("Steps", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing"):
+    for path in ("Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing"):
         for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", b"\0\0\0\0\5", huge, no_step):
             await attacker.frame("plain", path, body, waits_s=0.01)
     for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):

@@ -49,7 +49,7 @@ class HalfMessages:
         )
         self._h2.initiate_connection()
         for stream in self._left:
-            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Steps")]
+            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Cache")]
             headers += [(":authority", "plain"), ("te", "trailers"), ("content-type", "application/grpc")]
             self._h2.send_headers(stream, headers)
             self._h2.send_data(stream, struct.pack(">?I", False, MESSAGE_BYTES))
@@ -107,7 +107,7 @@ async def test_what_a_connection_had_sent_is_freed_when_it_ends(nodes: InProcess
     async def freed() -> bool:
         return open_streams() <= before
 
-    await until(freed)
+    await until(freed, 30.0)
 
 
 def open_streams() -> int:

@@ -371,7 +371,7 @@ async def test_members_of_another_authority_cannot_connect(
     others = tmp_path_factory.mktemp("others")
     keys_command(others, ["plain"])
     stranger = Member.load(others / "controller")
-    peer = Peer("plain", nodes.addresses["plain"], stranger.client_context())
+    peer = Peer("plain", nodes.addresses["plain"], stranger)
     signed = CommandSigner(stranger).sign("release", {"epoch": 9}, audience="plain", epoch=9)
     with pytest.raises(NodeLostError):
         await peer.command("release", signed)

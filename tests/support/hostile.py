@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import random
 import ssl
+import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -25,10 +27,12 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from resplit.node.server import NodeService
-from resplit.security.identity import Member, certificate_name
+from resplit.process.cancellation import cancel_and_wait
+from resplit.security.identity import CALLS, STEPS, Member, certificate_name
 from resplit.wire.addresses import Address
+from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeStub
-from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, ReportReply, Step, Token
+from resplit.wire.node_pb2 import Ack, CachePart, CacheReply, CommandReply, ReportReply, Step, Token
 
 Sent = Message | bytes  # bytes are sent in place of a serialised message
 Honest = Callable[[Any], Awaitable[None]]
@@ -144,7 +148,7 @@ class HostileNode:
 
     def service(self, *parts: Any) -> NodeService:
         """A node's service with these parts that lies."""
-        return _LyingService(self.serving, *parts)
+        return _LyingService(self, *parts)
 
     def talk_nonsense(self, *calls: str) -> None:
         """Answer these calls, by default commands and requests for reports, with nonsense."""
@@ -166,6 +170,29 @@ class HostileNode:
     def heard_in(self, call: str) -> list[Any]:
         """The messages that came in calls of this name."""
         return [message for name, _, message in self.heard if name == call]
+
+    def serving_steps(self, honest: Honest) -> Honest:
+        """The handler of streams of steps: the lie for `Steps`, or else the honest one."""
+
+        async def serve(stream: MessageStream[Step]) -> None:
+            each = stream.each
+
+            async def each_recorded(take: Callable[[Step], None]) -> None:
+                def record(step: Step) -> None:
+                    self.heard.append(("Steps", stream.member, step))
+                    take(step)
+
+                await each(record)
+
+            stream.each = each_recorded  # type: ignore[method-assign]
+            self._transports.add(stream.transport)
+            if lie := self.lies.get("Steps"):
+                await lie(_StepsAsCall(stream), honest)
+                stream.abort()
+            else:
+                await honest(stream)
+
+        return serve
 
     def steps(self) -> list[Step]:
         """The steps of passes that came. A step without values only brings a permit."""
@@ -208,15 +235,39 @@ class HostileNode:
 
 
 class _LyingService(NodeService):
-    """A node's service. `serving` replaces the handler of each call."""
+    """A node's service. `node` replaces the handler of each call, and that of streams of steps."""
 
-    def __init__(self, serving: Callable[[str, Honest], Honest], *parts: Any) -> None:
+    def __init__(self, node: HostileNode, *parts: Any) -> None:
         super().__init__(*parts)
-        self._serving = serving
+        self._node = node
 
     def __mapping__(self) -> dict[str, Handler]:
         honest = super().__mapping__()
-        return {p: h._replace(func=self._serving(p.rpartition("/")[2], h.func)) for p, h in honest.items()}
+        return {p: h._replace(func=self._node.serving(p.rpartition("/")[2], h.func)) for p, h in honest.items()}
+
+    async def steps(self, stream: MessageStream[Step]) -> None:
+        await self._node.serving_steps(super().steps)(stream)
+
+
+class _StepsAsCall:
+    """A stream of steps in the form of a call, as lies expect it."""
+
+    def __init__(self, stream: MessageStream[Step]) -> None:
+        self._stream = SimpleNamespace(_transport=stream.transport)
+        self._steps: asyncio.Queue[Step] = asyncio.Queue()
+        self._reading = asyncio.ensure_future(stream.each(self._steps.put_nowait))
+
+    async def recv_message(self) -> Step:
+        return await self._steps.get()
+
+    async def send_message(self, message: Sent) -> None:
+        self._stream._transport.write(framed(message))
+
+
+def framed(message: Sent) -> bytes:
+    """A message as a stream of steps carries it."""
+    content = message if isinstance(message, bytes) else message.SerializeToString()
+    return struct.pack(">I", len(content)) + content
 
 
 class HostileClient:
@@ -245,16 +296,30 @@ class HostileClient:
         return await getattr(self.stub(node), name)(message)
 
     async def steps(self, node: str, steps: Sequence[Step | bytes]) -> None:
-        """Send steps on one stream, and wait for the acknowledgement of each."""
-        async with self.stub(node).Steps.open() as stream:
-            await stream.send_request()
-            for step in steps:
-                if isinstance(step, Step):
-                    step.acknowledge = True
-                await stream.send_message(step)
+        """Send steps on one stream, and wait for the acknowledgement of each.
+
+        ConnectionResetError if the node ends the stream before.
+        """
+        address, acks = self._addresses[node], asyncio.Queue[Ack | None]()
+        _, stream = await asyncio.get_running_loop().create_connection(
+            lambda: MessageStream(Ack, 64, on_ended=lambda _: acks.put_nowait(None)),
+            address.host,
+            address.port,
+            ssl=self.member.client_context(STEPS),
+            server_hostname=node,
+        )
+        receiving = asyncio.create_task(stream.each(acks.put_nowait))
+        for step in steps:
+            if isinstance(step, Step):
+                step.acknowledge = True
+            stream.transport.write(framed(step))
+        try:
             for _ in steps:
-                await stream.recv_message()
-            await stream.cancel()
+                if await acks.get() is None:
+                    raise ConnectionResetError(f"{node} ended the stream of steps")
+        finally:
+            stream.abort()
+            await cancel_and_wait([receiving])
 
     async def cache(self, node: str, parts: Sequence[CachePart | bytes]) -> CacheReply:
         """Send parts of caches on one stream."""
@@ -270,9 +335,9 @@ class HostileClient:
         connection.send_data(1, body, end_stream=True)
         await self.raw(node, connection.data_to_send(), waits_s)
 
-    async def raw(self, node: str, content: bytes, waits_s: float = 0.1) -> bytes:
-        """Send any bytes inside TLS, after a valid handshake, and return what comes back."""
-        return await exchange(self._addresses[node], content, waits_s, self.member.client_context(), node)
+    async def raw(self, node: str, content: bytes, waits_s: float = 0.1, protocol: str = CALLS) -> bytes:
+        """Send any bytes inside TLS, after a valid handshake for `protocol`, and return what comes back."""
+        return await exchange(self._addresses[node], content, waits_s, self.member.client_context(protocol), node)
 
     async def disconnect(self) -> None:
         """Close every connection."""

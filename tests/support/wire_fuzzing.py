@@ -20,6 +20,7 @@ from h2.exceptions import H2Error
 from hypothesis import strategies as st
 
 from resplit.security.identity import CONTROLLER
+from resplit.security.identity import STEPS as STREAM_OF_STEPS
 from resplit.wire.addresses import Address
 from resplit.wire.node_pb2 import (
     CachePart,
@@ -37,7 +38,7 @@ from tests.support.fuzzing import send_for
 from tests.support.hostile import HostileClient, exchange
 
 _ANSWER_WITHIN_S = 10.0
-_PATHS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
+_PATHS = ("Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
 _SIZES = st.sampled_from([0, 1, 2, 4, 16, 63, 64, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1])
 _EPOCHS = st.sampled_from([0, 1, 2, 3, 7, 2**63, 2**64 - 1])
 _DIMENSIONS = st.sampled_from([-(2**63), -4, -1, 0, 1, 2, 3, 4, 16, 64, 300, 2**31, 2**32, 2**62, 2**63 - 1])
@@ -131,6 +132,14 @@ FRAMES = st.binary(max_size=60) | st.builds(
 )
 
 
+# A length that is announced, and bytes.
+_STREAMS = st.builds(
+    lambda announced, body: struct.pack(">I", announced) + body,
+    st.sampled_from([0, 1, 5, 40, 2**20, 2**31, 2**32 - 1]),
+    st.binary(max_size=60),
+)
+
+
 @dataclass(frozen=True)
 class Payload:
     """Something to send, and its name in the counts of outcomes."""
@@ -154,6 +163,7 @@ PAYLOADS: st.SearchStrategy[Payload] = st.one_of(
         FRAMES,
     ),
     GARBAGE.map(lambda body: Payload("bytes in TLS", lambda a, node: a.raw(node, body, tls=True))),
+    (GARBAGE | _STREAMS).map(lambda body: Payload("bytes as steps", lambda a, node: a.as_steps(node, body))),
     GARBAGE.map(lambda body: Payload("bytes on the port", lambda a, node: a.raw(node, body, tls=False))),
 )
 
@@ -217,6 +227,11 @@ class Attacker:
             await self._me.raw(node, content, waits_s)
         else:
             await exchange(self.addresses[node], content, waits_s)
+        return "closed"
+
+    async def as_steps(self, node: str, content: bytes) -> str:
+        """Send any bytes on a stream of steps."""
+        await self._me.raw(node, content, protocol=STREAM_OF_STEPS)
         return "closed"
 
     async def disconnect(self) -> None:

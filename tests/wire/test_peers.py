@@ -64,7 +64,7 @@ class Watched:
         self.peer = Peer(
             "far",
             address or nodes.addresses["far"],
-            nodes.member.client_context(),
+            nodes.member,
             link or Link(),
             self.crossings.put_nowait,
             lambda name, steps: self.lost.put_nowait((name, steps)),
@@ -302,9 +302,8 @@ class Answering:
 async def answering(nodes: InProcessCluster) -> AsyncIterator[tuple[Peer, list[str]]]:
     """A peer to put answers into, and the faults that it reports."""
     faults: list[str] = []
-    context = nodes.member.client_context()
     peer = Peer(
-        "far", nodes.addresses["far"], context, on_fault=lambda name, reason: faults.append(f"{name}: {reason}")
+        "far", nodes.addresses["far"], nodes.member, on_fault=lambda name, reason: faults.append(f"{name}: {reason}")
     )
     yield peer, faults
     await peer.disconnect()
@@ -436,7 +435,7 @@ class _Liar(NodeBase):  # type: ignore[misc]
         await stream.recv_message()
         await stream.send_message(Ack())
 
-    Steps = Tokens = Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
+    Tokens = Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
 
 
 async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProcessCluster) -> None:

@@ -179,7 +179,7 @@ async def _network(cluster: ClusterConfig, keys: Path) -> list[Diagnosis]:
         for name in cluster.node_names
         if name not in addresses
     ]
-    peers = {name: Peer(name, address, member.client_context()) for name, address in addresses.items()}
+    peers = {name: Peer(name, address, member) for name, address in addresses.items()}
     try:
         met = dict(zip(peers, await asyncio.gather(*map(_meet, peers.values())), strict=True))
         findings += met.values()

@@ -45,8 +45,7 @@ class Connections:
             known = self.peers.get(name)
             if name != self._name and (known is None or known.address != address):
                 link = self.links.setdefault(name, Link((shapes or {}).get(name)))
-                context = self._member.client_context()
-                self.peers[name] = Peer(name, address, context, link, self.on_crossing, self.on_lost)
+                self.peers[name] = Peer(name, address, self._member, link, self.on_crossing, self.on_lost)
 
     async def forget_except(self, names: Collection[str]) -> None:
         """Close the connections to all other nodes: they have left the cluster."""

@@ -1,4 +1,4 @@
-"""The gRPC service of a node: checks who calls, and translates messages into calls of the agent."""
+"""What a node serves: checks who calls or sends steps, and translates messages into calls of the agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
 from resplit.config import ClusterConfig
-from resplit.errors import CommandRefusedError, ResplitError, wire_word
+from resplit.errors import CommandRefusedError, DataError, ResplitError, wire_word
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
@@ -34,7 +34,8 @@ from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.listener import Listener
 from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer
-from resplit.wire.message_limits import limited, receive_one
+from resplit.wire.message_limits import Arriving, limited, receive_one
+from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
@@ -62,6 +63,7 @@ from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
 _LONGEST_NAME_CHARS = 200
+_TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
 
 class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no types
@@ -71,31 +73,33 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._agent = agent
         self._verifier = verifier
         self._refusals: Counter[str] = Counter()
+        self.arriving = Arriving()
 
     def __mapping__(self) -> dict[str, Handler]:
-        return limited(super().__mapping__())
+        return limited(super().__mapping__(), self.arriving)
 
-    async def Steps(self, stream: Stream[Step, Ack]) -> None:  # noqa: N802
+    async def steps(self, stream: MessageStream[Step]) -> None:
         """Run the steps of one caller, and acknowledge those that ask for it as they arrive."""
-        caller = certificate_name(stream.peer.cert())
         connections = self._agent.connections
-        link = connections.links.get(caller) or connections.link_to_gateway
-        acks: Sender[Ack] = Sender(link, partial(send_together, stream))
+        link = connections.links.get(stream.member) or connections.link_to_gateway
+        acks: Sender[Ack] = Sender(link, stream.send)
         acknowledging = asyncio.create_task(acks.run())
         try:
-            await stream.send_initial_metadata()
-            async for step in stream:
-                _ensure_short(step.session, step.gateway)
-                if step.acknowledge:
-                    acks.put(Ack(number=step.number), 0)
-                try:
-                    self._agent.passes.accept(caller, step)
-                except CommandRefusedError as error:
-                    self._count(error)
-        except StreamTerminatedError:
-            pass
+            await stream.each(lambda step: self._take(step, stream.member, acks))
+        except ResplitError as error:
+            self._count(error)
         finally:
             acknowledging.cancel()
+
+    def _take(self, step: Step, sender: str, acks: Sender[Ack]) -> None:
+        if not _are_short(step.session, step.gateway):
+            raise DataError(f"{sender} sent a step with {_TOO_LONG}")
+        if step.acknowledge:
+            acks.put(Ack(number=step.number), 0)
+        try:
+            self._agent.passes.accept(sender, step)
+        except CommandRefusedError as error:
+            self._count(error)
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send this process's hello to the calling gateway, then tokens until it disconnects."""
@@ -217,7 +221,8 @@ async def serve_node(
 
     agent = Agent(name, cluster, member, KeptShards(Registry(registry_url), kept), unwrap)
     listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
-    server = MemberServer([service(agent, signing.CommandVerifier(member))], listener)
+    served = service(agent, signing.CommandVerifier(member))
+    server = MemberServer([served], served.steps, served.arriving, listener)
     await server.listen(member)
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
     tasks = VitalTasks()
@@ -242,5 +247,9 @@ def _only_the_controller(stream: Stream[Any, Any]) -> str:
 
 def _ensure_short(*names: str) -> None:
     """INVALID_ARGUMENT for a name that is too long: names are stored and logged."""
-    if any(len(name) > _LONGEST_NAME_CHARS for name in names):
-        raise GRPCError(Status.INVALID_ARGUMENT, f"a name is longer than {_LONGEST_NAME_CHARS} characters")
+    if not _are_short(*names):
+        raise GRPCError(Status.INVALID_ARGUMENT, _TOO_LONG)
+
+
+def _are_short(*names: str) -> bool:
+    return all(len(name) <= _LONGEST_NAME_CHARS for name in names)

@@ -26,6 +26,9 @@ from resplit.security.key_files import (
 )
 
 CONTROLLER = "controller"
+# What a TLS connection carries, as its ends agree in the handshake (ALPN): gRPC, or a stream of steps.
+CALLS = "h2"
+STEPS = "resplit-steps"
 
 
 class _HasCertificate(Protocol):
@@ -82,19 +85,21 @@ class Member:
 
     def server_context(self) -> ssl.SSLContext:
         """TLS for a server: only members of this authority can connect. `peer_name` says which one did."""
-        return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), CALLS, STEPS)
 
-    def client_context(self) -> ssl.SSLContext:
+    def client_context(self, protocol: str = CALLS) -> ssl.SSLContext:
         """TLS for a client. The server must prove that it owns the name given as `server_hostname`.
+
+        `protocol` is what the connection will carry: `CALLS` or `STEPS`.
 
         Its address is not checked, so this works on loopback and behind address translation. With grpclib:
         `Channel(host, port, ssl=member.client_context(), config=Configuration(ssl_target_name_override=name))`.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.hostname_checks_common_name = False
-        return self._mutual(context)
+        return self._mutual(context, protocol)
 
-    def _mutual(self, context: ssl.SSLContext) -> ssl.SSLContext:
+    def _mutual(self, context: ssl.SSLContext, *protocols: str) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
@@ -103,7 +108,7 @@ class Member:
             context.load_verify_locations(self.folder / CA)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(str(self.folder), f"the certificate cannot be used ({error}); issue it again") from None
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols(list(protocols))
         return context
 
 

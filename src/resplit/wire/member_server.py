@@ -1,58 +1,108 @@
-"""The gRPC server of a node: connections of members are served, and each member may have some of them."""
+"""A node's server: connections of members are served, and each member may have some of them.
+
+A connection carries calls (gRPC), or a stream of steps.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Protocol, cast
 
 from grpclib.protocol import H2Protocol
 from grpclib.server import Handler, Server
 
-from resplit.security.identity import Member, certificate_name
+from resplit.security.identity import STEPS, Member, certificate_name
+from resplit.wire import message_limits
 from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
+from resplit.wire.message_stream import MessageStream
+from resplit.wire.node_pb2 import Step
 
-# A member needs one connection. Others may be left over from links that broke without a sign.
+# A member needs two connections. Others may be left over from links that broke without a sign.
 PER_MEMBER = 16
 # Connections that may be open before they have proved to be a member's; TLS takes 64 KiB for each.
 STRANGERS = 128
 
 
-class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
-    """A server whose listener hears which connections are a member's: those whose TLS handshake is complete."""
+class _Connection(Protocol):
+    """A connection of a member."""
 
-    def __init__(self, services: Collection[Any], listener: Listener) -> None:
+    transport: asyncio.Transport
+    member: str
+
+
+class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
+    """A server whose listener hears which connections are a member's: those whose TLS handshake is complete.
+
+    `services` serve the calls, and `serve_steps` each stream of steps, in a task that ends with its connection.
+    `arriving` bounds what each member may leave half sent, over all its connections.
+    """
+
+    def __init__(
+        self,
+        services: Collection[Any],
+        serve_steps: Callable[[MessageStream[Step]], Awaitable[None]],
+        arriving: message_limits.Arriving,
+        listener: Listener,
+    ) -> None:
         super().__init__(services)
+        self._serve_steps = serve_steps
+        self._arriving = arriving
         self._listener = listener
-        self._open: defaultdict[str, list[_MemberProtocol]] = defaultdict(list)  # by member, the oldest first
+        self._open: defaultdict[str, list[_Connection]] = defaultdict(list)  # by member, the oldest first
+        self._streams: dict[MessageStream[Step], asyncio.Future[None]] = {}  # those that are open, and their tasks
 
     async def listen(self, member: Member) -> None:
         """Accept connections as this member."""
         await self.start(sock=self._listener, backlog=ACCEPTED_PER_TURN, ssl=member.server_context())
 
+    def close(self) -> None:
+        """Stop listening, and end the streams of steps and the calls that are served."""
+        for stream in list(self._streams):
+            stream.abort()
+        super().close()
+
     def _protocol_factory(self) -> H2Protocol:
         protocol = super()._protocol_factory()
         # grpclib would keep the handler of a connection for ever if its handshake fails.
         self._handlers.discard(protocol.handler)
-        return _MemberProtocol(protocol, self._connected, self._disconnected)
+        return _MemberProtocol(protocol, self._begin_stream, self._begin_calls, self._end_calls)
 
-    def _connected(self, connection: _MemberProtocol) -> None:
+    def _begin_stream(self, transport: asyncio.Transport) -> None:
+        """Serve a stream of steps over a new connection."""
+        stream = MessageStream(Step, message_limits.MAX_MESSAGE_BYTES, self._arriving, self._end_stream)
+        transport.set_protocol(stream)
+        stream.connection_made(transport)
+        self._streams[stream] = asyncio.ensure_future(self._serve_steps(stream))
+        self._connected(stream)
+
+    def _end_stream(self, stream: MessageStream[Step]) -> None:
+        self._streams.pop(stream).cancel()
+        self._disconnected(stream)
+
+    def _begin_calls(self, connection: _MemberProtocol) -> None:
         self._handlers.add(connection.handler)
+        self._connected(connection)
+
+    def _end_calls(self, connection: _MemberProtocol) -> None:
+        """Let go of a connection with all that came over it. grpclib itself would do so after ten more connections."""
+        self._disconnected(connection)
+        for call in connection.handler._cancelled:
+            call.add_done_callback(lambda _: self._forget(connection.handler))
+        self._forget(connection.handler)
+
+    def _connected(self, connection: _Connection) -> None:
         self._listener.begin(connection.transport.get_extra_info("peername")[:2])
         of_member = self._open[connection.member]
         of_member.append(connection)
         if len(of_member) > PER_MEMBER:
             of_member.pop(0).transport.abort()
 
-    def _disconnected(self, connection: _MemberProtocol) -> None:
-        """Let go of a connection with all that came over it. grpclib itself would do so after ten more connections."""
+    def _disconnected(self, connection: _Connection) -> None:
         with contextlib.suppress(ValueError):
             self._open[connection.member].remove(connection)
-        for call in connection.handler._cancelled:
-            call.add_done_callback(lambda _: self._forget(connection.handler))
-        self._forget(connection.handler)
 
     def _forget(self, handler: Handler) -> None:
         if handler.check_closed():
@@ -60,7 +110,10 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
 
 
 class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
-    """A copy of `protocol` that reports when its connection to a member is made, and when it is lost."""
+    """A copy of `protocol` that reports when its connection to a member is made, and when it is lost.
+
+    A connection that is to carry steps is given to `begin_stream`, and is no concern of this protocol from then on.
+    """
 
     transport: asyncio.Transport
     member: str
@@ -68,14 +121,19 @@ class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
     def __init__(
         self,
         protocol: H2Protocol,
+        begin_stream: Callable[[asyncio.Transport], None],
         on_connected: Callable[[_MemberProtocol], None],
         on_disconnected: Callable[[_MemberProtocol], None],
     ) -> None:
         super().__init__(protocol.handler, protocol.config, protocol.h2_config)
+        self._begin_stream = begin_stream
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == STEPS:
+            self._begin_stream(cast(asyncio.Transport, transport))
+            return
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, transport)
         self.member = certificate_name(transport.get_extra_info("peercert"))

@@ -16,9 +16,10 @@ from google.protobuf.message import DecodeError
 from grpclib.client import Channel
 from grpclib.client import Stream as Call
 from grpclib.const import Handler, Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
+from resplit.errors import CapacityError
 from resplit.security.identity import certificate_name
 
 # The hidden states of a whole prompt are one message: 4096 tokens of width 16384 in fp32.
@@ -67,7 +68,7 @@ class _BoundedCall(Call):  # type: ignore[misc]
         incoming.recv_data = receive_bounded
 
 
-class _Arriving:
+class Arriving:
     """Counts the bytes of messages of which a part has arrived, by sender. `MAX_MESSAGE_BYTES` of each are kept."""
 
     def __init__(self) -> None:
@@ -75,9 +76,12 @@ class _Arriving:
 
     @contextlib.contextmanager
     def room_for(self, sender: str, size: int) -> Iterator[None]:
-        """A context in which a message arrives; RESOURCE_EXHAUSTED if there is no room for it."""
+        """A context in which a message arrives; CapacityError if there is no room for it. Small ones need none."""
+        if size <= _SMALL_BYTES:
+            yield
+            return
         if self._bytes[sender] + size > MAX_MESSAGE_BYTES:
-            raise GRPCError(Status.RESOURCE_EXHAUSTED, f"{sender} sends {self._bytes[sender]} bytes at the same time")
+            raise CapacityError(f"{sender} sends {self._bytes[sender] + size} bytes at the same time")
         self._bytes[sender] += size
         try:
             yield
@@ -85,13 +89,12 @@ class _Arriving:
             self._bytes[sender] -= size
 
 
-def limited(mapping: dict[str, Handler]) -> dict[str, Handler]:
+def limited(mapping: dict[str, Handler], arriving: Arriving) -> dict[str, Handler]:
     """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one."""
-    arriving = _Arriving()
     return {path: handler._replace(func=_limited(handler.func, arriving)) for path, handler in mapping.items()}
 
 
-def _limited(handle: Any, arriving: _Arriving) -> Any:
+def _limited(handle: Any, arriving: Arriving) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
         sender = certificate_name(stream.peer.cert())
@@ -102,11 +105,10 @@ def _limited(handle: Any, arriving: _Arriving) -> Any:
             if size > MAX_MESSAGE_BYTES:
                 raise GRPCError(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is too long")
             try:
-                if size <= _SMALL_BYTES:
+                with arriving.room_for(sender, size):
                     content: bytes = await receive(size)
-                else:
-                    with arriving.room_for(sender, size):
-                        content = await receive(size)
+            except CapacityError as error:
+                raise GRPCError(Status.RESOURCE_EXHAUSTED, str(error)) from None
             except AssertionError:  # grpclib raises it for a truncated message
                 raise _malformed() from None
             if in_message and len(content) != size:  # the stream ended between a message's length and the message
@@ -117,6 +119,8 @@ def _limited(handle: Any, arriving: _Arriving) -> Any:
         incoming.recv_data = receive_bounded
         try:
             await handle(stream)
+        except StreamTerminatedError:  # nobody waits for an answer; a log of the error would keep what had arrived
+            pass
         except (DecodeError, NotImplementedError):  # malformed, or compressed
             raise _malformed() from None
 

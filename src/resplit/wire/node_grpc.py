@@ -15,10 +15,6 @@ import resplit.wire.node_pb2
 class NodeBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Steps(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.Step, resplit.wire.node_pb2.Ack]') -> None:
-        pass
-
-    @abc.abstractmethod
     async def Tokens(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.TokensRequest, resplit.wire.node_pb2.Token]') -> None:
         pass
 
@@ -52,12 +48,6 @@ class NodeBase(abc.ABC):
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
-            '/resplit.wire.Node/Steps': grpclib.const.Handler(
-                self.Steps,
-                grpclib.const.Cardinality.STREAM_STREAM,
-                resplit.wire.node_pb2.Step,
-                resplit.wire.node_pb2.Ack,
-            ),
             '/resplit.wire.Node/Tokens': grpclib.const.Handler(
                 self.Tokens,
                 grpclib.const.Cardinality.UNARY_STREAM,
@@ -112,12 +102,6 @@ class NodeBase(abc.ABC):
 class NodeStub:
 
     def __init__(self, channel: grpclib.client.Channel) -> None:
-        self.Steps = grpclib.client.StreamStreamMethod(
-            channel,
-            '/resplit.wire.Node/Steps',
-            resplit.wire.node_pb2.Step,
-            resplit.wire.node_pb2.Ack,
-        )
         self.Tokens = grpclib.client.UnaryStreamMethod(
             channel,
             '/resplit.wire.Node/Tokens',

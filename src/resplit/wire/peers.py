@@ -1,4 +1,4 @@
-"""The connection to one node: a mutual TLS channel for calls, a stream of steps and a stream of tokens.
+"""The connection to one node: a channel for calls and a stream of tokens, and a stream of steps, over mutual TLS.
 
 This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from typing import Annotated, TypeVar
 
 from grpclib.config import Configuration
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from pydantic import Field, TypeAdapter, ValidationError
 
 from resplit.errors import CapacityError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
+from resplit.security.identity import STEPS, Member
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
@@ -42,7 +42,7 @@ from resplit.wire.node_pb2 import (
     TransferRequest,
 )
 from resplit.wire.permits import Permit
-from resplit.wire.step_stream import CONNECTION_ERRORS, Crossing, StepStream
+from resplit.wire.step_stream import Crossing, StepStream
 from resplit.wire.together import send_together
 
 # A larger part of a cache would delay the other streams of the HTTP/2 connection.
@@ -54,6 +54,7 @@ NONCE, EPOCH, CLOCK = "resplit-nonce", "resplit-epoch", "resplit-clock"
 _WINDOW_BYTES = 8 * 2**20
 # Of an answer: while it is read, every stream of this process waits. The longest, a report, has about 0.5 MiB.
 _MAX_TEXT_CHARS = 2 * 2**20
+_CONNECTION_ERRORS = (OSError, StreamTerminatedError, asyncio.TimeoutError)
 _WORD = re.compile("[a-z_]{1,40}")
 # A node that stops or is overloaded answers with these. It is lost, and has done nothing wrong.
 _NO_FAULT = (
@@ -85,7 +86,7 @@ _Answer = TypeVar("_Answer")
 
 @dataclass
 class Peer:
-    """A node to which this member connects with the certificate in `context`. `link` delays the messages to it.
+    """A node to which `member` connects with its certificate. `link` delays the messages to it.
 
     Tokens that it sends are below `vocabulary`.
 
@@ -96,7 +97,7 @@ class Peer:
 
     name: str
     address: Address
-    context: ssl.SSLContext
+    member: Member
     link: Link = field(default_factory=Link)
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
@@ -112,14 +113,17 @@ class Peer:
             http2_connection_window_size=_WINDOW_BYTES,
             http2_stream_window_size=_WINDOW_BYTES,
         )
-        self._channel = BoundedChannel(self.address.host, self.address.port, ssl=self.context, config=config)
+        self._channel = BoundedChannel(
+            self.address.host, self.address.port, ssl=self.member.client_context(), config=config
+        )
         self._stub = NodeStub(self._channel)
         self._background = asyncio.Lock()
         self._unanswered: set[asyncio.Timeout] = set()  # the scopes of the commands that run
         self._given_up = False
         self._steps = StepStream(
             self.name,
-            self._stub,
+            self.address,
+            self.member.client_context(STEPS),
             self.link,
             lambda crossing: self.on_crossing(crossing),  # the owner may replace both later
             lambda name, steps: self.on_lost(name, steps),
@@ -309,7 +313,7 @@ class Peer:
             if error.status not in _NO_FAULT:
                 raise self.fault(f"it answers {error.status.name}: {error.message or ''!s:.200}") from error
             raise self._lost(error) from error
-        except CONNECTION_ERRORS as error:
+        except _CONNECTION_ERRORS as error:
             raise self._lost(error) from error
         except Exception as error:  # grpclib and protobuf raise errors of any kind for what they cannot read
             raise self.fault(f"its answer cannot be read ({type(error).__name__}: {error!s:.200})") from error

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from resplit.process.cancellation import cancel_and_wait
+from resplit.wire import message_limits
+from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Sender
-from resplit.wire.node_grpc import NodeStub
+from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_pb2 import Ack, Step
-from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
 # An acknowledgement is asked for with the first step after this time, and with each step of so many bytes: steps are
 # kept until they are acknowledged.
 _ASK_EVERY_S = 0.05
 _LARGE_BYTES = 16 * 1024
-CONNECTION_ERRORS = (OSError, GRPCError, StreamTerminatedError, asyncio.TimeoutError)
+_MOST_ACK_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class StepStream:
     def __init__(
         self,
         peer: str,
-        stub: NodeStub,
+        address: Address,
+        context: ssl.SSLContext,
         link: Link,
         on_crossing: Callable[[Crossing], None],
         on_lost: Callable[[str, list[Step]], None],
     ) -> None:
         self._peer = peer
-        self._stub = stub
+        self._address = address
+        self._context = context
         self._link = link
         self._on_crossing = on_crossing
         self._on_lost = on_lost
@@ -60,6 +62,7 @@ class StepStream:
         self._number = 0
         self._asked_s = -math.inf  # when an acknowledgement was asked for last
         self._sender: Sender[Step] | None = None
+        self._stream: MessageStream[Ack]
         self._task: asyncio.Task[None] | None = None
 
     def send(self, step: Step) -> None:
@@ -84,26 +87,37 @@ class StepStream:
         if self._task is not None:
             await cancel_and_wait([self._task])
 
-    async def _send(self, steps: list[Step]) -> None:
-        await send_together(self._stream, steps)
-
     async def _run(self, sender: Sender[Step]) -> None:
         try:
-            async with self._stub.Steps.open() as self._stream, asyncio.TaskGroup() as tasks:
-                await self._stream.send_request()
-                tasks.create_task(sender.run())
-                await self._receive(self._stream)
+            self._stream = await self._connected()
+            sending = asyncio.create_task(sender.run())
+            try:
+                await self._stream.each(self._acknowledge)
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
-        except* Exception as errors:  # also what grpclib raises for an acknowledgement that it cannot read
-            _log.info("a stream of steps broke", peer=self._peer, error=repr(errors.exceptions[0]))
+            finally:
+                self._stream.abort()
+                await cancel_and_wait([sending])
+        except Exception as error:  # also what `on_crossing` raises
+            _log.info("a stream of steps broke", peer=self._peer, error=repr(error))
         lost = [step for _, step in self._pending]
         self._pending.clear()
         self._task, self._asked_s = None, -math.inf
         self._on_lost(self._peer, lost)
 
-    async def _receive(self, acknowledgements: Any) -> None:
-        async for ack in acknowledgements:
-            self._acknowledge(ack)
+    async def _connected(self) -> MessageStream[Ack]:
+        """Connect to the peer; OSError if it does not listen, or proves another name."""
+        async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
+            _, stream = await asyncio.get_running_loop().create_connection(
+                lambda: MessageStream(Ack, _MOST_ACK_BYTES),
+                self._address.host,
+                self._address.port,
+                ssl=self._context,
+                server_hostname=self._peer,
+            )
+        return stream
+
+    async def _send(self, steps: list[Step]) -> None:
+        await self._stream.send(steps)
 
     def _acknowledge(self, ack: Ack) -> None:
         """Forget all steps up to this one. The peer may repeat itself, or name a step that it never got."""

@@ -97,11 +97,10 @@ class Router:
                 if name in self._listeners:
                     self._listeners[name].cancel()
                 link = Link(_shape(self.cluster.link(self.cluster.source, name)))
-                context = self.member.client_context()
                 self.peers[name] = Peer(
                     name,
                     address,
-                    context,
+                    self.member,
                     link,
                     on_lost=self._step_lost,
                     on_fault=self.fault,

@@ -1,0 +1,152 @@
+"""A stream of protobuf messages over a TLS connection of its own, each after its length (4 bytes, big-endian).
+
+A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md). Calls, which are
+rare, stay with gRPC. Which of the two a connection carries is agreed in its TLS handshake (ALPN).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from resplit.errors import CapacityError, DataError
+from resplit.security.identity import certificate_name
+from resplit.wire.message_limits import Arriving
+
+# A write of more bytes at once would hold up the event loop.
+_WRITE_BYTES = 256 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class _Parsed(Protocol):
+    @staticmethod
+    def FromString(content: bytes) -> Any: ...  # noqa: N802 - protobuf's name
+
+
+Incoming = TypeVar("Incoming", bound=Message)
+
+
+class MessageStream(asyncio.Protocol, Generic[Incoming]):
+    """One end of a stream. The messages that arrive are of type `kind`, and have at most `most_bytes`.
+
+    `arriving` bounds what is kept of messages of which only a part has arrived. `on_ended` is called once the
+    connection has ended.
+    """
+
+    transport: asyncio.Transport
+    member: str  # at the other end, by its certificate
+
+    def __init__(
+        self,
+        kind: type[Incoming],
+        most_bytes: int,
+        arriving: Arriving | None = None,
+        on_ended: Callable[[MessageStream[Incoming]], None] = lambda stream: None,
+    ) -> None:
+        self._parse = cast(_Parsed, kind).FromString
+        self._most_bytes = most_bytes
+        self._arriving = arriving or Arriving()
+        self._on_ended = on_ended
+        self._take: Callable[[Incoming], None] = lambda message: None
+        self._received = bytearray()
+        self._size: int | None = None  # of the message that arrives, once its length has
+        self._room = contextlib.ExitStack()  # for that message
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def each(self, take: Callable[[Incoming], None]) -> None:
+        """Call `take` with each message as it arrives, until the other side ends the connection.
+
+        DataError for bytes that are no message, CapacityError for more bytes than may be kept, and what `take` raises.
+        All of them end the connection.
+        """
+        self._take = take
+        self.transport.resume_reading()
+        await asyncio.shield(self._end)
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Send messages with one write, in order. They are dropped if the connection has ended."""
+        contents = [message.SerializeToString() for message in messages]
+        content = b"".join(part for each in contents for part in (_LENGTH.pack(len(each)), each))
+        for first in range(0, len(content), _WRITE_BYTES):
+            if not self._writable.is_set():
+                await self._writable.wait()
+            if self.transport.is_closing():
+                return
+            self.transport.write(content[first : first + _WRITE_BYTES] if len(content) > _WRITE_BYTES else content)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for `each` before anything is read."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.pause_reading()
+        self.member = certificate_name(transport.get_extra_info("peercert"))
+
+    def data_received(self, data: bytes) -> None:
+        """Take the messages that are complete."""
+        if self._end.done():
+            return
+        self._received += data
+        try:
+            while (message := self._next()) is not None:
+                self._take(message)
+        except Exception as error:
+            self._finish(error)
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """The other side takes no more for now."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The other side takes more again."""
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Let go of everything."""
+        self._writable.set()
+        self._finish(None)
+        self._on_ended(self)
+
+    def _next(self) -> Incoming | None:
+        """The next message that has arrived; None if it is not complete."""
+        if self._size is None:
+            if len(self._received) < _LENGTH.size:
+                return None
+            (self._size,) = _LENGTH.unpack_from(self._received)
+            if self._size > self._most_bytes:
+                raise CapacityError(
+                    f"{self.member} sends a message of {self._size} bytes, the limit is {self._most_bytes}"
+                )
+            self._room.enter_context(self._arriving.room_for(self.member, self._size))
+        end = _LENGTH.size + self._size
+        if len(self._received) < end:
+            return None
+        content = bytes(memoryview(self._received)[_LENGTH.size : end])
+        del self._received[:end]
+        self._size = None
+        self._room.close()
+        try:
+            return cast(Incoming, self._parse(content))
+        except DecodeError:
+            raise DataError(f"{self.member} sent {len(content)} bytes that are no message of this stream") from None
+
+    def _finish(self, error: Exception | None) -> None:
+        self._room.close()
+        self._received.clear()
+        if self._end.done():
+            return
+        if error is None:
+            self._end.set_result(None)
+        else:
+            self._end.set_exception(error)
+            self._end.exception()  # retrieved: nobody may wait in `each`

@@ -1,0 +1,170 @@
+"""A stream of messages, without a socket: what arrives in any pieces, what is kept of it, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resplit.errors import CapacityError, DataError
+from resplit.wire import message_limits
+from resplit.wire.message_limits import Arriving
+from resplit.wire.message_stream import MessageStream
+from resplit.wire.node_pb2 import Ack, Step
+from tests.support.hostile import framed
+from tests.support.properties import examples
+
+
+class Transport:
+    """A TLS transport to a member. It keeps what is written."""
+
+    def __init__(self, member: str) -> None:
+        self.member = member
+        self.written: list[bytes] = []
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> Any:
+        assert name == "peercert"
+        return {"subject": ((("commonName", self.member),),)}
+
+    def write(self, content: bytes) -> None:
+        self.written.append(content)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Stream:
+    """A stream from `member`, what it took, and the task that takes it."""
+
+    def __init__(
+        self,
+        arriving: Arriving | None = None,
+        member: str = "beta",
+        most_bytes: int = 2**20,
+        take: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.end: MessageStream[Step] = MessageStream(Step, most_bytes, arriving)
+        self.transport = Transport(member)
+        self.end.connection_made(cast(asyncio.Transport, self.transport))
+        self.taken: list[Step] = []
+        self.serving = asyncio.ensure_future(self.end.each(take or self.taken.append))
+
+    async def receive(self, *pieces: bytes) -> None:
+        await asyncio.sleep(0)  # `each` begins
+        for piece in pieces:
+            self.end.data_received(piece)
+
+
+def step(name: str, size: int = 0) -> Step:
+    found = Step(session=name)
+    found.values.data = bytes(size)
+    return found
+
+
+@examples(200)
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 200, 70_000]), max_size=5),
+    cuts=st.lists(st.integers(1, 100_000), max_size=20),
+)
+def test_messages_arrive_whole_and_in_order_however_they_are_cut(sizes: list[int], cuts: list[int]) -> None:
+    async def run() -> None:
+        sent = [step(f"s{number}", size) for number, size in enumerate(sizes)]
+        content, stream, first = b"".join(map(framed, sent)), Stream(), 0
+        for cut in [*cuts, len(content)]:
+            await stream.receive(content[first : first + cut])
+            first += cut
+        assert stream.taken == sent
+        stream.end.connection_lost(None)
+        await stream.serving
+
+    asyncio.run(run())
+
+
+async def test_what_is_sent_arrives_at_the_other_end() -> None:
+    here, there = Stream(), Stream()
+    sent = [step("small"), step("large", 600_000), step("last")]
+    await here.end.send(sent)
+    await there.receive(*here.transport.written)
+    assert there.taken == sent
+
+
+async def test_a_message_that_is_too_long_ends_the_stream_before_it_is_kept() -> None:
+    stream = Stream(most_bytes=100)
+    await stream.receive(struct.pack(">I", 101), bytes(50))
+    with pytest.raises(CapacityError, match="beta sends a message of 101 bytes, the limit is 100"):
+        await stream.serving
+    assert stream.transport.aborted
+    assert not stream.end._received
+
+
+async def test_bytes_that_are_no_message_end_the_stream_after_the_messages_before_them() -> None:
+    stream = Stream()
+    await stream.receive(framed(step("good")) + framed(b"\xff\xff\xff") + framed(step("late")))
+    with pytest.raises(DataError, match="beta sent 3 bytes that are no message"):
+        await stream.serving
+    assert stream.transport.aborted
+    assert [each.session for each in stream.taken] == ["good"]
+
+
+async def test_half_messages_of_one_member_are_bounded_over_all_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_limits, "MAX_MESSAGE_BYTES", 200_000)
+    arriving, half = Arriving(), struct.pack(">I", 90_000) + bytes(10)
+    first, second, third = (Stream(arriving) for _ in range(3))
+    other = Stream(arriving, "gamma")
+    for stream in (first, second, third, other):
+        await stream.receive(half)
+    with pytest.raises(CapacityError, match="beta sends 270000 bytes at the same time"):
+        await third.serving
+    assert [each.transport.aborted for each in (first, second, other)] == [False] * 3
+
+    first.end.connection_lost(None)
+
+    fourth = Stream(arriving)
+    await fourth.receive(half)
+    assert not fourth.transport.aborted, "the room of a stream that ended is free again"
+
+
+async def test_what_is_done_with_a_message_may_end_the_stream() -> None:
+    def refuse(message: Step) -> None:
+        raise DataError(f"no {message.session}")
+
+    stream = Stream(take=refuse)
+    await stream.receive(framed(step("one")) + framed(step("two")))
+    with pytest.raises(DataError, match="no one"):
+        await stream.serving
+    assert stream.transport.aborted
+
+
+async def test_nothing_more_is_written_while_the_other_side_takes_nothing() -> None:
+    stream = Stream()
+    stream.end.pause_writing()
+    sending = asyncio.ensure_future(stream.end.send([Ack(number=1)]))
+    await asyncio.sleep(0)
+    assert stream.transport.written == []
+    stream.end.resume_writing()
+    await sending
+    assert stream.transport.written == [framed(Ack(number=1))]
+
+
+async def test_sending_ends_with_the_connection() -> None:
+    stream = Stream()
+    stream.end.pause_writing()
+    sending = asyncio.ensure_future(stream.end.send([Ack(number=1)]))
+    await asyncio.sleep(0)
+    stream.end.abort()
+    stream.end.connection_lost(ConnectionResetError())
+    await sending
+    assert stream.transport.written == []
