@@ -88,21 +88,21 @@ class StandbyBlocks:
         try:
             await self._in_turn(command, lambda: self._shards.keep_only({s.name for s in command.shards.values()}))
             for block in command.blocks:
-                await self._in_turn(command, partial(self._make_ready, executor, block, command.shards[block]))
+                took_s = await self._in_turn(command, partial(self._make_ready, executor, block, command.shards[block]))
+                await asyncio.sleep(_REST * took_s)
         except ResplitError as error:  # the next epoch can do without
             _log.warning("a stand-by block is not ready", error=str(error))
 
-    async def _in_turn(self, command: Standby, work: Callable[[], None]) -> None:
-        """Work in the loader's thread, unless a newer command came, and rest.
+    async def _in_turn(self, command: Standby, work: Callable[[], None]) -> float:
+        """Work in the loader's thread, unless a newer command came. An epoch waits for one piece of work at most.
 
-        An epoch waits for one piece of work at most.
+        Returns the seconds of the work.
         """
         async with self._loading:
-            if self._command is not command:
-                return
             begun_s = time.monotonic()
-            await to_its_end(asyncio.get_running_loop().run_in_executor(self._loader, self._timed, work))
-        await asyncio.sleep(_REST * (time.monotonic() - begun_s))
+            if self._command is command:
+                await to_its_end(asyncio.get_running_loop().run_in_executor(self._loader, self._timed, work))
+            return time.monotonic() - begun_s
 
     def _timed(self, work: Callable[[], None]) -> None:
         begun_s = time.thread_time()
