@@ -74,8 +74,7 @@ def test_the_command_prints_one_object_and_leaves_the_tables_of_a_run(tmp_path: 
     assert summarise(RunRecord.load(tmp_path)).offered == found["offered"]
 
 
-def test_resplit_plans_only_at_ticks_with_news() -> None:
-    record, found = run_policy(World.load(Path("data/scenarios/calm.yaml")), "resplit", 7)
-    assert found["reconfigurations"] == 0
-    planned = [each for each in record.decisions if len(each.alternatives) > 1]
-    assert 0 < len(planned) < len(record.decisions)
+def test_resplit_plans_only_at_ticks_with_news(resplit: tuple[RunRecord, dict[str, object]]) -> None:
+    decisions = resplit[0].decisions
+    planned = [each for each in decisions if len(each.alternatives) > 1]
+    assert 0 < len(planned) < len(decisions)
