@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,3 +91,12 @@ def test_a_jump_downwards_need_not_last() -> None:
     level = Level(NOISE, drift=0.01, least=0.15, moments=3, apart_s=0.1)
     assert not any(level.observe(value, 0.1 * index) for index, value in enumerate(noise(8, 50)))
     assert [level.observe(-2.0, at_s) for at_s in (5.0, 5.01)] == [False, True]
+
+
+def test_a_jump_that_came_during_a_value_is_seen_in_whole() -> None:
+    """The batch during which a node became five times slower shows a part of it only."""
+    level = Level(0.03, 0.01, 0.15, moments=2, apart_s=0.02)
+    level.restart(0.0)
+    assert not level.observe(math.log(1.6), 0.1)
+    assert level.observe(math.log(5.0), 0.2)
+    assert math.exp(level.mean) == pytest.approx(5.0)

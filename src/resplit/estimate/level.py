@@ -6,7 +6,7 @@ After an alarm, the level restarts from the values that raised it.
 
 What disturbs a time for a moment, a busy host or a queue, only ever makes it longer. So a jump upwards may be asked to
 show at several moments: then one usual value takes back what late ones have added up, and the level restarts from the
-least late value.
+least late value after the first.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class Level:
                 self._high, self._high_s = self._high + 1, self._at_s
             if self._sums[side] > _ALARM and (side < 0 or self._high >= self._moments):
                 after, before = list(excursion), self.mean
-                after = [min(after)] if self._must_last(side) else self._after_jump(after)
+                # The jump may have come during the first value, which then shows a part of it.
+                after = [min(after[1:])] if self._must_last(side) else self._after_jump(after)
                 self.mean, self._variance = sum(after) / len(after), noise / len(after)
                 self._clear()
                 return before
