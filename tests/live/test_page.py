@@ -28,7 +28,7 @@ from resplit.wire.addresses import Address
 from resplit.wire.links import Shape
 from resplit.wire.listener import Listener
 from tests.support.controllers import FIRST, SECOND, operator_of
-from tests.support.in_process import InProcessCluster, deploy, in_process
+from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import A, B, C, three_node_config
 
 playwright = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
@@ -54,6 +54,10 @@ class Shown:
         """Press a button in a group of the controls, and wait until the page says that it is done."""
         await self.tab.click(f"#controls fieldset:has(legend:text-is('{group}')) button:text-is('{button}')")
         await self.tab.wait_for_selector(f"#done:text-is('{button}: done')")
+
+    async def comes_true(self, expression: str) -> None:
+        """Wait until an expression is true in the page. The page's security policy stops the browser's own polling."""
+        await until(lambda: self.tab.evaluate(expression), 30)
 
     async def blocks(self) -> dict[str, int]:
         """How many cells each node has on the map."""
@@ -156,7 +160,7 @@ async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown, scheme: str) -> N
     await shown.tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     for width in (320, 390, 768, 1280, 1920):
         await shown.tab.set_viewport_size({"width": width, "height": 800})
-        await shown.tab.wait_for_function(f"innerWidth === {width}")
+        await shown.comes_true(f"innerWidth === {width}")
         overflow = await shown.tab.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0, width
     assert await shown.tab.evaluate("document.getAnimations().length") == 0
@@ -167,7 +171,7 @@ async def test_a_question_is_answered_and_shows_in_the_figures(shown: Shown) -> 
     await shown.tab.fill("#question", "the quick brown fox")
     await shown.tab.click("#chat button")
     await shown.tab.wait_for_selector("#answers .note:has-text('first token after')")
-    await shown.tab.wait_for_function("document.querySelector('#tiles b').textContent !== '–'")
+    await shown.comes_true("document.querySelector('#tiles b').textContent !== '–'")
     assert shown.complaints == []
 
 
