@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from resplit.gateway.openai.messages import Message, Str
-from resplit.gateway.openai.schemas import ChatRequest, Float32, Neutral, StrictRequest
+from resplit.gateway.openai.schemas import ChatRequest, Neutral, RequestNotes, StrictRequest, Temperature, TopP
 from resplit.gateway.openai.tool_schemas import JsonSchema, Name, ResponseFormat
 
 
@@ -52,15 +52,15 @@ class ResponseStreamOptions(StrictRequest):
     include_obfuscation: Any = None
 
 
-class ResponseRequest(StrictRequest):
+class ResponseRequest(RequestNotes):
     """Body of POST /v1/responses."""
 
     model: Str
     input: Input
     instructions: Str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[Float32, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     text: TextOptions | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -78,15 +78,7 @@ class ResponseRequest(StrictRequest):
     top_logprobs: Annotated[Any, Neutral(0)] = None
     truncation: Annotated[Any, Neutral("disabled")] = None
 
-    # Ignored: these do not change the answer.
-    metadata: Any = None
-    parallel_tool_calls: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: Any = None
-    service_tier: Any = None
-    store: Any = None
-    user: Any = None
+    parallel_tool_calls: Any = None  # ignored: without tools it does not change the answer
 
     @property
     def text_format(self) -> TextFormat:

@@ -87,6 +87,8 @@ def _float32(value: float) -> float:
 Float32 = Annotated[float, AfterValidator(_float32)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Temperature = Annotated[Float32, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)]
 Bias = Annotated[Float32, Field(ge=-100, le=100, allow_inf_nan=False)]
 Prompts = Annotated[
     tuple[str | list[int], ...],
@@ -109,13 +111,25 @@ class StreamOptions(StrictRequest):
     include_obfuscation: Any = None
 
 
-class _Generation(StrictRequest):
+class RequestNotes(StrictRequest):
+    """Keys of every request that do not change the answer. They are ignored."""
+
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+class _Generation(RequestNotes):
     """The parameters of both endpoints."""
 
     model: Str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[Float32, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stops = ()
     stream: bool | None = None
@@ -130,15 +144,6 @@ class _Generation(StrictRequest):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=_MOST_BIASES)] | None = None
-
-    # Ignored: these do not change the answer.
-    user: Any = None
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> _Generation:
