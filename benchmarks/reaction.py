@@ -105,20 +105,17 @@ def _pair(words: str, begin: Callable[[], None], end: Callable[[], None]) -> tup
 
 async def react(client: ControlClient, change: TimedChange, tokens_s: Sequence[float]) -> MeasuredReaction:
     """Make a change, and wait for what follows from it."""
-    logged, epoch, at_s = len(client.decisions()), client.model().epoch, time.time()
+    logged, epoch, at_s = client.last_decision(), client.model().epoch, time.time()
     await asyncio.to_thread(change.make)
     # The epoch is another process's: there is no event to wait for.
     while client.model().epoch == epoch and time.time() < at_s + WITHIN_S:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    decisions = [entry.body for entry in client.decisions()][logged:]
-    first = next((each for each in decisions if each.get("seen")), None)
+    first = next((decision for decision in client.decisions(logged) if decision.seen), None)
     live_s = next((each.committed_s for each in client.epochs() if each.epoch > epoch), math.nan)
     touched_s = next((token_s for token_s in tokens_s if token_s > at_s), math.nan)
     if first is None:
         return MeasuredReaction(change, math.nan, math.nan, "-", "-")
-    return MeasuredReaction(
-        change, first["at_s"] - touched_s, live_s - touched_s, first["action"], "; ".join(first["seen"])
-    )
+    return MeasuredReaction(change, first.at_s - touched_s, live_s - touched_s, first.action, "; ".join(first.seen))
 
 
 async def measure(cluster: Cluster, client: ControlClient, count: int, rounds: int) -> list[MeasuredReaction]:

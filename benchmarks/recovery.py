@@ -56,17 +56,18 @@ async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict
     before = [gap for gap, end in zip(gaps_s, times_s[1:], strict=True) if end <= killed_s]
     record = client.records()[-1]
     (move,) = [move for move in record.moves if move.recovery]
-    outcome = [entry.body for entry in client.decisions() if entry.body["action"] == "recover"][-1]["outcome"]
+    outcome = [decision.outcome for decision in client.decisions() if decision.action == "recover"][-1]
     start_process(cluster, victim)
     await poll_until(lambda: answering(client, victim), timeout_s=120.0)
     recovery = move.recovery
     assert recovery is not None
+    assert outcome is not None
     return {
         "history": history,
         "longest gap, s": max(around),
         "noticed": recovery.noticed_s,
-        "plan": outcome["plan_s"],
-        "load": outcome["prepare_s"],
+        "plan": outcome.plan_s,
+        "load": outcome.prepare_s,
         "restore": recovery.restore_s,
         "replay": recovery.replay_s,
         "restored": recovery.restored_positions,

@@ -92,7 +92,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
         cost = fit(valid.telemetry, live.features, state / "cost.json", hold_out=False)
     except DataError as error:
         _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
-        client.log_decision(Decision(now_s, "keep", str(error)).to_json())
+        client.log_decision(Decision(now_s, "keep", str(error)))
         return False
     posed = problem(client, cluster, cost, valid.telemetry, live, 2 * given.window_s)
     if live.placement is None:
@@ -112,7 +112,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     if outcome.deployed is not None:
         configuration = state / "configurations" / str(outcome.deployed)
         save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
-    client.log_decision(replace(decision, outcome=outcome).to_json())
+    client.log_decision(replace(decision, outcome=outcome))
     _log.info("decided", action=decision.action, reason=decision.reason)
     return outcome.deployed is not None
 
@@ -132,7 +132,7 @@ def _place_first(client: ControlClient, posed: Problem) -> bool:
     epoch = deploy_plan(client, found, 0)
     reason = "; ".join(filter(None, ["nothing is placed", found.note]))
     decision = Decision(time.time(), "initial", reason, outcome=DecisionOutcome(deployed=epoch))
-    client.log_decision(decision.to_json())
+    client.log_decision(decision)
     return True
 
 

@@ -72,7 +72,7 @@ class Serving:
         declared, params = self.cluster.config, self.params
         traced = traced_requests(run.scenario, Path())
         requests = schedule_requests(declared, run.scenario, run.seed, load_words(params.prompts), traced)
-        first_record, decisions = len(self.client.records()), self.client.decisions()
+        first_record, last = len(self.client.records()), self.client.last_decision()
         foreseen = self._foresee(run.scenario)
         _log.info("run begins", policy=run.policy, scenario=run.scenario.name, seed=run.seed, requests=len(requests))
         start_s, streams = time.time() + _START_IN_S, _STREAMS if run.scenario.name == SATURATED else 0
@@ -85,7 +85,6 @@ class Serving:
         finally:
             self.client.arm_fast_loop(params.adapt.settings(), 0)
             reset(self.client, self.cluster, declared, run.scenario)
-        last = decisions[-1].id if decisions else 0
         known_s = tuple(move.at_s for move in foreseen)
         return measure(self.client, declared, run.scenario, run.policy, run.seed, sent, first_record, last, known_s)
 

@@ -31,7 +31,7 @@ def move_on_schedule(client: ControlClient, moves: Sequence[ForeseenMove], start
         end_s = start_s + moves[index + 1].at_s if index + 1 < len(moves) else until_s
         outcome = _move(client, move, start_s + move.at_s, end_s)
         decision = replace(move.decision, at_s=start_s + move.at_s, outcome=outcome)
-        client.log_decision(decision.to_json())
+        client.log_decision(decision)
 
 
 def _move(client: ControlClient, move: ForeseenMove, at_s: float, until_s: float) -> DecisionOutcome:

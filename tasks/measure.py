@@ -12,7 +12,6 @@ from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
 from resplit.workload import ScheduledRequest
-from tasks.observe import read_decisions
 from tasks.workload import Sent, send
 
 
@@ -53,7 +52,7 @@ def measure(
         failed_connections=sent.failed_connections,
         node_reports=client.telemetry(sent.start_s).nodes,
         epochs=client.epochs(),
-        decisions=read_decisions(client, last_decision),
+        decisions=tuple(client.decisions(last_decision)),
         blocks=status.blocks,
         nodes=status.nodes,
         foreseen_s=foreseen_s,

@@ -6,7 +6,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
-from resplit.decide import Decision
 from resplit.status import ModelStatus
 from resplit.telemetry.tables import Telemetry
 
@@ -22,8 +21,3 @@ def profile(client: ControlClient) -> Telemetry:
 def observe(client: ControlClient, since_s: float) -> tuple[Telemetry, ModelStatus]:
     """Telemetry from `since_s` on (seconds since 1970), and the live state."""
     return client.telemetry(since_s), client.model()
-
-
-def read_decisions(client: ControlClient, since: int = 0) -> tuple[Decision, ...]:
-    """The decisions after entry `since` of the decision log."""
-    return tuple(Decision.from_json(entry.body | {"id": entry.id}) for entry in client.decisions(since))

@@ -63,9 +63,8 @@ def save_fast_configurations(client: ControlClient, folder: Path, window_s: floa
 
     The telemetry is that of the `window_s` seconds before the decision. Returns the number of the last entry.
     """
-    for entry in client.decisions(since):
-        since = entry.id
-        decision = Decision.from_json(entry.body)
+    for decision in client.decisions(since):
+        since = decision.id or since
         epoch = decision.outcome.deployed if decision.outcome else None
         if epoch is None or (folder / str(epoch)).exists():
             continue

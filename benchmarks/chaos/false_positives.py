@@ -38,7 +38,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
             planning.kill()
             planning.join()
         alarms = log_lines(cluster, "a node is silent") + log_lines(cluster, "a node is lost")
-        recoveries = [entry for entry in client.decisions() if entry.body["action"] == "recover"]
+        recoveries = [decision for decision in client.decisions() if decision.action == "recover"]
     false = len(alarms)
     return [
         *stream_findings("false_positives", streams),

@@ -62,16 +62,16 @@ async def kill_nodes(cluster: Cluster, expected: list[list[int]], kills: int) ->
 
 async def one_kill(cluster: Cluster, client: ControlClient, streams: Streams, victims: list[str], times: Times) -> None:
     """Kill nodes at once, wait until every stream has tokens, restart the nodes and wait until they answer."""
-    before = max((entry.id for entry in client.decisions()), default=0)
+    before = client.last_decision()
     killed_s = min([kill(cluster, victim) for victim in victims])
     await poll_until(lambda: lost(client, *victims))
     times.detect_s.append(time.monotonic() - killed_s)
     await poll_until(lambda: streams.all_since(killed_s + times.detect_s[-1]))
     times.resumed_s.append(max(streams.first_after(killed_s + times.detect_s[-1])) - killed_s)
-    for entry in client.decisions(before):
-        if entry.body["action"] == "recover":
-            times.plan_s.append(entry.body["outcome"]["plan_s"])
-            times.load_s.append(entry.body["outcome"]["prepare_s"])
+    for decision in client.decisions(before):
+        if decision.action == "recover" and (outcome := decision.outcome):
+            times.plan_s.append(outcome.plan_s or 0.0)
+            times.load_s.append(outcome.prepare_s or 0.0)
     for victim in victims:
         start_process(cluster, victim)
     await poll_until(lambda: answering(client, *victims))

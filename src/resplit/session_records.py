@@ -47,6 +47,20 @@ class SessionRecovery:
 
 
 @dataclass(frozen=True)
+class RecoveredSessions:
+    """How `sessions` sessions resumed after a loss: the longest times, and the sums of positions and bytes."""
+
+    sessions: int
+    noticed_s: float
+    waited_s: float
+    restore_s: float
+    replay_s: float
+    restored_positions: int
+    replayed_positions: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class SessionMove:
     """One session's move into another epoch: its pause, and the bytes of its caches that were transferred.
 

@@ -160,11 +160,3 @@ class ModelStatus:
     def unused(self) -> tuple[str, ...]:
         """The nodes that no plan can use."""
         return (*self.lost, *self.drained)
-
-
-@dataclass(frozen=True)
-class DecisionEntry:
-    """One entry of the decision log. `body` is unparsed: the control loop and the controller write different keys."""
-
-    id: int
-    body: dict[str, Any]

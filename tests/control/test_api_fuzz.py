@@ -22,7 +22,7 @@ from tests.support.three_nodes import A
 
 # Valid bodies, each of which gets odd values: so that a request comes as far as possible.
 BODIES: dict[tuple[str, str], dict[str, object]] = {
-    ("POST", "/decisions"): {"action": "keep"},
+    ("POST", "/decisions"): {"at_s": 1.0, "action": "re-split", "outcome": {"deployed": 1}},
     ("POST", "/proposals"): {
         "placement": ["nobody"],
         "action": "initial",
@@ -117,3 +117,15 @@ async def test_a_move_that_a_flow_adds_is_read_back(api: httpx.AsyncClient) -> N
     body = BODIES["POST", "/moves"]
     assert (await api.post("/moves", json=body)).status_code == 200
     assert (await api.get("/moves")).json()["last"]["at_s"] == 1.0
+
+
+async def test_a_decision_that_a_flow_logs_is_read_back_with_its_number(api: httpx.AsyncClient) -> None:
+    assert (await api.post("/decisions", json={"at_s": 1.0, "action": "keep", "reason": "calm"})).status_code == 200
+    (entry,) = (await api.get("/decisions")).json()
+    assert (entry["id"], entry["action"], entry["reason"]) == (1, "keep", "calm")
+    assert (await api.get("/decisions", params={"since": 1})).json() == []
+
+
+async def test_a_decision_without_a_time_is_refused_with_the_key(api: httpx.AsyncClient) -> None:
+    answer = await api.post("/decisions", json={"action": "keep"})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, "body.at_s: Field required")

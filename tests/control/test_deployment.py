@@ -134,8 +134,9 @@ async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) 
     assert (live.predicted_latency_s, live.lower_bound) == (1.5, 1.25)
     assert live.loaded_bytes == sum(block.weight_bytes for block in bench.view.rules.features)
     assert 0 <= live.prepare_s < 60
-    assert bench.log.last_committed() is not None
-    assert bench.log.last_committed()[1]["placement"] == SPREAD
+    committed = bench.log.last_committed()
+    assert committed is not None
+    assert committed.placement == tuple(SPREAD)
 
 
 async def test_a_proposal_for_another_epoch_is_refused_before_anything_is_logged(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import pytest
 from resplit import planner
 from resplit.control.controller import Controller
 from resplit.cost import CostModel, PassModel, PredictionError
-from resplit.decide import History, PastMove, Settings
+from resplit.decide import Decision, History, PastMove, Settings
 from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.policies import make_policy
@@ -82,8 +82,8 @@ async def placed(nodes: InProcessCluster, controller: Controller) -> Controller:
     return controller
 
 
-def decisions(controller: Controller) -> list[dict[str, object]]:
-    return [body for _, body in controller.log.decisions() if body.get("seen")]
+def decisions(controller: Controller) -> list[Decision]:
+    return [decision for decision in controller.log.decisions() if decision.seen]
 
 
 async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_cooldown(placed: Controller) -> None:
@@ -91,9 +91,10 @@ async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_co
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     (decision,) = decisions(placed)
-    assert decision["seen"] == ["beta became 50 times slower"]
+    assert decision.seen == ("beta became 50 times slower",)
     assert placed.live is not None
-    assert (placed.live.epoch, decision["outcome"]["deployed"]) == (2, 2)  # type: ignore[index]
+    assert decision.outcome is not None
+    assert (placed.live.epoch, decision.outcome.deployed) == (2, 2)
     assert B not in placed.live.placement
     assert placed.moves.history.last is not None
     assert placed.moves.history.last.after == placed.live.placement
@@ -114,7 +115,7 @@ async def test_a_small_change_is_decided_on_and_changes_nothing(placed: Controll
     placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 3, **{B: 1.5})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
-    assert decisions(placed)[0]["action"] in {"keep", "re-split", "redistribute"}
+    assert decisions(placed)[0].action in {"keep", "re-split", "redistribute"}
 
 
 async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Controller) -> None:
@@ -162,8 +163,8 @@ async def test_after_some_moves_in_a_short_time_the_cooldown_applies(placed: Con
     placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
-    assert decisions(placed)[0]["action"] == "keep"
-    assert "the last move was 0 s ago" in str(decisions(placed)[0]["reason"])
+    assert decisions(placed)[0].action == "keep"
+    assert "the last move was 0 s ago" in decisions(placed)[0].reason
 
 
 async def test_a_defect_in_a_decision_ends_nothing(placed: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ async def test_a_defect_in_a_decision_ends_nothing(placed: Controller, monkeypat
         await asyncio.sleep(0.2)
     serve(placed, 3)
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
-    assert decisions(placed)[0]["seen"] == ["beta became 50 times faster"]
+    assert decisions(placed)[0].seen == ("beta became 50 times faster",)
 
 
 async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forgets_it(
@@ -205,8 +206,8 @@ async def test_a_move_gives_way_to_a_change_that_cannot_wait(nodes: InProcessClu
     placed.deployment.interrupt()
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
     go_on.set()
-    outcome = decisions(placed)[0]["outcome"]
-    assert (
-        outcome["refused"] == "epoch 2 could not be prepared: a change that could not wait came meanwhile; plan again"
-    )  # type: ignore[index]
+    outcome = decisions(placed)[0].outcome
+    assert outcome is not None
+    expected = "epoch 2 could not be prepared: a change that could not wait came meanwhile; plan again"
+    assert outcome.refused == expected
     assert placed.moves.history == History()

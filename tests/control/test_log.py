@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from resplit.control.log import EpochLog, Epochs, EpochStep, after
-from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
+from resplit.decide import Decision
+from resplit.epochs import Proposal
+from resplit.errors import CapacityError, ConfigError, DataError, ProposalRefusedError
 from tests.support.properties import examples
 
 STEPS: tuple[EpochStep, ...] = ("proposed", "prepared", "committed", "aborted", "released")
@@ -78,7 +81,7 @@ class LogMachine(RuleBasedStateMachine):
         self.restarts = 0
         self.log = EpochLog(self.folder / "0.db")
         self.history: list[tuple[int, EpochStep]] = []
-        self.decided: list[int] = []
+        self.decided: list[float] = []
 
     def teardown(self) -> None:
         self.log.close()
@@ -119,8 +122,8 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def a_decision(self) -> None:
-        self.log.append_decision({"choice": len(self.decided)})
-        self.decided.append(len(self.decided))
+        self.log.append_decision(Decision(float(len(self.decided)), "keep"))
+        self.decided.append(float(len(self.decided)))
 
     @rule()
     def restart(self) -> None:
@@ -150,13 +153,12 @@ class LogMachine(RuleBasedStateMachine):
                 (step, {"count": index + 1}) for index, (number, step) in enumerate(self.history) if number == epoch
             ]
             assert self.log.steps(epoch) == expected
-        assert [body["choice"] for _, body in self.log.decisions()] == self.decided
+        assert [decision.at_s for decision in self.log.decisions()] == self.decided
 
     @invariant()
     def exactly_one_committed_epoch_is_live(self) -> None:
         committed = [epoch for epoch, step in self.history if step == "committed"]
-        last = self.log.last_committed()
-        assert (last and last[0]) == self.log.epochs.live == (committed[-1] if committed else None)
+        assert self.log.epochs.live == (committed[-1] if committed else None)
         released = {epoch for epoch, step in self.history if step == "released"}
         assert self.log.unreleased() == sorted(set(committed[:-1]) - released)
 
@@ -210,21 +212,31 @@ def log(tmp_path: Path) -> EpochLog:
 
 def test_the_last_committed_epoch_comes_with_its_details(log: EpochLog) -> None:
     assert log.last_committed() is None
-    log.append(1, "proposed", {"placement": ["a"]})
-    log.append(1, "prepared", {})
-    log.append(1, "committed", {"placement": ["a", "b"]})
-    log.append(2, "proposed", {})
-    assert log.last_committed() == (1, {"placement": ["a", "b"]})
-    assert log.steps(1)[0].detail == {"placement": ["a"]}
+    proposals = [Proposal(("a", host), "re-split", epoch, 1.5, note="a note") for epoch, host in enumerate("abc")]
+    for epoch, proposal in enumerate(proposals, 1):
+        log.append(epoch, "proposed", asdict(proposal))
+        if epoch < 3:
+            log.append(epoch, "prepared", {})
+            log.append(epoch, "committed", asdict(proposal))
+    assert log.last_committed() == proposals[1]
+    assert log.steps(1)[0].detail["placement"] == ["a", "a"]
+
+
+def test_a_committed_step_that_is_no_proposal_is_a_clear_error(log: EpochLog) -> None:
+    for step in ("proposed", "prepared", "committed"):
+        log.append(1, step, {"placement": "everywhere", "action": "re-split", "based_on": 0})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"log\.db: committed epoch 1 is no proposal: placement: "):
+        log.last_committed()
 
 
 def test_decisions_can_be_read_after_a_given_number(log: EpochLog) -> None:
-    for choice in ("keep", "re-split", "keep"):
-        log.append_decision({"choice": choice})
-    (first, _), *rest = log.decisions()
-    assert [body["choice"] for _, body in rest] == ["re-split", "keep"]
-    assert log.decisions(since_id=first) == rest
-    assert log.decisions(since_id=rest[-1][0]) == []
+    for action in ("keep", "re-split", "keep"):
+        log.append_decision(Decision(1.0, action))
+    _, *rest = log.decisions()
+    assert [decision.action for decision in rest] == ["re-split", "keep"]
+    assert [decision.id for decision in rest] == [2, 3]
+    assert log.decisions(since_id=1) == rest
+    assert log.decisions(since_id=3) == []
 
 
 def test_every_write_is_synchronous(log: EpochLog) -> None:
@@ -233,7 +245,10 @@ def test_every_write_is_synchronous(log: EpochLog) -> None:
 
 
 def test_several_threads_may_append(log: EpochLog) -> None:
-    threads = [threading.Thread(target=lambda: [log.append_decision({"n": n}) for n in range(20)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [log.append_decision(Decision(float(n), "keep")) for n in range(20)])
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -283,6 +298,4 @@ def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path: Pa
     log = EpochLog(tmp_path / "epochs.db")
     with pytest.raises(ValueError, match="JSON"):
         log.append(1, "proposed", {"predicted_latency_s": float("nan")})
-    with pytest.raises(ValueError, match="JSON"):
-        log.append_decision({"gain": float("inf")})
-    assert (log.steps(1), log.decisions()) == ([], [])
+    assert log.steps(1) == []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from resplit.control.log import EpochLog
 from resplit.control.outcomes import Outcomes, brought
-from resplit.decide import Brought
+from resplit.decide import Brought, Decision, DecisionOutcome
 from resplit.epochs import LiveEpoch
 from resplit.session_records import SessionRecord
 
@@ -40,20 +41,26 @@ def test_requests_before_and_after_the_move_are_compared() -> None:
 
 async def test_the_decision_that_deployed_the_epoch_gets_it(tmp_path: Path) -> None:
     log = EpochLog(tmp_path / "epochs.db")
-    bodies: list[dict[str, Any]] = [
-        {"at_s": 1.0, "action": "re-split", "outcome": {"deployed": 1}},
-        {"at_s": 2.0, "action": "re-split", "outcome": {"deployed": 2, "plan_s": 0.1}},
-        {"at_s": 3.0, "action": "keep", "outcome": None},
-    ]
-    for body in bodies:
-        log.append_decision(body)
+    for decision in (
+        Decision(1.0, "re-split", outcome=DecisionOutcome(deployed=1)),
+        Decision(2.0, "re-split", outcome=DecisionOutcome(deployed=2, plan_s=0.1)),
+        Decision(3.0, "keep"),
+    ):
+        log.append_decision(decision)
+    first, second, third = log.decisions()
     gateway: Any = Records(record(100.0, 0.5))
     await Outcomes(gateway, log).judge(EPOCH, after_s=0.0)
-    bodies[1]["outcome"] = {
-        "deployed": 2,
-        "plan_s": 0.1,
-        "brought": {"latency_s": 0.5, "requests": 1, "latency_before_s": None},
-    }
-    assert [body for _, body in log.decisions()] == bodies
-    log.add_outcome(7, {"brought": {}})  # deployed by nobody's decision
-    assert [body for _, body in log.decisions()] == bodies
+    outcome = DecisionOutcome(deployed=2, plan_s=0.1, brought=Brought(0.5, 1, None))
+    judged = [first, replace(second, outcome=outcome), third]
+    assert log.decisions() == judged
+    log.add_brought(7, Brought(0.5, 1))  # deployed by nobody's decision
+    assert log.decisions() == judged
+
+
+async def test_of_two_decisions_that_name_an_epoch_the_newer_one_gets_it(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path / "epochs.db")  # a log restored from a backup gives numbers a second time
+    for at_s in (1.0, 2.0):
+        log.append_decision(Decision(at_s, "re-split", outcome=DecisionOutcome(deployed=2)))
+    log.add_brought(2, Brought(0.5, 1))
+    older, newer = (decision.outcome for decision in log.decisions())
+    assert (older, newer) == (DecisionOutcome(deployed=2), DecisionOutcome(deployed=2, brought=Brought(0.5, 1)))

@@ -10,7 +10,6 @@ from flows.adapt import adapt
 from flows.profile import profile
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from tasks.observe import read_decisions
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("prefect_server")]
 
@@ -24,7 +23,7 @@ def test_profile_fits_every_node_and_a_tick_decides(cluster: Cluster) -> None:
     moves = adapt(cluster.url, cluster.state, window_s=30.0, fast_loop_for_s=0.0)
     with ControlClient(cluster.url, cluster.token) as client:
         assert len(client.decisions()) == begun + 1
-        decision = read_decisions(client)[-1]
+        decision = client.decisions()[-1]
         assert client.model().epoch == epoch + moves
     assert {alternative.action for alternative in decision.alternatives} == {"keep", "redistribute", "re-split"}
 
@@ -35,7 +34,7 @@ def test_the_loop_continues_after_the_loss_of_a_node(cluster: Cluster) -> None:
     with ControlClient(cluster.url, cluster.token) as client:
         before = len(client.decisions())
         adapt(cluster.url, cluster.state, window_s=30.0, fast_loop_for_s=0.0)
-        newest = read_decisions(client)[-1]
+        newest = client.decisions()[-1]
         assert len(client.decisions()) > before
         assert "delta" not in client.model().placement
     seen = {node.name: node.usable for node in newest.nodes}

@@ -20,6 +20,7 @@ from resplit.cluster.server import _app, _http_server, _mount_page
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
+from resplit.decide import Decision
 from resplit.model.source import StoredModel
 from resplit.node.agent import Agent
 from resplit.node.server import NodeService
@@ -192,7 +193,7 @@ async def test_an_operator_works_by_keyboard_with_the_token_only(shown: Shown) -
 
 
 async def test_text_of_a_node_is_never_markup(shown: Shown) -> None:
-    shown.controller.log.append_decision({"at_s": 1.0, "action": "<img src=x>", "reason": "<script>fail()</script>"})
+    shown.controller.log.append_decision(Decision(1.0, "<img src=x>", "<script>fail()</script>"))
     await shown.tab.wait_for_selector("#decisions summary:has-text('<script>')")
     assert await shown.tab.locator("#decisions img").count() == 0
     assert shown.complaints == []

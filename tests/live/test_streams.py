@@ -13,13 +13,14 @@ import pytest
 
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
+from resplit.decide import Decision, DecisionOutcome
 from resplit.errors import CapacityError
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.live import streams as streams_module
 from resplit.live.observer import Observer
 from resplit.live.streams import MOST_STREAMS, Streams
 from resplit.model.source import StoredModel
-from resplit.session_records import SessionRecord
+from resplit.session_records import RecoveredSessions, SessionRecord
 from tests.support.controllers import FIRST, SECOND, served
 from tests.support.in_process import InProcessCluster, deploy, in_process
 from tests.support.three_nodes import A, C, three_node_config
@@ -90,7 +91,7 @@ async def test_moves_losses_requests_and_decisions_are_sent_when_they_happen(
     assert (await until_changed(events, "epochs"))[-1]["placement"] == SECOND
     await served(nodes)
     assert (await until_changed(events, "requests"))[0]["new_tokens"] == 8
-    controller.log.append_decision({"at_s": 1.0, "action": "keep"})
+    controller.log.append_decision(Decision(1.0, "keep"))
     assert (await until_changed(events, "decisions"))[-1]["action"] == "keep"
     nodes.proxies[C].close()
     nodes.break_connections(C)
@@ -116,17 +117,17 @@ async def test_passes_are_summed_while_somebody_watches_only(page: Streams, node
 
 
 async def test_a_recovery_is_sent_again_when_its_sessions_have_resumed(page: Streams, controller: Controller) -> None:
-    resumed: dict[str, float] = {}
-    controller.view.gateway.recoveries = lambda epoch: dict(resumed)  # type: ignore[method-assign]
-    controller.log.append_decision({"at_s": 1.0, "action": "recover", "outcome": {"deployed": 2}})
+    resumed: list[RecoveredSessions] = []
+    controller.view.gateway.recoveries = lambda epoch: resumed[0] if resumed else None  # type: ignore[method-assign]
+    controller.log.append_decision(Decision(1.0, "recover", outcome=DecisionOutcome(deployed=2)))
     events = page.events()
     _, state = parsed(await anext(events))
-    assert state["decisions"][0]["outcome"]["sessions"] == {}
+    assert state["decisions"][0]["outcome"]["sessions"] is None
     await until_changed(events, "decisions")
 
-    resumed["sessions"] = 3
+    resumed.append(RecoveredSessions(3, 0.1, 0.2, 0.3, 0.4, 5, 6, 7))
 
-    assert (await until_changed(events, "decisions"))[0]["outcome"]["sessions"] == {"sessions": 3}
+    assert (await until_changed(events, "decisions"))[0]["outcome"]["sessions"]["sessions"] == 3
     await events.aclose()
 
 

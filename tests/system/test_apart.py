@@ -166,7 +166,7 @@ async def test_separate_machines_serve_resplit_and_recover_while_they_share_only
         await with_streams_running(resplit)
         await with_streams_running(kill)
         assert "gamma" not in client.model().placement
-        assert [decision.body["action"] for decision in client.decisions()] == ["recover"]
+        assert [decision.action for decision in client.decisions()] == ["recover"]
         statuses = {record.status for record in client.records()}
     assert statuses == {200}
     for name in NODES:  # a member writes nothing but its log

@@ -39,7 +39,7 @@ async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
 ) -> None:
     expected = expected_tokens(unsplit_model, NEW_TOKENS)
     with ControlClient(cluster.url, cluster.token) as client:
-        earlier, skip = max((entry.id for entry in client.decisions()), default=0), len(client.records())
+        earlier, skip = client.last_decision(), len(client.records())
         for victim in ("gamma", "beta"):
             before = client.model()
             spread = _using(before.placement, victim)
@@ -48,12 +48,12 @@ async def test_no_stream_fails_and_no_token_changes_when_a_node_is_killed(
             assert victim not in client.model().placement
             start_process(cluster, victim)
             await poll_until(lambda victim=victim: answering(client, victim))
-        recoveries = [entry.body for entry in client.decisions(earlier) if entry.body["action"] == "recover"]
+        recoveries = [decision.outcome for decision in client.decisions(earlier) if decision.action == "recover"]
         lost = [(record, move.recovery) for record in client.records(skip) for move in record.moves if move.replayed]
         limits = cluster.config.limits
     assert len(recoveries) >= 2  # on a busy machine a node may also be lost for its silence
     assert any(how.restored_positions > 0 for _, how in lost)
-    assert sum(decision["outcome"]["sessions"].get("sessions", 0) for decision in recoveries) == len(lost)
+    assert sum(each.sessions.sessions for each in recoveries if each and each.sessions) == len(lost)
     for record, how in lost:
         # At most the positions between two replicas, those added while they were sent, and the drafts of two passes.
         never_copied = record.prompt_tokens if how.restored_positions == 0 else 0

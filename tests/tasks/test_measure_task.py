@@ -12,7 +12,7 @@ from resplit.epochs import LiveEpoch
 from resplit.metrics import summarise
 from resplit.scenario import ScenarioConfig
 from resplit.session_records import SessionMove, SessionRecord
-from resplit.status import ClusterStatus, DecisionEntry, NodeStatus
+from resplit.status import ClusterStatus, NodeStatus
 from resplit.telemetry.tables import NODE_COLUMNS, Telemetry
 from resplit.workload import ScheduledRequest
 from tasks.measure import measure
@@ -67,8 +67,8 @@ class FixedClient:
             epoch(8, START_S + 3, "re-split", 500.0),
         ]
 
-    def decisions(self, since: int) -> list[DecisionEntry]:
-        return [DecisionEntry(since + 1, {"at_s": START_S + 2.5, "action": "re-split"})]
+    def decisions(self, since: int) -> list[Decision]:
+        return [Decision(START_S + 2.5, "re-split", id=since + 1)]
 
 
 def test_a_record_holds_only_its_own_run_with_times_since_its_start() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from resplit.decide import Decision, DecisionOutcome
 from resplit.problem import read_problem
-from resplit.status import DecisionEntry
 from resplit.telemetry.tables import Telemetry
 from tasks.plan import load_configurations, save_fast_configurations
 from tests.support.decisions import FAST, SLOW, halves, problem
@@ -20,13 +20,10 @@ def test_only_configurations_that_were_kept_are_found(tmp_path: Path) -> None:
 class Client:
     """The calls of a control client that are needed: the fast loop deployed epoch 3, another loop epoch 2."""
 
-    def decisions(self, since: int) -> list[DecisionEntry]:
-        outcomes: list[dict[str, Any] | None] = [None, {"deployed": 2}, {"deployed": 3}]
-        entries = [
-            DecisionEntry(number + 1, {"at_s": 50.0, "action": "re-split", "outcome": outcome})
-            for number, outcome in enumerate(outcomes)
-        ]
-        return [entry for entry in entries if entry.id > since]
+    def decisions(self, since: int) -> list[Decision]:
+        outcomes = [None, DecisionOutcome(deployed=2), DecisionOutcome(deployed=3)]
+        made = [Decision(50.0, "re-split", outcome=outcome, id=number) for number, outcome in enumerate(outcomes, 1)]
+        return made[since:]
 
     def problem_of(self, epoch: int) -> Any:
         return problem(halves(FAST, SLOW)) if epoch == 3 else None

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from resplit.config import ClusterConfig, parse_cluster
+from resplit.decide.decision import Decision
 from resplit.decide.state import History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
@@ -20,7 +21,7 @@ from resplit.estimate.observation import RECORDING, Recording
 from resplit.pass_times import TimeSpent
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
-from resplit.status import ClusterStatus, DecisionEntry, ModelStatus, NodeStatus, wrong_clock
+from resplit.status import ClusterStatus, ModelStatus, NodeStatus, wrong_clock
 from resplit.telemetry.rows import LinkRow
 from resplit.types import Problem, RequestClass
 
@@ -36,7 +37,7 @@ _DEMAND = TypeAdapter(list[RequestClass])
 _RECORDS = TypeAdapter(list[SessionRecord])
 _EPOCH = TypeAdapter(LiveEpoch)
 _EPOCHS = TypeAdapter(list[LiveEpoch])
-_DECISIONS = TypeAdapter(list[dict[str, Any]])
+_DECISIONS = TypeAdapter(list[Decision])
 _ESTIMATES = TypeAdapter(Estimates)
 _MOVES = TypeAdapter(History)
 _CHANGES = TypeAdapter(dict[str, list[str]])
@@ -120,13 +121,17 @@ class ControlClient:
         """Every placement that was live since the controller started, in order."""
         return self._get("/epochs", _EPOCHS)
 
-    def decisions(self, since: int = 0) -> list[DecisionEntry]:
-        """The entries of the decision log after entry `since`."""
-        return [DecisionEntry(entry.pop("id"), entry) for entry in self._get("/decisions", _DECISIONS, since=since)]
+    def decisions(self, since: int = 0) -> list[Decision]:
+        """The decisions numbered above `since`."""
+        return self._get("/decisions", _DECISIONS, since=since)
 
-    def log_decision(self, decision: Mapping[str, Any]) -> None:
+    def last_decision(self) -> int:
+        """The number of the last decision; 0 if there is none."""
+        return max((decision.id or 0 for decision in self.decisions()), default=0)
+
+    def log_decision(self, decision: Decision) -> None:
         """Append to the decision log."""
-        self._send("POST", "/decisions", body=decision)
+        self._send("POST", "/decisions", body=decision.to_json())
 
     def profile(self) -> None:
         """Have every node time its blocks and links."""

@@ -81,7 +81,7 @@ def measure_again(cluster: Cluster) -> None:
         if decision.action != "keep":
             deployed = client.propose(decision.proposal(live.epoch)).epoch
             decision = replace(decision, outcome=DecisionOutcome(deployed=deployed))
-        client.log_decision(decision.to_json())
+        client.log_decision(decision)
         _log.info("nodes were timed again on a quiet machine", action=decision.action, reason=decision.reason)
 
 

@@ -21,7 +21,7 @@ from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
 from resplit.cost.model import CostModel
-from resplit.decide import History, PastMove, Settings
+from resplit.decide import Decision, History, PastMove, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, ResplitError, http_status
 from resplit.estimate import RECORDING, Estimates
@@ -160,7 +160,7 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
 
     @router.get("/decisions")
     async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
-        return controller.decisions(since)
+        return [decision.to_json() for decision in controller.decisions(since)]
 
     return router
 
@@ -170,7 +170,7 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/decisions")
-    async def log_decision(decision: dict[str, Any]) -> dict[str, Any]:
+    async def log_decision(decision: Decision) -> dict[str, Any]:
         controller.log.append_decision(decision)
         return {}
 

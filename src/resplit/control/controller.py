@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from resplit.control.outcomes import Outcomes
 from resplit.control.planning import ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.control.recovery import Recovery
+from resplit.decide import Decision
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ResplitError
 from resplit.model.source import StoredModel
@@ -82,13 +84,9 @@ class Controller:
         """
         return await self.deployment.deploy(proposal, gives_way=True)
 
-    def decisions(self, since: int) -> list[dict[str, Any]]:
-        """The entries of the decision log after entry `since`, with their numbers as `id`.
-
-        The outcome of a recovery has a summary of how sessions resumed.
-        """
-        entries = self.log.decisions(since)
-        return [_with_sessions(body, self.view.gateway) | {"id": number} for number, body in entries]
+    def decisions(self, since: int) -> list[Decision]:
+        """The decisions numbered above `since`. The outcome of a recovery has a summary of how sessions resumed."""
+        return [_with_sessions(decision, self.view.gateway) for decision in self.log.decisions(since)]
 
     async def start(self) -> None:
         """Connect the nodes to one another, and deploy the placement again that was live before a restart."""
@@ -125,12 +123,12 @@ class Controller:
         self.tasks.spawn(_unless_refused(work, name), name)
 
 
-def _with_sessions(decision: dict[str, Any], gateway: Gateway) -> dict[str, Any]:
-    """An entry of the decision log. If it is a recovery, a summary of how sessions resumed is added to its outcome."""
-    outcome = decision.get("outcome")
-    if decision.get("action") != RECOVER or not isinstance(outcome, dict):
+def _with_sessions(decision: Decision, gateway: Gateway) -> Decision:
+    """The decision; if it is a recovery, with a summary of how sessions resumed."""
+    outcome = decision.outcome
+    if decision.action != RECOVER or outcome is None:
         return decision
-    return decision | {"outcome": outcome | {"sessions": gateway.recoveries(outcome.get("deployed"))}}
+    return replace(decision, outcome=replace(outcome, sessions=gateway.recoveries(outcome.deployed)))
 
 
 async def _unless_refused(work: Coroutine[Any, Any, None], name: str) -> None:

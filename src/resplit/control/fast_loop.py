@@ -227,7 +227,7 @@ class FastLoop:
             self._tasks.spawn(self._deployment.recall(slower), "recall passes")
         outcome = replace(outcome, plan_s=planned_s, prepare_s=time.monotonic() - begun_s - planned_s)
         decision = replace(decision, outcome=outcome)
-        self._log.append_decision(decision.to_json())
+        self._log.append_decision(decision)
         _log.info("decided", words=" ".join(in_words(decision)), reason=decision.reason, plan_s=planned_s)
 
     def _keep_problem(self, epoch: int, problem: Problem) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from resplit.config import ClusterConfig
-from resplit.session_records import SessionRecord
+from resplit.session_records import RecoveredSessions, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
 from resplit.wire.links import Shape
@@ -84,8 +84,8 @@ class Gateway(Protocol):
         """The records of all requests that ended, without the first `skip`."""
         ...
 
-    def recoveries(self, epoch: int | None) -> dict[str, float]:
-        """How sessions recovered into `epoch` after a loss: number, longest times, sums. Empty if none did."""
+    def recoveries(self, epoch: int | None) -> RecoveredSessions | None:
+        """How sessions recovered into `epoch` after a loss; None if none did."""
         ...
 
     def demand(self, window_s: float) -> list[RequestClass]:

@@ -14,7 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from resplit.errors import CapacityError, ConfigError, ProposalRefusedError
+from pydantic import TypeAdapter, ValidationError
+
+from resplit.decide import Brought, Decision
+from resplit.epochs import Proposal
+from resplit.errors import CapacityError, ConfigError, DataError, ProposalRefusedError
 
 EpochStep = Literal["proposed", "prepared", "committed", "aborted", "released"]
 
@@ -24,6 +28,7 @@ create table if not exists steps (
 );
 create table if not exists decisions (id integer primary key autoincrement, body text not null);
 """
+_PROPOSAL = TypeAdapter(Proposal)
 _BUSY_TIMEOUT_S = 5.0  # how long a write waits for a lock of another process
 
 
@@ -132,10 +137,18 @@ class EpochLog:
         rows = self._rows("select step, detail from steps where epoch = ? order by id", epoch)
         return [Entry(step, json.loads(detail)) for step, detail in rows]
 
-    def last_committed(self) -> tuple[int, dict[str, Any]] | None:
-        """The epoch that was committed last, with the details of that step; None before the first."""
+    def last_committed(self) -> Proposal | None:
+        """The proposal that was committed last; None before the first. DataError if it cannot be read."""
         rows = self._rows("select epoch, detail from steps where step = 'committed' order by id desc limit 1")
-        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+        if not rows:
+            return None
+        epoch, detail = rows[0]
+        try:
+            return _PROPOSAL.validate_json(detail)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(f"{self._path}: committed epoch {epoch} is no proposal: {place}: {first['msg']}") from None
 
     def unfinished(self) -> list[int]:
         """The epoch that is proposed or prepared and neither committed nor aborted, if any: a list of at most one."""
@@ -150,29 +163,31 @@ class EpochLog:
         """The number for a new epoch; the first is 1."""
         return self.epochs.highest + 1
 
-    def append_decision(self, decision: Mapping[str, Any]) -> None:
-        """Add a decision (JSON) to the decision log; CapacityError if it cannot be written."""
-        content = json.dumps(dict(decision), allow_nan=False)
+    def append_decision(self, decision: Decision) -> None:
+        """Add a decision to the decision log; CapacityError if it cannot be written."""
+        content = json.dumps(decision.to_json(), allow_nan=False)
         with self._transaction():
             self._database.execute("insert into decisions (body) values (?)", (content,))
 
-    def add_outcome(self, epoch: int, known: Mapping[str, Any]) -> None:
-        """Add to the outcome of the decision that deployed `epoch`; CapacityError if it cannot be written.
+    def add_brought(self, epoch: int, brought: Brought) -> None:
+        """Add what a move brought to the decision that deployed `epoch`; CapacityError if it cannot be written.
 
         Does nothing if no decision did, as after an operator's command.
         """
-        for number, body in reversed(self.decisions()):
-            outcome = body.get("outcome")
-            if isinstance(outcome, dict) and outcome.get("deployed") == epoch:
-                content = json.dumps(body | {"outcome": outcome | dict(known)}, allow_nan=False)
-                with self._transaction():
-                    self._database.execute("update decisions set body = ? where id = ?", (content, number))
-                return
+        deployed = "json_extract(body, '$.outcome.deployed') = ?"
+        rows = self._rows(f"select id, body from decisions where {deployed} order by id desc limit 1", epoch)
+        for number, body in rows:
+            decision = Decision.from_json(json.loads(body))
+            assert decision.outcome is not None
+            known = replace(decision, outcome=replace(decision.outcome, brought=brought))
+            content = json.dumps(known.to_json(), allow_nan=False)
+            with self._transaction():
+                self._database.execute("update decisions set body = ? where id = ?", (content, number))
 
-    def decisions(self, since_id: int = 0) -> list[tuple[int, dict[str, Any]]]:
-        """The decisions numbered above `since_id`, with their numbers, in order."""
+    def decisions(self, since_id: int = 0) -> list[Decision]:
+        """The decisions numbered above `since_id`, with their numbers as `id`, in order."""
         rows = self._rows("select id, body from decisions where id > ? order by id", since_id)
-        return [(number, json.loads(body)) for number, body in rows]
+        return [Decision.from_json(json.loads(body) | {"id": number}) for number, body in rows]
 
     def last_decision(self) -> int:
         """The number of the last decision; 0 if there is none."""

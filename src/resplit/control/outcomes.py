@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import structlog
 
@@ -47,6 +46,6 @@ class Outcomes:
         if found is None:
             return
         try:
-            self._log.add_outcome(epoch.epoch, {"brought": asdict(found)})
+            self._log.add_brought(epoch.epoch, found)
         except CapacityError as error:
             _log.warning("what a move brought is not in the log", epoch=epoch.epoch, error=str(error))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import structlog
 
@@ -14,6 +12,7 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.planning import ControllerPlanner
+from resplit.decide import Decision, DecisionOutcome
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRefusedError, ResplitError
 
@@ -24,25 +23,6 @@ _RESUME_TRIES = 3  # a plan is outdated if another node is lost meanwhile
 _RETRY_INTERVAL_S = 0.25
 _UNAVAILABLE_AFTER_S = 5.0
 _RETURN_TIMEOUT_S = 2.0  # a node that was only busy, or whose link dropped, answers again within this time
-
-
-@dataclass(frozen=True)
-class RecoveryOutcome:
-    """The epoch that a recovery deployed, and the seconds that planning and preparing took."""
-
-    deployed: int
-    plan_s: float
-    prepare_s: float
-
-
-@dataclass(frozen=True)
-class RecoveryDecision:
-    """The entry of the decision log for one recovery. `at_s` is in seconds since 1970."""
-
-    at_s: float
-    reason: str
-    outcome: RecoveryOutcome
-    action: str = RECOVER
 
 
 class Recovery:
@@ -101,19 +81,16 @@ class Recovery:
             last = self._log.last_committed()
             if last is None or self._deployment.live is not None:
                 return
-            _, committed = last
             try:
-                await self._deploy_again(committed)
+                await self._deploy_again(last)
             except (ProposalRefusedError, CapacityError, InfeasibleError, DataError) as error:
                 _log.error("the last placement cannot be resumed", reason=str(error))
                 self._gateway.set_unavailable(str(error))
 
-    async def _deploy_again(self, committed: dict[str, Any]) -> None:
-        placement, refused_by = tuple(committed["placement"]), frozenset[str]()
+    async def _deploy_again(self, committed: Proposal) -> None:
+        placement, refused_by = committed.placement, frozenset[str]()
         for tries_left in reversed(range(_RESUME_TRIES)):
-            proposal = Proposal(
-                placement, "resume", 0, committed.get("predicted_latency_s"), note=committed.get("note", "")
-            )
+            proposal = Proposal(placement, "resume", 0, committed.predicted_latency_s, note=committed.note)
             if refused_by or self._view.lost_from(placement) or self._view.rules.violation(placement):
                 proposal = await self._planner.plan(placement, 0, avoid=refused_by)
             try:
@@ -150,9 +127,9 @@ class Recovery:
 
     def _log_decision(self, reason: str, started_s: float, live: LiveEpoch) -> None:
         plan_s = time.monotonic() - started_s - live.prepare_s
-        decision = RecoveryDecision(time.time(), reason, RecoveryOutcome(live.epoch, plan_s, live.prepare_s))
+        outcome = DecisionOutcome(live.epoch, plan_s=plan_s, prepare_s=live.prepare_s)
         with contextlib.suppress(CapacityError):  # a full disk must not make the recovery fail
-            self._log.append_decision(asdict(decision))
+            self._log.append_decision(Decision(time.time(), RECOVER, reason, outcome=outcome))
 
 
 def _refused_by(error: ResplitError) -> frozenset[str]:

@@ -18,6 +18,7 @@ from resplit.decide.price import Alternative
 from resplit.decide.state import Measured, PastMove, Placement
 from resplit.epochs import Proposal
 from resplit.errors import DataError
+from resplit.session_records import RecoveredSessions
 
 __all__ = ["Brought", "Decision", "DecisionOutcome", "NodeSeen", "RecoveredSessions"]
 
@@ -31,20 +32,6 @@ class NodeSeen:
     memory_bytes: float
     background_utilization: float
     trusted: bool
-
-
-@dataclass(frozen=True)
-class RecoveredSessions:
-    """How `sessions` sessions resumed after a loss: the longest times, and the sums of positions and bytes."""
-
-    sessions: int
-    noticed_s: float
-    waited_s: float
-    restore_s: float
-    replay_s: float
-    restored_positions: int
-    replayed_positions: int
-    cache_bytes: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +55,7 @@ class DecisionOutcome:
     refused: str | None = None
     plan_s: float | None = None
     prepare_s: float | None = None
-    # The control API gives {} where no session has resumed yet.
+    # Records of earlier runs have {} where no session had resumed.
     sessions: Annotated[RecoveredSessions | None, BeforeValidator(lambda value: value or None)] = None
     brought: Brought | None = None
 

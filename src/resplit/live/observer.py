@@ -13,6 +13,7 @@ import numpy as np
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.control.planning import DEMAND_WINDOW_S
+from resplit.decide import Decision
 from resplit.errors import DataError
 from resplit.estimate import Estimates, NodeEstimate, under_estimates
 from resplit.gateway.openai.metrics import RequestMetrics
@@ -83,8 +84,8 @@ class Observer:
             flow=self._flow(),
         )
 
-    def decisions(self, since: int | None) -> list[dict[str, Any]]:
-        """The entries of the decision log after entry `since`; without it, the last ones."""
+    def decisions(self, since: int | None) -> list[Decision]:
+        """The decisions numbered above `since`; without it, the last ones."""
         if since is None:
             since = max(0, self._controller.log.last_decision() - _DECISIONS_KEPT)
         return self._controller.decisions(since)

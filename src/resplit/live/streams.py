@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 
+from resplit.decide import Decision
 from resplit.errors import CapacityError
 from resplit.live.observer import Observer
 from resplit.live.views import RequestView, Sections
@@ -36,7 +37,7 @@ class Streams:
         self._readers: set[_Reader] = set()
         self._watching: asyncio.Task[None] | None = None
         self._before: Sections | None = None
-        self._decided: dict[int, dict[str, Any]] = {}  # the decisions that were sent, by number
+        self._decided: dict[int, Decision] = {}  # the decisions that were sent, by number
         self._ended: list[RequestView] = []  # requests that were not sent yet
         self._sent_s = 0.0
 
@@ -115,12 +116,12 @@ class Streams:
         self._sent_s = time.monotonic()
         return _event("change", changed)
 
-    def _new_decisions(self) -> list[dict[str, Any]]:
+    def _new_decisions(self) -> list[Decision]:
         """Decisions that were not sent yet or whose outcome has changed: sessions resume after a recovery."""
         known = self._decided
         since = None if not known else max(0, max(known) - 3)
-        found = {entry["id"]: entry for entry in self._observer.decisions(since)}
-        new = [entry for number, entry in found.items() if known.get(number) != entry]
+        found = {decision.id or 0: decision for decision in self._observer.decisions(since)}
+        new = [decision for number, decision in found.items() if known.get(number) != decision]
         self._decided = {**known, **found} if len(known) < 200 else found
         return new
 

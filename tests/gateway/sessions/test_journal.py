@@ -7,7 +7,7 @@ import time
 import pytest
 
 from resplit.gateway.sessions.journal import Journal
-from resplit.session_records import RequestArrival, SessionMove, SessionRecovery
+from resplit.session_records import RecoveredSessions, RequestArrival, SessionMove, SessionRecovery
 from tests.support.three_nodes import three_node_config
 
 
@@ -37,14 +37,14 @@ def test_recoveries_of_an_epoch_give_the_longest_times_and_the_sums_of_positions
     journal = Journal(three_node_config())
     for move in (recovered(3, 0.5, 10, 100), recovered(3, 0.9, 20, 50), recovered(4, 7.0, 99, 1)):
         journal.recovered(move)
-    assert journal.recoveries(3) == {
-        "sessions": 2,
-        "noticed_s": 0.1,
-        "waited_s": 0.9,
-        "restore_s": 0.2,
-        "replay_s": 0.3,
-        "restored_positions": 30,
-        "replayed_positions": 4,
-        "cache_bytes": 150,
-    }
-    assert journal.recoveries(5) == {}
+    assert journal.recoveries(3) == RecoveredSessions(
+        sessions=2,
+        noticed_s=0.1,
+        waited_s=0.9,
+        restore_s=0.2,
+        replay_s=0.3,
+        restored_positions=30,
+        replayed_positions=4,
+        cache_bytes=150,
+    )
+    assert journal.recoveries(5) is None

@@ -6,10 +6,9 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 
 from resplit.config import ClassConfig, ClusterConfig
-from resplit.session_records import RequestArrival, SessionMove, SessionRecord
+from resplit.session_records import RecoveredSessions, RequestArrival, SessionMove, SessionRecord
 from resplit.types import RequestClass
 
 # The declared demand counts as much as this many seconds of observation: a short quiet period proves little.
@@ -42,18 +41,25 @@ class Journal:
         """Add the move of a session that recovered from a loss."""
         self._recoveries.append(move)
 
-    def recoveries(self, epoch: int | None) -> dict[str, float]:
+    def recoveries(self, epoch: int | None) -> RecoveredSessions | None:
         """How sessions recovered into `epoch`: the longest of each time, and the sums of positions and bytes.
 
-        Empty if none did.
+        None if none did.
         """
         moves = [move for move in self._recoveries if move.epoch == epoch]
-        each = [asdict(move.recovery) for move in moves if move.recovery]
+        each = [move.recovery for move in moves if move.recovery]
         if not each:
-            return {}
-        longest = {key: max(one[key] for one in each) for key in each[0] if key.endswith("_s")}
-        total = {key: sum(one[key] for one in each) for key in each[0] if key.endswith("_positions")}
-        return {"sessions": len(each)} | longest | total | {"cache_bytes": sum(move.cache_bytes for move in moves)}
+            return None
+        return RecoveredSessions(
+            sessions=len(each),
+            noticed_s=max(one.noticed_s for one in each),
+            waited_s=max(one.waited_s for one in each),
+            restore_s=max(one.restore_s for one in each),
+            replay_s=max(one.replay_s for one in each),
+            restored_positions=sum(one.restored_positions for one in each),
+            replayed_positions=sum(one.replayed_positions for one in each),
+            cache_bytes=sum(move.cache_bytes for move in moves),
+        )
 
     def records(self, skip: int) -> list[SessionRecord]:
         """The records of all requests that ended, without the first `skip`."""

@@ -18,7 +18,7 @@ from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Session
 from resplit.pass_times import PassTime
-from resplit.session_records import RequestArrival, SessionRecord
+from resplit.session_records import RecoveredSessions, RequestArrival, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
 from resplit.wire.links import Shape
@@ -192,8 +192,8 @@ class Sessions:
         """The records of all requests that ended, without the first `skip`."""
         return self._context.journal.records(skip)
 
-    def recoveries(self, epoch: int | None) -> dict[str, float]:
-        """How sessions recovered into `epoch` after a loss; empty if none did."""
+    def recoveries(self, epoch: int | None) -> RecoveredSessions | None:
+        """How sessions recovered into `epoch` after a loss; None if none did."""
         return self._context.journal.recoveries(epoch)
 
     def demand(self, window_s: float) -> list[RequestClass]:
