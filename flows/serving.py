@@ -30,8 +30,9 @@ from resplit.types import Problem
 from resplit.workload import schedule_requests
 from tasks.changes import reset
 from tasks.deploy import deploy_plan
+from tasks.fit import last_good_model
 from tasks.foresee import move_on_schedule
-from tasks.measure import measure, serve_workload
+from tasks.measure import measure, measure_estimate, serve_workload
 from tasks.workload import load_words
 
 __all__ = ["Run", "Serving", "supervised_cluster", "undisturbed", "yield_to_nodes"]
@@ -82,11 +83,15 @@ class Serving:
         try:
             self._decide(run, foreseen, start_s)
             sent = serving.result()
+            cost = last_good_model(self.cluster.state / "cost.json")  # of the last tick
+            errors = measure_estimate(self.client, declared, run.scenario, cost)
         finally:
             self.client.arm_fast_loop(params.adapt.settings(), 0)
             reset(self.client, self.cluster, declared, run.scenario)
         known_s = tuple(move.at_s for move in foreseen)
-        return measure(self.client, declared, run.scenario, run.policy, run.seed, sent, first_record, last, known_s)
+        return measure(
+            self.client, declared, run.scenario, run.policy, run.seed, sent, first_record, last, known_s, errors
+        )
 
     def _begin_anew(self) -> None:
         self.client.set_moves(History())

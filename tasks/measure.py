@@ -8,6 +8,9 @@ from prefect.cache_policies import NO_CACHE
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
+from resplit.cost import CostModel
+from resplit.estimate.error import EstimateErrors, estimate_errors
+from resplit.phases import phases_of
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
@@ -28,6 +31,15 @@ def serve_workload(
     return send(cluster, model, requests, scenario, start_s, streams)
 
 
+@task(name="errors of the estimate", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def measure_estimate(
+    client: ControlClient, cluster: ClusterConfig, scenario: ScenarioConfig, cost: CostModel
+) -> EstimateErrors:
+    """The errors of the estimate at the end of a scenario, whose last phase still holds. It is relative to `cost`."""
+    last = phases_of(cluster, scenario)[-1]
+    return estimate_errors(cluster, client.model().features, cost, client.estimates(), last)
+
+
 @task(name="measure", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def measure(
     client: ControlClient,
@@ -39,11 +51,12 @@ def measure(
     first_record: int,
     last_decision: int,
     foreseen_s: tuple[float, ...] = (),
+    errors: EstimateErrors | None = None,
 ) -> RunRecord:
     """The record of the run `sent`.
 
     Session records before `first_record` and decisions up to the one numbered `last_decision` belong to earlier runs.
-    At the changes at `foreseen_s` a policy that knows the scenario moves.
+    At the changes at `foreseen_s` a policy that knows the scenario moves. `errors` are the estimate's at its end.
     """
     status = client.status()
     observed = Observed(
@@ -56,5 +69,6 @@ def measure(
         blocks=status.blocks,
         nodes=status.nodes,
         foreseen_s=foreseen_s,
+        estimate_errors=errors.medians() if errors else {},
     )
     return run_record(observed, cluster, scenario, policy, seed)

@@ -99,6 +99,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
         recoveries={label: parts for label, run in runs.items() if (parts := recovery_rows(run.decisions))},
+        estimates=_estimate_rows(runs),
         reactions={label: shown for label, run in runs.items() if (shown := _reaction_rows(run))},
         notes=_notes(runs, extras),
         extras=extras,
@@ -128,6 +129,31 @@ def _shown(row: Row) -> ComparisonText:
         tone="better" if gain > 0 else "worse" if gain < 0 else "",
         expected=EXPECTED.get(row.measure.field),
     )
+
+
+ESTIMATES = {
+    "estimate_error_speed": "Speed of nodes",
+    "estimate_error_latency": "Latency of links, software included",
+    "estimate_error_latency_less_software": "Latency of links, less the software's time for a message",
+    "estimate_error_bandwidth": "Bandwidth of links, software included",
+    "estimate_error_bandwidth_less_software": "Bandwidth of links, less the software's time for a byte",
+}
+
+
+def _estimate_rows(runs: Mapping[str, RunRecord]) -> list[tuple[str, ...]]:
+    """The median errors of the estimate at the end of each run as texts, and the software's time for a message."""
+    if not any(run.estimate_errors for run in runs.values()):
+        return []
+    rows = [
+        (label, *(_text(run.estimate_errors.get(name), 100, "%") for run in runs.values()))
+        for name, label in ESTIMATES.items()
+    ]
+    message = (_text(run.estimate_errors.get("software_s"), 1000, "ms") for run in runs.values())
+    return [*rows, ("The software's time for a message", *message)]
+
+
+def _text(value: float | None, factor: float, unit: str) -> str:
+    return "-" if value is None else f"{factor * value:.1f} {unit}"
 
 
 def _reaction_rows(run: RunRecord) -> list[tuple[str, ...]]:

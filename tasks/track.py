@@ -209,7 +209,8 @@ def _params(record: RunRecord, cluster: str, weights: Weights) -> dict[str, obje
 
 def _policy_metrics(record: RunRecord, start_ms: int) -> list[Metric]:
     end_ms = start_ms + int(record.duration_s * 1000)
-    return _metrics(asdict(summarise(record)), end_ms) + _points(record, start_ms, 0.0, record.duration_s)
+    values = asdict(summarise(record)) | record.estimate_errors
+    return _metrics(values, end_ms) + _points(record, start_ms, 0.0, record.duration_s)
 
 
 def _points(record: RunRecord, start_ms: int, from_s: float, until_s: float) -> list[Metric]:

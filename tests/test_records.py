@@ -40,6 +40,7 @@ def test_a_loaded_record_equals_the_saved_one(tmp_path: Path) -> None:
         blocks=("embed", "head"),
         emulated_nodes=("hub",),
         emulation_error=0.01,
+        estimate_errors={"software_s": 0.002},
     )
     saved.save(tmp_path / "run")
     loaded = RunRecord.load(tmp_path / "run")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ class Observed:
     `failed_connections` are requests of which only the client knows. `node_reports` is the telemetry table `nodes` from
     `start_s` on. `epochs` are all epochs so far, including those before the run. `nodes` have the state after the run.
     `foreseen_s` are the times, from the start, of the changes at which a policy that knows the scenario moves.
+    `estimate_errors` are those of the estimate at the end of the run.
     """
 
     start_s: float
@@ -44,6 +45,7 @@ class Observed:
     blocks: tuple[str, ...]
     nodes: Sequence[NodeStatus]
     foreseen_s: tuple[float, ...] = ()
+    estimate_errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def run_record(
@@ -66,6 +68,7 @@ def run_record(
         source=cluster.source,
         emulated_nodes=tuple(node.node for node in observed.nodes if node.emulated),
         emulation_error=max(errors, default=math.nan),
+        estimate_errors=dict(observed.estimate_errors),
     )
 
 

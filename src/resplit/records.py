@@ -6,7 +6,7 @@ The columns and their units are defined here; `metrics` computes with them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +77,8 @@ class RunRecord:
     emulated_nodes: tuple[str, ...] = ()
     source: str = ""  # the node at which the gateway stands
     emulation_error: float = float("nan")  # median of |padded / declared - 1| over the segments that ran
+    # At the end of the run, against what was true then: the medians of `estimate.error.EstimateErrors`.
+    estimate_errors: dict[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write one Parquet file for each table, and `run.json`, into `folder`."""

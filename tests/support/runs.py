@@ -104,6 +104,7 @@ def synthetic_run(
         blocks=BLOCKS,
         emulated_nodes=tuple(LAYER_S),
         emulation_error=0.012,
+        estimate_errors={"estimate_error_speed": 0.021, "software_s": 0.0024},
     )
 
 

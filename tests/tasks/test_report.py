@@ -73,6 +73,18 @@ def test_ids_are_unique_and_every_reference_has_a_target(folder: Path) -> None:
     assert set(re.findall(r"url\(#([^)]*)\)", (folder / "index.html").read_text())) <= set(ids)
 
 
+def test_the_page_has_the_errors_of_the_estimate_at_the_end_of_each_run(folder: Path) -> None:
+    shown = re.sub(r"\s+", " ", Elements(folder / "index.html").text)
+    assert "Speed of nodes 2.1 % 2.1 % 2.1 %" in shown
+    assert "Latency of links, software included - - -" in shown
+    assert "The software's time for a message 2.4 ms 2.4 ms 2.4 ms" in shown
+
+
+def test_runs_without_errors_of_the_estimate_have_no_table_of_them(tmp_path: Path) -> None:
+    write_report([replace(run, estimate_errors={}) for run in RUNS], tmp_path, Extras())
+    assert "The estimate at the end" not in Elements(tmp_path / "index.html").text
+
+
 def test_the_page_shows_the_same_figures_as_the_terminal(folder: Path) -> None:
     shown = re.sub(r"\s+", " ", Elements(folder / "index.html").text)
     for line in comparison_text(compare(summaries(RUNS))).splitlines()[2:]:

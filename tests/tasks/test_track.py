@@ -71,6 +71,7 @@ def test_a_policy_is_one_run_below_its_study_with_all_metrics(study: mlflow_stor
     assert run.data.tags["policy"] == "static"
     assert len(run.data.tags["git.commit"]) == 40
     assert run.data.metrics["latency_p95_s"] == pytest.approx(summarise(STATIC).latency_p95_s)
+    assert run.data.metrics["estimate_error_speed"] == 0.021
     assert "pause_max_s" not in run.data.metrics, "there was no reconfiguration, so there is no pause"
 
 
