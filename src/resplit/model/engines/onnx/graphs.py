@@ -31,7 +31,7 @@ Tensors = Mapping[str, FloatArray]
 
 def before_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `qkv` (rows, query width + 2 key widths), from the tensors of one layer."""
-    graph = _GraphBuilder(width)
+    graph, tensors = _GraphBuilder(width), _with_scaled_queries(decoder, tensors)
     x = graph.norm("hidden", tensors["attention_norm.weight"], decoder.epsilon)
     projections = [f"attention.{part}_proj" for part in "qkv"]
     weight = np.concatenate([tensors[f"{name}.weight"] for name in projections])
@@ -76,6 +76,7 @@ def attention_graph(decoder: Decoder, window: int, slots: int) -> bytes:
                 num_heads=decoder.heads,
                 kv_num_heads=decoder.kv_heads,
                 do_rotary=1,
+                scale=1.0,
                 local_window_size=window,
             )
         )
@@ -120,6 +121,16 @@ def head_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
 
 
 _ROTARY = ("cos", "sin")
+
+
+def _with_scaled_queries(decoder: Decoder, tensors: Tensors) -> Tensors:
+    """The tensors of a layer, with queries divided by the root of the head width, so that attention need not do it.
+
+    For one position the runtime has a faster product if the scores need no scale.
+    """
+    scaled = ("attention.q_norm.weight",) if decoder.qk_norm else ("attention.q_proj.weight", "attention.q_proj.bias")
+    scale = np.float32(decoder.head_width**-0.5)
+    return {name: tensor * scale if name in scaled else tensor for name, tensor in tensors.items()}
 
 
 def _mlp(graph: _GraphBuilder, decoder: Decoder, tensors: Tensors, hidden: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -46,6 +47,14 @@ def _share_arena() -> None:
     onnxruntime.create_and_register_allocator(memory, as_requested)
 
 
+def _choose_plain_attention() -> None:
+    """Have attention compute all scores of a row at once, and not in tiles.
+
+    For one position this is faster. And the bits of tiles would depend on the size of the processor's cache.
+    """
+    os.environ["ORT_GQA_DISABLE_FLASH_ATTENTION"] = "1"  # read when a graph is loaded
+
+
 class Graph:
     """One graph with its weights."""
 
@@ -72,6 +81,7 @@ class Runtime:
         with Runtime._lock:
             if Runtime._threads is None:
                 _return_freed_memory()
+                _choose_plain_attention()
                 onnxruntime.set_default_logger_severity(3)
                 onnxruntime.set_global_thread_pool_sizes(threads, 1)
                 _share_arena()
