@@ -39,7 +39,7 @@ _Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 
 
 def _shipped(policy: str) -> str:
-    """Only policies of resplit: a caller does not choose which code the controller imports."""
+    """The name of a policy of resplit; ValueError for others. A caller must not choose which code is imported."""
     if policy not in POLICIES:
         raise ValueError(f"is not one of {', '.join(POLICIES)}")
     return policy

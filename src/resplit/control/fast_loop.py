@@ -119,7 +119,7 @@ class FastLoop:
         return self._estimate.estimates(time.monotonic())
 
     def recording(self) -> Recording:
-        """What the detector was shown in the last minutes, from a cost model on."""
+        """What the detector was shown in the last minutes, since a cost model was set."""
         observations = tuple(itertools.dropwhile(lambda seen: seen.cost is None, self._observations))
         return Recording(self._view.rules.features, self._view.cluster.source, observations)
 
@@ -157,14 +157,14 @@ class FastLoop:
         self._note(show(self._estimate, seen))
 
     def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now. One from a node to itself stands for the node."""
+        """Measure links now. A link from a node to itself stands for the node."""
         now_s = time.monotonic()
         if links and now_s >= self._measured_s.get(what, -math.inf) + _MEASURED_AGAIN_S:
             self._measured_s[what] = now_s
             self._tasks.spawn(self.measure(links), f"measure {what}")
 
     def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now, unless they are measured already; and again, as long as they are doubted."""
+        """Measure links now, unless that is under way, and again while the detector is in doubt about them."""
         new = [link for link in links if link not in self._looked_into]
         if new:
             self._looked_into.update(new)

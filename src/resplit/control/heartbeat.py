@@ -90,7 +90,7 @@ class Heartbeats:
                 self._stopped = True  # ends tasks whose cancellation was lost in a call (see `process.cancellation`)
 
     def _new_peers(self) -> dict[str, Peer]:
-        """The peers that are new since the last call. Nothing that former peers of their names did counts for them."""
+        """The peers that are new since the last call. They inherit nothing from former peers of the same name."""
         new = {name: peer for name, peer in self._peers.items() if self._watched.get(name) is not peer}
         for name in new.keys() | self._watched.keys() - self._peers.keys():
             self._silence_s.pop(name, None)

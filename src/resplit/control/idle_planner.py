@@ -1,4 +1,4 @@
-"""Plans in a process of its own, at low priority: to plan ahead must not delay the tokens of this one.
+"""Plans in a process of its own, at low priority, so that planning ahead does not delay the tokens of this process.
 
 The process reads a problem from each line of its standard input, and answers with a line. It ends with its parent,
 because its input then closes.

@@ -1,6 +1,6 @@
 """Bodies of the control API: JSON with finite numbers, whole characters and little nesting, or an error in words.
 
-Python's parser accepts more, and what it accepts could then not be written to a file, a database or an answer.
+Python's parser accepts more: values that could then not be written to a file, a database or an answer.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _StrictRequest(Request):
 
 
 async def invalid_request(request: Request, error: Exception) -> JSONResponse:
-    """A 422 that names the place and the rule. The input is not repeated: it may not be fit for an answer."""
+    """A 422 that names the place and the rule. It does not repeat the input, which might be impossible to send back."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place, rule = ".".join(map(str, first["loc"])), first["msg"]

@@ -1,6 +1,6 @@
 """How long a node may take to load blocks: as long as the bytes need at the pace of earlier loads, with a margin.
 
-A node cannot draw this time out: however slowly it loads, no pace below a fixed one counts.
+A slow node cannot extend this time without end: paces below a fixed one do not count.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class LoadPaces:
             self._loads[node] = before_bytes + loaded_bytes, before_s + seconds
 
     def limit_s(self, node: str, load_bytes: float) -> float:
-        """The seconds in which a node must have loaded so many bytes.
+        """The seconds in which a node must have loaded this many bytes.
 
-        A node that loaded nothing so far is expected to be as fast as the median of the others.
+        A node that has loaded nothing so far is expected to be as fast as the median of the others.
         """
         paces = {name: loaded / seconds for name, (loaded, seconds) in self._loads.items()}
         usual = paces.get(node) or (statistics.median(paces.values()) if paces else 0.0)

@@ -64,7 +64,7 @@ class Membership:
     async def profile(self, nodes: Collection[str] | None = None) -> None:
         """Have nodes (by default all) time one block of each kind that they may hold. Drained nodes are left out.
 
-        A node that cannot has no timings, and the others do. Raises the first error if no node can.
+        A node that fails has no timings; those of the others count. Raises the first error if all nodes fail.
         """
         wanted = set(self._view.addresses if nodes is None else nodes) - self._view.rules.drained
         commands = {
@@ -78,8 +78,9 @@ class Membership:
                 raise error
 
     async def send_trust(self) -> list[str]:
-        """Send every node whether it is trusted. An untrusted node drops its private blocks, a drained one those ready.
+        """Send every node whether it is trusted.
 
+        An untrusted node drops its private blocks, a drained node its stand-by blocks.
         Returns the nodes that have not answered in time.
         """
         commands = {name: self._commands.trust(name, self._view.rules) for name in self._view.reachable}

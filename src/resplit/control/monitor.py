@@ -1,6 +1,6 @@
 """Polls every node for its state and telemetry, keeps the last minutes of both, and watches for nodes that hang.
 
-No node takes room or time from another: each has its own rows, up to a limit, and its own pace.
+Nodes do not affect one another: each has its own rows, up to a limit, and its own polling pace.
 """
 
 from __future__ import annotations

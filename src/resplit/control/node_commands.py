@@ -72,7 +72,7 @@ class NodeCommands:
         return replies
 
     async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
-        """Send as `send` does. No node has a say: one that refuses what every node carries out is faulty."""
+        """Send as `send` does. A refusal stops nothing: a node that refuses what every node carries out is faulty."""
         # To prepare takes long only where blocks are loaded, and those nodes are asked with `send`.
         within_s = {node: _OTHERWISE_WITHIN_S for node, command in commands.items() if command.kind == "prepare"}
         for node, answer in (await self.send(commands, epoch, within_s)).items():

@@ -78,7 +78,10 @@ class Operator:
         return found
 
     async def trust(self, node: str, on: bool) -> list[str]:
-        """Trust a node, or stop trusting it. Then it holds no private block when this returns, even if service ends."""
+        """Trust a node, or stop trusting it.
+
+        A node without trust holds no private block when this returns, even if service ends.
+        """
         return await self._change(lambda desired: desired.with_trust(node, on))
 
     async def apply(self, content: Mapping[str, Any]) -> list[str]:
@@ -234,6 +237,6 @@ def _address(name: str, text: str) -> Address:
 
 
 def _narrows_trust(old: DesiredState, new: DesiredState) -> bool:
-    """Whether some node may not hold a private block any more that it could hold before."""
+    """Whether some node may no longer hold a private block that it could hold before."""
     distrusted = set(old.cluster.trusted) & set(new.cluster.node_names) - set(new.cluster.trusted)
     return bool(distrusted) or new.cluster.private_layers > old.cluster.private_layers

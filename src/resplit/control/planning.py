@@ -147,7 +147,7 @@ class ControllerPlanner:
         return Proposal(plan.placement, action, based_on, plan.terms.latency_s, plan.lower_bound, found.note)
 
     def _planned(self, problem: Problem, unused: frozenset[str], based_on: int) -> Proposal | None:
-        """What was planned for the loss of these nodes, if it is legal now."""
+        """The placement that was planned for the loss of these nodes, if it is legal now."""
         placement = self.after_loss(based_on, self._view.unreachable)
         if placement is None or unused.intersection(placement):
             return None

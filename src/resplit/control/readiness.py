@@ -1,4 +1,4 @@
-"""Ready before it is needed: plans for likely changes, and nodes that keep the blocks of these plans.
+"""Prepares for likely changes: plans for them, and has nodes keep the blocks of these plans.
 
 While nothing else is decided, a plan is made for one likely change after another (`decide.likely`). The plans are for
 one live epoch, and are made again after a while, because the state of the cluster drifts.
@@ -57,25 +57,25 @@ class Readiness:
         self.standby: Callable[[], Mapping[str, Sequence[int]]] = dict
 
     def look(self) -> None:
-        """The live epoch or the state of the cluster may have changed: see whether new plans are needed."""
+        """Check whether new plans are needed: the live epoch or the state of the cluster may have changed."""
         self._wake.set()
 
     def set_idle(self, idle: bool) -> None:
-        """Whether nothing else is decided now. Else no plan is begun."""
+        """Say whether nothing else is being decided now. Plans are begun only then."""
         (self._idle.set if idle else self._idle.clear)()
 
     def forget(self, node: str) -> None:
-        """A node answers again, and perhaps remembers nothing."""
+        """A node answers again. It may have lost its stand-by blocks, so it is told again what to keep."""
         self._told.pop(node, None)
         self.look()
 
     def ready(self) -> Ready:
-        """What is ready for a move away from the live epoch, under the rules of now."""
+        """What is ready for a move away from the live epoch, under the present rules."""
         loaded = {(block, node) for node, blocks in self.standby().items() for block in blocks}
         return Ready(tuple(dict.fromkeys(self._lawful())), frozenset(loaded))
 
     def after_loss(self, epoch: int, lost: Sequence[str]) -> tuple[str, ...] | None:
-        """The placement that was planned for the loss of this one node in a live epoch; None if there is none."""
+        """The placement that was planned for the loss of this node in the live epoch; None if there is none."""
         placement = self._plans.lost.get(lost[0]) if len(lost) == 1 and epoch == self._plans.epoch else None
         return placement if placement in self._lawful() else None
 
@@ -99,7 +99,7 @@ class Readiness:
             await self.planner.stop()
 
     def _renew(self) -> None:
-        """Begin anew where the plans are for an epoch that is no longer live, or old."""
+        """Begin anew if the plans are too old, or for an epoch that is no longer live."""
         live, now_s = self._deployment.live, time.monotonic()
         if live is None or (self._plans.epoch == live.epoch and now_s < self._plans.made_s + _KEEP_FOR_S):
             return
@@ -139,7 +139,7 @@ class Readiness:
         return [each for each in self._plans.placements.values() if not rules.violation(each)]
 
     async def _tell(self) -> None:
-        """Have each node keep ready what the plans place there: first what it hosts, then the blocks of each plan."""
+        """Tell each node which blocks to keep ready: first those that it hosts, then those of each plan."""
         live = self._deployment.live
         if live is None:
             return

@@ -100,7 +100,7 @@ class History:
     def moved(self, move: PastMove, settings: Settings) -> History:
         """The history after `move` was deployed. A rollback bars the placement that it left.
 
-        A loop may tell of its move when the other one has moved again already: `last` stays the newest move.
+        A loop may report its move after the other loop has moved again: `last` stays the newest move.
         """
         barred = tuple(bar for bar in self.barred if bar.until_s > move.at_s)
         if move.action == "rollback":

@@ -36,7 +36,7 @@ ABLATIONS = {
 def make_policy(name: str) -> Policy:
     """A policy for one run: of `POLICIES`, of `ABLATIONS`, or `package.module:Name`, called without arguments.
 
-    ConfigError if there is no such policy, or if what is made is none.
+    ConfigError if there is no such policy, or if the name makes something else.
     """
     module, _, attribute = (POLICIES | ABLATIONS).get(name, name).partition(":")
     if not attribute:

@@ -1,4 +1,4 @@
-"""Policies that are `resplit` without one of its parts: what a part is worth is the difference."""
+"""Policies that are `resplit` without one of its parts. The difference shows what the part is worth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class WithoutHysteresis(Orchestrator):
     """Any net gain above 0 is taken at once: no threshold, no cooldown, no trial and no bar."""
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
-        """As `resplit`, with settings and a history that hold nothing back."""
+        """As `resplit`, with settings and a history that never prevent a move."""
         eager = replace(situation.settings, threshold=0.0, uncertainty_weight=0.0, cooldown_s=0.0, trial_s=0.0)
         return super().decide(replace(situation, settings=eager, history=History()), rng)
 
@@ -33,7 +33,7 @@ class WithoutQueueing(Orchestrator):
     """Plans and prices as if requests never waited for one another: the load counts for memory and moves only."""
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
-        """As `resplit`, on nodes of which no request takes a share."""
+        """As `resplit`, for a problem in which requests take no share of a node."""
         posed = situation.problem
         nodes = tuple(replace(node, load_share=NO_LOAD) for node in posed.nodes)
         return super().decide(replace(situation, problem=replace(posed, nodes=nodes)), rng)

@@ -1,4 +1,4 @@
-"""What a policy is asked, and what it answers; and how an answer is priced."""
+"""The interface of policies: what they are asked, what they answer, and how an answer is priced."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Situation:
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy of one run. It may remember what it was asked before; nothing else is kept between two questions.
+    """A policy of one run. It may remember earlier questions; nothing else is kept between two questions.
 
     `asked` are the occasions at which `decide` is called:
 
-    - "tick": now and then, every few seconds;
+    - "tick": every few seconds;
     - "change": as soon as a change of nodes or links is detected;
     - "schedule": at each change of the scenario, with the problem as it truly is then. The answer is known beforehand,
       so the weights are loaded when the change comes.
@@ -84,7 +84,7 @@ def keep(situation: Situation, reason: str) -> Decision:
 
 
 def move(situation: Situation, placement: Placement | None, reason: str) -> Decision:
-    """The decision to have `placement` live, priced. To keep if that is today's placement or None."""
+    """The decision to have `placement` live, priced; the decision to keep if that is today's placement or None."""
     kept = keep(situation, reason)
     if placement is None or placement == situation.problem.current:
         return kept

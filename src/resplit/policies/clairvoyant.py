@@ -13,7 +13,7 @@ __all__ = ["Clairvoyant"]
 
 
 class Clairvoyant:
-    """Takes the best plan of each phase, whatever the move costs. A limit for policies that have to find out first."""
+    """Takes the best plan of each phase, whatever the move costs: a limit for policies that cannot know it."""
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"schedule"})
 

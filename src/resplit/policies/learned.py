@@ -75,7 +75,7 @@ class Learned:
         self.trials: list[Trial] = []
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
-        """Keep, or the best plan; keep without a choice shortly after a move."""
+        """Keep, or the best plan. Shortly after a move it always keeps."""
         last = situation.history.last
         if last is not None and situation.now_s < last.at_s + situation.settings.cooldown_s:
             return keep(situation, f"the last move was {situation.now_s - last.at_s:.0f} s ago")

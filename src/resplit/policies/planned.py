@@ -19,13 +19,13 @@ __all__ = ["Greedy", "LatencyDp", "MemoryShares", "StaticUniform", "Swarm"]
 
 
 class _Planned:
-    """Takes the plan of `solver` if it is another one than today's, at most once in each cooldown."""
+    """Takes the plan of `solver` if it differs from today's placement, at most once in each cooldown."""
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"tick"})
     solver: ClassVar[str]
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
-        """The plan of the planner; keep if it has none, or if the last move was a moment ago."""
+        """The plan of the planner; keep if it has none, or during the cooldown after the last move."""
         last, settings = situation.history.last, situation.settings
         if last is not None and situation.now_s < last.at_s + settings.cooldown_s:
             return keep(situation, f"the last move was {situation.now_s - last.at_s:.0f} s ago")

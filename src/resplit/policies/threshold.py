@@ -1,4 +1,4 @@
-"""The policy `threshold`: plans anew when a node is too busy or too slow several times. It prices no move.
+"""The policy `threshold`: plans anew when a node was too busy or too slow several times. It prices no move.
 
 The rule is that of Sandpiper (Wood et al., "Black-box and gray-box strategies for virtual machine migration", NSDI
 2007): there is a hot spot if a bound was exceeded in k of the last n observations, the last one

@@ -111,11 +111,11 @@ class Control:
         return self._problem
 
     def stop(self) -> None:
-        """Decide no more: the workload has ended."""
+        """Stop deciding: the workload has ended."""
         self._stopped = True
 
     def scheduled(self, problem: Problem) -> None:
-        """A phase of the scenario begins, in which `problem` is true: ask a policy that knows it beforehand."""
+        """A phase of the scenario begins, described by `problem`: ask a policy that knows the scenario."""
         live = self._deployment.live
         if "schedule" in self._policy.asked and live is not None and not self._stopped:
             posed = replace(problem, current=live.placement)
@@ -123,7 +123,7 @@ class Control:
             self._ask(situation, self._loop.settings, 0.0)
 
     def lost(self, node: str) -> None:
-        """A node went down. That is noticed a little later; then the cluster plans without it."""
+        """A node went down. The cluster notices that a little later, and then plans without it."""
         self._agenda.after(self._loop.noticed_s, self._notice, node)
 
     def returned(self, node: str) -> None:
@@ -195,7 +195,7 @@ class Control:
     # --- the fast loop
 
     def _passed(self, done: PassTime) -> None:
-        """Take the times of a pass. One that ran while blocks were loaded says nothing about the time after it."""
+        """Take the times of a pass; ignore passes during which blocks were loaded."""
         if done.at_s - done.total_s <= self._disturbed_until_s:
             return
         self._note(self._estimate.observe(done))
@@ -240,7 +240,7 @@ class Control:
     # --- decide and deploy
 
     def _ask(self, situation: Situation, settings: Settings, took_s: float) -> None:
-        """Ask the policy; what it answers is deployed when planning has taken its time."""
+        """Ask the policy. Its answer is deployed after the time that planning takes."""
         try:
             decision = self._policy.decide(situation, self._rng)
         except ResplitError as error:
@@ -272,7 +272,7 @@ class Control:
             self.decisions[place] = replace(decision, outcome=DecisionOutcome(refused=str(error), plan_s=took_s))
 
     def _recent(self, since_s: float) -> list[SessionRecord]:
-        """The records of the requests that ended since then: those before did not arrive later."""
+        """The records of the requests that ended since then."""
         recent: list[SessionRecord] = []
         for record in reversed(self._gateway.records):
             ended_s = record.token_times_s[-1] if record.token_times_s else record.arrival_s

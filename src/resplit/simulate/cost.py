@@ -1,4 +1,4 @@
-"""The cost model of a simulated cluster: the times that its file declares, as a profile would find them."""
+"""The cost model of a simulated cluster: the times that its file declares, as a profile would measure them."""
 
 from __future__ import annotations
 

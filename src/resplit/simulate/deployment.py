@@ -23,9 +23,9 @@ __all__ = ["Loading", "SimulatedDeployment"]
 
 @dataclass(frozen=True)
 class Loading:
-    """What it takes to load blocks: a rate, or over the link from the gateway if it is None, and a time for each epoch.
+    """How long loading takes: at a rate, or over the gateway's link if the rate is None, plus a time per epoch.
 
-    `commit_s` is the time of the commands that an epoch takes, whatever it moves.
+    `commit_s` is the time of an epoch's commands, whatever it moves.
     """
 
     registry_bytes_per_s: float | None = 1e8
@@ -99,7 +99,7 @@ class SimulatedDeployment:
             self._agenda.at(self._loaded_s(missing) + self._loading.commit_s, commit)
 
     def forget(self, node: str) -> None:
-        """A node went down: it has no blocks any more."""
+        """A node went down: it no longer has any blocks."""
         self._held[node].clear()
 
     def _stage(self, route: SimulatedRoute, missing: Mapping[str, Sequence[int]], commit: Callable[[], None]) -> None:

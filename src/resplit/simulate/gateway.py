@@ -135,7 +135,7 @@ class SimulatedGateway:
         self._send(session, 0, start, tokens, more=False, begun_s=session.begun_s + self._overhead_s)
 
     def _send(self, session: SimulatedSession, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
-        """Send `tokens` positions from `start` on to a stage of the route; behind the last stage, to the gateway."""
+        """Send `tokens` positions from `start` on to a stage of the route; after the last stage, to the gateway."""
         route = session.route
         assert route is not None
         source = self._cluster.source
@@ -205,7 +205,7 @@ class SimulatedGateway:
             self._send(session, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
 
     def _answered(self, session: SimulatedSession, attempt: int, start: int, tokens: int) -> None:
-        """The token of a pass is here."""
+        """The token of a pass has arrived."""
         if session.ended or attempt != session.attempt:
             return
         now_s, route = self._agenda.now_s, session.route
@@ -229,7 +229,7 @@ class SimulatedGateway:
             self._next(session)
 
     def _copy(self, session: SimulatedSession) -> None:
-        """Stand-by nodes get the caches every so many positions."""
+        """Send caches to stand-by nodes every `copy_every` positions."""
         every = self._cluster.limits.copy_every
         if every and session.position - session.replica >= every:
             session.replica = session.position
@@ -295,7 +295,7 @@ class SimulatedGateway:
     def _transfer(
         self, session: SimulatedSession, target: SimulatedRoute, positions: int, background: bool
     ) -> tuple[float, float]:
-        """Send so many positions of the caches that move; returns their bytes, and when they have arrived.
+        """Send this many positions of the caches that move. Returns their bytes, and when they arrive.
 
         The gateway tells the old nodes to send, and is told when that is done: a round trip of messages.
         """

@@ -1,4 +1,4 @@
-"""A machine: a server of batches. Sessions that wait for the same segment share a pass, as on a node of a cluster.
+"""A machine serves batches of passes. Sessions that wait for the same segment share a pass, as on a node of a cluster.
 
 A pass of n sessions takes F + m n seconds, which are sums over the blocks of its segment; background load stretches it.
 Which passes run together is decided by the code of the node (`node/batching.py`).
@@ -20,14 +20,14 @@ __all__ = ["Machine", "Ran", "Visit", "segment_pass"]
 
 @dataclass(eq=False)
 class Visit(Waiting):
-    """A pass of a session at one segment of its route. `done_by` gets each part of it that was computed."""
+    """A pass of a session at one segment of its route. `done_by` is called with each part of it that was computed."""
 
     done_by: Callable[[Visit, Ran], None] = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a visit learns of a batch: `tokens` of its own, and the times and the load of the whole batch."""
+    """What a visit is told about a batch: how many of its own `tokens` it had, and its times and load as a whole."""
 
     tokens: int
     is_last: bool
@@ -40,7 +40,7 @@ class Ran:
 
 @lru_cache(maxsize=4096)
 def _values(tokens: int) -> Activation:
-    """A tensor of so many tokens without content: only its shape matters here."""
+    """A tensor for this many tokens, without content: only its shape matters here."""
     return Activation("int64", (1, tokens), b"")
 
 
@@ -95,7 +95,7 @@ class Machine:
         self.hardware = self.hardware.changed(slowdown, background_utilization)
 
     def fail(self) -> None:
-        """Go down: what waits and what runs is lost."""
+        """Go down: the passes that wait or run are lost."""
         self.alive, self._waiting, self._running = False, [], None
 
     def ended(self, session: str) -> None:
@@ -103,7 +103,7 @@ class Machine:
         self._pace.ended(session)
 
     def _begin(self) -> None:
-        """Take the next batch of those that wait, and compute it."""
+        """Compute the next batch of the waiting passes."""
         now_s, waiting = self._agenda.now_s, self._waiting
         stages = waiting[0].work.stages
         batch = next_batch(

@@ -45,7 +45,7 @@ class SimulatedNetwork:
         self._links: dict[tuple[str, str], _Link] = {}
 
     def due_s(self, one: str, other: str, payload_bytes: float, now_s: float) -> float:
-        """When a message arrives that is sent now, after all earlier ones; infinite if the link is cut for good."""
+        """When a message that is sent now arrives, after all earlier ones; infinite if the link is cut for good."""
         link = self._link(one, other)
         begin_s = max(now_s, link.free_s, link.down_until_s)
         link.free_s = begin_s + payload_bytes / link.bandwidth_bytes_per_s
@@ -54,14 +54,14 @@ class SimulatedNetwork:
         return link.last_due_s
 
     def background_due_s(self, one: str, other: str, payload_bytes: float, now_s: float) -> float:
-        """When so many bytes have arrived that are sent in the background: messages go before them, and do not wait."""
+        """When this many bytes arrive that are sent in the background: messages overtake them, and do not wait."""
         link = self._link(one, other)
         begin_s = max(now_s, link.background_free_s, link.free_s, link.down_until_s)
         link.background_free_s = begin_s + payload_bytes / link.bandwidth_bytes_per_s
         return link.background_free_s + link.latency_s + self._hop_s
 
     def seconds(self, one: str, other: str, payload_bytes: float, now_s: float) -> float:
-        """The one-way time of a probe that is sent now: it waits behind the messages before it, but delays none."""
+        """The one-way time of a probe that is sent now. It waits for earlier messages, but delays none."""
         link = self._link(one, other)
         waits_s = max(0.0, link.free_s - now_s, link.down_until_s - now_s)
         return waits_s + payload_bytes / link.bandwidth_bytes_per_s + link.latency_s + self._hop_s
@@ -91,7 +91,7 @@ class SimulatedNetwork:
         return link
 
     def _retries_s(self, link: _Link) -> float:
-        """The delay until a message is through that is lost with probability `loss` each time it is sent."""
+        """The delay by repetitions of a message that is lost with probability `loss` each time it is sent."""
         if not link.loss:
             return 0.0
         retry_s, total_s = max(_LEAST_RETRY_S, 2 * link.latency_s), 0.0

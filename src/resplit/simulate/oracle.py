@@ -1,6 +1,6 @@
-"""The policy `oracle`: a limit, which no policy that pays for its moves should reach.
+"""The policy `oracle`: a limit that no policy should reach, because its moves cost nothing.
 
-It knows the scenario. At every change it plans freely for what is true from then on, and moves at no cost and at once.
+It knows the scenario. At every change it plans for the true state from then on, and moves at once and at no cost.
 Of its own plan and the placements of all other policies it keeps what the simulator judges best.
 """
 
@@ -75,7 +75,7 @@ def _planned(world: World, phases: Sequence[Phase], work_limit: int | None) -> S
 
 
 def _played(run: RunRecord) -> Script:
-    """What a run had live, and from when on."""
+    """The placements that a run had live, with the times from which on."""
     epochs = zip(run.epochs.time_s, run.epochs.placement, strict=True)
     return tuple((float(time_s), tuple(str(placement).split(","))) for time_s, placement in epochs)
 

@@ -1,4 +1,4 @@
-"""What the machines report of themselves: telemetry, noisy and late, as the probe of a node makes it."""
+"""What the machines report about themselves: telemetry, noisy and late, like that of a node's probe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Noise:
-    """How noisy and late telemetry is: relative deviations of times, that of shares, and seconds until it is known."""
+    """How noisy and late telemetry is: deviations of times (relative) and of shares, and seconds until it is known."""
 
     pass_s: float = 0.02
     link_s: float = 0.05
@@ -37,7 +37,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Report:
-    """The newest about one node: what an estimate takes from it."""
+    """The newest report of one node, as far as an estimate uses it."""
 
     node: str
     reference_s: float
@@ -140,7 +140,7 @@ class Reports:
             self._agenda.after(self._noise.late_s, self.on_report, report)
 
     def _echo(self, name: str, peer: str) -> list[tuple[str, float, float]]:
-        """Probes of two sizes over one link: peer, bytes and seconds. None comes back from a machine that is down."""
+        """Probes of two sizes over one link: peer, bytes and seconds. A machine that is down answers none."""
         if not self._machines[peer].alive:
             return []
         now_s, echoes = self._agenda.now_s, []

@@ -44,7 +44,7 @@ _SAMPLE_S = 1.0  # of the use of nodes
 
 @dataclass(frozen=True)
 class Physics:
-    """What a cluster file does not say: the times of software, loading, and the noise of telemetry.
+    """What a cluster file does not say: the time that software takes, loading, and the noise of telemetry.
 
     `hop_s` is added to each message, `pass_s` to each pass at the gateway, `batch_error` is the relative deviation of
     the time of a batch, and `profile_error` that of the cost model with which a run begins. A node that comes back can
@@ -258,5 +258,5 @@ def _hardware(name: str, cluster: ClusterConfig) -> Hardware:
 
 
 def _noisy(rng: np.random.Generator, deviation: float) -> Callable[[float], float]:
-    """Times that vary by a relative `deviation`."""
+    """A function that varies times at random by a relative `deviation`."""
     return lambda seconds: seconds * math.exp(deviation * rng.standard_normal())

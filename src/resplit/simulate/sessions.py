@@ -64,7 +64,7 @@ class SimulatedPreCopy:
 
 @dataclass(eq=False)
 class SimulatedSession:
-    """A request from its admission to its end. `attempt` grows with each loss: what earlier ones sent is ignored."""
+    """A request from its admission to its end. `attempt` grows with each loss: earlier messages are ignored."""
 
     name: str
     arrival: Arrival
