@@ -1,5 +1,5 @@
 """The command line: `resplit up`, `node`, `serve`, `status`, `drain`, `join`, `trust`, `apply`, `plan`, `simulate`,
-`keys`, `doctor`, `size`.
+`traces`, `keys`, `doctor`, `size`.
 
 Parses arguments and prints. Each command imports its module when it runs, so that `resplit --help` is instant.
 """
@@ -235,6 +235,18 @@ def simulate(
     from resplit.simulate.command import simulate_command
 
     simulate_command(scenario, policy, seed, out, cluster, model, rival or (), traces)
+
+
+@app.command()
+def traces(
+    folder: Annotated[Path, typer.Option(help="Where the trace files are.")] = Path("data/traces"),
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download what is missing from its source.")] = False,
+) -> None:
+    """Say where the public traces of the bundled scenarios come from, and which are here."""
+    from resplit.trace_files import traces_command
+
+    for line in traces_command(folder, fetch):
+        typer.echo(line)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,6 +88,11 @@ class LinksConfig(Strict):
 
     default: LinkShape
     pairs: tuple[LinkConfig, ...] = ()
+
+    @cached_property
+    def of_pairs(self) -> Mapping[frozenset[str], LinkConfig]:
+        """The link of each pair that is named, by its two nodes: the last one, where a pair is named twice."""
+        return {frozenset(pair.between): pair for pair in self.pairs}
 
 
 class ClassConfig(Strict):
@@ -223,8 +229,7 @@ class ClusterConfig(Strict):
         """The emulated link between two nodes, None where links are not emulated or the nodes are the same."""
         if self.links is None or one == other:
             return None
-        named = [pair for pair in self.links.pairs if set(pair.between) == {one, other}]
-        return named[-1] if named else self.links.default
+        return self.links.of_pairs.get(frozenset((one, other)), self.links.default)
 
 
 def load_cluster(path: Path) -> ClusterConfig:

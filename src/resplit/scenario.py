@@ -19,6 +19,7 @@ from resplit.units import BytesPerSecond, Seconds
 from resplit.yaml_files import Strict, known, load_file
 
 __all__ = [
+    "AreaConfig",
     "LinkChange",
     "LoadChange",
     "NodeChange",
@@ -137,6 +138,19 @@ class ChurnTrace(_TraceOptions):
 Trace = Annotated[RequestTrace | BandwidthTrace | RttTrace | BackgroundTrace | ChurnTrace, Field(discriminator="kind")]
 
 
+class AreaConfig(Strict):
+    """The cluster is grown over an area: a copy of one of its nodes at each position, linked by real round trips."""
+
+    positions: Annotated[str, Field(description="CSV with the columns kind, id, latitude, longitude; as `traces.file`")]
+    round_trips: Annotated[str, Field(description="CSV with the columns node_a, node_b, rtt_median_ms")]
+    within: Annotated[Seconds, Field(gt=0, description="only round trips up to this one are those of an area")]
+    sites: Annotated[
+        tuple[str, ...], Field(min_length=1, description="nodes of which, in turn, a copy stands at each edge_server")
+    ]
+    homes: Annotated[tuple[str, ...], Field(description="nodes of which, in turn, a copy stands at users")] = ()
+    most_homes: Annotated[int, Field(ge=0, description="at so many users")] = 0
+
+
 class ScenarioConfig(Strict):
     """A scenario file. The requests of each class arrive at the rate that the cluster file declares until it changes.
 
@@ -150,6 +164,7 @@ class ScenarioConfig(Strict):
     ] = None
     duration: Annotated[Seconds, Field(gt=0)]
     simulated_only: bool = False
+    area: AreaConfig | None = None
     nodes: tuple[NodeChange, ...] = ()
     links: tuple[LinkChange, ...] = ()
     load: tuple[LoadChange, ...] = ()
@@ -164,6 +179,9 @@ class ScenarioConfig(Strict):
             known("load", [change.request_class for change in self.load], classes)
             for trace in self.traces:
                 _trace_fits(trace, nodes, classes)
+            if self.area is not None:
+                known("area.sites", self.area.sites, nodes)
+                known("area.homes", self.area.homes, nodes)
         except ValueError as error:
             raise ConfigError(place, str(error)) from None
         changed = [c.node for c in self.nodes if c.slowdown is not None or c.background_utilization is not None]
@@ -172,8 +190,10 @@ class ScenarioConfig(Strict):
 
     def check_live(self, place: str) -> None:
         """ConfigError if a cluster of processes cannot play this scenario."""
-        if self.simulated_only:
-            raise ConfigError(place, "is only for the simulator, as its simulated_only says: `resplit simulate`")
+        if self.simulated_only or self.area is not None:
+            raise ConfigError(
+                place, "is only for the simulator, as its simulated_only or its area says: `resplit simulate`"
+            )
         for change in self.links:
             for key in ("loss", "up"):
                 if getattr(change, key) is not None:

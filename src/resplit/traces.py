@@ -5,6 +5,7 @@ docs/scenarios.md lists the columns of each kind and where public traces come fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from resplit.scenario import (
     Trace,
 )
 
-__all__ = ["TracedRequest", "traced_requests", "with_traces"]
+__all__ = ["TracedRequest", "read_columns", "traced_requests", "with_traces"]
 
 _COLUMNS = {
     "requests": ("arrival_s", "prompt_tokens", "output_tokens"),
@@ -141,15 +142,22 @@ def _churn(trace: ChurnTrace, folder: Path, duration_s: float) -> list[NodeChang
     ]
 
 
-def _read(trace: Trace, folder: Path) -> pd.DataFrame:
-    path = folder / trace.file
+def read_columns(path: Path, columns: Sequence[str], what: str = "this file") -> pd.DataFrame:
+    """The rows of a trace file, which must have `columns`. DataError says what is missing, and where it is found."""
     try:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; data/traces/README.md says where traces are") from None
-    if missing := [column for column in _COLUMNS[trace.kind] if column not in rows]:
-        raise DataError(f"{path}: has no column {missing[0]!r}; a {trace.kind} trace needs it")
+        raise DataError(
+            f"{path}: cannot be read: {error}; data/traces/README.md says where traces are, "
+            "`resplit traces --fetch` gets them"
+        ) from None
+    if missing := [column for column in columns if column not in rows]:
+        raise DataError(f"{path}: has no column {missing[0]!r}; {what} needs it")
     return rows
+
+
+def _read(trace: Trace, folder: Path) -> pd.DataFrame:
+    return read_columns(folder / trace.file, _COLUMNS[trace.kind], f"a {trace.kind} trace")
 
 
 def _named(rows: pd.DataFrame, column: str, name: str, trace: Trace, folder: Path) -> pd.DataFrame:

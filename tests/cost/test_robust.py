@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resplit.cost.robust import CAPACITY, KNEE, LEAST_SCALE, _fit, _row_scale, _typical, huber_nonnegative
+from resplit.cost.robust import (
+    CAPACITY,
+    KNEE,
+    LEAST_SCALE,
+    _fit,
+    _row_scale,
+    _typical,
+    huber_lines,
+    huber_nonnegative,
+)
 from resplit.errors import DataError
 from resplit.types import FloatArray
 
@@ -126,3 +135,25 @@ def test_the_scale_of_a_column_is_its_mean_over_the_rows_that_have_weight() -> N
     design, target = np.array([[1.0], [1.0], [1e6]]), np.array([2.0, 2.0, 1.0])
     fit = _fit(design, target, np.full(3, 2.0), np.array([1.0, 1.0, 0.0]), np.array([2.02]))
     assert fit.coefficients[0] == pytest.approx(2.0 + 0.02 * 0.05 / 2.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 7, CAPACITY + 30])
+def test_many_lines_at_once_are_those_that_are_fitted_one_by_one(count: int) -> None:
+    rng = np.random.default_rng(count)
+    x = rng.choice([256.0, 4096.0, 65536.0], (40, count))
+    x[:, :2] = 256.0, 65536.0
+    seconds = (0.003 + x / 2e7) * np.exp(0.2 * rng.standard_normal(x.shape))
+    seconds[:5] = 0.01 - x[:5] / 1e7  # slopes that would be negative
+    seconds[5:9, 0] += 0.5  # and messages that hung
+    weights = rng.choice([0.5, 1.0], x.shape)
+    guess = np.tile([0.004, 4e-8], (40, 1))
+    guess[::2] = np.nan
+    lines = huber_lines(x, seconds, weights, guess)
+    assert (lines.coefficients >= 0).all()
+    assert (lines.coefficients == 0).any()
+    for place in range(40):
+        known = None if np.isnan(guess[place, 0]) else guess[place]
+        design = np.column_stack([np.ones(count), x[place]])
+        one = huber_nonnegative(design, seconds[place], weights[place], known)
+        np.testing.assert_allclose(lines.coefficients[place], one.coefficients, rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(lines.errors[place], one.errors, rtol=1e-4, atol=1e-9)

@@ -9,9 +9,12 @@ from typer.testing import CliRunner
 
 from resplit.cli import app
 from resplit.metrics import RunMetrics, summarise
+from resplit.policies import make_policy
 from resplit.records import RunRecord
 from resplit.simulate.command import run_policy
+from resplit.simulate.run import Physics, simulate
 from resplit.simulate.world import World
+from resplit.workload import Arrival
 
 HOME_DAY = Path("data/scenarios/home-day.yaml")
 
@@ -78,3 +81,24 @@ def test_resplit_plans_only_at_ticks_with_news(resplit: tuple[RunRecord, dict[st
     decisions = resplit[0].decisions
     planned = [each for each in decisions if len(each.alternatives) > 1]
     assert 0 < len(planned) < len(decisions)
+
+
+def test_without_kv_transfer_caches_are_computed_again_and_no_token_is_lost(world: World) -> None:
+    cluster, calm = world.cluster, world.scenario.model_copy(update={"nodes": (), "links": (), "load": ()})
+    placements = [(node,) * 16 + ("study",) * 16 for node in ("hub", "study")]
+    arrivals = [Arrival(0.1 * number, "chat", 24, 12) for number in range(4)]
+
+    def run(kv_transfer: bool) -> RunRecord:
+        return simulate(
+            cluster, world.features, calm, arrivals, make_policy("static"), name="scripted", seed=1,
+            physics=Physics(kv_transfer=kv_transfer), script=list(zip((0.0, 0.8), placements, strict=True)),
+        )  # fmt: skip
+
+    sent, again = run(True), run(False)
+    assert (sent.requests.status == 200).all()
+    assert (again.requests.status == 200).all()
+    assert len(again.tokens) == len(sent.tokens) == 4 * 12
+    assert again.epochs.moved_bytes.iloc[-1] == 0 < sent.epochs.moved_bytes.iloc[-1]
+    assert (again.requests.epochs == 2).any()
+    # What is computed again is computed by the nodes of the new placement.
+    assert again.requests.computed_s.sum() > sent.requests.computed_s.sum()

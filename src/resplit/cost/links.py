@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from resplit.cost.robust import huber_nonnegative
+from resplit.cost.robust import huber_lines
 from resplit.types import FloatArray
 
 __all__ = ["LinkModel", "fit_links"]
 
+Pair = tuple[str, str]
 PASSIVE_WEIGHT = 0.5  # of an activation, which may have waited for another message; a probe is sent alone
 SPREAD = 2.0  # least ratio of largest to smallest payload at which latency and bandwidth can be separated
 MIN_S_PER_BYTE = 1e-11  # 100 GB/s: no link is assumed to be faster
@@ -55,7 +56,7 @@ def fit_links(messages: pd.DataFrame, previous: Iterable[LinkModel] = ()) -> tup
     groups = messages.groupby(["node", "peer"], sort=True).indices
     pairs = {(str(pair[0]), str(pair[1])): columns.at(np.asarray(at)) for pair, at in groups.items()}  # type: ignore[index]
     before = {(link.node, link.peer): link for link in previous}
-    full = {pair: _fit_both(pair, rows, before.get(pair)) for pair, rows in pairs.items() if rows.spread >= SPREAD}
+    full = _fit_both({pair: rows for pair, rows in pairs.items() if rows.spread >= SPREAD}, before)
     known = before | full
     narrow = {pair: _fit_latency(pair, rows, known) for pair, rows in pairs.items() if pair not in full}
     return tuple(link for _, link in sorted((known | narrow).items()))
@@ -83,16 +84,30 @@ class _Messages:
         return float(self.payload_bytes.max() / self.payload_bytes.min())
 
 
-def _fit_both(pair: tuple[str, str], rows: _Messages, before: LinkModel | None) -> LinkModel:
-    payload, seconds = rows.payload_bytes, rows.seconds
-    guess = np.array([before.latency_s, before.s_per_byte]) if before else None
-    fit = huber_nonnegative(np.column_stack([np.ones(len(seconds)), payload]), seconds, rows.weights, guess)
-    latency, s_per_byte = (float(value) for value in fit.coefficients)
-    latency_error, s_per_byte_error = (float(value) for value in fit.errors)
-    return LinkModel(*pair, latency, s_per_byte, latency_error, s_per_byte_error, len(seconds))
+def _fit_both(pairs: Mapping[Pair, _Messages], before: Mapping[Pair, LinkModel]) -> dict[Pair, LinkModel]:
+    """Latency and bandwidth of each pair. Pairs with equally many messages are fitted at once."""
+    by_count: dict[int, list[Pair]] = {}
+    for pair, rows in pairs.items():
+        by_count.setdefault(len(rows.seconds), []).append(pair)
+    fitted = {}
+    for count, alike in by_count.items():
+        payload, seconds, weights = (
+            np.stack([getattr(pairs[pair], column) for pair in alike])  # (P, R)
+            for column in ("payload_bytes", "seconds", "weights")
+        )
+        guess = np.array([_coefficients(before.get(pair)) for pair in alike])  # (P, 2)
+        lines = huber_lines(payload, seconds, weights, guess)
+        for pair, coefficients, errors in zip(alike, lines.coefficients.tolist(), lines.errors.tolist(), strict=True):
+            (latency_s, s_per_byte), (latency_error_s, s_per_byte_error) = coefficients, errors
+            fitted[pair] = LinkModel(*pair, latency_s, s_per_byte, latency_error_s, s_per_byte_error, count)
+    return fitted
 
 
-def _fit_latency(pair: tuple[str, str], rows: _Messages, known: dict[tuple[str, str], LinkModel]) -> LinkModel:
+def _coefficients(link: LinkModel | None) -> tuple[float, float]:
+    return (np.nan, np.nan) if link is None else (link.latency_s, link.s_per_byte)
+
+
+def _fit_latency(pair: Pair, rows: _Messages, known: dict[Pair, LinkModel]) -> LinkModel:
     """The latency, with the bandwidth from another model. Without one, latency is the whole time."""
     model = known.get(pair) or known.get(pair[::-1])
     slopes = [model.s_per_byte] if model else [link.s_per_byte for link in known.values()]

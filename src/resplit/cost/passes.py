@@ -98,8 +98,9 @@ def fit_nodes(
     node's speed. With fewer than `FEWEST_ROWS` rows the model is the guess itself.
     """
     fitted: dict[PassKey, PassModel] = {}
+    rows_by_node = {str(node): rows for node, rows in cells.groupby("node", sort=False)}
     for node, reference in reference_s.items():
-        rows = cells[cells["node"] == node]
+        rows = rows_by_node.get(node, cells.iloc[:0])
         own = {key: fit for key, fit in previous.items() if key[0] == node and fit.cells > 0}
         drift = _ratio(rows, own) or reference / previous_reference_s.get(node, reference)
         scale_s = _ratio(rows, {(node, *key[1:]): fit for key, fit in pooled.items()}) or reference
@@ -107,7 +108,7 @@ def fit_nodes(
             for kind in kinds:
                 key = (node, phase, kind)
                 guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, scale_s)
-                mine = rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
+                mine = rows if rows.empty else rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
                 fitted[key] = _fit(mine, guess, guess) if mine["rows"].sum() >= FEWEST_ROWS else guess
     return fitted
 
@@ -143,6 +144,8 @@ def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> Pa
 
 def _ratio(rows: pd.DataFrame, models: PassModels) -> float | None:
     """Median ratio of measured to predicted seconds; None if too few passes can be compared."""
+    if rows.empty:
+        return None
     ratios = rows["seconds"].to_numpy() / predicted_s(rows, models)
     known = np.isfinite(ratios)
     return float(np.median(ratios[known])) if rows["rows"][known].sum() >= FEWEST_ROWS else None

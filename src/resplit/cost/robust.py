@@ -1,6 +1,6 @@
 """Robust non-negative regression: a Huber loss on relative residuals, with coefficients of at least 0.
 
-Pass times and links are both fitted by it.
+Pass times and links are both fitted by it: pass times one by one, the thousands of links of a large cluster at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from resplit.errors import DataError
 from resplit.types import FloatArray
 
-__all__ = ["Fit", "huber_nonnegative"]
+__all__ = ["Fit", "Lines", "huber_lines", "huber_nonnegative"]
 
 KNEE = 0.05  # relative: residuals within 5 % count by their square, larger ones by their absolute value
 CAPACITY = 128  # of more rows, a sample is used
@@ -112,3 +112,76 @@ def _standard_errors(rows: FloatArray, weights: FloatArray, residuals: FloatArra
     information = rows.T @ (weights[:, None] * rows) + np.diag(stiffness)
     errors: FloatArray = sigma * np.sqrt(np.diag(np.linalg.inv(information)))
     return errors
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Many fits of an intercept and a slope: coefficients (P, 2) and their standard errors (P, 2)."""
+
+    coefficients: FloatArray
+    errors: FloatArray
+
+
+def huber_lines(x: FloatArray, target: FloatArray, weights: FloatArray, guess: FloatArray) -> Lines:
+    """`huber_nonnegative` of `target` (P, R) by 1 and `x` (P, R) for each of P problems, all at once.
+
+    `guess` (P, 2) has NaN where there is none.
+    """
+    kept = np.unique(np.linspace(0, x.shape[1] - 1, min(x.shape[1], CAPACITY)).astype(int))
+    x, target, weights = x[:, kept], target[:, kept], weights[:, kept]
+    rows = np.stack([np.ones_like(x), x], axis=2)  # (P, R, 2)
+    size = (rows / rows.mean(axis=1, keepdims=True)).sum(axis=2)  # (P, R)
+    typical = size * np.median(target / size, axis=1, keepdims=True)
+    first = _fit_lines(rows, target, typical, weights, guess)
+    predicted = np.einsum("prf,pf->pr", rows, first.coefficients)
+    return _fit_lines(rows, target, _row_scale(predicted, typical), weights, guess)
+
+
+def _fit_lines(
+    design: FloatArray, target: FloatArray, row_scale: FloatArray, weights: FloatArray, guess: FloatArray
+) -> Lines:
+    """As `_fit`, for each problem."""
+    relative, relative_target = design / row_scale[:, :, None], target / row_scale  # (P, R, 2), (P, R)
+    column_scale = np.einsum("prf,pr->pf", relative, weights) / weights.sum(axis=1, keepdims=True)  # (P, 2)
+    rows = relative / column_scale[:, None, :]
+    stiffness = np.where(np.isnan(guess), NO_GUESS_ROWS, GUESS_ROWS)
+    scaled = _solve_lines(rows, relative_target, weights, np.nan_to_num(guess) * column_scale, stiffness)
+    residuals = np.einsum("prf,pf->pr", rows, scaled) - relative_target
+    sigma = 1.4826 * np.median(np.abs(residuals - np.median(residuals, axis=1, keepdims=True)), axis=1)  # (P,)
+    information = np.einsum("prf,pr,prg->pfg", rows, weights, rows) + stiffness[:, :, None] * np.eye(2)
+    errors = sigma[:, None] * np.sqrt(np.linalg.inv(information)[:, [0, 1], [0, 1]])
+    return Lines(scaled / column_scale, errors / column_scale)
+
+
+def _solve_lines(
+    rows: FloatArray, target: FloatArray, weights: FloatArray, guess: FloatArray, stiffness: FloatArray
+) -> FloatArray:
+    """As `_solve`, for each problem; one that has converged is left alone."""
+    theta, share = np.zeros(guess.shape), np.ones(target.shape)
+    at = np.arange(len(theta))  # the problems that have not converged
+    for _ in range(MOST_ITERATIONS):
+        counted = weights[at] * share[at]
+        gram = np.einsum("prf,pr,prg->pfg", rows[at], counted, rows[at]) + stiffness[at][:, :, None] * np.eye(2)
+        moment = np.einsum("prf,pr,pr->pf", rows[at], counted, target[at]) + stiffness[at] * guess[at]
+        before = theta[at]
+        theta[at] = now = _nonnegative(gram, moment)
+        moved = np.abs(now - before).max(axis=1) > TOLERANCE * np.maximum(1.0, np.abs(now).max(axis=1))
+        at, now = at[moved], now[moved]
+        if not len(at):
+            break
+        residuals = np.einsum("prf,pf->pr", rows[at], now) - target[at]
+        share[at] = KNEE / np.maximum(np.abs(residuals), KNEE)
+    return theta
+
+
+def _nonnegative(gram: FloatArray, moment: FloatArray) -> FloatArray:
+    """The least of theta' gram theta / 2 - moment' theta over theta >= 0, for each problem (P, 2).
+
+    It is where the gradient vanishes, or else on one of the two axes.
+    """
+    free = np.linalg.solve(gram, moment[:, :, None])[:, :, 0]
+    best = np.maximum(moment / gram[:, [0, 1], [0, 1]], 0.0)  # on each axis
+    gain = best * moment / 2  # by which it is better than 0
+    on_first = (gain[:, 0] >= gain[:, 1])[:, None]
+    on_axis = np.where(np.hstack([on_first, ~on_first]), best, 0.0)
+    return np.where((free >= 0).all(axis=1, keepdims=True), free, on_axis)

@@ -29,6 +29,7 @@ POLICIES = {
 ABLATIONS = {
     "resplit-without-fast-loop": "resplit.policies.ablations:WithoutFastLoop",
     "resplit-without-hysteresis": "resplit.policies.ablations:WithoutHysteresis",
+    "resplit-without-kv-transfer": "resplit.policies.ablations:WithoutKvTransfer",
     "resplit-without-queueing": "resplit.policies.ablations:WithoutQueueing",
 }
 

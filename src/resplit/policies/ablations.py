@@ -11,7 +11,7 @@ from resplit.decide import Decision, History
 from resplit.policies.base import Occasion, Situation
 from resplit.policies.orchestrator import Orchestrator
 
-__all__ = ["WithoutFastLoop", "WithoutHysteresis", "WithoutQueueing"]
+__all__ = ["WithoutFastLoop", "WithoutHysteresis", "WithoutKvTransfer", "WithoutQueueing"]
 
 
 class WithoutFastLoop(Orchestrator):
@@ -27,6 +27,10 @@ class WithoutHysteresis(Orchestrator):
         """As `resplit`, with settings and a history that never prevent a move."""
         eager = replace(situation.settings, threshold=0.0, uncertainty_weight=0.0, cooldown_s=0.0, trial_s=0.0)
         return super().decide(replace(situation, settings=eager, history=History()), rng)
+
+
+class WithoutKvTransfer(Orchestrator):
+    """Decides as `resplit`. The simulator lets no caches follow a move under this name: they are computed again."""
 
 
 class WithoutQueueing(Orchestrator):

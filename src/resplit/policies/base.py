@@ -13,9 +13,9 @@ from resplit.decide.orchestrator import nodes_seen
 from resplit.decide.price import price, price_current
 from resplit.decide.state import Placement
 from resplit.estimate import Change
-from resplit.planner import solve
 from resplit.planner.best_effort import under_higher_ceilings
 from resplit.planner.evaluate import evaluate
+from resplit.planner.shortlist import solve_shortlisted
 from resplit.types import Plan, Problem
 
 __all__ = ["Occasion", "Policy", "Situation", "best_placement", "keep", "move", "utilization"]
@@ -99,13 +99,15 @@ def move(situation: Situation, placement: Placement | None, reason: str) -> Deci
 def best_placement(situation: Situation) -> Placement | None:
     """The placement with the least objective, wherever blocks are today; None if there is none.
 
+    In a cluster of many nodes it is the best over a shortlist (`planner/shortlist.py`).
+
     Where no placement keeps the ceilings on utilisation, they rise. Among nearly equal placements the one that moves
     fewer bytes is taken.
     """
     settings = situation.settings
 
     def plan(problem: Problem) -> Plan | None:
-        found = solve(
+        found = solve_shortlisted(
             problem,
             solver=settings.solver,
             time_limit_s=settings.time_limit_s,

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from resplit.decide import Decision, LastPlan, decide, has_news
+from resplit.planner.shortlist import solve_shortlisted
 from resplit.policies.base import Occasion, Situation, keep
 
 __all__ = ["Orchestrator"]
@@ -38,6 +39,7 @@ class Orchestrator:
             uncertainty=situation.uncertainty,
             measured=measured,
             ready=situation.ready,
+            solve=solve_shortlisted,
         )
         self._last = LastPlan(now_s, problem, decision)
         return decision

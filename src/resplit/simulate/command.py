@@ -17,10 +17,12 @@ from resplit.metrics import energy_j_per_request, summarise
 from resplit.policies import POLICIES, make_policy
 from resplit.records import RunRecord
 from resplit.simulate.oracle import ORACLE, oracle
-from resplit.simulate.run import simulate
+from resplit.simulate.run import Physics, simulate
 from resplit.simulate.world import World
 
 __all__ = ["described", "run_oracle", "run_policy", "simulate_command"]
+
+WITHOUT_KV_TRANSFER = "resplit-without-kv-transfer"  # an ablation of what a cluster does, not of what is decided
 
 
 def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[str, Any]]:
@@ -40,6 +42,7 @@ def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[st
         name=policy,
         seed=seed,
         loop=world.loop(),
+        physics=Physics(kv_transfer=policy != WITHOUT_KV_TRANSFER),
     )
     return record, described(world, record, time.perf_counter() - begun_s)
 

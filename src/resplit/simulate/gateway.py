@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from resplit.config import ClusterConfig
 from resplit.gateway.sessions.journal import Journal
@@ -21,7 +22,9 @@ from resplit.simulate.sessions import SimulatedPreCopy, SimulatedRoute, Simulate
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
 
-__all__ = ["SimulatedGateway"]
+__all__ = ["Caches", "SimulatedGateway"]
+
+Caches = Literal["sent", "free", "recomputed"]
 
 # As in the session of the real gateway: the switch sends at most so many positions, unless that would not get fewer.
 _PATCH_POSITIONS = 2
@@ -31,7 +34,8 @@ _OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
 class SimulatedGateway:
     """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass.
 
-    With `free_moves`, caches that follow a move are there at once.
+    Caches that follow a move are `sent`, are there at once (`free`), or are computed again from the tokens
+    (`recomputed`).
 
     `on_pass` gets the times of each pass, `on_settled` is called as sessions leave epochs.
     """
@@ -43,7 +47,7 @@ class SimulatedGateway:
         network: SimulatedNetwork,
         agenda: Agenda,
         overhead_s: float = 0.0,
-        free_moves: bool = False,
+        caches: Caches = "sent",
     ) -> None:
         self.on_pass: Callable[[PassTime], None] | None = None
         self.on_settled: Callable[[], None] = lambda: None
@@ -55,7 +59,7 @@ class SimulatedGateway:
         self._network = network
         self._agenda = agenda
         self._overhead_s = overhead_s
-        self._free_moves = free_moves
+        self._caches = caches
         self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
         self._sessions: dict[str, SimulatedSession] = {}
@@ -127,8 +131,8 @@ class SimulatedGateway:
             self._begin(session)
 
     def _begin(self, session: SimulatedSession) -> None:
-        """Begin the pass of the prompt, or of the last token."""
-        self._pass(session, session.position, 1 if session.position else session.arrival.prompt_tokens)
+        """Begin the pass of the last token; without any cache, that of the prompt and of the tokens made so far."""
+        self._pass(session, session.position, 1 if session.position else session.arrival.prompt_tokens + session.made)
 
     def _pass(self, session: SimulatedSession, start: int, tokens: int) -> None:
         session.begin_pass(self._agenda.now_s)
@@ -263,8 +267,9 @@ class SimulatedGateway:
         if session.precopy is None:
             if session.route is live:
                 return True
-            if session.position == 0 or self._free_moves:  # nothing has to be sent
+            if session.position == 0 or self._caches != "sent":  # nothing has to be sent
                 session.enter(live)
+                self._recompute(session)
                 self.on_settled()
                 return True
             session.precopy = self._precopy(session, live, 0, 0.0)
@@ -281,6 +286,12 @@ class SimulatedGateway:
         self.on_settled()
         self._agenda.at(until_s, self._go_on, session, session.attempt)
         return False
+
+    def _recompute(self, session: SimulatedSession) -> None:
+        """Where caches do not follow a move, the next pass computes all positions again, on the new route."""
+        if self._caches == "recomputed" and session.position and session.route is not None:
+            session.moves.append(SessionMove(session.route.epoch, 0.0, 0, replayed=True))
+            session.position = session.replica = 0
 
     def _go_on(self, session: SimulatedSession, attempt: int) -> None:
         if not session.ended and attempt == session.attempt:
@@ -331,6 +342,10 @@ class SimulatedGateway:
         begun_s = until_s = self._agenda.now_s
         for session in self._sessions.values():
             if session.route is None:
+                continue
+            if self._caches == "recomputed":
+                session.enter(target)
+                self._recompute(session)
                 continue
             sent, done_s = self._transfer(session, target, session.position, background=False)
             session.enter(target)

@@ -29,7 +29,7 @@ from resplit.simulate.agenda import Agenda
 from resplit.simulate.control import Control, Loop
 from resplit.simulate.cost import declared_cost_model
 from resplit.simulate.deployment import Loading, SimulatedDeployment
-from resplit.simulate.gateway import SimulatedGateway
+from resplit.simulate.gateway import Caches, SimulatedGateway
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.reports import Noise, Reports
@@ -48,7 +48,7 @@ class Physics:
 
     `hop_s` is added to each message, `pass_s` to each pass at the gateway, `batch_error` is the relative deviation of
     the time of a batch, and `profile_error` that of the cost model with which a run begins. A node that comes back can
-    be used `start_s` later.
+    be used `start_s` later. With `kv_transfer`, the caches of sessions follow a move; else they are computed again.
     """
 
     hop_s: float = 0.001
@@ -56,6 +56,7 @@ class Physics:
     batch_error: float = 0.01
     profile_error: float = 0.01
     start_s: float = 2.0
+    kv_transfer: bool = True
     loading: Loading = field(default_factory=Loading)
     noise: Noise = field(default_factory=Noise)
 
@@ -117,7 +118,8 @@ class _Run:
             node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
             for node in cluster.nodes
         }
-        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s, free_moves)
+        caches: Caches = "free" if free_moves else "sent" if physics.kv_transfer else "recomputed"
+        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s, caches)
         rules = PlacementRules(cluster, features)
         self._deployment = SimulatedDeployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
         decides = bool(policy.asked & {"tick", "change"})

@@ -11,6 +11,7 @@ from resplit.decide import Settings
 from resplit.errors import ConfigError
 from resplit.model import DEFAULT_MODEL
 from resplit.scenario import ScenarioConfig, cluster_of, load_scenario
+from resplit.simulate.area import grown
 from resplit.simulate.control import Loop
 from resplit.simulate.models import load_model
 from resplit.traces import traced_requests, with_traces
@@ -21,6 +22,10 @@ __all__ = ["World"]
 
 _MODELS = Path("data/models")
 _WORK_LIMIT = 2000  # solver steps of each plan, so that the same run gives the same plans
+_WORK_LIMIT_OF_MANY = (
+    300  # the same for clusters of hundreds of nodes, whose proofs of optimality would take most steps
+)
+_MANY = 64  # nodes
 _SHORT_S = 600.0  # shorter scenarios compress a day into minutes
 
 
@@ -47,12 +52,12 @@ class World:
         scenario = load_scenario(scenario_file)
         cluster = load_cluster(cluster_file or cluster_of(scenario_file))
         scenario.check_against(cluster, str(scenario_file))
+        if traces is not None:
+            scenario = _moved(scenario, traces.resolve())
+        if scenario.area is not None:
+            cluster = grown(cluster, scenario.area, scenario_file.parent)
         named = Path(os.path.normpath(scenario_file.parent / scenario.model)) if scenario.model else None
         features = load_model(model_file or named or _model_file(cluster), cluster.private_layers)
-        if traces is not None:
-            files = {each.file: str(traces.resolve() / Path(each.file).name) for each in scenario.traces}
-            moved = tuple(each.model_copy(update={"file": files[each.file]}) for each in scenario.traces)
-            scenario = scenario.model_copy(update={"traces": moved})
         return cls(cluster, features, with_traces(scenario, scenario_file.parent))
 
     def arrivals(self, seed: int) -> list[Arrival]:
@@ -60,14 +65,28 @@ class World:
         return schedule_arrivals(self.cluster, self.scenario, seed, traced_requests(self.scenario, Path()))
 
     def loop(self) -> Loop:
-        """The control loop that suits the length of the scenario."""
+        """The control loop that suits the length of the scenario and the size of the cluster."""
+        work_limit = _WORK_LIMIT if len(self.cluster.nodes) <= _MANY else _WORK_LIMIT_OF_MANY
         if self.scenario.duration <= _SHORT_S:
             return Loop(
-                Settings(horizon_s=60.0, cooldown_s=6.0, trial_s=30.0, work_limit=_WORK_LIMIT),
+                Settings(horizon_s=60.0, cooldown_s=6.0, trial_s=30.0, work_limit=work_limit),
                 period_s=2.0,
                 window_s=4.0,
             )
-        return Loop(Settings(horizon_s=300.0, work_limit=_WORK_LIMIT), period_s=20.0, window_s=20.0, fit_s=100.0)
+        return Loop(Settings(horizon_s=300.0, work_limit=work_limit), period_s=20.0, window_s=20.0, fit_s=100.0)
+
+
+def _moved(scenario: ScenarioConfig, folder: Path) -> ScenarioConfig:
+    """The scenario with the trace files of the same names in `folder`."""
+
+    def there(file: str) -> str:
+        return str(folder / Path(file).name)
+
+    traces = tuple(each.model_copy(update={"file": there(each.file)}) for each in scenario.traces)
+    area = scenario.area
+    if area is not None:
+        area = area.model_copy(update={"positions": there(area.positions), "round_trips": there(area.round_trips)})
+    return scenario.model_copy(update={"traces": traces, "area": area})
 
 
 def _model_file(cluster: ClusterConfig) -> Path:
