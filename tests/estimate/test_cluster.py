@@ -144,12 +144,31 @@ def test_a_report_of_a_node_that_computes_says_nothing_new(estimate: ClusterEsti
     assert estimate.observe_report("far", 100.0, 0.9, 2.1) == []
 
 
-def test_a_batch_that_mixes_decode_steps_and_a_prompt_is_passed_over(estimate: ClusterEstimate) -> None:
-    mixed = [
-        replace(done, segments=tuple(replace(each, prefill_tokens=8) for each in done.segments))
-        for done in (a_pass(2.0 + index * 0.1, {"far": 9.0}) for index in range(5))
-    ]
-    assert [estimate.observe(done) for done in mixed] == [[]] * 5
+def mixed_pass(at_s: float, factor: float, parts: float = 1.0) -> PassTime:
+    """A pass in batches of a decode step and a prompt, which take `parts` times one of them; "far" times a factor."""
+    done = a_pass(at_s, {"far": parts * factor, "near": parts})
+    return replace(done, segments=tuple(replace(each, prefill_tokens=8) for each in done.segments))
+
+
+@pytest.mark.parametrize("parts", [1.0, 1.5, 2.0])
+def test_a_batch_that_mixes_decode_steps_and_a_prompt_takes_as_long_as_one_or_as_both(
+    estimate: ClusterEstimate, parts: float
+) -> None:
+    assert [estimate.observe(mixed_pass(2.0 + index * 0.1, 1.0, parts)) for index in range(20)] == [[]] * 20
+    assert estimate.estimates(4.0).nodes["far"].factor == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_node_that_slows_down_is_noticed_although_all_its_batches_mix_decode_steps_and_prompts(
+    estimate: ClusterEstimate,
+) -> None:
+    assert estimate.observe(mixed_pass(2.0, 6.0)) == []
+    (change,) = estimate.observe(mixed_pass(2.2, 6.0))
+    assert (change.subject, change.what) == ("far", "time")
+    assert 3.0 <= change.after <= 6.0
+    assert [estimate.observe(mixed_pass(2.4 + index * 0.2, 6.0)) for index in range(5)] == [[]] * 5
+    steps = [estimate.observe(a_pass(4.0 + index * 0.2, {"far": 6.0})) for index in range(8)]
+    assert estimate.estimates(6.0).nodes["far"].factor == pytest.approx(6.0, rel=0.05)
+    assert len([each for found in steps for each in found]) <= 1  # what it is exactly is not known before
 
 
 def test_without_a_model_nothing_is_detected_and_passes_are_kept_for_one() -> None:

@@ -121,7 +121,9 @@ class ClusterEstimate:
         self._expected = ExpectedTimes(model, self._features)
         self.links.set_model(model)
         for name, node in self._nodes.items():
-            logs = [log for log in (self._log_factor(name, *each) for each in node.passes) if log is not None]
+            bounds = [each for each in (self._log_factors(name, *each) for each in node.passes) if each is not None]
+            exact = [least for least, most in bounds if least == most]
+            logs = exact or [(least + most) / 2 for least, most in bounds]
             node.speed.restart(float(np.median(logs)) if logs else self._log_reference(name) or 0.0)
 
     def observe(self, done: PassTime) -> list[Change]:
@@ -134,11 +136,14 @@ class ClusterEstimate:
             node.computed_s = done.at_s
             changes += self._observe_background(segment.node, segment.background_utilization, done.at_s)
             node.passes.append((segment, float(done.start)))
-            halves = [self._log_factor(half.node, half, float(done.start)) for half in segment.halves()]
-            known = [log_factor for log_factor in halves if log_factor is not None]
-            if known:
+            halves = [self._log_factors(half.node, half, float(done.start)) for half in segment.halves()]
+            if known := [bounds for bounds in halves if bounds is not None]:
+                mean = node.speed.mean
+                nearest = [min(max(mean, least), most) for least, most in known]
+                if any(least < mean < most for least, most in known):
+                    continue  # as it was, or anything else within these bounds
                 # What delays the node for a moment delays one half: the other one says more.
-                log_factor = min(known, key=lambda each: abs(each - node.speed.mean))
+                log_factor = min(nearest, key=lambda each: abs(each - mean))
                 hiccup = _HICCUP_S / max(segment.node_s / len(halves), 1e-6)
                 changes += self._observe_speed(segment.node, log_factor, done.at_s, hiccup)
         return changes
@@ -176,10 +181,13 @@ class ClusterEstimate:
         nodes = {name: _estimate(node, at_s) for name, node in self._nodes.items()}
         return Estimates(nodes, self.links.estimates(at_s))
 
-    def _log_factor(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
-        """The logarithm of measured over expected time; None where the model says nothing about such a batch."""
+    def _log_factors(self, node: str, segment: SegmentTime, context_tokens: float) -> tuple[float, float] | None:
+        """The logarithm of measured over expected time, the least and the most; None where neither is known."""
         expected_s = self._expected.batch_s(node, segment, context_tokens) if self._expected else None
-        return log_ratio(segment.node_s, expected_s)
+        if expected_s is None:
+            return None
+        least, most = (log_ratio(segment.node_s, seconds) for seconds in reversed(expected_s))
+        return None if least is None or most is None else (least, most)
 
     def _log_reference(self, node: str) -> float | None:
         known_s = self._expected.reference_s(node) if self._expected else None

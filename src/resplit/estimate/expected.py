@@ -16,6 +16,7 @@ __all__ = ["ExpectedTimes"]
 
 _CONTEXT_STEP = 32  # tokens; batches with contexts in the same step are expected to take the same time
 _Key = tuple[str, int, int, int, int, int]
+_Bounds = tuple[float, float]
 
 
 class ExpectedTimes:
@@ -24,13 +25,14 @@ class ExpectedTimes:
     def __init__(self, model: CostModel, features: Sequence[BlockFeatures]) -> None:
         self._model = model
         self._features = features
-        self._known: dict[_Key, float | None] = {}
+        self._known: dict[_Key, _Bounds | None] = {}
 
-    def batch_s(self, node: str, segment: SegmentTime, context_tokens: float) -> float | None:
-        """Seconds of the batch without background load, after `context_tokens` cached ones.
+    def batch_s(self, node: str, segment: SegmentTime, context_tokens: float) -> tuple[float, float] | None:
+        """The least and the most seconds of the batch without background load, after `context_tokens` cached ones.
 
-        None for a node or a kind of block that the model does not know, and for a batch that mixes decode steps with a
-        prompt: the model has no such passes.
+        They are equal, but for a batch that mixes decode steps with a prompt. The model has no such passes. They take
+        as long as both one after the other, or less by what a pass takes for all its tokens together. None for a node
+        or a kind of block that the model does not know.
         """
         step = int(context_tokens) // _CONTEXT_STEP
         key = (node, segment.first, segment.last, segment.decodes, segment.prefill_tokens, step)
@@ -43,11 +45,26 @@ class ExpectedTimes:
         known_s = self._model.reference_s.get(node, math.nan)
         return known_s if known_s > 0 else None
 
-    def _batch_s(self, segment: SegmentTime, node: str, context_tokens: float) -> float | None:
+    def _batch_s(self, segment: SegmentTime, node: str, context_tokens: float) -> _Bounds | None:
         decodes, prefill = segment.decodes, segment.prefill_tokens
-        if bool(decodes) == bool(prefill) or segment.last >= len(self._features):
+        parts_s = [
+            self._part_s(segment, node, phase, tokens, context)
+            for phase, tokens, context in (("decode", decodes, context_tokens), ("prefill", prefill, 0.0))
+            if tokens
+        ]
+        known_s = [seconds for seconds in parts_s if seconds is not None]
+        if not known_s or len(known_s) < len(parts_s):
             return None
-        phase: Phase = "decode" if decodes else "prefill"
+        most_s = sum(known_s)
+        shared_s = self._part_s(segment, node, "decode", 0, 0.0) or 0.0 if len(known_s) > 1 else 0.0
+        return max(most_s - shared_s, *known_s), most_s
+
+    def _part_s(
+        self, segment: SegmentTime, node: str, phase: Phase, tokens: int, context_tokens: float
+    ) -> float | None:
+        """Seconds of the decode steps or of the prompt of a batch; without any tokens, what all of them share."""
+        if segment.last >= len(self._features):
+            return None
         counts: dict[tuple[object, ...], tuple[BlockFeatures, int]] = {}
         for feature in self._features[segment.first : segment.last + 1]:
             shape = (feature.kind, feature.flops_per_token, feature.flops_per_context_token, feature.weight_bytes)
@@ -57,7 +74,6 @@ class ExpectedTimes:
             fit = self._model.find(node, phase, feature.kind)
             if fit is None:
                 return None
-            context = context_tokens if decodes else 0.0
-            row = design(feature, decodes or prefill, context, decodes or 1)
+            row = design(feature, tokens, context_tokens, max(1, tokens) if phase == "decode" else 1)
             total_s += count * float((row @ np.array(fit.coefficients))[0])
         return total_s if total_s > 0 else None
