@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from resplit.errors import CapacityError
+from resplit.errors import CapacityError, ModelError
 from resplit.model.activation import Activation
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
@@ -146,3 +149,82 @@ def test_a_cache_takes_room_as_it_is_used_in_steps(engine: Engine[Any]) -> None:
     memory.ensure_caches("s", 2, 2, 2 * CAPACITY, 100)
     with pytest.raises(CapacityError, match="the cache of session s needs"):
         memory.ensure_caches("s", 2, 2, 2 * CAPACITY + 1, 100)
+
+
+class LoadingStandby:
+    """Block 3 as a stand-by block whose load lasts until `end`. `limit` layers fit."""
+
+    def __init__(self, engine: Engine[Any], model: StoredModel, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memory = Memory(engine, limit * layer_bytes(engine), 0)
+        self._begun, self._go_on, load = threading.Event(), threading.Event(), engine.load
+
+        def slow(block: int, content: bytes) -> None:
+            self._begun.set()
+            assert self._go_on.wait(60)
+            load(block, content)
+
+        monkeypatch.setattr(engine, "load", slow)
+        self._pool = ThreadPoolExecutor(2)
+        self._standing = self._pool.submit(self.memory.stand_by, 3, model.content("layer.2"), lambda: True)
+        assert self._begun.wait(60)
+
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        """Do something while the block is being loaded; TimeoutError if that waits for the load."""
+        doing = self._pool.submit(work)
+        try:
+            doing.result(30)
+        finally:
+            if not doing.done():
+                self._go_on.set()
+
+    def end(self) -> bool:
+        """Whether the block stands by once its load has ended."""
+        self._go_on.set()
+        return self._standing.result(60)
+
+
+@pytest.fixture
+def loading(
+    engine: Engine[Any], stored_model: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], LoadingStandby]:
+    return lambda limit: LoadingStandby(engine, stored_model, limit, monkeypatch)
+
+
+def test_what_needs_the_room_of_a_stand_by_block_does_not_wait_for_its_load(
+    engine: Engine[Any], loading: Callable[[int], LoadingStandby]
+) -> None:
+    standby = loading(2)
+    capacity = int(layer_bytes(engine) / engine.features[2].kv_bytes_per_token) // CAPACITY * CAPACITY
+    standby.meanwhile(lambda: standby.memory.ensure_caches("s", 2, 2, capacity, capacity))
+    cache = Activation("float32", (2, 2, capacity, 16), bytes(2 * 2 * capacity * 16 * 4))
+    engine.import_cache("s", 2, 0, capacity, cache)
+    assert not standby.end()
+    assert (engine.blocks, standby.memory.standby) == ((2,), ())
+
+
+def test_a_block_that_must_not_stand_by_any_more_is_gone_once_its_load_has_ended(
+    engine: Engine[Any], loading: Callable[[int], LoadingStandby]
+) -> None:
+    standby = loading(9)
+    standby.meanwhile(lambda: standby.memory.keep_standby(()))
+    assert not standby.end()
+    assert (engine.blocks, standby.memory.standby) == ((2,), ())
+
+
+@pytest.mark.parametrize("dropped_before", [False, True])
+def test_a_block_that_an_epoch_claims_during_its_load_is_hosted(
+    engine: Engine[Any], loading: Callable[[int], LoadingStandby], dropped_before: bool
+) -> None:
+    standby = loading(9)
+    if dropped_before:
+        standby.meanwhile(lambda: standby.memory.keep_standby(()))
+    standby.meanwhile(lambda: standby.memory.claim([3]))
+    assert standby.end()
+    assert (standby.memory.hosted, standby.memory.standby) == ((2, 3), ())
+
+
+def test_a_block_that_cannot_be_loaded_does_not_stand_by(engine: Engine[Any], stored_model: StoredModel) -> None:
+    memory = Memory(engine, 9 * layer_bytes(engine), 0)
+    with pytest.raises(ModelError):
+        memory.stand_by(3, stored_model.content("head"), lambda: True)
+    assert (engine.blocks, memory.standby, memory._standby) == ((2,), (), [])

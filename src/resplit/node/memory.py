@@ -35,8 +35,10 @@ class Memory:
         self._engine = engine
         self._limit_bytes = limit_bytes
         self._kv_tokens = kv_tokens
-        self._standby: list[int] = []  # the most wanted first
-        self._changing = threading.Lock()  # held while blocks become stand-by blocks, or cease to be
+        self._standby: list[int] = []  # the most wanted first, with one that is being loaded
+        self._loading: int | None = None  # the stand-by block that is being loaded
+        self._unloading: int | None = None  # the same one if it is unloaded again as soon as it is loaded
+        self._changing = threading.Lock()  # held while blocks become stand-by blocks, or cease to be; never for long
 
     @property
     def standby(self) -> tuple[int, ...]:
@@ -46,12 +48,14 @@ class Memory:
     @property
     def hosted(self) -> tuple[int, ...]:
         """The loaded blocks without stand-by blocks."""
-        return tuple(block for block in self._engine.blocks if block not in self._standby)
+        return tuple(block for block in self._engine.blocks if self._is_hosted(block))
 
     def claim(self, blocks: Collection[int]) -> None:
         """Those of `blocks` that are stand-by blocks are hosted from now on."""
         with self._changing:
             self._standby = [block for block in self._standby if block not in blocks]
+            if self._unloading in blocks:
+                self._unloading = None
 
     def retire(self, block: int) -> None:
         """A hosted block becomes the least wanted stand-by block."""
@@ -59,27 +63,40 @@ class Memory:
             self._standby.append(block)
 
     def stand_by(self, block: int, content: bytes, allowed: Callable[[], bool]) -> bool:
-        """Load a stand-by block, the least wanted one, if there is room and it is still `allowed`."""
+        """Load a stand-by block, the least wanted one, if there is room and it is still `allowed`.
+
+        Returns whether it stands by. It does not if its room was needed meanwhile: nobody waits for the load.
+        """
         with self._changing:
             size_bytes = self._engine.features[block].weight_bytes
             if block in self._engine.blocks or size_bytes > self._free_bytes or not allowed():
                 return False
             self._standby.append(block)  # first: no other thread may take it for a block that is hosted
-            try:
-                self._engine.load(block, content)
-            except BaseException:
-                self._standby.remove(block)
-                raise
-            if self._free_bytes < 0:  # a cache was made meanwhile
+            self._loading = block
+        try:
+            self._engine.load(block, content)
+        finally:
+            stands_by = self._end_loading(block)
+        return stands_by
+
+    def _end_loading(self, block: int) -> bool:
+        """The load of a stand-by block has ended. Returns whether the block is kept."""
+        with self._changing:
+            gone = self._unloading == block or block not in self._engine.blocks
+            self._loading = self._unloading = None
+            if gone:
+                self._standby = [each for each in self._standby if each != block]
+                self._engine.unload(block)
+            while self._standby and self._free_bytes < 0:  # caches were made meanwhile
                 self._evict_last()
-            return True
+            return block in self._engine.blocks
 
     def keep_standby(self, wanted: Sequence[int]) -> None:
         """Free the stand-by blocks that are not `wanted`, and take the order of the others from there."""
         with self._changing:
             for block in set(self._standby).difference(wanted):
                 self._standby.remove(block)
-                self._engine.unload(block)
+                self._free(block)
             self._standby.sort(key=list(wanted).index)
 
     def has_room_for(self, block: int) -> bool:
@@ -112,7 +129,10 @@ class Memory:
             self._ensure_replica(session, block, end, capacity)
 
     def _hosts(self, block: int) -> bool:
-        return block in self.expected or (block in self._engine.blocks and block not in self._standby)
+        return block in self.expected or (block in self._engine.blocks and self._is_hosted(block))
+
+    def _is_hosted(self, loaded: int) -> bool:
+        return loaded not in self._standby and loaded != self._unloading
 
     def _ensure_replica(self, session: str, block: int, end: int, capacity: int) -> None:
         """A replica takes neither reserved room nor the room of another replica."""
@@ -158,4 +178,11 @@ class Memory:
                 self._evict_last()
 
     def _evict_last(self) -> None:
-        self._engine.unload(self._standby.pop())
+        self._free(self._standby.pop())
+
+    def _free(self, block: int) -> None:
+        """Unload a block that stood by, at once or when its load has ended."""
+        if block == self._loading:
+            self._unloading = block
+        else:
+            self._engine.unload(block)
