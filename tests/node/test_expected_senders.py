@@ -18,14 +18,15 @@ from grpclib.exceptions import GRPCError
 from resplit.control.controller import Controller
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
-from resplit.security.identity import CONTROLLER
+from resplit.node import server
+from resplit.security.identity import CONTROLLER, STEPS
 from resplit.wire.node_pb2 import PermitRequest, Step, Token, TokensRequest, TransferRequest
 from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
 from tests.support.controllers import running_controller
 from tests.support.forgeries import forged_parts, forged_steps, forged_tokens
-from tests.support.hostile import HostileClient, HostileNode
+from tests.support.hostile import HostileClient, HostileNode, framed
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import PROMPT, A, B, C, generate, generation_request, three_node_config
 
@@ -209,3 +210,32 @@ async def test_only_the_controller_gives_permits_and_asks_for_caches(
     with pytest.raises(GRPCError) as refusal:
         await liar.call(A, call, message)  # type: ignore[arg-type]
     assert refusal.value.status is Status.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("epoch", [1, 99], ids=["live", "unknown"])
+async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_few_answers(
+    nodes: InProcessCluster,
+    controller: Controller,
+    liar: HostileClient,
+    monkeypatch: pytest.MonkeyPatch,
+    unsplit_model: torch.nn.Module,
+    epoch: int,
+) -> None:
+    monkeypatch.setattr(server, "_REFUSED_AT_ONCE", 5)
+    monkeypatch.setattr(server, "_REFUSED_PER_S", 1e-3)
+    await deploy(controller, WITHOUT_C)
+    answers, on_token = list[str](), nodes.router.on_token
+
+    def record(node: str, token: Token) -> bool:
+        answers.append(token.session)
+        return on_token(node, token)
+
+    nodes.router.on_token = record
+    flood = framed(Step(session="flood", epoch=epoch, gateway=CONTROLLER, acknowledge=True)) * 500
+    await liar.raw(A, flood, waits_s=0.3, protocol=STEPS)
+    await liar.raw(A, flood, waits_s=0.3, protocol=STEPS)
+    expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
+    assert await generate(nodes.sessions, generation_request(NEW_TOKENS)) == expected
+    refused = (await nodes.state(A)).refusals
+    assert sum(refused.values()) == 7, "five at once, then one more on each stream"
+    assert answers.count("flood") == (7 if epoch == 99 else 0)

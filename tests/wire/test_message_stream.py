@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError, DataError
-from resplit.wire import message_limits
+from resplit.wire import message_limits, message_stream
 from resplit.wire.message_limits import Arriving
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_pb2 import Ack, Step
@@ -27,6 +27,7 @@ class Transport:
         self.member = member
         self.written: list[bytes] = []
         self.aborted = False
+        self.reading = True
 
     def get_extra_info(self, name: str) -> Any:
         assert name == "peercert"
@@ -41,9 +42,11 @@ class Transport:
     def is_closing(self) -> bool:
         return self.aborted
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.reading = False
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        self.reading = True
 
 
 class Stream:
@@ -68,6 +71,12 @@ class Stream:
             self.end.data_received(piece)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - the stream goes on in the next turns of the event loop
+            await asyncio.sleep(0)
+
+
 def step(name: str, size: int = 0) -> Step:
     found = Step(session=name)
     found.values.data = bytes(size)
@@ -86,6 +95,7 @@ def test_messages_arrive_whole_and_in_order_however_they_are_cut(sizes: list[int
         for cut in [*cuts, len(content)]:
             await stream.receive(content[first : first + cut])
             first += cut
+        await until(lambda: len(stream.taken) >= len(sent))
         assert stream.taken == sent
         stream.end.connection_lost(None)
         await stream.serving
@@ -168,3 +178,44 @@ async def test_sending_ends_with_the_connection() -> None:
     stream.end.connection_lost(ConnectionResetError())
     await sending
     assert stream.transport.written == []
+
+
+async def test_many_messages_are_taken_in_several_turns_and_nothing_is_read_meanwhile() -> None:
+    stream, count = Stream(), 10 * message_stream._TAKEN_PER_TURN
+    await stream.receive(b"".join(framed(step(str(number))) for number in range(count)))
+    assert 0 < len(stream.taken) < count
+    assert not stream.transport.reading
+    await until(lambda: stream.transport.reading)
+    assert [each.session for each in stream.taken] == [str(number) for number in range(count)]
+
+
+async def test_a_stream_that_rests_takes_and_reads_nothing() -> None:
+    def rest(message: Step) -> None:
+        stream.taken.append(message)
+        stream.end.rest(3600.0 if message.session == "first" else 0.0)
+
+    stream = Stream(take=rest)
+    await stream.receive(framed(step("first")) + framed(step("second")))
+    await stream.receive(framed(step("third")))
+    assert [each.session for each in stream.taken] == ["first"]
+    assert not stream.transport.reading
+    stream.end.rest(0.0)
+    await until(lambda: stream.transport.reading)
+    assert [each.session for each in stream.taken] == ["first", "second", "third"]
+
+
+async def test_a_stream_that_rests_ends_with_its_connection() -> None:
+    stream = Stream()
+    await stream.receive(b"")
+    stream.end.rest(3600.0)
+    stream.end.connection_lost(None)
+    await stream.serving
+    assert stream.end._next_turn is None or stream.end._next_turn.cancelled()
+
+
+async def test_a_large_message_of_small_fields_ends_the_stream_before_it_is_parsed() -> None:
+    stream = Stream()
+    await stream.receive(framed(b"\x82\x01\x00" * 100_000))
+    with pytest.raises(DataError, match="beta sent 300000 bytes that are no message"):
+        await stream.serving
+    assert stream.transport.aborted

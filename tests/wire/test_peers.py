@@ -18,7 +18,7 @@ from grpclib.server import Server, Stream
 
 from resplit.cluster.local import free_ports
 from resplit.config import ClusterConfig
-from resplit.errors import CommandRefusedError, NodeLostError, PeerFaultError
+from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, PeerFaultError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.node import probe
@@ -174,6 +174,57 @@ async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_la
     assert crossing.peer == "far"
     assert watched.lost.empty()
     await watched.peer.disconnect()
+
+
+@pytest.mark.parametrize(("limit", "most", "sent"), [("_MOST_STEPS", 3, step), ("_MOST_BYTES", 96_000, large_step)])
+async def test_what_a_peer_leaves_unacknowledged_is_bounded(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, sent: Callable[[], Step]
+) -> None:
+    monkeypatch.setattr(step_stream, limit, most)
+    link = Link(Shape(3600.0, 1e9))
+    watched = Watched(nodes, link=link)
+    for _ in range(3):
+        watched.peer.send(sent())
+    with pytest.raises(CapacityError, match="far has not acknowledged 3 steps"):
+        watched.peer.send(sent())
+    await watched.peer.disconnect()
+
+
+async def test_a_single_step_may_be_as_large_as_a_message(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_stream, "_MOST_BYTES", 1000)
+    watched = Watched(nodes)
+    watched.peer.send(large_step())
+    assert (await asyncio.wait_for(watched.crossings.get(), 30)).payload_bytes == 32_000
+    watched.peer.send(large_step())  # what is acknowledged does not count
+    await asyncio.wait_for(watched.crossings.get(), 30)
+    await watched.peer.disconnect()
+
+
+async def test_a_stream_whose_peer_never_acknowledges_breaks_and_its_steps_are_handed_back(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_stream, "_ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(step_stream, "_ACKNOWLEDGED_WITHIN_S", 0.0)
+    (port,), arrived, held = free_ports(1), asyncio.Event(), list[asyncio.StreamWriter]()
+
+    async def read_and_say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        await reader.read(1)
+        arrived.set()
+
+    context = Member.load(nodes.folder / "keys" / "far").server_context()
+    silent = await asyncio.start_server(read_and_say_nothing, "127.0.0.1", port, ssl=context)
+    watched = Watched(nodes, Address("127.0.0.1", port))
+    watched.peer.send(step("one"))
+    await asyncio.wait_for(arrived.wait(), 30)
+    watched.peer.send(step("two"))
+    _, lost = await asyncio.wait_for(watched.lost.get(), 30)
+    assert [each.session for each in lost] == ["one", "two"]
+    silent.close()
+    for writer in held:
+        writer.transport.abort()
 
 
 async def test_the_gateway_notices_that_a_node_dies_and_returns(nodes: InProcessCluster) -> None:

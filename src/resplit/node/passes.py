@@ -42,15 +42,20 @@ class Passes:
     def accept(self, sender: str, step: Step) -> None:
         """Run a step's segment and send the result on, in the background.
 
-        CommandRefusedError if the route of the step's epoch does not lead from `sender` here. This has no answer: it
-        would end the pass of the member that may send the step.
+        CommandRefusedError for an epoch that is not served here, which the gateway is told; or if the epoch's route
+        does not lead from `sender` here. This has no answer: it would end the pass of the member that may send the
+        step.
         """
         if step.HasField("permit"):
             self._take_permit(sender, step)
             if not step.HasField("values"):
                 return
-        route = self._hosting.routes.get(step.epoch)
-        if route is not None and route.sender_to(self._name, step.segment) != sender:
+        try:
+            route = self._route(step)
+        except CommandRefusedError as error:
+            self._answer(step, error=error)
+            raise
+        if route.sender_to(self._name, step.segment) != sender:
             reason = f"{sender} may not send steps of segment {step.segment} of epoch {step.epoch} to {self._name}"
             raise CommandRefusedError("unexpected", reason)
         task = asyncio.create_task(self._serve(sender, step))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -57,11 +57,15 @@ from resplit.wire.node_pb2 import (
     TransferReply,
     TransferRequest,
 )
+from resplit.wire.patience import Patience
 from resplit.wire.peers import CLOCK, EPOCH, NONCE
 from resplit.wire.permits import Permit
 from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
+# So many steps of one member may be refused at once, and in each second. A member with more is read more slowly: an
+# honest one has some when an epoch or a session ends, and those of a flood would hold up the steps of others.
+_REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
 _TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
@@ -73,6 +77,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._agent = agent
         self._verifier = verifier
         self._refusals: Counter[str] = Counter()
+        self._patience = defaultdict[str, Patience](lambda: Patience(_REFUSED_AT_ONCE, _REFUSED_PER_S))
         self.arriving = Arriving()
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -85,21 +90,23 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         acks: Sender[Ack] = Sender(link, stream.send)
         acknowledging = asyncio.create_task(acks.run())
         try:
-            await stream.each(lambda step: self._take(step, stream.member, acks))
+            await stream.each(lambda step: self._take(step, stream, acks))
         except ResplitError as error:
             self._count(error)
         finally:
             acknowledging.cancel()
 
-    def _take(self, step: Step, sender: str, acks: Sender[Ack]) -> None:
+    def _take(self, step: Step, stream: MessageStream[Step], acks: Sender[Ack]) -> None:
         if not _are_short(step.session, step.gateway):
-            raise DataError(f"{sender} sent a step with {_TOO_LONG}")
+            raise DataError(f"{stream.member} sent a step with {_TOO_LONG}")
         if step.acknowledge:
             acks.put(Ack(number=step.number), 0)
         try:
-            self._agent.passes.accept(sender, step)
+            self._agent.passes.accept(stream.member, step)
         except CommandRefusedError as error:
             self._count(error)
+            if wait_s := self._patience[stream.member].note(time.monotonic()):
+                stream.rest(wait_s)
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send this process's hello to the calling gateway, then tokens until it disconnects."""

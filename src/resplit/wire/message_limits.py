@@ -21,13 +21,14 @@ from grpclib.server import Stream
 
 from resplit.errors import CapacityError
 from resplit.security.identity import certificate_name
+from resplit.wire.plain_messages import ensure_plain
 
 # The hidden states of a whole prompt are one message: 4096 tokens of width 16384 in fp32.
 MAX_MESSAGE_BYTES = 256 * 2**20
 # Messages up to this size arrive without a look at what else arrives from their sender.
 _SMALL_BYTES = 64 * 1024
-# The longest answer, a report, has less than a tenth of this.
-MAX_ANSWER_BYTES = 16 * 2**20
+# The longest answer, a report, has less than half of this.
+MAX_ANSWER_BYTES = 4 * 2**20
 # Enough for two lost packets of TCP's handshake, which are repeated after 1 s and 3 s, and for the handshake of TLS.
 CONNECT_WITHIN_S = 4.0
 
@@ -91,10 +92,10 @@ class Arriving:
 
 def limited(mapping: dict[str, Handler], arriving: Arriving) -> dict[str, Handler]:
     """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one."""
-    return {path: handler._replace(func=_limited(handler.func, arriving)) for path, handler in mapping.items()}
+    return {path: handler._replace(func=_limited(handler, arriving)) for path, handler in mapping.items()}
 
 
-def _limited(handle: Any, arriving: Arriving) -> Any:
+def _limited(handler: Handler, arriving: Arriving) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
         sender = certificate_name(stream.peer.cert())
@@ -113,12 +114,14 @@ def _limited(handle: Any, arriving: Arriving) -> Any:
                 raise _malformed() from None
             if in_message and len(content) != size:  # the stream ended between a message's length and the message
                 raise _malformed()
+            if in_message:
+                ensure_plain(handler.request_type, content)
             in_message = not in_message
             return content
 
         incoming.recv_data = receive_bounded
         try:
-            await handle(stream)
+            await handler.func(stream)
         except StreamTerminatedError:  # nobody waits for an answer; a log of the error would keep what had arrived
             pass
         except (DecodeError, NotImplementedError):  # malformed, or compressed

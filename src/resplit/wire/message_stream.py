@@ -17,9 +17,11 @@ from google.protobuf.message import DecodeError, Message
 from resplit.errors import CapacityError, DataError
 from resplit.security.identity import certificate_name
 from resplit.wire.message_limits import Arriving
+from resplit.wire.plain_messages import ensure_plain
 
-# A write of more bytes at once would hold up the event loop.
+# A write of more bytes at once, or more messages taken at once, would hold up the event loop.
 _WRITE_BYTES = 256 * 1024
+_TAKEN_PER_TURN = 64
 _LENGTH = struct.Struct(">I")
 
 
@@ -48,6 +50,7 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         arriving: Arriving | None = None,
         on_ended: Callable[[MessageStream[Incoming]], None] = lambda stream: None,
     ) -> None:
+        self._kind = kind
         self._parse = cast(_Parsed, kind).FromString
         self._most_bytes = most_bytes
         self._arriving = arriving or Arriving()
@@ -56,6 +59,7 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._received = bytearray()
         self._size: int | None = None  # of the message that arrives, once its length has
         self._room = contextlib.ExitStack()  # for that message
+        self._next_turn: asyncio.TimerHandle | None = None  # in which more messages are taken
         self._writable = asyncio.Event()
         self._writable.set()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,6 +85,13 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
                 return
             self.transport.write(content[first : first + _WRITE_BYTES] if len(content) > _WRITE_BYTES else content)
 
+    def rest(self, seconds: float) -> None:
+        """Take and read nothing more for so long."""
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+        self.transport.pause_reading()
+        self._next_turn = asyncio.get_running_loop().call_later(seconds, self._go_on)
+
     def abort(self) -> None:
         """End the connection at once."""
         self.transport.abort()
@@ -92,16 +103,12 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self.member = certificate_name(transport.get_extra_info("peercert"))
 
     def data_received(self, data: bytes) -> None:
-        """Take the messages that are complete."""
+        """Take the messages that are complete. If they are many, others have their turn in between."""
         if self._end.done():
             return
         self._received += data
-        try:
-            while (message := self._next()) is not None:
-                self._take(message)
-        except Exception as error:
-            self._finish(error)
-            self.abort()
+        if self._next_turn is None:
+            self._take_some()
 
     def pause_writing(self) -> None:
         """The other side takes no more for now."""
@@ -116,6 +123,28 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._writable.set()
         self._finish(None)
         self._on_ended(self)
+
+    def _take_some(self) -> None:
+        try:
+            for _ in range(_TAKEN_PER_TURN):
+                if (message := self._next()) is None:
+                    return
+                self._take(message)
+                if self._next_turn is not None:  # `take` has it rest
+                    return
+        except Exception as error:
+            self._finish(error)
+            self.abort()
+        else:
+            self.rest(0.0)
+
+    def _go_on(self) -> None:
+        self._next_turn = None
+        if self._end.done():
+            return
+        self._take_some()
+        if self._next_turn is None:
+            self.transport.resume_reading()
 
     def _next(self) -> Incoming | None:
         """The next message that has arrived; None if it is not complete."""
@@ -136,11 +165,14 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         self._size = None
         self._room.close()
         try:
+            ensure_plain(self._kind, content)
             return cast(Incoming, self._parse(content))
         except DecodeError:
             raise DataError(f"{self.member} sent {len(content)} bytes that are no message of this stream") from None
 
     def _finish(self, error: Exception | None) -> None:
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         self._room.close()
         self._received.clear()
         if self._end.done():

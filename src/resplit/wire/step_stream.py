@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from resplit.errors import CapacityError
 from resplit.process.cancellation import cancel_and_wait
 from resplit.wire import message_limits
 from resplit.wire.addresses import Address
@@ -29,6 +30,11 @@ _log = structlog.get_logger(__name__)
 _ASK_EVERY_S = 0.05
 _LARGE_BYTES = 16 * 1024
 _MOST_ACK_BYTES = 64
+# A peer may leave so much unacknowledged, waiting here or sent. The oldest step for which an acknowledgement was asked
+# waits so long at most: over the slowest usual link, the largest steps take less.
+_MOST_STEPS = 4096
+_MOST_BYTES = message_limits.MAX_MESSAGE_BYTES
+_ACKNOWLEDGED_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,49 +65,69 @@ class StepStream:
         self._on_crossing = on_crossing
         self._on_lost = on_lost
         self._pending: deque[tuple[float, Step]] = deque()  # sent and not yet acknowledged, the oldest first
+        self._pending_bytes = 0  # of their values
         self._number = 0
         self._asked_s = -math.inf  # when an acknowledgement was asked for last
         self._sender: Sender[Step] | None = None
-        self._stream: MessageStream[Ack]
+        self._stream: MessageStream[Ack] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def send(self, step: Step) -> None:
         """Queue a step. If the stream breaks before an acknowledgement, it is passed to `on_lost`; it may have arrived.
 
-        CapacityError if too many steps already wait for the peer.
+        CapacityError if too many steps already wait for the peer, or too large ones. A stream whose peer acknowledges
+        nothing any more is broken.
         """
         if self._sender is None or self._task is None or self._task.done():
             self._sender = Sender(self._link, self._send)
             self._task = asyncio.create_task(self._run(self._sender), name=f"steps to {self._peer}")
         now_s, size = time.monotonic(), len(step.values.data)
+        self._ensure_room(now_s, size)
         self._number += 1
         step.number = self._number
         step.acknowledge = size >= _LARGE_BYTES or now_s - self._asked_s >= _ASK_EVERY_S
         if step.acknowledge:
             self._asked_s = now_s
+            self._end_if_overdue(now_s)
         self._sender.put(step, size)
         self._pending.append((now_s, step))
+        self._pending_bytes += size
 
     async def close(self) -> None:
         """End the stream."""
         if self._task is not None:
             await cancel_and_wait([self._task])
 
+    def _ensure_room(self, now_s: float, size_bytes: int) -> None:
+        """CapacityError if a step of this size is too much beside those that are not acknowledged."""
+        steps = len(self._pending)
+        if steps >= _MOST_STEPS or (steps and self._pending_bytes + size_bytes > _MOST_BYTES):
+            self._end_if_overdue(now_s)
+            raise CapacityError(f"{self._peer} has not acknowledged {steps} steps of {self._pending_bytes} bytes yet")
+
+    def _end_if_overdue(self, now_s: float) -> None:
+        """Break the stream if the peer has not acknowledged in time what it was asked to."""
+        asked_s = next((sent_s for sent_s, step in self._pending if step.acknowledge), now_s)
+        if self._stream is not None and now_s - asked_s > _ACKNOWLEDGED_WITHIN_S:
+            _log.warning("steps are not acknowledged", peer=self._peer, waited_s=round(now_s - asked_s, 1))
+            self._stream.abort()
+
     async def _run(self, sender: Sender[Step]) -> None:
         try:
-            self._stream = await self._connected()
+            self._stream = stream = await self._connected()
             sending = asyncio.create_task(sender.run())
             try:
-                await self._stream.each(self._acknowledge)
+                await stream.each(self._acknowledge)
                 raise ConnectionResetError(f"{self._peer} closed its stream of steps")
             finally:
-                self._stream.abort()
+                stream.abort()
                 await cancel_and_wait([sending])
         except Exception as error:  # also what `on_crossing` raises
             _log.info("a stream of steps broke", peer=self._peer, error=repr(error))
         lost = [step for _, step in self._pending]
         self._pending.clear()
-        self._task, self._asked_s = None, -math.inf
+        self._pending_bytes = 0
+        self._task, self._stream, self._asked_s = None, None, -math.inf
         self._on_lost(self._peer, lost)
 
     async def _connected(self) -> MessageStream[Ack]:
@@ -117,11 +143,13 @@ class StepStream:
         return stream
 
     async def _send(self, steps: list[Step]) -> None:
-        await self._stream.send(steps)
+        if self._stream is not None:
+            await self._stream.send(steps)
 
     def _acknowledge(self, ack: Ack) -> None:
         """Forget all steps up to this one. The peer may repeat itself, or name a step that it never got."""
         while self._pending and self._pending[0][1].number <= ack.number:
             sent_s, step = self._pending.popleft()
+            self._pending_bytes -= len(step.values.data)
             if step.number == ack.number:
                 self._on_crossing(Crossing(self._peer, len(step.values.data), time.monotonic() - sent_s))

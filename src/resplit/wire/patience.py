@@ -1,0 +1,21 @@
+"""How many useless messages of one member are borne: some at once, and a few in each second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Patience:
+    """`most` at once, and `per_s` in the long run (a token bucket). Times are on one monotonic clock, in seconds."""
+
+    most: float
+    per_s: float
+    _noted: float = 0.0  # those that are not forgotten yet
+    _last_s: float = 0.0
+
+    def note(self, now_s: float, weight: float = 1.0) -> float:
+        """Note one useless message, or a large one as several. Returns the seconds until the next one is borne."""
+        self._noted = max(0.0, self._noted - self.per_s * (now_s - self._last_s)) + weight
+        self._last_s = now_s
+        return max(0.0, (self._noted - self.most) / self.per_s)
