@@ -54,7 +54,7 @@ class Controller:
     ) -> None:
         self.log = log
         self.tasks = VitalTasks()
-        commands = NodeCommands(model, member, keyring, peers)
+        commands = NodeCommands(model, member, keyring, peers, gateway.suspects)
         self.member = member
         self.view = ClusterView(cluster, model, addresses, gateway)
         self.planner = ControllerPlanner(self.view, state / "latest_problem.json")

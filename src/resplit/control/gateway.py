@@ -61,7 +61,7 @@ class Gateway(Protocol):
         ...
 
     def suspects(self) -> frozenset[str]:
-        """The nodes that were ever faulty, also those that answer again."""
+        """The nodes that were faulty, also those that answer again, except where it is forgiven."""
         ...
 
     def clocks_ahead_s(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -37,15 +37,23 @@ _MISSED = ("unprepared", "stale")
 class NodeCommands:
     """Builds, signs and sends commands. `epoch` is the epoch for which they are signed.
 
-    A node carries out one command at a time, so each is sent when the one before it has been answered. A node that was
-    faulty gets no more time to load blocks or to measure links than for any other command.
+    A node carries out one command at a time, so each is sent when the one before it has been answered. One of the
+    `suspects`, nodes that were faulty, gets no more time to load blocks or to measure links than for any other command.
     """
 
-    def __init__(self, model: StoredModel, member: Member, keyring: Keyring, peers: Mapping[str, Peer]) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        member: Member,
+        keyring: Keyring,
+        peers: Mapping[str, Peer],
+        suspects: Callable[[], Collection[str]] = frozenset,
+    ) -> None:
         self._model = model
         self._member = member
         self._keyring = keyring
         self._peers = peers
+        self._suspects = suspects
         self._signer = CommandSigner(member)
         self._paces = LoadPaces()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by node
@@ -136,7 +144,7 @@ class NodeCommands:
         async with self._turns[node]:
             if peer.fault_count > faults_before:  # each command that a node does not answer would take as long again
                 raise NodeLostError(f"{node} was found faulty before {command.kind!r} was sent")
-            if peer.fault_count:
+            if node in self._suspects():
                 limit_s = min(limit_s, _OTHERWISE_WITHIN_S)
             if isinstance(command, Prepare | Profile):
                 command = replace(command, within_s=limit_s)

@@ -17,8 +17,9 @@ from resplit.model.source import StoredModel
 from resplit.process.cancellation import until_stopped
 from resplit.wire.node_pb2 import Token
 from resplit.wire.peers import CLOCK, EPOCH, NONCE, Hello, Peer
+from tests.support.hostile import HostileNode
 from tests.support.in_process import deploy, in_process, until
-from tests.support.three_nodes import SPREAD, A, B, C, generation_request, three_node_config
+from tests.support.three_nodes import SPREAD, A, B, C, generate, generation_request, three_node_config
 
 
 async def first_token(sessions: Sessions) -> int:
@@ -104,6 +105,55 @@ async def test_a_faulty_node_is_lost_with_the_reason_and_tried_again_after_a_wai
             assert nodes.sessions.faults() == {}
         assert lost == [C, C]
         assert router.faults[C].wait_s == 0.4
+
+
+@pytest.mark.parametrize(("quiet_s", "suspect", "next_wait_s"), [(0, True, 8.0), (1200, True, 2.0), (1800, False, 1.0)])
+async def test_faults_are_forgiven_one_by_one(
+    stored_model: StoredModel, tmp_path: Path, quiet_s: float, suspect: bool, next_wait_s: float
+) -> None:
+    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
+        router = nodes.router
+        router.faults[C] = router_module.Fault("it was slow", 4.0, time.monotonic() - quiet_s)
+        assert (C in nodes.sessions.suspects()) == suspect
+        nodes.peer(C).fault("it is slow again")
+        assert router.faults[C].wait_s == next_wait_s
+        assert nodes.sessions.suspects() == {C}
+
+
+async def test_a_node_that_sends_many_tokens_of_no_pass_is_faulty_and_one_that_sends_few_is_not(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_module, "_STRAYS_AT_ONCE", 40)
+    monkeypatch.setattr(router_module, "_STRAYS_PER_S", 1e-9)
+    gamma, strays = HostileNode(), [Token(session="s", epoch=1, token_ids=[3])] * 20
+    async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
+        controller = nodes.controller()
+        await deploy(controller, [A, A, B, B, B, B, B, A])
+        await gamma.say(*strays)
+        assert len(await generate(nodes.sessions, generation_request())) == generation_request().max_new_tokens
+        assert nodes.router.faults == {}
+        await gamma.say(*strays, *strays)
+
+        async def faulty() -> bool:
+            return C in nodes.router.faults
+
+        await until(faulty, 30.0)
+        assert nodes.router.faults[C].reason == "it sends many tokens that belong to no pass"
+        assert len(await generate(nodes.sessions, generation_request())) == generation_request().max_new_tokens
+        await controller.stop()
+
+
+async def test_a_large_token_of_no_pass_counts_as_many(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gamma = HostileNode()
+    async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
+        await gamma.say(Token(session="s", epoch=1, token_ids=[3] * 2_000_000))
+
+        async def faulty() -> bool:
+            return C in nodes.router.faults
+
+        await until(faulty, 30.0)
 
 
 @pytest.mark.parametrize(

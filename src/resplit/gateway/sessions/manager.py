@@ -173,8 +173,8 @@ class Sessions:
         return {name: fault.reason for name, fault in router.faults.items() if name not in router.listening}
 
     def suspects(self) -> frozenset[str]:
-        """The nodes that were ever faulty, also those that answer again."""
-        return frozenset(self._context.router.faults)
+        """The nodes that were faulty, also those that answer again, except where it is forgiven."""
+        return self._context.router.suspects()
 
     def set_unavailable(self, reason: str) -> None:
         """Fail requests with `reason`: no placement is possible now."""
@@ -204,9 +204,9 @@ class Sessions:
         """A name that is unique, also among the sessions of earlier processes."""
         return f"{next(self._numbers)}-{time.time_ns():x}"
 
-    def _answered(self, node: str, token: Token) -> None:
-        if session := self._live.get(token.session):
-            session.receive(node, token)
+    def _answered(self, node: str, token: Token) -> bool:
+        session = self._live.get(token.session)
+        return session is not None and session.receive(node, token)
 
     def _node_lost(self, node: str) -> None:
         for session in self._live.values():

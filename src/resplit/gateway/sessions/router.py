@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.patience import Patience
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
@@ -31,6 +33,11 @@ _REPLACED_WITHIN_S = 20.0  # how long a request waits for lost nodes to be repla
 # A faulty node is tried again after the first wait, and after twice the wait at each later fault.
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 300.0
+# For each such time without a fault, a node is trusted to answer as after one fault less.
+_FORGIVEN_AFTER_S = 600.0
+# So many tokens of one node may be of no pass at once, and in each second. An honest node sends some when passes are
+# lost. One of so many bytes more counts as one more.
+_STRAYS_AT_ONCE, _STRAYS_PER_S, _STRAY_BYTES = 5000, 500, 256
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,10 @@ class Fault:
     wait_s: float
     until_s: float
 
+    def remembered_s(self, now_s: float) -> float:
+        """The wait as if the faults that are forgiven by now had not been; below `_FIRST_WAIT_S` if all are."""
+        return float(self.wait_s * 0.5 ** max(0, (now_s - self.until_s) // _FORGIVEN_AFTER_S))
+
 
 @dataclass
 class Router:
@@ -49,7 +60,8 @@ class Router:
     cluster: ClusterConfig
     member: Member
     vocabulary: int = 2**31  # of the model: a token that a node sends is below it
-    on_token: Callable[[str, Token], None] = lambda node, token: None  # `node` by its certificate
+    # `node` by its certificate. Returns whether the token belongs to a pass.
+    on_token: Callable[[str, Token], bool] = lambda node, token: True
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
     on_heard: Callable[[str], None] = lambda node: None
@@ -67,6 +79,7 @@ class Router:
         self._listeners: dict[str, asyncio.Task[None]] = {}
         self._giving_up: dict[str, asyncio.TimerHandle] = {}  # of nodes that were lost a moment ago
         self._changed = asyncio.Event()
+        self._patience = defaultdict[str, Patience](lambda: Patience(_STRAYS_AT_ONCE, _STRAYS_PER_S))
         self._transfers: dict[asyncio.Timeout, frozenset[tuple[int, str]]] = {}  # under way: blocks and their targets
 
     def adopt(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
@@ -222,13 +235,18 @@ class Router:
         now_s, last = time.monotonic(), self.faults.get(name)
         if name not in self.peers or (last and now_s < last.until_s):  # it counts as lost for an earlier fault
             return
-        wait_s = min(2 * last.wait_s, _LONGEST_WAIT_S) if last else _FIRST_WAIT_S
+        wait_s = min(max(_FIRST_WAIT_S, 2 * last.remembered_s(now_s)), _LONGEST_WAIT_S) if last else _FIRST_WAIT_S
         self.faults[name] = Fault(reason, wait_s, now_s + wait_s)
         _log.warning("a node is faulty and counts as lost", node=name, reason=reason, wait_s=wait_s)
         self._listeners[name].cancel()
         self._start_listening(name)
         if name in self.listening:
             self._lose(name)
+
+    def suspects(self) -> frozenset[str]:
+        """The nodes that were faulty, also those that answer again, except where it is forgiven."""
+        now_s = time.monotonic()
+        return frozenset(name for name, last in self.faults.items() if last.remembered_s(now_s) >= _FIRST_WAIT_S)
 
     async def disconnect(self) -> None:
         """Close every connection."""
@@ -258,10 +276,17 @@ class Router:
             with contextlib.suppress(NodeLostError):
                 async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
                     self.on_heard(name)
-                    self.on_token(name, token)
+                    if not self.on_token(name, token):
+                        self._bear(name, token)
             if name in self.listening:
                 self._lose(name)
             await asyncio.sleep(_RECONNECT_S)
+
+    def _bear(self, name: str, token: Token) -> None:
+        """Note a token of no pass. PeerFaultError if they are so many that streams are late because of them."""
+        if self._patience[name].note(time.monotonic(), 1 + token.ByteSize() // _STRAY_BYTES):
+            del self._patience[name]
+            raise self.peers[name].fault("it sends many tokens that belong to no pass")
 
     def _opened(self, name: str) -> None:
         if wrong := wrong_clock(self.peers[name].clock_ahead_s):

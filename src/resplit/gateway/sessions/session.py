@@ -263,10 +263,12 @@ class Session:
             self.spent.add(done)
             self.context.on_pass(done)
 
-    def receive(self, node: str, answer: Token) -> None:
-        """Accept the answer of `node` to the pass under way; ignore what does not belong to it."""
-        if not self.answers.accept(node, answer):
+    def receive(self, node: str, answer: Token) -> bool:
+        """Accept the answer of `node` if it belongs to the pass under way; returns whether it does."""
+        fits = self.answers.accept(node, answer)
+        if not fits:
             _log.info("answer ignored", session=self.name, node=node, epoch=answer.epoch, position=answer.position)
+        return fits
 
     def lose(self, reason: str) -> None:
         """End the current pass, or the next one if none runs, with the loss of the session's caches."""
