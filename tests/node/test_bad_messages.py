@@ -21,7 +21,7 @@ from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
-from resplit.security.identity import CONTROLLER, STEPS
+from resplit.security.identity import CACHES, CONTROLLER, STEPS
 from resplit.types import Sampling
 from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
@@ -162,28 +162,27 @@ async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
     assert (await nodes.state("plain")).sessions == 1
 
 
-async def test_a_session_with_a_very_long_name_is_refused(nodes: InProcessCluster) -> None:
-    with pytest.raises(GRPCError) as refusal:
-        await nodes.peer("plain")._stub.Cache([part("x" * 10_000)])
-    assert refusal.value.status is Status.INVALID_ARGUMENT
+NO_MESSAGES = {
+    "no message": framed(b"\xff\xff"),
+    "a long message": struct.pack(">I", 2**32 - 1) + bytes(9),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+}
+LONG_NAMES = {STEPS: framed(Step(session="x" * 10_000)), CACHES: framed(CachePart(session="x" * 10_000))}
 
 
 @pytest.mark.parametrize(
-    "sent",
-    [
-        framed(Step(session="x" * 10_000)),
-        framed(b"\xff\xff"),
-        struct.pack(">I", 2**32 - 1) + bytes(9),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    ],
-    ids=["a long name", "no message", "a long message", "HTTP/2"],
+    ("protocol", "sent"),
+    [(protocol, sent) for protocol in LONG_NAMES for sent in (LONG_NAMES[protocol], *NO_MESSAGES.values())],
+    ids=[f"{protocol}: {what}" for protocol in LONG_NAMES for what in ("a long name", *NO_MESSAGES)],
 )
-async def test_what_is_no_step_ends_its_own_stream_only(nodes: InProcessCluster, sent: bytes) -> None:
+async def test_what_is_no_message_of_a_stream_ends_this_stream_only(
+    nodes: InProcessCluster, sent: bytes, protocol: str
+) -> None:
     attacker = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
     reader, writer = await asyncio.open_connection(
         nodes.addresses["plain"].host,
         nodes.addresses["plain"].port,
-        ssl=attacker.member.client_context(STEPS),
+        ssl=attacker.member.client_context(protocol),
         server_hostname="plain",
     )
     writer.write(sent)
@@ -203,7 +202,7 @@ async def test_bytes_that_are_not_a_message_end_only_their_own_call(
 ) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
-    for path in ("Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing"):
+    for path in ("Command", "Report", "Echo", "TransferCache", "Close", "Nothing"):
         for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", b"\0\0\0\0\5", huge, no_step):
             await attacker.frame("plain", path, body, waits_s=0.01)
     for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):

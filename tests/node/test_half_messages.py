@@ -49,7 +49,7 @@ class HalfMessages:
         )
         self._h2.initiate_connection()
         for stream in self._left:
-            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Cache")]
+            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Echo")]
             headers += [(":authority", "plain"), ("te", "trailers"), ("content-type", "application/grpc")]
             self._h2.send_headers(stream, headers)
             self._h2.send_data(stream, struct.pack(">?I", False, MESSAGE_BYTES))

@@ -10,7 +10,7 @@ import contextlib
 import random
 import ssl
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from h2.connection import H2Connection
 
 from resplit.node.server import NodeService
 from resplit.process.cancellation import cancel_and_wait
-from resplit.security.identity import CALLS, STEPS, Member, certificate_name
+from resplit.security.identity import CACHES, CALLS, STEPS, Member, certificate_name
 from resplit.wire.addresses import Address
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeStub
@@ -171,23 +171,23 @@ class HostileNode:
         """The messages that came in calls of this name."""
         return [message for name, _, message in self.heard if name == call]
 
-    def serving_steps(self, honest: Honest) -> Honest:
-        """The handler of streams of steps: the lie for `Steps`, or else the honest one."""
+    def serving_stream(self, name: str, honest: Honest) -> Honest:
+        """The handler of streams of `Steps` or `Caches`: the lie for this name, or else the honest one."""
 
-        async def serve(stream: MessageStream[Step]) -> None:
+        async def serve(stream: MessageStream[Any]) -> None:
             each = stream.each
 
-            async def each_recorded(take: Callable[[Step], None]) -> None:
-                def record(step: Step) -> None:
-                    self.heard.append(("Steps", stream.member, step))
-                    take(step)
+            async def each_recorded(take: Callable[[Any], None]) -> None:
+                def record(message: Any) -> None:
+                    self.heard.append((name, stream.member, message))
+                    take(message)
 
                 await each(record)
 
             stream.each = each_recorded  # type: ignore[method-assign]
             self._transports.add(stream.transport)
-            if lie := self.lies.get("Steps"):
-                await lie(_StepsAsCall(stream), honest)
+            if lie := self.lies.get(name):
+                await lie(_StreamAsCall(stream), honest)
                 stream.abort()
             else:
                 await honest(stream)
@@ -235,7 +235,7 @@ class HostileNode:
 
 
 class _LyingService(NodeService):
-    """A node's service. `node` replaces the handler of each call, and that of streams of steps."""
+    """A node's service. `node` replaces the handler of each call, and those of streams."""
 
     def __init__(self, node: HostileNode, *parts: Any) -> None:
         super().__init__(*parts)
@@ -246,26 +246,29 @@ class _LyingService(NodeService):
         return {p: h._replace(func=self._node.serving(p.rpartition("/")[2], h.func)) for p, h in honest.items()}
 
     async def steps(self, stream: MessageStream[Step]) -> None:
-        await self._node.serving_steps(super().steps)(stream)
+        await self._node.serving_stream("Steps", super().steps)(stream)
+
+    async def parts(self, stream: MessageStream[CachePart]) -> None:
+        await self._node.serving_stream("Caches", super().parts)(stream)
 
 
-class _StepsAsCall:
-    """A stream of steps in the form of a call, as lies expect it."""
+class _StreamAsCall:
+    """A stream in the form of a call, as lies expect it."""
 
-    def __init__(self, stream: MessageStream[Step]) -> None:
+    def __init__(self, stream: MessageStream[Any]) -> None:
         self._stream = SimpleNamespace(_transport=stream.transport)
-        self._steps: asyncio.Queue[Step] = asyncio.Queue()
-        self._reading = asyncio.ensure_future(stream.each(self._steps.put_nowait))
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        self._reading = asyncio.ensure_future(stream.each(self._messages.put_nowait))
 
-    async def recv_message(self) -> Step:
-        return await self._steps.get()
+    async def recv_message(self) -> Any:
+        return await self._messages.get()
 
     async def send_message(self, message: Sent) -> None:
         self._stream._transport.write(framed(message))
 
 
 def framed(message: Sent) -> bytes:
-    """A message as a stream of steps carries it."""
+    """A message as a stream carries it."""
     content = message if isinstance(message, bytes) else message.SerializeToString()
     return struct.pack(">I", len(content)) + content
 
@@ -300,30 +303,47 @@ class HostileClient:
 
         ConnectionResetError if the node ends the stream before.
         """
-        address, acks = self._addresses[node], asyncio.Queue[Ack | None]()
-        _, stream = await asyncio.get_running_loop().create_connection(
-            lambda: MessageStream(Ack, 64, on_ended=lambda _: acks.put_nowait(None)),
-            address.host,
-            address.port,
-            ssl=self.member.client_context(STEPS),
-            server_hostname=node,
-        )
-        receiving = asyncio.create_task(stream.each(acks.put_nowait))
-        for step in steps:
-            if isinstance(step, Step):
-                step.acknowledge = True
-            stream.transport.write(framed(step))
-        try:
+        async with self._stream(node, STEPS, Ack) as (stream, acks):
+            for step in steps:
+                if isinstance(step, Step):
+                    step.acknowledge = True
+                stream.transport.write(framed(step))
             for _ in steps:
                 if await acks.get() is None:
                     raise ConnectionResetError(f"{node} ended the stream of steps")
+
+    async def cache(self, node: str, parts: Sequence[CachePart | bytes]) -> CacheReply:
+        """Send parts of caches on one stream, as one transfer, and return the first answer.
+
+        ConnectionResetError if the node ends the stream before.
+        """
+        async with self._stream(node, CACHES, CacheReply) as (stream, replies):
+            for part in (*parts, CachePart(ends=True)):
+                stream.transport.write(framed(part))
+            reply = await replies.get()
+            if reply is None:
+                raise ConnectionResetError(f"{node} ended the stream of caches")
+            return reply
+
+    @contextlib.asynccontextmanager
+    async def _stream(
+        self, node: str, protocol: str, kind: type[Message]
+    ) -> AsyncIterator[tuple[MessageStream[Any], asyncio.Queue[Any]]]:
+        """A new stream to a node, and what it answers; None at its end."""
+        address, answers = self._addresses[node], asyncio.Queue[Any]()
+        _, stream = await asyncio.get_running_loop().create_connection(
+            lambda: MessageStream(kind, 4096, on_ended=lambda _: answers.put_nowait(None)),
+            address.host,
+            address.port,
+            ssl=self.member.client_context(protocol),
+            server_hostname=node,
+        )
+        receiving = asyncio.create_task(stream.each(answers.put_nowait))
+        try:
+            yield stream, answers
         finally:
             stream.abort()
             await cancel_and_wait([receiving])
-
-    async def cache(self, node: str, parts: Sequence[CachePart | bytes]) -> CacheReply:
-        """Send parts of caches on one stream."""
-        return await self.stub(node).Cache(parts)
 
     async def frame(self, node: str, path: str, body: bytes, waits_s: float = 0.1) -> None:
         """Send any bytes as the body of a call, in well-formed HTTP/2 and TLS."""

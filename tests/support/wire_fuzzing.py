@@ -19,7 +19,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import H2Error
 from hypothesis import strategies as st
 
-from resplit.security.identity import CONTROLLER
+from resplit.security.identity import CACHES, CONTROLLER
 from resplit.security.identity import STEPS as STREAM_OF_STEPS
 from resplit.wire.addresses import Address
 from resplit.wire.node_pb2 import (
@@ -38,7 +38,7 @@ from tests.support.fuzzing import send_for
 from tests.support.hostile import HostileClient, exchange
 
 _ANSWER_WITHIN_S = 10.0
-_PATHS = ("Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Close", "Nothing")
+_PATHS = ("Tokens", "Command", "Report", "Echo", "TransferCache", "Close", "Nothing")
 _SIZES = st.sampled_from([0, 1, 2, 4, 16, 63, 64, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1])
 _EPOCHS = st.sampled_from([0, 1, 2, 3, 7, 2**63, 2**64 - 1])
 _DIMENSIONS = st.sampled_from([-(2**63), -4, -1, 0, 1, 2, 3, 4, 16, 64, 300, 2**31, 2**32, 2**62, 2**63 - 1])
@@ -155,7 +155,7 @@ def _calls(name: str, messages: st.SearchStrategy[Message]) -> st.SearchStrategy
 
 PAYLOADS: st.SearchStrategy[Payload] = st.one_of(
     st.lists(STEPS, min_size=1, max_size=4).map(lambda some: Payload("Steps", lambda a, node: a.steps(node, some))),
-    st.lists(PARTS, min_size=1, max_size=4).map(lambda some: Payload("Cache", lambda a, node: a.parts(node, some))),
+    st.lists(PARTS, min_size=1, max_size=4).map(lambda some: Payload("Caches", lambda a, node: a.parts(node, some))),
     *(_calls(name, messages) for name, messages in CALLS.items()),
     st.builds(
         lambda path, body: Payload(f"bytes as {path}", lambda a, node: a.frame(node, path, body)),
@@ -163,7 +163,10 @@ PAYLOADS: st.SearchStrategy[Payload] = st.one_of(
         FRAMES,
     ),
     GARBAGE.map(lambda body: Payload("bytes in TLS", lambda a, node: a.raw(node, body, tls=True))),
-    (GARBAGE | _STREAMS).map(lambda body: Payload("bytes as steps", lambda a, node: a.as_steps(node, body))),
+    (GARBAGE | _STREAMS).map(
+        lambda body: Payload("bytes as steps", lambda a, node: a.as_stream(node, STREAM_OF_STEPS, body))
+    ),
+    (GARBAGE | _STREAMS).map(lambda body: Payload("bytes as caches", lambda a, node: a.as_stream(node, CACHES, body))),
     GARBAGE.map(lambda body: Payload("bytes on the port", lambda a, node: a.raw(node, body, tls=False))),
 )
 
@@ -229,9 +232,9 @@ class Attacker:
             await exchange(self.addresses[node], content, waits_s)
         return "closed"
 
-    async def as_steps(self, node: str, content: bytes) -> str:
-        """Send any bytes on a stream of steps."""
-        await self._me.raw(node, content, protocol=STREAM_OF_STEPS)
+    async def as_stream(self, node: str, protocol: str, content: bytes) -> str:
+        """Send any bytes on a stream of steps or of caches."""
+        await self._me.raw(node, content, protocol=protocol)
         return "closed"
 
     async def disconnect(self) -> None:

@@ -24,7 +24,7 @@ from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
-from resplit.security.identity import CONTROLLER, Member, certificate_name
+from resplit.security.identity import CACHES, CONTROLLER, STEPS, Member, certificate_name
 from resplit.shards.kept import KeptShards
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
@@ -33,7 +33,7 @@ from resplit.wire.addresses import Address
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.listener import Listener
-from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer
+from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer, Streams
 from resplit.wire.message_limits import Arriving, limited, receive_one
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeBase
@@ -67,6 +67,7 @@ _log = structlog.get_logger(__name__)
 # honest one has some when an epoch or a session ends, and those of a flood would hold up the steps of others.
 _REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
+_LONGEST_REFUSAL_CHARS = 500
 _TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
 
@@ -104,9 +105,31 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         try:
             self._agent.passes.accept(stream.member, step)
         except CommandRefusedError as error:
+            self._refuse(error, stream)
+
+    async def parts(self, stream: MessageStream[CachePart]) -> None:
+        """Store parts of caches that another node sends. A transfer is answered at its end, and each refused part."""
+        replies: Sender[CacheReply] = Sender(Link(), stream.send)
+        replying = asyncio.create_task(replies.run())
+        try:
+            await stream.each(lambda part: self._store(part, stream, replies))
+        except ResplitError as error:
             self._count(error)
-            if wait_s := self._patience[stream.member].note(time.monotonic()):
-                stream.rest(wait_s)
+        finally:
+            replying.cancel()
+
+    def _store(self, part: CachePart, stream: MessageStream[CachePart], replies: Sender[CacheReply]) -> None:
+        if not _are_short(part.session):
+            raise DataError(f"{stream.member} sent a part of a cache with {_TOO_LONG}")
+        refused = ""
+        if not part.ends:
+            try:
+                self._agent.caches.take(stream.member, part)
+                return
+            except ResplitError as error:
+                refused = f"{error}"[:_LONGEST_REFUSAL_CHARS]
+                self._refuse(error, stream)
+        replies.put(CacheReply(transfer=part.transfer, error=refused), 0)
 
     async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
         """Send this process's hello to the calling gateway, then tokens until it disconnects."""
@@ -154,20 +177,6 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await (self._agent.connections.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
 
-    async def Cache(self, stream: Stream[CachePart, CacheReply]) -> None:  # noqa: N802
-        """Store parts of caches that another node sends; the answer names the first error."""
-        caller = certificate_name(stream.peer.cert())
-        error = ""
-        async for part in stream:
-            _ensure_short(part.session)
-            try:
-                await self._agent.caches.take(caller, part)
-            except ResplitError as refusal:
-                if not error:
-                    self._count(refusal)
-                error = error or str(refusal)
-        await stream.send_message(CacheReply(error=error))
-
     async def TransferCache(self, stream: Stream[TransferRequest, TransferReply]) -> None:  # noqa: N802
         """Send a session's caches to other nodes."""
         _only_the_controller(stream)
@@ -194,6 +203,12 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         request = await receive_one(stream)
         self._agent.caches.close(list(request.sessions))
         await stream.send_message(CloseReply())
+
+    def _refuse(self, error: ResplitError, stream: MessageStream[Any]) -> None:
+        """Count a refused message. A member many of whose messages are refused is read more slowly."""
+        self._count(error)
+        if wait_s := self._patience[stream.member].note(time.monotonic()):
+            stream.rest(wait_s)
 
     def _count(self, error: ResplitError) -> None:
         reason = wire_word(error)
@@ -229,7 +244,8 @@ async def serve_node(
     agent = Agent(name, cluster, member, KeptShards(Registry(registry_url), kept), unwrap)
     listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
     served = service(agent, signing.CommandVerifier(member))
-    server = MemberServer([served], served.steps, served.arriving, listener)
+    streams = {STEPS: Streams(Step, served.steps), CACHES: Streams(CachePart, served.parts)}
+    server = MemberServer([served], streams, served.arriving, listener)
     await server.listen(member)
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
     tasks = VitalTasks()

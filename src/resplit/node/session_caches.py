@@ -21,7 +21,7 @@ class SessionCaches:
         self._hosting = hosting
         self._connections = connections
 
-    async def take(self, sender: str, part: CachePart) -> None:
+    def take(self, sender: str, part: CachePart) -> None:
         """Store a part of a session's cache of one block.
 
         CommandRefusedError if the session's permit does not name `sender` for this block and attempt, or if the block

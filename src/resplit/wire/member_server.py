@@ -1,6 +1,6 @@
 """A node's server: connections of members are served, and each member may have some of them.
 
-A connection carries calls (gRPC), or a stream of steps.
+A connection carries calls (gRPC), or a stream of messages of one kind.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from google.protobuf.message import Message
 from grpclib.protocol import H2Protocol
 from grpclib.server import Handler, Server
 
-from resplit.security.identity import STEPS, Member, certificate_name
+from resplit.security.identity import Member, certificate_name
 from resplit.wire import message_limits
 from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
 from resplit.wire.message_stream import MessageStream
-from resplit.wire.node_pb2 import Step
 
-# A member needs two connections. Others may be left over from links that broke without a sign.
+# A member needs three connections. Others may be left over from links that broke without a sign.
 PER_MEMBER = 16
 # Connections that may be open before they have proved to be a member's; TLS takes 64 KiB for each.
 STRANGERS = 128
@@ -33,33 +34,41 @@ class _Connection(Protocol):
     member: str
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Streams of messages of type `kind`. `serve` serves each, in a task that ends with its connection."""
+
+    kind: type[Message]
+    serve: Callable[[MessageStream[Any]], Awaitable[None]]
+
+
 class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
     """A server whose listener hears which connections are a member's: those whose TLS handshake is complete.
 
-    `services` serve the calls, and `serve_steps` each stream of steps, in a task that ends with its connection.
+    `services` serve the calls, and `streams` what other connections carry, by the protocol of their TLS handshake.
     `arriving` bounds what each member may leave half sent, over all its connections.
     """
 
     def __init__(
         self,
         services: Collection[Any],
-        serve_steps: Callable[[MessageStream[Step]], Awaitable[None]],
+        streams: Mapping[str, Streams],
         arriving: message_limits.Arriving,
         listener: Listener,
     ) -> None:
         super().__init__(services)
-        self._serve_steps = serve_steps
+        self._served = streams
         self._arriving = arriving
         self._listener = listener
         self._open: defaultdict[str, list[_Connection]] = defaultdict(list)  # by member, the oldest first
-        self._streams: dict[MessageStream[Step], asyncio.Future[None]] = {}  # those that are open, and their tasks
+        self._streams: dict[MessageStream[Any], asyncio.Future[None]] = {}  # those that are open, and their tasks
 
     async def listen(self, member: Member) -> None:
         """Accept connections as this member."""
         await self.start(sock=self._listener, backlog=ACCEPTED_PER_TURN, ssl=member.server_context())
 
     def close(self) -> None:
-        """Stop listening, and end the streams of steps and the calls that are served."""
+        """Stop listening, and end the streams and the calls that are served."""
         for stream in list(self._streams):
             stream.abort()
         super().close()
@@ -70,15 +79,19 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
         self._handlers.discard(protocol.handler)
         return _MemberProtocol(protocol, self._begin_stream, self._begin_calls, self._end_calls)
 
-    def _begin_stream(self, transport: asyncio.Transport) -> None:
-        """Serve a stream of steps over a new connection."""
-        stream = MessageStream(Step, message_limits.MAX_MESSAGE_BYTES, self._arriving, self._end_stream)
+    def _begin_stream(self, transport: asyncio.Transport) -> bool:
+        """Serve the stream that a new connection carries; False if it carries calls."""
+        streams = self._served.get(transport.get_extra_info("ssl_object").selected_alpn_protocol())
+        if streams is None:
+            return False
+        stream = MessageStream(streams.kind, message_limits.MAX_MESSAGE_BYTES, self._arriving, self._end_stream)
         transport.set_protocol(stream)
         stream.connection_made(transport)
-        self._streams[stream] = asyncio.ensure_future(self._serve_steps(stream))
+        self._streams[stream] = asyncio.ensure_future(streams.serve(stream))
         self._connected(stream)
+        return True
 
-    def _end_stream(self, stream: MessageStream[Step]) -> None:
+    def _end_stream(self, stream: MessageStream[Any]) -> None:
         self._streams.pop(stream).cancel()
         self._disconnected(stream)
 
@@ -112,7 +125,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
 class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
     """A copy of `protocol` that reports when its connection to a member is made, and when it is lost.
 
-    A connection that is to carry steps is given to `begin_stream`, and is no concern of this protocol from then on.
+    `begin_stream` takes a connection that carries a stream, and then it is no concern of this protocol any more.
     """
 
     transport: asyncio.Transport
@@ -121,7 +134,7 @@ class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
     def __init__(
         self,
         protocol: H2Protocol,
-        begin_stream: Callable[[asyncio.Transport], None],
+        begin_stream: Callable[[asyncio.Transport], bool],
         on_connected: Callable[[_MemberProtocol], None],
         on_disconnected: Callable[[_MemberProtocol], None],
     ) -> None:
@@ -131,8 +144,7 @@ class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
         self._on_disconnected = on_disconnected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == STEPS:
-            self._begin_stream(cast(asyncio.Transport, transport))
+        if self._begin_stream(cast(asyncio.Transport, transport)):
             return
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, transport)

@@ -1,13 +1,14 @@
 """A stream of protobuf messages over a TLS connection of its own, each after its length (4 bytes, big-endian).
 
-A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md). Calls, which are
-rare, stay with gRPC. Which of the two a connection carries is agreed in its TLS handshake (ALPN).
+A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md), and so does a part of
+a cache. Calls, which are rare, stay with gRPC. What a connection carries is agreed in its TLS handshake (ALPN).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -16,6 +17,8 @@ from google.protobuf.message import DecodeError, Message
 
 from resplit.errors import CapacityError, DataError
 from resplit.security.identity import certificate_name
+from resplit.wire import message_limits
+from resplit.wire.addresses import Address
 from resplit.wire.message_limits import Arriving
 from resplit.wire.plain_messages import ensure_plain
 
@@ -182,3 +185,14 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
         else:
             self._end.set_exception(error)
             self._end.exception()  # retrieved: nobody may wait in `each`
+
+
+async def connected(
+    kind: type[Incoming], most_bytes: int, peer: str, address: Address, context: ssl.SSLContext
+) -> MessageStream[Incoming]:
+    """A new stream to `peer`; OSError if it does not listen, or proves another name."""
+    async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
+        _, stream = await asyncio.get_running_loop().create_connection(
+            lambda: MessageStream(kind, most_bytes), address.host, address.port, ssl=context, server_hostname=peer
+        )
+    return stream

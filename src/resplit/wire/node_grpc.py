@@ -31,10 +31,6 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
-    async def Cache(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.CachePart, resplit.wire.node_pb2.CacheReply]') -> None:
-        pass
-
-    @abc.abstractmethod
     async def TransferCache(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.TransferRequest, resplit.wire.node_pb2.TransferReply]') -> None:
         pass
 
@@ -71,12 +67,6 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 resplit.wire.node_pb2.EchoRequest,
                 resplit.wire.node_pb2.EchoReply,
-            ),
-            '/resplit.wire.Node/Cache': grpclib.const.Handler(
-                self.Cache,
-                grpclib.const.Cardinality.STREAM_UNARY,
-                resplit.wire.node_pb2.CachePart,
-                resplit.wire.node_pb2.CacheReply,
             ),
             '/resplit.wire.Node/TransferCache': grpclib.const.Handler(
                 self.TransferCache,
@@ -125,12 +115,6 @@ class NodeStub:
             '/resplit.wire.Node/Echo',
             resplit.wire.node_pb2.EchoRequest,
             resplit.wire.node_pb2.EchoReply,
-        )
-        self.Cache = grpclib.client.StreamUnaryMethod(
-            channel,
-            '/resplit.wire.Node/Cache',
-            resplit.wire.node_pb2.CachePart,
-            resplit.wire.node_pb2.CacheReply,
         )
         self.TransferCache = grpclib.client.UnaryUnaryMethod(
             channel,

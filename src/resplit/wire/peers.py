@@ -1,4 +1,4 @@
-"""The connection to one node: a channel for calls and a stream of tokens, and a stream of steps, over mutual TLS.
+"""The connections to one node, over mutual TLS: a channel for calls and tokens, a stream of steps, and one of caches.
 
 This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
 """
@@ -18,12 +18,13 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from pydantic import Field, TypeAdapter, ValidationError
 
-from resplit.errors import CapacityError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
-from resplit.security.identity import STEPS, Member
+from resplit.errors import NodeLostError, PeerFaultError, ResplitError, error_from_wire
+from resplit.security.identity import CACHES, STEPS, Member
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire.addresses import Address
+from resplit.wire.cache_stream import CacheStream
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
 from resplit.wire.links import Link, until
@@ -43,9 +44,8 @@ from resplit.wire.node_pb2 import (
 )
 from resplit.wire.permits import Permit
 from resplit.wire.step_stream import Crossing, StepStream
-from resplit.wire.together import send_together
 
-# A larger part of a cache would delay the other streams of the HTTP/2 connection.
+# While a larger part of a cache is read, every stream of the receiver waits.
 CHUNK_BYTES = 256 * 1024
 # A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
 BACKGROUND_BYTES = 64 * 1024
@@ -128,6 +128,7 @@ class Peer:
             lambda crossing: self.on_crossing(crossing),  # the owner may replace both later
             lambda name, steps: self.on_lost(name, steps),
         )
+        self._caches = CacheStream(self.name, self.address, self.member.client_context(CACHES))
 
     @property
     def audience(self) -> str:
@@ -227,15 +228,10 @@ class Peer:
         # All arrival times are computed at once: a batch waits for the bandwidth, not for the arrival of others.
         due_s = [self.link.due_s(_bytes_of(batch)) for batch in batches]
         with self._asking():
-            async with self._stub.Cache.open(timeout=timeout_s) as stream:
-                await stream.send_request()
+            async with asyncio.timeout(timeout_s), self._caches.transfer() as send:
                 for batch, arrives_s in zip(batches, due_s, strict=True):
                     await until(arrives_s)
-                    await send_together(stream, batch)
-                await stream.end()
-                reply = await stream.recv_message()
-        if reply is None or reply.error:
-            raise CapacityError(f"{self.name}: {reply.error if reply else 'no answer after parts of a cache'}")
+                    await send(batch)
         return _bytes_of(parts)
 
     async def cache_in_background(self, parts: Iterable[CachePart]) -> int:
@@ -277,7 +273,7 @@ class Peer:
 
     async def disconnect(self) -> None:
         """End all streams and the channel."""
-        await self._steps.close()
+        await asyncio.gather(self._steps.close(), self._caches.close())
         self._channel.close()
 
     def _hello(self, metadata: Mapping[str, str]) -> Hello:

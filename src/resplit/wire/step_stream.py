@@ -18,10 +18,9 @@ import structlog
 
 from resplit.errors import CapacityError
 from resplit.process.cancellation import cancel_and_wait
-from resplit.wire import message_limits
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Sender
-from resplit.wire.message_stream import MessageStream
+from resplit.wire.message_stream import MessageStream, connected
 from resplit.wire.node_pb2 import Ack, Step
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +113,8 @@ class StepStream:
 
     async def _run(self, sender: Sender[Step]) -> None:
         try:
-            self._stream = stream = await self._connected()
+            stream = await connected(Ack, _MOST_ACK_BYTES, self._peer, self._address, self._context)
+            self._stream = stream
             sending = asyncio.create_task(sender.run())
             try:
                 await stream.each(self._acknowledge)
@@ -129,18 +129,6 @@ class StepStream:
         self._pending_bytes = 0
         self._task, self._stream, self._asked_s = None, None, -math.inf
         self._on_lost(self._peer, lost)
-
-    async def _connected(self) -> MessageStream[Ack]:
-        """Connect to the peer; OSError if it does not listen, or proves another name."""
-        async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
-            _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: MessageStream(Ack, _MOST_ACK_BYTES),
-                self._address.host,
-                self._address.port,
-                ssl=self._context,
-                server_hostname=self._peer,
-            )
-        return stream
 
     async def _send(self, steps: list[Step]) -> None:
         if self._stream is not None:
