@@ -32,8 +32,16 @@ class SharedTime(Strict):
     per_session: Seconds
 
 
+# Of a decode step of one session in a layer or the head: what it would spend once for any number of sessions, because
+# the weights are read once. The real engine's share at 4 bits (docs/performance.md); a table lookup shares nothing.
+_SHARED_PART = {"embed": 0.0, "layer": 0.7, "head": 0.7}
+
+
 class DecodeTimes(Strict):
-    """Declared time of a decode step through a block, by kind of block. One number is a time for each session."""
+    """Declared time of a decode step through a block, by kind of block.
+
+    One number is the step of one session alone. It is divided into the two parts as the real engine's is.
+    """
 
     embed: Seconds | SharedTime
     layer: Seconds | SharedTime
@@ -41,8 +49,11 @@ class DecodeTimes(Strict):
 
     def parts(self) -> dict[str, tuple[float, float]]:
         """The fixed part and the part for each session, in seconds, by kind of block."""
-        times = {kind: getattr(self, kind) for kind in ("embed", "layer", "head")}
-        return {kind: (t.fixed, t.per_session) if isinstance(t, SharedTime) else (0.0, t) for kind, t in times.items()}
+        return {kind: _parts(getattr(self, kind), shared) for kind, shared in _SHARED_PART.items()}
+
+
+def _parts(time: float | SharedTime, shared: float) -> tuple[float, float]:
+    return (time.fixed, time.per_session) if isinstance(time, SharedTime) else (shared * time, (1 - shared) * time)
 
 
 class Emulation(Strict):

@@ -191,13 +191,21 @@ def test_hardware_is_what_the_cluster_file_declares() -> None:
     declared = Hardware.declared(
         Emulation(decode_per_token=times, prefill_per_token=prefill, background_utilization=0.25)
     )
-    assert declared == HARDWARE.changed(None, 0.25)
+    assert declared.prefill_s == HARDWARE.prefill_s
+    assert declared.background_utilization == 0.25
+    assert {kind: declared.node_s(kind) for kind in HARDWARE.session_s} == pytest.approx(HARDWARE.session_s)
 
 
 def test_a_decode_time_may_have_a_part_that_sessions_share() -> None:
-    shared = {"fixed": "6 ms", "per_session": "2 ms"}
-    times = DecodeTimes.model_validate({"embed": "2 ms", "layer": shared, "head": "12 ms"})
+    shared, alone = {"fixed": "6 ms", "per_session": "2 ms"}, {"fixed": "0 ms", "per_session": "12 ms"}
+    times = DecodeTimes.model_validate({"embed": "2 ms", "layer": shared, "head": alone})
     assert times.parts() == {"embed": (0.0, 2e-3), "layer": (6e-3, 2e-3), "head": (0.0, 12e-3)}
+
+
+def test_one_decode_time_is_divided_as_the_real_engine_divides_its_own() -> None:
+    parts = DecodeTimes.model_validate(dict.fromkeys(("embed", "layer", "head"), "10 ms")).parts()
+    assert parts["embed"] == (0.0, 10e-3)  # a lookup: sessions share nothing
+    assert parts["layer"] == parts["head"] == pytest.approx((7e-3, 3e-3))
 
 
 def test_the_error_is_the_median_of_the_absolute_errors_of_passes() -> None:
