@@ -18,6 +18,7 @@ import structlog
 
 from resplit.errors import CapacityError
 from resplit.process.cancellation import cancel_and_wait
+from resplit.wire import message_limits
 from resplit.wire.addresses import Address
 from resplit.wire.links import Link, Sender
 from resplit.wire.message_stream import MessageStream, connected
