@@ -54,7 +54,8 @@ class SegmentTime:
 class PassTime:
     """One pass along a route: `tokens` positions from `start` on, ended at `at_s` (monotonic clock of the gateway).
 
-    Where a prompt ran in several parts, the segments are those of the last part.
+    Where a prompt ran in several parts, the segments are those of the last part. If it `followed` another pass without
+    the gateway, it crossed no link from or to the gateway, and began when the token before it came.
     """
 
     epoch: int
@@ -63,6 +64,7 @@ class PassTime:
     at_s: float
     total_s: float
     segments: tuple[SegmentTime, ...]
+    followed: bool = False
 
     @property
     def waited_s(self) -> float:
@@ -76,7 +78,7 @@ class PassTime:
 
     @property
     def hops_s(self) -> float:
-        """Time between the nodes, and between them and the gateway."""
+        """Time between the nodes, and between them and the gateway unless it followed another pass."""
         return max(0.0, self.total_s - self.waited_s - self.computed_s)
 
 

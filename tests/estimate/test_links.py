@@ -113,3 +113,16 @@ def test_a_pass_whose_time_between_nodes_jumps_names_the_links_of_its_route() ->
     assert passed(21, 0.25) == [("a", "b"), ("b", "c"), ("c", "a")]
     assert [passed(22 + index, 0.03) for index in range(3)] == [[]] * 3
     assert route_hops("a", ("a", "a")) == []
+
+
+def test_passes_that_follow_without_the_gateway_are_compared_with_their_like() -> None:
+    estimate = ClusterEstimate((), "a")
+    segments = tuple(SegmentTime(node, i, i, 0.0, 0.01, 0.0, 1, 0) for i, node in enumerate(("b", "c", "b")))
+
+    def passed(index: int, hops_s: float, followed: bool) -> list[tuple[str, str]]:
+        return estimate.suspects(PassTime(2, 9, 1, 0.1 * index, 0.03 + hops_s, segments, followed))
+
+    # The links from and to the gateway take 0.2 s.
+    assert [passed(index, 0.03 if index % 5 else 0.23, index % 5 > 0) for index in range(40)] == [[]] * 40
+    assert passed(41, 0.4, followed=True) == [("b", "c"), ("c", "b")]
+    assert passed(45, 0.6, followed=False) == [("a", "b"), ("b", "c"), ("c", "b"), ("b", "a")]

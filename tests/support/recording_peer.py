@@ -22,22 +22,42 @@ class RecordingPeer:
     steps: list[Step] = field(default_factory=list)
     permits: list[Permit] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    follows: bool = False  # it begins the passes after a step itself, as far as that is asked
+    followed_until: list[int] = field(default_factory=list)  # each position up to which it was asked to
     times: Iterator[list[SegmentTime]] = field(default_factory=lambda: iter(()))  # of the segments, for each step
 
     def __post_init__(self) -> None:
         self.transferring.set()
+        self._until = 0
 
     def send(self, step: Step) -> None:
         if step.HasField("permit"):
             self.permits.append(Permit.from_wire(step.permit))
-        if not step.HasField("values"):
-            return
-        self.steps.append(step)
-        end = step.start + step.values.shape[1]
+        if step.follow_until or not step.HasField("permit"):
+            self.followed_until.append(step.follow_until)
+        if step.HasField("values"):
+            self.steps.append(step)
+            self._until = step.follow_until
+            self._answer(step, step.start, step.start + step.values.shape[1])
+        elif not step.HasField("permit"):
+            self._until = step.follow_until
+
+    def _answer(self, step: Step, start: int, end: int) -> None:
+        """Answer a pass over these positions, and all that follow it, each in a turn of the event loop."""
         token = Token(session=step.session, attempt=step.attempt, epoch=step.epoch, position=end)
-        token.token_ids.extend((step.start + number) % 100 for number in range(1 + step.drafts))
+        token.token_ids.extend((start + number) % 100 for number in range(1 + step.drafts))
         token.times.extend(next(self.times, []))
-        asyncio.get_running_loop().call_soon(self.on_token, token)
+
+        def give() -> None:
+            is_newest = self.steps[-1] is step
+            token.followed = (
+                self.follows and is_newest and end < self._until and token.token_ids[0] not in step.stop_ids
+            )
+            self.on_token(token)
+            if token.followed:
+                self._answer(step, end, end + 1)
+
+        asyncio.get_running_loop().call_soon(give)
 
     async def transfer_cache(self, request: TransferRequest) -> TransferReply:
         self.requests.append(request)

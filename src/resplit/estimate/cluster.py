@@ -112,7 +112,8 @@ class ClusterEstimate:
         self.links = LinkEstimates()
         self._features = tuple(features)
         self._source = source
-        self._hops: tuple[int, Level] = (0, _hops_level())  # between the nodes of the route of an epoch
+        # Between the nodes of the route of an epoch: of passes with the gateway's hops, and of those that followed.
+        self._hops: tuple[int, tuple[Level, Level]] = (0, (_hops_level(), _hops_level()))
         self._expected: ExpectedTimes | None = None
         self._nodes: defaultdict[str, _SeenNode] = defaultdict(_SeenNode)
 
@@ -153,13 +154,15 @@ class ClusterEstimate:
         if done.start == 0:  # a prompt is forwarded in parts, while others of it are computed
             return []
         if self._hops[0] < done.epoch:
-            self._hops = (done.epoch, _hops_level())
+            self._hops = (done.epoch, (_hops_level(), _hops_level()))
         if done.epoch < self._hops[0]:
             return []
-        level = self._hops[1]
+        level = self._hops[1][done.followed]
         if not level.observe(done.hops_s, done.at_s) and not level.doubted:
             return []
-        return route_hops(self._source, tuple(segment.node for segment in done.segments))
+        nodes = tuple(segment.node for segment in done.segments)
+        # A pass that follows another one begins where that one ended.
+        return route_hops(nodes[-1] if done.followed else self._source, nodes)
 
     def observe_report(self, node: str, reference_s: float, background: float, at_s: float) -> list[Change]:
         """Take a node's report: its time for the reference layer, and the share of it that others use."""

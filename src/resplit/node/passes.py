@@ -1,4 +1,7 @@
-"""The passes that run through a node. Results of steps go to the next node, tokens and errors to the gateway."""
+"""The passes that run through a node. Results of steps go to the next node, tokens and errors to the gateway.
+
+The node of the head also begins the follow-ups that the gateway asked for.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from resplit.model.sampling import Drawn
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
 from resplit.node.executor import BatchTime, PassResult
+from resplit.node.follow_ups import FollowUps
 from resplit.node.hosting import Hosting
 from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER
@@ -38,6 +42,8 @@ class Passes:
         self._hosting = hosting
         self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
+        self._follow_ups = FollowUps()
+        hosting.permits.on_end = self._follow_ups.forget
 
     def accept(self, sender: str, step: Step) -> None:
         """Run a step's segment and send the result on, in the background.
@@ -48,8 +54,9 @@ class Passes:
         """
         if step.HasField("permit"):
             self._take_permit(sender, step)
-            if not step.HasField("values"):
-                return
+        if sender == CONTROLLER and not step.HasField("values"):
+            self._follow_ups.extend(step)
+            return
         try:
             route = self._route(step)
         except CommandRefusedError as error:
@@ -58,6 +65,8 @@ class Passes:
         if route.sender_to(self._name, step.segment) != sender:
             reason = f"{sender} may not send steps of segment {step.segment} of epoch {step.epoch} to {self._name}"
             raise CommandRefusedError("unexpected", reason)
+        if sender == CONTROLLER and not self._hosting.permits.has_ended(step.session):
+            self._follow_ups.ask(step)
         task = asyncio.create_task(self._serve(sender, step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -84,15 +93,24 @@ class Passes:
         await cancel_and_wait(self._tasks)
 
     async def _serve(self, sender: str, step: Step) -> None:
+        """Run a step, and the steps that follow it here: those of one pass after another."""
+        following: Step | None = step
+        while following is not None:
+            following = await self._run(sender, following)
+
+    async def _run(self, sender: str, step: Step) -> Step | None:
+        """Run a step and send the result on; returns the step of a follow-up that this node is to begin now."""
+        following: Step | None = None
         try:
             async for result in self._compute(sender, step):
-                self._forward(step, result)
+                following = self._forward(step, result)
         except ResplitError as error:
             self._answer(step, error=error)
         except Exception as error:
             # Even after a defect the gateway must get an answer, or its request waits until the deadline.
             _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
             self._answer(step, error=error)
+        return following
 
     async def _compute(self, sender: str, step: Step) -> AsyncIterator[PassResult]:
         route, permits = self._route(step), self._hosting.permits
@@ -108,15 +126,20 @@ class Passes:
                 raise
             raise self._stale(step) from error  # the epoch ended and its blocks were dropped during the pass
 
-    def _forward(self, step: Step, result: PassResult) -> None:
-        """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
+    def _forward(self, step: Step, result: PassResult) -> Step | None:
+        """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway.
+
+        Returns the step of a follow-up that this node is to begin now.
+        """
         times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
         if isinstance(result.value, Drawn):
             # A part of a prompt that is not the last has log probabilities only, and no times.
-            end = result.start + result.tokens
-            self._answer(step, end, result.value, times=times if result.value.token_ids else ())
+            end, token_ids = result.start + result.tokens, result.value.token_ids
+            following = self._follow_up(step, end, token_ids) if token_ids else None
+            self._answer(step, end, result.value, times=times if token_ids else (), followed=following is not None)
+            return following
         if not isinstance(result.value, Activation):
-            return
+            return None
         onward = Step()
         onward.CopyFrom(step)
         onward.segment += 1
@@ -127,6 +150,16 @@ class Passes:
         del onward.times[:]
         onward.times.extend(times)
         self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
+        return None
+
+    def _follow_up(self, step: Step, end: int, token_ids: Sequence[int]) -> Step | None:
+        """The step of the pass after one that ended at position `end`, if the gateway asked for it and it may run."""
+        route = self._hosting.routes.get(step.epoch)
+        if route is None or route.segments[0].node != self._name or self._hosting.committed > step.epoch:
+            return None
+        if not self._hosting.permits.covers(step.session, step.attempt, step.epoch, end + 1):
+            return None
+        return self._follow_ups.after(step, end, token_ids)
 
     def _route(self, step: Step) -> Route:
         route = self._hosting.routes.get(step.epoch)
@@ -144,13 +177,14 @@ class Passes:
         drawn: Drawn = _NOTHING,
         error: Exception | None = None,
         times: Sequence[SegmentTime] = (),
+        followed: bool = False,
     ) -> None:
         """Send what was drawn up to `position`, or the error, to the gateway that sent the step."""
         # The shape of a failed step may be malformed; its start is always a position.
         position = step.start if error is not None else position
         token = Token(session=step.session, epoch=step.epoch, position=position, token_ids=drawn.token_ids)
         token.logprobs.extend(logprobs_to_wire(drawn.logprobs))
-        token.attempt = step.attempt
+        token.attempt, token.followed = step.attempt, followed
         token.times.extend(times)
         if error is not None:
             token.error, token.error_kind = str(error), wire_word(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 
 from resplit.errors import CommandRefusedError
 from resplit.wire.message_limits import MAX_MESSAGE_BYTES
@@ -24,10 +25,12 @@ _MOST_WAITING_BYTES = MAX_MESSAGE_BYTES
 class Permits:
     """The permits by session, and the sessions that ended last.
 
-    The event loop's thread changes them. Other threads may call `ensure_current` and `has_ended`.
+    The event loop's thread changes them. Other threads may call `ensure_current` and `has_ended`. `on_end` is called
+    with each session that ends.
     """
 
     def __init__(self) -> None:
+        self.on_end: Callable[[str], None] = lambda session: None
         self._permits: dict[str, Permit] = {}
         self._ended: dict[str, None] = {}  # oldest first, at most `_ENDED_REMEMBERED`
         self._given = asyncio.Event()  # set and replaced at each new session
@@ -53,6 +56,13 @@ class Permits:
         if permit is None or permit.attempt != attempt:
             raise self._stale(session, attempt)
         return permit
+
+    def covers(self, session: str, attempt: int, epoch: int, positions: int) -> bool:
+        """Whether a session may run a pass in this attempt and epoch that caches so many positions."""
+        permit = self._permits.get(session)
+        return (
+            permit is not None and permit.attempt == attempt and epoch in permit.epochs and positions <= permit.capacity
+        )
 
     async def arrival(self, session: str, sender: str, size_bytes: int) -> None:
         """Wait a moment for the first permit of a session, for a step of this size.
@@ -89,6 +99,7 @@ class Permits:
         self._ended[session] = None
         if len(self._ended) > _ENDED_REMEMBERED:
             del self._ended[next(iter(self._ended))]
+        self.on_end(session)
 
     def has_ended(self, session: str) -> bool:
         """Whether the session is among those that ended last."""

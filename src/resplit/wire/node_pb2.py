@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"Z\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\"@\n\x0bLogitChange\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\x02\"?\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\x92\x01\n\x0bSegmentTime\x12\x10\n\x08waited_s\x18\x01 \x01(\x02\x12\x12\n\ncomputed_s\x18\x02 \x01(\x02\x12\x1e\n\x16\x62\x61\x63kground_utilization\x18\x03 \x01(\x02\x12\x0f\n\x07\x64\x65\x63odes\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x66irst_half_s\x18\x06 \x01(\x02\"\xc4\x03\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\x12+\n\x06permit\x18\r \x01(\x0b\x32\x1b.resplit.wire.PermitRequest\x12\x10\n\x08stepwise\x18\x0e \x01(\x08\x12\x13\n\x0b\x61\x63knowledge\x18\x0f \x01(\x08\x12(\n\x05times\x18\x10 \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12\x0e\n\x06\x64rafts\x18\x11 \x01(\r\x12*\n\x07\x63hanges\x18\x12 \x03(\x0b\x32\x19.resplit.wire.LogitChange\x12\x10\n\x08logprobs\x18\x13 \x01(\r\x12\x0e\n\x06scored\x18\x14 \x03(\r\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\xda\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\n \x03(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12(\n\x05times\x18\t \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12(\n\x08logprobs\x18\x0b \x03(\x0b\x32\x16.resplit.wire.LogprobsJ\x04\x08\x04\x10\x05\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"/\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x0f\n\x07measure\x18\x02 \x03(\t\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"\x91\x01\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08transfer\x18\x07 \x01(\x04\x12\x0c\n\x04\x65nds\x18\x08 \x01(\x08\"-\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08transfer\x18\x02 \x01(\x04\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xcc\x01\n\rPermitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x04 \x03(\x04\x12\x39\n\x07senders\x18\x05 \x03(\x0b\x32(.resplit.wire.PermitRequest.SendersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bPermitReply\x12\x37\n\x07lengths\x18\x01 \x03(\x0b\x32&.resplit.wire.PermitReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xd5\x03\n\x04Node\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12@\n\x06Permit\x12\x1b.resplit.wire.PermitRequest\x1a\x19.resplit.wire.PermitReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17resplit/wire/node.proto\x12\x0cresplit.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"Z\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\"@\n\x0bLogitChange\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x03(\x02\"?\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\x92\x01\n\x0bSegmentTime\x12\x10\n\x08waited_s\x18\x01 \x01(\x02\x12\x12\n\ncomputed_s\x18\x02 \x01(\x02\x12\x1e\n\x16\x62\x61\x63kground_utilization\x18\x03 \x01(\x02\x12\x0f\n\x07\x64\x65\x63odes\x18\x04 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x05 \x01(\r\x12\x14\n\x0c\x66irst_half_s\x18\x06 \x01(\x02\"\xec\x03\n\x04Step\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07segment\x18\x04 \x01(\r\x12\r\n\x05start\x18\x05 \x01(\r\x12$\n\x06values\x18\x07 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12(\n\x08sampling\x18\x08 \x01(\x0b\x32\x16.resplit.wire.Sampling\x12\x0f\n\x07gateway\x18\t \x01(\t\x12\x10\n\x08\x62udget_s\x18\n \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x12\x0c\n\x04more\x18\x0c \x01(\x08\x12+\n\x06permit\x18\r \x01(\x0b\x32\x1b.resplit.wire.PermitRequest\x12\x10\n\x08stepwise\x18\x0e \x01(\x08\x12\x13\n\x0b\x61\x63knowledge\x18\x0f \x01(\x08\x12(\n\x05times\x18\x10 \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12\x0e\n\x06\x64rafts\x18\x11 \x01(\r\x12*\n\x07\x63hanges\x18\x12 \x03(\x0b\x32\x19.resplit.wire.LogitChange\x12\x10\n\x08logprobs\x18\x13 \x01(\r\x12\x0e\n\x06scored\x18\x14 \x03(\r\x12\x14\n\x0c\x66ollow_until\x18\x15 \x01(\r\x12\x10\n\x08stop_ids\x18\x16 \x03(\r\"\x15\n\x03\x41\x63k\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\x0f\n\rTokensRequest\"\xec\x01\n\x05Token\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\n \x03(\x03\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x12\n\nerror_kind\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12(\n\x05times\x18\t \x03(\x0b\x32\x19.resplit.wire.SegmentTime\x12(\n\x08logprobs\x18\x0b \x03(\x0b\x32\x16.resplit.wire.Logprobs\x12\x10\n\x08\x66ollowed\x18\x0c \x01(\x08J\x04\x08\x04\x10\x05\".\n\x0e\x43ommandRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06signed\x18\x02 \x01(\t\"?\n\x0c\x43ommandReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nerror_kind\x18\x03 \x01(\t\"/\n\rReportRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x0f\n\x07measure\x18\x02 \x03(\t\")\n\x0bReportReply\x12\x0c\n\x04\x62ody\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\x1e\n\x0b\x45\x63hoRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0b\n\tEchoReply\"\x91\x01\n\tCachePart\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.resplit.wire.Tensor\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x10\n\x08transfer\x18\x07 \x01(\x04\x12\x0c\n\x04\x65nds\x18\x08 \x01(\x08\"-\n\nCacheReply\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x10\n\x08transfer\x18\x02 \x01(\x04\"t\n\x0fTransferRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x03(\t\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x12\n\nbackground\x18\x06 \x01(\x08\"-\n\rTransferReply\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"\xcc\x01\n\rPermitRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x0e\n\x06\x65pochs\x18\x04 \x03(\x04\x12\x39\n\x07senders\x18\x05 \x03(\x0b\x32(.resplit.wire.PermitRequest.SendersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"v\n\x0bPermitReply\x12\x37\n\x07lengths\x18\x01 \x03(\x0b\x32&.resplit.wire.PermitReply.LengthsEntry\x1a.\n\x0cLengthsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\" \n\x0c\x43loseRequest\x12\x10\n\x08sessions\x18\x01 \x03(\t\"\x0c\n\nCloseReply2\xd5\x03\n\x04Node\x12<\n\x06Tokens\x12\x1b.resplit.wire.TokensRequest\x1a\x13.resplit.wire.Token0\x01\x12\x43\n\x07\x43ommand\x12\x1c.resplit.wire.CommandRequest\x1a\x1a.resplit.wire.CommandReply\x12@\n\x06Report\x12\x1b.resplit.wire.ReportRequest\x1a\x19.resplit.wire.ReportReply\x12:\n\x04\x45\x63ho\x12\x19.resplit.wire.EchoRequest\x1a\x17.resplit.wire.EchoReply\x12K\n\rTransferCache\x12\x1d.resplit.wire.TransferRequest\x1a\x1b.resplit.wire.TransferReply\x12@\n\x06Permit\x12\x1b.resplit.wire.PermitRequest\x1a\x19.resplit.wire.PermitReply\x12=\n\x05\x43lose\x12\x1a.resplit.wire.CloseRequest\x1a\x18.resplit.wire.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,45 +46,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEGMENTTIME']._serialized_start=319
   _globals['_SEGMENTTIME']._serialized_end=465
   _globals['_STEP']._serialized_start=468
-  _globals['_STEP']._serialized_end=920
-  _globals['_ACK']._serialized_start=922
-  _globals['_ACK']._serialized_end=943
-  _globals['_TOKENSREQUEST']._serialized_start=945
-  _globals['_TOKENSREQUEST']._serialized_end=960
-  _globals['_TOKEN']._serialized_start=963
-  _globals['_TOKEN']._serialized_end=1181
-  _globals['_COMMANDREQUEST']._serialized_start=1183
-  _globals['_COMMANDREQUEST']._serialized_end=1229
-  _globals['_COMMANDREPLY']._serialized_start=1231
-  _globals['_COMMANDREPLY']._serialized_end=1294
-  _globals['_REPORTREQUEST']._serialized_start=1296
-  _globals['_REPORTREQUEST']._serialized_end=1343
-  _globals['_REPORTREPLY']._serialized_start=1345
-  _globals['_REPORTREPLY']._serialized_end=1386
-  _globals['_ECHOREQUEST']._serialized_start=1388
-  _globals['_ECHOREQUEST']._serialized_end=1418
-  _globals['_ECHOREPLY']._serialized_start=1420
-  _globals['_ECHOREPLY']._serialized_end=1431
-  _globals['_CACHEPART']._serialized_start=1434
-  _globals['_CACHEPART']._serialized_end=1579
-  _globals['_CACHEREPLY']._serialized_start=1581
-  _globals['_CACHEREPLY']._serialized_end=1626
-  _globals['_TRANSFERREQUEST']._serialized_start=1628
-  _globals['_TRANSFERREQUEST']._serialized_end=1744
-  _globals['_TRANSFERREPLY']._serialized_start=1746
-  _globals['_TRANSFERREPLY']._serialized_end=1791
-  _globals['_PERMITREQUEST']._serialized_start=1794
-  _globals['_PERMITREQUEST']._serialized_end=1998
-  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_start=1952
-  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_end=1998
-  _globals['_PERMITREPLY']._serialized_start=2000
-  _globals['_PERMITREPLY']._serialized_end=2118
-  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_start=2072
-  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_end=2118
-  _globals['_CLOSEREQUEST']._serialized_start=2120
-  _globals['_CLOSEREQUEST']._serialized_end=2152
-  _globals['_CLOSEREPLY']._serialized_start=2154
-  _globals['_CLOSEREPLY']._serialized_end=2166
-  _globals['_NODE']._serialized_start=2169
-  _globals['_NODE']._serialized_end=2638
+  _globals['_STEP']._serialized_end=960
+  _globals['_ACK']._serialized_start=962
+  _globals['_ACK']._serialized_end=983
+  _globals['_TOKENSREQUEST']._serialized_start=985
+  _globals['_TOKENSREQUEST']._serialized_end=1000
+  _globals['_TOKEN']._serialized_start=1003
+  _globals['_TOKEN']._serialized_end=1239
+  _globals['_COMMANDREQUEST']._serialized_start=1241
+  _globals['_COMMANDREQUEST']._serialized_end=1287
+  _globals['_COMMANDREPLY']._serialized_start=1289
+  _globals['_COMMANDREPLY']._serialized_end=1352
+  _globals['_REPORTREQUEST']._serialized_start=1354
+  _globals['_REPORTREQUEST']._serialized_end=1401
+  _globals['_REPORTREPLY']._serialized_start=1403
+  _globals['_REPORTREPLY']._serialized_end=1444
+  _globals['_ECHOREQUEST']._serialized_start=1446
+  _globals['_ECHOREQUEST']._serialized_end=1476
+  _globals['_ECHOREPLY']._serialized_start=1478
+  _globals['_ECHOREPLY']._serialized_end=1489
+  _globals['_CACHEPART']._serialized_start=1492
+  _globals['_CACHEPART']._serialized_end=1637
+  _globals['_CACHEREPLY']._serialized_start=1639
+  _globals['_CACHEREPLY']._serialized_end=1684
+  _globals['_TRANSFERREQUEST']._serialized_start=1686
+  _globals['_TRANSFERREQUEST']._serialized_end=1802
+  _globals['_TRANSFERREPLY']._serialized_start=1804
+  _globals['_TRANSFERREPLY']._serialized_end=1849
+  _globals['_PERMITREQUEST']._serialized_start=1852
+  _globals['_PERMITREQUEST']._serialized_end=2056
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_start=2010
+  _globals['_PERMITREQUEST_SENDERSENTRY']._serialized_end=2056
+  _globals['_PERMITREPLY']._serialized_start=2058
+  _globals['_PERMITREPLY']._serialized_end=2176
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_start=2130
+  _globals['_PERMITREPLY_LENGTHSENTRY']._serialized_end=2176
+  _globals['_CLOSEREQUEST']._serialized_start=2178
+  _globals['_CLOSEREQUEST']._serialized_end=2210
+  _globals['_CLOSEREPLY']._serialized_start=2212
+  _globals['_CLOSEREPLY']._serialized_end=2224
+  _globals['_NODE']._serialized_start=2227
+  _globals['_NODE']._serialized_end=2696
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,7 @@ class SegmentTime(_message.Message):
     def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., first_half_s: _Optional[float] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored", "follow_until", "stop_ids")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,8 @@ class Step(_message.Message):
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SCORED_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    STOP_IDS_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -106,7 +108,9 @@ class Step(_message.Message):
     changes: _containers.RepeatedCompositeFieldContainer[LogitChange]
     logprobs: int
     scored: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[LogitChange, _Mapping]]] = ..., logprobs: _Optional[int] = ..., scored: _Optional[_Iterable[int]] = ...) -> None: ...
+    follow_until: int
+    stop_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[LogitChange, _Mapping]]] = ..., logprobs: _Optional[int] = ..., scored: _Optional[_Iterable[int]] = ..., follow_until: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)
@@ -119,7 +123,7 @@ class TokensRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs")
+    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +133,7 @@ class Token(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -138,7 +143,8 @@ class Token(_message.Message):
     attempt: int
     times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
     logprobs: _containers.RepeatedCompositeFieldContainer[Logprobs]
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ...) -> None: ...
+    followed: bool
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")

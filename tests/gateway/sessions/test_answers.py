@@ -48,19 +48,21 @@ def test_tokens_come_from_the_head_and_errors_from_any_node_of_the_route(
     node: str, given: Token, accepted: bool
 ) -> None:
     answers = PassAnswers(prompt_tokens=8)
-    with answers.awaiting(PASS):
-        assert answers.accept(node, given) is accepted
-    assert not answers.accept("attic", answer())
+    assert not answers.accept(node, given)
+    answers.expect(PASS)
+    assert answers.accept(node, given) is accepted
+    if accepted:
+        assert not answers.accept("attic", answer())
 
 
 async def test_the_parts_of_a_scored_prompt_are_kept_by_position() -> None:
     answers = PassAnswers(prompt_tokens=9)
-    with answers.awaiting(PROMPT):
-        assert answers.accept("attic", answer(position=4, tokens=0, scores=4))
-        assert not answers.accept("attic", answer(position=8, tokens=0, scores=4))
-        assert not answers.accept("attic", answer(position=4, tokens=0, scores=5))
-        assert answers.accept("attic", answer(scores=5))
-        last = await answers.last()
+    answers.expect(PROMPT)
+    assert answers.accept("attic", answer(position=4, tokens=0, scores=4))
+    assert not answers.accept("attic", answer(position=8, tokens=0, scores=4))
+    assert not answers.accept("attic", answer(position=4, tokens=0, scores=5))
+    assert answers.accept("attic", answer(scores=5))
+    last = await answers.last()
     assert (list(last.token_ids), [each.chosen for each in last.logprobs]) == ([7], [-8.0])
     assert {place: found.chosen for place, found in answers.scores.items()} == {i: -float(i) for i in range(1, 9)}
 
@@ -70,19 +72,20 @@ async def test_the_parts_of_a_scored_prompt_are_kept_by_position() -> None:
 )
 async def test_a_pass_ends_with_the_error_that_a_node_answered(kind: str, error: type[Exception]) -> None:
     answers = PassAnswers(prompt_tokens=8)
-    with answers.awaiting(PASS):
-        assert answers.accept("hub", failed(6, kind))
-        with pytest.raises(error, match="no room"):
-            await answers.last()
+    answers.expect(PASS)
+    assert answers.accept("hub", failed(6, kind))
+    with pytest.raises(error, match="no room"):
+        await answers.last()
 
 
 async def test_a_loss_between_two_passes_ends_the_next_one_and_is_forgotten_with_its_attempt() -> None:
     answers = PassAnswers(prompt_tokens=8)
     answers.lose(failed(0, "lost"))
-    with answers.awaiting(PASS), pytest.raises(NodeLostError):
+    answers.expect(PASS)
+    with pytest.raises(NodeLostError):
         await answers.last()
     answers.lose(failed(0, "lost"))
     answers.forget()
-    with answers.awaiting(PASS):
-        assert answers.accept("attic", answer())
-        assert list((await answers.last()).token_ids) == [7]
+    answers.expect(PASS)
+    assert answers.accept("attic", answer())
+    assert list((await answers.last()).token_ids) == [7]

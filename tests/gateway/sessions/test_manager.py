@@ -84,16 +84,16 @@ async def test_activations_go_from_node_to_node_and_never_through_the_gateway(
         for peer in nodes.router.peers.values():
             peer.send = counted(peer, sent)
         await generate(nodes.sessions, generation_request(10))
-        # The gateway sends one step for each token, to the first node, and permits to the others. The nodes pass on
-        # all other steps.
-        assert sent == {A: 10, B: 1, C: 1}
+        # The gateway sends steps to the first node, at most one for each token, and permits to the others. The nodes
+        # pass on all other steps.
+        assert (sent.keys(), sent[B], sent[C]) == ({A, B, C}, 1, 1)
+        assert sent[A] <= 10
 
         async def all_passed_on() -> bool:  # the last acknowledgement may come after the last token
             passed_on = {name: set(await passive_peers(nodes, name)) for name in (A, B, C)}
             return passed_on == {A: {B}, B: {C, A}, C: {B}}
 
         await until(all_passed_on)
-        assert sent == {A: 10, B: 1, C: 1}
         await controller.stop()
 
 

@@ -1,4 +1,4 @@
-"""With any drafts and in any split, sessions that move, join, leave and recover get the tokens of the unsplit model."""
+"""With any drafts and follow-ups, in any split, through moves and losses: sessions get the unsplit model's tokens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from resplit.gateway.sessions import session as session_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.speculation import PassTimes, Speculation
 from resplit.model.source import StoredModel, obtain
+from resplit.pass_times import PassTime
 from resplit.types import Sampling
 from tests.support.cluster import make_model, reference
 from tests.support.engines import tokens_of_one_engine
@@ -43,7 +44,7 @@ def expected(model: StoredModel) -> list[list[int]]:
 
 
 class AnyDrafts(Speculation):
-    """Drafts of random number, of which a random number are right."""
+    """Often no drafts, or drafts of random number, of which a random number are right."""
 
     rng = random.Random(0)
     truth: dict[tuple[int, ...], list[int]] = {}  # noqa: RUF012 - the tests fill it
@@ -53,10 +54,12 @@ class AnyDrafts(Speculation):
         self._left = list(self.truth[tuple(prompt)])
 
     def drafts(self, times: PassTimes, streams: int, room: int) -> tuple[int, ...]:
-        window = self.rng.randint(0, min(room, 15))
+        window = self.rng.choice((0, 0, self.rng.randint(0, min(room, 15))))
         right = self.rng.choice((0, window, self.rng.randint(0, window)))
         wrong = [self.rng.randrange(250) for _ in range(window - right)]
         return (*self._left[:right], *wrong)
+
+    resting = True  # follow-ups are asked for beside drafts
 
     def accept(self, drafts: Sequence[int], answers: Sequence[int]) -> tuple[int, ...]:
         new = super().accept(drafts, answers)
@@ -65,8 +68,9 @@ class AnyDrafts(Speculation):
 
 
 def random_placement(rng: random.Random) -> list[str]:
-    """Alpha and beta are trusted."""
-    return [rng.choice((A, B)), rng.choice((A, B)), *(rng.choice((A, B, C)) for _ in range(5)), rng.choice((A, B))]
+    """Alpha and beta are trusted. Passes follow one another where one node has the first and the last block."""
+    first, last = rng.choice([(A, A), (B, B), (A, A), (B, B), (A, B), (B, A)])
+    return [first, rng.choice((A, B)), *(rng.choice((A, B, C)) for _ in range(5)), last]
 
 
 def request(lane: int, **more: Any) -> GenerationRequest:
@@ -116,12 +120,15 @@ async def test_any_drafts_in_any_split_give_the_tokens_of_the_unsplit_model(
     monkeypatch.setattr(AnyDrafts, "rng", random.Random(seed))
     monkeypatch.setattr(AnyDrafts, "truth", dict(zip(PROMPTS, expected, strict=True)))
     monkeypatch.setattr(session_module, "Speculation", AnyDrafts)
+    monkeypatch.setattr(session_module, "most_follow_ups", lambda pass_s: AnyDrafts.rng.randint(1, 6))
     limits = {"context_tokens": 256, "sessions": 8, "queue": 16, "deadline": "60 s", "copy_every": rng.choice((0, 4))}
     async with in_process(three_node_config(limits=limits, kv_tokens=1024), model, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.membership.introduce()
         await deploy(controller, random_placement(rng))
         nodes.sessions.on_lost = lambda node: None
+        passes: list[PassTime] = []
+        nodes.sessions.on_pass = passes.append
 
         async def lane(number: int) -> None:
             for _ in range(2):
@@ -135,6 +142,7 @@ async def test_any_drafts_in_any_split_give_the_tokens_of_the_unsplit_model(
         assert sum(record.accepted for record in records) > 100
         assert sum(record.drafted - record.accepted for record in records) > 100
         assert any(record.moves for record in records)
+        assert sum(done.followed for done in passes) > 50
         await controller.stop()
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resplit.errors import error_from_wire
 from resplit.types import Logprobs
@@ -16,17 +14,22 @@ from resplit.wire.routes import Route
 
 @dataclass(frozen=True)
 class New:
-    """The new tokens of one pass, with their log probabilities if they are wanted."""
+    """The new tokens of one pass, with their log probabilities if they are wanted.
+
+    Those of a follow-up came `took_s` after the token before.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[Logprobs, ...] = ()
+    took_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Awaited:
     """What the nodes of `route` may answer in an attempt to a pass over positions `start..end-1`.
 
-    The head answers with so many `tokens`, or with parts of a `scored` prompt; any node may answer with an error.
+    The head answers with so many `tokens`, or with parts of a `scored` prompt; any node may answer with an error. The
+    node of the head may itself begin the passes after it that start before position `until`.
     """
 
     route: Route
@@ -36,14 +39,22 @@ class Awaited:
     tokens: int
     logprobs: bool
     scored: bool
+    until: int = 0
 
     def fits(self, node: str, answer: Token) -> bool:
         """Whether `node` may answer this."""
         if (answer.epoch, answer.attempt) != (self.route.epoch, self.attempt):
             return False
         if answer.error_kind:
-            return node in self.route.placement and self.start <= answer.position <= self.end
+            # The error of a later pass may overtake the tokens before it: they come from another node.
+            return node in self.route.placement and self.start <= answer.position <= max(self.end, self.until)
         return node == self.route.placement[-1] and self._fits_head(answer)
+
+    def following(self) -> Awaited | None:
+        """The pass after this one, if the node of the head may begin it itself."""
+        if self.end >= self.until:
+            return None
+        return replace(self, start=self.end, end=self.end + 1, tokens=1, scored=False)
 
     def _fits_head(self, answer: Token) -> bool:
         found = len(answer.logprobs)
@@ -57,37 +68,46 @@ class Awaited:
 class PassAnswers:
     """The answers to a session's passes. At most one pass is under way; a loss is queued as an answer to it.
 
-    `scores` are the log probabilities of prompt tokens, by position.
+    `scores` are the log probabilities of prompt tokens, by position. `awaited` is the pass under way, if there is one.
     """
 
     def __init__(self, prompt_tokens: int) -> None:
         self.scores: dict[int, Logprobs] = {}
+        self.awaited: Awaited | None = None
         self._prompt_tokens = prompt_tokens
         self._queue: asyncio.Queue[Token] = asyncio.Queue()
-        self._awaited: Awaited | None = None
 
-    @contextlib.contextmanager
-    def awaiting(self, awaited: Awaited) -> Iterator[None]:
-        """A context in which a pass is under way."""
-        self._awaited = awaited
-        try:
-            yield
-        finally:
-            self._awaited = None
+    def expect(self, awaited: Awaited) -> None:
+        """A pass is under way from now on."""
+        self.awaited = awaited
+
+    def extend(self, until: int) -> None:
+        """The node of the head may begin passes that start before this position itself."""
+        if self.awaited and until > self.awaited.until:  # it may have begun what it may not begin any more
+            self.awaited = replace(self.awaited, until=until)
 
     def accept(self, node: str, answer: Token) -> bool:
-        """Take the answer of `node` if it belongs to the pass under way; returns whether it does."""
-        fits = self._awaited is not None and self._awaited.fits(node, answer)
-        if fits:
-            self._queue.put_nowait(answer)
-        return fits
+        """Take the answer of `node` if it belongs to the pass under way; returns whether it does.
+
+        Its `followed` then says whether another pass is under way.
+        """
+        awaited = self.awaited
+        if awaited is None or not awaited.fits(node, answer):
+            return False
+        if answer.error_kind or answer.token_ids:
+            self.awaited = awaited.following() if answer.followed and not answer.error_kind else None
+            answer.followed = self.awaited is not None
+        self._queue.put_nowait(answer)
+        return True
 
     def lose(self, lost: Token) -> None:
         """End the pass under way, or the next one if there is none, with `lost`."""
+        self.awaited = None
         self._queue.put_nowait(lost)
 
     def forget(self) -> None:
         """Forget what was queued: a new attempt begins."""
+        self.awaited = None
         self._queue = asyncio.Queue()
 
     async def last(self) -> Token:

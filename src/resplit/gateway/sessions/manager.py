@@ -135,6 +135,9 @@ class Sessions:
         context.cluster, context.features, context.drained = cluster, features, drained
         context.journal.reconfigure(cluster)
         context.router.adopt(cluster, features, drained)
+        for session in self._live.values():
+            if context.router.violation(session.route):
+                session.stop_follow_ups()
 
     def leave(self, nodes: frozenset[str]) -> None:
         """From now on send nothing along a route with one of these nodes. Sessions there continue on the live route."""
@@ -142,6 +145,7 @@ class Sessions:
         router.avoid(nodes)
         for session in self._live.values():
             if reason := router.violation(session.route):
+                session.stop_follow_ups()
                 session.lose(reason)
 
     def oldest_epoch(self) -> int:

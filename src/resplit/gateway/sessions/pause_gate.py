@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from resplit.errors import CapacityError
 
@@ -20,19 +20,26 @@ class PauseGate:
         self._open.set()
         self._empty.set()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether no pass may begin now."""
+        return self._pauses > 0
+
     @contextlib.asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
         """The context of one pass: it is entered once the gate is open."""
         while self._pauses:
             await self._open.wait()
-        self._inside += 1
-        self._empty.clear()
+        self._enter()
         try:
             yield
         finally:
-            self._inside -= 1
-            if not self._inside:
-                self._empty.set()
+            self._leave()
+
+    def stay(self) -> Callable[[object], None]:
+        """Within `passing`: count as one more pass under way, which ends when the result is called."""
+        self._enter()
+        return lambda ended: self._leave()
 
     @contextlib.asynccontextmanager
     async def paused(self, within_s: float) -> AsyncIterator[None]:
@@ -49,3 +56,12 @@ class PauseGate:
             self._pauses -= 1
             if not self._pauses:
                 self._open.set()
+
+    def _enter(self) -> None:
+        self._inside += 1
+        self._empty.clear()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()

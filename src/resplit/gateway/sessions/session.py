@@ -4,7 +4,7 @@ The methods of `Session` follow that life from top to bottom:
 
 - admitted (`admit`): its tokens are reserved, and it has a route.
 - decoding (`tokens`): one pass after another along the route, the prompt first, then each new token, perhaps with
-  drafts of the tokens after it (speculation).
+  drafts of the tokens after it (speculation). The node of the head may begin some of them itself (follow-ups).
 - moving (`_follow_live_epoch`): a newer epoch is live. Caches are pre-copied to its nodes while passes continue on
   the old route. At a token boundary the session switches and decodes on.
 - recovering (`_recover`): a node of the route was lost, perhaps during a move. Surviving caches are restored on the
@@ -24,15 +24,16 @@ from typing import Literal
 
 import structlog
 
-from resplit.errors import RECALLED, CommandRefusedError, NodeLostError, RequestError, ResplitError
+from resplit.errors import RECALLED, CapacityError, CommandRefusedError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
 from resplit.gateway.sessions.context import SessionContext
+from resplit.gateway.sessions.follow_ups import FollowUps, most_follow_ups
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
-from resplit.gateway.sessions.speculation import Speculation
+from resplit.gateway.sessions.speculation import PassTimes, Speculation
 from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
@@ -99,9 +100,11 @@ class Session:
         self.replication = KvReplication(self.permits, self.context)
         self.spent = TimeSpent()
         self.answers = PassAnswers(len(self.request.prompt_ids))
+        self.follow_ups = FollowUps(self.answers, self.context.gate, self._take_follow_up)
         self.recalls = 0  # passes that were given back before they began
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
-        self._made: list[int] = []  # the new tokens so far
+        self._made: list[int] = []  # the new tokens that were given to the caller so far
+        self._last = 0  # the newest token; a follow-up caches it, perhaps before the caller gets it
         self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
@@ -128,15 +131,12 @@ class Session:
 
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `generate` of the engine."""
-        step, made = self.request.prompt_ids, self._made
+        made = self._made
         while len(made) < self.request.max_new_tokens:
             begun_s = time.monotonic()
             async with asyncio.timeout_at(self.due_s):
-                new = await self._next_tokens(step, self.request.max_new_tokens - len(made))
-            took_s = (time.monotonic() - begun_s) / len(new.token_ids)
-            self._did([step, *((token_id,) for token_id in new.token_ids[:-1])])
-            self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
-            step = new.token_ids[-1:]
+                new = await self._next_tokens()
+            took_s = new.took_s or (time.monotonic() - begun_s) / len(new.token_ids)
             for token_id, logprobs in itertools.zip_longest(new.token_ids, new.logprobs):
                 self.context.admission.made_token(self.reservation, took_s)
                 made.append(token_id)
@@ -158,18 +158,24 @@ class Session:
         scores = sorted(self.answers.scores.items()) if made == 1 else ()
         return GeneratedToken(token_id, made - 1, finish, logprobs, tuple(found for _, found in scores))
 
-    async def _next_tokens(self, step: tuple[int, ...], most: int) -> New:
-        """One to `most` tokens after `step`. After a loss the session recovers and repeats the pass."""
+    async def _next_tokens(self) -> New:
+        """The tokens of the next pass. After a loss the session recovers and repeats the pass."""
         recalled = False
         while True:
-            if self.context.router.violation(self.route):
+            if not self.follow_ups.are_under_way and self.context.router.violation(self.route):
                 await self.context.router.until_ready()
             begun_s = time.monotonic()
             try:
+                if self.follow_ups.are_under_way:
+                    if new := await self.follow_ups.next():
+                        self._ask_for_more()
+                        return new
+                    continue
+                step = (self._last,) if self.steps else self.request.prompt_ids
                 await self._until_room(self.position + len(step))
                 async with self.context.gate.passing():
                     await self._follow_live_epoch(at_once=recalled)
-                    return await self._verify(step, most)
+                    return await self._verify(step)
             except CommandRefusedError as error:
                 if error.reason != RECALLED:
                     raise
@@ -181,7 +187,7 @@ class Session:
 
     async def _until_room(self, positions: int) -> None:
         """Wait until the caches may grow to so many positions. A session that waits moves on with the live epoch."""
-        admission, most = self.context.admission, positions + self.context.cluster.limits.drafts
+        admission, most = self.context.admission, positions + max(self.context.cluster.limits.drafts, self._most_ahead)
         if most <= self.reservation.held or admission.grow(self.reservation, positions, most):
             return
         while positions > self.reservation.held:
@@ -194,29 +200,108 @@ class Session:
             async with self.context.gate.passing():
                 await self._follow_live_epoch()
 
-    async def _verify(self, step: tuple[int, ...], most: int) -> New:
-        """One pass of `step` and of drafts, if they pay; returns the new tokens, `most` at most."""
-        times = self.context.times.of(self.route.epoch)
-        room = min(most - 1, self.reservation.held - self.position - len(step))
-        drafts = self.speculation.drafts(times, self.context.admission.running, room) if self.steps else ()
+    async def _verify(self, step: tuple[int, ...]) -> New:
+        """One pass of `step` and of drafts, if they pay; else passes may follow it. Returns its new tokens."""
+        times, end = self._times, self.position + len(step)
+        drafts = self._drafts(end) if self.steps else ()
+        follow_until = 0 if drafts or not self.steps else self._follow_until(end)
         begun_s = time.monotonic()
-        answer = await self._pass((*step, *drafts), drafts)
+        answer = await self._pass((*step, *drafts), drafts, follow_until=follow_until)
         took_s = time.monotonic() - begun_s
         if self.steps:
             times.decoded(len(drafts), took_s)
         else:
             times.prompt(len(step), took_s)
         new = self.speculation.accept(drafts, tuple(answer.token_ids))
-        return New(new, logprobs_from_wire(answer.logprobs[: len(new)]) if answer.logprobs else ())
+        self._did([step, *((token_id,) for token_id in new[:-1])])
+        self._last = new[-1]
+        self._replicate()
+        if answer.followed:
+            self.follow_ups.begin()
+        return New(new, logprobs_from_wire(answer.logprobs[: len(new)]))
+
+    def _drafts(self, end: int) -> tuple[int, ...]:
+        """The drafts for a pass that ends at position `end` without them."""
+        room = min(self._last_end, self.reservation.held) - end
+        return self.speculation.drafts(self._times, self.context.admission.running, room)
+
+    def _follow_until(self, end: int) -> int:
+        """Before which position the node of the head may begin the passes after one that ends at `end`; 0: none.
+
+        It needs the gateway between two tokens if they are steered, if the session moves or is to pause, or if drafts
+        pay. What the caller has not read yet counts, so that a slow caller slows the session down.
+        """
+        router, request = self.context.router, self.request
+        moves = self.precopying is not None or self.route.epoch != router.live_route.epoch
+        if moves or request.steering or self.context.gate.is_paused or router.violation(self.route):
+            return 0
+        if self.route.placement[0] != self.route.placement[-1] or not self.speculation.resting:
+            return 0
+        ahead = self._most_ahead - self.follow_ups.unread
+        return min(end + ahead, self._last_end, self.reservation.held) if ahead > 0 else 0
+
+    def _ask_for_more(self) -> None:
+        """Let the passes under way be followed by more, once half of those in advance are done."""
+        awaited = self.answers.awaited
+        if awaited is None or awaited.until - awaited.end > self._most_ahead // 2:
+            return
+        if self._drafts(awaited.end):
+            return
+        if self.reservation.held < awaited.end + self._most_ahead:
+            self.context.admission.grow(self.reservation, awaited.end, awaited.end + self._most_ahead)
+        until = self._follow_until(awaited.end)
+        if until > awaited.until:
+            self._change_follow_until(until)
+            self.answers.extend(until)
+
+    def stop_follow_ups(self) -> None:
+        """Have the node of the head begin no more passes itself: the route breaks a rule."""
+        if self.answers.awaited and self.answers.awaited.until:
+            self._change_follow_until(0)
+
+    def _change_follow_until(self, position: int) -> None:
+        change = Step(session=self.name, attempt=self.permits.attempt, epoch=self.route.epoch, follow_until=position)
+        with contextlib.suppress(CapacityError, NodeLostError):  # the node does what it was asked before, or is lost
+            self.permits.peer(self.route.placement[-1]).send(change)
+
+    def _take_follow_up(self, answer: Token, took_s: float) -> New:
+        """The answer to a pass that the node of the head began itself, so long after the token before."""
+        self._note_time(answer, 1, took_s, followed=True)
+        self._times.decoded(0, took_s)
+        self._did([(self._last,)])
+        self._replicate()
+        (self._last,) = self.speculation.accept((), tuple(answer.token_ids))
+        return New((self._last,), logprobs_from_wire(answer.logprobs), took_s)
+
+    @property
+    def _times(self) -> PassTimes:
+        return self.context.times.of(self.route.epoch)
+
+    @property
+    def _most_ahead(self) -> int:
+        return most_follow_ups(self._times.pass_s)
+
+    @property
+    def _last_end(self) -> int:
+        """The position at which the last pass ends, that of the last token but one."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens - 1
+
+    def _replicate(self) -> None:
+        self.replication.advance(self.route, self.position, may_begin=self.precopying is None)
 
     async def _pass(
-        self, step: tuple[int, ...], drafts: tuple[int, ...] = (), stepwise: bool = False, again: bool = False
+        self,
+        step: tuple[int, ...],
+        drafts: tuple[int, ...] = (),
+        stepwise: bool = False,
+        again: bool = False,
+        follow_until: int = 0,
     ) -> Token:
         """One pass of these tokens along the route, after all passes done; returns the answer of the head.
 
         The last tokens are the guesses `drafts`; the head chooses one after each, and after the token before. With
         `stepwise`, every position gets the bits of a pass of its own. Of a pass that is done `again`, only the caches
-        matter.
+        matter. The node of the head may begin the passes after this one that start before position `follow_until`.
         """
         left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
         message = Step(
@@ -231,19 +316,21 @@ class Session:
             budget_s=left_s,
             stepwise=stepwise or bool(drafts),
             drafts=len(drafts),
+            follow_until=follow_until,
+            stop_ids=sorted(self.request.stop_ids) if follow_until else (),
         )
         if not again:
             self._ask_more(message, drafts)
         begun_s, attempt, end = time.monotonic(), self.permits.attempt, self.position + len(step)
         wants = message.logprobs > 0, len(message.scored) > 0
-        with self.answers.awaiting(Awaited(self.route, attempt, self.position, end, 1 + len(drafts), *wants)):
-            others = {} if self.permits.nodes else self.permits.start(self.route, message)
-            self.context.router.send(self.route, message)
-            for node, permit in others.items():
-                self.permits.peer(node).send(permit)
-            answer = await self.answers.last()
+        self.answers.expect(Awaited(self.route, attempt, self.position, end, 1 + len(drafts), *wants, follow_until))
+        others = {} if self.permits.nodes else self.permits.start(self.route, message)
+        self.context.router.send(self.route, message)
+        for node, permit in others.items():
+            self.permits.peer(node).send(permit)
+        answer = await self.answers.last()
         if not stepwise:
-            self._note_time(answer, len(step), begun_s)
+            self._note_time(answer, len(step), time.monotonic() - begun_s)
         return answer
 
     def _ask_more(self, message: Step, drafts: tuple[int, ...]) -> None:
@@ -256,10 +343,10 @@ class Session:
             if request.score_prompt and not self.steps:
                 message.scored.extend(request.prompt_ids[1:])
 
-    def _note_time(self, answer: Token, tokens: int, begun_s: float) -> None:
-        now_s, segments = time.monotonic(), segment_times(answer, self.route)
+    def _note_time(self, answer: Token, tokens: int, took_s: float, followed: bool = False) -> None:
+        segments = segment_times(answer, self.route)
         if segments:
-            done = PassTime(self.route.epoch, self.position, tokens, now_s, now_s - begun_s, segments)
+            done = PassTime(self.route.epoch, self.position, tokens, time.monotonic(), took_s, segments, followed)
             self.spent.add(done)
             self.context.on_pass(done)
 
@@ -442,6 +529,7 @@ class Session:
     def end(self) -> None:
         """Free what the session holds at the gateway, and have every node close its caches."""
         self._stop_transfers()
+        self.follow_ups.stop()
         self.context.router.close_session(self.name, self.permits.nodes)
         self.context.admission.release(self.reservation)
 

@@ -15,6 +15,8 @@ _LEAST_GAIN = 1.1  # a smaller expected gain is lost in the error of the measure
 _SMOOTHING = 0.2  # weight of the newest time
 # While no draft is sent because drafts are slow, their time is taken to be less and less, until one is tried again.
 _FADING = 0.998
+# After so many tokens without drafts, the next ones are not expected to pay either.
+_REST_TOKENS = 16
 
 
 class PassTimes:
@@ -79,8 +81,14 @@ class Speculation:
     def __init__(self, prompt: Sequence[int], most: int) -> None:
         self._lookup = PromptLookup(prompt) if most else None
         self._most = most
+        self._since_drafts = _REST_TOKENS  # tokens
         self.drafted = 0
         self.accepted = 0
+
+    @property
+    def resting(self) -> bool:
+        """Whether the last tokens came without drafts."""
+        return self._since_drafts >= _REST_TOKENS
 
     def drafts(self, times: PassTimes, streams: int, room: int) -> tuple[int, ...]:
         """The drafts that the next pass shall verify, `room` at most, while `streams` streams run."""
@@ -98,6 +106,7 @@ class Speculation:
         new = tuple(answers[: right + 1])
         self.drafted += len(drafts)
         self.accepted += right
+        self._since_drafts = 0 if drafts else self._since_drafts + len(new)
         if self._lookup is not None:
             self._lookup.add(new)
         return new

@@ -1,0 +1,77 @@
+"""Follow-up passes: the head's node begins them itself, so that a token does not wait for the gateway's turn.
+
+The gateway asks for them some passes in advance, as long as nothing needs it between two tokens, and takes the answers
+as they come, whether or not the client reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from resplit.gateway.sessions.answers import New, PassAnswers
+from resplit.gateway.sessions.pause_gate import PauseGate
+from resplit.wire.node_pb2 import Token
+
+# What must happen between two passes (a move, a pause, the end of a request) waits for follow-ups at most this long.
+_LONGEST_S = 0.1
+
+
+def most_follow_ups(pass_s: float) -> int:
+    """How many follow-ups may be asked for in advance where a pass takes so long; none while that is not known."""
+    return int(_LONGEST_S / pass_s) if pass_s else 0
+
+
+class FollowUps:
+    """The follow-ups of one session that are under way. `take` makes new tokens of an answer and the time it took."""
+
+    def __init__(self, answers: PassAnswers, gate: PauseGate, take: Callable[[Token, float], New]) -> None:
+        self._answers = answers
+        self._gate = gate
+        self._take = take
+        self._task: asyncio.Task[None] | None = None
+        self._taken: asyncio.Queue[New | Exception | None] = asyncio.Queue()  # None: there are no more
+
+    @property
+    def unread(self) -> int:
+        """How many of their tokens were not read yet."""
+        return self._taken.qsize()
+
+    @property
+    def are_under_way(self) -> bool:
+        """Whether `next` has more to say."""
+        return self._task is not None
+
+    def begin(self) -> None:
+        """After a pass that is followed, within the gate: take the answers of all that come after it."""
+        self._task = asyncio.create_task(self._run(), name="follow-ups")
+        self._task.add_done_callback(self._gate.stay())
+
+    async def next(self) -> New | None:
+        """The new tokens of the next one; None if there are no more. Raises the error with which they ended."""
+        taken = await self._taken.get()
+        if isinstance(taken, New):
+            return taken
+        self._task = None
+        if taken is not None:
+            raise taken
+        return None
+
+    def stop(self) -> None:
+        """Take no more answers."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        before_s, followed = time.monotonic(), True
+        try:
+            while followed:
+                answer = await self._answers.last()
+                now_s = time.monotonic()
+                self._taken.put_nowait(self._take(answer, now_s - before_s))
+                before_s, followed = now_s, answer.followed
+        except Exception as error:  # a defect, too, must reach the request
+            self._taken.put_nowait(error)
+        else:
+            self._taken.put_nowait(None)

@@ -1,0 +1,69 @@
+"""Follow-up passes: decode passes that the head's node begins itself, each with the token of the pass before.
+
+The gateway asks for them in advance, up to a position, where the route's first segment is on the head's node too. What
+it asked is kept here and does not travel along the route, so that no other node can ask for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resplit.model.activation import token_ids as as_values
+from resplit.wire.node_pb2 import Step
+from resplit.wire.tensors import to_wire
+
+
+@dataclass
+class _Asked:
+    """The next follow-up of a session, without its token; it is begun if it starts before position `until`."""
+
+    step: Step
+    until: int
+    stop_ids: frozenset[int]
+
+
+class FollowUps:
+    """What the gateway asked for, by session."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, _Asked] = {}
+
+    def ask(self, step: Step) -> None:
+        """Note what a step of the gateway asks for; it replaces what was asked before. The step itself forgets it."""
+        until, stop_ids = step.follow_until, frozenset(step.stop_ids)
+        step.ClearField("follow_until")
+        step.ClearField("stop_ids")
+        self._asked.pop(step.session, None)
+        end = step.start + (step.values.shape[1] if len(step.values.shape) > 1 else 0)
+        # What counts for the tokens of one pass only cannot be repeated.
+        if end < until and not (step.drafts or step.stepwise or step.more or step.changes or step.scored):
+            following = Step()
+            following.CopyFrom(step)
+            following.ClearField("values")
+            following.start = end
+            self._asked[step.session] = _Asked(following, until, stop_ids)
+
+    def extend(self, step: Step) -> None:
+        """Replace the position up to which the session of `step` is followed, if it still is."""
+        asked = self._asked.get(step.session)
+        if asked and (asked.step.attempt, asked.step.epoch) == (step.attempt, step.epoch):
+            asked.until = step.follow_until
+
+    def after(self, done: Step, end: int, token_ids: Sequence[int]) -> Step | None:
+        """The follow-up of a pass that ended at position `end` with these tokens; None if there is none."""
+        asked = self._asked.get(done.session)
+        if not asked or (asked.step.attempt, asked.step.epoch, asked.step.start) != (done.attempt, done.epoch, end):
+            return None
+        if end >= asked.until or len(token_ids) != 1 or token_ids[0] in asked.stop_ids:
+            self.forget(done.session)
+            return None
+        following = Step()
+        following.CopyFrom(asked.step)
+        following.values.CopyFrom(to_wire(as_values(list(token_ids))))
+        asked.step.start += 1
+        return following
+
+    def forget(self, session: str) -> None:
+        """Begin no more passes of this session."""
+        self._asked.pop(session, None)
