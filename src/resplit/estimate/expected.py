@@ -47,11 +47,8 @@ class ExpectedTimes:
 
     def _batch_s(self, segment: SegmentTime, node: str, context_tokens: float) -> _Bounds | None:
         decodes, prefill = segment.decodes, segment.prefill_tokens
-        parts_s = [
-            self._part_s(segment, node, phase, tokens, context)
-            for phase, tokens, context in (("decode", decodes, context_tokens), ("prefill", prefill, 0.0))
-            if tokens
-        ]
+        parts: list[tuple[Phase, int, float]] = [("decode", decodes, context_tokens), ("prefill", prefill, 0.0)]
+        parts_s = [self._part_s(segment, node, *part) for part in parts if part[1]]
         known_s = [seconds for seconds in parts_s if seconds is not None]
         if not known_s or len(known_s) < len(parts_s):
             return None
