@@ -22,6 +22,7 @@ from flows.params import load_params
 from resplit.cluster.client import ControlClient
 from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
 from resplit.errors import DataError, ProposalRefusedError
+from resplit.estimate import ahead
 from resplit.policies import Situation, make_policy
 from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
@@ -102,7 +103,16 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     measured = measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s))
     settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
     busy = valid.telemetry.busy_shares()
-    situation = Situation(now_s, posed, settings, history, cost.uncertainty, measured=measured, busy=busy)
+    situation = Situation(
+        now_s,
+        posed,
+        settings,
+        history,
+        cost.uncertainty,
+        measured=measured,
+        busy=busy,
+        ahead=ahead(posed, client.estimates()),
+    )
     decision = choose(given.policy, situation, given.rng)
     if "change" in given.policy.asked:
         client.arm_fast_loop(settings, given.fast_loop_for_s, given.policy_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.cost.features import design
-from resplit.estimate import ClusterEstimate, Estimates, NodeEstimate, under_estimates
+from resplit.estimate import ClusterEstimate, Estimates, Forecast, LinkEstimate, NodeEstimate, ahead, under_estimates
 from resplit.pass_times import PassTime, SegmentTime
+from resplit.problem import problem_to_json
 from resplit.types import BlockFeatures, Problem
 from tests.support.problems import tiny_problem
 
@@ -110,6 +112,7 @@ def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
         pytest.approx(0.0, abs=0.1),
         pytest.approx(0.75, abs=0.01),
         age_s=pytest.approx(0.1),
+        background_ahead=Forecast(pytest.approx(0.75, abs=0.01), 0.0),
     )
 
 
@@ -187,6 +190,38 @@ def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None
     assert (changed.decode_s_per_token[:, 1] == 3 * problem.decode_s_per_token[:, 1]).all()
     assert (changed.prefill_s_per_token[:, 0] == problem.prefill_s_per_token[:, 0]).all()
     assert under_estimates(problem, Estimates()).nodes == problem.nodes
+
+
+def test_what_is_expected_replaces_rates_background_loads_and_bandwidths_of_a_problem() -> None:
+    problem: Problem = tiny_problem(1)
+    one, other = problem.nodes[0].name, problem.nodes[1].name
+    nodes = {one: NodeEstimate(background_ahead=Forecast(0.3, 0.1)), "?": NodeEstimate()}
+    links = (LinkEstimate(one, other, log_transfer_ahead=Forecast(math.log(2.0), 0.1)), LinkEstimate("?", one))
+    rates = {problem.classes[0].name: Forecast(7.0, 1.0), "?": Forecast(1.0, 0.0)}
+    expected = ahead(problem, Estimates(nodes, links, rates))
+    assert [node.background_utilization for node in expected.nodes[:2]] == [
+        0.3,
+        problem.nodes[1].background_utilization,
+    ]
+    assert [each.rate_rps for each in expected.classes] == [7.0, *(each.rate_rps for each in problem.classes[1:])]
+    was, now = problem.link_bandwidth_bytes_per_s, expected.link_bandwidth_bytes_per_s
+    assert (now[0, 1], now[1, 0]) == pytest.approx((was[0, 1] / 2, was[1, 0]))
+    assert problem_to_json(ahead(problem, Estimates())) == problem_to_json(problem)
+
+
+def test_where_no_request_is_expected_at_all_the_problem_keeps_its_rates() -> None:
+    problem: Problem = tiny_problem(1)
+    nobody = {each.name: Forecast(0.0, 0.0) for each in problem.classes}
+    assert ahead(problem, Estimates(rates_rps=nobody)).classes == problem.classes
+
+
+def test_a_node_that_others_use_in_turns_is_expected_to_be_used_as_usual(estimate: ClusterEstimate) -> None:
+    for index, at_s in enumerate(np.arange(0.0, 3600.0, 2.0).tolist()):
+        estimate.observe_report("far", LAYER_S["far"], 0.8 if index // 10 % 4 == 0 else 0.0, at_s)
+    found = estimate.estimates(3600.0).nodes["far"].background_ahead
+    assert found is not None
+    assert found.mean == pytest.approx(0.2, abs=0.1)
+    assert found.deviation > 0.2
 
 
 NO_TIMES = [float("nan"), float("inf"), -1.0, 0.0, 1e308, 5e-324]

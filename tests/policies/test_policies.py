@@ -74,6 +74,15 @@ def test_a_policy_that_does_not_exist_is_named(name: str, message: str) -> None:
         make_policy(name)
 
 
+def test_resplit_moves_for_what_is_expected_and_its_ablation_only_for_what_is() -> None:
+    now = problem(BEST)
+    busy = tuple(replace(node, background_utilization=0.8) if node.name == FAST else node for node in now.nodes)
+    expected = Situation(1000.0, now, SETTINGS, ahead=replace(now, nodes=busy))
+    assert ask(make_policy("resplit"), replace(expected, ahead=None)).action == "keep"
+    assert ask(make_policy("resplit"), expected).action != "keep"
+    assert ask(make_policy("resplit-without-forecast"), expected).action == "keep"
+
+
 def test_static_is_never_asked_and_keeps() -> None:
     policy = make_policy("static")
     assert policy.asked == frozenset()

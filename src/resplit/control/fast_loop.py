@@ -36,6 +36,7 @@ from resplit.estimate import (
     NodeSeen,
     Observation,
     Recording,
+    ahead,
     show,
     under_estimates,
 )
@@ -115,8 +116,8 @@ class FastLoop:
         self._readiness.look()
 
     def estimates(self) -> Estimates:
-        """The estimate of each node and link now."""
-        return self._estimate.estimates(time.monotonic())
+        """The estimate of each node and link now, and the requests that are expected."""
+        return replace(self._estimate.estimates(time.monotonic()), rates_rps=self._view.gateway.rates())
 
     def recording(self) -> Recording:
         """What the detector was shown in the last minutes, since a cost model was set."""
@@ -214,8 +215,11 @@ class FastLoop:
         if live is None:
             return
         problem = self._problem(live.placement)
+        expected = ahead(problem, self.estimates())
         begun_s, now_s = time.monotonic(), time.time()
-        decision = await asyncio.to_thread(self._choose, problem, changes, armed, self._readiness.ready(), now_s)
+        decision = await asyncio.to_thread(
+            self._choose, problem, expected, changes, armed, self._readiness.ready(), now_s
+        )
         deviations = tuple(change.deviation for change in changes)
         decision = replace(decision, seen=tuple(map(str, changes)), deviations=deviations)
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()
@@ -246,7 +250,13 @@ class FastLoop:
         return self._problem(live.placement)
 
     def _choose(
-        self, problem: Problem, changes: Sequence[Change], armed: Armed, ready: Ready, now_s: float
+        self,
+        problem: Problem,
+        expected: Problem,
+        changes: Sequence[Change],
+        armed: Armed,
+        ready: Ready,
+        now_s: float,
     ) -> Decision:
         given = armed.settings
         settings = replace(
@@ -256,7 +266,14 @@ class FastLoop:
             registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
         )
         situation = Situation(
-            now_s, problem, settings, self._moves.history, self._uncertainty, tuple(changes), ready=ready
+            now_s,
+            problem,
+            settings,
+            self._moves.history,
+            self._uncertainty,
+            tuple(changes),
+            ready=ready,
+            ahead=expected,
         )
         return armed.policy.decide(situation, self._rng)
 

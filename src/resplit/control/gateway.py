@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from resplit.config import ClusterConfig
+from resplit.estimate import Forecast
 from resplit.session_records import RecoveredSessions, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
@@ -90,6 +91,10 @@ class Gateway(Protocol):
 
     def demand(self, window_s: float) -> list[RequestClass]:
         """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
+        ...
+
+    def rates(self) -> dict[str, Forecast]:
+        """The requests per second that are expected of each class."""
         ...
 
     def set_link(self, other: str, shape: Shape) -> None:

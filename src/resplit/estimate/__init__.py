@@ -1,16 +1,19 @@
 """The present state of nodes and links, estimated from every pass. Pure: times are handed in, nothing reads a clock."""
 
 from resplit.estimate.change import Change
-from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, under_estimates
+from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, ahead, under_estimates
+from resplit.estimate.forecast import ArrivalRate, Forecast
 from resplit.estimate.level import Level
 from resplit.estimate.links import LinkEstimate, LinkEstimates
 from resplit.estimate.observation import RECORDING, LinkSeen, NodeSeen, Observation, Recording, show
 
 __all__ = [
     "RECORDING",
+    "ArrivalRate",
     "Change",
     "ClusterEstimate",
     "Estimates",
+    "Forecast",
     "Level",
     "LinkEstimate",
     "LinkEstimates",
@@ -19,6 +22,7 @@ __all__ = [
     "NodeSeen",
     "Observation",
     "Recording",
+    "ahead",
     "show",
     "under_estimates",
 ]

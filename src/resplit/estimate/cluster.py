@@ -19,12 +19,13 @@ from resplit.cost.model import CostModel
 from resplit.cost.problem import MAX_BACKGROUND
 from resplit.estimate.change import Change
 from resplit.estimate.expected import ExpectedTimes
+from resplit.estimate.forecast import Forecast, Reverting
 from resplit.estimate.level import Level, age_s, log_ratio
-from resplit.estimate.links import LinkEstimate, LinkEstimates, route_hops, with_links
+from resplit.estimate.links import LinkEstimate, LinkEstimates, bandwidth_ahead, route_hops, with_links
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
 
-__all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "under_estimates"]
+__all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "ahead", "under_estimates"]
 
 # Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
 _SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
@@ -44,7 +45,7 @@ class NodeEstimate:
 
     The cost model's times of it are wrong by `factor` now, which has the relative standard deviation `deviation`.
     `background_utilization` is the share of it that others use; None if that is not known. The last pass or report that
-    shows either came `age_s` seconds ago; None if none did.
+    shows either came `age_s` seconds ago; None if none did. `background_ahead` is what others will use.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -53,16 +54,21 @@ class NodeEstimate:
     deviation: float = 0.0
     background_utilization: float | None = None
     age_s: float | None = None
+    background_ahead: Forecast | None = None
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """What is estimated of a cluster now, relative to one cost model: its nodes by name, and its links."""
+    """What is estimated of a cluster now, relative to one cost model: its nodes by name, and its links.
+
+    `rates_rps` are the requests per second that are expected, by class.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     nodes: Mapping[str, NodeEstimate] = field(default_factory=dict)
     links: tuple[LinkEstimate, ...] = ()
+    rates_rps: Mapping[str, Forecast] = field(default_factory=dict)
 
 
 def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
@@ -86,10 +92,32 @@ def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
     )
 
 
+def ahead(problem: Problem, estimates: Estimates) -> Problem:
+    """The problem as it is expected over the horizon of a decision. It was posed under the same estimates."""
+    backgrounds = {name: node.background_ahead for name, node in estimates.nodes.items()}
+    nodes = tuple(
+        node
+        if (expected := backgrounds.get(node.name)) is None
+        else replace(node, background_utilization=min(MAX_BACKGROUND, max(0.0, expected.mean)))
+        for node in problem.nodes
+    )
+    classes = tuple(
+        replace(each, rate_rps=estimates.rates_rps[each.name].mean) if each.name in estimates.rates_rps else each
+        for each in problem.classes
+    )
+    return replace(
+        problem,
+        nodes=nodes,
+        classes=classes if any(each.rate_rps > 0 for each in classes) else problem.classes,
+        link_bandwidth_bytes_per_s=bandwidth_ahead(problem, estimates.links),
+    )
+
+
 class _SeenNode:
     """What was seen of one node."""
 
     def __init__(self) -> None:
+        self.background_ahead = Reverting()
         self.speed = Level(_SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST, _SPEED_MOMENTS, _SPEED_APART_S)
         self.background = Level(_BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST)
         self.passes: deque[tuple[SegmentTime, float]] = deque(maxlen=_PASSES_KEPT)  # since the last jump; with contexts
@@ -215,7 +243,9 @@ class ClusterEstimate:
             return []
         level = self._nodes[node].background
         before = level.mean
-        if not level.observe(share, at_s):
+        alarmed = level.observe(share, at_s)
+        self._nodes[node].background_ahead.observe(level.mean, at_s)
+        if not alarmed:
             return []
         return [Change(at_s, node, "background", before, level.mean, level.deviation(at_s))]
 
@@ -227,9 +257,11 @@ def _hops_level() -> Level:
 
 def _estimate(node: _SeenNode, at_s: float) -> NodeEstimate:
     speed, background = node.speed, node.background
+    share = min(MAX_BACKGROUND, max(0.0, background.mean)) if background.known else None
     return NodeEstimate(
         factor=math.exp(speed.mean) if speed.known else 1.0,
         deviation=speed.deviation(at_s) if speed.known else 0.0,
-        background_utilization=min(MAX_BACKGROUND, max(0.0, background.mean)) if background.known else None,
+        background_utilization=share,
         age_s=age_s(at_s, speed, background),
+        background_ahead=None if share is None else node.background_ahead.forecast(share, at_s),
     )

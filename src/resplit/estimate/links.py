@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
+from resplit.estimate.forecast import Forecast, Reverting
 from resplit.estimate.level import Level, age_s, log_ratio
 from resplit.types import FloatArray, Problem
 
-__all__ = ["LinkEstimate", "LinkEstimates", "route_hops", "with_links"]
+__all__ = ["LinkEstimate", "LinkEstimates", "bandwidth_ahead", "route_hops", "with_links"]
 
 # Of the logarithm of a factor: noise of one message, drift in one second, and the least jump that is worth a plan.
 _NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.7
@@ -30,7 +31,8 @@ SMALL_BYTES = 1024  # a smaller message shows the latency of a link, a larger on
 class LinkEstimate:
     """By which factors the cost model's latency and seconds per byte of a link from `node` to `peer` are wrong now.
 
-    The last message that shows either came `age_s` seconds ago; None if none did.
+    The last message that shows either came `age_s` seconds ago; None if none did. `log_transfer_ahead` is the logarithm
+    of the factor by which a transfer is expected to become longer than it is now.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -40,6 +42,7 @@ class LinkEstimate:
     latency_factor: float = 1.0
     s_per_byte_factor: float = 1.0
     age_s: float | None = None
+    log_transfer_ahead: Forecast | None = None
 
 
 def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[FloatArray, FloatArray]:
@@ -55,6 +58,16 @@ def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[F
     return latency_s, bandwidth
 
 
+def bandwidth_ahead(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> FloatArray:
+    """The expected bandwidth of the problem's links (nodes, nodes); `with_links` has put the present one in."""
+    bandwidth = problem.link_bandwidth_bytes_per_s.copy()
+    index = {node.name: i for i, node in enumerate(problem.nodes)}
+    for link in estimates:
+        if link.log_transfer_ahead is not None and link.node in index and link.peer in index:
+            bandwidth[index[link.node], index[link.peer]] /= math.exp(link.log_transfer_ahead.mean)
+    return bandwidth
+
+
 @dataclass
 class _SeenLink:
     """What was seen of one link."""
@@ -62,6 +75,7 @@ class _SeenLink:
     latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
     s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
     small_s: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # the last small messages
+    log_s_per_byte: Reverting = field(default_factory=Reverting)
 
 
 class LinkEstimates:
@@ -92,7 +106,10 @@ class LinkEstimates:
             return []
         what = f"the transfer from {node} to {peer}"
         transfer_s = seconds - small_s
-        return _observed(what, link.s_per_byte, transfer_s, payload_bytes * (expected_s_per_byte or 0.0), at_s)
+        changes = _observed(what, link.s_per_byte, transfer_s, payload_bytes * (expected_s_per_byte or 0.0), at_s)
+        if expected_s_per_byte:
+            link.log_s_per_byte.observe(link.s_per_byte.mean + math.log(expected_s_per_byte), at_s)
+        return changes
 
     def doubted(self) -> list[tuple[str, str]]:
         """The links that seem to have changed by their last messages: they should be measured again at once."""
@@ -106,9 +123,18 @@ class LinkEstimates:
                 math.exp(link.latency.mean),
                 math.exp(link.s_per_byte.mean),
                 age_s(at_s, link.latency, link.s_per_byte),
+                self._transfer_ahead(pair, link, at_s),
             )
             for pair, link in self._links.items()
         )
+
+    def _transfer_ahead(self, pair: tuple[str, str], link: _SeenLink, at_s: float) -> Forecast | None:
+        expected_s_per_byte = self._expected(pair)[1]
+        if not expected_s_per_byte or not link.s_per_byte.known:
+            return None
+        now = link.s_per_byte.mean + math.log(expected_s_per_byte)
+        forecast = link.log_s_per_byte.forecast(now, at_s)
+        return Forecast(forecast.mean - now, forecast.deviation)
 
     def _expected(self, pair: tuple[str, str]) -> tuple[float | None, float | None]:
         """Latency and seconds per byte by the cost model; None where it has none."""

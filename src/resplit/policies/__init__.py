@@ -28,6 +28,7 @@ POLICIES = {
 # `resplit` without one of its parts, for studies.
 ABLATIONS = {
     "resplit-without-fast-loop": "resplit.policies.ablations:WithoutFastLoop",
+    "resplit-without-forecast": "resplit.policies.ablations:WithoutForecast",
     "resplit-without-hysteresis": "resplit.policies.ablations:WithoutHysteresis",
     "resplit-without-kv-transfer": "resplit.policies.ablations:WithoutKvTransfer",
     "resplit-without-queueing": "resplit.policies.ablations:WithoutQueueing",

@@ -11,13 +11,21 @@ from resplit.decide import Decision, History
 from resplit.policies.base import Occasion, Situation
 from resplit.policies.orchestrator import Orchestrator
 
-__all__ = ["WithoutFastLoop", "WithoutHysteresis", "WithoutKvTransfer", "WithoutQueueing"]
+__all__ = ["WithoutFastLoop", "WithoutForecast", "WithoutHysteresis", "WithoutKvTransfer", "WithoutQueueing"]
 
 
 class WithoutFastLoop(Orchestrator):
     """Asked at ticks only, not at detected changes."""
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"tick"})
+
+
+class WithoutForecast(Orchestrator):
+    """Decides on the present state: nothing is forecast, and the demand is that of the last seconds."""
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """As `resplit`, without what is expected."""
+        return super().decide(replace(situation, ahead=None), rng)
 
 
 class WithoutHysteresis(Orchestrator):

@@ -31,7 +31,7 @@ class Situation:
     demand. `uncertainty` is the relative error of the cost model that posed it. `changes` were detected since the last
     question; they are empty at a tick. `measured` are the requests since the last move, `busy` the shares of time in
     which nodes were busy, background included; nodes of which that is not known are absent. `ready` is what was
-    prepared for likely changes.
+    prepared for likely changes. `ahead` is the problem as it is expected over the horizon; None without a forecast.
     """
 
     now_s: float
@@ -43,6 +43,7 @@ class Situation:
     measured: Measured | None = None
     busy: Mapping[str, float] = field(default_factory=dict)
     ready: Ready = field(default_factory=Ready)
+    ahead: Problem | None = None
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ __all__ = ["Orchestrator"]
 class Orchestrator:
     """Prices keep, redistribute, re-split and rollback (equations 8 and 9), and takes the best net gain.
 
-    A tick that sees what the last plan saw keeps without a plan.
+    It decides on what is expected over the horizon. A tick that expects what the last plan did keeps without a plan.
     """
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"tick", "change"})
@@ -26,7 +26,7 @@ class Orchestrator:
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
         """`resplit.decide.decide`. DataError if nothing is placed yet."""
-        problem, now_s = situation.problem, situation.now_s
+        problem, now_s = situation.ahead or situation.problem, situation.now_s
         settings, history, measured = situation.settings, situation.history, situation.measured
         last = self._last if not situation.changes else None
         if last is not None and not has_news(last, problem, now_s, settings, history, measured):

@@ -25,7 +25,7 @@ from resplit.decide import (
 )
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import DataError, ProposalRefusedError, ResplitError
-from resplit.estimate import Change, ClusterEstimate, under_estimates
+from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, under_estimates
 from resplit.pass_times import PassTime
 from resplit.policies import Policy, Situation
 from resplit.session_records import SessionRecord
@@ -152,7 +152,8 @@ class Control:
                 return
         self._states = node_readings(telemetry.nodes)
         self._problem = self._posed(self._gateway.journal.demand(2 * window_s))
-        problem = under_estimates(self._problem, self._estimate.estimates(now_s))
+        estimates = self._estimates()
+        problem = under_estimates(self._problem, estimates)
         moved_s = self._history.last.at_s if self._history.last else 0.0
         measured = measured_since(self._recent(now_s - 2 * window_s), self._slo_s, max(moved_s, now_s - 2 * window_s))
         busy = telemetry.nodes.groupby("node").cpu_utilization.mean()
@@ -167,6 +168,7 @@ class Control:
             self._cost.uncertainty,
             measured=measured,
             busy={str(node): float(share) for node, share in busy.items()},
+            ahead=ahead(problem, estimates),
         )
         if "tick" in self._policy.asked:
             self._ask(situation, situation.settings, self._loop.tick_s)
@@ -230,12 +232,24 @@ class Control:
             current=live.placement,
             classes=tuple(self._gateway.journal.demand(DEMAND_WINDOW_S)),
         )
-        problem = under_estimates(posed, self._estimate.estimates(now_s))
+        estimates = self._estimates()
+        problem = under_estimates(posed, estimates)
         settings = self._settings()
         if not moved_often(self._deployment.history, now_s):
             settings = replace(settings, cooldown_s=0.0)
-        situation = Situation(now_s, problem, settings, self._history, self._cost.uncertainty, tuple(changes))
+        situation = Situation(
+            now_s,
+            problem,
+            settings,
+            self._history,
+            self._cost.uncertainty,
+            tuple(changes),
+            ahead=ahead(problem, estimates),
+        )
         self._ask(situation, self._loop.settings, self._loop.reaction_s)
+
+    def _estimates(self) -> Estimates:
+        return replace(self._estimate.estimates(self._agenda.now_s), rates_rps=self._gateway.journal.rates())
 
     # --- decide and deploy
 

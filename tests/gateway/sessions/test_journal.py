@@ -28,6 +28,35 @@ def test_demand_counts_recent_arrivals_of_each_class_apart() -> None:
     assert batch.rate_rps == pytest.approx((1 + 5) / 30)
 
 
+def test_the_rate_that_is_expected_follows_the_requests_of_each_class() -> None:
+    now_s = 1000.0
+    config = three_node_config(classes=[class_config("chat", 1), class_config("batch", 0.5)])
+    journal = Journal(config, lambda: now_s)
+    declared = journal.rates()
+    assert {name: rate.mean for name, rate in declared.items()} == pytest.approx({"chat": 1.0, "batch": 0.5})
+    for _ in range(200):  # four requests in a second
+        now_s += 0.25
+        journal.arrived(RequestArrival("chat", now_s, 20, 10))
+        journal.arrived(RequestArrival("unknown", now_s, 20, 10))
+    seen = journal.rates()
+    assert seen["chat"].mean == pytest.approx(4.0, rel=0.1)
+    assert seen["chat"].deviation < 2 * declared["chat"].deviation
+    assert seen["batch"].mean < 0.25
+
+
+def test_a_changed_cluster_file_changes_what_is_expected_of_changed_classes_only() -> None:
+    now_s = 1000.0
+    journal = Journal(three_node_config(classes=[class_config("chat", 1), class_config("batch", 1)]), lambda: now_s)
+    for _ in range(200):
+        now_s += 0.25
+        journal.arrived(RequestArrival("chat", now_s, 20, 10))
+        journal.arrived(RequestArrival("batch", now_s, 20, 10))
+    journal.reconfigure(three_node_config(classes=[class_config("chat", 1), class_config("batch", 9)]))
+    rates = journal.rates()
+    assert rates["chat"].mean == pytest.approx(4.0, rel=0.1)
+    assert rates["batch"].mean == pytest.approx(9.0)
+
+
 def recovered(epoch: int, waited_s: float, restored: int, cache_bytes: int) -> SessionMove:
     recovery = SessionRecovery(0.1, waited_s, 0.2, 0.3, restored, 2)
     return SessionMove(epoch, 1.0, cache_bytes, True, recovery)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from resplit.config import ClassConfig, ClusterConfig
+from resplit.estimate import ArrivalRate, Forecast
 from resplit.session_records import RecoveredSessions, RequestArrival, SessionMove, SessionRecord
 from resplit.types import RequestClass
 
@@ -21,17 +22,24 @@ class Journal:
     def __init__(self, cluster: ClusterConfig, clock: Callable[[], float] = time.time) -> None:
         self._cluster = cluster
         self._clock = clock
+        self._rates: dict[str, ArrivalRate] = {}
+        self._begin_rates()
         self._arrivals: deque[RequestArrival] = deque(maxlen=10_000)
         self._records: deque[SessionRecord] = deque(maxlen=20_000)
         self._recoveries: deque[SessionMove] = deque(maxlen=10_000)
 
     def reconfigure(self, cluster: ClusterConfig) -> None:
         """Use the demand that a changed cluster file declares."""
-        self._cluster = cluster
+        before, self._cluster = self._cluster, cluster
+        kept = [declared.name for declared in cluster.classes if declared in before.classes]
+        self._rates = {name: rate for name, rate in self._rates.items() if name in kept}
+        self._begin_rates()
 
     def arrived(self, arrival: RequestArrival) -> None:
         """Add a request on its arrival."""
         self._arrivals.append(arrival)
+        if arrival.request_class in self._rates:
+            self._rates[arrival.request_class].arrived(arrival.time_s)
 
     def ended(self, record: SessionRecord) -> None:
         """Add the record of a request that ended."""
@@ -73,6 +81,16 @@ class Journal:
             self._blended(c, [arrival for arrival in recent if arrival.request_class == c.name], window_s)
             for c in self._cluster.classes
         ]
+
+    def rates(self) -> dict[str, Forecast]:
+        """The requests per second that are expected of each class."""
+        now_s = self._clock()
+        return {name: rate.forecast(now_s) for name, rate in self._rates.items()}
+
+    def _begin_rates(self) -> None:
+        now_s = self._clock()
+        for declared in self._cluster.classes:
+            self._rates.setdefault(declared.name, ArrivalRate(declared.rate_rps, now_s))
 
     def _blended(self, declared: ClassConfig, arrivals: list[RequestArrival], window_s: float) -> RequestClass:
         prior = declared.rate_rps * _PRIOR_S

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 from resplit.config import ClusterConfig
 from resplit.errors import CLIENT_GONE_STATUS, ResplitError, http_status
+from resplit.estimate import Forecast
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Admission
 from resplit.gateway.sessions.context import SessionContext
@@ -203,6 +204,10 @@ class Sessions:
     def demand(self, window_s: float) -> list[RequestClass]:
         """The demand of each class: arrivals of the last `window_s` seconds, blended with the declared demand."""
         return self._context.journal.demand(window_s)
+
+    def rates(self) -> dict[str, Forecast]:
+        """The requests per second that are expected of each class."""
+        return self._context.journal.rates()
 
     def _new_name(self) -> str:
         """A name that is unique, also among the sessions of earlier processes."""
