@@ -24,7 +24,7 @@ from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
-from resplit.security.identity import CACHES, CONTROLLER, STEPS, Member, certificate_name
+from resplit.security.identity import CACHES, CONTROLLER, STEPS, Member
 from resplit.shards.kept import KeptShards
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
@@ -34,7 +34,7 @@ from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.listener import Listener
 from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer, Streams
-from resplit.wire.message_limits import Arriving, limited, receive_one
+from resplit.wire.message_limits import Arriving, caller_of, limited, receive_one
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
@@ -173,7 +173,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
     async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
         """Answer at once, over the emulated link back to the caller."""
         await receive_one(stream)
-        caller = certificate_name(stream.peer.cert())
+        caller = caller_of(stream)
         await (self._agent.connections.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
 
@@ -262,7 +262,7 @@ async def serve_node(
 
 def _only_the_controller(stream: Stream[Any, Any]) -> str:
     """The caller's name. GRPCError unless it is the controller, in whose process the gateway runs."""
-    caller = certificate_name(stream.peer.cert())
+    caller = caller_of(stream)
     if caller != CONTROLLER:
         raise GRPCError(Status.PERMISSION_DENIED, f"{caller} may not make this call; only {CONTROLLER} may")
     return caller

@@ -98,7 +98,7 @@ def limited(mapping: dict[str, Handler], arriving: Arriving) -> dict[str, Handle
 def _limited(handler: Handler, arriving: Arriving) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
-        sender = certificate_name(stream.peer.cert())
+        sender = caller_of(stream)
         receive, in_message = incoming.recv_data, False
 
         async def receive_bounded(size: int) -> bytes:
@@ -128,6 +128,11 @@ def _limited(handler: Handler, arriving: Arriving) -> Any:
             raise _malformed() from None
 
     return limited_handle
+
+
+def caller_of(stream: Stream[Any, Any]) -> str:
+    """The member that made a call, by its certificate, which is decoded once for each connection."""
+    return certificate_name(stream.peer._transport.get_extra_info("peercert"))
 
 
 async def receive_one(stream: Stream[Any, Any]) -> Any:
