@@ -7,6 +7,7 @@ parsing it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -26,7 +27,7 @@ def ensure_plain(kind: type[Message], content: bytes) -> None:
     if len(content) <= _SMALL_BYTES:
         return
     beside_bytes = len(content)
-    for index, data_bytes in enumerate(_data_bytes(kind.DESCRIPTOR, content, 0, len(content))):
+    for index, data_bytes in enumerate(_data_bytes(cast(Descriptor, kind.DESCRIPTOR), content, 0, len(content))):
         beside_bytes -= data_bytes
         if index >= _MOST_FIELDS:
             raise DecodeError(f"a message of {len(content)} bytes has more than {_MOST_FIELDS} fields")
