@@ -185,7 +185,7 @@ async def test_a_node_that_still_loads_a_standby_block_says_so_within_the_time_o
     standby = to_body(Standby((2,), nodes.model.spec, nodes.private, {})) | {"shards": shards}
     await nodes.command("plain", "standby", standby)
     async with asyncio.timeout(10):
-        with pytest.raises(ShardError, match="block 3 could not be loaded in time|no answer within"):
+        with pytest.raises(ShardError, match=r"block 3 could not be loaded in time|no answer within"):
             await nodes.command("plain", "prepare", nodes.prepare_body("plain", LATER, 1) | {"within_s": 1.0}, 1)
 
 
