@@ -113,6 +113,7 @@ def test_a_restart_with_the_same_file_keeps_the_desired_state(tmp_path: Path) ->
         DesiredState(FILE).with_file(with_nodes(*FILE["nodes"], DELTA)).with_drained("beta").with_trust("gamma", True)
     )
     save_desired_state(applied, FILE, path)
+    assert path.stat().st_mode & 0o777 == 0o600  # it has the digests of API keys
     assert load_desired_state(path, FILE) == applied  # `resplit up` always starts with the file of the first start
     assert load_desired_state(path, applied.content) == applied
 

@@ -195,6 +195,14 @@ async def test_a_node_that_joins_again_or_moves_is_watched_anew(watch: Watch) ->
     assert await watch.until(lambda: watch.hung == ["one", "one"]) > HANGS_AFTER_S
 
 
+@watched
+async def test_a_silent_node_that_is_removed_no_longer_counts_as_silent(watch: Watch) -> None:
+    watch.nodes["one"].awake.clear()
+    await watch.until(lambda: watch.hung == ["one"])
+    watch.nodes.pop("one")
+    assert await watch.until(lambda: watch.beats.silent == set()) < 1.0
+
+
 def unwatched() -> Watch:
     """Heartbeats that do not run, so that the test decides which time passes."""
     return Watch(cast("Any", None))

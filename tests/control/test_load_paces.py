@@ -20,7 +20,14 @@ def test_a_load_may_take_four_times_as_long_as_the_nodes_earlier_ones() -> None:
     paces = LoadPaces()
     paces.note("a", 300 * MIB, 2.0)
     paces.note("a", 100 * MIB, 2.0)
-    assert paces.limit_s("a", 100 * MIB) == pytest.approx(4.0)
+    assert paces.limit_s("a", 100 * MIB) == 4.0
+
+
+def test_the_paces_of_other_nodes_do_not_count_for_a_node_that_has_loaded() -> None:
+    paces = LoadPaces()
+    for node, seconds in (("a", 2.0), ("b", 1.0), ("c", 1.0)):
+        paces.note(node, 100 * MIB, seconds)
+    assert paces.limit_s("a", 100 * MIB) == 8.0
 
 
 def test_a_node_that_loaded_nothing_is_expected_to_be_as_fast_as_the_median_of_the_others() -> None:

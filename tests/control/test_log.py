@@ -230,8 +230,10 @@ def test_a_committed_step_that_is_no_proposal_is_a_clear_error(log: EpochLog) ->
 
 
 def test_decisions_can_be_read_after_a_given_number(log: EpochLog) -> None:
+    assert log.last_decision() == 0
     for action in ("keep", "re-split", "keep"):
         log.append_decision(Decision(1.0, action))
+    assert log.last_decision() == 3
     _, *rest = log.decisions()
     assert [decision.action for decision in rest] == ["re-split", "keep"]
     assert [decision.id for decision in rest] == [2, 3]
@@ -288,10 +290,12 @@ def test_details_that_are_not_json_change_nothing(log: EpochLog) -> None:
     assert log.steps(1) == []
 
 
-def test_the_log_makes_the_folders_that_are_missing(tmp_path: Path) -> None:
-    log = EpochLog(tmp_path / "a" / "b" / "epochs.db")
+def test_the_log_makes_the_folders_that_are_missing_and_files_that_only_their_owner_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "epochs.db"
+    log = EpochLog(path)
     log.append(1, "proposed", {})
     assert log.unfinished() == [1]
+    assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
 
 
 def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from resplit.control import monitor as monitor_module
 from resplit.control.monitor import KEEP_S, PERIOD_S, Monitor
 from resplit.errors import NodeLostError, PeerFaultError
-from resplit.status import NodeReport, ReportedState
+from resplit.status import NodeReport, ReportedState, StandbyState
 from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
@@ -33,6 +33,7 @@ class ReportingPeer:
     error: Exception | None = None
     echo_error: Exception | None = None
     blocks: tuple[int, ...] = ()
+    standby: tuple[int, ...] = ()
     faults: list[str] = field(default_factory=list)
     calls: list[tuple[int, float]] = field(default_factory=list)  # arguments of each report
     measured: list[Sequence[str]] = field(default_factory=list)  # the links that each report had measured
@@ -49,7 +50,8 @@ class ReportingPeer:
         await self.answering.wait()
         if self.error:
             raise self.error
-        state = ReportedState("alpha", self.pid, blocks=self.blocks, sessions=len(self.rows))
+        standby = StandbyState(blocks=self.standby)
+        state = ReportedState("alpha", self.pid, blocks=self.blocks, sessions=len(self.rows), standby=standby)
         return NodeReport(state, TelemetryRows(links=tuple(self.rows[after:]))), len(self.rows)
 
     def fault(self, reason: str) -> PeerFaultError:
@@ -70,6 +72,14 @@ async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
     await monitor.poll("alpha")
     assert [row.time_s for row in monitor.rows(0.0).links] == [1.0, 2.0]
     assert [row.time_s for row in monitor.rows(1.5).links] == [2.0]
+
+
+async def test_the_blocks_that_stand_by_are_known_of_each_node() -> None:
+    peers = {"alpha": ReportingPeer(blocks=(0,), standby=(2, 3)), "beta": ReportingPeer(standby=(1,))}
+    monitor = Monitor(peers, 8)  # type: ignore[arg-type]
+    for name in peers:
+        await monitor.poll(name)
+    assert monitor.standby() == {"alpha": (2, 3), "beta": (1,)}
 
 
 async def test_a_node_measures_the_links_that_are_in_doubt_before_it_reports() -> None:

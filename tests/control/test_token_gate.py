@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ class Exchange:
         self.read = 0
         self.body: bytes | None = None
         self.status = 0
+        self.answer = b""
 
     async def run(self, *headers: tuple[bytes, bytes]) -> Exchange:
         scope = {"type": "http", "method": "POST", "path": "/problem", "headers": list(headers)}
@@ -31,7 +33,7 @@ class Exchange:
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.body = (await receive())["body"]
-        self.status = 200
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def _receive(self) -> Message:
         self.read += 1
@@ -43,6 +45,8 @@ class Exchange:
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        else:
+            self.answer += message["body"]
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +79,31 @@ async def test_a_body_that_stops_arriving_is_refused() -> None:
 async def test_a_body_at_the_limit_reaches_the_application_whole() -> None:
     exchange = await Exchange(b"x" * 400, b"y" * 600).run(TOKEN, (b"content-length", b"1000"))
     assert (exchange.status, exchange.body) == (200, b"x" * 400 + b"y" * 600)
+
+
+async def test_a_refusal_says_what_is_needed() -> None:
+    exchange = await Exchange().run()
+    message = "the control API needs the token in the state folder"
+    assert json.loads(exchange.answer) == {"error": {"message": message, "type": "RequestRefusedError"}}
+
+
+async def test_after_the_whole_body_the_application_hears_that_the_client_left() -> None:
+    sent: list[Message] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b", "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    heard: list[Message] = []
+
+    async def receive() -> Message:
+        return sent.pop(0)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.extend([await receive(), await receive()])
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/problem", "headers": [TOKEN]}
+    await TokenGate(application, "secret")(scope, receive, send)
+    assert heard == [{"type": "http.request", "body": b"ab", "more_body": False}, {"type": "http.disconnect"}]
