@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resplit.control import deployment as deployment_module
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
@@ -26,7 +27,7 @@ from resplit.errors import (
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
-from resplit.wire.commands import Prepare
+from resplit.wire.commands import Abort, Commit, NodeCommand, Prepare, Recall, Release
 from tests.support.in_process import until
 from tests.support.recording_control import RecordingCommands, RecordingGateway
 from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
@@ -102,6 +103,40 @@ async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
     assert all(route.addresses == bench.view.addresses for route in routes)
 
 
+async def test_each_command_names_the_epoch_that_it_is_about(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    bench.commands.sent.clear()
+    bench.gateway.oldest = 2
+    await bench.deploy(TURNED)
+    await bench.deployment.recall([C, A, "stranger"])
+    bench.commands.answers["prepare", B] = ShardError("the shard is corrupt")
+    with pytest.raises(ProposalRefusedError):
+        await bench.deploy(SPREAD)
+    named = [(node, command) for node, command in bench.commands.sent if not isinstance(command, Prepare)]
+    assert named == [
+        *((node, Commit(2)) for node in (A, B, C)),
+        *((node, Release(2)) for node in (A, B, C)),
+        *((node, Recall(2)) for node in (A, C)),
+        *((node, Abort(3)) for node in (A, B, C)),
+    ]
+
+
+async def test_nodes_that_do_not_answer_in_time_are_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment_module, "_ANSWER_WITHIN_S", 0.05)
+    answered, notify = asyncio.Event(), bench.commands.notify
+
+    async def notify_slowly(commands: Mapping[str, NodeCommand], epoch: int) -> None:
+        if B in commands:
+            await answered.wait()
+        await notify(commands, epoch)
+
+    monkeypatch.setattr(bench.commands, "notify", notify_slowly)
+    assert await bench.deployment.tell({A: Release(1), B: Release(1), C: Release(1)}, 1) == [B]
+    assert f"release {B} 1 (None)" not in bench.events
+    answered.set()
+    await until(lambda: asyncio.sleep(0, f"release {B} 1 (None)" in bench.events))
+
+
 async def test_an_epoch_that_is_proposed_ahead_is_prepared_at_once_and_goes_live_in_time(bench: Bench) -> None:
     await bench.deploy(SPREAD)
     due_s = time.time() + 0.3
@@ -137,6 +172,19 @@ async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) 
     committed = bench.log.last_committed()
     assert committed is not None
     assert committed.placement == tuple(SPREAD)
+
+
+async def test_blocks_that_a_new_host_had_loaded_before_are_told_apart_from_those_that_stayed(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    weights = [block.weight_bytes for block in bench.view.rules.features]
+    came = {block for block, (old, new) in enumerate(zip(SPREAD, TURNED, strict=True)) if old != new}
+    loaded = min(came)
+    for node in (A, B, C):
+        bench.commands.answers["prepare", node] = {"loaded": [loaded] if TURNED[loaded] == node else []}
+    await bench.deploy(TURNED)
+    live = bench.deployment.history[-1]
+    assert live.loaded_bytes == weights[loaded]
+    assert live.ready_bytes == sum(weights[block] for block in came - {loaded}) > 0
 
 
 async def test_a_proposal_for_another_epoch_is_refused_before_anything_is_logged(bench: Bench) -> None:
@@ -206,6 +254,7 @@ async def test_without_room_for_old_and_new_blocks_the_move_is_staged(bench: Ben
     assert [(node, command.replace_current) for node, command in prepares] == [
         (A, False), (B, False), (C, False), (C, True),
     ]  # fmt: skip
+    assert set(prepares[-1][1].shards) == set(prepares[-1][1].route.blocks_of(C))
     assert bench.deployment.history[-1].staged
     assert bench.deployment.history[-1].loaded_bytes == sum(b.weight_bytes for b in bench.view.rules.features)
 

@@ -157,6 +157,21 @@ async def test_the_pace_of_a_load_sets_the_time_for_the_next_one(bench: Bench, m
     assert limits_s[0] > 1000 > limits_s[1] == limits_s[2]
 
 
+async def test_the_pace_of_one_node_does_not_shorten_the_time_of_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_paces, "SLOWEST_BYTES_PER_S", 1)
+    bench.commands._paces.note(C, 1000, 10.0)
+    bench.peers[A]._answer = {"loaded": [1]}
+    prepare = {
+        node: bench.commands.prepare(node, Route(3, tuple(SPREAD), {}), bench.rules, replace_current=False)
+        for node in (A, C)
+    }
+    await bench.commands.send({A: prepare[A]}, 4)
+    await bench.commands.send(prepare, 4)
+    assert bench.peers[A].limits_s["prepare"] < 100 < bench.peers[C].limits_s["prepare"]
+
+
 async def test_a_command_that_waited_while_its_node_was_found_faulty_is_not_sent(bench: Bench) -> None:
     peer = bench.peers[A]
     answer = peer.command
@@ -194,6 +209,18 @@ def test_a_prepare_has_the_shards_of_the_nodes_own_blocks_with_keys_that_it_alon
     member = Member.load(bench.keys / C)
     assert member.wrap_key is not None
     assert unwrap_key(prepare.shards[4].key, member.wrap_key, node=C, shard=entry.shard) == entry.key
+
+
+def test_a_node_is_told_which_blocks_to_keep_ready_with_keys_that_it_alone_opens(
+    bench: Bench, stored_model: StoredModel
+) -> None:
+    standby = bench.commands.standby(C, [5, 2], bench.rules)
+    assert (standby.blocks, standby.private, standby.model) == ((5, 2), {0, 1, 7}, stored_model.spec)
+    entry = bench.keyring["layer.4"]
+    assert (set(standby.shards), standby.shards[5].name) == ({2, 5}, entry.shard)
+    member = Member.load(bench.keys / C)
+    assert member.wrap_key is not None
+    assert unwrap_key(standby.shards[5].key, member.wrap_key, node=C, shard=entry.shard) == entry.key
 
 
 @pytest.mark.parametrize(("node", "blocks"), [(A, (0, 1, 7)), (C, (2,))])

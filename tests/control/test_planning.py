@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from resplit.control.planning import (
 from resplit.epochs import RECOVER
 from resplit.errors import DataError, InfeasibleError
 from resplit.model.source import StoredModel
-from resplit.types import Problem
+from resplit.types import Problem, RequestClass
 from resplit.wire.addresses import Address
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C, three_node_config
@@ -88,6 +89,9 @@ class ConnectedNodes:
 
     def connected_nodes(self) -> set[str]:
         return self._names
+
+    def demand(self, window_s: float) -> list[RequestClass]:
+        return [RequestClass("chat", A, window_s, 8, 8)]
 
 
 def planner_of(cluster: ClusterConfig, model: StoredModel, folder: Path, *connected: str) -> ControllerPlanner:
@@ -178,6 +182,42 @@ async def test_a_node_that_left_the_cluster_and_a_drained_one_get_no_block(
     planner = planner_of(whole, stored_model, tmp_path, A, B, C)
     planner._view.rules = replace(planner._view.rules, drained=frozenset({B}))
     assert B not in (await planner.plan(CURRENT, based_on=0)).placement
+
+
+async def test_the_present_problem_has_todays_placement_demand_and_nodes(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    planner = planner_of(cluster, stored_model, tmp_path, A, B)
+    planner.set_problem(problem)
+    present = planner.present_problem(CURRENT, 30.0)
+    assert (present.current, present.classes) == (CURRENT, (RequestClass("chat", A, 30.0, 8, 8),))
+    usable = np.isfinite(present.decode_s_per_token).any(axis=0)
+    assert dict(zip((node.name for node in present.nodes), usable, strict=True)) == {A: True, B: True, C: False}
+
+
+@pytest.mark.parametrize(
+    ("ready", "used"), [((A,) * 8, True), ((A, A, B, B, A, B, B, A), True), ((A, A, C, B, B, B, B, A), False)]
+)
+async def test_what_was_planned_for_a_loss_is_used_if_its_nodes_answer(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path,
+    ready: tuple[str, ...], used: bool,
+) -> None:  # fmt: skip
+    planner = planner_of(cluster, stored_model, tmp_path, A, B)
+    planner.set_problem(problem)
+    asked: list[tuple[int, list[str]]] = []
+
+    def after_loss(epoch: int, lost: Sequence[str]) -> tuple[str, ...]:
+        asked.append((epoch, list(lost)))
+        return ready
+
+    planner.after_loss = after_loss
+    proposal = await planner.plan(CURRENT, based_on=3, action="drain")
+    assert asked == [(3, [C])]
+    assert (proposal.action, proposal.based_on) == ("drain", 3)
+    assert (proposal.lower_bound is None) == used  # nothing is proven for a placement that was planned before
+    assert (proposal.placement == ready) == used
+    assert proposal.predicted_latency_s is not None
+    assert proposal.predicted_latency_s > 0
 
 
 def test_more_demand_than_the_nodes_can_serve_is_planned_for_in_part(problem: Problem) -> None:
