@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +21,18 @@ from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.node import server
 from resplit.security.identity import CONTROLLER, STEPS
-from resplit.wire.node_pb2 import PermitRequest, Step, Token, TokensRequest, TransferRequest
+from resplit.wire.node_pb2 import (
+    CloseRequest,
+    CommandRequest,
+    EchoRequest,
+    PermitRequest,
+    ReportRequest,
+    Step,
+    Token,
+    TokensRequest,
+    TransferRequest,
+)
+from resplit.wire.patience import Patience
 from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
 from tests.support.cluster import reference
@@ -212,6 +224,19 @@ async def test_only_the_controller_gives_permits_and_asks_for_caches(
     assert refusal.value.status is Status.PERMISSION_DENIED
 
 
+def bear_only(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on each node bears so many refused messages of a member, and none for an hour after that."""
+    noted, note = Counter[int](), Patience.note
+
+    def note_some(self: Patience, now_s: float, weight: float = 1.0) -> float:
+        if self.most != server._REFUSED_AT_ONCE:  # it is about something else
+            return note(self, now_s, weight)
+        noted[id(self)] += 1
+        return 3600.0 if noted[id(self)] > most else 0.0
+
+    monkeypatch.setattr(Patience, "note", note_some)
+
+
 @pytest.mark.parametrize("epoch", [1, 99], ids=["live", "unknown"])
 async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_few_answers(
     nodes: InProcessCluster,
@@ -221,9 +246,8 @@ async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_fe
     unsplit_model: torch.nn.Module,
     epoch: int,
 ) -> None:
-    monkeypatch.setattr(server, "_REFUSED_AT_ONCE", 5)
-    monkeypatch.setattr(server, "_REFUSED_PER_S", 1e-3)
     await deploy(controller, WITHOUT_C)
+    bear_only(5, monkeypatch)
     answers, on_token = list[str](), nodes.router.on_token
 
     def record(node: str, token: Token) -> bool:
@@ -239,3 +263,20 @@ async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_fe
     refused = (await nodes.state(A)).refusals
     assert sum(refused.values()) == 7, "five at once, then one more on each stream"
     assert answers.count("flood") == (7 if epoch == 99 else 0)
+
+
+async def test_refused_calls_of_one_member_wait_once_they_are_many_and_others_do_not(
+    nodes: InProcessCluster, controller: Controller, liar: HostileClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(controller, WITHOUT_C)
+    bear_only(30, monkeypatch)  # its probe makes some calls too
+    for call, message in (("Command", CommandRequest()), ("Echo", EchoRequest()), ("Echo", EchoRequest())):
+        await liar.call(A, call, message)
+    for call, message in (("Permit", PermitRequest()), ("Report", ReportRequest()), ("Close", CloseRequest())):
+        with pytest.raises(GRPCError):
+            await liar.call(A, call, message)
+    flood = asyncio.gather(*(liar.call(A, "Command", CommandRequest()) for _ in range(40)))
+    for calls in (flood, liar.call(A, "Close", CloseRequest()), liar.call(A, "Echo", EchoRequest())):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(calls, 0.5)
+    assert len(await generate(nodes.sessions, generation_request(NEW_TOKENS))) == NEW_TOKENS

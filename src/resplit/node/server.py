@@ -63,8 +63,8 @@ from resplit.wire.permits import Permit
 from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
-# So many steps of one member may be refused at once, and in each second. A member with more is read more slowly: an
-# honest one has some when an epoch or a session ends, and those of a flood would hold up the steps of others.
+# So many messages of one member may be refused at once, and in each second. A member with more is read more slowly: an
+# honest one has some when an epoch or a session ends, and those of a flood would hold up the messages of others.
 _REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
 _LONGEST_REFUSAL_CHARS = 500
@@ -82,7 +82,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self.arriving = Arriving()
 
     def __mapping__(self) -> dict[str, Handler]:
-        return limited(super().__mapping__(), self.arriving)
+        return limited(super().__mapping__(), self.arriving, self._bear)
 
     async def steps(self, stream: MessageStream[Step]) -> None:
         """Run the steps of one caller, and acknowledge those that ask for it as they arrive."""
@@ -158,6 +158,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             await stream.send_message(CommandReply(body=json.dumps(reply)))
         except ResplitError as error:
             self._count(error)
+            await self._bear(caller_of(stream))
             await stream.send_message(CommandReply(error=str(error), error_kind=wire_word(error)))
 
     async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
@@ -171,9 +172,10 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))
 
     async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
-        """Answer at once, over the emulated link back to the caller."""
+        """Answer over the emulated link back to the caller: at once, if it has not asked very often."""
         await receive_one(stream)
         caller = caller_of(stream)
+        await self._bear(caller)
         await (self._agent.connections.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
 
@@ -214,6 +216,10 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         reason = wire_word(error)
         self._refusals[reason] += 1
         _log.warning("message refused", node=self._agent.name, reason=reason, error=str(error))
+
+    async def _bear(self, caller: str) -> None:
+        """Note a useless message of a member, and wait if it sends many of them."""
+        await asyncio.sleep(self._patience[caller].note(time.monotonic()))
 
     def _verified(self, kind: str, signed: str) -> NodeCommand:
         command = self._verifier.verify(signed, kind=kind, current_epoch=self._agent.hosting.committed)

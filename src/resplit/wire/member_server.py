@@ -20,6 +20,8 @@ from resplit.security.identity import Member, certificate_name
 from resplit.wire import message_limits
 from resplit.wire.listener import ACCEPTED_PER_TURN, Listener
 from resplit.wire.message_stream import MessageStream
+from resplit.wire.paced_protocol import PacedProtocol
+from resplit.wire.patience import Patience
 
 # A member needs three connections. Others may be left over from links that broke without a sign.
 PER_MEMBER = 16
@@ -61,6 +63,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
         self._arriving = arriving
         self._listener = listener
         self._open: defaultdict[str, list[_Connection]] = defaultdict(list)  # by member, the oldest first
+        self._patience: dict[str, Patience] = {}  # with the frames of each member
         self._streams: dict[MessageStream[Any], asyncio.Future[None]] = {}  # those that are open, and their tasks
 
     async def listen(self, member: Member) -> None:
@@ -97,6 +100,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
 
     def _begin_calls(self, connection: _MemberProtocol) -> None:
         self._handlers.add(connection.handler)
+        connection.patience = self._patience.setdefault(connection.member, connection.patience)
         self._connected(connection)
 
     def _end_calls(self, connection: _MemberProtocol) -> None:
@@ -122,13 +126,12 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
             self._handlers.discard(handler)
 
 
-class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
+class _MemberProtocol(PacedProtocol):
     """A copy of `protocol` that reports when its connection to a member is made, and when it is lost.
 
     `begin_stream` takes a connection that carries a stream, and then it is no concern of this protocol any more.
     """
 
-    transport: asyncio.Transport
     member: str
 
     def __init__(
@@ -147,7 +150,6 @@ class _MemberProtocol(H2Protocol):  # type: ignore[misc]  # grpclib has no types
         if self._begin_stream(cast(asyncio.Transport, transport)):
             return
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, transport)
         self.member = certificate_name(transport.get_extra_info("peercert"))
         self._on_connected(self)
 

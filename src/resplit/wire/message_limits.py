@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpclib.client import Channel
+from grpclib.client import Handler as ClientHandler
 from grpclib.client import Stream as Call
 from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
@@ -21,6 +22,7 @@ from grpclib.server import Stream
 
 from resplit.errors import CapacityError
 from resplit.security.identity import certificate_name
+from resplit.wire.paced_protocol import PacedProtocol
 from resplit.wire.plain_messages import ensure_plain
 
 # The hidden states of a whole prompt are one message: 4096 tokens of width 16384 in fp32.
@@ -45,6 +47,9 @@ class BoundedChannel(Channel):  # type: ignore[misc]  # grpclib has no types her
         call = super().request(*arguments, **named)
         call.__class__ = _BoundedCall  # `Channel` offers no other way to choose the class
         return call
+
+    def _protocol_factory(self) -> PacedProtocol:
+        return PacedProtocol(ClientHandler(), self._config, self._h2_config)
 
     async def _create_connection(self) -> Any:
         try:
@@ -90,12 +95,17 @@ class Arriving:
             self._bytes[sender] -= size
 
 
-def limited(mapping: dict[str, Handler], arriving: Arriving) -> dict[str, Handler]:
-    """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one."""
-    return {path: handler._replace(func=_limited(handler, arriving)) for path, handler in mapping.items()}
+def limited(
+    mapping: dict[str, Handler], arriving: Arriving, bear: Callable[[str], Awaitable[None]]
+) -> dict[str, Handler]:
+    """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one.
+
+    `bear` is awaited, with the caller's name, before a call is refused in such a way, or as the handler says.
+    """
+    return {path: handler._replace(func=_limited(handler, arriving, bear)) for path, handler in mapping.items()}
 
 
-def _limited(handler: Handler, arriving: Arriving) -> Any:
+def _limited(handler: Handler, arriving: Arriving, bear: Callable[[str], Awaitable[None]]) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
         sender = caller_of(stream)
@@ -125,7 +135,11 @@ def _limited(handler: Handler, arriving: Arriving) -> Any:
         except StreamTerminatedError:  # nobody waits for an answer; a log of the error would keep what had arrived
             pass
         except (DecodeError, NotImplementedError):  # malformed, or compressed
+            await bear(sender)
             raise _malformed() from None
+        except GRPCError:
+            await bear(sender)
+            raise
 
     return limited_handle
 
