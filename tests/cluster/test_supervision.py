@@ -135,7 +135,7 @@ def test_a_process_ends_when_its_parent_lets_go_of_its_standard_input() -> None:
     code = "from resplit.cluster.parent import end_with_parent; end_with_parent(); import signal; signal.pause()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.poll() is None
-        _, said = child.communicate(timeout=20)  # closes the pipe
+        _, said = child.communicate(timeout=60)  # closes the pipe
     assert said == b"resplit: the parent process has ended\n"
     assert child.returncode == 1
 

@@ -171,7 +171,7 @@ async def in_process(
         cluster.cleanup.close()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     """Await a condition again and again until it holds; TimeoutError if it does not hold in time."""
     async with asyncio.timeout(timeout_s):
         while not await condition():  # noqa: ASYNC110 - the state is another node's; there is no event to wait for

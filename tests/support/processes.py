@@ -15,7 +15,7 @@ from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 
 
-async def poll_until(condition: Callable[[], bool], timeout_s: float = 30.0, every_s: float = 0.02) -> float:
+async def poll_until(condition: Callable[[], bool], timeout_s: float = 90.0, every_s: float = 0.02) -> float:
     """Evaluate a condition in a thread until it holds, and return the seconds that took.
 
     For states of other processes, which send no event. TimeoutError if it does not hold in time.

@@ -78,8 +78,8 @@ SHORT_LIMITS = (
     (router, "_FIRST_WAIT_S", 0.05),
     (router, "_LONGEST_WAIT_S", 0.2),
 )
-EXCLUDED_WITHIN_S = 10.0
-ANSWERED_WITHIN_S = 15.0
+EXCLUDED_WITHIN_S = 30.0
+ANSWERED_WITHIN_S = 60.0
 LIES: dict[str, Lie] = {
     "hangs": hangs,
     "breaks": breaks,

@@ -66,12 +66,12 @@ def test_without_enough_nodes_requests_get_503_until_a_node_returns(cluster: Clu
             os.kill(cluster.processes[victim].pid, signal.SIGKILL)
         asyncio.run(poll_until(lambda: "no placement" in client.status().ready))
         body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 2}
-        refused = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
+        refused = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=90)
         assert refused.status_code == 503
         assert "without alpha, beta" in refused.json()["error"]["message"]
         start_process(cluster, "alpha")
         asyncio.run(poll_until(lambda: client.status().ready == "yes"))
-        assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30).status_code == 200
+        assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=90).status_code == 200
         trusted = {"alpha", "beta"}
         assert {client.model().placement[block] for block in (0, 1, -1)} <= trusted
 

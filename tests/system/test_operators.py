@@ -70,7 +70,7 @@ async def under_streams(cluster: Cluster, client: ControlClient, act: Callable[[
 
 def completion(cluster: Cluster) -> httpx.Response:
     body = {"model": "tiny-llama", "prompt": "a", "max_tokens": 2}
-    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
+    return httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=90)
 
 
 def restart_controller(cluster: Cluster, *also_kill: str) -> None:

@@ -33,7 +33,7 @@ classes:
   - {name: chat, rate_rps: 0.5, prompt_tokens: 12, new_tokens: 40}
 kv_tokens: 256
 """
-GONE_WITHIN_S = 5.0
+GONE_WITHIN_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def up(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
     yield process, folder
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 def test_what_dies_is_started_again_and_nothing_is_left_when_up_is_killed(
@@ -63,7 +63,7 @@ def test_what_dies_is_started_again_and_nothing_is_left_when_up_is_killed(
             os.kill(old, signal.SIGKILL)
             wait_until(lambda name=name, old=old: process_of(process, name) not in (None, old))
             wait_until(lambda: ready(client) and answering(client, "alpha", "beta"))
-            assert httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200
+            assert httpx.post(f"{url}/v1/completions", json=body, timeout=90).status_code == 200
     terminal = (folder / "terminal").read_text()
     assert re.search(r"a process ended .*how=.killed by SIGKILL. .*process=beta restart_after_s=1", terminal)
     assert re.search(r"a process is started again .*process=beta restarts=1", terminal)
