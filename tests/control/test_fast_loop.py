@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import threading
 import time
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from resplit import planner
@@ -15,7 +18,7 @@ from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.decide import Decision, History, PastMove, Settings
 from resplit.errors import CapacityError
 from resplit.pass_times import PassTime, SegmentTime
-from resplit.policies import make_policy
+from resplit.policies import Occasion, Situation, make_policy
 from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
 from resplit.types import segments_of
 from tests.support.controllers import FIRST, slow_to_prepare
@@ -98,6 +101,36 @@ async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_co
     assert B not in placed.live.placement
     assert placed.moves.history.last is not None
     assert placed.moves.history.last.after == placed.live.placement
+
+
+class Slow:
+    """A policy that keeps, and thinks about it until it is told to answer."""
+
+    asked: ClassVar[frozenset[Occasion]] = frozenset({"change"})
+
+    def __init__(self) -> None:
+        self.begun, self.answer, self.questions = threading.Event(), threading.Event(), 0
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        self.questions += 1
+        self.begun.set()
+        assert self.answer.wait(30)
+        return make_policy("static").decide(situation, rng)
+
+
+async def test_a_change_that_is_detected_while_another_one_is_decided_on_is_decided_on_with_it(
+    placed: Controller,
+) -> None:
+    policy = Slow()
+    placed.fast_loop.arm(policy, SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    assert await asyncio.to_thread(policy.begun.wait, 30)
+    serve(placed, 3, **{B: 50.0, C: 20.0})
+    policy.answer.set()
+    await until(lambda: asyncio.sleep(0, bool(decisions(placed))))
+    (decision,) = decisions(placed)
+    assert decision.seen == ("beta became 50 times slower", "gamma became 20 times slower")
+    assert policy.questions == 2
 
 
 async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: Controller) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resplit.cost import CostModel, LinkModel, PredictionError
-from resplit.estimate import ClusterEstimate, Estimates, LinkEstimates, under_estimates
+from resplit.estimate import ClusterEstimate, Estimates, LinkEstimates, both_ways, under_estimates
 from resplit.estimate.links import LinkEstimate, route_hops
 from resplit.pass_times import PassTime, SegmentTime
 from tests.support.problems import tiny_problem
@@ -49,6 +49,10 @@ def test_a_longer_latency_is_noticed_at_the_second_probe_and_is_not_taken_for_a_
 
 def test_a_narrower_link_is_noticed(links: LinkEstimates) -> None:
     assert probe(links, LATENCY_S, 8 * S_PER_BYTE, 4, 20.0) == ["the transfer from a to b became 8 times slower"]
+
+
+def test_links_are_looked_into_both_ways_each_once() -> None:
+    assert both_ways([("a", "b"), ("b", "c"), ("b", "a")]) == [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]
 
 
 def test_messages_that_are_late_for_a_moment_are_no_slower_link_and_a_usual_one_ends_the_doubt(

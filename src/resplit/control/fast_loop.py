@@ -37,6 +37,7 @@ from resplit.estimate import (
     Observation,
     Recording,
     ahead,
+    both_ways,
     show,
     under_estimates,
 )
@@ -49,6 +50,7 @@ from resplit.types import Problem
 _log = structlog.get_logger(__name__)
 # For each of the two plans, and where the search can start from a plan that was made for such a change.
 _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
+MOST_PLANS = 3  # of one decision: while it is planned, more changes may be detected
 _PROBLEMS_KEPT = 64
 _MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 # A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
@@ -129,7 +131,7 @@ class FastLoop:
         if done.at_s - done.total_s <= self._deployment.disturbed_until_s:
             return
         self._show(Observation(done.at_s, done=done))
-        self._look_into(self._estimate.suspects(done))
+        self._look_into(both_ways(self._estimate.suspects(done)))
 
     def reported(self, rows: TelemetryRows) -> None:
         """Take the new rows of a node: the newest about itself, and all its probes of links.
@@ -151,7 +153,7 @@ class FastLoop:
         for row in probes:  # their clock may be another one
             at_s = now_s - min(max(newest_s - row.time_s, 0.0), _REPORTED_LATE_S)
             self._show(Observation(at_s, link=LinkSeen(row.node, row.peer, row.payload_bytes, row.seconds)))
-        self._look_into(self._estimate.links.doubted())
+        self._look_into(both_ways(self._estimate.links.doubted()))
 
     def _show(self, seen: Observation) -> None:
         self._observations.append(seen)
@@ -214,12 +216,19 @@ class FastLoop:
         live = self._deployment.live
         if live is None:
             return
-        problem = self._problem(live.placement)
-        expected = ahead(problem, self.estimates())
-        begun_s, now_s = time.monotonic(), time.time()
-        decision = await asyncio.to_thread(
-            self._choose, problem, expected, changes, armed, self._readiness.ready(), now_s
-        )
+        begun_s, now_s, changes = time.monotonic(), time.time(), list(changes)
+        for plans in itertools.count(1):
+            problem = self._problem(live.placement)
+            expected = ahead(problem, self.estimates())
+            decision = await asyncio.to_thread(
+                self._choose, problem, expected, changes, armed, self._readiness.ready(), now_s
+            )
+            if not self._changes or plans >= MOST_PLANS:
+                break
+            # A link degrades in both directions, an uplink with all its links, one detected after the other: what was
+            # planned with half of it would have to be moved again.
+            changes += self._changes
+            self._changes.clear()
         deviations = tuple(change.deviation for change in changes)
         decision = replace(decision, seen=tuple(map(str, changes)), deviations=deviations)
         planned_s, outcome = time.monotonic() - begun_s, DecisionOutcome()

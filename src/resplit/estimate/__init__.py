@@ -4,7 +4,7 @@ from resplit.estimate.change import Change
 from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, ahead, under_estimates
 from resplit.estimate.forecast import ArrivalRate, Forecast
 from resplit.estimate.level import Level
-from resplit.estimate.links import LinkEstimate, LinkEstimates
+from resplit.estimate.links import LinkEstimate, LinkEstimates, both_ways
 from resplit.estimate.observation import RECORDING, LinkSeen, NodeSeen, Observation, Recording, show
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Observation",
     "Recording",
     "ahead",
+    "both_ways",
     "show",
     "under_estimates",
 ]

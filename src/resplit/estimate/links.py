@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from resplit.estimate.forecast import Forecast, Reverting
 from resplit.estimate.level import Level, age_s, log_ratio
 from resplit.types import FloatArray, Problem
 
-__all__ = ["LinkEstimate", "LinkEstimates", "bandwidth_ahead", "route_hops", "with_links"]
+__all__ = ["LinkEstimate", "LinkEstimates", "bandwidth_ahead", "both_ways", "route_hops", "with_links"]
 
 # Of the logarithm of a factor: noise of one message, drift in one second, and the least jump that is worth a plan.
 _NOISE, _DRIFT, _LEAST = 0.1, 0.01, 0.7
@@ -155,6 +156,11 @@ def _observed(what: str, level: Level, seconds: float, expected_s: float | None,
     if expected_s * abs(math.exp(level.mean) - math.exp(before)) < _LEAST_S:
         return []
     return [Change(at_s, what, "time", math.exp(before), math.exp(level.mean), level.deviation(at_s))]
+
+
+def both_ways(links: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The links and their ways back, each once: what changes a link in one direction often does so in the other."""
+    return list(dict.fromkeys(pair for one, other in links for pair in ((one, other), (other, one))))
 
 
 def route_hops(source: str, nodes: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from resplit.config import ClusterConfig
+from resplit.control.fast_loop import MOST_PLANS
 from resplit.control.planning import DEMAND_WINDOW_S, plan_without, without
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
@@ -25,7 +26,7 @@ from resplit.decide import (
 )
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import DataError, ProposalRefusedError, ResplitError
-from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, under_estimates
+from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, both_ways, under_estimates
 from resplit.pass_times import PassTime
 from resplit.policies import Policy, Situation
 from resplit.session_records import SessionRecord
@@ -201,7 +202,7 @@ class Control:
         if done.at_s - done.total_s <= self._disturbed_until_s:
             return
         self._note(self._estimate.observe(done))
-        if self._reports is not None and (links := self._estimate.suspects(done)):
+        if self._reports is not None and (links := both_ways(self._estimate.suspects(done))):
             self._reports.measure(links)
 
     def _reported(self, report: Report) -> None:
@@ -216,16 +217,25 @@ class Control:
             return
         self._changes += changes
         self._fit_due_s = -math.inf
-        if not self._reacting and self._armed and not self._stopped:
+        self._react_soon()
+
+    def _react_soon(self) -> None:
+        if self._changes and not self._reacting and self._armed and not self._stopped:
             self._reacting = True
             self._agenda.after(0.0, self._react)
 
     def _react(self) -> None:
         """Ask about the changes that were detected, with the models that the last tick set."""
-        changes, self._changes, self._reacting = self._changes, [], False
+        changes, self._changes = self._changes, []
+        if changes and self._problem is not None and self._deployment.live is not None:
+            self._ask_about(changes, self._agenda.now_s, 1)
+        else:
+            self._reacting = False
+
+    def _ask_about(self, changes: list[Change], noticed_s: float, plans: int) -> None:
         live = self._deployment.live
-        if not changes or self._problem is None or live is None:
-            return
+        assert live is not None
+        assert self._problem is not None
         now_s = self._agenda.now_s
         posed = replace(
             without(self._problem, self._lost),
@@ -246,7 +256,26 @@ class Control:
             tuple(changes),
             ahead=ahead(problem, estimates),
         )
-        self._ask(situation, self._loop.settings, self._loop.reaction_s)
+        decision = self._choose(situation)
+        self._agenda.after(self._loop.reaction_s, self._reacted, changes, decision, live.epoch, noticed_s, plans)
+
+    def _reacted(
+        self, changes: list[Change], decision: Decision | None, based_on: int, noticed_s: float, plans: int
+    ) -> None:
+        """The plan is made. As in the controller, it is made again if more changes were detected meanwhile."""
+        if self._changes and plans < MOST_PLANS and not self._stopped:
+            more, self._changes = self._changes, []
+            self._ask_about(changes + more, noticed_s, plans + 1)
+            return
+        self._reacting = False
+        took_s = plans * self._loop.reaction_s
+        if decision is not None:
+            decision = replace(decision, at_s=noticed_s)
+            if decision.action == "keep":
+                self.decisions.append(replace(decision, outcome=DecisionOutcome(plan_s=took_s)))
+            else:
+                self._deploy(decision, based_on, self._loop.settings, took_s)
+        self._react_soon()
 
     def _estimates(self) -> Estimates:
         return replace(self._estimate.estimates(self._agenda.now_s), rates_rps=self._gateway.journal.rates())
@@ -255,17 +284,22 @@ class Control:
 
     def _ask(self, situation: Situation, settings: Settings, took_s: float) -> None:
         """Ask the policy. Its answer is deployed after the time that planning takes."""
-        try:
-            decision = self._policy.decide(situation, self._rng)
-        except ResplitError as error:
-            self.decisions.append(Decision(situation.now_s, "keep", str(error)))
+        decision, live = self._choose(situation), self._deployment.live
+        if decision is None:
             return
-        decision = replace(decision, seen=tuple(map(str, situation.changes)))
-        live = self._deployment.live
         if decision.action == "keep" or live is None:
             self.decisions.append(replace(decision, outcome=DecisionOutcome(plan_s=took_s)))
         else:
             self._agenda.after(took_s, self._deploy, decision, live.epoch, settings, took_s)
+
+    def _choose(self, situation: Situation) -> Decision | None:
+        """What the policy answers; None, and an entry in the log, after an error."""
+        try:
+            decision = self._policy.decide(situation, self._rng)
+        except ResplitError as error:
+            self.decisions.append(Decision(situation.now_s, "keep", str(error)))
+            return None
+        return replace(decision, seen=tuple(map(str, situation.changes)))
 
     def _deploy(self, decision: Decision, based_on: int, settings: Settings, took_s: float) -> None:
         begun_s, place = self._agenda.now_s, len(self.decisions)
