@@ -15,6 +15,7 @@ from resplit.errors import CommandRefusedError, DataError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
+from resplit.node import executor as executor_module
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Load
 from resplit.node.executor import Executor, PassResult
@@ -89,6 +90,32 @@ async def test_a_pass_waits_for_a_stream_that_is_about_to_come_back(executor: Ex
     executor.end("b")
     times = [results[0].time for results in (await first, await last)]
     assert [each.load for each in times if each] == [Load(2, 0), Load(1, 0)]
+
+
+async def test_streams_whose_results_are_handed_over_share_the_next_pass_however_busy_the_event_loop_is(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "_RETURN_WITHIN_S", 60.0)
+    sessions = "abcd"
+    for session in sessions:
+        await results(executor, whole(session, 0, [1, 2, 3]))
+    monkeypatch.setattr(executor, "_most_decodes", lambda now_s: len(sessions))
+    executor._pace._gap_s = executor._pace._away_s = 1e-9  # no other rule waits for them
+    sizes: list[int] = []
+
+    async def stream(session: str) -> None:
+        for start in range(3, 9):
+            (done,) = await results(executor, whole(session, start, [4]))
+            assert done.time
+            sizes.append(done.time.load.decodes)
+            executor._pace._gap_s = executor._pace._away_s = 1e-9
+            time.sleep(0.003)  # noqa: ASYNC251 - the event loop is busy, and the executor could begin
+
+    with executor._changed:  # the first passes come together
+        streams = [asyncio.create_task(stream(session)) for session in sessions]
+        await asyncio.sleep(0)
+    await asyncio.gather(*streams)
+    assert sizes == [len(sessions)] * len(sizes)
 
 
 async def test_each_part_of_a_pass_says_how_long_it_waited_and_what_its_batch_computed(executor: Executor) -> None:

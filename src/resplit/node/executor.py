@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -26,6 +26,9 @@ from resplit.node.permits import Permits
 from resplit.types import Sampling
 
 _log = structlog.get_logger(__name__)
+# Streams whose whole route is here begin their next passes as soon as the event loop has got the results. It takes a
+# millisecond, unless it is busy with something else.
+_RETURN_WITHIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Executor:
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
         self._pace = ChunkPace()
+        self._handed_over: deque[float] = deque()  # when each batch was whose streams may come back any moment
         self.ended: Future[None] = Future()  # of the thread; with its error if a defect ended it
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
@@ -257,11 +261,27 @@ class Executor:
         """The executor's thread: run one batch after another."""
         try:
             while batch := self._take():
-                _hand_over(self._outcomes(batch))
+                self._hand_over(self._outcomes(batch))
         except Exception as error:
             self.ended.set_exception(error)
         else:
             self.ended.set_result(None)
+
+    def _hand_over(self, outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
+        """Give the outcomes of a batch to those who wait for them, and note which streams may come back at once."""
+        given = [(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes]
+        if any(queued.work.stages == 1 and queued.work.decoding for queued, _ in given):
+            self._handed_over.append(time.perf_counter())
+            _give(given, self._returned)
+        else:
+            _give(given)
+
+    def _returned(self) -> None:
+        """The streams of a batch that come back at once are back."""
+        with self._changed:
+            if self._handed_over:  # a batch of several event loops counts once
+                self._handed_over.popleft()
+            self._changed.notify()
 
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""
@@ -283,7 +303,10 @@ class Executor:
             if self._waiting:
                 now_s = time.perf_counter()
                 begun_s = min(begun_s, now_s)
-                wait_s = self._pace.join_until_s(self._waiting, begun_s, now_s, self._most_decodes(now_s)) - now_s
+                most = self._most_decodes(now_s)
+                returning_until_s = self._handed_over[-1] + _RETURN_WITHIN_S if self._handed_over else -math.inf
+                until_s = self._pace.join_until_s(self._waiting, begun_s, now_s, most, returning_until_s)
+                wait_s = until_s - now_s
                 if wait_s <= 0:
                     return True
             self._changed.wait(wait_s)
@@ -407,23 +430,23 @@ def _drawn(part: Part, logits: Activation) -> Drawn | None:
     return Drawn(tokens, logprobs(logits, (*scored, *tokens), work.most_likely))
 
 
-def _hand_over(outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
-    """Give the outcomes of a batch to those who wait for them: all at once, because each call wakes an event loop."""
-    _give([(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes])
+def _give(outcomes: Sequence[tuple[_Queued, PassResult | Exception]], taken: Callable[[], None] = lambda: None) -> None:
+    """Give outcomes to those who wait for them: all at once, because each call wakes an event loop.
 
-
-def _give(outcomes: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
+    `taken` is called there when they have done what they do at once.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Queued, PassResult | Exception]]] = {}
     for queued, outcome in outcomes:
         by_loop.setdefault(queued.loop, []).append((queued, outcome))
     for loop, results in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(_put, results)
+            loop.call_soon_threadsafe(_put, results, taken)
 
 
-def _put(results: Sequence[tuple[_Queued, PassResult | Exception]]) -> None:
+def _put(results: Sequence[tuple[_Queued, PassResult | Exception]], taken: Callable[[], None]) -> None:
     for queued, result in results:
         queued.results.put_nowait(result)
+    asyncio.get_running_loop().call_soon(taken)  # after the turns of those who wait
 
 
 def _with_time(

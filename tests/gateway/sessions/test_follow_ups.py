@@ -87,7 +87,7 @@ async def settle() -> None:
 
 
 def test_follow_ups_in_advance_take_a_tenth_of_a_second_and_none_is_asked_for_before_a_pass_was_timed() -> None:
-    assert [most_follow_ups(pass_s) for pass_s in (0.0, 0.004, 0.06, 0.1, 0.11, 5.0)] == [0, 25, 1, 1, 0, 0]
+    assert [most_follow_ups(pass_s) for pass_s in (0.0, 0.001, 0.004, 0.06, 0.1, 0.11, 5.0)] == [0, 32, 25, 1, 1, 0, 0]
 
 
 async def test_one_step_of_the_gateway_is_enough_for_a_whole_answer() -> None:

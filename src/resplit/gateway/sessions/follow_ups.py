@@ -16,11 +16,12 @@ from resplit.wire.node_pb2 import Token
 
 # What must happen between two passes (a move, a pause, the end of a request) waits for follow-ups at most this long.
 _LONGEST_S = 0.1
+_MOST = 32  # a session gets room in the caches for those in advance
 
 
 def most_follow_ups(pass_s: float) -> int:
     """How many follow-ups may be asked for in advance where a pass takes so long; none while that is not known."""
-    return int(_LONGEST_S / pass_s) if pass_s else 0
+    return min(_MOST, int(_LONGEST_S / pass_s)) if pass_s else 0
 
 
 class FollowUps:
