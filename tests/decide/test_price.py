@@ -11,10 +11,11 @@ import pytest
 from resplit.decide.price import (
     Alternative,
     CurrentPlacement,
-    _broken,
     _exceeded,
     _gain,
     _is_staged,
+    _outage,
+    _overload,
     _round_trip_s,
     _sending_s,
     _waiting_cost,
@@ -89,15 +90,12 @@ def test_the_pause_grows_with_the_round_trip_between_old_and_new_holder() -> Non
 
 
 def test_if_the_current_placement_cannot_serve_requests_also_wait_for_the_transfer() -> None:
-    working = problem(CURRENT)
-    broken = replace(
-        working, nodes=(*working.nodes[:1], replace(working.nodes[1], background_utilization=0.99), working.nodes[2])
-    )
+    broken = problem(halves(FAR, FAST))  # private blocks on a node without trust
     quickly, slowly = (replace(SETTINGS, registry_bytes_per_s=rate) for rate in (1e9, 1e7))
     elsewhere = (FAST,) * 6 + (FAR,) * 2
     costs = [price(broken, "re-split", elsewhere, price_current(broken, s), s) for s in (quickly, slowly)]
     longer_s = costs[1].transfer_s - costs[0].transfer_s
-    rate = working.classes[0].rate_rps
+    rate = broken.classes[0].rate_rps
     assert costs[0].net_gain == costs[1].net_gain == float("inf")
     assert costs[1].horizon_cost - costs[0].horizon_cost > rate * longer_s**2 / 2
 
@@ -164,16 +162,37 @@ def test_a_placement_on_absent_nodes_cannot_serve_and_its_reserved_caches_count(
         broken="away, gone: no longer in the cluster",
         exceeded="",
         cached_tokens=500,
+        stalled=1.0,
     )
 
 
-def test_an_overloaded_placement_has_an_infinite_price_and_its_reserved_caches_count() -> None:
+def test_an_overloaded_placement_has_an_infinite_price_and_the_caches_of_requests_without_queues() -> None:
     cluster = problem(CURRENT)
     busy = replace(cluster.nodes[0], background_utilization=0.99)
-    current = price_current(replace(cluster, nodes=(busy, *cluster.nodes[1:])), SETTINGS)
+    overloaded = replace(cluster, nodes=(busy, *cluster.nodes[1:]))
+    current, alone, asked = price_current(overloaded, SETTINGS), evaluate(overloaded, CURRENT), cluster.classes[0]
     assert current.keep.horizon_cost == math.inf
-    assert current.cached_tokens == 500
+    # The change was noticed a moment ago: the caches are not all that could ever be reserved.
+    requests = asked.rate_rps * float(alone.compute_s[0] + alone.network_s[0])
+    assert current.cached_tokens == pytest.approx(requests * (asked.prompt_tokens + asked.new_tokens / 2))
+    assert current.cached_tokens < 500
     assert current.exceeded == ""
+
+
+def test_requests_of_an_overloaded_placement_wait_for_a_part_of_the_transfer_only() -> None:
+    cluster, rate = problem(CURRENT), problem(CURRENT).classes[0].rate_rps
+    elsewhere, slowly = (FAST,) * 6 + (FAR,) * 2, replace(SETTINGS, registry_bytes_per_s=1e7)
+    nodes = (cluster.nodes[0], replace(cluster.nodes[1], background_utilization=0.97), cluster.nodes[2])
+    overloaded = replace(cluster, nodes=nodes)
+    use = evaluate(overloaded, CURRENT).utilization.max()
+    assert 1 < use < 1.3
+    current = price_current(overloaded, slowly)
+    assert current.stalled == pytest.approx(1 - 1 / use)
+    move = price(overloaded, "re-split", elsewhere, current, slowly)
+    waited_s = move.pause_s + current.stalled * move.transfer_s
+    waiting = waited_s * (rate * move.latency_s + rate * waited_s / 2)
+    assert move.horizon_cost == pytest.approx(rate * slowly.horizon_s * move.objective + waiting)
+    assert waited_s < 0.4 * move.transfer_s
 
 
 def test_a_placement_that_breaks_privacy_has_an_infinite_price_although_its_latency_is_finite() -> None:
@@ -247,7 +266,8 @@ def test_every_reason_why_a_placement_cannot_serve_is_given_in_one_text() -> Non
     )
     utilization = np.array([1.0, 0.999, 2.0])  # the far node is overloaded, but holds no block
     result = replace(evaluate(cluster, CURRENT), utilization=utilization, violations=violations)
-    assert _broken(cluster, result, CURRENT) == "fast is overloaded (1.00); private; no program; no link"
+    assert _overload(cluster, result, CURRENT) == "fast is overloaded (1.00)"
+    assert _outage(result) == "private; no program; no link"
 
 
 def test_only_limits_exceeded_by_more_than_a_fiftieth_are_reported() -> None:

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from resplit.decide.state import NOTHING_READY, Placement, Ready, Settings, Unbounded
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
 from resplit.types import Problem
@@ -59,13 +61,15 @@ class CurrentPlacement:
 
     `broken` says why it cannot serve (a lost node, a private block on an untrusted node, a missing link, overload),
     `exceeded` which limit of memory or use it exceeds although it serves. Both are "" otherwise. `cached_tokens` is the
-    number of tokens in the caches that a move transfers.
+    number of tokens in the caches that a move transfers. `stalled` is the share of the time by which requests fall
+    behind: 0 while it serves, 1 in an outage, 1 - 1/u under an overload u, which is served at the rate 1/u.
     """
 
     keep: Alternative
     broken: str
     exceeded: str
     cached_tokens: float
+    stalled: float = 0.0
 
 
 def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
@@ -74,16 +78,23 @@ def price_current(problem: Problem, settings: Settings) -> CurrentPlacement:
     if absent := sorted(set(problem.current) - {node.name for node in problem.nodes}):
         broken = f"{', '.join(absent)}: no longer in the cluster"
         keep = Alternative("keep", problem.current, violations=(broken,))
-        return CurrentPlacement(keep, broken, "", problem.kv_tokens)
+        return CurrentPlacement(keep, broken, "", problem.kv_tokens, stalled=1.0)
     result = evaluate(problem, problem.current)
-    broken = _broken(problem, result, problem.current)
+    outage, overload = _outage(result), _overload(problem, result, problem.current)
+    broken = "; ".join(filter(None, (overload, outage)))
+    most_used = max(
+        use
+        for node, use in zip(problem.nodes, result.utilization.tolist(), strict=True)
+        if node.name in problem.current
+    )
+    stalled = 1.0 if outage else 1 - 1 / most_used if overload else 0.0
     requests = _rate_rps(problem) * settings.horizon_s
     keep = replace(
         _alternative(problem, "keep", problem.current, result),
         expected_requests=requests,
         horizon_cost=math.inf if broken else requests * result.objective,
     )
-    return CurrentPlacement(keep, broken, "" if broken else _exceeded(result), _cached_tokens(problem, result))
+    return CurrentPlacement(keep, broken, "" if broken else _exceeded(result), _cached_tokens(problem, result), stalled)
 
 
 def price(
@@ -94,8 +105,8 @@ def price(
 
     Until weights and caches are transferred, the current placement serves, so the gain counts for the rest of the
     horizon only. At the switch the requests in progress wait for the pause. They wait for the transfer too if the
-    current placement cannot serve, or if the new blocks do not fit in memory beside the old ones (a staged move).
-    The weights of blocks that are `ready` need no transfer.
+    current placement cannot serve, or if the new blocks do not fit in memory beside the old ones (a staged move). An
+    overloaded placement still serves, so they wait for a part of it. Weights of blocks that are `ready` are there.
     """
     assert problem.current is not None
     other = _alternative(problem, action, placement, evaluate(problem, placement))
@@ -103,11 +114,12 @@ def price(
     loads = [j for j in moved if (j, placement[j]) not in ready.loaded]
     transfer_s = _transfer_s(problem, moved, loads, placement, current.cached_tokens, settings)
     pause_s = (settings.switch_s + _round_trip_s(problem, moved, placement)) if moved else 0.0
-    if not current.broken and _is_staged(problem, placement):
-        pause_s += transfer_s
+    stalled_s = current.stalled * transfer_s
+    if current.stalled < 1 and _is_staged(problem, placement):
+        pause_s, stalled_s = pause_s + transfer_s, 0.0
     served_s = max(settings.horizon_s - transfer_s, 0.0)
     before = other if current.broken else current.keep  # priced for the time of the transfer
-    waiting_cost = _waiting_cost(problem, pause_s + (transfer_s if current.broken else 0.0), before.latency_s)
+    waiting_cost = _waiting_cost(problem, pause_s + stalled_s, before.latency_s)
     objectives = served_s * other.objective + (settings.horizon_s - served_s) * before.objective
     horizon_cost = _rate_rps(problem) * objectives + waiting_cost
     return replace(
@@ -151,15 +163,19 @@ def _alternative(problem: Problem, action: Action, placement: Placement, result:
     )
 
 
-def _broken(problem: Problem, result: Evaluation, placement: Placement) -> str:
-    """Why the placement cannot serve; "" if it can. A limit that is merely exceeded does not count."""
-    overloaded = [
+def _outage(result: Evaluation) -> str:
+    """Why the placement serves nobody; "" if it serves. A limit that is merely exceeded does not count."""
+    kinds = ("privacy", "cannot_run", "link")
+    return "; ".join(each.text for each in result.violations if each.kind in kinds)
+
+
+def _overload(problem: Problem, result: Evaluation, placement: Placement) -> str:
+    """The nodes that get more than they can serve, so that queues grow for ever; "" if there is none."""
+    return "; ".join(
         f"{node.name} is overloaded ({use:.2f})"
         for node, use in zip(problem.nodes, result.utilization, strict=True)
         if use >= 1 and node.name in placement
-    ]
-    kinds = ("privacy", "cannot_run", "link")
-    return "; ".join([*overloaded, *(each.text for each in result.violations if each.kind in kinds)])
+    )
 
 
 def _exceeded(result: Evaluation) -> str:
@@ -179,11 +195,17 @@ def _rate_rps(problem: Problem) -> float:
 def _cached_tokens(problem: Problem, result: Evaluation) -> float:
     """Tokens in the caches of the requests in progress, with half of their new tokens made; at most `kv_tokens`.
 
-    Little's law gives the number of requests of each class.
+    Little's law gives the number of requests of each class. Under an overload it grows for ever, and is not known: the
+    change was noticed a moment ago, so the requests in progress are taken to be those of a placement without queues.
     """
+    unqueued_s = result.compute_s + result.network_s
     mean = sum(
         request_class.rate_rps * latency_s * (request_class.prompt_tokens + request_class.new_tokens / 2)
-        for request_class, latency_s in zip(problem.classes, result.class_latency_s, strict=True)
+        for request_class, latency_s in zip(
+            problem.classes,
+            np.where(np.isfinite(result.class_latency_s), result.class_latency_s, unqueued_s).tolist(),
+            strict=True,
+        )
     )
     return float(min(mean, problem.kv_tokens)) if math.isfinite(mean) else problem.kv_tokens
 

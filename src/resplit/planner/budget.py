@@ -10,7 +10,8 @@ __all__ = ["UNLIMITED", "Budget"]
 class Budget:
     """A time limit, or a number of steps if `work_limit` is given.
 
-    One move of a descent and one priced path are one step each; one node of the branch and bound is ten steps.
+    One move of a descent, one priced path, and one interval or hop of a mixed-integer program are one step each; one
+    node of the branch and bound is ten steps.
     """
 
     def __init__(self, time_limit_s: float, work_limit: int | None = None, parent: Budget | None = None) -> None:

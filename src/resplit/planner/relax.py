@@ -106,6 +106,8 @@ def _solve_mips(
         chosen = candidates(dual, search.cost)
         if len(chosen) > max_candidates or budget.left_s < MIN_MIP_S + 2 * CLOCK_DELAY_S * len(chosen):
             break
+        if not budget.spend(len(chosen)):
+            break
         nodes_of, bound = solve_mip(dual, chosen, search.cost, budget, search.best, gap)
         if nodes_of is None:
             break
