@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -35,6 +36,7 @@ from tasks.mlflow_store import default_uri, how_to_open
 from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
 from tasks.report import Extras, report
+from tasks.simulated_results import simulated_results
 from tasks.track import close_study, open_study, publish_comparison, track_run
 
 REPORTS = Path("reports")
@@ -85,7 +87,8 @@ def publish(
 ) -> str:
     """Write the report, record every run in MLflow, and return the comparison as text."""
     rows = compare(summaries(list(records)))
-    page = report(records, reports, extras)
+    simulated = simulated_results(reports / "simulated" / "metrics.json", params.scenario.stem)
+    page = report(records, reports, replace(extras, simulated=simulated))
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}
     errors = {
         f"prediction error {what.replace(',', '')}": f"{error:.4f}" for what, error in extras.prediction_error.items()

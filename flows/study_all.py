@@ -23,6 +23,7 @@ from tasks.mlflow_store import default_uri
 from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
 from tasks.report import Extras, write_report, write_study_metrics
+from tasks.simulated_results import simulated_results
 from tasks.study_records import StudyRecords, digest_of
 from tasks.track import close_study, open_study, track_run
 
@@ -84,7 +85,9 @@ def _run(label: str, seed: int, scenario: ScenarioConfig) -> Run:
 def _report(records: Sequence[RunRecord], folder: Path) -> Path:
     """The page of the runs of the first seed, and the metrics over all seeds."""
     first = min(record.seed for record in records)
-    write_report([record for record in records if record.seed == first], folder, Extras())
+    scenario = folder.name  # reports/NAME
+    simulated = simulated_results(folder.parent / "simulated" / "metrics.json", scenario)
+    write_report([record for record in records if record.seed == first], folder, Extras(simulated=simulated))
     runs: dict[str, dict[int, RunRecord]] = {}
     for record in records:
         runs.setdefault(run_label(record), {})[record.seed] = record

@@ -15,6 +15,7 @@ from resplit.reaction import event_reactions, reactions
 from resplit.records import RunRecord
 from tasks import plot_style
 from tasks.report_decisions import decision_text, recovery_rows
+from tasks.simulated_results import SimulatedResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +48,11 @@ CAPTIONS = {
         "Utilisation by node",
         "Share of each node in use, by resplit and by other programs; mean over the last five seconds.",
     ),
+    "regret": (
+        "Simulated: how far from the best",
+        "The mean latency of each policy over that of an oracle, which knows the scenario and moves at no cost. Mean "
+        "over the seeds with its 95 % interval. A policy called resplit-without-X is resplit without one of its parts.",
+    ),
     "prediction": (
         "Predicted against measured",
         "For each configuration: the latency predicted when it was chosen, and the mean latency of the requests that "
@@ -68,7 +74,7 @@ class Extras:
     """Content of a report besides its runs.
 
     `timings` and `prediction_error` come from the functions `block_timings` and `prediction_error` of `resplit.cost`;
-    `notes` are further sentences as plain text.
+    `simulated` is what the simulated study says about the same scenario; `notes` are further sentences as plain text.
     """
 
     model: str = ""
@@ -76,6 +82,7 @@ class Extras:
     timings: pd.DataFrame | None = None
     prediction_error: Mapping[str, float] = field(default_factory=dict)
     validation: ValidTelemetry | None = None
+    simulated: SimulatedResults | None = None
     notes: Sequence[str] = ()
 
 
@@ -94,7 +101,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         labels=list(runs),
         record=next(iter(runs.values())),
         verdict=verdict(rows),
-        rows=[_shown(row) for row in rows],
+        rows=[_shown(row, extras.simulated) for row in rows],
         changes=scenario_changes(runs),
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
@@ -117,9 +124,10 @@ class ComparisonText:
     change: str
     tone: Literal["better", "worse", ""]
     expected: tuple[str, str] | None
+    simulated: tuple[str, str] | None  # of the policies static and resplit
 
 
-def _shown(row: Row) -> ComparisonText:
+def _shown(row: Row, simulated: SimulatedResults | None) -> ComparisonText:
     static, adaptive = row.values.get("static", math.nan), row.values.get("adaptive", math.nan)
     gain = {"lower": static - adaptive, "higher": adaptive - static, "neither": 0.0}[row.measure.better]
     return ComparisonText(
@@ -128,6 +136,9 @@ def _shown(row: Row) -> ComparisonText:
         change=change(row),
         tone="better" if gain > 0 else "worse" if gain < 0 else "",
         expected=EXPECTED.get(row.measure.field),
+        simulated=None
+        if simulated is None
+        else (simulated.text("static", row.measure), simulated.text("resplit", row.measure)),
     )
 
 

@@ -17,6 +17,7 @@ from resplit.errors import DataError
 from resplit.records import RunRecord, table
 from resplit.telemetry.tables import Telemetry
 from tasks.report import Extras, write_report
+from tasks.simulated_results import simulated_results
 from tasks.validate import RowFault, Rule, ValidTelemetry
 from tests.support.runs import LAYER_S, synthetic_run
 
@@ -181,3 +182,32 @@ def test_a_run_with_an_empty_table_is_still_reported(emptied: str, tmp_path: Pat
 def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run to report"):
         write_report([], tmp_path)
+
+
+SIMULATED = {
+    "home-day": {
+        "static": {"latency_mean_s": 5.4, "regret": 4.9, "regret_ci95": 0.2, "qos_met": 0.48, "waited_mean_s": None},
+        "resplit": {"latency_mean_s": 1.23, "regret": 1.1, "regret_ci95": None, "qos_met": 0.76},
+        "oracle": {"latency_mean_s": 1.1, "regret": 1.0, "regret_ci95": 0.0},
+    }
+}
+
+
+def test_the_page_has_what_was_simulated_beside_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    assert simulated_results(path, "home-day") is None
+    path.write_text(json.dumps(SIMULATED))
+    assert simulated_results(path, "calm") is None
+    results = simulated_results(path, "home-day")
+    assert results is not None
+    assert list(results.regrets) == ["resplit", "static"]
+    page = write_report(RUNS, tmp_path / "reports", Extras(simulated=results))
+    shown = re.sub(r"\s+", " ", Elements(page).text)
+    assert "simulatedstatic → adaptive" in shown
+    assert "5400 → 1230" in shown
+    assert "Simulated: how far from the best" in shown
+    assert "static" in (tmp_path / "reports/plots/regret.svg").read_text()
+
+
+def test_without_a_simulated_study_the_page_says_nothing_of_it(folder: Path) -> None:
+    assert "imulated" not in Elements(folder / "index.html").text
