@@ -24,6 +24,7 @@ from flows import STATE
 from flows.command import run_command
 from flows.params import SCENARIOS, SimulatedParams, load_params
 from resplit.errors import ConfigError, ResplitError
+from resplit.policies import ABLATIONS
 from resplit.simulate.comparison import Found, compared_runs, table_of
 from resplit.simulate.oracle import ORACLE
 from tasks.mlflow_store import default_uri
@@ -54,21 +55,24 @@ def run_simulated_study(
 
 @flow(name="simulated study", validate_parameters=False)
 def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> list[Found]:
-    """Submit all runs, and track each in MLflow as it is done. The oracle waits for the runs that it compares."""
+    """Submit all runs, and track each in MLflow as it is done. The oracle waits for those that it compares."""
     about = {"policies": " ".join(params.policies), "seeds": params.seeds, "workers": params.workers}
     tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), "simulated", about)
     futures: dict[SimulatedRun, Any] = {}
     for scenario in params.scenarios:
         for seed in range(params.first_seed, params.first_seed + params.seeds):
             runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in params.policies]
-            rivals = {run: kept_in(records, run) for run in runs if run.policy != ORACLE}
-            for run, folder in rivals.items():
-                futures[run] = simulate_in_process.submit(run, folder)
-            for run in runs:
+            folders = {run: kept_in(records, run) for run in runs}
+            rivals = [run for run in runs if run.policy != ORACLE and run.policy not in ABLATIONS]
+            for run, folder in folders.items():
+                if run.policy != ORACLE:
+                    futures[run] = simulate_in_process.submit(run, folder)
+            for run, folder in folders.items():
                 if run.policy == ORACLE:
+                    compared = [folders[rival] for rival in rivals]
                     waited_for = [futures[rival] for rival in rivals]
                     futures[run] = simulate_in_process.submit(
-                        run, kept_in(records, run), list(rivals.values()), wait_for=waited_for, return_state=False
+                        run, folder, compared, wait_for=waited_for, return_state=False
                     )
     found, failed = [], []
     for run, future in futures.items():

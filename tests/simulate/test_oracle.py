@@ -40,3 +40,16 @@ def test_its_moves_cost_nothing_and_come_with_the_changes(best: tuple[RunRecord,
     assert len(record.epochs) > 1
     for time_s in record.epochs.time_s[1:]:
         assert (changes_s - time_s).abs().min() < 0.01
+
+
+def test_a_placement_whose_node_is_lost_in_a_phase_is_none_for_that_phase() -> None:
+    world = World.load(Path("data/scenarios/smart-city.yaml"))
+    rival, found = run_policy(world, "clairvoyant", 1)
+    lost_s = next(change.at for change in world.scenario.nodes if change.up is False)
+    live = rival.epochs[rival.epochs.time_s <= lost_s].placement.iloc[-1]
+    assert "cabinet" in live.split(",")  # it moves away when the loss is noticed
+    record, best = run_oracle(world, 1, [rival])
+    assert best["completed"] == found["completed"]
+    assert best["latency_mean_s"] <= found["latency_mean_s"]
+    during = record.epochs[record.epochs.time_s.between(lost_s, lost_s + 5)]
+    assert not any("cabinet" in placement.split(",") for placement in during.placement)

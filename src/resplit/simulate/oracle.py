@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from resplit.decide.state import Placement
-from resplit.errors import InfeasibleError
+from resplit.errors import InfeasibleError, ProposalRefusedError
 from resplit.metrics import summarise
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
@@ -34,15 +34,19 @@ def oracle(world: World, seed: int, rivals: Sequence[RunRecord]) -> RunRecord:
     InfeasibleError if some phase has no plan and no rival served.
     """
     phases, arrivals, loop = phases_of(world.cluster, world.scenario), world.arrivals(seed), world.loop()
-    runs: dict[Script, RunRecord] = {}
+    runs: dict[Script, RunRecord | None] = {}
 
-    def badness(script: Script) -> tuple[int, float]:
+    def badness(script: Script) -> tuple[float, float]:
         if script not in runs:
-            runs[script] = simulate(
-                world.cluster, world.features, world.scenario, arrivals, make_policy("static"),
-                name=ORACLE, seed=seed, loop=loop, script=script, free_moves=True,
-            )  # fmt: skip
-        return _badness(runs[script])
+            try:
+                runs[script] = simulate(
+                    world.cluster, world.features, world.scenario, arrivals, make_policy("static"),
+                    name=ORACLE, seed=seed, loop=loop, script=script, free_moves=True,
+                )  # fmt: skip
+            except ProposalRefusedError:  # a node of a placement is down in that phase
+                runs[script] = None
+        run = runs[script]
+        return (math.inf, math.inf) if run is None else _badness(run)
 
     planned = _planned(world, phases, loop.settings.work_limit)
     scripts = [planned, *(_played(rival) for rival in rivals)]
@@ -51,10 +55,13 @@ def oracle(world: World, seed: int, rivals: Sequence[RunRecord]) -> RunRecord:
     for phase, until_s in zip(phases, ends_s, strict=True):
         placements = dict.fromkeys(each for script in scripts for each in _live(script, phase.at_s, until_s))
         best = min([best, *(_replaced(best, phase.at_s, until_s, each) for each in placements)], key=badness)
-    return runs[best]
+    found = runs[best]
+    if found is None:
+        raise InfeasibleError(f"{world.scenario.name}: every plan uses a node that is down")
+    return found
 
 
-def _badness(record: RunRecord) -> tuple[int, float]:
+def _badness(record: RunRecord) -> tuple[float, float]:
     """How badly a run served: the requests that failed, then the mean latency of the others (s)."""
     metrics = summarise(record)
     return metrics.offered - metrics.completed, metrics.latency_mean_s

@@ -21,8 +21,7 @@ from resplit.workload import Arrival, schedule_arrivals
 __all__ = ["World"]
 
 _MODELS = Path("data/models")
-# Solver steps of each plan, so that the same run gives the same plans. They find what 2000 find, in a tenth of the time:
-# the rest would go into proofs that a plan is the best.
+# Solver steps of each plan, so that the same run gives the same plans. More would go into proofs of optimality.
 _WORK_LIMIT = 60
 _SHORT_S = 600.0  # shorter scenarios compress a day into minutes
 
