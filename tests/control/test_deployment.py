@@ -137,6 +137,25 @@ async def test_nodes_that_do_not_answer_in_time_are_named(bench: Bench, monkeypa
     await until(lambda: asyncio.sleep(0, f"release {B} 1 (None)" in bench.events))
 
 
+async def test_an_abort_does_not_wait_for_a_node_that_does_not_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment_module, "_OTHERS_ANSWER_WITHIN_S", 0.05)
+    notify = bench.commands.notify
+
+    async def notify_all_but_one(commands: Mapping[str, NodeCommand], epoch: int) -> None:
+        if B in commands:
+            await asyncio.Event().wait()
+        await notify(commands, epoch)
+
+    monkeypatch.setattr(bench.commands, "notify", notify_all_but_one)
+    bench.commands.answers["prepare", A] = ShardError("the shard is corrupt")
+    async with asyncio.timeout(30):
+        with pytest.raises(ProposalRefusedError, match="the shard is corrupt"):
+            await bench.deploy(SPREAD)
+    assert bench.steps(1) == ["proposed", "aborted"]
+
+
 async def test_an_epoch_that_is_proposed_ahead_is_prepared_at_once_and_goes_live_in_time(bench: Bench) -> None:
     await bench.deploy(SPREAD)
     due_s = time.time() + 0.3

@@ -161,7 +161,8 @@ async def test_the_pace_of_one_node_does_not_shorten_the_time_of_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load_paces, "SLOWEST_BYTES_PER_S", 1)
-    bench.commands._paces.note(C, 1000, 10.0)
+    for slow in (B, C):
+        bench.commands._paces.note(slow, 1000, 10.0)
     bench.peers[A]._answer = {"loaded": [1]}
     prepare = {
         node: bench.commands.prepare(node, Route(3, tuple(SPREAD), {}), bench.rules, replace_current=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from resplit.config import ClusterConfig
+from resplit.control import planning
 from resplit.control.cluster_view import ClusterView
 from resplit.control.planning import (
     ControllerPlanner,
@@ -24,6 +25,7 @@ from resplit.control.planning import (
 from resplit.epochs import RECOVER
 from resplit.errors import DataError, InfeasibleError
 from resplit.model.source import StoredModel
+from resplit.planner.best_effort import BestEffortPlan
 from resplit.types import Problem, RequestClass
 from resplit.wire.addresses import Address
 from tests.support.latest_problem import problem_of
@@ -193,6 +195,22 @@ async def test_the_present_problem_has_todays_placement_demand_and_nodes(
     assert (present.current, present.classes) == (CURRENT, (RequestClass("chat", A, 30.0, 8, 8),))
     usable = np.isfinite(present.decode_s_per_token).any(axis=0)
     assert dict(zip((node.name for node in present.nodes), usable, strict=True)) == {A: True, B: True, C: False}
+
+
+async def test_every_try_plans_from_the_current_placement(
+    cluster: ClusterConfig, problem: Problem, stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[set[str], tuple[str, ...]]] = []
+
+    def recorded(problem: Problem, unused: Collection[str], current: tuple[str, ...]) -> BestEffortPlan:
+        asked.append((set(unused), current))
+        return plan_without(problem, unused, current)
+
+    monkeypatch.setattr(planning, "plan_without", recorded)
+    planner = planner_of(cluster, stored_model, tmp_path, A, B, C)
+    planner.set_problem(problem)
+    await planner.plan(CURRENT, 0, avoid=frozenset({A, B}))  # no other node is trusted
+    assert asked == [({A, B}, CURRENT), (set(), CURRENT)]
 
 
 @pytest.mark.parametrize(
