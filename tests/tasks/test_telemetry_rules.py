@@ -62,8 +62,12 @@ LIMITS = {
     "ahead_s": (-86_400, 1),
     "behind_s": (-math.inf, 0),
     "cpu_utilization": (0, 1 + 1e-6),
+    "own_utilization": (0, 1 + 1e-6),
+    "gpu_utilization": (0, 1 + 1e-6),
+    "reference_s": (0, 600),
     "own_excess": (-1, 0.05),
     "memory_free_bytes": (0, 1e15),
+    "memory_held_bytes": (0, 1e15),
     "seconds": (0, 600),
     "payload_bytes": (0, 1e12),
     "bytes_per_s": (0, 1e11),
@@ -83,6 +87,18 @@ def test_the_limits_of_a_column_are_as_documented(column: str) -> None:
         if rule.column == column and rule.expectation == "ExpectColumnValuesToBeBetween"
     }
     assert found == {LIMITS[column]}
+
+
+def test_every_column_with_limits_is_documented() -> None:
+    between = "ExpectColumnValuesToBeBetween"
+    assert {rule.column for rules in RULES.values() for rule in rules if rule.expectation == between} == set(LIMITS)
+
+
+def test_times_and_sizes_must_be_above_zero() -> None:
+    strict = {
+        rule.column for rules in RULES.values() for rule in rules if dict(rule.arguments).get("strict_min") is True
+    }
+    assert strict == {"seconds", "payload_bytes", "reference_s"}
 
 
 def test_each_kind_of_rule_names_its_expectation_column_arguments_and_reason() -> None:
