@@ -54,3 +54,28 @@ def test_zero_stays_zero_and_a_grid_of_sixteen_levels_is_exact() -> None:
 def test_four_bits_use_half_the_bytes_of_eight() -> None:
     original = weights(2, 4, 64)
     assert 2 * quantise(original, 4).packed.nbytes == quantise(original, 8).packed.nbytes
+
+
+def correlated(seed: int, rows: int, samples: int) -> np.ndarray:
+    """Inputs (samples, rows) that mostly move together, and have a mean."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal((samples, 3)) @ rng.standard_normal((3, rows))
+    return (common + 0.3 * rng.standard_normal((samples, rows)) + 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [96, 100])
+def test_weights_that_are_fitted_to_inputs_give_products_with_less_error(rows: int) -> None:
+    original, every = weights(3, 48, rows), correlated(4, rows, 1200)
+    inputs, others = every[:800], every[800:]
+    moments = inputs.T @ inputs / len(inputs)
+
+    def error(moments: np.ndarray | None) -> float:
+        return float(np.square(others @ (quantise(original, 4, moments).dequantised() - original).T).sum())
+
+    assert error(moments) < 0.5 * error(None)
+
+
+def test_inputs_that_are_always_zero_leave_the_weights_near_to_the_original() -> None:
+    original = weights(5, 16, 64)
+    error = quantise(original, 4, np.zeros((64, 64), dtype=np.float32)).dequantised() - original
+    assert np.sqrt((error**2).sum() / (original**2).sum()) < 0.1

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from transformers import PretrainedConfig
 
 from resplit.errors import ModelError
+from resplit.model.calibration import Calibration, sample_tokens
 from resplit.model.engines.onnx.families import decoder_of, unsupported_reason
 from resplit.model.engines.torch.blocks import Chain, features
 from resplit.model.engines.torch.engine import DTYPES, chain_of
@@ -33,8 +34,13 @@ class Packager(Protocol):
         ...
 
 
-def packager_for(config: PretrainedConfig, weights: Width, split: Split, engine: EngineChoice) -> Packager:
-    """The packager of the chosen engine; ModelError if that engine cannot run the model in this width."""
+def packager_for(
+    config: PretrainedConfig, weights: Width, split: Split, engine: EngineChoice, tokenizer: Any = None
+) -> Packager:
+    """The packager of the chosen engine; ModelError if that engine cannot run the model in this width.
+
+    With the model's `tokenizer`, 4-bit weights are fitted to a sample text; blocks must then be packaged in order.
+    """
     plain = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     plain = json.loads(json.dumps(plain, default=str))
     onnx_reason = unsupported_reason(plain, weights)
@@ -45,7 +51,7 @@ def packager_for(config: PretrainedConfig, weights: Width, split: Split, engine:
             reason = f" ({onnx_reason})" if engine == "auto" else ""
             raise ModelError(f"the torch engine has no weights in {weights}{reason}; it has {', '.join(DTYPES)}")
         return TorchPackager(plain, weights, split)
-    return OnnxPackager(plain, weights, split)
+    return OnnxPackager(plain, weights, split, tokenizer)
 
 
 class TorchPackager:
@@ -67,9 +73,12 @@ class TorchPackager:
 class OnnxPackager:
     """Blocks as ONNX graphs with their weights."""
 
-    def __init__(self, config: dict[str, Any], weights: Width, split: Split) -> None:
+    def __init__(self, config: dict[str, Any], weights: Width, split: Split, tokenizer: Any) -> None:
         self.chain = chain_of(config, split)
         self._decoder, self._weights = decoder_of(config), weights
+        self._calibration: Calibration | None = None
+        if weights == "int4" and tokenizer is not None:
+            self._calibration = Calibration(self.chain, sample_tokens(tokenizer, self._decoder.vocabulary))
         rotary = self.chain.rotary
         assert rotary is not None
         self._rotary = np.append(rotary.inv_freq.numpy(), rotary.attention_scaling).astype(np.float32)
@@ -80,7 +89,8 @@ class OnnxPackager:
 
         block = self.chain.specs[index]
         arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
-        return package_block(self._decoder, self._weights, block.kind, block.layer, arrays, self._rotary)
+        moments = self._calibration.moments(index, tensors) if self._calibration else {}
+        return package_block(self._decoder, self._weights, block.kind, block.layer, arrays, moments, self._rotary)
 
     def spec(self, weight_bytes: Sequence[float]) -> ModelSpec:
         """The description of the packaged model; `weight_bytes` has the size of each block."""

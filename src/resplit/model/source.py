@@ -102,7 +102,7 @@ def _package(source: _Source, name: str, out: Path, weights: Width, split: Split
     """Write every block, one after another, then the tokenizer and the description."""
     from resplit.model.packaging import packager_for
 
-    packager = packager_for(source.config, weights, split, engine)
+    packager = packager_for(source.config, weights, split, engine, source.tokenizer)
     names = locate(packager.chain.shapes(), source.checkpoint, packager.chain.base, packager.chain.tied)
     (out / "blocks").mkdir(parents=True)
     sizes = []

@@ -22,21 +22,24 @@ from resplit.model.engines.onnx.families import Decoder
 from resplit.model.engines.onnx.quantize import BLOCK_SIZE, quantise
 
 _BITS = {"int8": 8, "int4": 4}
-# The embedding and the head stay in 8 bits: they are few, and most of the loss of 4 bits would come from them.
-_END_WIDTHS = {"float32": "float32", "int8": "int8", "int4": "int8"}
+# The embedding stays in 8 bits: a pass reads few of its rows, so that fewer bits would not make it faster.
+_EMBEDDING_WIDTHS = {"float32": "float32", "int8": "int8", "int4": "int8"}
 _CONTRIB = "com.microsoft"
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 Tensors = Mapping[str, FloatArray]
 
 
-def before_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
-    """`hidden` (rows, hidden) -> `qkv` (rows, query width + 2 key widths), from the tensors of one layer."""
+def before_graph(decoder: Decoder, width: str, tensors: Tensors, moments: Tensors) -> bytes:
+    """`hidden` (rows, hidden) -> `qkv` (rows, query width + 2 key widths), from the tensors of one layer.
+
+    `moments` are those of the inputs of products, as far as they are known, by the first product's name.
+    """
     graph, tensors = _GraphBuilder(width), _with_scaled_queries(decoder, tensors)
     x = graph.norm("hidden", tensors["attention_norm.weight"], decoder.epsilon)
     projections = [f"attention.{part}_proj" for part in "qkv"]
     weight = np.concatenate([tensors[f"{name}.weight"] for name in projections])
     bias = np.concatenate([tensors[f"{name}.bias"] for name in projections]) if decoder.qkv_bias else None
-    qkv = graph.product(x, weight, bias)
+    qkv = graph.product(x, weight, bias, moments.get(projections[0]))
     if decoder.qk_norm:
         queries, keys, values = graph.split(qkv, (decoder.query_width, decoder.kv_width, decoder.kv_width))
         queries = graph.head_norm(queries, decoder.heads, tensors["attention.q_norm.weight"], decoder.epsilon)
@@ -84,39 +87,40 @@ def attention_graph(decoder: Decoder, window: int, slots: int) -> bytes:
     return graph.serialised(inputs, outputs)
 
 
-def after_graph(decoder: Decoder, width: str, tensors: Tensors, mlp: bool) -> bytes:
+def after_graph(decoder: Decoder, width: str, tensors: Tensors, moments: Tensors, mlp: bool) -> bytes:
     """`hidden` (rows, hidden) and `attended` (rows, query width) -> `output` (rows, hidden); `mlp`: the MLP too."""
     graph = _GraphBuilder(width)
     bias = tensors["attention.o_proj.bias"] if decoder.output_bias else None
-    projected = graph.product("attended", tensors["attention.o_proj.weight"], bias)
+    weight = tensors["attention.o_proj.weight"]
+    projected = graph.product("attended", weight, bias, moments.get("attention.o_proj"))
     hidden = graph.op("Add", ["hidden", projected])
     if mlp:
-        hidden = _mlp(graph, decoder, tensors, hidden)
+        hidden = _mlp(graph, decoder, tensors, moments, hidden)
     inputs = {"hidden": decoder.hidden, "attended": decoder.query_width}
     return graph.model(inputs, {"output": (hidden, decoder.hidden)})
 
 
-def mlp_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
+def mlp_graph(decoder: Decoder, width: str, tensors: Tensors, moments: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `output` (rows, hidden): the MLP of a layer, with its residual."""
     graph = _GraphBuilder(width)
-    output = _mlp(graph, decoder, tensors, "hidden")
+    output = _mlp(graph, decoder, tensors, moments, "hidden")
     return graph.model({"hidden": decoder.hidden}, {"output": (output, decoder.hidden)})
 
 
 def embed_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
     """`tokens` (rows) -> `hidden` (rows, hidden)."""
-    graph = _GraphBuilder(_END_WIDTHS[width])
+    graph = _GraphBuilder(_EMBEDDING_WIDTHS[width])
     graph.lookup("tokens", tensors["tokens.weight"], "hidden")
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["rows"])
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", decoder.hidden])
     return graph.serialised([tokens], [hidden])
 
 
-def head_graph(decoder: Decoder, width: str, tensors: Tensors) -> bytes:
+def head_graph(decoder: Decoder, width: str, tensors: Tensors, moments: Tensors) -> bytes:
     """`hidden` (rows, hidden) -> `logits` (rows, vocabulary)."""
-    graph = _GraphBuilder(_END_WIDTHS[width])
+    graph = _GraphBuilder(width)
     x = graph.norm("hidden", tensors["norm.weight"], decoder.epsilon)
-    logits = graph.product(x, tensors["projection.weight"], None)
+    logits = graph.product(x, tensors["projection.weight"], None, moments.get("projection"))
     return graph.model({"hidden": decoder.hidden}, {"logits": (logits, decoder.vocabulary)})
 
 
@@ -133,16 +137,18 @@ def _with_scaled_queries(decoder: Decoder, tensors: Tensors) -> Tensors:
     return {name: tensor * scale if name in scaled else tensor for name, tensor in tensors.items()}
 
 
-def _mlp(graph: _GraphBuilder, decoder: Decoder, tensors: Tensors, hidden: str) -> str:
+def _mlp(graph: _GraphBuilder, decoder: Decoder, tensors: Tensors, moments: Tensors, hidden: str) -> str:
     def bias(*names: str) -> FloatArray | None:
         return np.concatenate([tensors[f"mlp.{name}.bias"] for name in names]) if decoder.mlp_bias else None
 
     x = graph.norm(hidden, tensors["mlp_norm.weight"], decoder.epsilon)
     weight = np.concatenate([tensors["mlp.gate_proj.weight"], tensors["mlp.up_proj.weight"]])
-    gate, up = graph.split(graph.product(x, weight, bias("gate_proj", "up_proj")), (decoder.inner, decoder.inner))
+    both = graph.product(x, weight, bias("gate_proj", "up_proj"), moments.get("mlp.gate_proj"))
+    gate, up = graph.split(both, (decoder.inner, decoder.inner))
     silu = graph.op("QuickGelu", [gate], domain=_CONTRIB, alpha=1.0)
     inner = graph.op("Mul", [silu, up])
-    return graph.op("Add", [hidden, graph.product(inner, tensors["mlp.down_proj.weight"], bias("down_proj"))])
+    weight = tensors["mlp.down_proj.weight"]
+    return graph.op("Add", [hidden, graph.product(inner, weight, bias("down_proj"), moments.get("mlp.down_proj"))])
 
 
 class _GraphBuilder:
@@ -198,13 +204,13 @@ class _GraphBuilder:
         options = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK_SIZE, "bits": bits}
         self.name_output("GatherBlockQuantized", inputs, output, _CONTRIB, **options)
 
-    def product(self, x: str, weight: FloatArray, bias: FloatArray | None) -> str:
+    def product(self, x: str, weight: FloatArray, bias: FloatArray | None, moments: FloatArray | None) -> str:
         """`x` times the transpose of `weight` (outputs, inputs), in the width of this graph, plus `bias`."""
         bits = _BITS.get(self._width)
         if bits is None:
             y = self.op("MatMul", [x, self.constant(weight.T)])
         else:
-            matrix = quantise(weight, bits)
+            matrix = quantise(weight, bits, moments)
             y = self.op(
                 "MatMulNBits",
                 [x, *map(self.constant, (matrix.packed, matrix.scales, matrix.zero_points))],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -200,6 +200,12 @@ class BlockModule:
     def has_cache(self) -> bool:
         """Whether the block caches keys and values."""
         return self.spec.kind in ("layer", "attention")
+
+    def watch(self, names: Collection[str], observe: Callable[[str, torch.Tensor], None]) -> None:
+        """Call `observe` with the name and the inputs of the modules with these names, whenever the block computes."""
+        for name, module in self._parts.named_modules():
+            if name in names:
+                module.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
 
     def __call__(self, hidden: torch.Tensor, context: PassContext, cache: KeyValueCache | None) -> torch.Tensor:
         """Compute the block. `hidden` is hidden states (1, tokens, width), or token ids (1, tokens) for embed.
