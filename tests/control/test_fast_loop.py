@@ -98,6 +98,8 @@ async def test_a_node_that_becomes_slow_loses_its_blocks_at_once_whatever_the_co
     assert placed.live is not None
     assert decision.outcome is not None
     assert (placed.live.epoch, decision.outcome.deployed) == (2, 2)
+    posed = placed.fast_loop.posed[2]  # the problem that the move solved
+    assert (posed.current, list(placed.fast_loop.posed)) == (tuple(FIRST), [2])
     assert B not in placed.live.placement
     assert placed.moves.history.last is not None
     assert placed.moves.history.last.after == placed.live.placement
