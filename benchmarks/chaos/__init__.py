@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "overload",
     "idle_connections",
     "hostile",
+    "floods",
 )
 
 

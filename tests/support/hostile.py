@@ -187,7 +187,9 @@ class HostileNode:
             stream.each = each_recorded  # type: ignore[method-assign]
             self._transports.add(stream.transport)
             if lie := self.lies.get(name):
-                await lie(_StreamAsCall(stream), honest)
+                call = _StreamAsCall(stream)
+                stream.each = call.each  # type: ignore[method-assign]
+                await lie(call, lambda _: honest(stream))
                 stream.abort()
             else:
                 await honest(stream)
@@ -253,15 +255,22 @@ class _LyingService(NodeService):
 
 
 class _StreamAsCall:
-    """A stream in the form of a call, as lies expect it."""
+    """A stream in the form of a call, as lies expect it. The honest handler gets what `recv_message` returns."""
 
     def __init__(self, stream: MessageStream[Any]) -> None:
         self._stream = SimpleNamespace(_transport=stream.transport)
+        self._each = stream.each
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
-        self._reading = asyncio.ensure_future(stream.each(self._messages.put_nowait))
+        self._reading: asyncio.Future[None] | None = None
 
     async def recv_message(self) -> Any:
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._each(self._messages.put_nowait))
         return await self._messages.get()
+
+    async def each(self, take: Callable[[Any], None]) -> None:
+        while True:
+            take(await self.recv_message())
 
     async def send_message(self, message: Sent) -> None:
         self._stream._transport.write(framed(message))
