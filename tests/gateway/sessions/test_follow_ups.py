@@ -162,6 +162,16 @@ async def test_a_pause_lets_those_asked_for_end_and_none_is_asked_for_meanwhile(
     assert gateway.peers[B].steps[0].start == done
 
 
+async def test_a_pause_begins_although_the_caller_reads() -> None:
+    gateway = Gateway()
+    stream = gateway.start(60)
+    tokens = await decode(stream, 4)
+    reading = asyncio.create_task(decode(stream, 56))
+    async with gateway.sessions.paused():
+        assert not reading.done()
+    assert tokens + await reading == EXPECTED[:60]
+
+
 async def test_a_session_that_moves_asks_for_none_until_it_has_moved() -> None:
     gateway = Gateway()
     stream = gateway.start(60)
