@@ -12,6 +12,7 @@ from typing import Literal
 
 from resplit.config import ClusterConfig
 from resplit.gateway.sessions.journal import Journal
+from resplit.gateway.sessions.kv_transfer import another_round_pays
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 from resplit.simulate.admission import Place, SimulatedAdmission
@@ -26,8 +27,6 @@ __all__ = ["Caches", "SimulatedGateway"]
 
 Caches = Literal["sent", "free", "recomputed"]
 
-# As in the session of the real gateway: the switch sends at most so many positions, unless that would not get fewer.
-_PATCH_POSITIONS = 2
 _OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
 
 
@@ -277,7 +276,7 @@ class SimulatedGateway:
         if now_s < copy.done_s:
             return True  # passes go on along the old route
         missing = session.position - copy.last
-        if _PATCH_POSITIONS < missing < copy.last - copy.first:
+        if another_round_pays(missing, copy.last - copy.first):
             session.precopy = self._precopy(session, copy.target, copy.last, copy.cache_bytes)
             return True
         patch_bytes, until_s = self._transfer(session, copy.target, missing, background=False)

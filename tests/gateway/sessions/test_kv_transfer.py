@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import NodeLostError
-from resplit.gateway.sessions.kv_transfer import CacheTransfer, plan_move, plan_restore, transfer_caches
+from resplit.gateway.sessions.kv_transfer import (
+    CacheTransfer,
+    another_round_pays,
+    plan_move,
+    plan_restore,
+    transfer_caches,
+)
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferReply
@@ -100,3 +106,13 @@ async def test_a_transfer_that_fails_is_a_loss_with_its_reason() -> None:
     peers = {"alpha": RecordingPeer(TransferReply()), "beta": RecordingPeer(TransferReply(error="gamma has no room"))}
     with pytest.raises(NodeLostError, match="session s: gamma has no room"):
         await transfer_caches(permits(peers), TRANSFERS, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("missing", "last_round", "pays"),
+    [(3, 4, True), (2, 4, False), (3, 3, False), (100, 101, True), (0, 0, False)],
+)
+def test_a_move_copies_again_while_rounds_become_shorter_and_more_than_a_patch_is_missing(
+    missing: int, last_round: int, pays: bool
+) -> None:
+    assert another_round_pays(missing, last_round) is pays

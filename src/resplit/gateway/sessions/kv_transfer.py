@@ -14,6 +14,14 @@ from resplit.types import BlockFeatures
 from resplit.wire.node_pb2 import TransferRequest
 from resplit.wire.routes import Route
 
+# The switch transfers at most this many positions, unless another round of pre-copying would not send fewer.
+_PATCH_POSITIONS = 2
+
+
+def another_round_pays(missing: int, last_round: int) -> bool:
+    """Whether a move is to pre-copy the `missing` positions before it switches. The last round sent `last_round`."""
+    return _PATCH_POSITIONS < missing < last_round
+
 
 @dataclass(frozen=True)
 class CacheTransfer:

@@ -31,7 +31,7 @@ from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.follow_ups import FollowUps, most_follow_ups
 from resplit.gateway.sessions.kv_replication import KvReplication
-from resplit.gateway.sessions.kv_transfer import plan_move, plan_restore
+from resplit.gateway.sessions.kv_transfer import another_round_pays, plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.speculation import PassTimes, Speculation
 from resplit.model.activation import token_ids
@@ -51,8 +51,6 @@ _log = structlog.get_logger(__name__)
 _CONFIRM_LOSS_WITHIN_S = 0.2
 # After this many attempts to restore caches, the session computes every pass again.
 _RESTORE_TRIES = 3
-# The switch transfers at most this many positions, unless another round of pre-copying would not send fewer.
-_PATCH_POSITIONS = 2
 # A replay repeats at most this many positions in a pass, so that a pause of all streams need not wait for all of it.
 _REPLAY_POSITIONS = 256
 # A move at once takes no longer; without its caches the session is replayed. A node that leaves might never send them.
@@ -385,7 +383,7 @@ class Session:
             return
         precopy = await self.precopying
         self.precopying = None
-        if not at_once and _PATCH_POSITIONS < self.position - precopy.last < precopy.last - precopy.first:
+        if not at_once and another_round_pays(self.position - precopy.last, precopy.last - precopy.first):
             self.precopying = self._precopy(precopy)
         else:
             await self._switch(precopy)
