@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -72,6 +73,14 @@ def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> N
     tied = family_model.config.tie_word_embeddings
     embedding = family_model.get_input_embeddings().weight.numel()
     assert counted == sum(p.numel() for p in family_model.parameters()) + (embedding if tied else 0)
+
+
+def test_blocks_use_nothing_of_transformers_that_is_deprecated(family_model: torch.nn.Module) -> None:
+    blocks = range(len(features(family_model.config)))
+    engine = engine_with(family_model, list(blocks), "layer", "torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert generate([engine], [0] * len(blocks), [1, 2, 3])
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])

@@ -7,6 +7,7 @@ checkpoint belong to which block, and states the features of each block.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -195,6 +196,7 @@ class BlockModule:
         self.weight_bytes = sum(tensor.nbytes for tensor in parts.state_dict().values())
         self._parts = parts
         self._sliding_window = sliding_window
+        self._cache_argument = _cache_argument(parts["attention"]) if "attention" in parts else ""
 
     @property
     def has_cache(self) -> bool:
@@ -233,11 +235,16 @@ class BlockModule:
         output: torch.Tensor = self._parts["attention"](
             hidden_states=hidden,
             attention_mask=mask,
-            past_key_values=cache,
             position_ids=context.positions,
+            **{self._cache_argument: cache},
             **rotation,
         )[0]
         return output
+
+
+def _cache_argument(attention: nn.Module) -> str:
+    """The name of an attention module's cache: transformers 5.24 changed it, and warns of the old one."""
+    return "cache" if "cache" in inspect.signature(attention.forward).parameters else "past_key_values"
 
 
 def _mask(context: int, tokens: int, window: int | None) -> torch.Tensor | None:
