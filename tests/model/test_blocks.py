@@ -76,7 +76,7 @@ def test_features_count_every_parameter_once(family_model: torch.nn.Module) -> N
 
 
 def test_blocks_use_nothing_of_transformers_that_is_deprecated(family_model: torch.nn.Module) -> None:
-    blocks = range(len(features(family_model.config)))
+    blocks = range(len(Chain(family_model.config).specs))
     engine = engine_with(family_model, list(blocks), "layer", "torch")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
