@@ -40,6 +40,36 @@ async def stream(
     return Timed(begun_s, [at_s async for at_s in token_times_s(client, prompt, new_tokens, more)])
 
 
+class Running:
+    """A stream that runs beside what is measured."""
+
+    def __init__(self, client: httpx.AsyncClient, prompt: list[int], new_tokens: int) -> None:
+        self._timed = Timed(time.monotonic(), [])
+        self._came = asyncio.Condition()
+        self._task = asyncio.create_task(self._run(token_times_s(client, prompt, new_tokens)))
+
+    async def until(self, tokens: int) -> None:
+        """Wait until so many of its tokens have come."""
+        async with self._came:
+            await self._came.wait_for(lambda: len(self._timed.times_s) >= tokens or self._task.done())
+        assert not self._task.done(), "it ended before anything could be measured beside it"
+
+    async def end(self) -> Timed:
+        """All its tokens."""
+        await self._task
+        return self._timed
+
+    def assert_runs(self) -> None:
+        """What was measured, was measured beside it."""
+        assert not self._task.done(), "it ended while something was measured beside it"
+
+    async def _run(self, times_s: AsyncIterator[float]) -> None:
+        async for at_s in times_s:
+            self._timed.times_s.append(at_s)
+            async with self._came:
+                self._came.notify_all()
+
+
 async def token_times_s(
     client: httpx.AsyncClient, prompt: list[int] | str, new_tokens: int, more: Mapping[str, float] | None = None
 ) -> AsyncIterator[float]:
@@ -85,12 +115,12 @@ def first_token_s(url: str, streams: int, prompt_tokens: int = 64) -> float:
 
     async def run() -> float:
         async with httpx.AsyncClient(base_url=url, timeout=None) as client:
-            others = [asyncio.create_task(stream(client, _prompt(n, 32), 150)) for n in range(streams)]
-            if others:
-                await asyncio.sleep(3.0)  # until all of them decode
+            others = [Running(client, _prompt(n, 32), 150) for n in range(streams)]
+            await asyncio.gather(*(other.until(20) for other in others))  # all of them decode
             measured = await stream(client, _prompt(50, prompt_tokens), 1)
-            assert not any(other.done() for other in others)
-            await asyncio.gather(*others)
+            for other in others:
+                other.assert_runs()
+            await asyncio.gather(*(other.end() for other in others))
             return measured.first_token_s
 
     return asyncio.run(run())
@@ -101,12 +131,13 @@ def longest_gap_ratio(url: str, prompt_tokens: int = 1000) -> float:
 
     async def run() -> float:
         async with httpx.AsyncClient(base_url=url, timeout=None) as client:
-            streaming = asyncio.create_task(stream(client, _prompt(1, 64), 200))
-            await asyncio.sleep(2.0)
+            streaming = Running(client, _prompt(1, 64), 400)
+            await streaming.until(60)
             asked_s = time.monotonic()
             await stream(client, _prompt(2, prompt_tokens), 1)
             answered_s = time.monotonic()
-            timed = await streaming
+            streaming.assert_runs()
+            timed = await streaming.end()
         usual = statistics.median(gap for gap, at in zip(timed.gaps_s, timed.times_s[1:], strict=True) if at < asked_s)
         beside = [g for g, at in zip(timed.gaps_s, timed.times_s[1:], strict=True) if asked_s < at < answered_s]
         return max(beside) / usual
