@@ -86,8 +86,16 @@ async def token_times_s(
                     yield time.monotonic()
 
 
-def decode_rate(url: str, streams: int, prompt_tokens: int = 128, new_tokens: int = 64) -> float:
+# Prompt and new tokens of streams that are measured: one alone, and several. Of several the first ones decode for long
+# before the last one does, so they have more tokens to come and shorter prompts. While all decode, their caches have
+# about as many positions as that of one alone.
+_ALONE, _TOGETHER = (128, 64), (64, 192)
+
+
+def decode_rate(url: str, streams: int, prompt_tokens: int | None = None, new_tokens: int | None = None) -> float:
     """Tokens a second of all streams together, while all of them decode."""
+    usual = _ALONE if streams == 1 else _TOGETHER
+    prompt_tokens, new_tokens = prompt_tokens or usual[0], new_tokens or usual[1]
 
     async def run() -> float:
         async with httpx.AsyncClient(base_url=url, timeout=None) as client:
@@ -95,6 +103,7 @@ def decode_rate(url: str, streams: int, prompt_tokens: int = 128, new_tokens: in
                 *(stream(client, _prompt(number, prompt_tokens), new_tokens) for number in range(streams))
             )
         first_s, last_s = max(each.times_s[0] for each in timed), min(each.times_s[-1] for each in timed)
+        assert first_s < last_s, "no moment at which all streams decoded"
         return sum(first_s < moment <= last_s for each in timed for moment in each.times_s) / (last_s - first_s)
 
     return asyncio.run(run())
