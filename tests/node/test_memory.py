@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -228,3 +229,27 @@ def test_a_block_that_cannot_be_loaded_does_not_stand_by(engine: Engine[Any], st
     with pytest.raises(ModelError):
         memory.stand_by(3, stored_model.content("head"), lambda: True)
     assert (engine.blocks, memory.standby, memory._standby) == ((2,), (), [])
+
+
+def test_caches_are_counted_rarely_and_room_is_given_as_if_they_were_always(engine: Engine[Any]) -> None:
+    limit = reserved_bytes(engine, (2,), KV_TOKENS) + 4.5 * cache_bytes(engine)
+    memory, rng, outcomes = Memory(engine, limit, KV_TOKENS), random.Random(5), set[bool]()
+    for _ in range(200):
+        session, block = f"s{rng.randrange(3)}", rng.choice((3, 4, 5))
+        if rng.random() < 0.4:
+            engine.close(session, (block,))
+            continue
+        fits = [_fits(each, session, block) for each in (Memory(engine, limit, KV_TOKENS), memory)]
+        assert fits[0] == fits[1]
+        outcomes.add(fits[0])
+        if fits[0]:
+            store_cache(engine, session, block)
+    assert outcomes == {True, False}
+
+
+def _fits(memory: Memory, session: str, block: int) -> bool:
+    try:
+        memory.ensure_cache(session, block, CAPACITY, CAPACITY)
+    except CapacityError:
+        return False
+    return True

@@ -38,6 +38,8 @@ class Memory:
         self._standby: list[int] = []  # the most wanted first, with one that is being loaded
         self._loading: int | None = None  # the stand-by block that is being loaded
         self._unloading: int | None = None  # the same one if it is unloaded again as soon as it is loaded
+        # Replicas may take at least so many bytes more, as long as these blocks are loaded, stand by and are expected.
+        self._replica_room: tuple[object, float] = (None, 0.0)
         self._changing = threading.Lock()  # held while blocks become stand-by blocks, or cease to be; never for long
 
     @property
@@ -138,11 +140,22 @@ class Memory:
         """A replica takes neither reserved room nor the room of another replica."""
         more_bytes = self._engine.missing_cache_bytes(session, block, block, end, capacity)
         self._ensure_possible(session, (block,), capacity)
-        reserved = reserved_bytes(self._engine, self.hosted, self._kv_tokens)
-        replicated = sum(size for _, _, size in self.replicas())
-        if more_bytes > self._limit_bytes - reserved - replicated:
-            raise CapacityError(f"no room for a replica of the cache of session {session}")
+        self._take_replica_room(more_bytes, session)
         self._evict(more_bytes)
+
+    def _take_replica_room(self, more_bytes: float, session: str) -> None:
+        """CapacityError unless replicas may take so much more.
+
+        All caches are counted only when what was known to be free is used up: parts of replicas are many.
+        """
+        blocks = self._engine.blocks, tuple(self._standby), self._unloading, self.expected
+        counted, room_bytes = self._replica_room
+        if counted != blocks or more_bytes > room_bytes:
+            reserved = reserved_bytes(self._engine, self.hosted, self._kv_tokens)
+            room_bytes = self._limit_bytes - reserved - sum(size for _, _, size in self.replicas())
+        if more_bytes > room_bytes:
+            raise CapacityError(f"no room for a replica of the cache of session {session}")
+        self._replica_room = blocks, room_bytes - more_bytes
 
     def _ensure_possible(self, session: str, blocks: Iterable[int], capacity: int) -> None:
         """An engine may reserve addresses for the whole capacity, so that has a bound too."""
