@@ -261,7 +261,9 @@ async def test_without_room_for_old_and_new_blocks_the_move_is_staged(bench: Ben
 
     bench.commands._answer = full_at_first  # type: ignore[method-assign]
     events = await bench.deploy(TURNED)
-    assert events[3:10] == [
+    recalls = [event for event in events if event.startswith("recall")]
+    assert [event.split()[:3] for event in recalls] == [["recall", node, "2"] for node in (A, B, C)]
+    assert [event for event in events if event not in recalls][3:10] == [
         "pause",
         f"clear {C} 2 (proposed)",
         "move all to 2",

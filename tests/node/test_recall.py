@@ -120,7 +120,9 @@ async def test_only_what_waits_is_given_back(stored_model: StoredModel) -> None:
     assert gated.executor.recall(2) == 2
     gated.let_begin(1000)
     for task in others:
-        with pytest.raises(CommandRefusedError, match=r"recalled\): it had not begun when epoch 2 went live"):
+        with pytest.raises(
+            CommandRefusedError, match=r"recalled\): it had not begun when its epoch gave way to epoch 2"
+        ):
             await task
     assert await first == await newer
     assert gated.executor.recall(3) == 0

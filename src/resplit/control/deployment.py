@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -144,7 +144,7 @@ class Deployment:
                 loaded, full = await (self._unless_others_come(preparing) if gives_way else preparing)
                 waited_s = await self._wait_for(proposal)
                 if full:
-                    await pause.enter_async_context(self._gateway.paused())
+                    await pause.enter_async_context(self._paused(route.epoch))
                     loaded += await self._prepare_staged(route, full)
                 self._log.append(route.epoch, "prepared", {})
                 self._log.append(route.epoch, "committed", detail)
@@ -160,6 +160,17 @@ class Deployment:
             await self._commit(route)
             prepare_s = time.monotonic() - started_s - waited_s
             return self._go_live(route, proposal, loaded, prepare_s, staged=bool(full))
+
+    @contextlib.asynccontextmanager
+    async def _paused(self, epoch: int) -> AsyncIterator[None]:
+        """A context in which no pass is under way. Passes that have not begun are given back before `epoch`.
+
+        They wait where it is slow, often at the node that is the reason for the move.
+        """
+        hosts = self.live.placement if self.live else ()
+        self._tasks.spawn(self._recall(hosts, epoch), "recall passes")  # begins once passes are paused
+        async with self._gateway.paused():
+            yield
 
     def _next_epoch(self) -> int:
         """A number above all epochs in the log and all that nodes know: the log may be an older copy of itself."""
@@ -312,8 +323,10 @@ class Deployment:
 
     async def recall(self, nodes: Collection[str]) -> None:
         """Have these nodes give back the passes of earlier epochs that have not begun: they take the live route."""
-        commands = {node: Recall(self.live_number) for node in self._view.reachable if node in nodes}
-        await self.tell(commands, self.live_number)
+        await self._recall(nodes, self.live_number)
+
+    async def _recall(self, nodes: Collection[str], epoch: int) -> None:
+        await self.tell({node: Recall(epoch) for node in self._view.reachable if node in nodes}, epoch)
 
     def sessions_left(self, oldest: int) -> None:
         """No session uses an epoch before `oldest` any more: release the earlier epochs, in the background."""

@@ -202,7 +202,7 @@ class Executor:
         with self._changed:
             recalled = [each for each in self._waiting if each.whole and not each.done and each.work.epoch < epoch]
             self._waiting = [each for each in self._waiting if each not in recalled]
-        error = CommandRefusedError(RECALLED, f"it had not begun when epoch {epoch} went live")
+        error = CommandRefusedError(RECALLED, f"it had not begun when its epoch gave way to epoch {epoch}")
         _give([(each, error) for each in recalled])
         return len(recalled)
 

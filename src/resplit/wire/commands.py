@@ -98,7 +98,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Recall:
-    """Give back the passes of epochs before `epoch` that wait and have not begun: they take the new route."""
+    """Give back the passes of epochs before `epoch` that wait and have not begun: they take the next route."""
 
     kind: ClassVar[str] = "recall"
     epoch: int

@@ -28,7 +28,10 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
         yield running
 
 
-async def test_passes_that_wait_at_a_slow_node_take_the_new_route_and_no_token_changes(nodes: InProcessCluster) -> None:
+@pytest.mark.parametrize("staged", [False, True])
+async def test_passes_that_wait_at_a_slow_node_take_the_new_route_and_no_token_changes(
+    nodes: InProcessCluster, staged: bool
+) -> None:
     controller = nodes.controller()
     await controller.membership.introduce()
     await deploy(controller, WITHOUT_C)
@@ -42,8 +45,12 @@ async def test_passes_that_wait_at_a_slow_node_take_the_new_route_and_no_token_c
         return len(sessions) == 5 and all(session.position >= 3 for session in sessions.values())
 
     await until(all_decode)
-    await deploy(controller, WITHOUT_C)
-    await controller.deployment.recall([C])
+    if staged:
+        async with controller.deployment._paused(epoch=99):  # what waits is given back, so that this comes soon
+            assert sum(session.recalls for session in sessions.values()) >= 2
+    else:
+        await deploy(controller, WITHOUT_C)
+        await controller.deployment.recall([C])
     assert await asyncio.gather(*running) == expected
     recalls = [record.recalls for record in nodes.sessions.records(len(requests))]
     assert sum(recalls) >= 2
