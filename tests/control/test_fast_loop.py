@@ -7,6 +7,7 @@ import itertools
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from resplit.pass_times import PassTime, SegmentTime
 from resplit.policies import Occasion, Situation, make_policy
 from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
 from resplit.types import segments_of
-from tests.support.controllers import FIRST, slow_to_prepare
+from tests.support.controllers import FIRST, SECOND, slow_to_prepare
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C
@@ -133,6 +134,37 @@ async def test_a_change_that_is_detected_while_another_one_is_decided_on_is_deci
     (decision,) = decisions(placed)
     assert decision.seen == ("beta became 50 times slower", "gamma became 20 times slower")
     assert policy.questions == 2
+
+
+class Overtaken:
+    """`resplit`, but another placement goes live while it thinks about its first answer."""
+
+    asked: ClassVar[frozenset[Occasion]] = frozenset({"change"})
+
+    def __init__(self, controller: Controller, loop: asyncio.AbstractEventLoop) -> None:
+        self._deploys: Callable[[], object] | None = lambda: asyncio.run_coroutine_threadsafe(
+            deploy(controller, SECOND), loop
+        ).result(30)
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        decision = RESPLIT.decide(situation, rng)
+        if self._deploys is not None:
+            overtake, self._deploys = self._deploys, None
+            overtake()
+        return decision
+
+
+async def test_a_change_whose_move_was_overtaken_by_another_one_is_decided_on_again(placed: Controller) -> None:
+    placed.fast_loop.arm(Overtaken(placed, asyncio.get_running_loop()), SETTINGS, 60.0)
+    serve(placed, 2, **{B: 50.0})
+    await until(lambda: asyncio.sleep(0, len(decisions(placed)) == 2), timeout_s=20)
+    first, second = decisions(placed)
+    assert first.outcome is not None
+    assert first.outcome.refused is not None
+    assert "planned against epoch 1, but 2 is live" in first.outcome.refused
+    assert second.seen == first.seen
+    assert placed.live is not None
+    assert B not in placed.live.placement
 
 
 async def test_a_change_is_not_decided_on_unless_the_slow_loop_armed_it(placed: Controller) -> None:

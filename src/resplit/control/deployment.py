@@ -111,6 +111,11 @@ class Deployment:
             self.on_outage()
         return live
 
+    async def replaced(self, epoch: int) -> bool:
+        """Wait until no epoch is prepared. Returns whether another one than `epoch` is live then."""
+        async with self._changing:
+            return self.live_number != epoch
+
     def interrupt(self) -> None:
         """Refuse the epoch that nodes prepare, if it gives way to others."""
         if self._giving_way:

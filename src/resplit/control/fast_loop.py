@@ -242,6 +242,9 @@ class FastLoop:
         decision = replace(decision, outcome=outcome)
         self._log.append_decision(decision)
         _log.info("decided", words=" ".join(in_words(decision)), reason=decision.reason, plan_s=planned_s)
+        if outcome.refused is not None and await self._deployment.replaced(live.epoch):
+            self._changes[:0] = changes  # the plan was for a placement that another move has replaced
+            self._changed.set()
 
     def _keep_problem(self, epoch: int, problem: Problem) -> None:
         self.posed[epoch] = problem

@@ -89,6 +89,7 @@ class Control:
         self._lost: set[str] = set()
         self._problem: Problem | None = None  # the latest that a tick posed
         self._changes: list[Change] = []
+        self._refused: list[Change] = []  # decided on while another move was under way
         self._reacting = False
         self._armed = False
         self._stopped = False
@@ -274,7 +275,7 @@ class Control:
             if decision.action == "keep":
                 self.decisions.append(replace(decision, outcome=DecisionOutcome(plan_s=took_s)))
             else:
-                self._deploy(decision, based_on, self._loop.settings, took_s)
+                self._deploy(decision, based_on, self._loop.settings, took_s, changes)
         self._react_soon()
 
     def _estimates(self) -> Estimates:
@@ -301,7 +302,15 @@ class Control:
             return None
         return replace(decision, seen=tuple(map(str, situation.changes)))
 
-    def _deploy(self, decision: Decision, based_on: int, settings: Settings, took_s: float) -> None:
+    def _deploy(
+        self,
+        decision: Decision,
+        based_on: int,
+        settings: Settings,
+        took_s: float,
+        changes: Sequence[Change] = (),
+    ) -> None:
+        """Deploy a decision. If another move is under way, its `changes` are decided on again once that is live."""
         begun_s, place = self._agenda.now_s, len(self.decisions)
         self.decisions.append(decision)
 
@@ -309,6 +318,8 @@ class Control:
             self._disturbed_until_s = self._agenda.now_s
             self._fit_due_s = -math.inf
             self._history = self._history.moved(decision.move(self._agenda.now_s), settings)
+            self._changes[:0], self._refused = self._refused, []
+            self._react_soon()
             self.decisions[place] = replace(
                 decision, outcome=DecisionOutcome(epoch.epoch, None, took_s, self._agenda.now_s - begun_s)
             )
@@ -317,6 +328,7 @@ class Control:
             self._deployment.deploy(decision.proposal(based_on), live)
             self._disturbed_until_s = math.inf
         except ProposalRefusedError as error:
+            self._refused += changes
             self.decisions[place] = replace(decision, outcome=DecisionOutcome(refused=str(error), plan_s=took_s))
 
     def _recent(self, since_s: float) -> list[SessionRecord]:
