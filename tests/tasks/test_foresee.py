@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from resplit.decide import DecisionOutcome
+from resplit.decide import Decision
 from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.policies import make_policy
@@ -25,7 +25,7 @@ class Controller:
     epoch: int = 4
     placement: tuple[str, ...] = START
     proposals: list[Proposal] = field(default_factory=list)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
 
     def model(self) -> Any:
         return SimpleNamespace(epoch=self.epoch, placement=self.placement)
@@ -39,7 +39,7 @@ class Controller:
         self.epoch, self.placement = self.epoch + 1, proposal.placement
         return self.model()
 
-    def log_decision(self, decision: dict[str, Any]) -> None:
+    def log_decision(self, decision: Decision) -> None:
         self.decisions.append(decision)
 
 
@@ -47,8 +47,8 @@ def test_each_move_is_proposed_for_its_time_against_the_epoch_before_it() -> Non
     controller, now_s = Controller(), time.time()
     move_on_schedule.fn(controller, moves(), now_s, now_s + 60)  # type: ignore[arg-type]
     assert [(p.based_on, p.not_before_s) for p in controller.proposals] == [(4, now_s + 5), (5, now_s + 20)]
-    assert [d["outcome"]["deployed"] for d in controller.decisions] == [5, 6]
-    assert [d["at_s"] for d in controller.decisions] == [now_s + 5, now_s + 20]
+    assert [d.outcome and d.outcome.deployed for d in controller.decisions] == [5, 6]
+    assert [d.at_s for d in controller.decisions] == [now_s + 5, now_s + 20]
 
 
 def test_a_refused_move_is_proposed_again_and_one_that_is_live_already_is_not() -> None:
@@ -56,14 +56,16 @@ def test_a_refused_move_is_proposed_again_and_one_that_is_live_already_is_not() 
     controller, now_s = Controller(refusals=2), time.time()
     move_on_schedule.fn(controller, [first, first, second], now_s, now_s + 60)  # type: ignore[arg-type]
     assert [p.based_on for p in controller.proposals] == [6, 7]
-    assert controller.decisions[1]["outcome"]["refused"] == "it is live already"
+    outcome = controller.decisions[1].outcome
+    assert outcome is not None
+    assert outcome.refused == "it is live already"
 
 
 def test_a_move_whose_phase_has_ended_is_not_made() -> None:
     controller, past_s = Controller(), time.time() - 100
     move_on_schedule.fn(controller, [replace(moves()[0], at_s=1.0)], past_s, past_s + 60)  # type: ignore[arg-type]
     assert controller.proposals == []
-    outcome = DecisionOutcome(**controller.decisions[0]["outcome"])
+    outcome = controller.decisions[0].outcome
     assert outcome.refused == "its phase had ended"
 
 
