@@ -214,7 +214,7 @@ async def test_from_the_moment_that_trust_ends_a_running_transfer_of_private_cac
     if transfer == "move":
         without_replicas(nodes)
     stream = asyncio.create_task(streams())
-    await until(lambda: started(nodes, 1))
+    await until(lambda: started(nodes, 1), timeout_s=30)
     if transfer == "move":
         await deploy(controller, PRIVATE_ON_B)
 
@@ -230,10 +230,10 @@ async def test_from_the_moment_that_trust_ends_a_running_transfer_of_private_cac
         await asyncio.sleep(0.2)  # what the other node sent before it was told arrives meanwhile
         return len(parts) == arrived
 
-    await until(some_are_sent)
+    await until(some_are_sent, timeout_s=30)
     async with nodes.sessions.paused():  # so the stream does not end, which would stop the transfer too
         trusting = asyncio.create_task(operator.trust(B, False))
-        await until(transfers_end)
+        await until(transfers_end, timeout_s=30)
         stopped = True
         parts.clear()
     assert await trusting == ["beta is not trusted any more"]
