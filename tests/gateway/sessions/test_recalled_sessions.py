@@ -20,7 +20,8 @@ WITHOUT_C = [A, A, B, B, B, B, A, A]
 @pytest.fixture
 async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
     """Three nodes; gamma needs 0.4 s for its two layers."""
-    times = {"embed": "0 ms", "layer": f"{SLOW_LAYER_S} s", "head": "0 ms"}
+    alone = {"fixed": "0 s", "per_session": f"{SLOW_LAYER_S} s"}  # so sessions wait for each other
+    times = {"embed": "0 ms", "layer": alone, "head": "0 ms"}
     emulate = {"decode_per_token": times, "prefill_per_token": dict.fromkeys(times, "0 ms")}
     described = [{"name": name, "memory": "8 MiB"} | ({"emulate": emulate} if name == C else {}) for name in (A, B, C)]
     links = {"default": {"latency": "1 ms", "bandwidth": "1 Gbit/s"}}
