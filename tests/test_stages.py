@@ -61,6 +61,8 @@ def test_nothing_is_stale_when_all_is_done(done: Repo) -> None:
         ("src/resplit/node/content", {"profile", "study", "simulated"}),
         ("src/resplit/shards/content", {"model", "study", "simulated"}),
         ("tasks/report.py", {"study", "report"}),
+        ("tasks/simulated_results.py", {"study", "report"}),
+        ("reports/simulated/metrics.json", {"simulated", "report"}),
         ("flows/stages.py", STAGES),
         ("flows/simulated.py", {"study", "simulated"}),
     ],
