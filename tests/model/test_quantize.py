@@ -79,3 +79,10 @@ def test_inputs_that_are_always_zero_leave_the_weights_near_to_the_original() ->
     original = weights(5, 16, 64)
     error = quantise(original, 4, np.zeros((64, 64), dtype=np.float32)).dequantised() - original
     assert np.sqrt((error**2).sum() / (original**2).sum()) < 0.1
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_moments_that_overflowed_do_not_count(value: float) -> None:
+    original = np.random.default_rng(2).normal(size=(3, 64)).astype(np.float32)
+    moments = np.full((64, 64), value, dtype=np.float32)
+    assert (quantise(original, 4, moments).dequantised() == quantise(original, 4).dequantised()).all()

@@ -57,14 +57,15 @@ class QuantisedMatrix:
 def quantise(weight: FloatMatrix, bits: int, moments: FloatMatrix | None = None) -> QuantisedMatrix:
     """Quantise a weight matrix (columns, rows), as Hugging Face stores linear layers; `bits` is 4 or 8.
 
-    With 4 bits and `moments` (rows, rows) of its inputs, the error of the products is made small; else that of the
-    weights.
+    With 4 bits and finite `moments` (rows, rows) of its inputs, the error of the products is made small; else that of
+    the weights.
     """
     columns, rows = weight.shape
     blocks = -(-rows // BLOCK_SIZE)
     padded = np.zeros((columns, blocks * BLOCK_SIZE), dtype=np.float32)
     padded[:, :rows] = weight
-    if bits == 4 and moments is not None:
+    # A model that overflows on the sample text keeps its weights as near as they can be alone.
+    if bits == 4 and moments is not None and np.isfinite(moments).all():
         q, scale, zero = _made_up_for(padded, moments)
     else:
         q, scale, zero = _least_error(padded.reshape(columns, blocks, BLOCK_SIZE), bits)
