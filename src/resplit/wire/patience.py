@@ -1,4 +1,4 @@
-"""How many useless messages of one member are borne: some at once, and a few in each second."""
+"""How much of one member is borne, useless messages or seconds of work: some at once, and a little in each second."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Patience:
 
     most: float
     per_s: float
-    _noted: float = 0.0  # those that are not forgotten yet
+    _noted: float = 0.0  # what is not forgotten yet
     _last_s: float = 0.0
 
     def note(self, now_s: float, weight: float = 1.0) -> float:
-        """Note one useless message, or a large one as several. Returns the seconds until the next one is borne."""
+        """Note `weight` more. Returns the seconds until anything more is borne."""
         self._noted = max(0.0, self._noted - self.per_s * (now_s - self._last_s)) + weight
         self._last_s = now_s
         return max(0.0, (self._noted - self.most) / self.per_s)
