@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from resplit.errors import CommandRefusedError, DataError
 from resplit.model.activation import Activation, token_ids
 from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
-from resplit.node import executor as executor_module
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Load
 from resplit.node.executor import Executor, PassResult
@@ -92,30 +91,46 @@ async def test_a_pass_waits_for_a_stream_that_is_about_to_come_back(executor: Ex
     assert [each.load for each in times if each] == [Load(2, 0), Load(1, 0)]
 
 
-async def test_streams_whose_results_are_handed_over_share_the_next_pass_however_busy_the_event_loop_is(
+def following(session: str, until: int) -> Callable[[int, tuple[int, ...]], SegmentPass | None]:
+    """Has a session go on with the tokens drawn, up to a position."""
+    return lambda end, tokens: whole(session, end, list(tokens)) if end < until else None
+
+
+async def followed(executor: Executor, session: str, until: int) -> list[PassResult]:
+    return [result async for result in executor.run(whole(session, 3, [4]), following(session, until))]
+
+
+async def test_passes_follow_one_another_with_the_same_tokens_without_a_turn_of_the_event_loop(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "_RETURN_WITHIN_S", 60.0)
     sessions = "abcd"
     for session in sessions:
         await results(executor, whole(session, 0, [1, 2, 3]))
     monkeypatch.setattr(executor, "_most_decodes", lambda now_s: len(sessions))
-    executor._pace._gap_s = executor._pace._away_s = 1e-9  # no other rule waits for them
-    sizes: list[int] = []
-
-    async def stream(session: str) -> None:
-        for start in range(3, 9):
-            (done,) = await results(executor, whole(session, start, [4]))
-            assert done.time
-            sizes.append(done.time.load.decodes)
-            executor._pace._gap_s = executor._pace._away_s = 1e-9
-            time.sleep(0.003)  # noqa: ASYNC251 - the event loop is busy, and the executor could begin
-
     with executor._changed:  # the first passes come together
-        streams = [asyncio.create_task(stream(session)) for session in sessions]
+        streams = [asyncio.create_task(followed(executor, session, 12)) for session in sessions]
         await asyncio.sleep(0)
-    await asyncio.gather(*streams)
-    assert sizes == [len(sessions)] * len(sizes)
+    while set(executor.engine.lengths("a").values()) != {12}:
+        time.sleep(0.001)  # noqa: ASYNC251 - the event loop may not help
+    done = await asyncio.gather(*streams)
+    for each in done:
+        assert [(result.start, result.followed) for result in each] == [(at, at < 11) for at in range(3, 12)]
+        assert [result.time.load.decodes for result in each if result.time] == [len(sessions)] * 9
+        assert [result.value for result in each] == [result.value for result in done[0]]
+    alone = await generated(executor, "alone", [1, 2, 3, 4], 9)
+    assert len(set(alone)) > 1  # a follow-up with an older token would show
+    again = [result.value async for result in executor.run(whole("again", 0, [1, 2, 3, 4]), following("again", 12))]
+    assert [value.token_ids for value in again if isinstance(value, Drawn)] == [(token,) for token in alone]
+
+
+async def test_a_defect_in_what_follows_is_answered_and_stops_no_other(executor: Executor) -> None:
+    def defective(end: int, token_ids: tuple[int, ...]) -> SegmentPass:
+        raise ValueError("not known")
+
+    running = executor.run(whole("s", 0, [1, 2]), defective)
+    with pytest.raises(ValueError, match="not known"):
+        await anext(running)
+    assert len(await results(executor, whole("s", 2, [1]))) == 1
 
 
 async def test_each_part_of_a_pass_says_how_long_it_waited_and_what_its_batch_computed(executor: Executor) -> None:

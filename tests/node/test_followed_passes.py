@@ -156,7 +156,7 @@ async def test_nothing_follows_the_pass_of_an_attempt_that_was_given_up(nodes: I
     await followed(nodes, gated, answers)
     beginning = asyncio.create_task(nodes.permit(A, "s", attempt=1))  # answered once the pass under way has ended
 
-    while not gated.agent.hosting.permits.covers("s", 1, 1, 1):  # noqa: ASYNC110 - it comes over a connection
+    while not gated.agent.hosting.permits.covering("s", 1, 1, 1):  # noqa: ASYNC110 - it comes over a connection
         await asyncio.sleep(0.001)
     gated.let_begin(1)
     assert not (await answers.count("s", 4))[3].followed

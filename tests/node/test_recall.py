@@ -65,30 +65,38 @@ async def answer(executor: Executor, work: SegmentPass) -> tuple[int, ...]:
     return values[-1].token_ids
 
 
-async def generated(gated: Gated, session: str, count: int, epoch: list[int]) -> list[int]:
-    """Tokens of a session that repeats a pass in the newest epoch if it was given back."""
+async def generated(gated: Gated, session: str, count: int, epoch: list[int], ahead: int) -> list[int]:
+    """Tokens of a session that repeats a pass in the newest epoch if it was given back.
+
+    Up to `ahead` passes follow each that it begins, as long as the epoch is the newest.
+    """
     tokens, step, start = list[int](), [len(session) + 1, 2, 3], 0
     while len(tokens) < count:
+        now, until = epoch[0], start + len(step) + min(ahead, count - len(tokens) - 1)
+
+        def follow(end: int, new: tuple[int, ...], now: int = now, until: int = until) -> SegmentPass | None:
+            return whole(session, end, list(new), now) if end < until and epoch[0] == now else None
+
         try:
-            new = await answer(gated.executor, whole(session, start, step, epoch[0]))
+            async for result in gated.executor.run(whole(session, start, step, now), follow):
+                assert isinstance(result.value, Drawn)
+                start, step = result.start + result.tokens, list(result.value.token_ids)
+                tokens += step
         except CommandRefusedError as error:
             if error.reason != RECALLED:
                 raise
-            continue
-        start, step = start + len(step), list(new)
-        tokens += step
     return tokens
 
 
-@given(st.lists(st.sampled_from(["batch", "recall"]), max_size=12), st.integers(1, 5))
+@given(st.lists(st.sampled_from(["batch", "recall"]), max_size=12), st.integers(1, 5), st.integers(0, 3))
 @examples(12)
 def test_every_pass_begins_once_and_no_token_changes_whenever_passes_are_given_back(
-    stored_model: StoredModel, events: list[str], sessions: int
+    stored_model: StoredModel, events: list[str], sessions: int, ahead: int
 ) -> None:
     async def run(events: list[str]) -> tuple[list[list[int]], Counter[tuple[str, int]]]:
         gated, epoch = Gated(stored_model), [1]
         names = ["s" * (number + 1) for number in range(sessions)]
-        running = [asyncio.create_task(generated(gated, name, 3, epoch)) for name in names]
+        running = [asyncio.create_task(generated(gated, name, 3, epoch, ahead)) for name in names]
         try:
             for event in events:
                 await asyncio.sleep(0)
@@ -127,6 +135,39 @@ async def test_only_what_waits_is_given_back(stored_model: StoredModel) -> None:
     assert await first == await newer
     assert gated.executor.recall(3) == 0
     assert {session for session, _ in gated.begun} == {"first", "newer"}
+    gated.close()
+
+
+async def test_a_pass_that_follows_is_given_back_too_and_none_follows_in_an_older_epoch(
+    stored_model: StoredModel,
+) -> None:
+    gated, epoch = Gated(stored_model), [1]
+
+    def follow(end: int, new: tuple[int, ...]) -> SegmentPass | None:
+        return whole("s", end, list(new), 1) if epoch[0] == 1 else None
+
+    running = gated.executor.run(whole("s", 0, [1, 2], 1), follow)
+    gated.let_begin(1)
+    assert (await anext(running)).followed
+    epoch[0] = 2
+    gated.let_begin(1)
+    assert not (await anext(running)).followed
+    assert [result async for result in running] == []
+    assert sum(gated.begun.values()) == 2
+    gated.close()
+
+
+async def test_nothing_follows_for_a_caller_that_has_left(stored_model: StoredModel) -> None:
+    gated = Gated(stored_model)
+    running = gated.executor.run(whole("s", 0, [1, 2], 1), lambda end, new: whole("s", end, list(new), 1))
+    gated.let_begin(1)
+    assert (await anext(running)).followed
+    while gated.begun["s", 2] == 0:  # noqa: ASYNC110 - another thread begins it
+        await asyncio.sleep(0.001)
+    await running.aclose()
+    gated.let_begin(1000)
+    assert await answer(gated.executor, whole("other", 0, [1, 2], 1))
+    assert {start for session, start in gated.begun if session == "s"} == {0, 2}
     gated.close()
 
 

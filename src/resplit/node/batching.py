@@ -230,19 +230,21 @@ class ChunkPace:
             away_s = now_s - self._decoded_s.get(work.session, now_s)
             self._away_s = away_s if math.isinf(self._away_s) else _smoothed(self._away_s, away_s)
 
+    def went_on(self, session: str) -> None:
+        """Note that the next pass of a stream waits as soon as its last one has ended: it was not away."""
+        self._segments.pop(session, None)
+
     def join_until_s(
         self,
         waiting: Sequence[Waiting],
         begun_s: float,
         now_s: float,
         most_decodes: int,
-        returning_until_s: float = -math.inf,
     ) -> float:
         """Until when the next batch should wait for streams that are about to come back for its segment.
 
         A pass costs much less for one more stream than for a stream alone, and a prompt's chunk that begins just
-        before a stream comes back delays it. `begun_s` is when the batch could have begun. Streams of the last batch
-        may come back at any moment until `returning_until_s`. A time in the past: begin.
+        before a stream comes back delays it. `begun_s` is when the batch could have begun. `now_s`: begin.
         """
         oldest = waiting[0].work
         segment, latest_s = (oldest.first, oldest.last), begun_s + _MOST_WAIT * self._gap_s
@@ -250,7 +252,7 @@ class ChunkPace:
         if oldest.timed or ready >= most_decodes:
             return now_s
         due_s = (self._decoded_s[session] + _LATE * self._away_s for session in self._away(segment))
-        return max(now_s, returning_until_s, *(due for due in due_s if due <= latest_s))
+        return max([now_s, *(due for due in due_s if due <= latest_s)])
 
     def _away(self, segment: tuple[int, int]) -> list[str]:
         """The streams whose last pass was through `segment`, and that have not come back since."""

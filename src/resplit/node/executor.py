@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -26,9 +26,8 @@ from resplit.node.permits import Permits
 from resplit.types import Sampling
 
 _log = structlog.get_logger(__name__)
-# Streams whose whole route is here begin their next passes as soon as the event loop has got the results. It takes a
-# millisecond, unless it is busy with something else.
-_RETURN_WITHIN_S = 0.05
+# The pass that follows one that ended at a position with these tokens, if there is one.
+Follow = Callable[[int, tuple[int, ...]], SegmentPass | None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class PassResult:
     """The result of one part of a pass, `tokens` positions from `start` on.
 
     `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last. A part of a
-    prompt that is scored has log probabilities and no tokens.
+    prompt that is scored has log probabilities and no tokens. `followed`: the next pass of the session waits already.
     """
 
     start: int
@@ -63,6 +62,7 @@ class PassResult:
     value: Activation | Drawn | None
     is_last: bool
     time: BatchTime | None = None  # set by the executor
+    followed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,37 @@ class _Begun:
         return seconds * (1 - self.background_utilization)
 
 
+def _nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
+    """The caller begins its next pass itself."""
+
+
 @dataclass(eq=False)
-class _Queued(Waiting):
-    """A waiting pass, and the results for the task that waits for it. Made in that task's event loop.
+class _Caller:
+    """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
 
-    `whole`: no part of the pass came before it, and none follows.
-    """
-
-    whole: bool = True
+    follow: Follow = _nothing_follows
     results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    has_left: bool = False  # guarded by the executor's `_changed`
+
+
+@dataclass(eq=False)
+class _Queued(Waiting):
+    """A waiting pass, and who waits for it. `whole`: no part of the pass came before it, and none follows."""
+
+    caller: _Caller = field(default_factory=_Caller)
+    whole: bool = True
+
+
+_Outcome = tuple[_Queued, PassResult | Exception]
 
 
 class Executor:
     """The engine, its thread, the accounting of its memory, and the permits of its sessions.
 
-    `hardware` is None on real hardware. Passes run in the thread, in batches. Loading blocks, transferring caches and
-    ending sessions run in other threads, so that they need not wait for the passes of other sessions.
+    `hardware` is None on real hardware. Passes run in the thread, in batches; it also queues the passes that follow
+    them, before anybody sees their results. Loading blocks, transferring caches and ending sessions run in other
+    threads, so that they need not wait for the passes of other sessions.
     """
 
     def __init__(
@@ -138,13 +152,15 @@ class Executor:
         self._passes = 0
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
         self._pace = ChunkPace()
-        self._handed_over: deque[float] = deque()  # when each batch was whose streams may come back any moment
         self.ended: Future[None] = Future()  # of the thread; with its error if a defect ended it
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
-    async def run(self, work: SegmentPass) -> AsyncIterator[PassResult]:
-        """Run a pass, and yield the result of each part as it is done; most passes have one part.
+    async def run(self, work: SegmentPass, follow: Follow = _nothing_follows) -> AsyncGenerator[PassResult]:
+        """Run a pass and those that follow it, and yield the result of each part as it is done.
+
+        Most passes have one part. `follow` is asked in the executor's thread, with the lock held under which passes
+        are recalled, so that a pass either follows before that, or sees what came before it.
 
         CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches do not fit;
         DataError for values or positions that do not match what is held.
@@ -152,10 +168,11 @@ class Executor:
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        queued = _Queued(work)
-        self._enqueue([queued])
-        async for result in self._results(queued):
-            yield result
+        caller = _Caller(follow)
+        self._enqueue([_Queued(work, caller=caller)])
+        async with contextlib.aclosing(self._results(caller)) as results:
+            async for result in results:
+                yield result
 
     async def shared_pass_s(self, works: Sequence[SegmentPass]) -> float:
         """Run passes of different sessions through one segment together, and with no others.
@@ -164,7 +181,7 @@ class Executor:
         """
         queued = [_Queued(replace(work, timed=True)) for work in works]
         self._enqueue(queued)
-        results = [result for each in queued async for result in self._results(each)]
+        results = [result for each in queued async for result in self._results(each.caller)]
         assert results[0].time is not None
         return results[0].time.node_s
 
@@ -182,17 +199,19 @@ class Executor:
         queued.whole = not more and session not in self._in_parts
         (self._in_parts.add if more else self._in_parts.discard)(session)
 
-    async def _results(self, queued: _Queued) -> AsyncIterator[PassResult]:
+    async def _results(self, caller: _Caller) -> AsyncGenerator[PassResult]:
         try:
             while True:
-                result = await queued.results.get()
+                result = await caller.results.get()
                 if isinstance(result, Exception):
                     raise result
                 yield result
-                if result.is_last:
+                if result.is_last and not result.followed:
                     return
         finally:
-            self._forget(queued)
+            with self._changed:
+                caller.has_left = True
+                self._waiting = [each for each in self._waiting if each.caller is not caller]
 
     def recall(self, epoch: int) -> int:
         """Give back the whole passes of earlier epochs that wait and have not begun. Returns how many there were.
@@ -261,27 +280,33 @@ class Executor:
         """The executor's thread: run one batch after another."""
         try:
             while batch := self._take():
-                self._hand_over(self._outcomes(batch))
+                _give(self._followed(self._outcomes(batch)))
         except Exception as error:
             self.ended.set_exception(error)
         else:
             self.ended.set_result(None)
 
-    def _hand_over(self, outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> None:
-        """Give the outcomes of a batch to those who wait for them, and note which streams may come back at once."""
-        given = [(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes]
-        if any(queued.work.stages == 1 and queued.work.decoding for queued, _ in given):
-            self._handed_over.append(time.perf_counter())
-            _give(given, self._returned)
-        else:
-            _give(given)
-
-    def _returned(self) -> None:
-        """The streams of a batch that come back at once are back."""
+    def _followed(self, outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> list[_Outcome]:
+        """Queue the passes that follow those of a batch. Returns its outcomes with those who wait for them."""
         with self._changed:
-            if self._handed_over:  # a batch of several event loops counts once
-                self._handed_over.popleft()
-            self._changed.notify()
+            return [self._begin_next(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes]
+
+    def _begin_next(self, done: _Queued, outcome: PassResult | Exception) -> _Outcome:
+        caller = done.caller
+        if not isinstance(outcome, PassResult) or not outcome.is_last or caller.has_left:
+            return done, outcome
+        if not isinstance(outcome.value, Drawn):
+            return done, outcome
+        try:
+            work = caller.follow(outcome.start + outcome.tokens, outcome.value.token_ids)
+        except Exception as error:  # a defect must not end the thread, and the caller gets an answer
+            _log.exception("what follows a pass is not known because of a defect")
+            return done, error
+        if work is None:
+            return done, outcome
+        self._pace.went_on(work.session)
+        self._waiting.append(_Queued(work, since_s=time.perf_counter(), caller=caller))
+        return done, replace(outcome, followed=True)
 
     def _take(self) -> Batch | None:
         """Wait for passes and take the next batch; None after `close`."""
@@ -304,9 +329,7 @@ class Executor:
                 now_s = time.perf_counter()
                 begun_s = min(begun_s, now_s)
                 most = self._most_decodes(now_s)
-                returning_until_s = self._handed_over[-1] + _RETURN_WITHIN_S if self._handed_over else -math.inf
-                until_s = self._pace.join_until_s(self._waiting, begun_s, now_s, most, returning_until_s)
-                wait_s = until_s - now_s
+                wait_s = self._pace.join_until_s(self._waiting, begun_s, now_s, most) - now_s
                 if wait_s <= 0:
                     return True
             self._changed.wait(wait_s)
@@ -430,23 +453,19 @@ def _drawn(part: Part, logits: Activation) -> Drawn | None:
     return Drawn(tokens, logprobs(logits, (*scored, *tokens), work.most_likely))
 
 
-def _give(outcomes: Sequence[tuple[_Queued, PassResult | Exception]], taken: Callable[[], None] = lambda: None) -> None:
-    """Give outcomes to those who wait for them: all at once, because each call wakes an event loop.
-
-    `taken` is called there when they have done what they do at once.
-    """
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Queued, PassResult | Exception]]] = {}
+def _give(outcomes: Sequence[_Outcome]) -> None:
+    """Give outcomes to those who wait for them: all at once, because each call wakes an event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
     for queued, outcome in outcomes:
-        by_loop.setdefault(queued.loop, []).append((queued, outcome))
+        by_loop.setdefault(queued.caller.loop, []).append((queued, outcome))
     for loop, results in by_loop.items():
         with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(_put, results, taken)
+            loop.call_soon_threadsafe(_put, results)
 
 
-def _put(results: Sequence[tuple[_Queued, PassResult | Exception]], taken: Callable[[], None]) -> None:
+def _put(results: Sequence[_Outcome]) -> None:
     for queued, result in results:
-        queued.results.put_nowait(result)
-    asyncio.get_running_loop().call_soon(taken)  # after the turns of those who wait
+        queued.caller.results.put_nowait(result)
 
 
 def _with_time(

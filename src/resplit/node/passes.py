@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -93,53 +95,62 @@ class Passes:
         await cancel_and_wait(self._tasks)
 
     async def _serve(self, sender: str, step: Step) -> None:
-        """Run a step, and the steps that follow it here: those of one pass after another."""
-        following: Step | None = step
-        while following is not None:
-            following = await self._run(sender, following)
-
-    async def _run(self, sender: str, step: Step) -> Step | None:
-        """Run a step and send the result on; returns the step of a follow-up that this node is to begin now."""
-        following: Step | None = None
+        """Run a step and the follow-ups after it, and send their results on."""
+        steps = deque([step])  # that are not done; the executor's thread appends what follows
+        route: Route | None = None
         try:
-            async for result in self._compute(sender, step):
-                following = self._forward(step, result)
+            route, permit = await self._permitted(sender, step)
+            work = _segment_pass(step, route, permit.capacity)
+            computing = self._hosting.running().run(work, partial(self._follow, steps))
+            async with contextlib.aclosing(computing) as results:
+                async for result in results:
+                    self._forward(steps[0], result)
+                    if result.is_last:
+                        steps.popleft()
         except ResplitError as error:
-            self._answer(step, error=error)
+            # The epoch may have ended and its blocks been dropped during the pass.
+            ended = isinstance(error, DataError) and self._hosting.routes.get(step.epoch) is not route
+            self._answer(steps[0], error=self._stale(step) if ended else error)
         except Exception as error:
             # Even after a defect the gateway must get an answer, or its request waits until the deadline.
             _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
-            self._answer(step, error=error)
-        return following
+            self._answer(steps[0], error=error)
 
-    async def _compute(self, sender: str, step: Step) -> AsyncIterator[PassResult]:
+    async def _permitted(self, sender: str, step: Step) -> tuple[Route, Permit]:
+        """The route of a step, and its session's permit, which may still be on its way."""
         route, permits = self._route(step), self._hosting.permits
         await permits.arrival(step.session, sender, len(step.values.data))
         permit = permits.of(step.session, step.attempt)
         if step.epoch not in permit.epochs:
             raise CommandRefusedError("stale", f"session {step.session} does not run in epoch {step.epoch}")
-        try:
-            async for result in self._hosting.running().run(_segment_pass(step, route, permit.capacity)):
-                yield result
-        except DataError as error:
-            if self._hosting.routes.get(step.epoch) is route:
-                raise
-            raise self._stale(step) from error  # the epoch ended and its blocks were dropped during the pass
+        return route, permit
 
-    def _forward(self, step: Step, result: PassResult) -> Step | None:
-        """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway.
+    def _follow(self, steps: deque[Step], end: int, token_ids: tuple[int, ...]) -> SegmentPass | None:
+        """The pass that follows the last of `steps`, which ended at position `end` with these tokens.
 
-        Returns the step of a follow-up that this node is to begin now.
+        The executor's thread calls this. None unless the gateway asked for it and it may run here: while this is
+        decided, the event loop may learn that it may not. Then it is the pass under way, as if it had begun before.
         """
+        done, route = steps[-1], self._hosting.routes.get(steps[-1].epoch)
+        if route is None or route.segments[0].node != self._name or self._hosting.committed > done.epoch:
+            return None
+        permit = self._hosting.permits.covering(done.session, done.attempt, done.epoch, end + 1)
+        following = self._follow_ups.after(done, end, token_ids) if permit else None
+        if permit is None or following is None:
+            return None
+        steps.append(following)
+        return _segment_pass(following, route, permit.capacity)
+
+    def _forward(self, step: Step, result: PassResult) -> None:
+        """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
         times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
         if isinstance(result.value, Drawn):
             # A part of a prompt that is not the last has log probabilities only, and no times.
-            end, token_ids = result.start + result.tokens, result.value.token_ids
-            following = self._follow_up(step, end, token_ids) if token_ids else None
-            self._answer(step, end, result.value, times=times if token_ids else (), followed=following is not None)
-            return following
+            end, shown = result.start + result.tokens, times if result.value.token_ids else ()
+            self._answer(step, end, result.value, times=shown, followed=result.followed)
+            return
         if not isinstance(result.value, Activation):
-            return None
+            return
         onward = Step()
         onward.CopyFrom(step)
         onward.segment += 1
@@ -150,16 +161,6 @@ class Passes:
         del onward.times[:]
         onward.times.extend(times)
         self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
-        return None
-
-    def _follow_up(self, step: Step, end: int, token_ids: Sequence[int]) -> Step | None:
-        """The step of the pass after one that ended at position `end`, if the gateway asked for it and it may run."""
-        route = self._hosting.routes.get(step.epoch)
-        if route is None or route.segments[0].node != self._name or self._hosting.committed > step.epoch:
-            return None
-        if not self._hosting.permits.covers(step.session, step.attempt, step.epoch, end + 1):
-            return None
-        return self._follow_ups.after(step, end, token_ids)
 
     def _route(self, step: Step) -> Route:
         route = self._hosting.routes.get(step.epoch)

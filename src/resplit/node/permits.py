@@ -25,8 +25,8 @@ _MOST_WAITING_BYTES = MAX_MESSAGE_BYTES
 class Permits:
     """The permits by session, and the sessions that ended last.
 
-    The event loop's thread changes them. Other threads may call `ensure_current` and `has_ended`. `on_end` is called
-    with each session that ends.
+    The event loop's thread changes them. Other threads may call `covering`, `ensure_current` and `has_ended`. `on_end`
+    is called with each session that ends.
     """
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Permits:
             raise self._stale(session, attempt)
         return permit
 
-    def covers(self, session: str, attempt: int, epoch: int, positions: int) -> bool:
-        """Whether a session may run a pass in this attempt and epoch that caches so many positions."""
+    def covering(self, session: str, attempt: int, epoch: int, positions: int) -> Permit | None:
+        """The permit for a session's pass in this attempt and epoch that caches so many positions, if it has one."""
         permit = self._permits.get(session)
-        return (
-            permit is not None and permit.attempt == attempt and epoch in permit.epochs and positions <= permit.capacity
-        )
+        if permit is None or permit.attempt != attempt or epoch not in permit.epochs or positions > permit.capacity:
+            return None
+        return permit
 
     async def arrival(self, session: str, sender: str, size_bytes: int) -> None:
         """Wait a moment for the first permit of a session, for a step of this size.
