@@ -18,7 +18,6 @@ from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.security.identity import CALLS, CONTROLLER, STEPS
 from resplit.wire.node_pb2 import CommandRequest, EchoRequest, Step, Token
-from resplit.wire.together import send_together
 from tests.support.cluster import CLUSTER, load_unsplit, make_model, started
 from tests.support.hostile import HostileClient, HostileNode, framed
 from tests.support.hostile_members import in_place_of, speaking_as
@@ -147,7 +146,6 @@ class _Flood:
         tokens = [Token(session="flood", epoch=1, token_ids=[3], position=9)] * 5000
         while True:
             for stream in list(self._member._streams):
-                with contextlib.suppress(StreamTerminatedError, OSError):
-                    await send_together(stream, tokens)
-                    self._sent += len(tokens)
+                await stream.send(tokens)
+                self._sent += len(tokens)
             await asyncio.sleep(0.01)

@@ -20,7 +20,7 @@ from resplit.control.controller import Controller
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.node import server
-from resplit.security.identity import CONTROLLER, STEPS
+from resplit.security.identity import CONTROLLER, STEPS, TOKENS
 from resplit.wire.node_pb2 import (
     CloseRequest,
     CommandRequest,
@@ -213,7 +213,6 @@ async def test_a_session_that_a_node_has_closed_gets_an_error_and_not_silence(
     [
         ("Permit", PermitRequest(session="s", attempt=2**32 - 1, capacity=2**32 - 1, epochs=[1], senders={2: C})),
         ("TransferCache", TransferRequest(session="s", target=[C] * 8, last=4)),
-        ("Tokens", TokensRequest()),
     ],
 )
 async def test_only_the_controller_gives_permits_and_asks_for_caches(
@@ -222,6 +221,11 @@ async def test_only_the_controller_gives_permits_and_asks_for_caches(
     with pytest.raises(GRPCError) as refusal:
         await liar.call(A, call, message)  # type: ignore[arg-type]
     assert refusal.value.status is Status.PERMISSION_DENIED
+
+
+async def test_only_the_controller_gets_tokens(nodes: InProcessCluster, liar: HostileClient) -> None:
+    assert await liar.raw(A, framed(TokensRequest()), waits_s=10, protocol=TOKENS) == b""  # the node ends the stream
+    assert (await nodes.state(A)).refusals == {"unexpected": 1}
 
 
 def bear_only(most: int, monkeypatch: pytest.MonkeyPatch) -> None:

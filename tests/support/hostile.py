@@ -21,7 +21,6 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.const import Handler
 from grpclib.encoding.proto import ProtoCodec
-from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -32,7 +31,7 @@ from resplit.security.identity import CACHES, CALLS, STEPS, Member, certificate_
 from resplit.wire.addresses import Address
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeStub
-from resplit.wire.node_pb2 import Ack, CachePart, CacheReply, CommandReply, ReportReply, Step, Token
+from resplit.wire.node_pb2 import Ack, CachePart, CacheReply, CommandReply, ReportReply, Step, TokensRequest
 
 Sent = Message | bytes  # bytes are sent in place of a serialised message
 Honest = Callable[[Any], Awaitable[None]]
@@ -143,7 +142,7 @@ class HostileNode:
     heard: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._streams: list[Stream[Any, Token]] = []  # the open streams of tokens
+        self._streams: list[MessageStream[Any]] = []  # the open streams of tokens
         self._transports: set[asyncio.WriteTransport] = set()
 
     def service(self, *parts: Any) -> NodeService:
@@ -158,9 +157,7 @@ class HostileNode:
     async def say(self, *tokens: Sent) -> None:
         """Send tokens to each gateway that listens."""
         for stream in list(self._streams):
-            with contextlib.suppress(StreamTerminatedError):
-                for token in tokens:
-                    await stream.send_message(token)  # type: ignore[arg-type]
+            stream.transport.write(b"".join(map(framed, tokens)))
 
     def break_connections(self) -> None:
         """Break every connection over which a call came. The others can connect again."""
@@ -172,7 +169,7 @@ class HostileNode:
         return [message for name, _, message in self.heard if name == call]
 
     def serving_stream(self, name: str, honest: Honest) -> Honest:
-        """The handler of streams of `Steps` or `Caches`: the lie for this name, or else the honest one."""
+        """The handler of streams of `Steps`, `Caches` or `Tokens`: the lie for this name, or else the honest one."""
 
         async def serve(stream: MessageStream[Any]) -> None:
             each = stream.each
@@ -186,13 +183,19 @@ class HostileNode:
 
             stream.each = each_recorded  # type: ignore[method-assign]
             self._transports.add(stream.transport)
-            if lie := self.lies.get(name):
-                call = _StreamAsCall(stream)
-                stream.each = call.each  # type: ignore[method-assign]
-                await lie(call, lambda _: honest(stream))
-                stream.abort()
-            else:
-                await honest(stream)
+            if name == "Tokens":
+                self._streams.append(stream)
+            try:
+                if lie := self.lies.get(name):
+                    call = _StreamAsCall(stream)
+                    stream.each, stream.send = call.each, call.send  # type: ignore[method-assign]
+                    await lie(call, lambda _: honest(stream))
+                    stream.abort()
+                else:
+                    await honest(stream)
+            finally:
+                if name == "Tokens":
+                    self._streams.remove(stream)
 
         return serve
 
@@ -222,16 +225,10 @@ class HostileNode:
             stream._codec = _AnyBytes()
             self._record(call, stream)
             self._transports.add(stream._stream._transport)
-            if call == "Tokens":
-                self._streams.append(stream)
-            try:
-                if lie := self.lies.get(call):
-                    await lie(stream, honest)
-                else:
-                    await honest(stream)
-            finally:
-                if call == "Tokens":
-                    self._streams.remove(stream)
+            if lie := self.lies.get(call):
+                await lie(stream, honest)
+            else:
+                await honest(stream)
 
         return serve
 
@@ -253,13 +250,20 @@ class _LyingService(NodeService):
     async def parts(self, stream: MessageStream[CachePart]) -> None:
         await self._node.serving_stream("Caches", super().parts)(stream)
 
+    async def tokens(self, stream: MessageStream[TokensRequest]) -> None:
+        await self._node.serving_stream("Tokens", super().tokens)(stream)
+
 
 class _StreamAsCall:
-    """A stream in the form of a call, as lies expect it. The honest handler gets what `recv_message` returns."""
+    """A stream in the form of a call, as lies expect it. The honest handler gets what `recv_message` returns.
+
+    What it sends is encoded by a codec that a lie may replace.
+    """
 
     def __init__(self, stream: MessageStream[Any]) -> None:
         self._stream = SimpleNamespace(_transport=stream.transport)
         self._each = stream.each
+        self._codec = _AnyBytes()
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
         self._reading: asyncio.Future[None] | None = None
 
@@ -271,6 +275,10 @@ class _StreamAsCall:
     async def each(self, take: Callable[[Any], None]) -> None:
         while True:
             take(await self.recv_message())
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            await self.send_message(self._codec.encode(message, type(message)))
 
     async def send_message(self, message: Sent) -> None:
         self._stream._transport.write(framed(message))

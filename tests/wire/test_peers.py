@@ -128,7 +128,7 @@ async def test_steps_to_an_absent_peer_are_handed_back_and_calls_raise_node_lost
     with pytest.raises(NodeLostError):
         await watched.peer.echo_s(64)
     with pytest.raises(NodeLostError):
-        await anext(aiter(watched.peer.tokens()))
+        await watched.peer.listen(lambda token: None)
     await watched.peer.close_sessions(["a lost member has none"])
 
 
@@ -146,7 +146,7 @@ async def test_a_peer_that_accepts_a_connection_and_says_nothing_is_lost_within_
         with pytest.raises(NodeLostError, match=r"no connection within 0\.1 s"):
             await watched.peer.command("commit", "signed")
         with pytest.raises(NodeLostError, match="no connection"):
-            await anext(aiter(watched.peer.tokens()))
+            await watched.peer.listen(lambda token: None)
     assert watched.peer.fault_count == 0
     await watched.peer.disconnect()
     for writer in held:
@@ -486,7 +486,7 @@ class _Liar(NodeBase):  # type: ignore[misc]
         await stream.recv_message()
         await stream.send_message(Ack())
 
-    Tokens = Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
+    Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
 
 
 async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProcessCluster) -> None:
@@ -500,7 +500,6 @@ async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProce
             lambda: watched.peer.echo_s(0),
             lambda: watched.peer.command("abort", "signed"),
             lambda: watched.peer.permit("a", Permit(1, 8), keep=True),
-            lambda: anext(watched.peer.tokens()),
         ]
         for call in calls:
             with pytest.raises(PeerFaultError, match=r"far: its .* cannot be read"):

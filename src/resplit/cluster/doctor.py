@@ -201,11 +201,7 @@ async def _meet(peer: Peer) -> Diagnosis:
         return Diagnosis("error", about, _does_not_answer(peer.name, str(address)))
     opened = asyncio.Event()
 
-    async def listen() -> None:
-        async for _ in peer.tokens(on_open=opened.set):
-            pass
-
-    listening = asyncio.create_task(listen())
+    listening = asyncio.create_task(peer.listen(lambda token: None, opened.set))
     try:
         await asyncio.wait({listening, asyncio.ensure_future(opened.wait())}, timeout=_CONNECT_WITHIN_S)
         if not opened.is_set():

@@ -9,13 +9,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 from grpclib.const import Handler, Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from resplit.config import ClusterConfig
@@ -24,7 +23,7 @@ from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
-from resplit.security.identity import CACHES, CONTROLLER, STEPS, Member
+from resplit.security.identity import CACHES, CONTROLLER, STEPS, TOKENS, Member
 from resplit.shards.kept import KeptShards
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
@@ -47,6 +46,7 @@ from resplit.wire.node_pb2 import (
     CommandRequest,
     EchoReply,
     EchoRequest,
+    Hello,
     PermitReply,
     PermitRequest,
     ReportReply,
@@ -58,9 +58,7 @@ from resplit.wire.node_pb2 import (
     TransferRequest,
 )
 from resplit.wire.patience import Patience
-from resplit.wire.peers import CLOCK, EPOCH, NONCE
 from resplit.wire.permits import Permit
-from resplit.wire.together import send_together
 
 _log = structlog.get_logger(__name__)
 # So many messages of one member may be refused at once, and in each second. A member with more is read more slowly: an
@@ -131,22 +129,35 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
                 self._refuse(error, stream)
         replies.put(CacheReply(transfer=part.transfer, error=refused), 0)
 
-    async def Tokens(self, stream: Stream[TokensRequest, Token]) -> None:  # noqa: N802
-        """Send this process's hello to the calling gateway, then tokens until it disconnects."""
-        gateway = _only_the_controller(stream)
-        await receive_one(stream)
-        hello = {NONCE: self._verifier.nonce, EPOCH: str(self._verifier.highest_epoch), CLOCK: repr(time.time())}
-        await stream.send_initial_metadata(metadata=hello)
-        sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, partial(send_together, stream))
+    async def tokens(self, stream: MessageStream[TokensRequest]) -> None:
+        """Send tokens to the gateway that asks, until it disconnects."""
+        asked = asyncio.Event()
+        sending = asyncio.create_task(self._send_tokens(stream, asked))
+        try:
+            if stream.member != CONTROLLER:
+                raise CommandRefusedError(
+                    "unexpected", f"{stream.member} may not ask for tokens; only {CONTROLLER} may"
+                )
+            await stream.each(lambda request: asked.set())
+        except ResplitError as error:
+            self._count(error)
+            stream.abort()
+        finally:
+            sending.cancel()
+
+    async def _send_tokens(self, stream: MessageStream[TokensRequest], asked: asyncio.Event) -> None:
+        """Send this process's first words once the gateway has asked, then tokens."""
+        await asked.wait()
+        hello = Hello(nonce=self._verifier.nonce, epoch=self._verifier.highest_epoch, clock_s=time.time())
+        await stream.send([Token(hello=hello)])
+        sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, stream.send)
         gateways = self._agent.passes.gateways
-        gateways[gateway] = sender
+        gateways[stream.member] = sender
         try:
             await sender.run()
-        except StreamTerminatedError:
-            pass
         finally:
-            if gateways.get(gateway) is sender:  # a newer stream of the same gateway may have replaced it
-                del gateways[gateway]
+            if gateways.get(stream.member) is sender:  # a newer stream of the same gateway may have replaced it
+                del gateways[stream.member]
 
     async def Command(self, stream: Stream[CommandRequest, CommandReply]) -> None:  # noqa: N802
         """Obey a signed command, or answer why it is refused."""
@@ -250,7 +261,11 @@ async def serve_node(
     agent = Agent(name, cluster, member, KeptShards(Registry(registry_url), kept), unwrap)
     listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
     served = service(agent, signing.CommandVerifier(member))
-    streams = {STEPS: Streams(Step, served.steps), CACHES: Streams(CachePart, served.parts)}
+    streams = {
+        STEPS: Streams(Step, served.steps),
+        CACHES: Streams(CachePart, served.parts),
+        TOKENS: Streams(TokensRequest, served.tokens),
+    }
     server = MemberServer([served], streams, served.arriving, listener)
     await server.listen(member)
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)

@@ -23,7 +23,7 @@ from resplit.wire.message_stream import MessageStream
 from resplit.wire.paced_protocol import PacedProtocol
 from resplit.wire.patience import Patience
 
-# A member needs three connections. Others may be left over from links that broke without a sign.
+# A node needs three connections, the controller four. Others may be left over from links that broke without a sign.
 PER_MEMBER = 16
 # Connections that may be open before they have proved to be a member's; TLS takes 64 KiB for each.
 STRANGERS = 128

@@ -1,7 +1,8 @@
 """A stream of protobuf messages over a TLS connection of its own, each after its length (4 bytes, big-endian).
 
-A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md), and so does a part of
-a cache. Calls, which are rare, stay with gRPC. What a connection carries is agreed in its TLS handshake (ALPN).
+A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md), and so does a token,
+or a part of a cache. Calls, which are rare, stay with gRPC. What a connection carries is agreed in its TLS handshake
+(ALPN).
 """
 
 from __future__ import annotations
@@ -190,9 +191,12 @@ class MessageStream(asyncio.Protocol, Generic[Incoming]):
 async def connected(
     kind: type[Incoming], most_bytes: int, peer: str, address: Address, context: ssl.SSLContext
 ) -> MessageStream[Incoming]:
-    """A new stream to `peer`; OSError if it does not listen, or proves another name."""
-    async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
-        _, stream = await asyncio.get_running_loop().create_connection(
-            lambda: MessageStream(kind, most_bytes), address.host, address.port, ssl=context, server_hostname=peer
-        )
+    """A new stream to `peer`; OSError if it does not listen in time, or proves another name."""
+    try:
+        async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
+            _, stream = await asyncio.get_running_loop().create_connection(
+                lambda: MessageStream(kind, most_bytes), address.host, address.port, ssl=context, server_hostname=peer
+            )
+    except TimeoutError:
+        raise ConnectionError(f"no connection within {message_limits.CONNECT_WITHIN_S:g} s") from None
     return stream

@@ -15,10 +15,6 @@ import resplit.wire.node_pb2
 class NodeBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Tokens(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.TokensRequest, resplit.wire.node_pb2.Token]') -> None:
-        pass
-
-    @abc.abstractmethod
     async def Command(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.CommandRequest, resplit.wire.node_pb2.CommandReply]') -> None:
         pass
 
@@ -44,12 +40,6 @@ class NodeBase(abc.ABC):
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
-            '/resplit.wire.Node/Tokens': grpclib.const.Handler(
-                self.Tokens,
-                grpclib.const.Cardinality.UNARY_STREAM,
-                resplit.wire.node_pb2.TokensRequest,
-                resplit.wire.node_pb2.Token,
-            ),
             '/resplit.wire.Node/Command': grpclib.const.Handler(
                 self.Command,
                 grpclib.const.Cardinality.UNARY_UNARY,
@@ -92,12 +82,6 @@ class NodeBase(abc.ABC):
 class NodeStub:
 
     def __init__(self, channel: grpclib.client.Channel) -> None:
-        self.Tokens = grpclib.client.UnaryStreamMethod(
-            channel,
-            '/resplit.wire.Node/Tokens',
-            resplit.wire.node_pb2.TokensRequest,
-            resplit.wire.node_pb2.Token,
-        )
         self.Command = grpclib.client.UnaryUnaryMethod(
             channel,
             '/resplit.wire.Node/Command',

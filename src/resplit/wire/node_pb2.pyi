@@ -122,8 +122,18 @@ class TokensRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Hello(_message.Message):
+    __slots__ = ("nonce", "epoch", "clock_s")
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    nonce: str
+    epoch: int
+    clock_s: float
+    def __init__(self, nonce: _Optional[str] = ..., epoch: _Optional[int] = ..., clock_s: _Optional[float] = ...) -> None: ...
+
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed")
+    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed", "hello")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +144,7 @@ class Token(_message.Message):
     TIMES_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -144,7 +155,8 @@ class Token(_message.Message):
     times: _containers.RepeatedCompositeFieldContainer[SegmentTime]
     logprobs: _containers.RepeatedCompositeFieldContainer[Logprobs]
     followed: bool
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ...) -> None: ...
+    hello: Hello
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
 
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")

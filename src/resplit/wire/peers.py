@@ -1,4 +1,4 @@
-"""The connections to one node, over mutual TLS: a channel for calls and tokens, a stream of steps, and one of caches.
+"""The connections to one node, over mutual TLS: a channel for calls, and streams of steps, of caches and of tokens.
 
 This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
 """
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
@@ -18,17 +18,19 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from pydantic import Field, TypeAdapter, ValidationError
 
-from resplit.errors import NodeLostError, PeerFaultError, ResplitError, error_from_wire
-from resplit.security.identity import CACHES, STEPS, Member
+from resplit.errors import CapacityError, DataError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
+from resplit.security.identity import CACHES, STEPS, TOKENS, Member
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
+from resplit.wire import node_pb2 as wire
 from resplit.wire.addresses import Address
 from resplit.wire.cache_stream import CacheStream
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
 from resplit.wire.links import Link, until
-from resplit.wire.message_limits import BoundedChannel
+from resplit.wire.message_limits import MAX_ANSWER_BYTES, BoundedChannel
+from resplit.wire.message_stream import connected
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
     CachePart,
@@ -49,8 +51,6 @@ from resplit.wire.step_stream import Crossing, StepStream
 CHUNK_BYTES = 256 * 1024
 # A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
 BACKGROUND_BYTES = 64 * 1024
-# The keys of a node's hello, in the initial metadata of a stream of tokens.
-NONCE, EPOCH, CLOCK = "resplit-nonce", "resplit-epoch", "resplit-clock"
 _WINDOW_BYTES = 8 * 2**20
 # Of an answer: while it is read, every stream of this process waits. The longest, a report, has about 0.5 MiB.
 _MAX_TEXT_CHARS = 2 * 2**20
@@ -203,23 +203,35 @@ class Peer:
             await self._stub.Echo(EchoRequest(payload=bytes(payload_bytes)), timeout=timeout_s)
         return time.monotonic() - begun_s
 
-    async def tokens(self, on_open: Callable[[], None] = lambda: None) -> AsyncIterator[Token]:
-        """Every token (or error) that the node sends to this gateway; `on_open` is called once the stream is open.
+    async def listen(self, take: Callable[[Token], None], on_open: Callable[[], None] = lambda: None) -> None:
+        """Call `take` with every token (or error) that the node sends to this gateway, until the stream breaks.
 
-        Then `hello` is that of the node's present process. Raises NodeLostError when the stream breaks.
+        `on_open` is called once the node has said its first words; then `hello` is that of its present process.
+        NodeLostError at the end, or what `take` raises.
         """
         with self._asking():
-            async with self._stub.Tokens.open() as stream:
-                asked_s = time.time()
-                await stream.send_message(TokensRequest(), end=True)
-                await stream.recv_initial_metadata()
-                self.hello = self._hello(stream.initial_metadata)
-                self.clock_ahead_s = self.hello.clock_s - (asked_s + time.time()) / 2
-                self._given_up = False
-                on_open()
-                async for token in stream:
-                    self._check(token)
-                    yield token
+            context = self.member.client_context(TOKENS)
+            stream = await connected(Token, MAX_ANSWER_BYTES, self.name, self.address, context)
+            asked_s = time.time()
+            await stream.send([TokensRequest()])
+        greeted = False
+
+        def each(token: Token) -> None:
+            nonlocal greeted
+            if greeted:
+                self._check(token)
+                take(token)
+                return
+            self._greet(token.hello, asked_s)
+            greeted = True
+            on_open()
+
+        try:
+            await stream.each(each)
+        except (DataError, CapacityError) as error:
+            raise self.fault(f"what it sends cannot be read: {error!s:.200}") from error
+        finally:
+            stream.abort()
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
     async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> int:
@@ -276,12 +288,15 @@ class Peer:
         await asyncio.gather(self._steps.close(), self._caches.close())
         self._channel.close()
 
-    def _hello(self, metadata: Mapping[str, str]) -> Hello:
+    def _greet(self, words: wire.Hello, asked_s: float) -> None:
+        """Take a node's first words, for which it was asked at `asked_s` (seconds since 1970)."""
         try:
-            words = {"nonce": metadata.get(NONCE), "epoch": metadata.get(EPOCH), "clock_s": metadata.get(CLOCK)}
-            return _HELLO.validate_python(words)
+            found = {"nonce": words.nonce, "epoch": words.epoch, "clock_s": words.clock_s}
+            self.hello = _HELLO.validate_python(found)
         except ValidationError as error:
             raise self.fault(f"its first words cannot be read: {_first(error)}") from None
+        self.clock_ahead_s = self.hello.clock_s - (asked_s + time.time()) / 2
+        self._given_up = False
 
     def _check(self, token: Token) -> None:
         """PeerFaultError for a token that no model has, or for an error without a reason."""

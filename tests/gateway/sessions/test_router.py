@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,9 @@ from resplit.gateway.sessions import router as router_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import until_stopped
-from resplit.wire.node_pb2 import Token
-from resplit.wire.peers import CLOCK, EPOCH, NONCE, Hello, Peer
-from tests.support.hostile import HostileNode
+from resplit.wire.node_pb2 import Hello, Token
+from resplit.wire.peers import Peer
+from tests.support.hostile import HostileNode, answers
 from tests.support.in_process import deploy, in_process, until
 from tests.support.three_nodes import SPREAD, A, B, C, generate, generation_request, three_node_config
 
@@ -159,18 +160,19 @@ async def test_a_large_token_of_no_pass_counts_as_many(
 @pytest.mark.parametrize(
     "hello",
     [
-        {},
-        {NONCE: "x", EPOCH: "0", CLOCK: "9"},
-        {NONCE: "5" * 32, EPOCH: "-1", CLOCK: "9"},
-        {NONCE: "5" * 32, EPOCH: "0", CLOCK: "nan"},
-        {EPOCH: "0", CLOCK: "9"},
+        Token(),
+        Token(session="s", epoch=1, token_ids=[3]),
+        Token(hello=Hello(nonce="x", clock_s=9)),
+        Token(hello=Hello(nonce="5" * 32, epoch=2**64 - 1, clock_s=9)),
+        Token(hello=Hello(nonce="5" * 32, clock_s=math.nan)),
+        Token(hello=Hello(nonce="5" * 32, clock_s=-9)),
     ],
+    ids=["nothing", "a token", "nonce", "epoch", "no clock", "clock"],
 )
-async def test_a_node_without_a_hello_is_not_connected(
-    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hello: dict[str, str]
-) -> None:
-    async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
-        monkeypatch.setattr(Peer, "_hello", lambda self, metadata, read=Peer._hello: read(self, hello))
+async def test_a_node_without_a_hello_is_not_connected(stored_model: StoredModel, tmp_path: Path, hello: Token) -> None:
+    gamma = HostileNode()
+    async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
+        gamma.lies["Tokens"] = answers(hello)
         nodes.break_connections(C)
 
         async def faulty() -> bool:
@@ -189,11 +191,12 @@ async def test_a_wrong_clock_is_named_with_seconds_and_direction_when_a_node_con
 ) -> None:
     async with in_process(three_node_config(), stored_model, tmp_path) as nodes:
 
-        def read(self: Peer, metadata: dict[str, str], read: Callable[..., Hello] = Peer._hello) -> Hello:
-            return read(self, {**metadata, CLOCK: str(time.time() + ahead_s)})
+        def greet(self: Peer, words: Hello, asked_s: float, greet: Callable[..., None] = Peer._greet) -> None:
+            words.clock_s = time.time() + (ahead_s if self.name == C else 0)
+            greet(self, words, asked_s)
 
         with capture_logs() as logs:
-            monkeypatch.setattr(Peer, "_hello", read)
+            monkeypatch.setattr(Peer, "_greet", greet)
             nodes.break_connections(C)
 
             async def connected() -> bool:

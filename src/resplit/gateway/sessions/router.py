@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -274,13 +275,15 @@ class Router:
             if fault := self.faults.get(name):
                 await asyncio.sleep(max(0.0, fault.until_s - time.monotonic()))
             with contextlib.suppress(NodeLostError):
-                async for token in self.peers[name].tokens(on_open=lambda: self._opened(name)):
-                    self.on_heard(name)
-                    if not self.on_token(name, token):
-                        self._bear(name, token)
+                await self.peers[name].listen(partial(self._heard, name), partial(self._opened, name))
             if name in self.listening:
                 self._lose(name)
             await asyncio.sleep(_RECONNECT_S)
+
+    def _heard(self, name: str, token: Token) -> None:
+        self.on_heard(name)
+        if not self.on_token(name, token):
+            self._bear(name, token)
 
     def _bear(self, name: str, token: Token) -> None:
         """Note a token of no pass. PeerFaultError if they are so many that streams are late because of them."""
