@@ -91,12 +91,14 @@ def _changed(values: Floats, change: LogitChange) -> Floats:
 
 def _draw(values: Floats, sampling: Sampling, position: int) -> int:
     """Draw the token after `position` from its logits (vocabulary)."""
-    if np.isnan(values).any():
+    likeliest = int(values.argmax())  # the first NaN if there is one
+    best = values[likeliest]
+    if np.isnan(best):
         raise DataError("the logits are NaN, as were the hidden states that this node received")
-    if np.isneginf(best := values.max()):
+    if np.isneginf(best):
         raise DataError("no token is allowed")
     if sampling.temperature <= 0:
-        return int(values.argmax())
+        return likeliest
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = (values - best).astype(np.float64) / sampling.temperature
     if np.isnan(scaled).any() or not sampling.top_p > 0:

@@ -7,6 +7,7 @@ all, and stands here. No type of a numerical library leaves an engine: callers s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,6 +118,7 @@ class Engine(ABC, Generic[Cache]):
         self.kinds = tuple(block.kind for block in spec.blocks)
         self.features = spec.blocks
         self._caches: dict[tuple[str, int], Cache] = {}
+        self._caching = tuple(block for block in range(len(spec.blocks)) if self.has_cache(block))
 
     @property
     @abstractmethod
@@ -176,11 +178,17 @@ class Engine(ABC, Generic[Cache]):
         if last >= len(self.features):
             raise DataError(f"block {last}: the model has {len(self.features)}")
         needed, missing = cache_room(end, capacity), 0.0
-        for block in range(first, last + 1):
+        rooms: dict[tuple[int, int], int] = {}  # by length and capacity: those of a session are mostly the same
+        for block in self._caching_from(first, last):
             cache = self._caches.get((session, block))
-            if cache is None or cache.length < end:
-                more = needed - (cache.room if cache else 0)
-                missing += max(0, more) * self.features[block].kv_bytes_per_token
+            if cache is None:
+                missing += needed * self.features[block].kv_bytes_per_token
+            elif cache.length < end:
+                size = cache.length, cache.capacity
+                if size not in rooms:
+                    rooms[size] = cache.room
+                if rooms[size] < needed:
+                    missing += (needed - rooms[size]) * self.features[block].kv_bytes_per_token
         return missing
 
     def blank_input(self, block: int, tokens: int) -> Activation:
@@ -254,16 +262,22 @@ class Engine(ABC, Generic[Cache]):
         except KeyError:
             raise DataError(f"block {block} holds no cache of session {session}") from None
 
+    def _caching_from(self, first: int, last: int) -> tuple[int, ...]:
+        """Those of the blocks `first..last` that have caches."""
+        return self._caching[bisect_left(self._caching, first) : bisect_right(self._caching, last)]
+
     def _cache_for(self, rows: SessionRows, block: int) -> Cache:
         """The cache for a pass over `rows`, cut back to their start."""
-        cache = self._caches.get((rows.session, block)) or self._new_cache(block, rows.capacity)
-        if cache.length < rows.start:
-            held = cache.length
-            raise DataError(f"block {block} has {held} positions of this session, the step begins at {rows.start}")
-        cache.ensure_room(rows.end)
-        cache.crop(rows.start)
-        cache.sure = rows.end - rows.drafts
-        self._caches[rows.session, block] = cache  # not before: a refused cache must hold no memory
+        key, start, end = (rows.session, block), rows.start, rows.end
+        held = self._caches.get(key)
+        cache = held or self._new_cache(block, rows.capacity)
+        if cache.length < start:
+            raise DataError(f"block {block} has {cache.length} positions of this session, the step begins at {start}")
+        cache.ensure_room(end)
+        cache.crop(start)
+        cache.sure = end - rows.drafts
+        if held is None:
+            self._caches[key] = cache  # not before: a refused cache must hold no memory
         return cache
 
     def _check_part(self, block: int, part: Activation) -> None:

@@ -98,7 +98,7 @@ class OnnxEngine(Engine[OnnxCache]):
             rows = batch[index]
             try:
                 self.ensure_input(rows, first)
-                caches = {b: self._cache_for(rows, b) for b in range(first, last + 1) if self.has_cache(b)}
+                caches = {b: self._cache_for(rows, b) for b in self._caching_from(first, last)}
             except ResplitError as error:
                 errors[index] = error
                 continue
