@@ -83,7 +83,7 @@ async def test_a_defect_while_tokens_are_received_is_a_failure_of_the_process(
         request = asyncio.create_task(first_token(nodes.sessions))
 
         with pytest.raises(KeyError):
-            await asyncio.wait_for(until_stopped(asyncio.Event(), nodes.router.tasks), 5)
+            await asyncio.wait_for(until_stopped(asyncio.Event(), nodes.router.tasks), 30)
         request.cancel()
         await controller.stop()
 
