@@ -124,6 +124,38 @@ def test_the_reference_shows_that_an_idle_node_slowed_down(model: CostModel, fea
     assert after.links == model.links
 
 
+def test_a_node_that_jumped_within_the_window_is_fitted_to_what_came_after(
+    model: CostModel, features: Features
+) -> None:
+    slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=2.0)}
+    window = _jumped(features, slow, [0.0, 0.5, 1.0, 1.5], [2.0, 2.5, 3.0])
+    after = fit_cost_model(window, features, previous=model, hold_out=False)
+    assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
+    assert _worst(after, features, "home-a", MACHINES["home-a"]) < 0.12
+    idle = Telemetry.from_rows({"nodes": node_rows(MACHINES, [10.0, 10.5, 11.0])})
+    again = fit_cost_model(idle, features, previous=after, hold_out=False)
+    assert _worst(again, features, "cloud", MACHINES["cloud"]) < 0.12
+
+
+def test_one_late_reference_is_no_jump(model: CostModel, features: Features) -> None:
+    times = [0.0, 0.5, 1.0, 1.5]
+    late = replace(MACHINES["cloud"], speed=4.0)
+    window = _jumped(features, MACHINES | {"cloud": late}, times, [])
+    nodes = node_rows(MACHINES, times) + node_rows({"cloud": late}, [2.0])
+    after = fit_cost_model(replace(window, nodes=frame(nodes, NODE_COLUMNS)), features, previous=model, hold_out=False)
+    assert _worst(after, features, "cloud", MACHINES["cloud"]) < 0.12
+
+
+def _jumped(features: Features, slow: dict[str, Machine], before_s: list[float], after_s: list[float]) -> Telemetry:
+    """A window in which machines became as `slow` says: reports before and after, and passes soon after each."""
+    blocks: list[dict[str, object]] = []
+    for machines, times in ((MACHINES, before_s), (slow, after_s)):
+        rows = block_rows(machines, features, seed=len(blocks)) if times else []
+        blocks += [row | {"time_s": times[index % len(times)] + 0.1} for index, row in enumerate(rows)]
+    nodes = node_rows(MACHINES, before_s) + node_rows(slow, after_s)
+    return Telemetry.from_rows({"nodes": nodes, "blocks": blocks})
+
+
 def test_one_pass_in_ten_that_hung_hardly_changes_the_model(features: Features) -> None:
     rows = block_rows(MACHINES, features)
     for row in rows[::10]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from resplit.decide import History, LastPlan, Measured, PastMove, decide, has_news
@@ -29,6 +30,27 @@ def test_noise_is_no_news() -> None:
     assert not news(noisy)
 
 
+def test_the_noise_of_a_great_many_links_is_no_news() -> None:
+    rng, many = np.random.default_rng(7), 150
+    slow = np.full((POSED.prefill_s_per_token.shape[0], many), 4e-3)
+    posed = replace(
+        POSED,
+        nodes=(*POSED.nodes, *(replace(POSED.nodes[-1], name=f"far-{i}") for i in range(many))),
+        prefill_s_per_token=np.hstack([POSED.prefill_s_per_token, slow]),
+        decode_s_per_token=np.hstack([POSED.decode_s_per_token, slow]),
+        link_latency_s=np.full((many + 3, many + 3), 2e-3),
+        link_bandwidth_bytes_per_s=np.full((many + 3, many + 3), 4e7),
+    )
+    last = LastPlan(1000.0, posed, LAST.decision)
+    noise = rng.standard_normal((2, many + 3, many + 3))
+    seen = replace(
+        posed,
+        link_latency_s=posed.link_latency_s * np.exp(0.05 * noise[0]),
+        link_bandwidth_bytes_per_s=posed.link_bandwidth_bytes_per_s * np.exp(0.2 * noise[1]),
+    )
+    assert not has_news(last, seen, 1010.0, SETTINGS, NO_MOVES, None)
+
+
 @pytest.mark.parametrize(
     "now",
     [
@@ -36,9 +58,9 @@ def test_noise_is_no_news() -> None:
         problem(BEST, rate_rps=5.0),
         problem(halves(FAST, SLOW, 5)),
         replace(POSED, nodes=tuple(replace(node, background_utilization=0.5) for node in POSED.nodes)),
-        replace(POSED, link_bandwidth_bytes_per_s=POSED.link_bandwidth_bytes_per_s * 2),
+        replace(POSED, link_bandwidth_bytes_per_s=POSED.link_bandwidth_bytes_per_s / 4),
     ],
-    ids=["a node is faster", "more requests", "another placement", "others use the nodes", "wider links"],
+    ids=["a node is faster", "more requests", "another placement", "others use the nodes", "narrower links"],
 )
 def test_what_could_change_the_plan_is_news(now: Problem) -> None:
     assert news(now)

@@ -1,9 +1,15 @@
-"""The fit of the whole cost model to one window of telemetry."""
+"""The fit of the whole cost model to one window of telemetry.
+
+A node may have become slower or faster within the window. A model that mixes both times is right for neither, and
+later windows would count from it. So each node is fitted to what came after its last jump.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from resplit.cost.holdout import held_out_contexts, held_out_nodes
@@ -16,6 +22,9 @@ from resplit.types import BlockFeatures
 
 __all__ = ["fit_cost_model"]
 
+_JUMP = math.log(1.2)  # of a reference time, relative to the newest ones
+_NEWEST = 3  # reports whose median is the present reference time: one may be late
+
 
 def fit_cost_model(
     telemetry: Telemetry, features: Sequence[BlockFeatures], previous: CostModel | None = None, *, hold_out: bool = True
@@ -27,11 +36,12 @@ def fit_cost_model(
     it they are those of `previous`, if there is one. DataError if window and `previous` together are not sufficient.
     """
     before = {} if previous is None else previous.reference_s
-    reference_s = before | _reference_s(telemetry.nodes)
+    since_s = _jumps_s(telemetry.nodes)
+    reference_s = before | _reference_s(_after(telemetry.nodes, since_s))
     if not reference_s:
         raise DataError("no node reports its reference_s, so the speeds of the nodes are unknown")
     kinds = list(dict.fromkeys(feature.kind for feature in features))
-    cells = cells_of(telemetry.blocks, features)
+    cells = cells_of(_after(telemetry.blocks, since_s), features)
     known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
     pooled = fit_pooled(cells, kinds, reference_s, known)
     nodes = fit_nodes(cells, kinds, reference_s, pooled, known, before)
@@ -50,6 +60,30 @@ def fit_cost_model(
         held_out_nodes=errors[1],
         emulated=_emulated(telemetry, previous),
     )
+
+
+def _jumps_s(nodes: pd.DataFrame) -> dict[str, float]:
+    """The time of the first report after the last jump of each node that jumped.
+
+    A reference time before a jump is unlike the newest ones in two reports one after the other: one may be late.
+    """
+    known = nodes.dropna(subset=["reference_s"])
+    jumps_s: dict[str, float] = {}
+    for node, at in known.groupby("node").indices.items():
+        times_s, logs = known["time_s"].to_numpy()[at], np.log(known["reference_s"].to_numpy()[at])
+        order = np.argsort(times_s, kind="stable")
+        apart = np.abs(logs[order] - np.median(logs[order][-_NEWEST:])) > _JUMP
+        twice = np.flatnonzero(apart[1:] & apart[:-1]) + 1
+        if len(twice) and twice[-1] + 1 < len(order):
+            jumps_s[str(node)] = float(times_s[order][twice[-1] + 1])
+    return jumps_s
+
+
+def _after(rows: pd.DataFrame, since_s: Mapping[str, float]) -> pd.DataFrame:
+    """The rows of each node from its jump on."""
+    if not since_s or rows.empty:
+        return rows
+    return rows[rows["time_s"] >= rows["node"].map(since_s).fillna(-math.inf)]
 
 
 def _reference_s(nodes: pd.DataFrame) -> dict[str, float]:

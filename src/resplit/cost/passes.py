@@ -99,9 +99,13 @@ def fit_nodes(
     """
     fitted: dict[PassKey, PassModel] = {}
     rows_by_node = {str(node): rows for node, rows in cells.groupby("node", sort=False)}
+    own_by_node: dict[str | None, dict[PassKey, PassModel]] = {}
+    for key, fit in previous.items():
+        if fit.cells > 0:
+            own_by_node.setdefault(key[0], {})[key] = fit
     for node, reference in reference_s.items():
         rows = rows_by_node.get(node, cells.iloc[:0])
-        own = {key: fit for key, fit in previous.items() if key[0] == node and fit.cells > 0}
+        own = own_by_node.get(node, {})
         drift = _ratio(rows, own) or reference / previous_reference_s.get(node, reference)
         scale_s = _ratio(rows, {(node, *key[1:]): fit for key, fit in pooled.items()}) or reference
         for phase in PHASES:

@@ -34,18 +34,19 @@ def node_readings(nodes: pd.DataFrame) -> dict[str, NodeReading]:
     Memory is free + held in the last report. Background utilisation is the median of the node's use minus resplit's
     own, clipped to 0..`MAX_BACKGROUND`; a higher value is logged.
     """
-    return {str(node): _state(str(node), reports) for node, reports in nodes.groupby("node", sort=True)}
+    shared = (nodes["cpu_utilization"] - nodes["own_utilization"]).groupby(nodes["node"], sort=True).median()
+    last = nodes.sort_values("time_s", ascending=False, kind="stable").drop_duplicates("node").set_index("node")
+    memory_bytes = (last["memory_free_bytes"] + last["memory_held_bytes"]).to_dict()
+    return {
+        str(node): NodeReading(float(memory_bytes[node]), _clipped(str(node), float(background)))
+        for node, background in shared.items()
+    }
 
 
-def _state(node: str, reports: pd.DataFrame) -> NodeReading:
-    last = reports.iloc[int(np.argmax(reports["time_s"].to_numpy()))]
-    background = float((reports["cpu_utilization"] - reports["own_utilization"]).median())
+def _clipped(node: str, background: float) -> float:
     if background > MAX_BACKGROUND:
         _log.warning("background utilization clipped", node=node, seen=background, used=MAX_BACKGROUND)
-    return NodeReading(
-        memory_bytes=float(last["memory_free_bytes"] + last["memory_held_bytes"]),
-        background_utilization=float(np.clip(background, 0.0, MAX_BACKGROUND)),
-    )
+    return float(np.clip(background, 0.0, MAX_BACKGROUND))
 
 
 def problem_from(
@@ -103,11 +104,12 @@ def _link_matrices(model: CostModel, names: Sequence[str], usable: np.ndarray) -
 
     A pair that was seen in one direction only is assumed to be symmetric.
     """
+    index = {name: i for i, name in enumerate(names) if usable[i]}
     latency = np.full((len(names), len(names)), np.nan)
     bandwidth = latency.copy()
-    for i, node in enumerate(names):
-        for k, peer in enumerate(names):
-            link = model.link(node, peer) or model.link(peer, node)
-            if i != k and link is not None and usable[i] and usable[k]:
-                latency[i, k], bandwidth[i, k] = link.latency_s, link.bandwidth_bytes_per_s
-    return latency, bandwidth
+    for link in model.links:  # not each pair: most nodes of a large cluster have never met
+        i, k = index.get(link.node), index.get(link.peer)
+        if i is not None and k is not None and i != k:
+            latency[i, k], bandwidth[i, k] = link.latency_s, link.bandwidth_bytes_per_s
+    unseen = np.isnan(latency)
+    return np.where(unseen, latency.T, latency), np.where(unseen, bandwidth.T, bandwidth)

@@ -12,11 +12,12 @@ import numpy as np
 from resplit.decide.decision import Decision
 from resplit.decide.price import price_current
 from resplit.decide.state import History, Measured, Settings
+from resplit.planner.mean_request import block_seconds, link_seconds
 from resplit.types import FloatArray, Problem
 
 __all__ = ["LastPlan", "has_news"]
 
-_TIMES, _LINKS, _RATES = 0.1, 0.3, 0.25  # relative changes that are no noise
+_TIMES, _LINKS, _RATES = 0.1, 0.3, 0.25  # relative changes that may be noise
 _BACKGROUND = 0.1  # of the node
 
 
@@ -54,7 +55,7 @@ def has_news(
         return True
     if (history.last and now_s <= history.last.at_s + settings.trial_s) or (measured and measured.slo_missed):
         return True
-    return not _same(last.problem, problem) or _costs_more(last, problem, settings)
+    return not _same(last, problem, settings) or _costs_more(last, problem, settings)
 
 
 def _costs_more(last: LastPlan, problem: Problem, settings: Settings) -> bool:
@@ -64,21 +65,29 @@ def _costs_more(last: LastPlan, problem: Problem, settings: Settings) -> bool:
     return bool(current.broken or current.exceeded) or current.keep.objective > (1 + threshold) * before
 
 
-def _same(before: Problem, now: Problem) -> bool:
+def _same(last: LastPlan, problem: Problem, settings: Settings) -> bool:
     """Whether two problems have the same nodes and nearly the same values."""
-    if [node.name for node in before.nodes] != [node.name for node in now.nodes]:
+    before = last.problem
+    if [node.name for node in before.nodes] != [node.name for node in problem.nodes]:
         return False
-    background = [np.array([node.background_utilization for node in each.nodes]) for each in (before, now)]
-    rates_before, rates = (np.array([each.rate_rps for each in posed.classes]) for posed in (before, now))
+    background = [np.array([node.background_utilization for node in each.nodes]) for each in (before, problem)]
+    rates_before, rates = (np.array([each.rate_rps for each in posed.classes]) for posed in (before, problem))
     return (
         bool((np.abs(background[1] - background[0]) <= _BACKGROUND).all())
         and _near(rates_before, rates, _RATES)
-        and _near(before.prefill_s_per_token, now.prefill_s_per_token, _TIMES)
-        and _near(before.decode_s_per_token, now.decode_s_per_token, _TIMES)
-        and _near(before.link_latency_s, now.link_latency_s, _LINKS)
-        and _near(before.link_bandwidth_bytes_per_s, now.link_bandwidth_bytes_per_s, _LINKS)
+        and _near(block_seconds(before), block_seconds(problem), _TIMES)
+        and _near(link_seconds(before), link_seconds(problem), _LINKS, _least_s(last, settings))
     )
 
 
-def _near(before: FloatArray, now: FloatArray, share: float) -> bool:
-    return before.shape == now.shape and np.allclose(now, before, rtol=share, atol=0.0, equal_nan=True)
+def _least_s(last: LastPlan, settings: Settings) -> float:
+    """The seconds of a request that a link has to gain or lose. A node is reached by one link and left by another."""
+    assert last.decision.chosen is not None
+    return settings.threshold * last.decision.chosen.latency_s / 2
+
+
+def _near(before: FloatArray, now: FloatArray, share: float, least: float = 0.0) -> bool:
+    """Whether all values differ by at most a share of what they were, or by at most `least`."""
+    if before.shape != now.shape or (np.isnan(before) != np.isnan(now)).any():
+        return False
+    return not (np.abs(now - before) > np.maximum(share * np.abs(before), least)).any()

@@ -36,7 +36,7 @@ def log_ratio(measured_s: float, expected_s: float | None) -> float | None:
 
 def age_s(at_s: float, *levels: Level) -> float | None:
     """Seconds at `at_s` since the newest value of these levels; None if there is none."""
-    age = at_s - max(level.seen_s for level in levels)
+    age = at_s - max([level.seen_s for level in levels])
     return max(0.0, age) if math.isfinite(age) else None
 
 
@@ -90,7 +90,9 @@ class Level:
         """Count from another zero: all that was seen so far is larger by `by`."""
         self.mean += by
         for excursion in self._excursions.values():
-            excursion.extend([value + by for value in excursion])
+            values = [value + by for value in excursion]
+            excursion.clear()
+            excursion.extend(values)
 
     def observe(self, value: float, at_s: float, extra_noise: float = 0.0) -> bool:
         """Take a value seen at `at_s`; returns whether it raises the alarm that the level has jumped.
@@ -126,6 +128,8 @@ class Level:
 
         Returns the level before, or None without an alarm.
         """
+        if -_SLACK <= normalised <= _SLACK and not any(self._sums.values()):
+            return None  # nearly always
         bounded = max(-_LARGEST, min(_LARGEST, normalised))
         for side, excursion in self._excursions.items():
             excess = side * bounded - _SLACK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -77,6 +77,7 @@ class _SeenLink:
     s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
     small_s: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # the last small messages
     log_s_per_byte: Reverting = field(default_factory=Reverting)
+    expected: tuple[float | None, float | None] = (None, None)  # latency and seconds per byte by the cost model
 
 
 class LinkEstimates:
@@ -84,21 +85,25 @@ class LinkEstimates:
 
     def __init__(self) -> None:
         self._model: CostModel | None = None
-        self._links: defaultdict[tuple[str, str], _SeenLink] = defaultdict(_SeenLink)
+        self._links: dict[tuple[str, str], _SeenLink] = {}
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What is known of each link is counted from its times."""
-        known = {pair: self._expected(pair) for pair in self._links}
         self._model = model
         for pair, link in self._links.items():
-            for level, old, new in zip((link.latency, link.s_per_byte), known[pair], self._expected(pair), strict=True):
+            before, link.expected = link.expected, self._expected(pair)
+            if link.expected == before:
+                continue
+            for level, old, new in zip((link.latency, link.s_per_byte), before, link.expected, strict=True):
                 if old and new:
                     level.shift(math.log(old / new))
 
     def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
         """Take the one-way time of a probe; returns the jump that it reveals."""
-        pair, link = (node, peer), self._links[node, peer]
-        expected_s, expected_s_per_byte = self._expected(pair)
+        link = self._links.get((node, peer))
+        if link is None:
+            link = self._links[node, peer] = _SeenLink(expected=self._expected((node, peer)))
+        expected_s, expected_s_per_byte = link.expected
         if payload_bytes < SMALL_BYTES:
             link.small_s.append(seconds)
             return _observed(f"the latency from {node} to {peer}", link.latency, seconds, expected_s, at_s)
@@ -124,13 +129,13 @@ class LinkEstimates:
                 math.exp(link.latency.mean),
                 math.exp(link.s_per_byte.mean),
                 age_s(at_s, link.latency, link.s_per_byte),
-                self._transfer_ahead(pair, link, at_s),
+                self._transfer_ahead(link, at_s),
             )
             for pair, link in self._links.items()
         )
 
-    def _transfer_ahead(self, pair: tuple[str, str], link: _SeenLink, at_s: float) -> Forecast | None:
-        expected_s_per_byte = self._expected(pair)[1]
+    def _transfer_ahead(self, link: _SeenLink, at_s: float) -> Forecast | None:
+        expected_s_per_byte = link.expected[1]
         if not expected_s_per_byte or not link.s_per_byte.known:
             return None
         now = link.s_per_byte.mean + math.log(expected_s_per_byte)

@@ -13,6 +13,7 @@ import numpy as np
 
 from resplit.planner import solve
 from resplit.planner.evaluate import block_bytes
+from resplit.planner.mean_request import block_seconds, link_seconds
 from resplit.types import FloatArray, Plan, Problem
 
 __all__ = ["SHORTLISTED", "shortlist", "solve_shortlisted"]
@@ -79,19 +80,13 @@ def _scores(problem: Problem, core: Sequence[int]) -> FloatArray:
     The way leads from the nearest node of `core` (indices) and back to it, and is shared by the blocks that the node
     has memory for. Infinite for a node that can run none.
     """
-    rates = np.array([each.rate_rps for each in problem.classes])
-    prompts, tokens = (
-        float(rates @ np.array(counts) / rates.sum())
-        for counts in ([c.prompt_tokens for c in problem.classes], [c.new_tokens for c in problem.classes])
-    )
-    times_s = prompts * problem.prefill_s_per_token + tokens * problem.decode_s_per_token  # (J, N)
+    times_s = block_seconds(problem)  # (J, N)
     runs = np.isfinite(times_s).any(axis=0)
     block_s = np.where(runs, np.nansum(times_s, axis=0) / np.maximum(1, np.isfinite(times_s).sum(axis=0)), np.inf)
     background = np.array([node.background_utilization for node in problem.nodes])
     memory = np.array([node.memory_bytes for node in problem.nodes])
     room = np.clip(memory // np.median(block_bytes(problem)), 0, len(problem.blocks))  # blocks
-    size_bytes = (prompts + tokens) * float(np.median([block.activation_bytes_per_token for block in problem.blocks]))
-    link_s = tokens * problem.link_latency_s + size_bytes / problem.link_bandwidth_bytes_per_s  # (N, N)
+    link_s = link_seconds(problem)  # (N, N)
     link_s = np.where(np.isnan(link_s), np.inf, link_s)
     way_s = link_s[core].min(axis=0) + link_s[:, core].min(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -74,6 +74,8 @@ class Reports:
         self._timings: dict[str, list[_Row]] = {name: [] for name in machines}
         self._tables: dict[str, deque[_Row]] = {name: deque() for name in ("nodes", "links", "blocks")}
         self._names = list(machines)
+        self._places = {name: place for place, name in enumerate(machines)}
+        self._firsts: dict[tuple[int, int], dict[str, int]] = {}  # of each segment: the first block of each kind
         for machine in machines.values():
             machine.on_batch = self._batch
         agenda.after(PERIOD_S, self._sample)
@@ -133,11 +135,18 @@ class Reports:
         )
         timings, self._timings[name] = self._timings[name], []
         self._tables["blocks"].extend(some_of_each(timings))
-        peers = [peer for peer in self._names if peer != name]
-        echoes = self._echo(name, peers[self._turn % len(peers)]) if peers else []
+        echoes = self._echo(name, peer) if (peer := self._peer(name)) else []
         if self.on_report is not None:
             report = Report(name, reference_s, background, tuple(echoes))
             self._agenda.after(self._noise.late_s, self.on_report, report)
+
+    def _peer(self, name: str) -> str | None:
+        """The machine whose link is probed in this turn: the others one after another; None if there is no other."""
+        others = len(self._names) - 1
+        if not others:
+            return None
+        turn, own = self._turn % others, self._places[name]
+        return self._names[turn if turn < own else turn + 1]
 
     def _echo(self, name: str, peer: str) -> list[tuple[str, float, float]]:
         """Probes of two sizes over one link: peer, bytes and seconds. A machine that is down answers none."""
@@ -166,11 +175,8 @@ class Reports:
         if 0 < load.decodes < sessions:
             return
         phase = "decode" if load.decodes else "prefill"
-        kinds: dict[str, int] = {}
-        for block in range(batch.first, batch.last + 1):
-            kinds.setdefault(self._features[block].kind, block)
         context = sum(part.waiting.work.start for part in batch.parts) // sessions
-        for kind, block in kinds.items():
+        for kind, block in self._first_of_each_kind(batch.first, batch.last).items():
             feature = self._features[block]
             seconds = machine.hardware.node_s(kind, load) * factor
             self._timings[machine.name].append(
@@ -187,6 +193,13 @@ class Reports:
                     "emulated": True,
                 }
             )
+
+    def _first_of_each_kind(self, first: int, last: int) -> dict[str, int]:
+        kinds = self._firsts.get((first, last))
+        if kinds is None:
+            kinds = {self._features[block].kind: block for block in range(last, first - 1, -1)}
+            kinds = self._firsts[first, last] = dict(sorted(kinds.items(), key=lambda item: item[1]))
+        return kinds
 
     def _forget(self) -> None:
         since_s = self._agenda.now_s - self._keep_s
