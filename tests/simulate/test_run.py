@@ -11,6 +11,7 @@ from resplit.cli import app
 from resplit.metrics import RunMetrics, summarise
 from resplit.policies import make_policy
 from resplit.records import RunRecord
+from resplit.scenario import NodeChange
 from resplit.simulate.command import run_policy
 from resplit.simulate.run import Physics, simulate
 from resplit.simulate.world import World
@@ -102,3 +103,20 @@ def test_without_kv_transfer_caches_are_computed_again_and_no_token_is_lost(worl
     assert (again.requests.epochs == 2).any()
     # What is computed again is computed by the nodes of the new placement.
     assert again.requests.computed_s.sum() > sent.requests.computed_s.sum()
+
+
+def test_a_request_on_a_lost_node_goes_on_if_the_cluster_has_already_moved_away(world: World) -> None:
+    cluster, calm = world.cluster, world.scenario.model_copy(update={"nodes": (), "links": (), "load": ()})
+    outage = NodeChange(at="0.9 s", node="garage", up=False, label="garage is unplugged")
+    scenario = calm.model_copy(update={"nodes": (outage,)})
+    through, around = [("hub",) * 8 + (node,) * 8 + ("study",) * 16 for node in ("garage", "hub")]
+    arrivals = [Arrival(0.1 * number, "chat", 24, 12) for number in range(8)]
+    record = simulate(
+        cluster, world.features, scenario, arrivals, make_policy("static"),
+        name="scripted", seed=1, script=[(0.0, through), (1.0, around)],
+    )  # fmt: skip
+    requests = record.requests
+    assert (requests.status == 200).all()
+    assert (requests.epochs == 2).any()  # some were under way
+    # The loss is noticed half a second after it.
+    assert (requests.end_s - requests.arrival_s).max() < 5.0

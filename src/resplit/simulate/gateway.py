@@ -366,12 +366,14 @@ class SimulatedGateway:
     # --- recovering: a node was lost
 
     def lose(self, node: str) -> None:
-        """A node is lost: its sessions wait for a route without it. They keep what stand-by nodes hold."""
+        """A node is lost: its sessions go on along a route without it. They keep what stand-by nodes hold."""
         if self.live is not None and node in self.live.placement:
             self._broken = True
         for session in self._sessions.values():
             if session.route is not None and node in session.route.placement:
                 self._lose(session)
+        self._resume()  # those that had not yet followed to a live route without the node
+        self._quiet()
 
     def _lose(self, session: SimulatedSession) -> None:
         session.attempt += 1
