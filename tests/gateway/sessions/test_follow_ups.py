@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resplit.errors import DataError, NodeLostError
+from resplit.errors import CapacityError, DataError, NodeLostError
 from resplit.gateway.engine import GeneratedToken
 from resplit.gateway.sessions import session as session_module
-from resplit.gateway.sessions.follow_ups import most_follow_ups
+from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
+from resplit.gateway.sessions.follow_ups import FollowUps, most_follow_ups
 from resplit.gateway.sessions.manager import Sessions
+from resplit.gateway.sessions.pause_gate import PauseGate
+from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Session
 from resplit.pass_times import PassTime
@@ -88,6 +91,77 @@ async def settle() -> None:
 
 def test_follow_ups_in_advance_take_a_tenth_of_a_second_and_none_is_asked_for_before_a_pass_was_timed() -> None:
     assert [most_follow_ups(pass_s) for pass_s in (0.0, 0.001, 0.004, 0.06, 0.1, 0.11, 5.0)] == [0, 32, 25, 1, 1, 0, 0]
+
+
+class Alone:
+    """The follow-ups of a session without the session: a pass of epoch 1 over position 7 is under way."""
+
+    def __init__(self, until: int = 0) -> None:
+        self.answers = PassAnswers(len(PROMPT))
+        self.answers.expect(Awaited(FIRST, 0, 7, 8, 1, logprobs=False, scored=False, until=until))
+        self.peer = RecordingPeer()
+        permits = SessionPermits("s", 100, cast(Any, {A: self.peer}))
+        self.follow_ups = FollowUps(permits, self.answers, PauseGate(), lambda answer, _: New(tuple(answer.token_ids)))
+
+    def answer(self, position: int) -> None:
+        followed = Token(session="s", epoch=1, position=position, token_ids=[position], followed=True)
+        assert self.answers.accept(A, followed)
+
+
+async def test_those_in_advance_are_so_many_less_those_whose_tokens_were_not_read() -> None:
+    alone = Alone(until=20)
+    assert [alone.follow_ups.until(8, most, 100) for most in (0, 1, 5)] == [0, 9, 13]
+    assert alone.follow_ups.until(8, 5, 12) == 12  # no more room
+    alone.answer(8)
+    await alone.answers.last()
+    alone.follow_ups.begin()
+    for position in (9, 10, 11):
+        alone.answer(position)
+    await settle()
+    assert [alone.follow_ups.until(11, most, 100) for most in (3, 4, 5)] == [0, 12, 13]
+    assert await alone.follow_ups.next() == New((9,))
+    assert alone.follow_ups.until(11, 3, 100) == 12
+    alone.follow_ups.stop()
+
+
+def test_more_are_asked_for_once_half_of_those_in_advance_are_done() -> None:
+    assert [Alone(until).follow_ups.end_if_half_done(6) for until in (10, 11, 12, 13)] == [8, 8, None, None]
+    assert Alone(11).follow_ups.end_if_half_done(5) is None
+    alone = Alone(11)
+    alone.answers.forget()
+    assert alone.follow_ups.end_if_half_done(6) is None
+
+
+async def test_the_node_of_the_head_is_asked_only_for_more_and_told_to_stop_only_if_it_may_go_on() -> None:
+    alone = Alone(until=11)
+    for until in (0, 10, 11):
+        alone.follow_ups.extend(until)
+    assert alone.peer.followed_until == []
+    alone.follow_ups.extend(12)
+    assert alone.peer.followed_until == [12]
+    assert alone.answers.awaited is not None
+    assert alone.answers.awaited.until == 12
+    alone.follow_ups.withdraw()
+    assert alone.peer.followed_until == [12, 0]
+    assert alone.answers.awaited.until == 12  # it may have begun them
+    alone.answers.forget()
+    alone.follow_ups.withdraw()
+    alone.follow_ups.extend(20)
+    assert alone.peer.followed_until == [12, 0]
+    without = Alone(until=0)
+    without.follow_ups.withdraw()
+    assert without.peer.followed_until == []
+
+
+@pytest.mark.parametrize("error", [CapacityError("busy"), NodeLostError("lost")])
+async def test_a_node_of_the_head_that_cannot_be_told_changes_nothing(error: Exception) -> None:
+    def refuse(step: object) -> None:
+        raise error
+
+    alone = Alone(until=11)
+    alone.peer.send = refuse  # type: ignore[method-assign, assignment]
+    alone.follow_ups.withdraw()
+    alone.follow_ups.extend(12)
 
 
 async def test_one_step_of_the_gateway_is_enough_for_a_whole_answer() -> None:

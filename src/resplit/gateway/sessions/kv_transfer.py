@@ -35,6 +35,19 @@ class CacheTransfer:
 
 
 @dataclass(frozen=True)
+class PreCopy:
+    """The caches transferred so far for a move to `target`: the last round sent positions `first..last-1`.
+
+    `cache_bytes` counts all rounds.
+    """
+
+    target: Route
+    first: int = 0
+    last: int = 0
+    cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class RestorePlan:
     """The caches that can be restored: after `transfers`, all hosts hold the first `steps` passes of a session.
 

@@ -138,7 +138,7 @@ class Sessions:
         context.router.adopt(cluster, features, drained)
         for session in self._live.values():
             if context.router.violation(session.route):
-                session.stop_follow_ups()
+                session.follow_ups.withdraw()
 
     def leave(self, nodes: frozenset[str]) -> None:
         """From now on send nothing along a route with one of these nodes. Sessions there continue on the live route."""
@@ -146,7 +146,7 @@ class Sessions:
         router.avoid(nodes)
         for session in self._live.values():
             if reason := router.violation(session.route):
-                session.stop_follow_ups()
+                session.follow_ups.withdraw()
                 session.lose(reason)
 
     def oldest_epoch(self) -> int:

@@ -24,14 +24,14 @@ from typing import Literal
 
 import structlog
 
-from resplit.errors import RECALLED, CapacityError, CommandRefusedError, NodeLostError, RequestError, ResplitError
+from resplit.errors import RECALLED, CommandRefusedError, NodeLostError, RequestError, ResplitError
 from resplit.gateway.engine import GeneratedToken, GenerationRequest
 from resplit.gateway.sessions.admission import Deadline, Reservation
 from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
 from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.follow_ups import FollowUps, most_follow_ups
 from resplit.gateway.sessions.kv_replication import KvReplication
-from resplit.gateway.sessions.kv_transfer import another_round_pays, plan_move, plan_restore
+from resplit.gateway.sessions.kv_transfer import PreCopy, another_round_pays, plan_move, plan_restore
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.speculation import PassTimes, Speculation
 from resplit.model.activation import token_ids
@@ -55,19 +55,6 @@ _RESTORE_TRIES = 3
 _REPLAY_POSITIONS = 256
 # A move at once takes no longer; without its caches the session is replayed. A node that leaves might never send them.
 _MOVE_WITHIN_S = 10.0
-
-
-@dataclass(frozen=True)
-class PreCopy:
-    """The caches transferred so far for a move to `target`: the last round sent positions `first..last-1`.
-
-    `cache_bytes` counts all rounds.
-    """
-
-    target: Route
-    first: int = 0
-    last: int = 0
-    cache_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -98,7 +85,7 @@ class Session:
         self.replication = KvReplication(self.permits, self.context)
         self.spent = TimeSpent()
         self.answers = PassAnswers(len(self.request.prompt_ids))
-        self.follow_ups = FollowUps(self.answers, self.context.gate, self._take_follow_up)
+        self.follow_ups = FollowUps(self.permits, self.answers, self.context.gate, self._take_follow_up)
         self.recalls = 0  # passes that were given back before they began
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
         self._made: list[int] = []  # the new tokens that were given to the caller so far
@@ -227,7 +214,7 @@ class Session:
         """Before which position the node of the head may begin the passes after one that ends at `end`; 0: none.
 
         It needs the gateway between two tokens if they are steered, if the session moves or is to pause, or if drafts
-        pay. What the caller has not read yet counts, so that a slow caller slows the session down.
+        pay.
         """
         router, request = self.context.router, self.request
         moves = self.precopying is not None or self.route.epoch != router.live_route.epoch
@@ -235,32 +222,17 @@ class Session:
             return 0
         if self.route.placement[0] != self.route.placement[-1] or not self.speculation.resting:
             return 0
-        ahead = self._most_ahead - self.follow_ups.unread
-        return min(end + ahead, self._last_end, self.reservation.held) if ahead > 0 else 0
+        return self.follow_ups.until(end, self._most_ahead, min(self._last_end, self.reservation.held))
 
     def _ask_for_more(self) -> None:
         """Let the passes under way be followed by more, once half of those in advance are done."""
-        awaited = self.answers.awaited
-        if awaited is None or awaited.until - awaited.end > self._most_ahead // 2:
+        most = self._most_ahead
+        end = self.follow_ups.end_if_half_done(most)
+        if end is None or self._drafts(end):
             return
-        if self._drafts(awaited.end):
-            return
-        if self.reservation.held < awaited.end + self._most_ahead:
-            self.context.admission.grow(self.reservation, awaited.end, awaited.end + self._most_ahead)
-        until = self._follow_until(awaited.end)
-        if until > awaited.until:
-            self._change_follow_until(until)
-            self.answers.extend(until)
-
-    def stop_follow_ups(self) -> None:
-        """Have the node of the head begin no more passes itself: the route breaks a rule."""
-        if self.answers.awaited and self.answers.awaited.until:
-            self._change_follow_until(0)
-
-    def _change_follow_until(self, position: int) -> None:
-        change = Step(session=self.name, attempt=self.permits.attempt, epoch=self.route.epoch, follow_until=position)
-        with contextlib.suppress(CapacityError, NodeLostError):  # the node does what it was asked before, or is lost
-            self.permits.peer(self.route.placement[-1]).send(change)
+        if self.reservation.held < end + most:
+            self.context.admission.grow(self.reservation, end, end + most)
+        self.follow_ups.extend(self._follow_until(end))
 
     def _take_follow_up(self, answer: Token, took_s: float) -> New:
         """The answer to a pass that the node of the head began itself, so long after the token before."""
