@@ -6,9 +6,9 @@ An epoch is a numbered deployed placement. The controller writes epochs; flows p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 RECOVER = "recover"  # the action of an epoch that replaces one that could not serve any more after a loss
 
@@ -21,7 +21,7 @@ class Proposal:
     If `not_before_s` (seconds since 1970) is given, it goes live then, and until then it gives way to others.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a proposal is parsed
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}  # applies when a proposal is parsed
 
     placement: tuple[str, ...]
     action: str

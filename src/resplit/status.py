@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from resplit.pass_times import TimeByNode
 from resplit.telemetry.rows import Count, Name, TelemetryRows
@@ -24,7 +24,7 @@ class StandbyState:
     `loaded_bytes` and `fetched_bytes` were read for it, and `processor_s` was computed, since the node started.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     blocks: _Counts = ()
     memory_bytes: _Bytes = 0.0
@@ -44,7 +44,7 @@ class ReportedState:
     |padded / declared - 1| over the passes so far.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # applies when a report is parsed
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}  # applies when a report is parsed
 
     node: Name
     pid: Count | None
@@ -67,7 +67,7 @@ class ReportedState:
 class NodeReport:
     """A node's answer to the monitor: its state, and its telemetry rows since the previous answer."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     state: ReportedState
     rows: TelemetryRows

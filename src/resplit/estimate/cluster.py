@@ -11,9 +11,10 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 from resplit.cost.model import CostModel
 from resplit.cost.problem import MAX_BACKGROUND
@@ -48,7 +49,7 @@ class NodeEstimate:
     shows either came `age_s` seconds ago; None if none did. `background_ahead` is what others will use.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     factor: float = 1.0
     deviation: float = 0.0
@@ -64,7 +65,7 @@ class Estimates:
     `rates_rps` are the requests per second that are expected, by class.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     nodes: Mapping[str, NodeEstimate] = field(default_factory=dict)
     links: tuple[LinkEstimate, ...] = ()

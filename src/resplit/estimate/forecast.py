@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 __all__ = ["AHEAD_S", "ArrivalRate", "Forecast", "Reverting"]
 
@@ -28,7 +30,7 @@ _MEMORY_SPANS = 30  # older values count less
 class Forecast:
     """What is expected, and its standard deviation."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     mean: float
     deviation: float

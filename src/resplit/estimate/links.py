@@ -7,7 +7,9 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from resplit.cost.model import CostModel
 from resplit.estimate.change import Change
@@ -36,7 +38,7 @@ class LinkEstimate:
     of the factor by which a transfer is expected to become longer than it is now.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     node: str
     peer: str

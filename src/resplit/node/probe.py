@@ -11,8 +11,7 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import psutil
 
@@ -128,19 +127,22 @@ class Probe:
         free = self._hosting.memory_bytes - held
         if not self._hosting.hardware:
             free = min(free, float(psutil.virtual_memory().available))
-        row = {
-            "cpu_utilization": background + own,
-            "own_utilization": own,
-            "memory_free_bytes": max(0.0, free),
-            "memory_held_bytes": held,
-            "gpu_utilization": _gpu_utilization(),
-            "reference_s": self._current_reference_s(),
-        }
-        self._add(NodeRow, row)
+        row = NodeRow(
+            time_s=time.time(),
+            node=self._name,
+            cpu_utilization=background + own,
+            own_utilization=own,
+            memory_free_bytes=max(0.0, free),
+            memory_held_bytes=held,
+            gpu_utilization=_gpu_utilization(),
+            reference_s=self._current_reference_s(),
+            emulated=self._emulated,
+        )
+        self._add(row)
         if executor:
             timings = [executor.timings.popleft() for _ in range(len(executor.timings))]
-            for row in some_of_each([_block_row(executor.engine.features, timing) for timing in timings]):
-                self._add(BlockRow, row)
+            for timed in some_of_each([self._block_row(executor.engine.features, timing) for timing in timings]):
+                self._add(timed)
 
     def _use(self) -> tuple[float, float]:
         """Utilization by background load and by resplit itself since the last sample."""
@@ -200,41 +202,46 @@ class Probe:
         self._link_row(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), "active")
 
     def _link_row(self, peer: str, payload_bytes: int, seconds: float, source: str) -> None:
-        self._add(LinkRow, {"peer": peer, "payload_bytes": payload_bytes, "seconds": seconds, "source": source})
+        self._add(LinkRow(time.time(), self._name, peer, payload_bytes, seconds, source, self._emulated))
+
+    def _block_row(self, features: Sequence[BlockFeatures], timing: Timing) -> BlockRow:
+        feature = features[timing.block]
+        return BlockRow(
+            time_s=time.time(),
+            node=self._name,
+            block=feature.name,
+            kind=feature.kind,
+            phase=timing.phase,
+            tokens=timing.tokens,
+            context_tokens=timing.context_tokens,
+            sessions=timing.sessions,
+            seconds=timing.seconds,
+            emulated=self._emulated,
+        )
+
+    @property
+    def _emulated(self) -> bool:
+        return self._hosting.hardware is not None
 
     def _current_reference_s(self) -> float:
         hardware = self._hosting.hardware
         return hardware.node_s("layer") if hardware else self._reference_s
 
-    def _add(self, kind: type[NodeRow | LinkRow | BlockRow], row: dict[str, Any]) -> None:
+    def _add(self, row: NodeRow | LinkRow | BlockRow) -> None:
         self._number += 1
-        emulated = self._hosting.hardware is not None
-        self._rows.append((self._number, kind(time_s=time.time(), node=self._name, emulated=emulated, **row)))
+        self._rows.append((self._number, row))
 
 
-def some_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def some_of_each(rows: Sequence[BlockRow]) -> list[BlockRow]:
     """At most `_MAX_GROUP_ROWS` rows for each kind of block, phase, and of one session or several, evenly spread.
 
     A busy node times hundreds of blocks a second, but telemetry must cover minutes. Passes of several sessions are kept
     apart, because they tell the part of a pass that sessions share.
     """
-    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, bool], list[BlockRow]] = {}
     for row in rows:
-        groups.setdefault((row["kind"], row["phase"], row["sessions"] > 1), []).append(row)
+        groups.setdefault((row.kind, row.phase, row.sessions > 1), []).append(row)
     return [row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)]]
-
-
-def _block_row(features: tuple[BlockFeatures, ...], timing: Timing) -> dict[str, Any]:
-    feature = features[timing.block]
-    return {
-        "block": feature.name,
-        "kind": feature.kind,
-        "phase": timing.phase,
-        "tokens": timing.tokens,
-        "context_tokens": timing.context_tokens,
-        "sessions": timing.sessions,
-        "seconds": timing.seconds,
-    }
 
 
 def _gpu_utilization() -> float:

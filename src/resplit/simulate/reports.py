@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +16,13 @@ from resplit.node.probe import ECHO_BYTES, PERIOD_S, some_of_each
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
+from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow
 from resplit.telemetry.tables import BLOCK_COLUMNS, LINK_COLUMNS, NODE_COLUMNS, Telemetry
 from resplit.types import BlockFeatures
 
 __all__ = ["Noise", "Report", "Reports"]
 
-_Row = dict[str, Any]
+_Row = NodeRow | LinkRow | BlockRow
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Reports:
         self._keep_s = keep_s
         self._turn = 0
         self._busy_s = dict.fromkeys(machines, 0.0)
-        self._timings: dict[str, list[_Row]] = {name: [] for name in machines}
-        self._tables: dict[str, deque[_Row]] = {name: deque() for name in ("nodes", "links", "blocks")}
+        self._timings: dict[str, list[BlockRow]] = {name: [] for name in machines}
+        self._nodes, self._links, self._blocks = deque[NodeRow](), deque[LinkRow](), deque[BlockRow]()
         self._names = list(machines)
         self._places = {name: place for place, name in enumerate(machines)}
         self._firsts: dict[tuple[int, int], dict[str, int]] = {}  # of each segment: the first block of each kind
@@ -83,14 +83,9 @@ class Reports:
     def window(self, since_s: float) -> Telemetry:
         """All rows from `since_s` on that are known now."""
         known_s = self._agenda.now_s - self._noise.late_s
-        columns = {"nodes": NODE_COLUMNS, "links": LINK_COLUMNS, "blocks": BLOCK_COLUMNS}
+        tables = ((self._nodes, NODE_COLUMNS), (self._links, LINK_COLUMNS), (self._blocks, BLOCK_COLUMNS))
         return Telemetry(
-            **{
-                name: pd.DataFrame(
-                    [row for row in rows if since_s <= row["time_s"] <= known_s], columns=list(columns[name])
-                ).astype(columns[name])
-                for name, rows in self._tables.items()
-            }
+            *(_table([row for row in rows if since_s <= row.time_s <= known_s], columns) for rows, columns in tables)
         )
 
     def measure(self, pairs: Sequence[tuple[str, str]]) -> None:
@@ -120,21 +115,21 @@ class Reports:
         own = min(own, 1 - background)
         reference_s = hardware.node_s("layer")
         held = self.held_bytes(name)
-        self._tables["nodes"].append(
-            {
-                "time_s": now_s,
-                "node": name,
-                "cpu_utilization": background + own,
-                "own_utilization": own,
-                "memory_free_bytes": max(0.0, self._memory_bytes[name] - held),
-                "memory_held_bytes": held,
-                "gpu_utilization": math.nan,
-                "reference_s": reference_s,
-                "emulated": True,
-            }
+        self._nodes.append(
+            NodeRow(
+                time_s=now_s,
+                node=name,
+                cpu_utilization=background + own,
+                own_utilization=own,
+                memory_free_bytes=max(0.0, self._memory_bytes[name] - held),
+                memory_held_bytes=held,
+                gpu_utilization=math.nan,
+                reference_s=reference_s,
+                emulated=True,
+            )
         )
         timings, self._timings[name] = self._timings[name], []
-        self._tables["blocks"].extend(some_of_each(timings))
+        self._blocks.extend(some_of_each(timings))
         echoes = self._echo(name, peer) if (peer := self._peer(name)) else []
         if self.on_report is not None:
             report = Report(name, reference_s, background, tuple(echoes))
@@ -156,16 +151,16 @@ class Reports:
         for size in ECHO_BYTES:
             seconds = self._network.seconds(name, peer, size, now_s) * self._factor(self._noise.link_s)
             echoes.append((peer, float(size), seconds))
-            self._tables["links"].append(
-                {
-                    "time_s": now_s,
-                    "node": name,
-                    "peer": peer,
-                    "payload_bytes": float(size),
-                    "seconds": seconds,
-                    "source": "active",
-                    "emulated": True,
-                }
+            self._links.append(
+                LinkRow(
+                    time_s=now_s,
+                    node=name,
+                    peer=peer,
+                    payload_bytes=float(size),
+                    seconds=seconds,
+                    source="active",
+                    emulated=True,
+                )
             )
         return echoes
 
@@ -180,18 +175,18 @@ class Reports:
             feature = self._features[block]
             seconds = machine.hardware.node_s(kind, load) * factor
             self._timings[machine.name].append(
-                {
-                    "time_s": self._agenda.now_s,
-                    "node": machine.name,
-                    "block": feature.name,
-                    "kind": kind,
-                    "phase": phase,
-                    "tokens": load.decodes or load.prefill_tokens,
-                    "context_tokens": context,
-                    "sessions": sessions,
-                    "seconds": seconds * self._factor(self._noise.pass_s),
-                    "emulated": True,
-                }
+                BlockRow(
+                    time_s=self._agenda.now_s,
+                    node=machine.name,
+                    block=feature.name,
+                    kind=kind,
+                    phase=phase,
+                    tokens=load.decodes or load.prefill_tokens,
+                    context_tokens=context,
+                    sessions=sessions,
+                    seconds=seconds * self._factor(self._noise.pass_s),
+                    emulated=True,
+                )
             )
 
     def _first_of_each_kind(self, first: int, last: int) -> dict[str, int]:
@@ -203,9 +198,14 @@ class Reports:
 
     def _forget(self) -> None:
         since_s = self._agenda.now_s - self._keep_s
-        for rows in self._tables.values():
-            while rows and rows[0]["time_s"] < since_s:
+        tables: tuple[deque[NodeRow] | deque[LinkRow] | deque[BlockRow], ...] = self._nodes, self._links, self._blocks
+        for rows in tables:
+            while rows and rows[0].time_s < since_s:
                 rows.popleft()
 
     def _factor(self, deviation: float) -> float:
         return math.exp(deviation * self._rng.standard_normal()) if deviation else 1.0
+
+
+def _table(rows: Sequence[_Row], columns: Mapping[str, str]) -> pd.DataFrame:
+    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in columns}).astype(columns)

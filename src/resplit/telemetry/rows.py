@@ -7,9 +7,9 @@ stated here only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 # What a node may report at all. Whether a value is plausible is a question for the validation of telemetry.
 MAX_NAME_CHARS = 200
@@ -18,7 +18,7 @@ MAX_REPORTED_ROWS = 2_000
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 UnixTime = Annotated[float, Field(allow_inf_nan=False)]  # seconds since 1970
-_STRICT: dict[str, Any] = {"extra": "forbid"}  # applies when rows are parsed
+_STRICT: ConfigDict = {"extra": "forbid"}  # applies when rows are parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class NodeRow:
     node that has no block timings yet.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     time_s: UnixTime
     node: Name
@@ -48,7 +48,7 @@ class NodeRow:
 class LinkRow:
     """One message from `node` to `peer`; `seconds` is its one-way time, software included."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     time_s: UnixTime
     node: Name
@@ -66,7 +66,7 @@ class BlockRow:
     `tokens` are the new tokens of all of them, `context_tokens` the mean number of tokens cached before.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     time_s: UnixTime
     node: Name
@@ -84,7 +84,7 @@ class BlockRow:
 class TelemetryRows:
     """Rows by table."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     nodes: tuple[NodeRow, ...] = ()
     links: tuple[LinkRow, ...] = ()
