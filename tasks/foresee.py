@@ -36,7 +36,7 @@ def move_on_schedule(client: ControlClient, moves: Sequence[ForeseenMove], start
 
 def _move(client: ControlClient, move: ForeseenMove, at_s: float, until_s: float) -> DecisionOutcome:
     refused = "its phase had ended"
-    if not move.ahead:
+    if not move.can_prepare:
         time.sleep(max(0.0, at_s - time.time()))
     while time.time() < until_s:
         live = client.model()

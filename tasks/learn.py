@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from sklearn.linear_model import Ridge
 
 from resplit.policies import Policy
-from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned, Trial
+from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned, Pull
 from resplit.records import RunRecord
 from resplit.simulate.run import simulate
 from resplit.simulate.world import World
@@ -27,9 +27,9 @@ _NOBODY = Bandit(((0.0,) * len(FEATURES),) * len(ARMS), (0.0,) * len(ARMS))
 
 @dataclass(frozen=True)
 class Rewarded:
-    """A trial with its reward: minus the logarithm of the mean latency afterwards."""
+    """A pull with its reward: minus the logarithm of the mean latency afterwards."""
 
-    trial: Trial
+    pull: Pull
     reward: float
 
 
@@ -43,28 +43,28 @@ def try_arms(scenario: Path, seed: int) -> list[Rewarded]:
         world.cluster, world.features, world.scenario, world.arrivals(seed), cast(Policy, policy),
         name="learned", seed=seed, loop=loop,
     )  # fmt: skip
-    return rewards_of(record, policy.trials)
+    return rewards_of(record, policy.pulls)
 
 
-def rewards_of(record: RunRecord, trials: Sequence[Trial]) -> list[Rewarded]:
-    """The trials after which requests arrived and were served."""
+def rewards_of(record: RunRecord, pulls: Sequence[Pull]) -> list[Rewarded]:
+    """The pulls after which requests arrived and were served."""
     done = record.requests[record.requests.status == 200]
     rewarded = []
-    for trial in trials:
-        after = done[done.arrival_s.between(trial.at_s, trial.at_s + _REWARDED_S)]
+    for pull in pulls:
+        after = done[done.arrival_s.between(pull.at_s, pull.at_s + _REWARDED_S)]
         if len(after):
-            rewarded.append(Rewarded(trial, -float(np.log((after.end_s - after.arrival_s).mean()))))
+            rewarded.append(Rewarded(pull, -float(np.log((after.end_s - after.arrival_s).mean()))))
     return rewarded
 
 
 def fit_bandit(rewarded: Sequence[Rewarded]) -> Bandit:
     """A ridge regression for each arm. ValueError if an arm was never tried."""
     models = [
-        Ridge(alpha=1.0).fit(*_rows([each for each in rewarded if each.trial.arm == arm])) for arm in range(len(ARMS))
+        Ridge(alpha=1.0).fit(*_rows([each for each in rewarded if each.pull.arm == arm])) for arm in range(len(ARMS))
     ]
     weights = tuple(tuple(round(float(value), 4) for value in model.coef_) for model in models)
     return Bandit(weights, tuple(round(float(model.intercept_), 4) for model in models))
 
 
 def _rows(rewarded: Sequence[Rewarded]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([each.trial.context for each in rewarded]), np.array([each.reward for each in rewarded])
+    return np.array([each.pull.context for each in rewarded]), np.array([each.reward for each in rewarded])

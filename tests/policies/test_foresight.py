@@ -29,7 +29,7 @@ def test_a_move_to_a_node_that_was_down_cannot_be_prepared_ahead() -> None:
     lost, back = ({"at": f"{at} s", "node": FAST, "up": up, "label": "x"} for at, up in ((0.1, False), (0.2, True)))
     free = replace(problem(START), blocks=tuple(replace(b, private=False) for b in problem(START).blocks))
     away, again = foresee(free, CLUSTER, slowed(lost, back), make_policy("clairvoyant"), SETTINGS)
-    assert (away.ahead, again.ahead) == (True, False)
+    assert (away.can_prepare, again.can_prepare) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["static", "threshold"])

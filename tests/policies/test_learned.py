@@ -40,14 +40,14 @@ def test_the_gain_of_the_best_plan_can_decide() -> None:
 def test_it_explores_only_if_told_to_and_notes_what_it_tried() -> None:
     policy = Learned(KEEPS, explore=1.0)
     assert len({action(policy, seed=seed) for seed in range(20)}) > 1
-    assert {trial.arm for trial in policy.trials} == {0, 1}
+    assert {pull.arm for pull in policy.pulls} == {0, 1}
     assert {action(Learned(KEEPS), seed=seed) for seed in range(20)} == {"keep"}
 
 
 def test_it_keeps_in_the_cooldown_without_a_choice() -> None:
     policy, move = Learned(MOVES), PastMove(999.0, "re-split", WORSE, WORSE, None, 1.0)
     assert action(policy, replace(SITUATION, history=History(move))) == "keep"
-    assert policy.trials == []
+    assert policy.pulls == []
 
 
 def test_models_are_kept_as_they_are(tmp_path: Path) -> None:

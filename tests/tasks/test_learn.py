@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from flows.params import load_params
-from resplit.policies.learned import FEATURES, Trial
+from resplit.policies.learned import FEATURES, Pull
 from tasks.learn import Rewarded, fit_bandit, rewards_of
 from tests.support.runs import synthetic_run
 
 
-def trial(at_s: float, arm: int, first: float = 0.0) -> Trial:
-    return Trial(at_s, (first, *(0.0,) * (len(FEATURES) - 1)), arm)
+def pull(at_s: float, arm: int, first: float = 0.0) -> Pull:
+    return Pull(at_s, (first, *(0.0,) * (len(FEATURES) - 1)), arm)
 
 
 def test_the_reward_is_the_latency_of_the_requests_that_arrive_next() -> None:
     record = synthetic_run("static", duration_s=40.0)
     done = record.requests[record.requests.status == 200]
     after = done[done.arrival_s.between(5.0, 17.0)]
-    [only] = rewards_of(record, [trial(5.0, 1), trial(1e6, 0)])
+    [only] = rewards_of(record, [pull(5.0, 1), pull(1e6, 0)])
     assert only.reward == pytest.approx(-np.log((after.end_s - after.arrival_s).mean()))
 
 
@@ -28,9 +28,9 @@ def test_the_fit_finds_in_which_context_which_arm_is_better() -> None:
     for _ in range(200):
         context, arm = float(rng.uniform(-1, 1)), int(rng.integers(2))
         reward = (context if arm else -context) + float(rng.normal(0, 0.1))
-        rewarded.append(Rewarded(trial(0.0, arm, context), reward))
+        rewarded.append(Rewarded(pull(0.0, arm, context), reward))
     bandit = fit_bandit(rewarded)
-    assert (bandit.best_arm(trial(0.0, 0, 0.5).context), bandit.best_arm(trial(0.0, 0, -0.5).context)) == (1, 0)
+    assert (bandit.best_arm(pull(0.0, 0, 0.5).context), bandit.best_arm(pull(0.0, 0, -0.5).context)) == (1, 0)
 
 
 def test_it_is_not_trained_on_what_it_is_judged_on() -> None:

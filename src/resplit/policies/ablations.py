@@ -13,6 +13,8 @@ from resplit.policies.orchestrator import Orchestrator
 
 __all__ = ["WithoutFastLoop", "WithoutForecast", "WithoutHysteresis", "WithoutKvTransfer", "WithoutQueueing"]
 
+_NO_LOAD = 1e-6  # a problem must have a share above 0
+
 
 class WithoutFastLoop(Orchestrator):
     """Asked at ticks only, not at detected changes."""
@@ -47,8 +49,5 @@ class WithoutQueueing(Orchestrator):
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
         """As `resplit`, for a problem in which requests take no share of a node."""
         posed = situation.problem
-        nodes = tuple(replace(node, load_share=NO_LOAD) for node in posed.nodes)
+        nodes = tuple(replace(node, load_share=_NO_LOAD) for node in posed.nodes)
         return super().decide(replace(situation, problem=replace(posed, nodes=nodes)), rng)
-
-
-NO_LOAD = 1e-6

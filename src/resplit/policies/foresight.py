@@ -20,13 +20,13 @@ __all__ = ["ForeseenMove", "foresee"]
 class ForeseenMove:
     """A move that is to be live `at_s` seconds after the start of the workload.
 
-    `ahead`: it can be prepared before that, because its nodes run in the phase before, too.
+    `can_prepare`: it can be prepared before that, because its nodes run in the phase before, too.
     """
 
     at_s: float
     phase: Phase
     decision: Decision
-    ahead: bool
+    can_prepare: bool
 
 
 def foresee(
@@ -42,8 +42,8 @@ def foresee(
         posed = problem_in(problem, phase, declared)
         decision = policy.decide(Situation(phase.at_s, posed, settings), rng)
         if decision.action != "keep":
-            ahead = all(before.nodes[name].up for name in decision.placement)
-            moves.append(ForeseenMove(phase.at_s, phase, decision, ahead))
+            can_prepare = all(before.nodes[name].up for name in decision.placement)
+            moves.append(ForeseenMove(phase.at_s, phase, decision, can_prepare))
             problem = replace(problem, current=decision.placement)
         before = phase
     return moves

@@ -17,7 +17,7 @@ import numpy as np
 from resplit.decide import Decision
 from resplit.policies.base import Occasion, Situation, best_placement, keep, move, utilization
 
-__all__ = ["ARMS", "FEATURES", "Bandit", "Learned", "Trial"]
+__all__ = ["ARMS", "FEATURES", "Bandit", "Learned", "Pull"]
 
 ARMS = ("keep", "best plan")
 FEATURES = (
@@ -56,7 +56,7 @@ class Bandit:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Pull:
     """An arm that was taken at `at_s`, and in which context."""
 
     at_s: float
@@ -65,14 +65,14 @@ class Trial:
 
 
 class Learned:
-    """Takes the arm that its models value most; with probability `explore` any. `trials` are what it took."""
+    """Takes the arm that its models value most; with probability `explore` any. `pulls` are what it took."""
 
     asked: ClassVar[frozenset[Occasion]] = frozenset({"tick"})
 
     def __init__(self, bandit: Bandit | None = None, explore: float = 0.0) -> None:
         self._bandit = bandit or Bandit.load()
         self._explore = explore
-        self.trials: list[Trial] = []
+        self.pulls: list[Pull] = []
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
         """Keep, or the best plan. Shortly after a move it always keeps."""
@@ -85,7 +85,7 @@ class Learned:
         context = _context(situation, option)
         explores = rng.random() < self._explore
         arm = int(rng.integers(len(ARMS))) if explores else self._bandit.best_arm(context)
-        self.trials.append(Trial(situation.now_s, context, arm))
+        self.pulls.append(Pull(situation.now_s, context, arm))
         return option if arm else keep(situation, "the bandit values keeping more")
 
 
