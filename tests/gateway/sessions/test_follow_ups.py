@@ -27,7 +27,7 @@ from resplit.gateway.sessions.router import Router
 from resplit.gateway.sessions.session import Session
 from resplit.pass_times import PassTime
 from resplit.types import BlockFeatures
-from resplit.wire.node_pb2 import SegmentTime, Token
+from resplit.wire.node_pb2 import SegmentTime, Step, Token
 from resplit.wire.routes import Route
 from tests.support.properties import examples
 from tests.support.recording_peer import RecordingPeer
@@ -151,6 +151,13 @@ async def test_the_node_of_the_head_is_asked_only_for_more_and_told_to_stop_only
     without = Alone(until=0)
     without.follow_ups.withdraw()
     assert without.peer.followed_until == []
+
+
+def test_the_node_of_the_head_is_told_of_which_session_attempt_and_epoch() -> None:
+    alone, told = Alone(until=11), list[Step]()
+    alone.peer.send = told.append  # type: ignore[method-assign]
+    alone.follow_ups.extend(12)
+    assert told == [Step(session="s", attempt=0, epoch=1, follow_until=12)]
 
 
 @pytest.mark.parametrize("error", [CapacityError("busy"), NodeLostError("lost")])
