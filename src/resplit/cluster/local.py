@@ -6,6 +6,7 @@ The processes run `resplit node` and `resplit serve`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 import structlog
 import yaml
 
+from resplit.cluster.log_lines import LogLines
 from resplit.cluster.state_folder import in_use
 from resplit.config import ClusterConfig, load_cluster, read_cluster
 from resplit.errors import ConfigError, ResplitError
@@ -28,7 +30,6 @@ from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
 
 _log = structlog.get_logger(__name__)
-_READY_WITHIN_S = 180.0
 _STOP_WITHIN_S = 5.0
 
 
@@ -184,13 +185,16 @@ def _let_go(process: subprocess.Popen[bytes]) -> None:
 
 
 def _await_ready(cluster: Cluster) -> None:
-    """Wait until `resplit serve` reports that it is ready; ResplitError if a process ends before that."""
-    until_s = time.monotonic() + _READY_WITHIN_S
+    """Wait until `resplit serve` is ready, and log what it logs; ResplitError if a process ends before that.
+
+    There is no limit here, because a large model may take hours to fetch: the processes limit their own waits.
+    """
+    lines = LogLines(cluster.state / "log" / f"{CONTROLLER}.log")
     while not (cluster.state / "ready").exists():
+        for level, text in lines.new():
+            _log.log(logging.getLevelNamesMapping().get(level.upper(), logging.INFO), text)
         if dead := cluster.dead():
             raise ResplitError(f"{dead[0]} ended before the cluster was ready: {last_error(cluster.state, dead[0])}")
-        if time.monotonic() > until_s:
-            raise ResplitError(f"not ready within {_READY_WITHIN_S:.0f} s; see {cluster.state / 'log'}")
         time.sleep(0.1)
 
 
