@@ -114,9 +114,7 @@ def main() -> None:
     def run() -> None:
         begun_s, params = time.monotonic(), load_params()
         if given.all:
-            names = given.scenarios or live_scenarios(SCENARIOS)
-            for path in main_all(params, names, given.policies, given.seeds):
-                sys.stdout.write(f"{path}\n")
+            main_all(params, given.scenarios or live_scenarios(SCENARIOS), given.policies, given.seeds)
         else:
             inputs(params)  # an error in the files is reported before anything starts
             sys.stdout.write(f"{study(params)}\n")

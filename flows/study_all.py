@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from tasks.simulated_results import simulated_results
 from tasks.study_records import StudyRecords, digest_of
 from tasks.track import close_study, open_study, track_run
 
-__all__ = ["LABELS", "live_scenarios", "study_scenario"]
+__all__ = ["LABELS", "live_scenarios", "main_all", "study_scenario"]
 
 LABELS = (UNDISTURBED, "static", "adaptive", "threshold", "clairvoyant", f"static-{SATURATED}", f"adaptive-{SATURATED}")
 _POLICIES = {UNDISTURBED: "static", "adaptive": "resplit"}  # of the labels; the others are called like their policy
@@ -99,7 +101,23 @@ def _digest(params: Params) -> str:
     return digest_of(files, params.model, params.adapt.model_dump_json())
 
 
-def main_all(params: Params, names: Sequence[str], labels: Sequence[str], seeds: int) -> list[Path]:
-    """The study of these scenarios over `seeds` seeds; returns the files with their metrics."""
-    numbers = range(params.seed, params.seed + seeds)
-    return [study_scenario(name, params, labels, numbers, STATE, Path("reports")) for name in names]
+def main_all(params: Params, names: Sequence[str], labels: Sequence[str], seeds: int) -> None:
+    """The study of these scenarios over `seeds` seeds; prints the files with their metrics.
+
+    Of several scenarios, each has a process of its own. It lowers its priority once its nodes run, and nodes that
+    it started for the next scenario would have that priority, too.
+    """
+    if len(names) == 1:
+        numbers = range(params.seed, params.seed + seeds)
+        sys.stdout.write(f"{study_scenario(names[0], params, labels, numbers, STATE, Path('reports'))}\n")
+        return
+    for name in names:
+        command = [sys.executable, "-m", "flows.study", "--all", "--seeds", str(seeds)]
+        with subprocess.Popen([*command, "--scenarios", name, "--policies", *labels]) as study:
+            try:
+                status = study.wait()
+            except KeyboardInterrupt:
+                study.terminate()  # Ctrl-C reaches it anyway, a signal to this process alone does not
+                raise
+        if status:
+            sys.exit(status)  # it has said why

@@ -52,7 +52,10 @@ def run_record(
     observed: Observed, cluster: ClusterConfig, scenario: ScenarioConfig, policy: str, seed: int
 ) -> RunRecord:
     """The record of one run of `policy`, with all times in seconds since the start of the run."""
-    errors = [node.emulation_error for node in observed.nodes if node.emulation_error is not None]
+    epochs = table("epochs", _epochs(observed))
+    used = {node for placement in epochs["placement"] for node in placement.split(",")}
+    # The others timed single blocks at most: so short a pass is never exact.
+    errors = [node.emulation_error for node in observed.nodes if node.node in used and node.emulation_error is not None]
     return RunRecord(
         policy=policy,
         scenario=scenario.name,
@@ -62,7 +65,7 @@ def run_record(
         tokens=_tokens(observed),
         use=_use(observed),
         events=table("events", _events(observed, cluster, scenario)),
-        epochs=table("epochs", _epochs(observed)),
+        epochs=epochs,
         decisions=tuple(replace(decision, at_s=decision.at_s - observed.start_s) for decision in observed.decisions),
         blocks=observed.blocks,
         source=cluster.source,

@@ -46,7 +46,8 @@ class FixedClient:
         hub = NodeStatus(
             "hub", 1, emulated=True, emulation_error=0.01, address="127.0.0.1:1", answers=True, drained=False
         )
-        return ClusterStatus("home", "tiny", "", ("embed", "head"), 8, None, None, None, (hub,), 0, 0, "yes")
+        unused = replace(hub, node="unused", emulation_error=0.7)
+        return ClusterStatus("home", "tiny", "", ("embed", "head"), 8, None, None, None, (hub, unused), 0, 0, "yes")
 
     def telemetry(self, since_s: float) -> Telemetry:
         node = dict.fromkeys(NODE_COLUMNS, 0.0) | {
@@ -83,7 +84,8 @@ def test_a_record_holds_only_its_own_run_with_times_since_its_start() -> None:
     assert record.epochs.moved_bytes.tolist() == [0.0, 1500.0]
     assert record.epochs.pause_s.tolist() == [0.0, 0.25]
     assert record.decisions == (Decision(2.5, "re-split", id=5),)
-    assert (record.blocks, record.emulated_nodes, record.emulation_error) == (("embed", "head"), ("hub",), 0.01)
+    assert (record.blocks, record.emulated_nodes) == (("embed", "head"), ("hub", "unused"))
+    assert record.emulation_error == 0.01, "of the nodes that served"
     assert record.use.time_s.tolist() == [5.0]
     metrics = summarise(record)
     assert (metrics.offered, metrics.completed, metrics.reconfigurations) == (3, 1, 1)
