@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_obtained_is_named_and_no_partial_copy_stays(tmp_
 
 
 def assert_refused_last(done: subprocess.CompletedProcess[str], folder: Path, *says: str) -> None:
-    """Like `assert_refused`, but log lines of a member in the foreground come first."""
+    """Like `assert_refused`, but log lines of a member that starts come first."""
     *log, last = done.stderr.splitlines(keepends=True)
     assert all("[info" in line for line in log), done.stderr
     assert_refused(subprocess.CompletedProcess(done.args, done.returncode, done.stdout, last), folder, *says)
@@ -123,12 +123,12 @@ def assert_refused_last(done: subprocess.CompletedProcess[str], folder: Path, *s
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_reason(tmp_path: Path, model_folder: Path) -> None:
     done = up(tmp_path, emulated("900 KiB", "10 ms"), "--model", str(model_folder))
-    assert_refused(done, tmp_path, "no placement", "memory")
+    assert_refused_last(done, tmp_path, "no placement", "memory")
 
 
 def test_hardware_that_this_machine_cannot_emulate_is_refused(tmp_path: Path, model_folder: Path) -> None:
     done = up(tmp_path, emulated("4 MiB", "1 us"), "--model", str(model_folder))
-    assert_refused(done, tmp_path, "nodes.alone.emulate", "as declared", "truly needs")
+    assert_refused_last(done, tmp_path, "nodes.alone.emulate", "as declared", "truly needs")
 
 
 def test_a_cluster_that_is_stopped_while_it_starts_leaves_no_process(tmp_path: Path, model_folder: Path) -> None:
