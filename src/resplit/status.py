@@ -41,7 +41,8 @@ class ReportedState:
     `blocks` are the loaded blocks without those that stand by. `copies` are the blocks for which it holds KV replicas,
     of `copy_bytes` in total. `epochs` are the epochs that it serves, `prepared` the epochs that are ready for a commit.
     `refusals` counts refused commands, steps and caches by reason. `emulation_error` is the median of
-    |padded / declared - 1| over the passes so far.
+    |padded / declared - 1| over the passes so far. `cores` are the processor cores that the node may use, by the
+    quota of its control group if it has one; `throttled` is the share of a period in which that quota made it wait.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}  # applies when a report is parsed
@@ -60,6 +61,8 @@ class ReportedState:
     epochs: _Counts = ()
     prepared: _Counts = ()
     standby: StandbyState = StandbyState()
+    cores: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    throttled: Annotated[float, Field(ge=0, le=1)] = 0.0
     refusals: Annotated[dict[Name, Count], Field(max_length=100)] = field(default_factory=dict)
 
 

@@ -34,6 +34,12 @@ def test_a_status_names_a_wrong_clock_with_seconds_and_direction() -> None:
     assert "clock" not in shown(0.5)
 
 
+def test_a_status_says_how_long_a_node_waits_for_its_quota() -> None:
+    node = NodeStatus("hub", 7, address="[::1]:7001", answers=True, drained=False, cores=0.25, throttled=0.4)
+    assert describe_status(replace(STATUS, nodes=(node,))).endswith("  waits 40% for its quota of 0.25 cores")
+    assert "quota" not in describe_status(replace(STATUS, nodes=(replace(node, throttled=0.0),)))
+
+
 def test_a_move_away_from_an_overloaded_placement_can_be_told() -> None:
     """Its predicted latency is infinite, and JSON has no infinity."""
     move = PastMove(1.0, "re-split", ("a",), ("b",), None, math.inf)

@@ -252,6 +252,8 @@ def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
     shown = " ".join(mark for mark, on in marks.items() if on)
     ready = node.standby
     shown += f" +{len(ready.blocks)} ready ({ready.memory_bytes / 2**20:.0f} MiB)" if ready.blocks else ""
+    if node.cores is not None and node.throttled:
+        shown += f"  waits {node.throttled:.0%} for its quota of {node.cores:.2f} cores"
     answers = "" if node.answers else f"  LOST: {node.fault}" if node.fault else "  DOES NOT ANSWER"
     clock = f"  {wrong}" if (wrong := wrong_clock(node.clock_ahead_s)) else ""
     return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}{clock}"

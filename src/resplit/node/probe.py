@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import sys
 import time
 from collections import defaultdict, deque
@@ -20,6 +21,7 @@ from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
+from resplit.node.processor import ProcessorUse
 from resplit.status import ReportedState
 from resplit.telemetry.rows import MAX_REPORTED_ROWS, BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.types import BlockFeatures
@@ -46,10 +48,8 @@ class Probe:
         self._number = 0
         self._half_trips_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=3))  # by peer
         self._reference_s = math.nan
-        self._process = psutil.Process()
-        # The first call of each only starts the period that the next call measures.
-        psutil.cpu_percent()
-        self._process.cpu_percent()
+        self._processor = ProcessorUse()
+        self._use_seen = self._processor.since_last()
         self._busy_s, self._sampled_s = 0.0, time.monotonic()
 
     def rows_after(self, number: int) -> tuple[TelemetryRows, int]:
@@ -153,12 +153,10 @@ class Probe:
         if hardware:
             # A pass that ends in this period may have begun before it, so that the busy time can exceed the period.
             return hardware.background_utilization, min(own, 1 - hardware.background_utilization)
-        cores = psutil.cpu_count() or 1
-        own = min(1.0, self._process.cpu_percent() / 100 / cores)
-        background = max(0.0, min(0.99, psutil.cpu_percent() / 100 - own))
+        self._use_seen = use = self._processor.since_last()
         if executor:
-            executor.background_utilization = background
-        return background, own
+            executor.background_utilization = use.background
+        return use.background, use.own
 
     def refresh(self) -> None:
         """Sample now, unless the last sample is new."""
@@ -172,7 +170,7 @@ class Probe:
         replicas = executor.memory.replicas() if executor else []
         return ReportedState(
             node=self._name,
-            pid=self._process.pid,
+            pid=os.getpid(),
             trusted=hosting.trusted,
             emulated=hosting.hardware is not None,
             emulation_error=median_error(executor.errors) if executor and hosting.hardware else None,
@@ -185,6 +183,8 @@ class Probe:
             epochs=tuple(sorted(hosting.routes)),
             prepared=tuple(sorted(hosting.prepared)),
             standby=hosting.standby.state(executor),
+            cores=None if hosting.hardware else self._use_seen.cores,
+            throttled=0.0 if hosting.hardware else self._use_seen.throttled,
         )
 
     async def _echo(self, peer: Peer) -> None:
