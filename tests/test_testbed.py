@@ -109,7 +109,7 @@ def test_a_stall_holds_packets_of_one_link_back_in_both_directions() -> None:
 
 
 def test_the_loss_of_a_device_replaces_the_former_one() -> None:
-    assert "numgen random mod 10000 < 300 drop" in loss_rule("to-4", 0.03)
+    assert "numgen random mod 10000 <= 299 drop" in loss_rule("to-4", 0.03)
     assert "flush chain inet testbed from_to_4" in loss_rule("to-4", 0.0)
     assert "drop" not in loss_rule("to-4", 0.0)
 

@@ -96,7 +96,7 @@ def loss_rule(device: str, loss: float) -> str:
     chain = f"inet testbed from_{device.replace('-', '_')}"
     text = f"add chain {chain} {{ type filter hook input priority 0; }}\nflush chain {chain}\n"
     if loss:
-        text += f"add rule {chain} iifname {device} numgen random mod 10000 < {round(1e4 * loss)} drop\n"
+        text += f"add rule {chain} iifname {device} numgen random mod 10000 <= {round(1e4 * loss) - 1} drop\n"
     return text
 
 
