@@ -12,7 +12,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from resplit.cluster.local import free_ports
-from resplit.cluster.server import _api_keys, _app, _http_server
+from resplit.cluster.server import _app, _http_server, required_api_keys
 from resplit.config import ClusterConfig
 from resplit.errors import ConfigError
 from resplit.model.source import StoredModel
@@ -55,7 +55,7 @@ async def test_api_keys_are_off_by_default_on_loopback_only(
 ) -> None:
     config = _config(api_keys)
     sessions = InProcessCluster(config, stored_model, tmp_path).sessions
-    app = _app(config, stored_model, sessions, _api_keys(config, Address(host, 8080)))
+    app = _app(config, stored_model, sessions, required_api_keys(config, Address(host, 8080)))
 
     async def status(**headers: str) -> int:
         return (await _answer(app, headers)).status_code
@@ -69,7 +69,7 @@ async def test_api_keys_are_off_by_default_on_loopback_only(
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::"])
 def test_a_gateway_that_others_can_reach_needs_api_keys(host: str) -> None:
     with pytest.raises(ConfigError, match=f"--host {host}: other machines .* give a class .* `api_keys:"):
-        _api_keys(_config([]), Address(host, 8080))
+        required_api_keys(_config([]), Address(host, 8080))
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def test_the_keys_of_another_member_are_refused_at_the_start(tmp_path: Path) -> 
     assert_refused(done, tmp_path, "keys/controller: has the keys of 'controller', not of 'alone'", "copy the folder")
 
 
+def test_a_gateway_that_others_can_reach_is_refused_before_the_model_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    serve = ["serve", str(tmp_path / "cluster.yaml"), "--state", str(tmp_path / "state"), "--host", "0.0.0.0"]
+    done = run_resplit(*serve, "--model", str(tmp_path / "absent-model"))
+    assert_refused_last(done, tmp_path, "--host 0.0.0.0", "it needs API keys")
+
+
 def test_the_version_is_printed() -> None:
     done = run_resplit("--version")
     assert (done.returncode, done.stdout) == (0, f"resplit {version('resplit')}\n")

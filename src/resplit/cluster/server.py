@@ -92,7 +92,7 @@ async def serve(
     """
     desired = load_desired_state(paths.desired_state_file, content)
     ensure_servable(desired.cluster, model.spec)
-    api_keys = _api_keys(desired.cluster, paths.listen)
+    api_keys = required_api_keys(desired.cluster, paths.listen)
     listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
     emulation = EmulationCheck(lambda: check_emulation(desired.cluster, model), OthersUse(lambda: [os.getpid()]))
     await emulation.at_start()
@@ -187,7 +187,7 @@ def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions
     return page
 
 
-def _api_keys(cluster: ClusterConfig, listen: Address) -> dict[bytes, str]:
+def required_api_keys(cluster: ClusterConfig, listen: Address) -> dict[bytes, str]:
     """The class of each API key, by its digest; ConfigError if others can reach the gateway, and no class has a key."""
     api_keys = cluster.classes_by_key()
     if not api_keys and listen.host not in LOOPBACK:
