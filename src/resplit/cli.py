@@ -39,7 +39,6 @@ Model = Annotated[str, typer.Option(envvar="MODEL", help="A local folder, a hub 
 EndWithParent = Annotated[bool, typer.Option("--end-with-parent", hidden=True, help="End once stdin closes.")]
 _DEFAULT_URL = "http://127.0.0.1:8080"
 _DEFAULT_STATE = Path(".resplit")
-_SWITCH_S = 1e-5  # of a node; Python's own is 5 ms, which is as long as a pass
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,9 +109,6 @@ def node(
     from resplit.node.server import serve_node
     from resplit.wire.addresses import Address
 
-    # The thread that computes needs Python's lock after each graph. It must not wait until the event loop has nothing
-    # more to do, which holds the lock for up to this long.
-    sys.setswitchinterval(_SWITCH_S)
     key_folder = keys or state / "keys" / name
     url, kept = registry or str(state / "registry"), state / "shards" / name
     _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop, kept=kept))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -210,3 +212,21 @@ def test_one_decode_time_is_divided_as_the_real_engine_divides_its_own() -> None
 
 def test_the_error_is_the_median_of_the_absolute_errors_of_passes() -> None:
     assert median_error(deque([0.01, -0.03, 0.02])) == 0.02
+
+
+def test_the_error_is_known_while_passes_run() -> None:
+    errors, stop = deque([0.1] * 4000, maxlen=4096), threading.Event()
+
+    def add() -> None:
+        while not stop.is_set():
+            errors.append(0.1)
+
+    adding, before_s = threading.Thread(target=add), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    adding.start()
+    try:
+        assert [median_error(errors) for _ in range(50)] == [0.1] * 50
+    finally:
+        stop.set()
+        adding.join()
+        sys.setswitchinterval(before_s)

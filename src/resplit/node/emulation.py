@@ -99,4 +99,5 @@ class Padding:
 
 def median_error(errors: deque[float]) -> float:
     """Median absolute relative error of the passes, NaN without any."""
-    return statistics.median(abs(error) for error in errors) if errors else float("nan")
+    known = list(errors)  # at once, for the thread that computes adds more
+    return statistics.median(map(abs, known)) if known else float("nan")

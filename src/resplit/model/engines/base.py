@@ -157,7 +157,7 @@ class Engine(ABC, Generic[Cache]):
     @property
     def held_bytes(self) -> float:
         """Bytes of the loaded weights, and of the caches as far as they are used."""
-        weights = float(sum(self.features[block].weight_bytes for block in self.blocks))
+        weights = float(sum(self.features[block].weight_bytes for block in list(self.blocks)))  # blocks load in threads
         return weights + sum(size for _, _, size in self.caches())
 
     def drop(self, block: int) -> None:
