@@ -22,7 +22,7 @@ from flows.params import load_params
 from resplit.cluster.client import ControlClient
 from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
 from resplit.errors import DataError, ProposalRefusedError
-from resplit.estimate import ahead
+from resplit.estimate import ahead, speed_jumps
 from resplit.policies import Situation, make_policy
 from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
@@ -40,7 +40,7 @@ def adapt(
     state: Path = STATE,
     period_s: float = 3.0,
     loop_for_s: float = 0.0,
-    window_s: float = 8.0,
+    window_s: float = 20.0,
     settings: Settings | None = None,
     since_s: float = 0.0,
     fast_loop_for_s: float = 120.0,
@@ -90,7 +90,8 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
             telemetry, cluster.node_names, live.features, now_s, state / "quarantine", live.unused, Need(reports=1)
         )
         # The held-out errors of the profile are kept: a few seconds of service are too little to estimate them.
-        cost = fit(valid.telemetry, live.features, state / "cost.json", hold_out=False)
+        jumps = speed_jumps(client.estimates(), time.time())
+        cost = fit(valid.telemetry, live.features, state / "cost.json", False, jumps)
     except DataError as error:
         _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
         client.log_decision(Decision(now_s, "keep", str(error)))

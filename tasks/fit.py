@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from resplit.cost import CostModel, fit_cost_model
+from resplit.cost import CostModel, SpeedJump, fit_cost_model
 from resplit.errors import DataError
 from resplit.files import write_atomically
 from resplit.telemetry.tables import Telemetry
@@ -33,14 +33,18 @@ def last_good_model(path: Path) -> CostModel:
 
 
 def fit_and_keep(
-    telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, hold_out: bool = True
+    telemetry: Telemetry,
+    features: Sequence[BlockFeatures],
+    path: Path,
+    hold_out: bool = True,
+    jumps: Mapping[str, SpeedJump] | None = None,
 ) -> CostModel:
     """Fit the window `telemetry`, with the model at `path` as the guess if there is one, and replace that file.
 
     `features` must be those of the model at `path`. DataError if the telemetry is not sufficient; the file then stays
     unchanged. A file that cannot be read is ignored and replaced.
     """
-    model = fit_cost_model(telemetry, features, _previous(path), hold_out=hold_out)
+    model = fit_cost_model(telemetry, features, _previous(path), hold_out=hold_out, jumps=jumps or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, model.to_json())
     _log.info(
@@ -64,6 +68,12 @@ def _previous(path: Path) -> CostModel | None:
 
 
 @task(name="fit", cache_policy=NO_CACHE)
-def fit(telemetry: Telemetry, features: Sequence[BlockFeatures], path: Path, hold_out: bool = True) -> CostModel:
+def fit(
+    telemetry: Telemetry,
+    features: Sequence[BlockFeatures],
+    path: Path,
+    hold_out: bool = True,
+    jumps: Mapping[str, SpeedJump] | None = None,
+) -> CostModel:
     """`fit_and_keep` as a task."""
-    return fit_and_keep(telemetry, features, path, hold_out)
+    return fit_and_keep(telemetry, features, path, hold_out, jumps)

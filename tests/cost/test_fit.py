@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resplit.cost import CostModel, fit_cost_model
+from resplit.cost import CostModel, SpeedJump, fit_cost_model
 from resplit.cost.model import Phase
 from resplit.errors import DataError
 from resplit.telemetry.tables import NODE_COLUMNS, Telemetry, frame
@@ -124,35 +124,45 @@ def test_the_reference_shows_that_an_idle_node_slowed_down(model: CostModel, fea
     assert after.links == model.links
 
 
+SLOW_CLOUD = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=2.0)}
+JUMPED = {"cloud": SpeedJump(1.9, 5.0)}
+
+
 def test_a_node_that_jumped_within_the_window_is_fitted_to_what_came_after(
     model: CostModel, features: Features
 ) -> None:
-    slow = MACHINES | {"cloud": replace(MACHINES["cloud"], speed=2.0)}
-    window = _jumped(features, slow, [0.0, 0.5, 1.0, 1.5], [2.0, 2.5, 3.0])
-    after = fit_cost_model(window, features, previous=model, hold_out=False)
-    assert _worst(after, features, "cloud", slow["cloud"]) < 0.12
+    window = _jumped(features, [0.0, 0.5, 1.0, 1.5], [2.0, 2.5, 3.0])
+    after = fit_cost_model(window, features, previous=model, hold_out=False, jumps=JUMPED)
+    assert _worst(after, features, "cloud", SLOW_CLOUD["cloud"]) < 0.12
     assert _worst(after, features, "home-a", MACHINES["home-a"]) < 0.12
     idle = Telemetry.from_rows({"nodes": node_rows(MACHINES, [10.0, 10.5, 11.0])})
-    again = fit_cost_model(idle, features, previous=after, hold_out=False)
+    again = fit_cost_model(idle, features, previous=after, hold_out=False, jumps=JUMPED)
     assert _worst(again, features, "cloud", MACHINES["cloud"]) < 0.12
 
 
-def test_one_late_reference_is_no_jump(model: CostModel, features: Features) -> None:
-    times = [0.0, 0.5, 1.0, 1.5]
-    late = replace(MACHINES["cloud"], speed=4.0)
-    window = _jumped(features, MACHINES | {"cloud": late}, times, [])
-    nodes = node_rows(MACHINES, times) + node_rows({"cloud": late}, [2.0])
-    after = fit_cost_model(replace(window, nodes=frame(nodes, NODE_COLUMNS)), features, previous=model, hold_out=False)
-    assert _worst(after, features, "cloud", MACHINES["cloud"]) < 0.12
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_node_that_has_just_jumped_is_as_slow_for_all_kinds_of_block_as_its_passes_showed(
+    model: CostModel, features: Features, reported: bool
+) -> None:
+    """Also if it reports no new reference: real nodes do not. The next window has nothing of it."""
+    reports = node_rows(SLOW_CLOUD if reported else MACHINES, [2.0])
+    window = _jumped(features, [0.0, 0.5, 1.0, 1.5], [])
+    window = replace(window, nodes=frame(node_rows(MACHINES, [0.0, 1.5]) + reports, NODE_COLUMNS))
+    before = replace(model, fitted_at_s=1.0)
+    after = fit_cost_model(window, features, previous=before, hold_out=False, jumps=JUMPED)
+    assert _worst(after, features, "cloud", SLOW_CLOUD["cloud"]) < 0.12
+    idle = Telemetry.from_rows({"nodes": [row | {"time_s": 9.0} for row in reports]})
+    again = fit_cost_model(idle, features, previous=after, hold_out=False, jumps=JUMPED)
+    assert _worst(again, features, "cloud", SLOW_CLOUD["cloud"]) < 0.12
 
 
-def _jumped(features: Features, slow: dict[str, Machine], before_s: list[float], after_s: list[float]) -> Telemetry:
-    """A window in which machines became as `slow` says: reports before and after, and passes soon after each."""
+def _jumped(features: Features, before_s: list[float], after_s: list[float]) -> Telemetry:
+    """A window in which a machine became slower: reports before and after, and passes soon after each."""
     blocks: list[dict[str, object]] = []
-    for machines, times in ((MACHINES, before_s), (slow, after_s)):
+    for machines, times in ((MACHINES, before_s), (SLOW_CLOUD, after_s)):
         rows = block_rows(machines, features, seed=len(blocks)) if times else []
         blocks += [row | {"time_s": times[index % len(times)] + 0.1} for index, row in enumerate(rows)]
-    nodes = node_rows(MACHINES, before_s) + node_rows(slow, after_s)
+    nodes = node_rows(MACHINES, before_s) + node_rows(SLOW_CLOUD, after_s)
     return Telemetry.from_rows({"nodes": nodes, "blocks": blocks})
 
 

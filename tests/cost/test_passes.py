@@ -35,13 +35,13 @@ def own(fixed_s: float, fitted: int) -> dict[tuple[str | None, str, str | None],
 def test_the_drift_of_a_node_scales_what_it_did_not_measure_again_if_enough_passes_show_it(
     rows: int, prefill_s: float
 ) -> None:
-    fitted = fit_nodes(cells(rows, 6.0), ["layer"], {"hub": 1.0}, POOLED, own(3.0, fitted=4), {"hub": 1.0})
+    fitted = fit_nodes(cells(rows, 6.0), ["layer"], {"hub": 1.0}, POOLED, own(3.0, fitted=4), {"hub": 1.0}, {})
     assert fitted["hub", "prefill", "layer"].coefficients[0] == pytest.approx(prefill_s)
 
 
 @pytest.mark.parametrize(("fitted", "prefill_s"), [(4, 3.0), (0, 1.0)])
 def test_an_earlier_model_without_passes_of_the_node_gives_way_to_the_pooled_one(fitted: int, prefill_s: float) -> None:
-    found = fit_nodes(cells(0, 3.0)[:0], ["layer"], {"hub": 1.0}, POOLED, own(3.0, fitted), {"hub": 1.0})
+    found = fit_nodes(cells(0, 3.0)[:0], ["layer"], {"hub": 1.0}, POOLED, own(3.0, fitted), {"hub": 1.0}, {})
     assert found["hub", "prefill", "layer"].coefficients[0] == pytest.approx(prefill_s)
 
 

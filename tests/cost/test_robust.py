@@ -7,6 +7,7 @@ import pytest
 
 from resplit.cost.robust import (
     CAPACITY,
+    GUESS_ROWS,
     KNEE,
     LEAST_SCALE,
     _fit,
@@ -56,7 +57,7 @@ def test_no_other_non_negative_coefficients_have_a_smaller_loss(seed: int) -> No
         residual = np.abs(design @ coefficients / target - 1)
         return float(np.where(residual <= KNEE, residual**2, 2 * KNEE * residual - KNEE**2).sum())
 
-    best = _fit(design, target, target, np.ones(60), None).coefficients
+    best = _fit(design, target, target, np.ones(60), None, GUESS_ROWS).coefficients
     rng = np.random.default_rng(seed)
     for _ in range(200):
         other = np.maximum(best * (1 + 0.05 * rng.standard_normal(3)) + 0.01 * rng.standard_normal(3), 0)
@@ -126,14 +127,14 @@ def test_no_rows_are_a_data_error() -> None:
 
 def test_a_guess_weighs_as_much_as_a_twentieth_of_a_row() -> None:
     design, target = np.ones((1, 1)), np.array([2.0])  # relative to its prediction, the only row has the target 1
-    guided = _fit(design, target, target, np.ones(1), np.array([2.02]))
+    guided = _fit(design, target, target, np.ones(1), np.array([2.02]), GUESS_ROWS)
     assert guided.coefficients[0] == pytest.approx(2.0 + 0.02 * 0.05 / 1.05, rel=1e-5)
-    assert _fit(design, target, target, np.ones(1), None).coefficients[0] == pytest.approx(2.0, rel=1e-5)
+    assert _fit(design, target, target, np.ones(1), None, GUESS_ROWS).coefficients[0] == pytest.approx(2.0, rel=1e-5)
 
 
 def test_the_scale_of_a_column_is_its_mean_over_the_rows_that_have_weight() -> None:
     design, target = np.array([[1.0], [1.0], [1e6]]), np.array([2.0, 2.0, 1.0])
-    fit = _fit(design, target, np.full(3, 2.0), np.array([1.0, 1.0, 0.0]), np.array([2.02]))
+    fit = _fit(design, target, np.full(3, 2.0), np.array([1.0, 1.0, 0.0]), np.array([2.02]), GUESS_ROWS)
     assert fit.coefficients[0] == pytest.approx(2.0 + 0.02 * 0.05 / 2.05, rel=1e-4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,21 @@ def test_a_longer_latency_is_noticed_at_the_second_probe_and_is_not_taken_for_a_
     (link,) = links.estimates(at_s=0.0)
     assert link.latency_factor == pytest.approx(6.0, rel=0.05)
     assert link.s_per_byte_factor == pytest.approx(1.0, rel=0.05)
+
+
+def test_the_way_back_counts_as_slower_until_it_is_measured(links: LinkEstimates) -> None:
+    def back(at_s: float) -> None:
+        links.observe("b", "a", SMALL, LATENCY_S, at_s)
+
+    there = model().links[0]
+    links.set_model(replace(model(), links=(there, replace(there, node="b", peer="a"))))
+    back(19.0)
+    probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0)
+    factors = [link.latency_factor for link in links.estimates(at_s=22.0)]
+    assert factors == pytest.approx([6.0, 6.0], rel=0.05)
+    back(22.1)
+    factors = [link.latency_factor for link in links.estimates(at_s=22.1)]
+    assert factors == pytest.approx([6.0, 1.0], rel=0.05)
 
 
 def test_a_narrower_link_is_noticed(links: LinkEstimates) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
@@ -18,7 +19,7 @@ from resplit.config import BlockTimes, DecodeTimes, Emulation
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
-from resplit.node.emulation import Hardware, Load, median_error
+from resplit.node.emulation import Hardware, Load, Padding, median_error
 from resplit.node.executor import Executor
 from tests.support.engines import stored_engine
 
@@ -54,6 +55,9 @@ class SimulatedTime:
     def perf_counter(self) -> float:
         self.now_s += 20e-6  # as if computing a block took this long
         return self.now_s
+
+    def time(self) -> float:
+        return 1e9 + self.now_s
 
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds
@@ -141,7 +145,7 @@ async def test_timings_and_busy_time_exclude_background_load(executor: Executor)
     assert declared_s <= executor.busy_s <= wall_s / 2
     decodes = [timing for timing in executor.timings if timing.phase == "decode"]
     assert [(t.block, t.tokens, t.context_tokens) for t in decodes] == [(2, 1, 8 + step) for step in range(10)]
-    assert all(timing.seconds >= 8e-3 for timing in decodes)
+    assert all(timing.seconds >= 8e-3 - 1e-9 for timing in decodes)
     assert sum(timing.seconds for timing in executor.timings) <= wall_s / 2
 
 
@@ -230,3 +234,17 @@ def test_the_error_is_known_while_passes_run() -> None:
         stop.set()
         adding.join()
         sys.setswitchinterval(before_s)
+
+
+def test_the_blocks_of_a_late_pass_are_late_in_equal_parts(simulated_time: SimulatedTime) -> None:
+    padding = Padding(HARDWARE, deque())
+    begun_s = simulated_time.now_s
+    padding.after_block("embed", Load(1, 0))
+    simulated_time.now_s += 0.028  # the host does something else: the next layer ends 20 ms late
+    late_s = padding.after_block("layer", Load(1, 0))
+    end_s = padding.after_block("layer", Load(1, 0))
+    assert late_s - begun_s > 0.01
+    first_s, second_s, third_s = (after - before for before, after in itertools.pairwise(padding.ends_s(end_s)))
+    assert second_s == pytest.approx(third_s)
+    assert second_s / first_s == pytest.approx(4)
+    assert first_s + second_s + third_s == pytest.approx(end_s - begun_s, abs=1e-4)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class Cluster:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     lock: int | None = None  # descriptor of the state folder's lock: the processes inherit it
     held_down: set[str] = field(default_factory=set)  # processes that supervision does not start again
+    # A process inherits the niceness of the thread that starts it. This thread keeps that of the start, while others
+    # may yield to the nodes since then.
+    starter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "start processes"))
 
     @property
     def token(self) -> str:
@@ -82,6 +86,7 @@ class Cluster:
                 process.kill()
                 process.wait()
             _let_go(process)
+        self.starter.shutdown()
 
 
 @contextlib.contextmanager
@@ -158,15 +163,16 @@ def start_process(cluster: Cluster, name: str, command: Sequence[str] | None = N
     if name in cluster.processes:
         _let_go(cluster.processes[name])
     with (cluster.state / "log" / f"{name}.log").open("ab") as log, _signals_deferred():
-        cluster.processes[name] = subprocess.Popen(
+        cluster.processes[name] = cluster.starter.submit(
+            subprocess.Popen,
             command or _command(cluster, name),
             stdin=subprocess.PIPE,  # closes when this process ends: see `parent`
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=() if cluster.lock is None else (cluster.lock,),
-            start_new_session=True,
-        )
+            process_group=0,  # Ctrl-C is for this process, which ends the others. A session would make niceness void.
+        ).result()
 
 
 def _command(cluster: Cluster, name: str) -> list[str]:

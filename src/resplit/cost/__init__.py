@@ -1,6 +1,6 @@
 """The cost model: predicted seconds of each block on each node and of each message on each link, from telemetry."""
 
-from resplit.cost.fit import fit_cost_model
+from resplit.cost.fit import SpeedJump, fit_cost_model
 from resplit.cost.links import LinkModel
 from resplit.cost.model import CostModel, PassModel, PredictionError
 from resplit.cost.prediction import block_timings, prediction_error
@@ -12,6 +12,7 @@ __all__ = [
     "NodeReading",
     "PassModel",
     "PredictionError",
+    "SpeedJump",
     "block_timings",
     "fit_cost_model",
     "node_readings",

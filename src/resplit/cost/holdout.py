@@ -28,7 +28,7 @@ def held_out_contexts(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Ma
         return PredictionError(None, None, 0)
     shorter = cells[~longest]
     pooled = fit_pooled(shorter, kinds, reference_s, {})
-    models = fit_nodes(shorter, kinds, reference_s, pooled, {}, {})
+    models = fit_nodes(shorter, kinds, reference_s, pooled, {}, {}, {})
     held = cells[longest]
     return PredictionError.of(predicted_s(held, models), held["seconds"].to_numpy())
 
@@ -46,7 +46,7 @@ def held_out_nodes(cells: pd.DataFrame, kinds: Sequence[str], reference_s: Mappi
             pooled = fit_pooled(others, kinds, reference_s, {})
         except DataError:
             continue  # the other nodes have no rows of some phase, so they cannot predict this node
-        models = fit_nodes(others, kinds, {node: reference_s[node]}, pooled, {}, {})
+        models = fit_nodes(others, kinds, {node: reference_s[node]}, pooled, {}, {}, {})
         predicted.append(predicted_s(held, models))
         measured.append(held["seconds"].to_numpy())
     return PredictionError.of(np.concatenate(predicted), np.concatenate(measured))

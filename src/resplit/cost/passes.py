@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -11,13 +12,17 @@ import pandas as pd
 
 from resplit.cost.features import COLUMNS, design
 from resplit.cost.model import PHASES, PassKey, PassModel
-from resplit.cost.robust import huber_nonnegative
+from resplit.cost.robust import GUESS_ROWS, huber_nonnegative
 from resplit.errors import DataError
 from resplit.types import BlockFeatures, FloatArray
 
 __all__ = ["PassModels", "cells_of", "fit_nodes", "fit_pooled", "predicted_s"]
 
 FEWEST_ROWS = 5  # with fewer rows the guess is kept, because one pass that hung would decide the fit
+# The node's own model of the last window weighs as much as so many rows: a few seconds of service, in which some passes
+# were late, must not change the parts of the model one by one.
+OWN_ROWS = 4.0
+_TIMED_AGAIN = math.log(1.1)  # a reference that changed by less does not tell of a jump
 CONTEXT_STEP = 16  # tokens; passes with contexts in the same step share a cell
 
 PassModels = Mapping[PassKey, PassModel]
@@ -91,11 +96,13 @@ def fit_nodes(
     pooled: PassModels,
     previous: PassModels,
     previous_reference_s: Mapping[str, float],
+    jumped: Mapping[str, float],
 ) -> dict[PassKey, PassModel]:
     """For each node of `reference_s`, phase and kind: a model fitted to its own rows, starting from a guess.
 
     The guess is the node's previous model, scaled by the node's drift since then, or else the pooled model at the
-    node's speed. With fewer than `FEWEST_ROWS` rows the model is the guess itself.
+    node's speed. With fewer than `FEWEST_ROWS` rows the model is the guess itself. The drift is what the node's rows
+    show, or else its reference, or else `jumped`, the factor by which the node jumped since the previous model.
     """
     fitted: dict[PassKey, PassModel] = {}
     rows_by_node = {str(node): rows for node, rows in cells.groupby("node", sort=False)}
@@ -106,14 +113,18 @@ def fit_nodes(
     for node, reference in reference_s.items():
         rows = rows_by_node.get(node, cells.iloc[:0])
         own = own_by_node.get(node, {})
-        drift = _ratio(rows, own) or reference / previous_reference_s.get(node, reference)
+        shown = reference / previous_reference_s.get(node, reference)
+        if node in jumped and abs(math.log(shown)) < _TIMED_AGAIN:
+            shown = jumped[node]  # a real node times its reference when it is profiled, and not since it jumped
+        drift = _ratio(rows, own) or shown
         scale_s = _ratio(rows, {(node, *key[1:]): fit for key, fit in pooled.items()}) or reference
         for phase in PHASES:
             for kind in kinds:
                 key = (node, phase, kind)
                 guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, scale_s)
                 mine = rows if rows.empty else rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
-                fitted[key] = _fit(mine, guess, guess) if mine["rows"].sum() >= FEWEST_ROWS else guess
+                weight = OWN_ROWS if key in own else GUESS_ROWS
+                fitted[key] = _fit(mine, guess, guess, weight) if mine["rows"].sum() >= FEWEST_ROWS else guess
     return fitted
 
 
@@ -127,7 +138,7 @@ def predicted_s(cells: pd.DataFrame, models: PassModels) -> FloatArray:
     return predicted
 
 
-def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> PassModel:
+def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None, guess_rows: float = GUESS_ROWS) -> PassModel:
     """A model with the node, phase and kind of `identity`, fitted to `rows`; without rows, `guess` under that name."""
     if rows.empty:
         return replace(guess or identity, node=identity.node, kind=identity.kind)
@@ -136,6 +147,7 @@ def _fit(rows: pd.DataFrame, identity: PassModel, guess: PassModel | None) -> Pa
         rows["seconds"].to_numpy(),
         np.sqrt(rows["rows"].to_numpy()),  # rows of one cell are correlated, so n of them do not weigh n times as much
         np.array(guess.coefficients) if guess else None,
+        guess_rows,
     )
     return replace(
         identity,

@@ -17,7 +17,7 @@ __all__ = ["Fit", "Lines", "huber_lines", "huber_nonnegative"]
 KNEE = 0.05  # relative: residuals within 5 % count by their square, larger ones by their absolute value
 CAPACITY = 128  # of more rows, a sample is used
 LEAST_SCALE = 0.01  # of a row's typical target: the least scale of a row whose prediction is close to 0
-GUESS_ROWS = 0.05  # a guess weighs as much as this many rows
+GUESS_ROWS = 0.05  # by default a guess weighs as much as this many rows
 NO_GUESS_ROWS = 1e-6  # without a guess: only to select among coefficients that the rows cannot distinguish
 MOST_ITERATIONS, TOLERANCE = 100, 1e-8  # of the solver; relative to the largest coefficient of the scaled problem
 
@@ -32,13 +32,18 @@ class Fit:
 
 
 def huber_nonnegative(
-    design: FloatArray, target: FloatArray, weights: FloatArray | None = None, guess: FloatArray | None = None
+    design: FloatArray,
+    target: FloatArray,
+    weights: FloatArray | None = None,
+    guess: FloatArray | None = None,
+    guess_rows: float = GUESS_ROWS,
 ) -> Fit:
     """Fit `target` (R,) > 0 by `design` (R, F) @ theta with theta >= 0:
 
         minimise  sum_r w_r huber((design_r theta - target_r) / scale_r) + kappa |column_scale (theta - guess)|^2
 
-    `weights` are w (R,), all 1 by default. kappa is small, so `guess` (F,) decides only what the rows do not determine.
+    `weights` are w (R,), all 1 by default. kappa is `guess_rows`: by default so few that `guess` (F,) decides only what
+    the rows do not determine.
     The scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
     rows that are too small would outweigh the rest.) Of more than `CAPACITY` rows, `CAPACITY` evenly spaced ones are
     used. DataError if there are no rows.
@@ -49,8 +54,8 @@ def huber_nonnegative(
     design, target = design[kept], target[kept]
     weights = np.ones(len(kept)) if weights is None else weights[kept]
     typical = _typical(design, target)
-    first = _fit(design, target, typical, weights, guess)
-    return _fit(design, target, _row_scale(design @ first.coefficients, typical), weights, guess)
+    first = _fit(design, target, typical, weights, guess, guess_rows)
+    return _fit(design, target, _row_scale(design @ first.coefficients, typical), weights, guess, guess_rows)
 
 
 def _typical(design: FloatArray, target: FloatArray) -> FloatArray:
@@ -66,14 +71,19 @@ def _row_scale(predicted: FloatArray, typical: FloatArray) -> FloatArray:
 
 
 def _fit(
-    design: FloatArray, target: FloatArray, row_scale: FloatArray, weights: FloatArray, guess: FloatArray | None
+    design: FloatArray,
+    target: FloatArray,
+    row_scale: FloatArray,
+    weights: FloatArray,
+    guess: FloatArray | None,
+    guess_rows: float,
 ) -> Fit:
     relative, relative_target = design / row_scale[:, None], target / row_scale  # (R, F), (R,)
     column_scale = np.average(relative, axis=0, weights=weights)  # (F,)
     known = column_scale > 0
     column_scale = np.where(known, column_scale, 1.0)
     rows = relative / column_scale  # (R, F)
-    stiffness = np.full(len(column_scale), NO_GUESS_ROWS if guess is None else GUESS_ROWS)
+    stiffness = np.full(len(column_scale), NO_GUESS_ROWS if guess is None else guess_rows)
     scaled_guess = np.zeros(len(column_scale)) if guess is None else guess * column_scale
     scaled = _solve(rows, relative_target, weights, scaled_guess, stiffness)
     residuals = rows @ scaled - relative_target  # (R,)

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
+from resplit.cost.fit import SpeedJump
 from resplit.cost.model import CostModel
 from resplit.cost.problem import MAX_BACKGROUND
 from resplit.estimate.change import Change
@@ -26,7 +27,7 @@ from resplit.estimate.links import LinkEstimate, LinkEstimates, bandwidth_ahead,
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.types import BlockFeatures, Problem
 
-__all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "ahead", "under_estimates"]
+__all__ = ["ClusterEstimate", "Estimates", "NodeEstimate", "ahead", "speed_jumps", "under_estimates"]
 
 # Of the logarithm of the factor: noise of one pass, drift in one second, and the least jump that is worth a plan.
 _SPEED_NOISE, _SPEED_DRIFT, _SPEED_LEAST = 0.03, 0.01, 0.15
@@ -36,6 +37,7 @@ _SPEED_MOMENTS, _SPEED_APART_S = 2, 0.02
 _HICCUP_S = 0.005
 _BACKGROUND_NOISE, _BACKGROUND_DRIFT, _BACKGROUND_LEAST = 0.03, 0.01, 0.1
 _PASSES_KEPT = 8
+_PASSES_S = 20.0  # older passes say no more than the models that were fitted to them since
 _SAME_BATCH_S = 0.05  # passes of one batch end at most so long after one another
 _FRESH_S = 1.0  # while a node computed passes within this time, its report about the reference layer is not needed
 
@@ -46,7 +48,8 @@ class NodeEstimate:
 
     The cost model's times of it are wrong by `factor` now, which has the relative standard deviation `deviation`.
     `background_utilization` is the share of it that others use; None if that is not known. The last pass or report that
-    shows either came `age_s` seconds ago; None if none did. `background_ahead` is what others will use.
+    shows either came `age_s` seconds ago; None if none did. `background_ahead` is what others will use. Its speed last
+    jumped `jumped_s_ago`; None if it never did.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -56,6 +59,7 @@ class NodeEstimate:
     background_utilization: float | None = None
     age_s: float | None = None
     background_ahead: Forecast | None = None
+    jumped_s_ago: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,15 @@ def ahead(problem: Problem, estimates: Estimates) -> Problem:
     )
 
 
+def speed_jumps(estimates: Estimates, now_s: float) -> dict[str, SpeedJump]:
+    """The last jump of each node that jumped, for the next fit. The estimates are those at `now_s`."""
+    return {
+        name: SpeedJump(now_s - node.jumped_s_ago, node.factor)
+        for name, node in estimates.nodes.items()
+        if node.jumped_s_ago is not None
+    }
+
+
 class _SeenNode:
     """What was seen of one node."""
 
@@ -124,6 +137,7 @@ class _SeenNode:
         self.passes: deque[tuple[SegmentTime, float]] = deque(maxlen=_PASSES_KEPT)  # since the last jump; with contexts
         self.computed_s = -math.inf  # when the last pass ended
         self.reference_s = math.nan  # the last report
+        self.jumped_s: float | None = None  # when the last jump of the speed was detected
 
     def shares_batch(self, segment: SegmentTime, at_s: float) -> bool:
         """Whether the last pass was computed in the same batch, and has shown all that this one could."""
@@ -145,12 +159,15 @@ class ClusterEstimate:
         self._hops: tuple[int, tuple[Level, Level]] = (0, (_hops_level(), _hops_level()))
         self._expected: ExpectedTimes | None = None
         self._nodes: defaultdict[str, _SeenNode] = defaultdict(_SeenNode)
+        self._now_s = -math.inf  # when anything was seen last
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What the last passes show of each node is compared with it."""
         self._expected = ExpectedTimes(model, self._features)
         self.links.set_model(model)
         for name, node in self._nodes.items():
+            if self._now_s - node.computed_s > _PASSES_S:
+                node.passes.clear()
             bounds = [each for each in (self._log_factors(name, *each) for each in node.passes) if each is not None]
             exact = [least for least, most in bounds if least == most]
             logs = exact or [(least + most) / 2 for least, most in bounds]
@@ -158,7 +175,7 @@ class ClusterEstimate:
 
     def observe(self, done: PassTime) -> list[Change]:
         """Take the times of a pass; returns the jumps that it reveals."""
-        changes = []
+        changes, self._now_s = [], max(done.at_s, self._now_s)
         for segment in done.segments:
             node = self._nodes[segment.node]
             if node.shares_batch(segment, done.at_s):
@@ -195,7 +212,7 @@ class ClusterEstimate:
 
     def observe_report(self, node: str, reference_s: float, background: float, at_s: float) -> list[Change]:
         """Take a node's report: its time for the reference layer, and the share of it that others use."""
-        known = self._nodes[node]
+        known, self._now_s = self._nodes[node], max(at_s, self._now_s)
         known.reference_s = reference_s
         if at_s - known.computed_s < _FRESH_S:  # its passes say more, and sooner
             return []
@@ -236,7 +253,7 @@ class ClusterEstimate:
             known.passes.popleft()
         if known.computed_s < at_s:  # a report revealed the jump
             known.passes.clear()
-        deviation = level.deviation(at_s)
+        known.jumped_s, deviation = at_s, level.deviation(at_s)
         return [Change(at_s, node, "time", math.exp(before), math.exp(level.mean), deviation)]
 
     def _observe_background(self, node: str, share: float, at_s: float) -> list[Change]:
@@ -265,4 +282,5 @@ def _estimate(node: _SeenNode, at_s: float) -> NodeEstimate:
         background_utilization=share,
         age_s=age_s(at_s, speed, background),
         background_ahead=None if share is None else node.background_ahead.forecast(share, at_s),
+        jumped_s_ago=None if node.jumped_s is None else max(0.0, at_s - node.jumped_s),
     )

@@ -72,11 +72,27 @@ def bandwidth_ahead(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> Fl
 
 
 @dataclass
+class _SeenTime:
+    """What was seen of the latency or of the seconds per byte of a link."""
+
+    level: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
+    slower_s: float = -math.inf  # when it last became longer
+
+    def log_factor(self, back: _SeenTime | None) -> float:
+        """The level, and at least that of the way back while only that is known to have become longer.
+
+        What slows down one direction mostly slows down both, and a plan must not move to the other one meanwhile.
+        """
+        unsure = back is not None and (self.level.doubted or self.level.seen_s <= back.slower_s)
+        return max(self.level.mean, back.level.mean) if back and unsure else self.level.mean
+
+
+@dataclass
 class _SeenLink:
     """What was seen of one link."""
 
-    latency: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
-    s_per_byte: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
+    latency: _SeenTime = field(default_factory=_SeenTime)
+    s_per_byte: _SeenTime = field(default_factory=_SeenTime)
     small_s: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # the last small messages
     log_s_per_byte: Reverting = field(default_factory=Reverting)
     expected: tuple[float | None, float | None] = (None, None)  # latency and seconds per byte by the cost model
@@ -96,9 +112,9 @@ class LinkEstimates:
             before, link.expected = link.expected, self._expected(pair)
             if link.expected == before:
                 continue
-            for level, old, new in zip((link.latency, link.s_per_byte), before, link.expected, strict=True):
+            for seen, old, new in zip((link.latency, link.s_per_byte), before, link.expected, strict=True):
                 if old and new:
-                    level.shift(math.log(old / new))
+                    seen.level.shift(math.log(old / new))
 
     def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
         """Take the one-way time of a probe; returns the jump that it reveals."""
@@ -116,31 +132,34 @@ class LinkEstimates:
         transfer_s = seconds - small_s
         changes = _observed(what, link.s_per_byte, transfer_s, payload_bytes * (expected_s_per_byte or 0.0), at_s)
         if expected_s_per_byte:
-            link.log_s_per_byte.observe(link.s_per_byte.mean + math.log(expected_s_per_byte), at_s)
+            link.log_s_per_byte.observe(link.s_per_byte.level.mean + math.log(expected_s_per_byte), at_s)
         return changes
 
     def doubted(self) -> list[tuple[str, str]]:
         """The links that seem to have changed by their last messages: they should be measured again at once."""
-        return [pair for pair, link in self._links.items() if link.latency.doubted or link.s_per_byte.doubted]
+        return [
+            pair for pair, link in self._links.items() if link.latency.level.doubted or link.s_per_byte.level.doubted
+        ]
 
     def estimates(self, at_s: float) -> tuple[LinkEstimate, ...]:
         """The estimate of each link that was measured, at `at_s`."""
-        return tuple(
-            LinkEstimate(
-                *pair,
-                math.exp(link.latency.mean),
-                math.exp(link.s_per_byte.mean),
-                age_s(at_s, link.latency, link.s_per_byte),
-                self._transfer_ahead(link, at_s),
-            )
-            for pair, link in self._links.items()
+        return tuple(self._estimate(pair, link, at_s) for pair, link in self._links.items())
+
+    def _estimate(self, pair: tuple[str, str], link: _SeenLink, at_s: float) -> LinkEstimate:
+        back = self._links.get((pair[1], pair[0]))
+        return LinkEstimate(
+            *pair,
+            math.exp(link.latency.log_factor(back.latency if back else None)),
+            math.exp(link.s_per_byte.log_factor(back.s_per_byte if back else None)),
+            age_s(at_s, link.latency.level, link.s_per_byte.level),
+            self._transfer_ahead(link, at_s),
         )
 
     def _transfer_ahead(self, link: _SeenLink, at_s: float) -> Forecast | None:
         expected_s_per_byte = link.expected[1]
-        if not expected_s_per_byte or not link.s_per_byte.known:
+        if not expected_s_per_byte or not link.s_per_byte.level.known:
             return None
-        now = link.s_per_byte.mean + math.log(expected_s_per_byte)
+        now = link.s_per_byte.level.mean + math.log(expected_s_per_byte)
         forecast = link.log_s_per_byte.forecast(now, at_s)
         return Forecast(forecast.mean - now, forecast.deviation)
 
@@ -150,9 +169,9 @@ class LinkEstimates:
         return (link.latency_s or None, 1 / link.bandwidth_bytes_per_s) if link else (None, None)
 
 
-def _observed(what: str, level: Level, seconds: float, expected_s: float | None, at_s: float) -> list[Change]:
+def _observed(what: str, seen: _SeenTime, seconds: float, expected_s: float | None, at_s: float) -> list[Change]:
     """Let a level take a measured time, of which the cost model expects `expected_s`."""
-    log_factor = log_ratio(seconds, expected_s)
+    level, log_factor = seen.level, log_ratio(seconds, expected_s)
     if log_factor is None or not expected_s:
         return []
     if not level.known:  # the model was fitted to such messages; a first one may be late
@@ -160,6 +179,8 @@ def _observed(what: str, level: Level, seconds: float, expected_s: float | None,
     before = level.mean
     if not level.observe(log_factor, at_s, _HICCUP_S / max(seconds, expected_s)):
         return []
+    if level.mean > before:
+        seen.slower_s = at_s
     if expected_s * abs(math.exp(level.mean) - math.exp(before)) < _LEAST_S:
         return []
     return [Change(at_s, what, "time", math.exp(before), math.exp(level.mean), level.deviation(at_s))]

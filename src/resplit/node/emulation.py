@@ -77,23 +77,33 @@ class Padding:
         self._hardware = hardware
         self._errors = errors
         self._begun_s = time.perf_counter()
-        self._due_s = self._begun_s
+        self._dues_s = [self._begun_s]  # of the blocks so far
 
     def after_block(self, kind: str, load: Load) -> float:
         """Sleep until the block would be done on the emulated hardware. Returns the moment at which it is done there.
 
         The host may wake this thread later: that is no time of the block.
         """
-        self._due_s += self._hardware.elapsed_s(kind, load)
+        due_s = self._dues_s[-1] + self._hardware.elapsed_s(kind, load)
+        self._dues_s.append(due_s)
         now_s = time.perf_counter()
-        if now_s >= self._due_s:
+        if now_s >= due_s:
             return now_s
-        time.sleep(self._due_s - now_s)
-        return self._due_s
+        time.sleep(due_s - now_s)
+        return due_s
+
+    def ends_s(self, end_s: float) -> list[float]:
+        """The begin and the ends of the blocks of a pass that ended at `end_s`: late in proportion to their times.
+
+        Single blocks must not be timed: one after a late block is shorter than declared, until the pass is on time
+        again. No hardware does that, and a fit to such times would follow them.
+        """
+        longer = (end_s - self._begun_s) / (self._dues_s[-1] - self._begun_s)
+        return [self._begun_s + longer * (due_s - self._begun_s) for due_s in self._dues_s]
 
     def finish(self) -> None:
         """Record the relative error of the whole pass."""
-        declared_s = self._due_s - self._begun_s
+        declared_s = self._dues_s[-1] - self._begun_s
         self._errors.append((time.perf_counter() - self._begun_s) / declared_s - 1)
 
 

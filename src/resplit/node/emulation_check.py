@@ -19,7 +19,7 @@ from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.source import StoredModel
 from resplit.node.emulation import Hardware, Load
 
-_REPEATS = 8
+_REPEATS = 24
 # A block that is measured alone has its weights in the processor's cache; in a pass through many blocks it has not.
 _HEADROOM = 1.1
 # Of the cores. The gateway, the controller and the load generator use the rest.

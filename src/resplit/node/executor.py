@@ -69,9 +69,11 @@ class PassResult:
 class Timing:
     """Node time of one block in one pass of `sessions` sessions, without the time that background load added.
 
-    `tokens` are those of all sessions, `context_tokens` is the mean number of tokens cached before the pass.
+    The pass ended at `time_s`, in seconds since 1970. `tokens` are those of all sessions, `context_tokens` is the mean
+    number of tokens cached before the pass.
     """
 
+    time_s: float
     block: int
     phase: str
     tokens: int
@@ -396,7 +398,7 @@ class Executor:
         if len(ends_s) > 1:  # else no pass of the batch could run
             if padding:
                 padding.finish()
-            self._record(batch, begun, ends_s)
+            self._record(batch, begun, padding.ends_s(ends_s[-1]) if padding else ends_s)
             self._pace.ran(batch, begun.node_s(computed_s), time.perf_counter())
         first_half_s = max(0.0, ends_s[len(ends_s) // 2] - begun.at_s) if len(ends_s) > 2 else 0.0
         took = BatchTime(0.0, computed_s, load, begun.background_utilization, first_half_s)
@@ -429,14 +431,14 @@ class Executor:
         kinds: dict[str, list[int]] = {}
         for block in range(batch.first, batch.last + 1):
             kinds.setdefault(self.engine.kinds[block], []).append(block)
-        phase = "decode" if batch.decodes else "prefill"
+        now_s, phase = time.time(), "decode" if batch.decodes else "prefill"
         tokens = sum(part.tokens for part in batch.parts)
         contexts = [part.waiting.work.start + part.waiting.done for part in batch.parts]
         for blocks in kinds.values():
             index = blocks[self._passes % len(blocks)] - batch.first
             seconds = begun.node_s(ends_s[index + 1] - ends_s[index])
             context_tokens = round(sum(contexts) / sessions)
-            self.timings.append(Timing(batch.first + index, phase, tokens, context_tokens, sessions, seconds))
+            self.timings.append(Timing(now_s, batch.first + index, phase, tokens, context_tokens, sessions, seconds))
         self._passes += 1
 
 

@@ -207,7 +207,7 @@ class Probe:
     def _block_row(self, features: Sequence[BlockFeatures], timing: Timing) -> BlockRow:
         feature = features[timing.block]
         return BlockRow(
-            time_s=time.time(),
+            time_s=timing.time_s,
             node=self._name,
             block=feature.name,
             kind=feature.kind,
@@ -233,7 +233,7 @@ class Probe:
 
 
 def some_of_each(rows: Sequence[BlockRow]) -> list[BlockRow]:
-    """At most `_MAX_GROUP_ROWS` rows for each kind of block, phase, and of one session or several, evenly spread.
+    """At most `_MAX_GROUP_ROWS` rows for each kind of block, phase, and of one session or several, in order of time.
 
     A busy node times hundreds of blocks a second, but telemetry must cover minutes. Passes of several sessions are kept
     apart, because they tell the part of a pass that sessions share.
@@ -241,7 +241,8 @@ def some_of_each(rows: Sequence[BlockRow]) -> list[BlockRow]:
     groups: dict[tuple[str, str, bool], list[BlockRow]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.phase, row.sessions > 1), []).append(row)
-    return [row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)]]
+    kept = (row for group in groups.values() for row in group[:: math.ceil(len(group) / _MAX_GROUP_ROWS)])
+    return sorted(kept, key=lambda row: row.time_s)
 
 
 def _gpu_utilization() -> float:

@@ -26,7 +26,7 @@ from resplit.decide import (
 )
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import DataError, ProposalRefusedError, ResplitError
-from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, both_ways, under_estimates
+from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, both_ways, speed_jumps, under_estimates
 from resplit.pass_times import PassTime
 from resplit.policies import Policy, Situation
 from resplit.session_records import SessionRecord
@@ -49,8 +49,8 @@ class Loop:
     """
 
     settings: Settings = field(default_factory=lambda: Settings(work_limit=2000))
-    period_s: float = 2.0
-    window_s: float = 4.0
+    period_s: float = 3.0
+    window_s: float = 20.0
     fit_s: float = 10.0
     tick_s: float = 0.5
     reaction_s: float = 0.2
@@ -177,7 +177,8 @@ class Control:
 
     def _fit(self, telemetry: Telemetry) -> None:
         """Fit the cost model, and let the estimate start from it. DataError if the telemetry is not sufficient."""
-        self._cost = fit_cost_model(telemetry, self._features, self._cost, hold_out=False)
+        jumps = speed_jumps(self._estimates(), self._agenda.now_s)
+        self._cost = fit_cost_model(telemetry, self._features, self._cost, hold_out=False, jumps=jumps)
         self._estimate.set_model(self._cost)
         self._fit_due_s = self._agenda.now_s + self._loop.fit_s
 

@@ -66,8 +66,8 @@ class World:
         if self.scenario.duration <= _SHORT_S:
             return Loop(
                 Settings(horizon_s=60.0, cooldown_s=6.0, trial_s=30.0, work_limit=_WORK_LIMIT),
-                period_s=2.0,
-                window_s=4.0,
+                period_s=3.0,
+                window_s=20.0,
             )
         return Loop(Settings(horizon_s=300.0, work_limit=_WORK_LIMIT), period_s=20.0, window_s=20.0, fit_s=100.0)
 
