@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from resplit.decide import Brought, DecisionOutcome, History, Settings, decide, in_words
+from resplit.decide import Brought, DecisionOutcome, History, Measured, Settings, decide, in_words
 from resplit.decide.decision import Decision
 from tests.support.decisions import FAST, SETTINGS, SLOW, halves, problem
 
@@ -33,9 +33,20 @@ def test_a_move_says_what_was_seen_how_sure_it_is_what_staying_costs_and_what_it
 
 
 def test_a_tick_that_keeps_says_so() -> None:
-    first, _, last = in_words(decided(halves(FAST, SLOW, 6)))
-    assert first == "It looked at a tick; the cost model is off by 2%."
-    assert last == "It stays."
+    measured = Measured(0.31, 12, slo_missed=("chat",), error_s=0.02)
+    decision = replace(decided(halves(FAST, SLOW, 6)), measured=measured)
+    first, second, _, stays = in_words(decision)
+    assert first == "It looked at a tick: 12 requests took 0.31 s (± 0.04 s); chat missed the objective."
+    assert second == "The cost model is off by 2%."
+    assert stays == "It stays: no alternative gains more than its move costs."
+
+
+def test_a_decision_to_keep_says_what_the_best_alternative_would_have_cost() -> None:
+    decision = decided(halves(FAST, SLOW, 3), replace(SETTINGS, threshold=0.9))
+    best = max(decision.alternatives[1:], key=lambda plan: plan.net_gain)
+    assert decision.action == "keep"
+    assert in_words(decision)[-1].startswith(f"The best alternative ({best.action}) costs ")
+    assert in_words(decision)[-1].endswith(f"{best.latency_s:.2f} s and saves {best.net_gain:.1f} over the horizon.")
 
 
 def test_what_cannot_serve_is_said() -> None:

@@ -126,7 +126,7 @@ def test_moves_are_shown_with_their_alternatives(folder: Path) -> None:
     text = Elements(folder / "index.html").text
     assert "Decisions (adaptive)" in text
     assert "redistribute: 3100 ms, net gain 9.4, moves 42 MB, pause 30 ms" in text
-    assert "If it stayed, a request would take 1.50 s. It stays." in text
+    assert "If it stayed, a request would take 1.50 s. It stays: " in text
 
 
 def test_the_same_runs_give_the_same_files(folder: Path, tmp_path: Path) -> None:
