@@ -47,7 +47,7 @@ from tests.support.hostile import NONSENSE_REPLIES, Honest, HostileClient, Hosti
 Mode = Literal["forges", "talks_nonsense", "hangs", "anything"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 PRIVATE = frozenset({0, 1, 7})  # embedding, first layer and head of the model of six layers
-_CALLS = ("Command", "Report", "Echo", "Permit", "TransferCache", "Cache", "Close", "Steps", "Tokens")
+_CALLS = ("Command", "Report", "Echo", "Permit", "TransferCache", "Caches", "Close", "Steps", "Tokens")
 NOTES_EVERY_S = 0.5
 _EVERY_S = 0.02
 _WITHIN_S = 2.0

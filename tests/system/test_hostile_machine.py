@@ -89,7 +89,7 @@ LIES: dict[str, Lie] = {
     "endless": answers(*[b""] * 50),
     "nonsense": draws([*NONSENSE_REPLIES["Command"], *NONSENSE_REPLIES["Report"]]),
 }
-NODE_CALLS = ("Steps", "Tokens", "Command", "Report", "Echo", "Cache", "TransferCache", "Permit", "Close")
+NODE_CALLS = ("Steps", "Tokens", "Command", "Report", "Echo", "Caches", "TransferCache", "Permit", "Close")
 ATTEMPTS = st.sampled_from([0, 1, LARGEST])
 PERMITS = st.none() | st.builds(
     lambda attempt, epoch: Permit(attempt, 256, frozenset({epoch}), dict.fromkeys(range(8), MALLORY)).to_wire("", True),

@@ -121,7 +121,7 @@ async def test_any_drafts_in_any_split_give_the_tokens_of_the_unsplit_model(
     monkeypatch.setattr(AnyDrafts, "truth", dict(zip(PROMPTS, expected, strict=True)))
     monkeypatch.setattr(session_module, "Speculation", AnyDrafts)
     monkeypatch.setattr(session_module, "most_follow_ups", lambda pass_s: AnyDrafts.rng.randint(1, 6))
-    limits = {"context_tokens": 256, "sessions": 8, "queue": 16, "deadline": "60 s", "copy_every": rng.choice((0, 4))}
+    limits = {"context_tokens": 256, "sessions": 8, "queue": 16, "deadline": "300 s", "copy_every": rng.choice((0, 4))}
     async with in_process(three_node_config(limits=limits, kv_tokens=1024), model, tmp_path) as nodes:
         controller = nodes.controller()
         await controller.membership.introduce()
