@@ -97,6 +97,11 @@ class _SeenLink:
     log_s_per_byte: Reverting = field(default_factory=Reverting)
     expected: tuple[float | None, float | None] = (None, None)  # latency and seconds per byte by the cost model
 
+    @property
+    def doubted(self) -> bool:
+        """Whether it seems to have changed by its last messages."""
+        return self.latency.level.doubted or self.s_per_byte.level.doubted
+
 
 class LinkEstimates:
     """The estimates of all links of one cluster. Without a cost model it only collects."""
@@ -104,6 +109,7 @@ class LinkEstimates:
     def __init__(self) -> None:
         self._model: CostModel | None = None
         self._links: dict[tuple[str, str], _SeenLink] = {}
+        self._doubted: dict[tuple[str, str], None] = {}  # a set in order: a large cluster has 40,000 links
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What is known of each link is counted from its times."""
@@ -121,6 +127,16 @@ class LinkEstimates:
         link = self._links.get((node, peer))
         if link is None:
             link = self._links[node, peer] = _SeenLink(expected=self._expected((node, peer)))
+        changes = self._observe(node, peer, link, payload_bytes, seconds, at_s)
+        if link.doubted:
+            self._doubted[node, peer] = None
+        else:
+            self._doubted.pop((node, peer), None)
+        return changes
+
+    def _observe(
+        self, node: str, peer: str, link: _SeenLink, payload_bytes: float, seconds: float, at_s: float
+    ) -> list[Change]:
         expected_s, expected_s_per_byte = link.expected
         if payload_bytes < SMALL_BYTES:
             link.small_s.append(seconds)
@@ -137,9 +153,7 @@ class LinkEstimates:
 
     def doubted(self) -> list[tuple[str, str]]:
         """The links that seem to have changed by their last messages: they should be measured again at once."""
-        return [
-            pair for pair, link in self._links.items() if link.latency.level.doubted or link.s_per_byte.level.doubted
-        ]
+        return list(self._doubted)
 
     def estimates(self, at_s: float) -> tuple[LinkEstimate, ...]:
         """The estimate of each link that was measured, at `at_s`."""
