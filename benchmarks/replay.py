@@ -4,6 +4,9 @@
 
 A run folder is what `RunRecord.save` wrote; studies keep them as the MLflow artifact `record`. The simulator gets the
 requests and the placements of the run, each live at the time at which it was, and predicts their latencies.
+
+With `--fit-batches` each run is simulated twice. The first time says how much longer its batches took than declared,
+and the second time they take that long. Then the time in batches is fitted, and all other figures are predicted.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:
     return {
         "policy": run.policy,
         "scenario": run.scenario,
+        "emulation_error": round(run.emulation_error, 3),
         "metrics": {
             name: [round(getattr(real, name), 4), round(getattr(ours, name), 4)] for name in _COMPARED
         },
@@ -60,6 +64,13 @@ def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:
     }  # fmt: skip
 
 
+def fitted(world: World, run: RunRecord, physics: Physics) -> Physics:
+    """`physics` in which batches take as much longer than declared as those of the run did, in the mean of requests."""
+    measured_s = summarise(run).computed_mean_s
+    simulated_s = summarise(replayed(world, run, physics)).computed_mean_s
+    return replace(physics, batch_factor=measured_s / simulated_s)
+
+
 def main() -> None:
     """Print one JSON object for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +79,7 @@ def main() -> None:
     parser.add_argument("--cluster", type=Path, help="by default the cluster that the scenario names")
     parser.add_argument("--model", type=Path, help="the sizes of the model's blocks")
     parser.add_argument("--hop-ms", type=float, default=1.0, help="what software adds to a message (default: 1)")
+    parser.add_argument("--fit-batches", action="store_true", help="batches take as long as those of the run did")
     given = parser.parse_args()
     world, physics = (
         World.load(given.scenario, given.cluster, given.model),
@@ -78,7 +90,10 @@ def main() -> None:
         for column in ("waited_s", "computed_s", "hops_s"):  # records of earlier versions lack them
             if column not in run.requests:
                 run.requests[column] = math.nan
-        sys.stdout.write(json.dumps(compared(run, replayed(world, run, physics))) + "\n")
+        its = fitted(world, run, physics) if given.fit_batches else physics
+        found = compared(run, replayed(world, run, its)) | {"batch_factor": round(its.batch_factor, 3)}
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from resplit.config import ClusterConfig
+from resplit.gateway.sessions.follow_ups import most_follow_ups
 from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.kv_transfer import another_round_pays
+from resplit.gateway.sessions.speculation import RouteTimes
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 from resplit.simulate.admission import Place, SimulatedAdmission
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Ran, Visit, segment_pass
 from resplit.simulate.network import SimulatedNetwork
-from resplit.simulate.sessions import SimulatedPreCopy, SimulatedRoute, SimulatedSession
+from resplit.simulate.sessions import SimulatedPass, SimulatedPreCopy, SimulatedRoute, SimulatedSession
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
 
@@ -62,6 +64,7 @@ class SimulatedGateway:
         self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
         self._sessions: dict[str, SimulatedSession] = {}
+        self._times = RouteTimes()
         self._open = 0  # requests that wait or run
         self._paused = False
         self._when_quiet: Callable[[], None] | None = None
@@ -134,14 +137,15 @@ class SimulatedGateway:
         self._pass(session, session.position, 1 if session.position else session.arrival.prompt_tokens + session.made)
 
     def _pass(self, session: SimulatedSession, start: int, tokens: int) -> None:
-        session.begin_pass(self._agenda.now_s)
-        self._send(session, 0, start, tokens, more=False, begun_s=session.begun_s + self._overhead_s)
+        assert session.route is not None
+        now_s, session.running = self._agenda.now_s, True
+        begun = SimulatedPass(session, session.route, start, tokens, now_s, session.attempt)
+        session.asked_until = session.follow_until = self._follow_until(session, begun.end) if session.made else 0
+        self._send(begun, 0, start, tokens, more=False, begun_s=now_s + self._overhead_s)
 
-    def _send(self, session: SimulatedSession, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
+    def _send(self, under_way: SimulatedPass, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
         """Send `tokens` positions from `start` on to a stage of the route; after the last stage, to the gateway."""
-        route = session.route
-        assert route is not None
-        source = self._cluster.source
+        route, source = under_way.route, self._cluster.source
         here = route.machines[stage - 1].name if stage else source
         there = route.machines[stage].name if stage < len(route.machines) else source
         # The head sends one token, whatever the length of the pass.
@@ -150,22 +154,14 @@ class SimulatedGateway:
         if due_s == math.inf:  # until the deadline, or a loss is noticed
             return
         if stage < len(route.machines):
-            self._agenda.at(due_s, self._arrive, session, session.attempt, route, stage, start, tokens, more)
+            self._agenda.at(due_s, self._arrive, under_way, stage, start, tokens, more)
         else:
-            self._agenda.at(due_s, self._answered, session, session.attempt, start, tokens)
+            self._agenda.at(due_s, self._answered, under_way)
 
-    def _arrive(
-        self,
-        session: SimulatedSession,
-        attempt: int,
-        route: SimulatedRoute,
-        stage: int,
-        start: int,
-        tokens: int,
-        more: bool,
-    ) -> None:
-        if session.ended or attempt != session.attempt:
+    def _arrive(self, under_way: SimulatedPass, stage: int, start: int, tokens: int, more: bool) -> None:
+        if not under_way.counts:
             return
+        session, route = under_way.session, under_way.route
         segment = route.segments[stage]
         if tokens == 1 and start > 0:
             work = session.decode_pass(stage)
@@ -173,26 +169,23 @@ class SimulatedGateway:
             work = segment_pass(session.name, segment.first, segment.last, start, tokens, len(route.segments), more)
 
         def ran(visit: Visit, batch: Ran) -> None:
-            self._ran(session, attempt, stage, start, visit, batch, more)
+            self._ran(under_way, stage, start, visit, batch, more)
 
         route.machines[stage].arrive(Visit(work, done_by=ran))
 
-    def _ran(
-        self, session: SimulatedSession, attempt: int, stage: int, start: int, visit: Visit, batch: Ran, more: bool
-    ) -> None:
+    def _ran(self, under_way: SimulatedPass, stage: int, start: int, visit: Visit, batch: Ran, more: bool) -> None:
         """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""
-        if session.ended or attempt != session.attempt:
+        if not under_way.counts:
             return
-        route = session.route
-        assert route is not None
+        route = under_way.route
         first = start + visit.done - batch.tokens
         last_part = batch.is_last and not more
         if last_part:
-            session.pass_waited_s += batch.waited_s
-            session.pass_computed_s += batch.computed_s
+            under_way.waited_s += batch.waited_s
+            under_way.computed_s += batch.computed_s
             if self.on_pass is not None:
                 segment = route.segments[stage]
-                session.segments.append(
+                under_way.segments.append(
                     SegmentTime(
                         segment.node,
                         segment.first,
@@ -204,32 +197,79 @@ class SimulatedGateway:
                         batch.prefill_tokens,
                     )
                 )
-        if stage + 1 < len(route.machines) or last_part:
-            self._send(session, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
+        if stage + 1 < len(route.machines):
+            self._send(under_way, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
+        elif last_part:
+            self._follow_up(under_way)
+            self._send(under_way, stage + 1, first, batch.tokens, more=False, begun_s=self._agenda.now_s)
 
-    def _answered(self, session: SimulatedSession, attempt: int, start: int, tokens: int) -> None:
+    def _answered(self, done: SimulatedPass) -> None:
         """The token of a pass has arrived."""
-        if session.ended or attempt != session.attempt:
+        if not done.counts:
             return
-        now_s, route = self._agenda.now_s, session.route
-        assert route is not None
+        session, now_s = done.session, self._agenda.now_s
         assert session.place is not None
-        took_s, session.running = now_s - session.begun_s, False
-        session.waited_s += session.pass_waited_s
-        session.computed_s += session.pass_computed_s
-        session.hops_s += max(0.0, took_s - session.pass_waited_s - session.pass_computed_s)
-        begin, session.position = session.position, start + tokens
+        took_s = now_s - (session.token_s[-1] if done.followed else done.begun_s)
+        session.running = done.is_followed
+        session.waited_s += done.waited_s
+        session.computed_s += done.computed_s
+        session.hops_s += max(0.0, took_s - done.waited_s - done.computed_s)
+        begin, session.position = session.position, done.end
+        if session.made:
+            self._times.of(done.route.epoch).decoded(0, took_s)
         session.made += 1
         session.token_s.append(now_s)
         self._admission.made_token(session.place, took_s)
         if self.on_pass is not None:
-            done = PassTime(route.epoch, begin, session.position - begin, now_s, took_s, tuple(session.segments))
-            self.on_pass(done)
+            tokens, segments = session.position - begin, tuple(done.segments)
+            self.on_pass(PassTime(done.route.epoch, begin, tokens, now_s, took_s, segments, done.followed))
         self._copy(session)
         if session.made >= session.arrival.new_tokens:
             self._end(session, _OK)
+        elif done.is_followed:
+            self._ask_for_more(session)
         else:
             self._next(session)
+
+    # --- follow-ups: passes that the node of the head begins itself
+
+    def _follow_up(self, done: SimulatedPass) -> None:
+        """At the node of the head, which has drawn a token: begin the next pass, if the gateway asked for it."""
+        session, route = done.session, done.route
+        if done.end < session.follow_until and route is self.live:
+            done.is_followed = True
+            following = SimulatedPass(session, route, done.end, 1, self._agenda.now_s, done.attempt, followed=True)
+            self._arrive(following, 0, done.end, 1, more=False)
+
+    def _follow_until(self, session: SimulatedSession, end: int) -> int:
+        """Before which position the node of the head may begin the passes after one that ends at `end`; 0: none."""
+        route = session.route
+        if route is None or route is not self.live or not route.follows_up:
+            return 0
+        if self._paused or self._broken or session.precopy is not None:
+            return 0
+        ahead = self._most_ahead(route)
+        return min(end + ahead, session.last_end) if ahead else 0
+
+    def _most_ahead(self, route: SimulatedRoute) -> int:
+        return most_follow_ups(self._times.of(route.epoch).pass_s)
+
+    def _ask_for_more(self, session: SimulatedSession) -> None:
+        """A pass follows: let it be followed by more, once half of those in advance are done."""
+        route, end = session.route, session.position + 1
+        assert route is not None
+        if session.asked_until - end > self._most_ahead(route) // 2:
+            return
+        until = self._follow_until(session, end)
+        if until > session.asked_until:
+            session.asked_until, head = until, route.machines[-1].name
+            due_s = self._network.due_s(self._cluster.source, head, route.payload_bytes[0], self._agenda.now_s)
+            if due_s < math.inf:
+                self._agenda.at(due_s, self._asked, session, session.attempt, until)
+
+    def _asked(self, session: SimulatedSession, attempt: int, until: int) -> None:
+        if attempt == session.attempt:
+            session.follow_until = max(session.follow_until, until)
 
     def _copy(self, session: SimulatedSession) -> None:
         """Send caches to stand-by nodes every `copy_every` positions."""

@@ -47,13 +47,15 @@ class Physics:
     """What a cluster file does not say: the time that software takes, loading, and the noise of telemetry.
 
     `hop_s` is added to each message, `pass_s` to each pass at the gateway, `batch_error` is the relative deviation of
-    the time of a batch, and `profile_error` that of the cost model with which a run begins. A node that comes back can
-    be used `start_s` later. With `kv_transfer`, the caches of sessions follow a move; else they are computed again.
+    the time of a batch, and `profile_error` that of the cost model with which a run begins. Batches take `batch_factor`
+    times as long as declared: not 1 if a run is replayed whose nodes took longer. A node that comes back can be used
+    `start_s` later. With `kv_transfer`, the caches of sessions follow a move; else they are computed again.
     """
 
     hop_s: float = 0.001
     pass_s: float = 0.001
     batch_error: float = 0.01
+    batch_factor: float = 1.0
     profile_error: float = 0.01
     start_s: float = 2.0
     kv_transfer: bool = True
@@ -113,7 +115,8 @@ class _Run:
         network_rng, machine_rng, report_rng, profile_rng, policy_rng = streams
         self._network = network = SimulatedNetwork(cluster.link, network_rng, physics.hop_s)
         kinds = [feature.kind for feature in features]
-        service = _noisy(machine_rng, physics.batch_error) if physics.batch_error else None
+        varies = physics.batch_error or physics.batch_factor != 1.0
+        service = _noisy(machine_rng, physics.batch_error, physics.batch_factor) if varies else None
         self._machines = machines = {
             node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
             for node in cluster.nodes
@@ -259,6 +262,6 @@ def _hardware(name: str, cluster: ClusterConfig) -> Hardware:
     return Hardware.declared(emulation)
 
 
-def _noisy(rng: np.random.Generator, deviation: float) -> Callable[[float], float]:
-    """A function that varies times at random by a relative `deviation`."""
-    return lambda seconds: seconds * math.exp(deviation * rng.standard_normal())
+def _noisy(rng: np.random.Generator, deviation: float, factor: float = 1.0) -> Callable[[float], float]:
+    """A function that multiplies times by `factor`, and varies them at random by a relative `deviation`."""
+    return lambda seconds: factor * seconds * math.exp(deviation * rng.standard_normal())

@@ -14,7 +14,7 @@ from resplit.simulate.machines import Machine, segment_pass
 from resplit.types import BlockFeatures, Segment, segments_of
 from resplit.workload import Arrival
 
-__all__ = ["SimulatedPreCopy", "SimulatedRoute", "SimulatedSession"]
+__all__ = ["SimulatedPass", "SimulatedPreCopy", "SimulatedRoute", "SimulatedSession"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,11 @@ class SimulatedRoute:
             bool(exposed_blocks(placement, features, trusted)),
         )
 
+    @property
+    def follows_up(self) -> bool:
+        """Whether the node of the head can begin passes itself: it has the first block, too."""
+        return self.machines[0] is self.machines[-1]
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPreCopy:
@@ -74,11 +79,9 @@ class SimulatedSession:
     attempt: int = 0
     position: int = 0  # positions cached
     made: int = 0  # new tokens
-    begun_s: float = 0.0  # the pass under way
     running: bool = False  # a pass is under way
-    segments: list[SegmentTime] = field(default_factory=list)  # of the pass under way
-    pass_waited_s: float = 0.0
-    pass_computed_s: float = 0.0
+    asked_until: int = 0  # the node of the head may begin the passes before this position: what the gateway asked,
+    follow_until: int = 0  # and what the node knows of it
     resume: Callable[[], None] | None = None  # what to do when passes may run again
     token_s: list[float] = field(default_factory=list)
     waited_s: float = 0.0
@@ -90,11 +93,6 @@ class SimulatedSession:
     precopy: SimulatedPreCopy | None = None
     replica: int = 0  # positions of its caches that stand-by nodes hold
     _decodes: list[SegmentPass] = field(default_factory=list)
-
-    def begin_pass(self, now_s: float) -> None:
-        """A pass begins."""
-        self.begun_s, self.running, self.segments = now_s, True, []
-        self.pass_waited_s = self.pass_computed_s = 0.0
 
     def enter(self, route: SimulatedRoute) -> None:
         """Use `route` from the next pass on."""
@@ -110,3 +108,39 @@ class SimulatedSession:
             stages = len(self.route.segments)
             self._decodes = [segment_pass(self.name, s.first, s.last, 1, 1, stages) for s in self.route.segments]
         return self._decodes[stage]
+
+    @property
+    def last_end(self) -> int:
+        """The position at which the last pass ends, that of the last token but one."""
+        return self.arrival.prompt_tokens + self.arrival.new_tokens - 1
+
+
+@dataclass(eq=False, slots=True)
+class SimulatedPass:
+    """A pass over `tokens` positions from `start` on, with the times of what was computed so far.
+
+    It counts while the session is in the same `attempt`. If it `followed` another pass, the node of the head began it,
+    and it began for the gateway when the token before it came. `is_followed`: the next one has begun in this way.
+    """
+
+    session: SimulatedSession
+    route: SimulatedRoute
+    start: int
+    tokens: int
+    begun_s: float
+    attempt: int
+    followed: bool = False
+    is_followed: bool = False
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+    segments: list[SegmentTime] = field(default_factory=list)
+
+    @property
+    def counts(self) -> bool:
+        """Whether anybody still waits for it."""
+        return not self.session.ended and self.attempt == self.session.attempt
+
+    @property
+    def end(self) -> int:
+        """The first position after it."""
+        return self.start + self.tokens
