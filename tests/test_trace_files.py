@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from resplit import trace_files
 from resplit.cli import app
 from resplit.errors import DataError
 from resplit.scenario import load_scenario
@@ -101,3 +106,72 @@ def test_every_trace_of_a_bundled_scenario_has_a_source_that_the_command_names(t
         assert f"{trace.name}: missing" in answer.output
         assert trace.urls[0] in answer.output
         assert trace.sha256 in answer.output
+
+
+@contextmanager
+def served(path: str, content: bytes, missing_bytes: int = 0) -> Iterator[str]:
+    """The address of a server with `content` at `path`; it breaks off `missing_bytes` before the declared end."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == path else 404)
+            self.send_header("Content-Length", str(len(content) + missing_bytes))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def requests_trace(monkeypatch: pytest.MonkeyPatch) -> TraceFile:
+    """The only trace that the command knows: `REQUESTS`, as Azure's trace is stored."""
+    source = BY_NAME["llm_azure2023_conv.csv"]
+    trace = replace(source, sha256=hashlib.sha256(made_of(source, REQUESTS).encode()).hexdigest())
+    monkeypatch.setattr(trace_files, "TRACE_FILES", (trace,))
+    return trace
+
+
+def path_of(trace: TraceFile) -> str:
+    return f"/{trace.repository}/{trace.commit}/{trace.paths[0]}"
+
+
+def test_the_command_fetches_over_http_what_is_missing_and_only_that(
+    tmp_path: Path, requests_trace: TraceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["traces", "--fetch", "--folder", str(tmp_path)]
+    with served(path_of(requests_trace), REQUESTS) as address:
+        monkeypatch.setattr(trace_files, "_HOST", address)
+        first = CliRunner().invoke(app, command)
+    assert f"{requests_trace.name}: fetched" in first.output
+    assert pd.read_csv(tmp_path / requests_trace.name).prompt_tokens.tolist() == [374, 396]
+    again = CliRunner().invoke(app, command)  # the server is gone
+    assert f"{requests_trace.name}: there" in again.output
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "missing_bytes", "message"),
+    [("/not/here", 0, "HTTP Error 404"), ("", 10, "IncompleteRead")],
+)
+def test_a_download_that_fails_or_breaks_off_is_an_error_and_leaves_nothing(
+    tmp_path: Path,
+    requests_trace: TraceFile,
+    monkeypatch: pytest.MonkeyPatch,
+    elsewhere: str,
+    missing_bytes: int,
+    message: str,
+) -> None:
+    with served(elsewhere or path_of(requests_trace), REQUESTS, missing_bytes) as address:
+        monkeypatch.setattr(trace_files, "_HOST", address)
+        with pytest.raises(DataError, match=message):
+            trace_files.traces_command(tmp_path, fetch=True)
+    assert not list(tmp_path.iterdir())

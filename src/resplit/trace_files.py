@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ __all__ = ["TRACE_FILES", "TraceFile", "fetch_trace", "state_of", "traces_comman
 _DAY_S = 86_400
 _EACH_FIFTH = 5  # of PlanetLab's 490 hosts
 _TIMEOUT_S = 60.0
+_HOST = "https://raw.githubusercontent.com"
 
 
 def _requests(sources: Sequence[bytes]) -> pd.DataFrame:
@@ -95,7 +97,7 @@ class TraceFile:
     @property
     def urls(self) -> list[str]:
         """The addresses of its sources."""
-        return [f"https://raw.githubusercontent.com/{self.repository}/{self.commit}/{path}" for path in self.paths]
+        return [f"{_HOST}/{self.repository}/{self.commit}/{path}" for path in self.paths]
 
 
 TRACE_FILES = (
@@ -162,7 +164,7 @@ def fetch_trace(trace: TraceFile, folder: Path, download: Callable[[str], bytes]
     """Make a trace file in `folder` from its source. DataError if it is not there, or if something else comes out."""
     try:
         text = trace.table([download(url) for url in trace.urls]).to_csv(index=False).encode()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         raise DataError(f"{trace.name}: cannot be made from {trace.urls[0]}: {error}") from None
     found = hashlib.sha256(text).hexdigest()
     if found != trace.sha256:
