@@ -96,6 +96,25 @@ async def test_a_machine_that_is_too_slow_although_quiet_is_reported() -> None:
     assert emulation.warning.startswith("this machine is too slow for this cluster, and measurements are wrong: nodes.")
 
 
+@pytest.mark.parametrize("shares", [[0.0], [0.0, 0.9]], ids=["quiet", "busy"])
+async def test_a_machine_without_headroom_gets_a_warning_and_is_not_checked_again(shares: list[float]) -> None:
+    check = Check(9, factor=1.05)
+    emulation = EmulationCheck(check, Shares(*shares))
+    await emulation.at_start()
+    await asyncio.wait_for(emulation.when_quiet(), 10)
+    assert emulation.warning.startswith("this machine is only just fast enough for this cluster")
+    assert check.calls == 1
+
+
+async def test_a_busy_machine_that_proves_to_have_no_headroom_says_so() -> None:
+    check = Check(1)
+    emulation = EmulationCheck(check, Shares(0.0, 0.9, 0.9, 0.02))
+    await emulation.at_start()
+    check.failures, check.factor = 9, 1.05
+    await asyncio.wait_for(emulation.when_quiet(), 10)
+    assert "only just fast enough" in emulation.warning
+
+
 async def test_a_check_that_succeeds_is_not_repeated() -> None:
     check = Check(0)
     emulation = EmulationCheck(check, Shares(0.0))

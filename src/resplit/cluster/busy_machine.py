@@ -12,6 +12,7 @@ import psutil
 import structlog
 
 from resplit.errors import ResplitError, SlowMachineError
+from resplit.node.emulation_check import HEADROOM
 
 __all__ = ["EmulationCheck", "OthersUse", "measured_again_when_quiet"]
 
@@ -60,13 +61,21 @@ class EmulationCheck:
         self._check = check
         self._others = others
         self.warning = ""
+        self._settled = False  # another check would not say more
 
     async def at_start(self) -> None:
-        """Check now. SlowMachineError if the machine is not busy, or too slow by more than that can explain."""
+        """Check now. SlowMachineError if the machine is not busy, or too slow by more than that can explain.
+
+        A machine that reaches the declared times, but without headroom, only gets a warning: each run tells the error
+        of its emulation.
+        """
         self._others.share()
         try:
             await asyncio.to_thread(self._check)
         except SlowMachineError as error:
+            if error.factor <= HEADROOM:
+                self._warn_of_no_headroom(error)
+                return
             if error.factor > BUSY_FACTOR or self._others.share() < BUSY_SHARE:
                 raise
             self.warning = f"other programs keep this machine busy, and it may be too slow for this cluster: {error}"
@@ -74,7 +83,7 @@ class EmulationCheck:
 
     async def when_quiet(self) -> None:
         """If the check failed at the start, wait until the machine is quiet and check again."""
-        if not self.warning:
+        if not self.warning or self._settled:
             return
         self._others.share()
         while True:
@@ -84,11 +93,19 @@ class EmulationCheck:
         try:
             await asyncio.to_thread(self._check)
         except SlowMachineError as error:
+            if error.factor <= HEADROOM:
+                self._warn_of_no_headroom(error)
+                return
             self.warning = f"this machine is too slow for this cluster, and measurements are wrong: {error}"
             _log.error("this machine is too slow for its emulated nodes", error=str(error))
         else:
             self.warning = ""
             _log.info("this machine is quiet, and fast enough for its emulated nodes")
+
+    def _warn_of_no_headroom(self, error: SlowMachineError) -> None:
+        self._settled = True
+        self.warning = f"this machine is only just fast enough for this cluster, and passes will often be late: {error}"
+        _log.warning("this machine is only just fast enough for its emulated nodes", error=str(error))
 
 
 @contextlib.contextmanager

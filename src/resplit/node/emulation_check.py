@@ -21,7 +21,7 @@ from resplit.node.emulation import Hardware, Load
 
 _REPEATS = 24
 # A block that is measured alone has its weights in the processor's cache; in a pass through many blocks it has not.
-_HEADROOM = 1.1
+HEADROOM = 1.1
 # Of the cores. The gateway, the controller and the load generator use the rest.
 _USABLE_SHARE = 0.8
 _SESSION = "emulation check"
@@ -104,12 +104,12 @@ def _ensure_time(cluster: ClusterConfig, work_s: CoreSeconds) -> None:
     for node in cluster.nodes:
         hardware = Hardware.declared(node.emulate) if node.emulate else None
         for (kind, shape), true_s in work_s.items():
-            if hardware and (declared_s := hardware.node_s(kind, shape.load)) < true_s * _HEADROOM:
+            if hardware and (declared_s := hardware.node_s(kind, shape.load)) < true_s * HEADROOM:
                 raise SlowMachineError(
                     f"{cluster.name}: nodes.{node.name}.emulate",
                     f"{shape} takes {declared_s * 1e3:.3g} ms in one block of kind {kind!r} as declared, but this "
-                    f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * _HEADROOM * 1e3:.3g} ms",
-                    true_s * _HEADROOM / declared_s if declared_s > 0 else math.inf,
+                    f"machine truly needs {true_s * 1e3:.3g} ms; declare at least {true_s * HEADROOM * 1e3:.3g} ms",
+                    true_s * HEADROOM / declared_s if declared_s > 0 else math.inf,
                 )
 
 
