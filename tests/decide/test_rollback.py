@@ -146,3 +146,11 @@ def test_a_latency_that_is_exactly_at_the_margin_is_no_failed_trial() -> None:
             problem(halves(FAST, SLOW, 4)), options=options, history=History(moved()), measured=measured
         )
         assert (decision.action == "rollback") == failed
+
+
+def test_a_price_close_to_full_load_does_not_make_the_latency_before_the_move_look_good() -> None:
+    """Requests that had not yet waited were measured at 1 s, while the old placement was priced at 40 s."""
+    last = replace(moved(before=halves(FAST, SLOW, 4)), after=BEST, predicted_before_s=40.0)
+    measured = Measured(predicted_s(problem(BEST), BEST), 20)
+    decision = decide_on(problem(BEST), history=History(last), measured=measured)
+    assert decision.action != "rollback"

@@ -65,7 +65,7 @@ def decide(
     rollback = _failed_trial_rollback(priced.problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
     if rollback is not None:
-        choice = _choose_rollback(rollback, history, measured)
+        choice = _choose_rollback(rollback, current, history, measured)
     elif current.broken:
         choice = _choose_escape(current, plans)
     else:
@@ -207,7 +207,7 @@ def _failed_trial_rollback(
     if set(last.before) - {node.name for node in problem.nodes}:
         return None
     back = price(problem, "rollback", last.before, current, settings)
-    expected_s = _latency_without_move_s(last, back)
+    expected_s = _latency_without_move_s(last, back, current, measured)
     if expected_s is None or back.violations:
         return None
     error_s = math.hypot(measured.error_s, last.error_before_s * back.latency_s / last.predicted_before_s)
@@ -225,21 +225,28 @@ def _on_trial(last: PastMove, problem: Problem, settings: Settings, measured: Me
     )
 
 
-def _latency_without_move_s(last: PastMove, back: Alternative) -> float | None:
+def _latency_without_move_s(
+    last: PastMove, back: Alternative, current: CurrentPlacement, measured: Measured
+) -> float | None:
     """The latency that requests would have now without the last move; None if none was measured before it.
 
     It is the latency measured before the move, times the price of the old placement now over its price then. So a
-    surge of load does not undo a good move, and a constant factor in the cost model cancels.
+    surge of load does not undo a good move, and a constant factor in the cost model cancels. Close to full load a price
+    is far above what requests take for some seconds. So it is not less than the price now, by as much as requests now
+    take less than their price.
     """
     if last.latency_before_s is None or not math.isfinite(back.latency_s):
         return None
-    return last.latency_before_s * back.latency_s / last.predicted_before_s
+    least_s = back.latency_s * min(1.0, measured.latency_s / current.keep.latency_s)
+    return max(least_s, last.latency_before_s * back.latency_s / last.predicted_before_s)
 
 
-def _choose_rollback(rollback: Alternative, history: History, measured: Measured | None) -> _Decided:
+def _choose_rollback(
+    rollback: Alternative, current: CurrentPlacement, history: History, measured: Measured | None
+) -> _Decided:
     assert measured is not None
     assert history.last is not None
-    expected_s = _latency_without_move_s(history.last, rollback) or 0.0
+    expected_s = _latency_without_move_s(history.last, rollback, current, measured) or 0.0
     reason = (
         f"since the last move ({history.last.action}) requests take {measured.latency_s:.3f} s; without it they would "
         f"take {expected_s:.3f} s: back to the placement before it"
