@@ -106,7 +106,7 @@ def running(cluster_file: Path, state: Path, model: str, port: int = 0) -> Itera
         try:
             for name in [*cluster.config.node_names, CONTROLLER]:
                 start_process(cluster, name)
-            _await_ready(cluster)
+            await_ready(cluster)
             yield cluster
         finally:
             cluster.stop()
@@ -190,7 +190,7 @@ def _let_go(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _await_ready(cluster: Cluster) -> None:
+def await_ready(cluster: Cluster) -> None:
     """Wait until `resplit serve` is ready, and log what it logs; ResplitError if a process ends before that.
 
     There is no limit here, because a large model may take hours to fetch: the processes limit their own waits.
