@@ -91,7 +91,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
         )
         # The held-out errors of the profile are kept: a few seconds of service are too little to estimate them.
         jumps = speed_jumps(client.estimates(), time.time())
-        cost = fit(valid.telemetry, live.features, state / "cost.json", False, jumps)
+        cost = fit(valid.telemetry, live.features, state / "cost.json", hold_out=False, jumps=jumps)
     except DataError as error:
         _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
         client.log_decision(Decision(now_s, "keep", str(error)))

@@ -41,8 +41,8 @@ def fit_and_keep(
 ) -> CostModel:
     """Fit the window `telemetry`, with the model at `path` as the guess if there is one, and replace that file.
 
-    `features` must be those of the model at `path`. DataError if the telemetry is not sufficient; the file then stays
-    unchanged. A file that cannot be read is ignored and replaced.
+    `features` must be those of the model at `path`, and `jumps` count from it (see `fit_cost_model`). DataError if the
+    telemetry is not sufficient; the file then stays unchanged. A file that cannot be read is ignored and replaced.
     """
     model = fit_cost_model(telemetry, features, _previous(path), hold_out=hold_out, jumps=jumps or {})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +67,4 @@ def _previous(path: Path) -> CostModel | None:
         return None
 
 
-@task(name="fit", cache_policy=NO_CACHE)
-def fit(
-    telemetry: Telemetry,
-    features: Sequence[BlockFeatures],
-    path: Path,
-    hold_out: bool = True,
-    jumps: Mapping[str, SpeedJump] | None = None,
-) -> CostModel:
-    """`fit_and_keep` as a task."""
-    return fit_and_keep(telemetry, features, path, hold_out, jumps)
+fit = task(name="fit", cache_policy=NO_CACHE)(fit_and_keep)
