@@ -18,7 +18,8 @@ from typing import ClassVar
 from resplit.cli import main
 from resplit.node import hosting
 from resplit.node.batching import Batch, Part
-from resplit.node.executor import Executor, PassResult
+from resplit.node.executor import Executor
+from resplit.node.pass_results import PassResult
 
 
 @dataclass(frozen=True)

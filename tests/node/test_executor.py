@@ -17,7 +17,8 @@ from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Load
-from resplit.node.executor import Executor, PassResult
+from resplit.node.executor import Executor
+from resplit.node.pass_results import PassResult
 from resplit.types import Sampling
 from resplit.wire.permits import Permit
 from tests.support.engines import stored_engine

@@ -1,16 +1,17 @@
-"""Runs passes on the engine in one thread, many sessions at once, times blocks, and measures how busy the node is."""
+"""Runs passes on the engine in one thread, many sessions at once, and measures how busy the node is."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import structlog
@@ -22,64 +23,12 @@ from resplit.model.sampling import Drawn, logprobs, sample
 from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch, still_waiting
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
+from resplit.node.pass_results import BatchTime, Caller, Follow, Outcome, PassResult, Queued, give, nothing_follows
 from resplit.node.permits import Permits
+from resplit.node.timings import Timing, timings_of
 from resplit.types import Sampling
 
 _log = structlog.get_logger(__name__)
-# The pass that follows one that ended at a position with these tokens, if there is one.
-Follow = Callable[[int, tuple[int, ...]], SegmentPass | None]
-
-
-@dataclass(frozen=True)
-class BatchTime:
-    """How long a part of a pass waited for its batch, and how long the batch ran, both on the clock.
-
-    `load` is what the batch computed, `background_utilization` the share of the node that others used meanwhile.
-    """
-
-    waited_s: float
-    computed_s: float
-    load: Load
-    background_utilization: float
-    first_half_s: float = 0.0  # of `computed_s`, for the first half of the blocks; 0 if there is only one
-
-    @property
-    def node_s(self) -> float:
-        """The time of the batch without what background load added."""
-        return self.computed_s * (1 - self.background_utilization)
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """The result of one part of a pass, `tokens` positions from `start` on.
-
-    `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last. A part of a
-    prompt that is scored has log probabilities and no tokens. `followed`: the next pass of the session waits already.
-    """
-
-    start: int
-    tokens: int
-    value: Activation | Drawn | None
-    is_last: bool
-    time: BatchTime | None = None  # set by the executor
-    followed: bool = False
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Node time of one block in one pass of `sessions` sessions, without the time that background load added.
-
-    The pass ended at `time_s`, in seconds since 1970. `tokens` are those of all sessions, `context_tokens` is the mean
-    number of tokens cached before the pass.
-    """
-
-    time_s: float
-    block: int
-    phase: str
-    tokens: int
-    context_tokens: int
-    sessions: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,31 +45,6 @@ class _Begun:
     def node_s(self, seconds: float) -> float:
         """Seconds on the clock without what background load added."""
         return seconds * (1 - self.background_utilization)
-
-
-def _nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
-    """The caller begins its next pass itself."""
-
-
-@dataclass(eq=False)
-class _Caller:
-    """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
-
-    follow: Follow = _nothing_follows
-    results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    has_left: bool = False  # guarded by the executor's `_changed`
-
-
-@dataclass(eq=False)
-class _Queued(Waiting):
-    """A waiting pass, and who waits for it. `whole`: no part of the pass came before it, and none follows."""
-
-    caller: _Caller = field(default_factory=_Caller)
-    whole: bool = True
-
-
-_Outcome = tuple[_Queued, PassResult | Exception]
 
 
 class Executor:
@@ -147,18 +71,18 @@ class Executor:
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)  # relative errors of padded passes
         self.timings: deque[Timing] = deque(maxlen=4096)
-        self._waiting: list[_Queued] = []  # in order of arrival; guarded by `_changed`
+        self._waiting: list[Queued] = []  # in order of arrival; guarded by `_changed`
         self._changed = threading.Condition()
         self._in_parts: set[str] = set()  # sessions of whose pass the first parts came, and the last one has not
         self._closed = False
-        self._passes = 0
+        self._recorded = 0  # batches of which timings were kept
         self._running: tuple[frozenset[str], Future[None]] | None = None  # sessions and end of the running batch
         self._pace = ChunkPace()
         self.ended: Future[None] = Future()  # of the thread; with its error if a defect ended it
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
-    async def run(self, work: SegmentPass, follow: Follow = _nothing_follows) -> AsyncGenerator[PassResult]:
+    async def run(self, work: SegmentPass, follow: Follow = nothing_follows) -> AsyncGenerator[PassResult]:
         """Run a pass and those that follow it, and yield the result of each part as it is done.
 
         Most passes have one part. `follow` is asked in the executor's thread, with the lock held under which passes
@@ -170,8 +94,8 @@ class Executor:
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        caller = _Caller(follow)
-        self._enqueue([_Queued(work, caller=caller)])
+        caller = Caller(follow)
+        self._enqueue([Queued(work, caller=caller)])
         async with contextlib.aclosing(self._results(caller)) as results:
             async for result in results:
                 yield result
@@ -181,13 +105,13 @@ class Executor:
 
         Returns their node time in seconds, without the time that background load added. Errors as for `run`.
         """
-        queued = [_Queued(replace(work, timed=True)) for work in works]
+        queued = [Queued(replace(work, timed=True)) for work in works]
         self._enqueue(queued)
         results = [result for each in queued async for result in self._results(each.caller)]
         assert results[0].time is not None
         return results[0].time.node_s
 
-    def _enqueue(self, queued: Sequence[_Queued]) -> None:
+    def _enqueue(self, queued: Sequence[Queued]) -> None:
         with self._changed:
             for each in queued:
                 each.since_s = time.perf_counter()
@@ -196,12 +120,12 @@ class Executor:
             self._waiting += queued
             self._changed.notify()
 
-    def _note_parts(self, queued: _Queued) -> None:
+    def _note_parts(self, queued: Queued) -> None:
         session, more = queued.work.session, queued.work.more
         queued.whole = not more and session not in self._in_parts
         (self._in_parts.add if more else self._in_parts.discard)(session)
 
-    async def _results(self, caller: _Caller) -> AsyncGenerator[PassResult]:
+    async def _results(self, caller: Caller) -> AsyncGenerator[PassResult]:
         try:
             while True:
                 result = await caller.results.get()
@@ -224,7 +148,7 @@ class Executor:
             recalled = [each for each in self._waiting if each.whole and not each.done and each.work.epoch < epoch]
             self._waiting = [each for each in self._waiting if each not in recalled]
         error = CommandRefusedError(RECALLED, f"it had not begun when its epoch gave way to epoch {epoch}")
-        _give([(each, error) for each in recalled])
+        give([(each, error) for each in recalled])
         return len(recalled)
 
     def close(self) -> None:
@@ -282,18 +206,18 @@ class Executor:
         """The executor's thread: run one batch after another."""
         try:
             while batch := self._take():
-                _give(self._followed(self._outcomes(batch)))
+                give(self._followed(self._outcomes(batch)))
         except Exception as error:
             self.ended.set_exception(error)
         else:
             self.ended.set_result(None)
 
-    def _followed(self, outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> list[_Outcome]:
+    def _followed(self, outcomes: Sequence[tuple[Part, PassResult | Exception]]) -> list[Outcome]:
         """Queue the passes that follow those of a batch. Returns its outcomes with those who wait for them."""
         with self._changed:
-            return [self._begin_next(cast(_Queued, part.waiting), outcome) for part, outcome in outcomes]
+            return [self._begin_next(cast(Queued, part.waiting), outcome) for part, outcome in outcomes]
 
-    def _begin_next(self, done: _Queued, outcome: PassResult | Exception) -> _Outcome:
+    def _begin_next(self, done: Queued, outcome: PassResult | Exception) -> Outcome:
         caller = done.caller
         if not isinstance(outcome, PassResult) or not outcome.is_last or caller.has_left:
             return done, outcome
@@ -307,7 +231,7 @@ class Executor:
         if work is None:
             return done, outcome
         self._pace.went_on(work.session)
-        self._waiting.append(_Queued(work, since_s=time.perf_counter(), caller=caller))
+        self._waiting.append(Queued(work, since_s=time.perf_counter(), caller=caller))
         return done, replace(outcome, followed=True)
 
     def _take(self) -> Batch | None:
@@ -419,27 +343,12 @@ class Executor:
                 return error
         return PassResult(start, part.tokens, value, part.is_last)
 
-    def _record(self, batch: Batch, begun: _Begun, ends_s: list[float]) -> None:
-        """Keep the timing of one block of each kind, a different one in each pass: blocks of a kind take equal times.
-
-        Block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`. A pass that mixes decode steps and a prompt is not
-        recorded, because it is of neither phase; nor is one that is stepwise.
-        """
-        sessions = len(batch.parts)
-        if 0 < batch.decodes < sessions or any(part.waiting.work.stepwise for part in batch.parts):
-            return
-        kinds: dict[str, list[int]] = {}
-        for block in range(batch.first, batch.last + 1):
-            kinds.setdefault(self.engine.kinds[block], []).append(block)
-        now_s, phase = time.time(), "decode" if batch.decodes else "prefill"
-        tokens = sum(part.tokens for part in batch.parts)
-        contexts = [part.waiting.work.start + part.waiting.done for part in batch.parts]
-        for blocks in kinds.values():
-            index = blocks[self._passes % len(blocks)] - batch.first
-            seconds = begun.node_s(ends_s[index + 1] - ends_s[index])
-            context_tokens = round(sum(contexts) / sessions)
-            self.timings.append(Timing(now_s, batch.first + index, phase, tokens, context_tokens, sessions, seconds))
-        self._passes += 1
+    def _record(self, batch: Batch, begun: _Begun, ends_s: Sequence[float]) -> None:
+        """Keep timings of a batch whose block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`."""
+        block_s = [begun.node_s(end_s - start_s) for start_s, end_s in itertools.pairwise(ends_s)]
+        timings = timings_of(batch, self.engine.kinds, block_s, self._recorded, time.time())
+        self.timings += timings
+        self._recorded += bool(timings)
 
 
 def _drawn(part: Part, logits: Activation) -> Drawn | None:
@@ -453,21 +362,6 @@ def _drawn(part: Part, logits: Activation) -> Drawn | None:
     if work.most_likely is None:
         return Drawn(tokens) if ends else None
     return Drawn(tokens, logprobs(logits, (*scored, *tokens), work.most_likely))
-
-
-def _give(outcomes: Sequence[_Outcome]) -> None:
-    """Give outcomes to those who wait for them: all at once, because each call wakes an event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
-    for queued, outcome in outcomes:
-        by_loop.setdefault(queued.caller.loop, []).append((queued, outcome))
-    for loop, results in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-            loop.call_soon_threadsafe(_put, results)
-
-
-def _put(results: Sequence[_Outcome]) -> None:
-    for queued, result in results:
-        queued.caller.results.put_nowait(result)
 
 
 def _with_time(

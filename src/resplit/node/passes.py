@@ -18,9 +18,9 @@ from resplit.model.activation import Activation
 from resplit.model.sampling import Drawn
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
-from resplit.node.executor import BatchTime, PassResult
 from resplit.node.follow_ups import FollowUps
 from resplit.node.hosting import Hosting
+from resplit.node.pass_results import BatchTime, PassResult
 from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER
 from resplit.wire.choices import changes_from_wire, logprobs_to_wire, sampling_from_wire

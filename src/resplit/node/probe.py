@@ -19,9 +19,9 @@ import psutil
 from resplit.errors import NodeLostError
 from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
-from resplit.node.executor import Timing
 from resplit.node.hosting import Hosting
 from resplit.node.processor import ProcessorUse
+from resplit.node.timings import Timing
 from resplit.status import ReportedState
 from resplit.telemetry.rows import MAX_REPORTED_ROWS, BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.types import BlockFeatures

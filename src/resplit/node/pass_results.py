@@ -1,0 +1,91 @@
+"""What a node gives for a pass, who waits for it, and how it reaches them from the executor's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from resplit.model.activation import Activation
+from resplit.model.sampling import Drawn
+from resplit.node.batching import SegmentPass, Waiting
+from resplit.node.emulation import Load
+
+# The pass that follows one that ended at a position with these tokens, if there is one.
+Follow = Callable[[int, tuple[int, ...]], SegmentPass | None]
+
+
+@dataclass(frozen=True)
+class BatchTime:
+    """How long a part of a pass waited for its batch, and how long the batch ran, both on the clock.
+
+    `load` is what the batch computed, `background_utilization` the share of the node that others used meanwhile.
+    """
+
+    waited_s: float
+    computed_s: float
+    load: Load
+    background_utilization: float
+    first_half_s: float = 0.0  # of `computed_s`, for the first half of the blocks; 0 if there is only one
+
+    @property
+    def node_s(self) -> float:
+        """The time of the batch without what background load added."""
+        return self.computed_s * (1 - self.background_utilization)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The result of one part of a pass, `tokens` positions from `start` on.
+
+    `value` is hidden states, or the sampled tokens; None after the head of a part that is not the last. A part of a
+    prompt that is scored has log probabilities and no tokens. `followed`: the next pass of the session waits already.
+    """
+
+    start: int
+    tokens: int
+    value: Activation | Drawn | None
+    is_last: bool
+    time: BatchTime | None = None  # set by the executor
+    followed: bool = False
+
+
+def nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
+    """The caller begins its next pass itself."""
+
+
+@dataclass(eq=False)
+class Caller:
+    """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
+
+    follow: Follow = nothing_follows
+    results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    has_left: bool = False  # guarded by the executor's lock
+
+
+@dataclass(eq=False)
+class Queued(Waiting):
+    """A waiting pass, and who waits for it. `whole`: no part of the pass came before it, and none follows."""
+
+    caller: Caller = field(default_factory=Caller)
+    whole: bool = True
+
+
+Outcome = tuple[Queued, PassResult | Exception]
+
+
+def give(outcomes: Sequence[Outcome]) -> None:
+    """Give outcomes to those who wait for them: all at once, because each call wakes an event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
+    for queued, outcome in outcomes:
+        by_loop.setdefault(queued.caller.loop, []).append((queued, outcome))
+    for loop, results in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(_put, results)
+
+
+def _put(results: Sequence[Outcome]) -> None:
+    for queued, result in results:
+        queued.caller.results.put_nowait(result)
