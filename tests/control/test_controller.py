@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.log import EpochLog
 from resplit.control.monitor import Monitor
-from resplit.epochs import RECOVER, Proposal
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import ProposalRefusedError
 from resplit.node.server import NodeService
 from resplit.wire.node_pb2 import ReportReply
@@ -322,3 +323,10 @@ async def test_a_controller_whose_log_is_an_older_copy_numbers_above_what_the_no
     assert restored.deployment.live_number == 4
     assert await served(nodes) == tokens
     await restored.stop()
+
+
+@pytest.mark.filterwarnings("error")
+async def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(controller: Controller) -> None:
+    controller.deployment.on_live(LiveEpoch(1, 0.0, "start", (A, B, C), None, None, 0, 0.0))
+    await controller.stop()
+    gc.collect()

@@ -35,6 +35,7 @@ from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
+_Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Controller:
@@ -67,7 +68,7 @@ class Controller:
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
         self.deployment.on_outage = self._recover
         outcomes = Outcomes(gateway, log)
-        self.deployment.on_live = lambda epoch: self._start(outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
+        self.deployment.on_live = lambda epoch: self._start(lambda: outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
         # What is wrong with the emulation of nodes; "" if nothing is.
         self.spent = TimeByNode()  # of all passes so far
         self.emulation_warning: Callable[[], str] = lambda: ""
@@ -110,16 +111,16 @@ class Controller:
         self.recovery.node_returned()
         self.readiness.forget(name)
         if self.membership.introduced and name in self.view.addresses:
-            self._start(self.membership.welcome(name), f"welcome {name}")
+            self._start(lambda: self.membership.welcome(name), f"welcome {name}")
 
     async def stop(self) -> None:
         """Cancel the background tasks."""
         await self.tasks.stop()
 
     def _recover(self) -> None:
-        self._start(self.recovery.recover(), "recover")
+        self._start(self.recovery.recover, "recover")
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _start(self, work: _Work, name: str) -> None:
         self.tasks.spawn(_unless_refused(work, name), name)
 
 
@@ -131,9 +132,9 @@ def _with_sessions(decision: Decision, gateway: Gateway) -> Decision:
     return replace(decision, outcome=replace(outcome, sessions=gateway.recoveries(outcome.deployed)))
 
 
-async def _unless_refused(work: Coroutine[Any, Any, None], name: str) -> None:
+async def _unless_refused(work: _Work, name: str) -> None:
     """Do this work. If a node is lost meanwhile, or a disk is full, log that: the next event tries again."""
     try:
-        await work
+        await work()
     except ResplitError as error:
         _log.warning("not completed", task=name, error=str(error))

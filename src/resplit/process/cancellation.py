@@ -24,8 +24,13 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
         done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
         for task in done:
-            if not task.cancelled():
-                task.exception()  # retrieve it, so that asyncio does not log it
+            retrieve_error(task)
+
+
+def retrieve_error(task: asyncio.Task[Any]) -> None:
+    """Retrieve the error of a task that has ended, so that asyncio does not log it where nobody awaits the task."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def to_its_end(work: Awaitable[None]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from resplit.errors import CapacityError, DataError, NodeLostError
 from resplit.gateway.engine import GeneratedToken
 from resplit.gateway.sessions import session as session_module
+from resplit.gateway.sessions.kv_transfer import PreCopy
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.pass_times import PassTime
@@ -244,6 +245,21 @@ async def test_a_session_that_cannot_move_in_time_is_replayed(monkeypatch: pytes
     assert len(gateway.peers[A].steps) == 3
     assert [step.start for step in gateway.peers[B].steps if step.attempt == 1] == [0, 10, 12]
     await stream.aclose()
+
+
+async def test_a_stream_that_ends_after_its_transfer_failed_leaves_no_error_behind() -> None:
+    gateway = Gateway()
+    unretrieved: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unretrieved.append(context))
+    stream = gateway.start()
+    await decode(stream, 3)
+    gateway.peers[B].reply = TransferReply(error="no room")
+    [session] = gateway.sessions._live.values()
+    transfer = session._precopy(PreCopy(SECOND))
+    await settle()
+    await stream.aclose()
+    cast(Any, transfer).__del__()  # what the garbage collector calls, some time
+    assert unretrieved == []
 
 
 async def test_after_a_loss_whole_passes_are_restored_and_only_the_others_replayed() -> None:

@@ -37,7 +37,7 @@ from resplit.gateway.sessions.speculation import PassTimes, Speculation
 from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
-from resplit.process.cancellation import cancel_and_wait
+from resplit.process.cancellation import cancel_and_wait, retrieve_error
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.types import Logprobs
 from resplit.wire.choices import changes_to_wire, logprobs_from_wire, sampling_to_wire
@@ -362,7 +362,9 @@ class Session:
 
     def _precopy(self, before: PreCopy) -> asyncio.Task[PreCopy]:
         """Begin to transfer the cached positions in the background: passes take precedence on the links."""
-        return asyncio.create_task(self._transfer(before, self.position, background=True))
+        task = asyncio.create_task(self._transfer(before, self.position, background=True))
+        task.add_done_callback(retrieve_error)  # the session may end before it awaits the task
+        return task
 
     async def _switch(self, precopy: PreCopy) -> None:
         """Transfer the positions that are missing on the new route, then use it."""
