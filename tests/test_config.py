@@ -9,6 +9,7 @@ import pytest
 from resplit.config import ClusterConfig, load_cluster
 from resplit.errors import ConfigError
 from resplit.types import Weights
+from tests.support.three_nodes import three_node_config
 
 DATA = Path(__file__).parents[1] / "data"
 CLUSTER = """\
@@ -173,3 +174,11 @@ def test_shed_late_needs_an_slo(tmp_path: Path) -> None:
     assert cluster(tmp_path, "slo: 2 s", "slo: 2 s, shed_late: true").request_class("chat").shed_late
     with pytest.raises(ConfigError, match="shed_late needs an slo"):
         cluster(tmp_path, "slo: 2 s", "shed_late: true")
+
+
+def test_a_class_without_an_objective_counts_like_the_one_with_the_longest() -> None:
+    plain = {"rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}
+    classes = [{"name": "a", "slo": "1 s"}, {"name": "b", "slo": "3 s"}, {"name": "c"}]
+    config = three_node_config(classes=[each | plain for each in classes])
+    assert [config.objective_s(name) for name in "abc"] == [1.0, 3.0, 3.0]
+    assert three_node_config(classes=[{"name": "c"} | plain]).objective_s("c") == 0.0

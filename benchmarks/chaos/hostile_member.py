@@ -150,7 +150,7 @@ class HostileMember:
         session, attempt = self._some_session()
         step = Step(number=1, session=session, attempt=attempt, epoch=self.rng.choice(self.epochs))
         step.segment, step.start = self.rng.randrange(4), self.rng.choice((0, self.rng.randrange(_POSITIONS)))
-        step.gateway, step.budget_s = CONTROLLER, 10.0
+        step.gateway, step.left_s = CONTROLLER, 10.0
         step.stepwise, step.drafts = self.rng.random() < 0.5, self.rng.choice((0, 0, 1, 2**32 - 1))
         if self.rng.random() < 0.3:
             step.permit.CopyFrom(Permit(attempt, _POSITIONS, frozenset(self.epochs)).to_wire(session, keep=False))

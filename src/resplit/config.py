@@ -227,6 +227,11 @@ class ClusterConfig(Strict):
         """The class called `name`; KeyError if there is none."""
         return next(each for each in self.classes if each.name == name)
 
+    def objective_s(self, name: str) -> float:
+        """The service objective of the class called `name`; without one, the longest that any class has, or 0."""
+        objectives_s = [each.slo for each in self.classes if each.slo is not None]
+        return self.request_class(name).slo or max(objectives_s, default=0.0)
+
     def classes_by_key(self) -> dict[bytes, str]:
         """The class of each API key, by the key's digest. Reads variables and files; ConfigError if one has no key."""
         return {

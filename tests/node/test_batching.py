@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
-from resplit.node.batching import MOST_SESSIONS, Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch, still_waiting
+from resplit.node.batching import (
+    MOST_SESSIONS,
+    Batch,
+    ChunkPace,
+    Part,
+    SegmentPass,
+    Waiting,
+    in_order,
+    next_batch,
+    still_waiting,
+)
 
 
 def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Waiting:
@@ -53,7 +63,7 @@ def test_a_pass_that_is_timed_shares_its_time_with_timed_passes_only() -> None:
 
 def test_the_rest_of_a_prompt_goes_behind_others_but_before_later_passes_of_its_session() -> None:
     def left(waiting: list[Waiting]) -> list[tuple[str, int]]:
-        return [(each.work.session, each.work.start) for each in still_waiting(waiting, next_batch(waiting, 32))]
+        return [(each.work.session, each.work.start) for each in still_waiting(waiting, next_batch(waiting, 32), 0.0)]
 
     assert left([step("a"), prompt("b", 100), prompt("d", 40)]) == [("d", 0), ("b", 0)]
     assert left([prompt("b", 100), prompt("d", 40), step("b", 100), prompt("e", 9)]) == [
@@ -63,6 +73,56 @@ def test_the_rest_of_a_prompt_goes_behind_others_but_before_later_passes_of_its_
         ("e", 0),
     ]
     assert left([step("a"), prompt("b", 20)]) == []
+
+
+def arrived(each: Waiting, at_s: float, late_s: float) -> Waiting:
+    each.arrives(at_s, late_s)
+    return each
+
+
+def test_the_request_that_misses_its_objective_first_goes_first() -> None:
+    detection, assistant = arrived(prompt("detection", 9), 0.1, 0.7), arrived(prompt("assistant", 9), 0.0, 2.0)
+    assert chosen(in_order([assistant, detection])) == [("detection", 9)]
+    steps = [arrived(step(name), 0.0, late_s) for name, late_s in (("a", 3.0), ("b", 1.0), ("c", 2.0))]
+    assert [part.waiting.work.session for part in next_batch(in_order(steps), 32, 2).parts] == ["b", "c"]
+
+
+def test_what_waited_longer_than_an_objective_is_overtaken_no_more() -> None:
+    old = arrived(prompt("assistant", 9), 0.0, 2.0)
+    new = [arrived(prompt(str(at_s), 9), at_s, at_s + 0.6) for at_s in (1.3, 1.5)]
+    assert [each.work.session for each in in_order([old, *new])] == ["1.3", "assistant", "1.5"]
+    late = [arrived(step("old"), 5.0, 1.0), arrived(step("older"), 4.0, 3.0)]
+    assert [each.work.session for each in in_order(late)] == ["older", "old"]  # late ones in order of arrival
+
+
+def test_prompts_of_equal_objectives_take_turns_and_an_urgent_one_does_not_wait() -> None:
+    long, short = arrived(prompt("long", 100), 0.0, 2.0), arrived(prompt("short", 60), 0.1, 2.1)
+    waiting = still_waiting([long, short], next_batch([long, short], 32), 0.2)
+    assert chosen(in_order(waiting)) == [("short", 32)]
+    urgent = arrived(prompt("urgent", 100), 0.0, 0.6)
+    waiting = still_waiting([urgent, short], next_batch([urgent, short], 32), 0.2)
+    assert chosen(in_order(waiting)) == [("urgent", 32)]
+
+
+def test_nothing_overtakes_a_timed_pass() -> None:
+    waiting = [step("a"), prompt("t", 9, timed=True), arrived(step("b"), 0.0, 0.0)]
+    waiting[0].arrives(0.0, 9.0)
+    assert in_order(waiting) == waiting
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12
+    )
+)
+def test_passes_of_a_session_stay_in_order(passes: list[tuple[str, bool, float, float]]) -> None:
+    waiting = [arrived(prompt(name, 3, timed=timed), at_s, late_s) for name, timed, at_s, late_s in passes]
+    ordered = in_order(waiting)
+    assert sorted(map(id, ordered)) == sorted(map(id, waiting))
+    for name in "abc":
+        assert [each for each in ordered if each.work.session == name] == [
+            each for each in waiting if each.work.session == name
+        ]
 
 
 def test_the_decode_steps_that_waited_longest_come_first() -> None:

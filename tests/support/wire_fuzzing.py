@@ -93,7 +93,7 @@ STEPS = st.builds(
         Sampling, temperature=_NUMBERS, top_p=_NUMBERS, seed=st.sampled_from([0, 1, -1, -(2**63), 2**63 - 1])
     ),
     gateway=st.sampled_from([CONTROLLER, "", "nobody"]),
-    budget_s=_NUMBERS,
+    left_s=_NUMBERS,
 )
 PARTS = st.builds(
     CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES,

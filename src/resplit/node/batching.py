@@ -1,7 +1,7 @@
 """Which waiting passes run together next (continuous batching). Pure: the executor asks, and runs the answer.
 
 Decode steps of all sessions share a pass, and join at any time. Prompts run in chunks between them, so that a long
-prompt delays running streams by little.
+prompt delays running streams by little. What misses its service objective first goes first (`in_order`).
 """
 
 from __future__ import annotations
@@ -75,12 +75,25 @@ class SegmentPass:
 class Waiting:
     """A pass that waits; the first `done` of its tokens have been computed in earlier chunks.
 
-    It waits since `since_s`, on the clock of its caller.
+    It waits since `since_s`, on the clock of its caller, and its turn counts from `turn_s` on: that of a prompt from
+    the last chunk that was taken. When it arrived, `left_s` was left until its request would miss its objective.
     """
 
     work: SegmentPass
     done: int = 0
     since_s: float = 0.0
+    turn_s: float = 0.0
+    left_s: float = 0.0
+
+    def arrives(self, now_s: float, late_s: float = 0.0) -> None:
+        """It waits from now on. At `late_s` its request misses its objective."""
+        self.since_s = self.turn_s = now_s
+        self.left_s = max(0.0, late_s - now_s)
+
+    @property
+    def due_s(self) -> float:
+        """What is due earlier runs earlier. It depends on the arrival, so nobody waits for ever."""
+        return self.turn_s + self.left_s
 
     @property
     def left(self) -> int:
@@ -132,12 +145,24 @@ class Batch:
         return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)
 
 
-def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int = MOST_SESSIONS) -> Batch:
-    """The next batch of `waiting`, which is in order of arrival and not empty.
+def in_order(waiting: Sequence[_Waiting]) -> list[_Waiting]:
+    """What waits, in the order in which it is due.
 
-    It runs the segment of the pass that waits longest: the decode steps for that segment, `most_decodes` of them at
-    most, and one chunk of the prompt that waits longest, of at most `most_tokens`. A session has one pass in a batch,
-    its oldest. Timed passes that wait one behind the other run together, whole.
+    `waiting` has the passes of each session in order, and they stay so. Nothing overtakes a timed pass.
+    """
+    timed = next((index for index, each in enumerate(waiting) if each.work.timed), len(waiting))
+    due_s: dict[str, float] = {}  # by session
+    for each in waiting[:timed]:
+        due_s.setdefault(each.work.session, each.due_s)
+    return [*sorted(waiting[:timed], key=lambda each: due_s[each.work.session]), *waiting[timed:]]
+
+
+def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int = MOST_SESSIONS) -> Batch:
+    """The next batch of `waiting`, which is in order and not empty.
+
+    It runs the segment of the first pass: the decode steps for that segment, `most_decodes` of them at most, and one
+    chunk of the first prompt, of at most `most_tokens`. A session has one pass in a batch, its oldest. Timed passes
+    that wait one behind the other run together, whole.
     """
     oldest = waiting[0].work
     if oldest.timed:
@@ -164,8 +189,8 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
     return batch
 
 
-def still_waiting(waiting: Sequence[_Waiting], batch: Batch) -> list[_Waiting]:
-    """What waits once `batch` has been taken, in order.
+def still_waiting(waiting: Sequence[_Waiting], batch: Batch, now_s: float) -> list[_Waiting]:
+    """What waits once `batch` has been taken, at `now_s`.
 
     A prompt of which more is left goes behind all others, but before later passes of its session.
     """
@@ -175,6 +200,7 @@ def still_waiting(waiting: Sequence[_Waiting], batch: Batch) -> list[_Waiting]:
         if id(each) in taken and not taken[id(each)].is_last:
             sessions = [other.work.session for other in left]
             session = each.work.session
+            each.turn_s = now_s
             left.insert(sessions.index(session) if session in sessions else len(left), each)
     return left
 

@@ -20,7 +20,7 @@ from resplit.errors import RECALLED, CommandRefusedError, ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import Drawn, logprobs, sample
-from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, next_batch, still_waiting
+from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, in_order, next_batch, still_waiting
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 from resplit.node.pass_results import BatchTime, Caller, Follow, Outcome, PassResult, Queued, give, nothing_follows
@@ -71,7 +71,7 @@ class Executor:
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)  # relative errors of padded passes
         self.timings: deque[Timing] = deque(maxlen=4096)
-        self._waiting: list[Queued] = []  # in order of arrival; guarded by `_changed`
+        self._waiting: list[Queued] = []  # guarded by `_changed`
         self._changed = threading.Condition()
         self._in_parts: set[str] = set()  # sessions of whose pass the first parts came, and the last one has not
         self._closed = False
@@ -82,11 +82,14 @@ class Executor:
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
-    async def run(self, work: SegmentPass, follow: Follow = nothing_follows) -> AsyncGenerator[PassResult]:
+    async def run(
+        self, work: SegmentPass, follow: Follow = nothing_follows, left_s: float = 0.0
+    ) -> AsyncGenerator[PassResult]:
         """Run a pass and those that follow it, and yield the result of each part as it is done.
 
         Most passes have one part. `follow` is asked in the executor's thread, with the lock held under which passes
-        are recalled, so that a pass either follows before that, or sees what came before it.
+        are recalled, so that a pass either follows before that, or sees what came before it. `left_s` is left of the
+        request's objective.
 
         CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches do not fit;
         DataError for values or positions that do not match what is held.
@@ -94,7 +97,7 @@ class Executor:
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        caller = Caller(follow)
+        caller = Caller(follow, time.perf_counter() + left_s)
         self._enqueue([Queued(work, caller=caller)])
         async with contextlib.aclosing(self._results(caller)) as results:
             async for result in results:
@@ -114,7 +117,7 @@ class Executor:
     def _enqueue(self, queued: Sequence[Queued]) -> None:
         with self._changed:
             for each in queued:
-                each.since_s = time.perf_counter()
+                each.arrives(time.perf_counter(), each.caller.late_s)
                 self._pace.arrived(each.work, each.since_s)
                 self._note_parts(each)
             self._waiting += queued
@@ -231,7 +234,9 @@ class Executor:
         if work is None:
             return done, outcome
         self._pace.went_on(work.session)
-        self._waiting.append(Queued(work, since_s=time.perf_counter(), caller=caller))
+        queued = Queued(work, caller=caller)
+        queued.arrives(time.perf_counter(), caller.late_s)
+        self._waiting.append(queued)
         return done, replace(outcome, followed=True)
 
     def _take(self) -> Batch | None:
@@ -241,7 +246,7 @@ class Executor:
                 return None
             now_s = time.perf_counter()
             batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), self._most_decodes(now_s))
-            self._waiting = still_waiting(self._waiting, batch)
+            self._waiting = still_waiting(self._waiting, batch, now_s)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
             self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
             return batch
@@ -252,6 +257,7 @@ class Executor:
         while not self._closed:
             wait_s = None
             if self._waiting:
+                self._waiting = in_order(self._waiting)
                 now_s = time.perf_counter()
                 begun_s = min(begun_s, now_s)
                 most = self._most_decodes(now_s)

@@ -60,6 +60,7 @@ class Caller:
     """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
 
     follow: Follow = nothing_follows
+    late_s: float = 0.0  # when its request misses its objective
     results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     has_left: bool = False  # guarded by the executor's lock

@@ -32,6 +32,7 @@ from resplit.wire.tensors import from_wire, to_wire
 
 _log = structlog.get_logger(__name__)
 _TOKEN_BYTES = 4
+_LONGEST_LEFT_S = 3600.0  # what a member says may be anything
 _NOTHING = Drawn(())
 
 
@@ -101,7 +102,8 @@ class Passes:
         try:
             route, permit = await self._permitted(sender, step)
             work = _segment_pass(step, route, permit.capacity)
-            computing = self._hosting.running().run(work, partial(self._follow, steps))
+            left_s = step.left_s if 0 <= step.left_s <= _LONGEST_LEFT_S else _LONGEST_LEFT_S
+            computing = self._hosting.running().run(work, partial(self._follow, steps), left_s)
             async with contextlib.aclosing(computing) as results:
                 async for result in results:
                     self._forward(steps[0], result)

@@ -91,7 +91,7 @@ class SimulatedGateway:
         """A request arrives: it is admitted, waits, or is refused."""
         now_s = self._agenda.now_s
         self.journal.arrived(RequestArrival(arrival.request_class, now_s, arrival.prompt_tokens, arrival.new_tokens))
-        session = SimulatedSession(name, arrival)
+        session = SimulatedSession(name, arrival, now_s + self._cluster.objective_s(arrival.request_class))
         self._open += 1
         if arrival.prompt_tokens + arrival.new_tokens > min(
             self._cluster.limits.context_tokens, self._cluster.kv_tokens
@@ -171,7 +171,7 @@ class SimulatedGateway:
         def ran(visit: Visit, batch: Ran) -> None:
             self._ran(under_way, stage, start, visit, batch, more)
 
-        route.machines[stage].arrive(Visit(work, done_by=ran))
+        route.machines[stage].arrive(Visit(work, done_by=ran), session.late_s)
 
     def _ran(self, under_way: SimulatedPass, stage: int, start: int, visit: Visit, batch: Ran, more: bool) -> None:
         """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from resplit.model.activation import Activation
-from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, next_batch, still_waiting
+from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, in_order, next_batch, still_waiting
 from resplit.node.emulation import ONE_STEP, Hardware, Load
 from resplit.simulate.agenda import Agenda
 
@@ -74,18 +74,21 @@ class Machine:
         self._kinds = kinds
         self._agenda = agenda
         self._service = service
-        self._waiting: list[Visit] = []  # in order of arrival
+        self._waiting: list[Visit] = []
         self._running: object | None = None  # the batch
         self._pace = ChunkPace()
         self._times: dict[tuple[int, int], tuple[float, float, float]] = {}
         # Sessions that share no part of a pass gain nothing together, and would wait for one another.
         self._shares = any(hardware.fixed_s.values())
 
-    def arrive(self, visit: Visit) -> None:
-        """A pass arrives. It begins at once if the machine is idle. A machine that is down loses it."""
+    def arrive(self, visit: Visit, late_s: float = 0.0) -> None:
+        """A pass arrives. It begins at once if the machine is idle. A machine that is down loses it.
+
+        At `late_s` its request misses its objective.
+        """
         if not self.alive:
             return
-        visit.since_s = self._agenda.now_s
+        visit.arrives(self._agenda.now_s, late_s)
         self._waiting.append(visit)
         if self._running is None:
             self._begin()
@@ -104,12 +107,12 @@ class Machine:
 
     def _begin(self) -> None:
         """Compute the next batch of the waiting passes."""
-        now_s, waiting = self._agenda.now_s, self._waiting
+        now_s, waiting = self._agenda.now_s, in_order(self._waiting)
         stages = waiting[0].work.stages
         batch = next_batch(
             waiting, self._pace.chunk_tokens(now_s), self._pace.fair_share(stages, now_s) if self._shares else 1
         )
-        self._waiting = still_waiting(waiting, batch)
+        self._waiting = still_waiting(waiting, batch, now_s)
         load = Load(batch.decodes, batch.prefill_tokens)
         declared_s = self._node_s(batch.first, batch.last, load)
         node_s = declared_s if self._service is None else self._service(declared_s)

@@ -73,6 +73,7 @@ class SimulatedSession:
 
     name: str
     arrival: Arrival
+    late_s: float = 0.0  # when it misses its objective
     place: Place | None = None
     route: SimulatedRoute | None = None
     ended: bool = False

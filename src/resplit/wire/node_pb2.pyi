@@ -67,7 +67,7 @@ class SegmentTime(_message.Message):
     def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., first_half_s: _Optional[float] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "budget_s", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored", "follow_until", "stop_ids")
+    __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored", "follow_until", "stop_ids", "left_s")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -76,7 +76,6 @@ class Step(_message.Message):
     VALUES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
-    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     PERMIT_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +88,7 @@ class Step(_message.Message):
     SCORED_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_UNTIL_FIELD_NUMBER: _ClassVar[int]
     STOP_IDS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
     number: int
     session: str
     epoch: int
@@ -97,7 +97,6 @@ class Step(_message.Message):
     values: Tensor
     sampling: Sampling
     gateway: str
-    budget_s: float
     attempt: int
     more: bool
     permit: PermitRequest
@@ -110,7 +109,8 @@ class Step(_message.Message):
     scored: _containers.RepeatedScalarFieldContainer[int]
     follow_until: int
     stop_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., budget_s: _Optional[float] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[LogitChange, _Mapping]]] = ..., logprobs: _Optional[int] = ..., scored: _Optional[_Iterable[int]] = ..., follow_until: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    left_s: float
+    def __init__(self, number: _Optional[int] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., segment: _Optional[int] = ..., start: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., gateway: _Optional[str] = ..., attempt: _Optional[int] = ..., more: _Optional[bool] = ..., permit: _Optional[_Union[PermitRequest, _Mapping]] = ..., stepwise: _Optional[bool] = ..., acknowledge: _Optional[bool] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., drafts: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[LogitChange, _Mapping]]] = ..., logprobs: _Optional[int] = ..., scored: _Optional[_Iterable[int]] = ..., follow_until: _Optional[int] = ..., stop_ids: _Optional[_Iterable[int]] = ..., left_s: _Optional[float] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("number",)

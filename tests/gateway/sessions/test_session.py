@@ -31,8 +31,8 @@ PROMPT = (1,) * 10
 class Gateway:
     """Sessions over recording peers. Epoch 1 is live, and no replicas are made."""
 
-    def __init__(self) -> None:
-        config = three_node_config(limits={"context_tokens": 64, "copy_every": 0})
+    def __init__(self, **more: object) -> None:
+        config = three_node_config(limits={"context_tokens": 64, "copy_every": 0}, **more)
         self.router = Router(config, cast(Any, SimpleNamespace(name="gateway")))
         self.sessions = Sessions(config, self.router, FEATURES)
         self.peers = {name: RecordingPeer(on_token=self._answer) for name in (A, B, C)}
@@ -116,6 +116,19 @@ async def test_a_session_begins_on_the_route_that_is_live_at_its_first_pass() ->
     assert [step.epoch for step in gateway.peers[A].steps] == [2]
     assert gateway.transfers() == []
     await stream.aclose()
+
+
+async def test_a_pass_says_how_much_is_left_of_its_objective() -> None:
+    classes = [
+        {"name": name, "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8} | objective
+        for name, objective in (("chat", {"slo": "9 s"}), ("batch", {}), ("label", {"slo": "2 s"}))
+    ]
+    gateway = Gateway(classes=classes)
+    for name in ("chat", "batch", "label"):
+        await decode(gateway.sessions.generate(generation_request(4, PROMPT, request_class=name)), 2)
+    left_s = [step.left_s for step in gateway.peers[A].steps]
+    assert left_s == pytest.approx([9, 9, 9, 9, 2, 2], abs=1)
+    assert left_s[1] < left_s[0] < 9
 
 
 async def test_while_passes_are_paused_a_session_moves_at_once() -> None:

@@ -59,11 +59,12 @@ _MOVE_WITHIN_S = 10.0
 
 @dataclass(eq=False)
 class Session:
-    """One admitted request. `due_s` is its deadline on the event loop's clock."""
+    """One admitted request. `due_s` is its deadline, `late_s` when it misses its objective (event loop's clock)."""
 
     name: str
     request: GenerationRequest
     due_s: float
+    late_s: float
     context: SessionContext
     reservation: Reservation  # held until `end`; no node caches more tokens of the session than it reserves
     route: Route  # of the next pass; it changes only between passes
@@ -112,7 +113,8 @@ class Session:
         objective = context.cluster.request_class(request.request_class)
         deadline = Deadline(arrival_s, objective.slo) if objective.shed_late and objective.slo else None
         reservation = await context.admission.reserve(prompt_tokens, new_tokens, due_s, deadline)
-        return cls(name, request, due_s, context, reservation, context.router.live_route)
+        late_s = arrival_s + context.cluster.objective_s(request.request_class)
+        return cls(name, request, due_s, late_s, context, reservation, context.router.live_route)
 
     async def tokens(self) -> AsyncIterator[GeneratedToken]:
         """Prefill the prompt, then decode until a stop id or `max_new_tokens`; raises as `generate` of the engine."""
@@ -273,7 +275,6 @@ class Session:
         `stepwise`, every position gets the bits of a pass of its own. Of a pass that is done `again`, only the caches
         matter. The node of the head may begin the passes after this one that start before position `follow_until`.
         """
-        left_s = max(0.0, self.due_s - asyncio.get_running_loop().time())
         message = Step(
             session=self.name,
             attempt=self.permits.attempt,
@@ -283,7 +284,7 @@ class Session:
             values=to_wire(token_ids(step)),
             sampling=sampling_to_wire(self.request.sampling),
             gateway=self.context.router.member.name,
-            budget_s=left_s,
+            left_s=max(0.0, self.late_s - asyncio.get_running_loop().time()),
             stepwise=stepwise or bool(drafts),
             drafts=len(drafts),
             follow_until=follow_until,
