@@ -11,12 +11,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from resplit.errors import RequestError
 
 # Without this a small model may write spaces without end.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# What one answer may take: about a tenth of a second to prepare its patterns, and 50 MB for their states.
+_LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_lexer_states=25_000)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -39,7 +41,10 @@ class Grammars:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(self._tokenizer_json, eos_token=self._stop_ids or None)
-            matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark("%llguidance {}\n" + lark), log_level=0)
+            source = LLMatcher.grammar_from_lark("%llguidance {}\n" + lark)
+            matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # prepares the patterns, here instead of on the event loop
         if matcher.is_error():
             reason = matcher.get_error().strip().splitlines() or ["unknown error"]
             raise RequestError(f"the schema cannot be used as a grammar: {reason[0][:300]}")

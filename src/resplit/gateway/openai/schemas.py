@@ -24,6 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from resplit.gateway.openai.grammars import json_rule
 from resplit.gateway.openai.messages import Message, Str, utf8
+from resplit.gateway.openai.schema_cost import ensure_compilable
 from resplit.gateway.openai.steering import Grammar, RequestSteering
 from resplit.gateway.openai.tool_schemas import NamedTool, ResponseFormat, Tool, ToolChoice
 from resplit.gateway.openai.tools import ToolForm, answer_grammar
@@ -281,11 +282,15 @@ class ChatRequest(_Generation):
         return [] if self.tool_choice == "none" else [tool.plain() for tool in self.tools or ()]
 
     def lark(self, form: ToolForm) -> str | None:
-        """The grammar that the answer follows, with calls in the form of the model; None for any text."""
+        """The grammar that the answer follows, with calls in the form of the model; None for any text.
+
+        RequestError if it would take too long to compile.
+        """
         tools = self.callable_tools()
         schema = self.response_format.schema_of_answer() if self.response_format else None
         if isinstance(self.tool_choice, NamedTool):
             tools = [tool for tool in tools if tool["function"]["name"] == self.tool_choice.function.name]
+        ensure_compilable([schema or {}, *(tool["function"].get("parameters") or {} for tool in tools)])
         if tools:
             named = isinstance(self.tool_choice, NamedTool)  # then it is called once
             several = self.parallel_tool_calls is not False and not named
