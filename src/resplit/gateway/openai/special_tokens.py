@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from resplit.errors import RequestError
+
 _PRIVATE_USE = range(0xE000, 0xF8FF)
 
 
@@ -26,12 +28,18 @@ class SpecialTokens:
         self._pattern = re.compile("|".join(map(re.escape, names))) if names else None
 
     def mark_for(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
-        """A character that the messages do not contain; None if they contain no special token."""
-        texts = list(_texts(messages))
-        if self._pattern is None or not any(map(self._pattern.search, texts)):
+        """A character that the messages do not contain; None if they contain no special token.
+
+        RequestError if they contain every character that may be one.
+        """
+        found = list(texts(messages))
+        if self._pattern is None or not any(map(self._pattern.search, found)):
             return None
-        used = set().union(*texts)
-        return next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        used = set().union(*found)
+        for mark in map(chr, _PRIVATE_USE):
+            if mark not in used:
+                return mark
+        raise RequestError("a conversation with special tokens may not contain every private character of Unicode")
 
     def marked(self, value: Any, mark: str) -> Any:
         """The same messages, with `mark` after the first character of each special token in their texts."""
@@ -39,7 +47,7 @@ class SpecialTokens:
         if isinstance(value, str):
             return self._pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
         if isinstance(value, Mapping):
-            return {key: self.marked(each, mark) for key, each in value.items()}
+            return {self.marked(key, mark): self.marked(each, mark) for key, each in value.items()}
         return [self.marked(each, mark) for each in value] if isinstance(value, list | tuple) else value
 
     def split(self, rendered: str, mark: str) -> Iterator[tuple[int | None, str]]:
@@ -53,13 +61,14 @@ class SpecialTokens:
         yield None, rendered[place:].replace(mark, "")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in messages, at any depth."""
+def texts(value: Any) -> Iterator[str]:
+    """All texts in messages or tools, at any depth, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
+        for key, each in value.items():
+            yield from texts(key)
+            yield from texts(each)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _texts(each)
+            yield from texts(each)
