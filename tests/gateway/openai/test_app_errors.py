@@ -226,6 +226,27 @@ def test_a_request_longer_than_the_context_is_refused(server) -> None:
     assert _refused(HTTP.post(f"{url}/v1/chat/completions", json=CHAT | long), 400)["code"] == error["code"]
 
 
+TOOL = {"type": "function", "function": {"name": "f", "description": "fox " * 200}}
+CALL = {"id": "1", "function": {"name": "f", "arguments": "fox " * 2000}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": ""}] * 1000},
+        {"messages": [{"role": "user", "content": "fox " * 10}] * 100},
+        {"messages": [*CHAT["messages"], {"role": "assistant", "tool_calls": [CALL]}]},
+        {"tools": [TOOL] * 50},
+    ],
+    ids=["empty messages", "many messages", "a call", "many tools"],
+)
+def test_a_long_conversation_is_refused_before_it_becomes_tokens(serve, monkeypatch, change: dict[str, object]) -> None:
+    url, _ = serve()
+    monkeypatch.delattr(Text, "encode_chat")  # it would block all streams
+    error = _refused(HTTP.post(f"{url}/v1/chat/completions", json=CHAT | change), 400)
+    assert error["code"] == "context_length_exceeded"
+
+
 def test_a_large_body_is_refused_whether_its_length_is_announced_or_not(server) -> None:
     url = f"{server[0]}/v1/completions"
     large = json.dumps(COMPLETION | {"user": "x" * 70_000}).encode()

@@ -24,6 +24,7 @@ from resplit.gateway.openai.metrics import Stopwatch
 from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.responses import ResponseForm
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
+from resplit.gateway.openai.special_tokens import texts
 from resplit.gateway.openai.text import Text
 
 
@@ -65,9 +66,7 @@ class CompletionService:
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Continue prompts, each a text or token ids."""
         self.check_model(body.model)
-        prompts = [self._encode(prompt) if isinstance(prompt, str) else tuple(prompt) for prompt in body.prompt]
-        for prompt in prompts:
-            self._check_ids(prompt, "prompt")
+        prompts = [await self._prompt_ids(prompt) for prompt in body.prompt]
         stop_ids = frozenset[int]() if body.ignore_eos else self.text.stop_ids
         choices = self._choices(body, prompts, stop_ids, caller, stopwatch)
         if body.echo:
@@ -168,9 +167,18 @@ class CompletionService:
         return JSONResponse(form.whole(found))
 
     def _encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
-        for message in messages:
-            self._check_length(message.content or "")
-        return self.text.encode_chat([message.plain() for message in messages], tools)
+        if len(messages) > self.engine.context_tokens:
+            raise self._too_long(f"the conversation has {len(messages)} messages")
+        plain = [message.plain() for message in messages]
+        said = [(message["content"], message.get("tool_calls", ())) for message in plain]
+        self._check_length("".join(texts([said, tools])))
+        return self.text.encode_chat(plain, tools)
+
+    async def _prompt_ids(self, prompt: str | list[int]) -> tuple[int, ...]:
+        await asyncio.sleep(0)  # other requests go on between two prompts
+        ids = self._encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+        self._check_ids(ids, "prompt")
+        return ids
 
     def _encode(self, prompt: str | None) -> tuple[int, ...]:
         self._check_length(prompt or "")
