@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from resplit.errors import ModelError, RequestError
 from resplit.gateway.openai.chat_template import ChatTemplate
+from resplit.gateway.openai.messages import Message
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
 
 WORDS = st.text(alphabet="ab ", max_size=30)
@@ -110,6 +111,17 @@ def test_a_cluster_file_may_allow_special_tokens_in_plain_prompts(tokenizer_fold
 def test_a_conversation_that_the_template_refuses_is_a_bad_request(text: Text) -> None:
     with pytest.raises(RequestError, match="starts with a user"):
         text.encode_chat([{"role": "assistant", "content": "no"}])
+
+
+@pytest.mark.parametrize("arguments", ["1", "[]", "no JSON"])
+def test_arguments_that_the_template_cannot_use_are_a_bad_request(text: Text, arguments: str) -> None:
+    template = ChatTemplate(
+        "{% for name, value in messages[0].tool_calls[0].function.arguments|items %}{% endfor %}", {}
+    )
+    call = {"function": {"name": "f", "arguments": arguments}}
+    message = Message.model_validate({"role": "assistant", "tool_calls": [call]})
+    with pytest.raises(RequestError, match="refuses these messages"):
+        template.render([message.plain()])
 
 
 def test_the_lower_bound_on_tokens_never_exceeds_their_number(text: Text) -> None:

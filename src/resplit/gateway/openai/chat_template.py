@@ -90,7 +90,7 @@ class ChatTemplate:
                 documents=None,
                 **self._special_tokens,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is foreign code, and calls such as `items` raise any kind
             raise RequestError(f"the model's chat template refuses these messages: {error}") from error
         return text
 
