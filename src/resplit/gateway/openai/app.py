@@ -18,6 +18,7 @@ from resplit.errors import ResplitError
 from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
+from resplit.gateway.openai.json_body import JsonRoute
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
 from resplit.gateway.openai.response_schemas import ResponseRequest
@@ -86,7 +87,7 @@ def _caller(
 
 
 _Caller = Annotated[Caller, Depends(_caller)]
-_router = APIRouter()
+_router = APIRouter(route_class=JsonRoute)
 
 
 @_router.post("/v1/completions")

@@ -5,10 +5,11 @@ Clients replay what other servers answered, so fields that do not change the ans
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
+
+from resplit.gateway.openai.json_body import read_json
 
 
 def utf8(text: str) -> str:
@@ -70,7 +71,7 @@ class ToolCall(_Lenient):
     def plain(self) -> dict[str, Any]:
         """The call for a chat template, which gets the arguments as an object where they are valid JSON."""
         try:
-            arguments = json.loads(self.function.arguments)
+            arguments = read_json(self.function.arguments)
         except ValueError:
             arguments = self.function.arguments
         function = {"name": self.function.name, "arguments": arguments}
