@@ -123,12 +123,14 @@ async def test_cross_origin_requests_are_refused_unless_their_origin_is_configur
 
     answer = await _answer(app, headers, method)
 
+    assert answer.headers["x-request-id"]
     if not allowed:
         assert answer.status_code == 403
         assert origin in answer.json()["error"]["message"]
     elif origin == "https://app.example":
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == origin
+        assert method == "OPTIONS" or "retry-after" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in answer.headers or origin == "https://app.example"
 
 

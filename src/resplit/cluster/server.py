@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +24,7 @@ from resplit import planner
 from resplit.cluster.busy_machine import EmulationCheck, OthersUse
 from resplit.cluster.model_check import ensure_servable
 from resplit.cluster.state_folder import claim_for_model
-from resplit.config import ClusterConfig
+from resplit.config import ClusterConfig, HttpConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.desired_state import DesiredState, load_desired_state
@@ -212,13 +213,24 @@ def _app(cluster: ClusterConfig, model: StoredModel, sessions: Sessions, api_key
     text = Text.from_folder(
         model.folder, vocabulary=model.spec.vocabulary, special_prompts=cluster.allow_special_tokens
     )
-    app = create_app(sessions, text, model.name, cluster.limits, api_keys, require_key=bool(api_keys))
-    hosts, origins = cluster.http.hosts, cluster.http.origins
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",))
-    allowed_hosts = None if api_keys and not hosts else (*LOOPBACK, *hosts)
-    app.add_middleware(BrowserRules, hosts=allowed_hosts, origins=origins)  # the last one added is the first to run
-    return app
+    outer = _browser_rules(cluster.http, has_keys=bool(api_keys))
+    return create_app(sessions, text, model.name, cluster.limits, api_keys, require_key=bool(api_keys), outer=outer)
+
+
+def _browser_rules(http: HttpConfig, has_keys: bool) -> list[Middleware]:
+    """The middleware that decides which hosts and origins are answered. Scripts see the headers that clients use."""
+    allowed_hosts = None if has_keys and not http.hosts else (*LOOPBACK, *http.hosts)
+    rules = [Middleware(BrowserRules, hosts=allowed_hosts, origins=http.origins)]
+    if http.origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=http.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+        rules.append(cors)
+    return rules
 
 
 async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:

@@ -206,8 +206,11 @@ def test_an_error_in_a_stream_is_its_last_event(serve, failure: str, message: st
 
 def test_a_defect_is_a_500_without_details(serve) -> None:
     url, _ = serve(broken_after=1)
-    answer = HTTP.post(f"{url}/v1/completions", json=COMPLETION | {"ignore_eos": True})
+    answer = HTTP.post(
+        f"{url}/v1/completions", json=COMPLETION | {"ignore_eos": True}, headers={"X-Request-Id": "job-7"}
+    )
     assert "secret" not in _refused(answer, 500)["message"]
+    assert answer.headers["x-request-id"] == "job-7"
 
 
 def test_a_request_longer_than_the_context_is_refused(server) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
 from resplit.config import LimitsConfig
@@ -37,11 +38,13 @@ def create_app(
     api_keys: Mapping[bytes, str],
     require_key: bool,
     metrics: RequestMetrics | None = None,
+    outer: Sequence[Middleware] = (),
 ) -> FastAPI:
     """The application. `text` is the model's tokenizer; `api_keys` maps a key's digest to its class.
 
     The class of a request comes from its key, else from the header X-Resplit-Class, else it is the engine's default.
-    Without `require_key` an unknown key has no effect. Other parts may add metrics of their own to `metrics`.
+    Without `require_key` an unknown key has no effect. Other parts may add metrics of their own to `metrics`. Requests
+    pass the middleware `outer` before the limits are checked, the first one first.
     Raises ConfigError if a key has a class that the engine does not have.
     """
     metrics = metrics or RequestMetrics()
@@ -51,7 +54,9 @@ def create_app(
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics
     app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED, api_keys=keys)
-    app.add_middleware(RequestIds)
+    for each in reversed(outer):
+        app.add_middleware(each.cls, *each.args, **each.kwargs)
+    app.add_middleware(RequestIds)  # the last one added is the first to run: also refusals get an id
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.include_router(_router)

@@ -25,7 +25,10 @@ _GRACE_S = 5.0  # beyond the deadline, for a client that does not read its answe
 
 
 class RequestIds:
-    """Answers every request with its `x-request-id`, or with a new one if it has none that is short and plain."""
+    """Answers every request with its `x-request-id`, or with a new one if it has none that is short and plain.
+
+    It also answers a defect: Starlette would, but outside of all middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,12 +40,21 @@ class RequestIds:
         given = Headers(scope=scope).get(_ID_HEADER, "")
         request_id = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
 
+        begun = False
+
         async def named(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[_ID_HEADER] = request_id
             await send(message)
 
-        await self._app(scope, receive, named)
+        try:
+            await self._app(scope, receive, named)
+        except Exception as error:
+            if not begun:
+                await response(error)(scope, receive, named)
+            raise
 
 
 class RequestLimits:
