@@ -14,6 +14,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from resplit.errors import RequestError
+from resplit.gateway.openai.closed_schemas import closed
 
 # Without this a small model may write spaces without end.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -22,8 +23,11 @@ _LIMITS = LLParserLimits(initial_lexer_fuel=200_000, max_lexer_states=25_000)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """The right side of a Lark rule for the JSON texts of a schema, in the usual spacing."""
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON_STYLE})
+    """The right side of a Lark rule for the JSON texts of a schema, in the usual spacing.
+
+    Objects have the listed properties only, unless the schema speaks of others.
+    """
+    return "%json " + json.dumps({**closed(schema), "x-guidance": _JSON_STYLE})
 
 
 class Grammars:

@@ -29,10 +29,15 @@ def ensure_compilable(schemas: Sequence[Mapping[str, Any]]) -> None:
                 raise RequestError(f"the schemas have more than {_MOST_VALUES} values; make them smaller")
             if isinstance(value, Mapping):
                 nodes.append(value)
-        combines = any(map(_combines, nodes))
-        _check_patterns(nodes, combines)
+        combined = any(map(combines, nodes))
+        _check_patterns(nodes, combined)
         _check_key_patterns(nodes)
-        _check_multiples(nodes, combines)
+        _check_multiples(nodes, combined)
+
+
+def objects(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """All objects in a JSON value."""
+    return (value for value in _values(schema) if isinstance(value, Mapping))
 
 
 def _values(schema: Any) -> Iterator[Any]:
@@ -45,15 +50,15 @@ def _values(schema: Any) -> Iterator[Any]:
             left += value.values() if isinstance(value, Mapping) else value
 
 
-def _combines(node: Mapping[str, Any]) -> bool:
+def combines(node: Mapping[str, Any]) -> bool:
     """Whether what follows this part of a schema must also follow another part."""
     used = sum(key in node for key in _REFERENCES) + any(key in node for key in _RULES)
     return used > 1 or (isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1)
 
 
-def _check_patterns(nodes: Sequence[Mapping[str, Any]], combines: bool) -> None:
+def _check_patterns(nodes: Sequence[Mapping[str, Any]], combined: bool) -> None:
     found = {(key, node[key]) for node in nodes for key in _PATTERNS if isinstance(node.get(key), str)}
-    if combines and len(found) > _MOST_COMBINED:
+    if combined and len(found) > _MOST_COMBINED:
         rule = f"with 'allOf', or with references beside other rules, it may have {_MOST_COMBINED}"
         raise RequestError(f"a schema has {len(found)} different patterns and formats; {rule}")
 
@@ -64,10 +69,10 @@ def _check_key_patterns(nodes: Sequence[Mapping[str, Any]]) -> None:
         raise RequestError(f"'patternProperties' of a schema may have {_MOST_KEY_PATTERNS} patterns in all")
 
 
-def _check_multiples(nodes: Sequence[Mapping[str, Any]], combines: bool) -> None:
+def _check_multiples(nodes: Sequence[Mapping[str, Any]], combined: bool) -> None:
     numbers = {node["multipleOf"] for node in nodes if isinstance(node.get("multipleOf"), int | float)}
     found = [_digits(number) for number in numbers if number]
-    if max([math.lcm(*found)] if combines else found, default=0) > _MOST_REMAINDERS:
+    if max([math.lcm(*found)] if combined else found, default=0) > _MOST_REMAINDERS:
         rule = f"without zeros at the end it may be {_MOST_REMAINDERS}, also for the common multiple of several"
         raise RequestError(f"'multipleOf' has too many digits; {rule}")
 
