@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +56,8 @@ class Text:
         self.vocabulary = min(tokenizer.get_vocab_size(), vocabulary or tokenizer.get_vocab_size())
         self.stop_ids = frozenset(stop_ids)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
+        # Cached: the log probabilities of a long prompt name tens of thousands of tokens, few of them different.
+        self._shown = functools.cache(lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False)))
 
     @classmethod
     def from_folder(
@@ -128,14 +131,14 @@ class Text:
 
     def token(self, token_id: int) -> str:
         """The text of one token; `bytes:` and its bytes if it is no whole text."""
-        shown: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        shown = self._shown(token_id)
         if _REPLACEMENT not in shown:
             return shown
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.token_bytes(token_id))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token in UTF-8, which may be a part of a character."""
-        shown: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        shown = self._shown(token_id)
         if _REPLACEMENT not in shown:
             return shown.encode()
         name = self._tokenizer.id_to_token(token_id) or ""
