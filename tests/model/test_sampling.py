@@ -129,3 +129,13 @@ def test_log_probabilities_are_those_of_the_model() -> None:
         assert [value for _, value in each.top] == pytest.approx(expected[place, ORDERS[place][:3]].tolist(), abs=1e-6)
     with pytest.raises(DataError, match="do not fit"):
         logprobs(of_array(LOGITS), [1], 0)
+
+
+@given(
+    st.lists(st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.5]), min_size=VOCABULARY, max_size=VOCABULARY),
+    st.integers(0, 30),
+)
+def test_the_most_likely_tokens_are_in_order_and_ties_in_that_of_their_ids(values: list[float], most: int) -> None:
+    values[3] = 1.0  # else all may be impossible
+    (found,) = logprobs(of_array(np.array([values], np.float32)), [0], most)
+    assert [token for token, _ in found.top] == np.argsort(-np.array(values), kind="stable")[:most].tolist()
