@@ -168,6 +168,10 @@ def test_a_chunk_is_long_while_no_stream_decodes() -> None:
     assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26) == 128
 
 
+def test_a_chunk_is_short_while_a_stream_waits_that_a_long_chunk_delayed() -> None:
+    assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26, stream_waits=True) == 8
+
+
 def test_the_gap_is_that_of_a_stream_and_not_of_the_node() -> None:
     found = pace(gap_s=0.040, prefill_token_s=0.0022)
     found.ended("a")

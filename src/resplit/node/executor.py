@@ -245,7 +245,9 @@ class Executor:
             if not self._await_batch():
                 return None
             now_s = time.perf_counter()
-            batch = next_batch(self._waiting, self._pace.chunk_tokens(now_s), self._most_decodes(now_s))
+            stream_waits = any(each.work.decoding for each in self._waiting)
+            chunk_tokens = self._pace.chunk_tokens(now_s, stream_waits)
+            batch = next_batch(self._waiting, chunk_tokens, self._most_decodes(now_s))
             self._waiting = still_waiting(self._waiting, batch, now_s)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
             self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
