@@ -13,7 +13,7 @@ import structlog
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
-from resplit.control.planning import without
+from resplit.control.planning import context_warning, without
 from resplit.cost import CostModel, fit_cost_model, node_readings, problem_from
 from resplit.decide import DecisionOutcome, History, Settings, decide
 from resplit.epochs import Proposal
@@ -60,10 +60,17 @@ def first_plan(cluster: Cluster) -> str:
     """
     with ControlClient(cluster.url, cluster.token) as client:
         live, _, posed = _measured(cluster, client, since_s=0.0)
+        _warn_of_context(posed, cluster.config)
         found = plan_or_fail(posed)
         client.propose(proposal_of(found, "initial", live.epoch))
     assert found.plan.placement is not None
     return describe(found.plan.placement, live.features)
+
+
+def _warn_of_context(problem: Problem, cluster: ClusterConfig) -> None:
+    """Say on this terminal what the controller says in its log: a context that takes longer than the deadline."""
+    if warning := context_warning(problem, cluster.limits.context_tokens, cluster.limits.deadline):
+        _log.warning(warning)
 
 
 def measure_again(cluster: Cluster) -> None:
