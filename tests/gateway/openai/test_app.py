@@ -13,7 +13,7 @@ import torch
 from resplit.gateway.openai import event_stream
 from resplit.gateway.openai.text import Text
 
-HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
+HTTP = httpx.Client(verify=False, timeout=60)  # the server is on loopback, so no certificates are loaded
 PROMPT = "the quick brown fox"
 
 

@@ -26,7 +26,7 @@ from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
 from resplit.gateway.openai.text import Text
 
-HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
+HTTP = httpx.Client(verify=False, timeout=60)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
 COMPLETION = {"model": MODEL, "prompt": "the fox", "max_tokens": 4}
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}

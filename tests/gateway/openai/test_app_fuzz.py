@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.fuzzing import object_text, odd_json, odd_scalars
 from tests.support.properties import examples
 
-HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
+HTTP = httpx.Client(verify=False, timeout=60)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
 QUICK = examples(50, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 HELLO = '[{"role":"user","content":"a"}]'

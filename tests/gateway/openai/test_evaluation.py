@@ -14,7 +14,7 @@ from resplit.gateway.openai.text import Text
 
 MODEL = "tiny-random-llama"
 PROMPTS = ["the quick brown fox", "日本語の文章も", "lazy dog"]
-HTTP = httpx.Client(verify=False)
+HTTP = httpx.Client(verify=False, timeout=60)
 
 
 @pytest.fixture

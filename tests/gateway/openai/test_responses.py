@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 MODEL = "tiny-random-llama"
-HTTP = httpx.Client(verify=False)  # the server is on loopback, so no certificates are loaded
+HTTP = httpx.Client(verify=False, timeout=60)  # the server is on loopback, so no certificates are loaded
 REQUEST = {"model": MODEL, "input": "the quick brown fox", "max_output_tokens": 12}
 
 

@@ -19,7 +19,7 @@ from resplit.gateway.openai.tools import BARE, LISTED, TAGGED, CallParser, ToolF
 
 MODEL = "tiny-random-llama"
 MESSAGES = [{"role": "user", "content": "the lazy dog"}]
-HTTP = httpx.Client(verify=False)
+HTTP = httpx.Client(verify=False, timeout=60)
 ADDRESS = {"$ref": "#/$defs/Address"}
 PARAMETERS = {
     "type": "object",
