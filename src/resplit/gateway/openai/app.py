@@ -48,15 +48,14 @@ def create_app(
     Raises ConfigError if a key has a class that the engine does not have.
     """
     metrics = metrics or RequestMetrics()
-    app = FastAPI(title="resplit", docs_url=None, redoc_url=None)
+    keys = ApiKeys.of(api_keys, engine.classes, require_key)
+    checks = Middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED, api_keys=keys)
+    middleware = [Middleware(RequestIds), *outer, checks]  # the first one is outermost: also refusals get an id
+    app = FastAPI(title="resplit", docs_url=None, redoc_url=None, middleware=middleware)
     app.state.service = CompletionService(engine, text, model_name, text.grammars())
-    keys = app.state.api_keys = ApiKeys.of(api_keys, engine.classes, require_key)
+    app.state.api_keys = keys
     app.state.max_deadline_s = limits.deadline
     app.state.metrics = metrics
-    app.add_middleware(RequestLimits, metrics=metrics, limits=limits, metered=_METERED, api_keys=keys)
-    for each in reversed(outer):
-        app.add_middleware(each.cls, *each.args, **each.kwargs)
-    app.add_middleware(RequestIds)  # the last one added is the first to run: also refusals get an id
     for kind in (HTTPException, RequestValidationError, ResplitError, TimeoutError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.include_router(_router)

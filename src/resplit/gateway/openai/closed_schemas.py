@@ -20,7 +20,10 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
     A schema that combines several for one value stays as it is: each of them lists a part of the properties.
     """
-    return schema if any(map(combines, objects(schema))) else _closed(schema)
+    if any(map(combines, objects(schema))):
+        return schema
+    found: Mapping[str, Any] = _closed(schema)
+    return found
 
 
 def _closed(schema: Any) -> Any:
