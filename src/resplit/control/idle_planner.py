@@ -16,8 +16,7 @@ from typing import Any
 
 import structlog
 
-from resplit import planner
-from resplit.planner.evaluate import evaluate
+from resplit.control.ready_plans import plan_ahead
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.process.logs import log_to_stderr
 from resplit.types import Problem
@@ -25,7 +24,6 @@ from resplit.types import Problem
 _log = structlog.get_logger(__name__)
 _NICENESS = 5
 _TIME_LIMIT_S = 0.3
-_TOLERANCE = 0.01
 _ANSWER_WITHIN_S = 60.0  # its start included, which compiles the planner's kernels where that was never done
 _LONGEST_LINE = 2**24
 
@@ -79,12 +77,8 @@ class IdlePlanner:
 def answer(line: str) -> str:
     """The plan for the problem in a line, as a line: its placement or null, and the seconds of processor time."""
     begun_s = sum(os.times()[:2])
-    problem = problem_from_json(json.loads(line))
-    plan = planner.solve(problem, time_limit_s=_TIME_LIMIT_S, tolerance=_TOLERANCE)
-    legal = plan.placement is not None and not evaluate(problem, plan.placement).violations
-    return json.dumps(
-        {"placement": plan.placement if legal else None, "processor_s": sum(os.times()[:2]) - begun_s},
-    )
+    placement = plan_ahead(problem_from_json(json.loads(line)), _TIME_LIMIT_S)
+    return json.dumps({"placement": placement, "processor_s": sum(os.times()[:2]) - begun_s})
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from resplit.decide.state import History, Measured, Settings
 from resplit.planner.mean_request import block_seconds, link_seconds
 from resplit.types import FloatArray, Problem
 
-__all__ = ["LastPlan", "has_news"]
+__all__ = ["LastPlan", "has_news", "nearly_same"]
 
 _TIMES, _LINKS, _RATES = 0.1, 0.3, 0.25  # relative changes that may be noise
 _BACKGROUND = 0.1  # of the node
@@ -55,7 +55,8 @@ def has_news(
         return True
     if (history.last and now_s <= history.last.at_s + settings.trial_s) or (measured and measured.slo_missed):
         return True
-    return not _same(last, problem, settings) or _costs_more(last, problem, settings)
+    least_s = settings.threshold * last.decision.chosen.latency_s / 2 if last.decision.chosen else 0.0
+    return not nearly_same(last.problem, problem, least_s) or _costs_more(last, problem, settings)
 
 
 def _costs_more(last: LastPlan, problem: Problem, settings: Settings) -> bool:
@@ -65,9 +66,12 @@ def _costs_more(last: LastPlan, problem: Problem, settings: Settings) -> bool:
     return bool(current.broken or current.exceeded) or current.keep.objective > (1 + threshold) * before
 
 
-def _same(last: LastPlan, problem: Problem, settings: Settings) -> bool:
-    """Whether two problems have the same nodes and nearly the same values."""
-    before = last.problem
+def nearly_same(before: Problem, problem: Problem, least_s: float) -> bool:
+    """Whether two problems have the same nodes and nearly the same values.
+
+    `least_s` are the seconds of a request that a link has to gain or lose. A node is reached by one link and left by
+    another, so a change that matters is shared by two.
+    """
     if [node.name for node in before.nodes] != [node.name for node in problem.nodes]:
         return False
     background = [np.array([node.background_utilization for node in each.nodes]) for each in (before, problem)]
@@ -76,14 +80,8 @@ def _same(last: LastPlan, problem: Problem, settings: Settings) -> bool:
         bool((np.abs(background[1] - background[0]) <= _BACKGROUND).all())
         and _near(rates_before, rates, _RATES)
         and _near(block_seconds(before), block_seconds(problem), _TIMES)
-        and _near(link_seconds(before), link_seconds(problem), _LINKS, _least_s(last, settings))
+        and _near(link_seconds(before), link_seconds(problem), _LINKS, least_s)
     )
-
-
-def _least_s(last: LastPlan, settings: Settings) -> float:
-    """The seconds of a request that a link has to gain or lose. A node is reached by one link and left by another."""
-    assert last.decision.chosen is not None
-    return settings.threshold * last.decision.chosen.latency_s / 2
 
 
 def _near(before: FloatArray, now: FloatArray, share: float, least: float = 0.0) -> bool:
