@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
 from resplit.decide.decision import NodeSeen
+from resplit.decide.orchestrator import _shifts
+from resplit.decide.price import is_staged, price, price_current
 from resplit.errors import DataError
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
@@ -353,3 +355,24 @@ def test_a_plan_within_the_ceilings_is_preferred_to_any_above_them() -> None:
     decision = decide_on(replace(cluster, nodes=busy))
     assert FAR not in decision.placement
     assert "max_utilization" not in decision.reason
+
+
+def test_if_a_move_is_staged_its_cuts_are_shifted_until_requests_need_not_wait_for_it() -> None:
+    cluster, staged = problem((SLOW,) * 2 + (FAR,) * 6), halves(FAST, SLOW, 3)
+    assert is_staged(cluster, staged)
+    options = replace(SETTINGS, registry_bytes_per_s=1e7)  # so that the pause is long
+    decision, _ = _decide_with([NO_PLAN, Plan("optimal", "test", 0.0, placement=staged)], cluster, options)
+    unshifted = price(cluster, "re-split", staged, price_current(cluster, options), options)
+    assert not is_staged(cluster, decision.placement)
+    assert set(decision.placement) == {FAST, SLOW}
+    assert decision.alternatives[2].horizon_cost < unshifted.horizon_cost
+
+
+def test_shifted_cuts_keep_the_order_of_hosts_and_leave_none_out() -> None:
+    placement = (FAST, SLOW, SLOW, SLOW, SLOW, SLOW, SLOW, FAR)
+    shifts = list(_shifts(placement))
+    assert (FAST, FAST, SLOW, SLOW, SLOW, SLOW, SLOW, FAR) in shifts
+    assert (FAST, SLOW, SLOW, SLOW, SLOW, SLOW, FAR, FAR) in shifts
+    assert len(set(shifts)) == len(shifts)
+    assert all(list(dict.fromkeys(each)) == [FAST, SLOW, FAR] and len(each) == 8 for each in shifts)
+    assert list(_shifts((FAST,) * 8)) == []

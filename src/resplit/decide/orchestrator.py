@@ -15,15 +15,16 @@ other cuts would (re-split). Four kinds of hysteresis keep noise from causing mo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from resplit.decide.decision import Decision, NodeSeen
-from resplit.decide.price import Action, Alternative, CurrentPlacement, price, price_current
+from resplit.decide.price import Action, Alternative, CurrentPlacement, is_staged, price, price_current
 from resplit.decide.state import NOTHING_READY, History, Measured, PastMove, Placement, Ready, Settings
 from resplit.errors import DataError
 from resplit.planner import solve as default_solve
@@ -35,6 +36,8 @@ __all__ = ["decide", "nodes_seen"]
 
 MIN_STANDARD_ERRORS = 2.0  # a smaller excess of latency may be chance, so it does not fail a trial
 Solve = Callable[..., Plan]
+_SHIFTS = (-4, -3, -2, -1, 1, 2, 3, 4)  # of a cut, in blocks
+_MOST_SHIFTS = 8  # one after the other
 
 
 def decide(
@@ -164,28 +167,69 @@ def _best_plan(
 ) -> Alternative:
     """The best plan with the current cuts (redistribute) or with any cuts (re-split), priced.
 
-    A placement that is ready is better if it costs less over the horizon, its move included. Without a plan, or if the
-    plan violates a constraint, `placement` is None and `reason` says why.
+    The move of a plan may be staged, for lack of memory: all requests wait meanwhile. Then its cuts are shifted as long
+    as that costs less over the horizon, the move included. A placement that is ready is better if it costs less.
+    Without a plan, or if the plan violates a constraint, `placement` is None and `reason` says why.
     """
     assert problem.current is not None
     cuts = _cuts(problem.current)
     starts = [each for each in ready.placements if action == "re-split" or _cuts(each) <= cuts]
-    seeded = partial(solve, starts=starts) if starts else solve
-    plan = seeded(
-        replace(problem, allowed_cuts=cuts) if action == "redistribute" else problem,
+    seeded = partial(
+        solve,
         solver=settings.solver,
         time_limit_s=settings.time_limit_s,
         work_limit=settings.work_limit,
         tolerance=settings.tolerance,
+        **({"starts": starts} if starts else {}),
     )
+    posed = replace(problem, allowed_cuts=cuts) if action == "redistribute" else problem
+    plan = seeded(posed)
     found = [*([plan.placement] if plan.placement is not None else []), *starts]
     if not found:
         return Alternative(action, None, lower_bound=plan.lower_bound, reason=plan.reason or plan.status)
-    priced = [price(problem, action, each, current, settings, ready) for each in found]
+    price_of = partial(_price, problem, action, current, settings, ready)
+    priced = [price_of(each) for each in found]
+    if action == "re-split" and current.stalled < 1 and is_staged(problem, found[0]) and not priced[0].violations:
+        priced.append(_with_shifted_cuts(priced[0], price_of))
     legal = [each for each in priced if not each.violations]
     if not legal:
         return replace(priced[0], placement=None, lower_bound=plan.lower_bound, reason="; ".join(priced[0].violations))
     return replace(min(legal, key=lambda each: each.horizon_cost), lower_bound=plan.lower_bound)
+
+
+def _price(
+    problem: Problem,
+    action: Action,
+    current: CurrentPlacement,
+    settings: Settings,
+    ready: Ready,
+    placement: Placement,
+) -> Alternative:
+    return price(problem, action, placement, current, settings, ready)
+
+
+def _with_shifted_cuts(option: Alternative, price_of: Callable[[Placement], Alternative]) -> Alternative:
+    """The best one to which shifts of cuts lead, each of which costs less than the one before."""
+    for _ in range(_MOST_SHIFTS):
+        assert option.placement is not None
+        options = [each for each in map(price_of, _shifts(option.placement)) if not each.violations]
+        best = min(options, key=lambda each: each.horizon_cost, default=option)
+        if best.horizon_cost >= option.horizon_cost:
+            break
+        option = best
+    return option
+
+
+def _shifts(placement: Placement) -> Iterator[Placement]:
+    """The placements in which a cut, or both cuts of a segment, are shifted by a few blocks."""
+    ends = [*sorted(_cuts(placement)), len(placement)]
+    hosts = [placement[end - 1] for end in ends]
+    for first, last in [*((i, i) for i in range(len(ends) - 1)), *((i, i + 1) for i in range(len(ends) - 2))]:
+        for by in _SHIFTS:
+            shifted = [end + by if first <= place <= last else end for place, end in enumerate(ends)]
+            lengths = [end - begin for begin, end in itertools.pairwise([0, *shifted])]
+            if min(lengths) > 0:
+                yield tuple(host for host, length in zip(hosts, lengths, strict=True) for _ in range(length))
 
 
 def _cuts(placement: Placement) -> frozenset[int]:

@@ -22,7 +22,7 @@ from resplit.decide.state import NOTHING_READY, Placement, Ready, Settings, Unbo
 from resplit.planner.evaluate import Evaluation, evaluate, slo_shortfall_s
 from resplit.types import Problem
 
-__all__ = ["Action", "Alternative", "CurrentPlacement", "price", "price_current"]
+__all__ = ["Action", "Alternative", "CurrentPlacement", "is_staged", "price", "price_current"]
 
 SLACK = 0.02  # a limit of memory or use that is exceeded by less is measurement noise, not a reason to move
 Action = Literal["keep", "redistribute", "re-split", "rollback"]
@@ -105,8 +105,9 @@ def price(
 
     Until weights and caches are transferred, the current placement serves, so the gain counts for the rest of the
     horizon only. At the switch the requests in progress wait for the pause. They wait for the transfer too if the
-    current placement cannot serve, or if the new blocks do not fit in memory beside the old ones (a staged move). An
-    overloaded placement still serves, so they wait for a part of it. Weights of blocks that are `ready` are there.
+    current placement cannot serve, or if the new blocks do not fit in memory beside the old ones: such a staged move
+    also waits for the passes under way. An overloaded placement still serves, so they wait for a part of it. Weights
+    of blocks that are `ready` are there.
     """
     assert problem.current is not None
     other = _alternative(problem, action, placement, evaluate(problem, placement))
@@ -115,8 +116,8 @@ def price(
     transfer_s = _transfer_s(problem, moved, loads, placement, current.cached_tokens, settings)
     pause_s = (settings.switch_s + _round_trip_s(problem, moved, placement)) if moved else 0.0
     stalled_s = current.stalled * transfer_s
-    if current.stalled < 1 and _is_staged(problem, placement):
-        pause_s, stalled_s = pause_s + transfer_s, 0.0
+    if current.stalled < 1 and is_staged(problem, placement):
+        pause_s, stalled_s = pause_s + _pass_s(problem) + transfer_s, 0.0
     served_s = max(settings.horizon_s - transfer_s, 0.0)
     before = other if current.broken else current.keep  # priced for the time of the transfer
     waiting_cost = _waiting_cost(problem, pause_s + stalled_s, before.latency_s)
@@ -232,7 +233,7 @@ def _transfer_s(
     return max(busy_s.values())
 
 
-def _is_staged(problem: Problem, placement: Placement) -> bool:
+def is_staged(problem: Problem, placement: Placement) -> bool:
     """Whether a node that receives blocks has no memory to hold them beside its old ones."""
     assert problem.current is not None
     for node in problem.nodes:
@@ -242,6 +243,18 @@ def _is_staged(problem: Problem, placement: Placement) -> bool:
         if needed > node.memory_bytes and any(new == node.name != old for _, old, new in places):
             return True
     return False
+
+
+def _pass_s(problem: Problem) -> float:
+    """Seconds until the passes under way have ended: the compute time of a mean prompt under the current placement."""
+    assert problem.current is not None
+    places = {node.name: index for index, node in enumerate(problem.nodes)}
+    hosts = [places[name] for name in problem.current]
+    per_token_s = float(problem.prefill_s_per_token[np.arange(len(hosts)), hosts].sum())
+    tokens = np.average(
+        [each.prompt_tokens for each in problem.classes], weights=[each.rate_rps for each in problem.classes]
+    )
+    return per_token_s * float(tokens)
 
 
 def _sending_s(problem: Problem, source: str, target: str, size_bytes: float) -> float:
