@@ -52,9 +52,12 @@ _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
 MOST_PLANS = 3  # of one decision: while it is planned, more changes may be detected
 _PROBLEMS_KEPT = 64
-_MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
+MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 # A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
-_LOOKS, _BETWEEN_LOOKS_S = 3, 0.1
+LOOKS, BETWEEN_LOOKS_S = 3, 0.1
+# A move away from a link waits so long for what is known about others that are doubted. A radio that degrades takes all
+# links of its node, one detected after the other, and a move to another of them would have to be undone.
+SETTLE_S = 0.6
 _REPORTED_LATE_S = 0.5  # nodes are asked for the times of messages so often
 _OBSERVATIONS_KEPT = 20_000  # of a busy cluster, those of some minutes
 
@@ -101,6 +104,7 @@ class FastLoop:
         self._observations: deque[Observation] = deque(maxlen=_OBSERVATIONS_KEPT)
         self._measured_s: dict[str, float] = {}
         self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
+        self._looks: set[asyncio.Task[None]] = set()
         self._rng = np.random.default_rng(0)
         self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
 
@@ -162,7 +166,7 @@ class FastLoop:
     def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
         """Measure links now. A link from a node to itself stands for the node."""
         now_s = time.monotonic()
-        if links and now_s >= self._measured_s.get(what, -math.inf) + _MEASURED_AGAIN_S:
+        if links and now_s >= self._measured_s.get(what, -math.inf) + MEASURED_AGAIN_S:
             self._measured_s[what] = now_s
             self._tasks.spawn(self.measure(links), f"measure {what}")
 
@@ -171,18 +175,20 @@ class FastLoop:
         new = [link for link in links if link not in self._looked_into]
         if new:
             self._looked_into.update(new)
-            self._tasks.spawn(self._look_repeatedly(new), "measure links")
+            look = self._tasks.spawn(self._look_repeatedly(new), "measure links")
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
 
     async def _look_repeatedly(self, links: Sequence[tuple[str, str]]) -> None:
         left = list(links)
         try:
-            for _ in range(_LOOKS):
+            for _ in range(LOOKS):
                 await self.measure(left)
                 doubted = set(self._estimate.links.doubted())
                 left = [link for link in left if link in doubted]
                 if not left:
                     return
-                await asyncio.sleep(_BETWEEN_LOOKS_S)
+                await asyncio.sleep(BETWEEN_LOOKS_S)
         finally:
             self._looked_into.difference_update(links)
 
@@ -223,6 +229,8 @@ class FastLoop:
             decision = await asyncio.to_thread(
                 self._choose, problem, expected, changes, armed, self._readiness.ready(), now_s
             )
+            if decision.action != "keep" and concern_links(changes, problem):
+                await self._until_doubts_end()
             if not self._changes or plans >= MOST_PLANS:
                 break
             # A link degrades in both directions, an uplink with all its links, one detected after the other: what was
@@ -245,6 +253,19 @@ class FastLoop:
         if outcome.refused is not None and await self._deployment.replaced(live.epoch):
             self._changes[:0] = changes  # the plan was for a placement that another move has replaced
             self._changed.set()
+
+    async def _until_doubts_end(self) -> None:
+        """Wait for the looks at links in doubt, but not long, and not once one of them is known to have changed."""
+        until_s = time.monotonic() + SETTLE_S
+        while self._looks and not self._changes and self._estimate.links.doubted():
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            changed = asyncio.create_task(self._changed.wait())
+            try:
+                await asyncio.wait({*self._looks, changed}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
 
     def _keep_problem(self, epoch: int, problem: Problem) -> None:
         self.posed[epoch] = problem
@@ -296,6 +317,12 @@ class FastLoop:
             return DecisionOutcome(refused=str(error))
         self._moves.moved(decision.move(live.committed_s), settings)
         return DecisionOutcome(deployed=live.epoch)
+
+
+def concern_links(changes: Sequence[Change], problem: Problem) -> bool:
+    """Whether any of these changes is that of a link."""
+    nodes = {node.name for node in problem.nodes}
+    return any(change.subject not in nodes for change in changes)
 
 
 def _words(changes: Sequence[Change]) -> str:
