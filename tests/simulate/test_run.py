@@ -78,6 +78,22 @@ def test_the_command_prints_one_object_and_leaves_the_tables_of_a_run(tmp_path: 
     assert summarise(RunRecord.load(tmp_path)).offered == found["offered"]
 
 
+def test_blocks_that_stand_by_need_not_be_loaded(world: World, resplit: tuple[RunRecord, dict[str, object]]) -> None:
+    _, without = run_policy(world, "resplit-without-standby", 7)
+    moved_bytes, its_bytes = resplit[1]["moved_bytes"], without["moved_bytes"]
+    assert isinstance(moved_bytes, float)
+    assert isinstance(its_bytes, float)
+    assert moved_bytes < 0.5 * its_bytes
+
+
+def test_the_first_move_is_priced_by_how_long_the_first_placement_took_to_load() -> None:
+    # A link of 3.6 MB/s leads to the cabinet, but weights come from the registry.
+    record, _ = run_policy(World.load(Path("data/scenarios/smart-city.yaml")), "resplit-without-standby", 1)
+    first = next(each for each in record.decisions if each.action != "keep")
+    assert max(option.weight_bytes for option in first.alternatives) > 50e6
+    assert max(option.transfer_s for option in first.alternatives) < 5.0
+
+
 def test_resplit_plans_only_at_ticks_with_news(resplit: tuple[RunRecord, dict[str, object]]) -> None:
     decisions = resplit[0].decisions
     planned = [each for each in decisions if len(each.alternatives) > 1]

@@ -72,6 +72,16 @@ def plan_without(
     return found
 
 
+def planned_for(
+    problem: Problem, placement: tuple[str, ...] | None, unused: Collection[str], based_on: int
+) -> Proposal | None:
+    """The proposal of a placement that was planned before a loss; None if it is not legal now, or uses a lost node."""
+    if placement is None or set(placement) & set(unused):
+        return None
+    evaluation = evaluate(problem, placement)
+    return None if evaluation.violations else Proposal(placement, RECOVER, based_on, evaluation.terms.latency_s)
+
+
 def context_warning(problem: Problem, context_tokens: int, deadline_s: float) -> str | None:
     """A warning if no placement can generate a whole context within the deadline of a request; else None.
 
@@ -148,11 +158,7 @@ class ControllerPlanner:
 
     def _planned(self, problem: Problem, unused: frozenset[str], based_on: int) -> Proposal | None:
         """The placement that was planned for the loss of these nodes, if it is legal now."""
-        placement = self.after_loss(based_on, self._view.unreachable)
-        if placement is None or unused.intersection(placement):
-            return None
-        evaluation = evaluate(problem, placement)
-        return None if evaluation.violations else Proposal(placement, RECOVER, based_on, evaluation.terms.latency_s)
+        return planned_for(problem, self.after_loss(based_on, self._view.unreachable), unused, based_on)
 
     def _latest(self, avoid: frozenset[str]) -> tuple[Problem, frozenset[str]]:
         """The latest problem under the current rules, and the nodes that must run no block."""

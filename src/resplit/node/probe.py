@@ -33,7 +33,7 @@ _MAX_GROUP_ROWS = 8  # timings reported in one period for one kind of block and 
 # The sizes differ enough to separate latency from bandwidth; the larger one does not fill an edge link.
 ECHO_BYTES = (64, 32 * 1024)
 # Messages to a link that is measured now begin so long after one another: what delays one has then passed for others.
-_SMALL_AT_S, _LARGE_AT_S = (0.0, 0.1, 0.2), (0.05, 0.15, 0.25)
+SMALL_AT_S, LARGE_AT_S = (0.0, 0.1, 0.2), (0.05, 0.15, 0.25)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 
 
@@ -105,8 +105,8 @@ class Probe:
             await asyncio.sleep(at_s)
             await echo(peer)
 
-        small = [begin(self._echo_small, at_s) for at_s in _SMALL_AT_S]
-        large = [begin(self._echo_large, at_s) for at_s in _LARGE_AT_S]
+        small = [begin(self._echo_small, at_s) for at_s in SMALL_AT_S]
+        large = [begin(self._echo_large, at_s) for at_s in LARGE_AT_S]
         with contextlib.suppress(NodeLostError):
             await asyncio.gather(*small, *large)
 

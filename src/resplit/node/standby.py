@@ -24,7 +24,7 @@ from resplit.wire.commands import Standby, WrappedShard
 _log = structlog.get_logger(__name__)
 # To make a block ready takes so many times its own time until the next one begins: it is not urgent, and passes and
 # messages of this node are late meanwhile.
-_REST = 3.0
+REST = 3.0
 
 
 class StandbyBlocks:
@@ -89,7 +89,7 @@ class StandbyBlocks:
             await self._in_turn(command, lambda: self._shards.keep_only({s.name for s in command.shards.values()}))
             for block in command.blocks:
                 took_s = await self._in_turn(command, partial(self._make_ready, executor, block, command.shards[block]))
-                await asyncio.sleep(_REST * took_s)
+                await asyncio.sleep(REST * took_s)
         except ResplitError as error:  # the next epoch can do without
             _log.warning("a stand-by block is not ready", error=str(error))
 

@@ -32,6 +32,7 @@ ABLATIONS = {
     "resplit-without-hysteresis": "resplit.policies.ablations:WithoutHysteresis",
     "resplit-without-kv-transfer": "resplit.policies.ablations:WithoutKvTransfer",
     "resplit-without-queueing": "resplit.policies.ablations:WithoutQueueing",
+    "resplit-without-standby": "resplit.policies.ablations:WithoutStandby",
 }
 
 

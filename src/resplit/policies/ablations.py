@@ -8,10 +8,18 @@ from typing import ClassVar
 import numpy as np
 
 from resplit.decide import Decision, History
+from resplit.decide.state import NOTHING_READY
 from resplit.policies.base import Occasion, Situation
 from resplit.policies.orchestrator import Orchestrator
 
-__all__ = ["WithoutFastLoop", "WithoutForecast", "WithoutHysteresis", "WithoutKvTransfer", "WithoutQueueing"]
+__all__ = [
+    "WithoutFastLoop",
+    "WithoutForecast",
+    "WithoutHysteresis",
+    "WithoutKvTransfer",
+    "WithoutQueueing",
+    "WithoutStandby",
+]
 
 _NO_LOAD = 1e-6  # a problem must have a share above 0
 
@@ -41,6 +49,14 @@ class WithoutHysteresis(Orchestrator):
 
 class WithoutKvTransfer(Orchestrator):
     """Decides as `resplit`. The simulator lets no caches follow a move under this name: they are computed again."""
+
+
+class WithoutStandby(Orchestrator):
+    """Begins each plan from nothing. The simulator lets nothing be planned ahead and no blocks stand by for it."""
+
+    def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+        """As `resplit`, with nothing ready."""
+        return super().decide(replace(situation, ready=NOTHING_READY), rng)
 
 
 class WithoutQueueing(Orchestrator):

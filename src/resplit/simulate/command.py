@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from resplit.simulate.world import World
 
 __all__ = ["described", "run_oracle", "run_policy", "simulate_command"]
 
-WITHOUT_KV_TRANSFER = "resplit-without-kv-transfer"  # an ablation of what a cluster does, not of what is decided
+# Ablations of what a cluster does, not only of what is decided.
+WITHOUT_KV_TRANSFER, WITHOUT_STANDBY = "resplit-without-kv-transfer", "resplit-without-standby"
 
 
 def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[str, Any]]:
@@ -41,7 +42,7 @@ def run_policy(world: World, policy: str, seed: int) -> tuple[RunRecord, dict[st
         make_policy(policy),
         name=policy,
         seed=seed,
-        loop=world.loop(),
+        loop=replace(world.loop(), prepares=policy != WITHOUT_STANDBY),
         physics=Physics(kv_transfer=policy != WITHOUT_KV_TRANSFER),
     )
     return record, described(world, record, time.perf_counter() - begun_s)

@@ -12,18 +12,28 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from resplit.config import ClusterConfig
-from resplit.control.fast_loop import MOST_PLANS
-from resplit.control.planning import DEMAND_WINDOW_S, plan_without, without
+from resplit.control.fast_loop import (
+    BETWEEN_LOOKS_S,
+    LOOKS,
+    MEASURED_AGAIN_S,
+    MOST_PLANS,
+    SETTLE_S,
+    concern_links,
+)
+from resplit.control.planning import DEMAND_WINDOW_S, plan_without, planned_for, without
+from resplit.control.rules import PlacementRules
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
     Decision,
     DecisionOutcome,
     History,
+    Ready,
     Settings,
     measured_since,
     moved_often,
     registry_bytes_per_s,
 )
+from resplit.decide.state import NOTHING_READY
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import DataError, ProposalRefusedError, ResplitError
 from resplit.estimate import Change, ClusterEstimate, Estimates, ahead, both_ways, speed_jumps, under_estimates
@@ -33,16 +43,23 @@ from resplit.session_records import SessionRecord
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.deployment import SimulatedDeployment
 from resplit.simulate.gateway import SimulatedGateway
+from resplit.simulate.readiness import SimulatedReadiness
 from resplit.simulate.reports import Report, Reports
+from resplit.simulate.sessions import SimulatedRoute
 from resplit.telemetry.tables import Telemetry
 from resplit.types import BlockFeatures, Problem, RequestClass
 
 __all__ = ["Control", "Loop"]
 
+_BETWEEN_CHECKS_S = 0.02
+
 
 @dataclass(frozen=True)
 class Loop:
-    """The loops: the period and window of ticks, how long a tick and a reaction take, and how losses are noticed.
+    """The loops: the period and window of ticks, how long planning takes, and how losses are noticed.
+
+    A reaction takes `reaction_s`, or `ready_reaction_s` if its search starts from plans that were made ahead. Such a
+    plan takes `ahead_s`; with `prepares` false, none is made, and no blocks stand by.
 
     The cost model is fitted again at the next tick after a detected change or a move, and else every `fit_s`. Between
     fits the estimate follows nodes and links.
@@ -54,6 +71,9 @@ class Loop:
     fit_s: float = 10.0
     tick_s: float = 0.5
     reaction_s: float = 0.2
+    ready_reaction_s: float = 0.1
+    ahead_s: float = 0.3
+    prepares: bool = True
     noticed_s: float = 0.55
 
 
@@ -90,6 +110,8 @@ class Control:
         self._problem: Problem | None = None  # the latest that a tick posed
         self._changes: list[Change] = []
         self._refused: list[Change] = []  # decided on while another move was under way
+        self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
+        self._asked_s: dict[str, float] = {}
         self._reacting = False
         self._armed = False
         self._stopped = False
@@ -98,6 +120,18 @@ class Control:
         self._estimate = ClusterEstimate(features, cluster.source)
         self._estimate.set_model(cost)
         self._slo_s = {declared.name: declared.slo for declared in cluster.classes}
+        self._readiness = (
+            SimulatedReadiness(
+                PlacementRules(cluster, tuple(features)),
+                deployment,
+                agenda,
+                self._pose_ahead,
+                loop.ahead_s,
+                loop.settings.work_limit,
+            )
+            if loop.prepares and "change" in policy.asked
+            else None
+        )
 
     def start(self) -> None:
         """Begin the loops that the policy wants."""
@@ -134,6 +168,7 @@ class Control:
         live = self._deployment.live
         if live is not None and self._gateway.broken:
             self._recover()
+        self._look_ahead()
 
     # --- the slow loop
 
@@ -174,6 +209,7 @@ class Control:
         )
         if "tick" in self._policy.asked:
             self._ask(situation, situation.settings, self._loop.tick_s)
+        self._look_ahead()
 
     def _fit(self, telemetry: Telemetry) -> None:
         """Fit the cost model, and let the estimate start from it. DataError if the telemetry is not sufficient."""
@@ -204,15 +240,45 @@ class Control:
         if done.at_s - done.total_s <= self._disturbed_until_s:
             return
         self._note(self._estimate.observe(done))
-        if self._reports is not None and (links := both_ways(self._estimate.suspects(done))):
-            self._reports.measure(links)
+        self._look_into(both_ways(self._estimate.suspects(done)))
 
     def _reported(self, report: Report) -> None:
-        now_s, estimate = self._agenda.now_s, self._estimate
+        now_s, estimate, node = self._agenda.now_s, self._estimate, report.node
         if not math.isnan(report.reference_s):
-            self._note(estimate.observe_report(report.node, report.reference_s, report.background_utilization, now_s))
-        for peer, size, seconds in report.links:
-            self._note(estimate.links.observe(report.node, peer, size, seconds, now_s))
+            self._note(estimate.observe_report(node, report.reference_s, report.background_utilization, now_s))
+            if estimate.doubts(node):
+                self._ask_again(node)
+        newest_s = max((echo.at_s for echo in report.links), default=0.0)
+        for echo in report.links:
+            at_s = now_s - (newest_s - echo.at_s)
+            self._note(estimate.links.observe(node, echo.peer, echo.size_bytes, echo.seconds, at_s))
+        self._look_into(both_ways(estimate.links.doubted()))
+
+    def _ask_again(self, node: str) -> None:
+        """Have a node that is doubted report at once, but not too often."""
+        now_s = self._agenda.now_s
+        if self._reports is not None and now_s >= self._asked_s.get(node, -math.inf) + MEASURED_AGAIN_S:
+            self._asked_s[node] = now_s
+            self._reports.ask(node)
+
+    def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
+        """Measure links now, unless that is under way, and again while the detector is in doubt about them."""
+        new = [link for link in links if link not in self._looked_into]
+        if new:
+            self._looked_into.update(new)
+            self._look(new, new, 1)
+
+    def _look(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], looks: int) -> None:
+        if self._reports is not None:
+            self._reports.measure(left, lambda: self._looked(links, left, looks))
+
+    def _looked(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], looks: int) -> None:
+        doubted = set(self._estimate.links.doubted())
+        left = [link for link in left if link in doubted]
+        if left and looks < LOOKS:
+            self._agenda.after(BETWEEN_LOOKS_S, self._look, links, left, looks + 1)
+        else:
+            self._looked_into.difference_update(links)
 
     def _note(self, changes: Sequence[Change]) -> None:
         if not changes:
@@ -237,16 +303,7 @@ class Control:
     def _ask_about(self, changes: list[Change], noticed_s: float, plans: int) -> None:
         live = self._deployment.live
         assert live is not None
-        assert self._problem is not None
-        now_s = self._agenda.now_s
-        posed = replace(
-            without(self._problem, self._lost),
-            current=live.placement,
-            classes=tuple(self._gateway.journal.demand(DEMAND_WINDOW_S)),
-        )
-        estimates = self._estimates()
-        problem = under_estimates(posed, estimates)
-        settings = self._settings()
+        now_s, problem, ready, settings = self._agenda.now_s, self._present_problem(), self._ready(), self._settings()
         if not moved_often(self._deployment.history, now_s):
             settings = replace(settings, cooldown_s=0.0)
         situation = Situation(
@@ -256,21 +313,42 @@ class Control:
             self._history,
             self._cost.uncertainty,
             tuple(changes),
-            ahead=ahead(problem, estimates),
+            ready=ready,
+            ahead=ahead(problem, self._estimates()),
         )
         decision = self._choose(situation)
-        self._agenda.after(self._loop.reaction_s, self._reacted, changes, decision, live.epoch, noticed_s, plans)
+        took_s = self._loop.ready_reaction_s if ready.placements else self._loop.reaction_s
+        settles = decision is not None and decision.action != "keep" and concern_links(changes, problem)
+        until_s = now_s + took_s + (SETTLE_S if settles else 0.0)
+        self._agenda.after(took_s, self._planned, changes, decision, live.epoch, noticed_s, plans, until_s)
+
+    def _planned(
+        self,
+        changes: list[Change],
+        decision: Decision | None,
+        based_on: int,
+        noticed_s: float,
+        plans: int,
+        until_s: float,
+    ) -> None:
+        """The plan is made. It waits until no link is doubted any more, but not beyond `until_s`."""
+        now_s, doubted = self._agenda.now_s, self._looked_into and self._estimate.links.doubted()
+        if doubted and not self._changes and now_s < until_s:
+            wait_s = min(_BETWEEN_CHECKS_S, until_s - now_s)
+            self._agenda.after(wait_s, self._planned, changes, decision, based_on, noticed_s, plans, until_s)
+        else:
+            self._reacted(changes, decision, based_on, noticed_s, plans)
 
     def _reacted(
         self, changes: list[Change], decision: Decision | None, based_on: int, noticed_s: float, plans: int
     ) -> None:
-        """The plan is made. As in the controller, it is made again if more changes were detected meanwhile."""
+        """As in the controller, a plan is made again if more changes were detected meanwhile."""
         if self._changes and plans < MOST_PLANS and not self._stopped:
             more, self._changes = self._changes, []
             self._ask_about(changes + more, noticed_s, plans + 1)
             return
         self._reacting = False
-        took_s = plans * self._loop.reaction_s
+        took_s = self._agenda.now_s - noticed_s
         if decision is not None:
             decision = replace(decision, at_s=noticed_s)
             if decision.action == "keep":
@@ -278,6 +356,33 @@ class Control:
             else:
                 self._deploy(decision, based_on, self._loop.settings, took_s, changes)
         self._react_soon()
+        self._look_ahead()
+
+    def _present_problem(self) -> Problem:
+        """The problem of the last tick under what is known and asked for now."""
+        live = self._deployment.live
+        assert live is not None
+        assert self._problem is not None
+        posed = replace(
+            without(self._problem, self._lost),
+            current=live.placement,
+            classes=tuple(self._gateway.journal.demand(DEMAND_WINDOW_S)),
+        )
+        return under_estimates(posed, self._estimates())
+
+    # --- ready before it is needed
+
+    def _look_ahead(self) -> None:
+        if self._readiness is not None and self._armed:
+            self._readiness.look()
+
+    def _pose_ahead(self) -> Problem | None:
+        """The present problem, unless something else is being decided."""
+        idle = not self._reacting and not self._stopped and self._problem is not None
+        return self._present_problem() if idle and self._deployment.live is not None else None
+
+    def _ready(self) -> Ready:
+        return NOTHING_READY if self._readiness is None else self._readiness.ready()
 
     def _estimates(self) -> Estimates:
         return replace(self._estimate.estimates(self._agenda.now_s), rates_rps=self._gateway.journal.rates())
@@ -319,6 +424,8 @@ class Control:
             self._disturbed_until_s = self._agenda.now_s
             self._fit_due_s = -math.inf
             self._history = self._history.moved(decision.move(self._agenda.now_s), settings)
+            self._gateway.recall({change.subject for change in changes if change.after > change.before}, epoch.epoch)
+            self._look_ahead()
             self._changes[:0], self._refused = self._refused, []
             self._react_soon()
             self.decisions[place] = replace(
@@ -355,15 +462,25 @@ class Control:
         live, problem = self._deployment.live, self._problem
         if live is None or problem is None:
             return
-        plan = plan_without(problem, self._lost, live.placement, self._loop.settings.work_limit).plan
-        if plan.placement is None or plan.terms is None:
+        proposal = self._planned_for(problem, live.epoch) or self._replanned(problem, live)
+        if proposal is None:
             self._agenda.after(0.25, self._recover_again)
             return
-        proposal = Proposal(plan.placement, RECOVER, live.epoch, plan.terms.latency_s, plan.lower_bound)
         try:
             self._deployment.deploy(proposal, lambda epoch: None)
         except ProposalRefusedError:  # another epoch is being prepared
             self._agenda.after(0.25, self._recover_again)
+
+    def _planned_for(self, problem: Problem, epoch: int) -> Proposal | None:
+        """The placement that was planned for this loss."""
+        placement = self._readiness.after_loss(sorted(self._lost)) if self._readiness is not None else None
+        return planned_for(problem, placement, self._lost, epoch)
+
+    def _replanned(self, problem: Problem, live: SimulatedRoute) -> Proposal | None:
+        plan = plan_without(problem, self._lost, live.placement, self._loop.settings.work_limit).plan
+        if plan.placement is None or plan.terms is None:
+            return None
+        return Proposal(plan.placement, RECOVER, live.epoch, plan.terms.latency_s, plan.lower_bound)
 
     def _recover_again(self) -> None:
         if self._gateway.broken:

@@ -7,7 +7,7 @@ recovering, ended. Tokens have no content here. Drafts and stop words are not si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 from resplit.config import ClusterConfig
@@ -84,6 +84,16 @@ class SimulatedGateway:
         """The oldest epoch that a session uses."""
         live = self.live.epoch if self.live else 0
         return min([live, *(each.route.epoch for each in self._sessions.values() if each.route)])
+
+    def cached_bytes(self, node: str) -> float:
+        """What the caches of running sessions take on a node."""
+        return sum(
+            session.position * feature.kv_bytes_per_token
+            for session in self._sessions.values()
+            if session.route is not None
+            for feature, host in zip(self._features, session.route.placement, strict=True)
+            if host == node
+        )
 
     # --- a request arrives and is admitted
 
@@ -171,7 +181,9 @@ class SimulatedGateway:
         def ran(visit: Visit, batch: Ran) -> None:
             self._ran(under_way, stage, start, visit, batch, more)
 
-        route.machines[stage].arrive(Visit(work, done_by=ran), session.late_s)
+        whole = not more and (start, tokens) == (under_way.start, under_way.tokens)
+        give_back = (lambda: self._given_back(under_way, stage)) if whole else None
+        route.machines[stage].arrive(Visit(work, done_by=ran, epoch=route.epoch, give_back=give_back), session.late_s)
 
     def _ran(self, under_way: SimulatedPass, stage: int, start: int, visit: Visit, batch: Ran, more: bool) -> None:
         """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""
@@ -209,7 +221,8 @@ class SimulatedGateway:
             return
         session, now_s = done.session, self._agenda.now_s
         assert session.place is not None
-        took_s = now_s - (session.token_s[-1] if done.followed else done.begun_s)
+        followed, done.before = done.followed, None  # it need not be kept for those that follow
+        took_s = now_s - (session.token_s[-1] if followed else done.begun_s)
         session.running = done.is_followed
         session.waited_s += done.waited_s
         session.computed_s += done.computed_s
@@ -222,7 +235,7 @@ class SimulatedGateway:
         self._admission.made_token(session.place, took_s)
         if self.on_pass is not None:
             tokens, segments = session.position - begin, tuple(done.segments)
-            self.on_pass(PassTime(done.route.epoch, begin, tokens, now_s, took_s, segments, done.followed))
+            self.on_pass(PassTime(done.route.epoch, begin, tokens, now_s, took_s, segments, followed))
         self._copy(session)
         if session.made >= session.arrival.new_tokens:
             self._end(session, _OK)
@@ -238,7 +251,7 @@ class SimulatedGateway:
         session, route = done.session, done.route
         if done.end < session.follow_until and route is self.live:
             done.is_followed = True
-            following = SimulatedPass(session, route, done.end, 1, self._agenda.now_s, done.attempt, followed=True)
+            following = SimulatedPass(session, route, done.end, 1, self._agenda.now_s, done.attempt, before=done)
             self._arrive(following, 0, done.end, 1, more=False)
 
     def _follow_until(self, session: SimulatedSession, end: int) -> int:
@@ -305,6 +318,7 @@ class SimulatedGateway:
         assert live is not None
         if session.precopy is None:
             if session.route is live:
+                session.recalled = False
                 return True
             if session.position == 0 or self._caches != "sent":  # nothing has to be sent
                 session.enter(live)
@@ -314,9 +328,11 @@ class SimulatedGateway:
             session.precopy = self._precopy(session, live, 0, 0.0)
         copy = session.precopy
         if now_s < copy.done_s:
-            return True  # passes go on along the old route
+            if session.recalled:
+                self._agenda.at(copy.done_s, self._go_on, session, session.attempt)
+            return not session.recalled  # passes go on along the old route
         missing = session.position - copy.last
-        if another_round_pays(missing, copy.last - copy.first):
+        if not session.recalled and another_round_pays(missing, copy.last - copy.first):
             session.precopy = self._precopy(session, copy.target, copy.last, copy.cache_bytes)
             return True
         patch_bytes, until_s = self._transfer(session, copy.target, missing, background=False)
@@ -366,8 +382,10 @@ class SimulatedGateway:
         return sent, done_s
 
     def pause(self, then: Callable[[], None]) -> None:
-        """Let no pass begin from now on, and call `then` once none is under way."""
+        """Let no pass begin from now on, and call `then` once none is under way. Those that wait are given back."""
         self._paused, self._when_quiet = True, then
+        if self.live is not None:
+            self.recall(self.live.placement, self.live.epoch + 1)
         self._quiet()
 
     def _quiet(self) -> None:
@@ -375,6 +393,32 @@ class SimulatedGateway:
         if then is not None and not any(session.running for session in self._sessions.values()):
             self._when_quiet = None
             then()
+
+    def recall(self, nodes: Collection[str], epoch: int) -> None:
+        """Have these nodes give back the passes of epochs before `epoch` that have not begun."""
+        routes = {route for session in self._sessions.values() if (route := session.route) is not None}
+        machines = {machine.name: machine for route in sorted(routes, key=_number) for machine in route.machines}
+        for name, machine in machines.items():
+            if name in nodes:
+                machine.recall(epoch)
+
+    def _given_back(self, waiting: SimulatedPass, stage: int) -> None:
+        """A pass does not begin. The gateway is told, unless it still waits for the token before it."""
+        if not waiting.counts:
+            return
+        session, before = waiting.session, waiting.before
+        waiting.recalled = session.recalled = True
+        if before is not None and session.position < before.end:
+            before.is_followed = False
+            return
+        here, now_s = waiting.route.machines[stage].name, self._agenda.now_s
+        due_s = self._network.due_s(here, self._cluster.source, 0.0, now_s)
+        if due_s < math.inf:
+            self._agenda.at(due_s, self._recalled, session, session.attempt)
+
+    def _recalled(self, session: SimulatedSession, attempt: int) -> None:
+        session.running = session.running and attempt != session.attempt
+        self._go_on(session, attempt)
 
     def move_all(self, target: SimulatedRoute) -> float:
         """While passes are paused: send the caches of all sessions to `target`. Returns when they have arrived."""
@@ -446,6 +490,10 @@ class SimulatedGateway:
         if session.ended or attempt != session.attempt:
             return
         self._pass(session, start, missing + 1)
+
+
+def _number(route: SimulatedRoute) -> int:
+    return route.epoch
 
 
 def _record(session: SimulatedSession, status: int) -> SessionRecord:

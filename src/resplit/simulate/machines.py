@@ -20,9 +20,15 @@ __all__ = ["Machine", "Ran", "Visit", "segment_pass"]
 
 @dataclass(eq=False)
 class Visit(Waiting):
-    """A pass of a session at one segment of its route. `done_by` is called with each part of it that was computed."""
+    """A pass of a session at one segment of its route, of an epoch.
+
+    `done_by` is called with each part of it that was computed. `give_back` is called if it is recalled; None if it is
+    not whole: a part of the pass came before it, or follows.
+    """
 
     done_by: Callable[[Visit, Ran], None] = field(kw_only=True)
+    epoch: int = field(default=0, kw_only=True)
+    give_back: Callable[[], None] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Machine:
         self._agenda = agenda
         self._service = service
         self._waiting: list[Visit] = []
-        self._running: object | None = None  # the batch
+        self._running: Batch | None = None
         self._pace = ChunkPace()
         self._times: dict[tuple[int, int], tuple[float, float, float]] = {}
         # Sessions that share no part of a pass gain nothing together, and would wait for one another.
@@ -100,6 +106,20 @@ class Machine:
     def fail(self) -> None:
         """Go down: the passes that wait or run are lost."""
         self.alive, self._waiting, self._running = False, [], None
+
+    def recall(self, epoch: int) -> None:
+        """Give back the whole passes of earlier epochs that wait and have not begun."""
+        running = [id(part.waiting) for part in self._running.parts] if self._running else []
+        kept: list[Visit] = []
+        recalled: list[Callable[[], None]] = []
+        for visit in self._waiting:
+            if visit.give_back and not visit.done and visit.epoch < epoch and id(visit) not in running:
+                recalled.append(visit.give_back)
+            else:
+                kept.append(visit)
+        self._waiting = kept
+        for give_back in recalled:
+            give_back()
 
     def ended(self, session: str) -> None:
         """Forget the pace of a session."""

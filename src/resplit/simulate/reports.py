@@ -12,7 +12,7 @@ import pandas as pd
 
 from resplit.node.batching import Batch
 from resplit.node.emulation import Load
-from resplit.node.probe import ECHO_BYTES, PERIOD_S, some_of_each
+from resplit.node.probe import ECHO_BYTES, LARGE_AT_S, PERIOD_S, SMALL_AT_S, some_of_each
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
@@ -23,6 +23,7 @@ from resplit.types import BlockFeatures
 __all__ = ["Noise", "Report", "Reports"]
 
 _Row = NodeRow | LinkRow | BlockRow
+_ASKED_S = 0.05  # until a node that is asked has answered
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,22 @@ class Noise:
 
 @dataclass(frozen=True)
 class Report:
-    """The newest report of one node, as far as an estimate uses it."""
+    """The newest report of one node, as far as an estimate uses it. NaN: it says nothing about the node itself."""
 
     node: str
     reference_s: float
     background_utilization: float
-    links: tuple[tuple[str, float, float], ...]  # peer, bytes and seconds of each probe
+    links: tuple[Echo, ...]
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A probe of the link to a peer."""
+
+    peer: str
+    size_bytes: float
+    seconds: float
+    at_s: float
 
 
 class Reports:
@@ -88,14 +99,41 @@ class Reports:
             *(_table([row for row in rows if since_s <= row.time_s <= known_s], columns) for rows, columns in tables)
         )
 
-    def measure(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Probe links now, twice each. The results are known a round trip later."""
+    def measure(self, pairs: Sequence[tuple[str, str]], then: Callable[[], None]) -> None:
+        """Probe links now, by small and large messages in turn. `then` is called once all results are known."""
+        left = len(pairs)
+
+        def reported(report: Report) -> None:
+            nonlocal left
+            left -= 1
+            if self.on_report is not None:
+                self.on_report(report)
+            if not left:
+                then()
+
         for one, other in pairs:
-            for _ in range(2):
-                echoes = self._echo(one, other)
-                if self.on_report is not None:
-                    report = Report(one, math.nan, math.nan, tuple(echoes))
-                    self._agenda.after(2 * sum(seconds for *_, seconds in echoes), self.on_report, report)
+            self._measure(one, other, reported)
+
+    def _measure(self, one: str, other: str, then: Callable[[Report], None]) -> None:
+        echoes: list[Echo] = []
+        moments = sorted([*((at_s, 0) for at_s in SMALL_AT_S), *((at_s, 1) for at_s in LARGE_AT_S)])
+
+        def send(size: float, is_last: bool) -> None:
+            if self._machines[other].alive:
+                echoes.append(self._echo(one, other, size))
+            if is_last:
+                back_s = 2 * echoes[-1].seconds if echoes else 0.0
+                self._agenda.after(back_s, then, Report(one, math.nan, math.nan, tuple(echoes)))
+
+        for number, (at_s, size) in enumerate(moments, 1):
+            self._agenda.after(at_s, send, ECHO_BYTES[size], number == len(moments))
+
+    def ask(self, name: str) -> None:
+        """Have a node report about itself now, besides its regular reports."""
+        machine = self._machines[name]
+        if machine.alive and self.on_report is not None:
+            report = Report(name, machine.hardware.node_s("layer"), self._background(machine), ())
+            self._agenda.after(_ASKED_S, self.on_report, report)
 
     def _sample(self) -> None:
         """Each machine that is up reports on itself and probes one link, each time another."""
@@ -110,8 +148,7 @@ class Reports:
         now_s, hardware = self._agenda.now_s, machine.hardware
         own = (machine.busy_s - self._busy_s[name]) / PERIOD_S
         self._busy_s[name] = machine.busy_s
-        truth = hardware.background_utilization
-        background = min(1.0, max(0.0, truth + self._noise.share * self._rng.standard_normal())) if truth else 0.0
+        background = self._background(machine)
         own = min(own, 1 - background)
         reference_s = hardware.node_s("layer")
         held = self.held_bytes(name)
@@ -130,7 +167,8 @@ class Reports:
         )
         timings, self._timings[name] = self._timings[name], []
         self._blocks.extend(some_of_each(timings))
-        echoes = self._echo(name, peer) if (peer := self._peer(name)) else []
+        peer = self._peer(name)
+        echoes = [self._echo(name, peer, size) for size in ECHO_BYTES] if peer and self._machines[peer].alive else []
         if self.on_report is not None:
             report = Report(name, reference_s, background, tuple(echoes))
             self._agenda.after(self._noise.late_s, self.on_report, report)
@@ -143,26 +181,27 @@ class Reports:
         turn, own = self._turn % others, self._places[name]
         return self._names[turn if turn < own else turn + 1]
 
-    def _echo(self, name: str, peer: str) -> list[tuple[str, float, float]]:
-        """Probes of two sizes over one link: peer, bytes and seconds. A machine that is down answers none."""
-        if not self._machines[peer].alive:
-            return []
-        now_s, echoes = self._agenda.now_s, []
-        for size in ECHO_BYTES:
-            seconds = self._network.seconds(name, peer, size, now_s) * self._factor(self._noise.link_s)
-            echoes.append((peer, float(size), seconds))
-            self._links.append(
-                LinkRow(
-                    time_s=now_s,
-                    node=name,
-                    peer=peer,
-                    payload_bytes=float(size),
-                    seconds=seconds,
-                    source="active",
-                    emulated=True,
-                )
+    def _background(self, machine: Machine) -> float:
+        """What the machine sees that others use of it."""
+        truth = machine.hardware.background_utilization
+        return min(1.0, max(0.0, truth + self._noise.share * self._rng.standard_normal())) if truth else 0.0
+
+    def _echo(self, name: str, peer: str, size_bytes: float) -> Echo:
+        """A probe of one link, now."""
+        now_s = self._agenda.now_s
+        seconds = self._network.seconds(name, peer, size_bytes, now_s) * self._factor(self._noise.link_s)
+        self._links.append(
+            LinkRow(
+                time_s=now_s,
+                node=name,
+                peer=peer,
+                payload_bytes=float(size_bytes),
+                seconds=seconds,
+                source="active",
+                emulated=True,
             )
-        return echoes
+        )
+        return Echo(peer, float(size_bytes), seconds, now_s)
 
     def _batch(self, machine: Machine, batch: Batch, load: Load, factor: float) -> None:
         """Keep the timing of one block of each kind. A batch of decode steps and a prompt is of neither phase."""

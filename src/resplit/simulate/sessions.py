@@ -81,6 +81,7 @@ class SimulatedSession:
     position: int = 0  # positions cached
     made: int = 0  # new tokens
     running: bool = False  # a pass is under way
+    recalled: bool = False  # a node gave its pass back: no pass uses the old route any more
     asked_until: int = 0  # the node of the head may begin the passes before this position: what the gateway asked,
     follow_until: int = 0  # and what the node knows of it
     resume: Callable[[], None] | None = None  # what to do when passes may run again
@@ -97,7 +98,7 @@ class SimulatedSession:
 
     def enter(self, route: SimulatedRoute) -> None:
         """Use `route` from the next pass on."""
-        self.route, self.precopy, self._decodes = route, None, []
+        self.route, self.precopy, self.recalled, self._decodes = route, None, False, []
         if self.epochs[-1:] != [route.epoch]:
             self.epochs.append(route.epoch)
         self.private_ok = self.private_ok and not route.exposed
@@ -120,8 +121,9 @@ class SimulatedSession:
 class SimulatedPass:
     """A pass over `tokens` positions from `start` on, with the times of what was computed so far.
 
-    It counts while the session is in the same `attempt`. If it `followed` another pass, the node of the head began it,
-    and it began for the gateway when the token before it came. `is_followed`: the next one has begun in this way.
+    It counts while the session is in the same `attempt`, unless it was `recalled`. If it followed another pass,
+    `before`, the node of the head began it, and it began for the gateway when the token before it came. `is_followed`:
+    the next one has begun in this way.
     """
 
     session: SimulatedSession
@@ -130,8 +132,9 @@ class SimulatedPass:
     tokens: int
     begun_s: float
     attempt: int
-    followed: bool = False
+    before: SimulatedPass | None = None
     is_followed: bool = False
+    recalled: bool = False
     waited_s: float = 0.0
     computed_s: float = 0.0
     segments: list[SegmentTime] = field(default_factory=list)
@@ -139,7 +142,12 @@ class SimulatedPass:
     @property
     def counts(self) -> bool:
         """Whether anybody still waits for it."""
-        return not self.session.ended and self.attempt == self.session.attempt
+        return not self.session.ended and self.attempt == self.session.attempt and not self.recalled
+
+    @property
+    def followed(self) -> bool:
+        """Whether the node of the head began it."""
+        return self.before is not None
 
     @property
     def end(self) -> int:
