@@ -19,30 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from resplit.metrics import epoch_latency, summarise
-from resplit.policies import make_policy
 from resplit.records import RunRecord
-from resplit.simulate.run import Physics, simulate
+from resplit.simulate.replay import replayed
+from resplit.simulate.run import Physics
 from resplit.simulate.world import World
-from resplit.workload import Arrival
 
 _COMPARED = ("latency_mean_s", "latency_p95_s", "first_token_mean_s", "time_per_token_s", "waited_mean_s",
              "computed_mean_s", "hops_mean_s", "qos_met")  # fmt: skip
-
-
-def replayed(world: World, run: RunRecord, physics: Physics) -> RunRecord:
-    """The run, simulated: the same requests, and the same placements at the same times."""
-    arrivals = [
-        Arrival(row.arrival_s, row.request_class, max(1, row.prompt_tokens), max(1, row.new_tokens))
-        for row in run.requests.sort_values("arrival_s").itertuples()
-    ]
-    script = [(max(0.0, row.time_s), tuple(row.placement.split(","))) for row in run.epochs.itertuples()]
-    scenario = world.scenario.model_copy(update={"duration": run.duration_s})
-    if run.scenario == "undisturbed":
-        scenario = scenario.model_copy(update={"nodes": (), "links": (), "load": ()})
-    return simulate(
-        world.cluster, world.features, scenario, arrivals, make_policy("static"), name=run.policy, seed=run.seed,
-        physics=physics, script=script,
-    )  # fmt: skip
 
 
 def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:

@@ -35,6 +35,7 @@ from resplit.traces import with_traces
 from tasks.mlflow_store import default_uri, how_to_open
 from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
+from tasks.reality import replays_of
 from tasks.report import Extras, report
 from tasks.simulated_results import simulated_results
 from tasks.track import close_study, open_study, publish_comparison, track_run
@@ -88,7 +89,8 @@ def publish(
     """Write the report, record every run in MLflow, and return the comparison as text."""
     rows = compare(summaries(list(records)))
     simulated = simulated_results(reports / "simulated" / "metrics.json", params.scenario.stem)
-    page = report(records, reports, replace(extras, simulated=simulated))
+    replays = replays_of(records, params.model, params.scenario, params.cluster)
+    page = report(records, reports, replace(extras, simulated=simulated, replays=replays))
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}
     errors = {
         f"prediction error {what.replace(',', '')}": f"{error:.4f}" for what, error in extras.prediction_error.items()

@@ -24,6 +24,7 @@ from resplit.traces import with_traces
 from tasks.mlflow_store import default_uri
 from tasks.package import obtain_model, package
 from tasks.plan import load_configurations, plan, problem
+from tasks.reality import replays_of
 from tasks.report import Extras, write_report, write_study_metrics
 from tasks.simulated_results import simulated_results
 from tasks.study_records import StudyRecords, digest_of
@@ -52,7 +53,7 @@ def study_scenario(
     _log.info("scenario", scenario=name, runs=len(todo), done=len(seeds) * len(labels) - len(todo))
     if todo:
         _serve_missing(params, todo, records, state)
-    return _report(records.load(), reports / name)
+    return _report(records.load(), reports / name, params)
 
 
 @flow(name="study of a scenario", validate_parameters=False)
@@ -84,12 +85,14 @@ def _run(label: str, seed: int, scenario: ScenarioConfig) -> Run:
     return Run(_POLICIES.get(policy, policy), played, seed)
 
 
-def _report(records: Sequence[RunRecord], folder: Path) -> Path:
+def _report(records: Sequence[RunRecord], folder: Path, params: Params) -> Path:
     """The page of the runs of the first seed, and the metrics over all seeds."""
     first = min(record.seed for record in records)
     scenario = folder.name  # reports/NAME
     simulated = simulated_results(folder.parent / "simulated" / "metrics.json", scenario)
-    write_report([record for record in records if record.seed == first], folder, Extras(simulated=simulated))
+    shown = [record for record in records if record.seed == first]
+    replays = replays_of(shown, params.model, params.scenario, params.cluster)
+    write_report(shown, folder, Extras(simulated=simulated, replays=replays))
     runs: dict[str, dict[int, RunRecord]] = {}
     for record in records:
         runs.setdefault(run_label(record), {})[record.seed] = record

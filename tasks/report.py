@@ -19,7 +19,7 @@ from resplit.metrics import RunMetrics, epoch_latency, series, summarise
 from resplit.records import RunRecord
 from tasks import plot_style, plots
 from tasks.report_page import Extras, render
-from tasks.simulated_results import regret_figure
+from tasks.simulated_results import energy_figure, regret_figure
 
 __all__ = ["Extras", "report", "write_report", "write_study_metrics"]
 
@@ -45,6 +45,8 @@ def write_report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None 
     figures = plots.figures(by_label, extras.timings)
     if extras.simulated is not None and extras.simulated.regrets:
         figures["regret"] = regret_figure(extras.simulated)
+    if extras.simulated is not None and extras.simulated.energies:
+        figures["energy"] = energy_figure(extras.simulated)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     _write_metrics(folder / "metrics.json", metrics)
     _write_series(folder / "plots", by_label)

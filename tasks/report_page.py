@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from resplit.comparison import Measure, Row, change, scenario_changes, verdict
+from resplit.comparison import MEASURES, Measure, Row, change, scenario_changes, verdict
 from resplit.reaction import event_reactions, reactions
 from resplit.records import RunRecord
 from tasks import plot_style
+from tasks.reality import REALITY, reality_rows
 from tasks.report_decisions import decision_text, recovery_rows
+from tasks.report_moves import move_rows
 from tasks.simulated_results import SimulatedResults
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ CAPTIONS = {
         "The mean latency of each policy over that of an oracle, which knows the scenario and moves at no cost. Mean "
         "over the seeds with its 95 % interval. A policy called resplit-without-X is resplit without one of its parts.",
     ),
+    "energy": (
+        "Simulated: latency against energy",
+        "Each mark is a policy: its mean latency, and the energy that its nodes use for a request. Mean over the seeds "
+        "with 95 % intervals. No policy is better in both than those on the line.",
+    ),
     "prediction": (
         "Predicted against measured",
         "For each configuration: the latency predicted when it was chosen, and the mean latency of the requests that "
@@ -74,7 +81,8 @@ class Extras:
     """Content of a report besides its runs.
 
     `timings` and `prediction_error` come from the functions `block_timings` and `prediction_error` of `resplit.cost`;
-    `simulated` is what the simulated study says about the same scenario; `notes` are further sentences as plain text.
+    `simulated` is what the simulated study says about the same scenario; `replays` are the runs simulated with their
+    own requests and placements, by label; `notes` are further sentences as plain text.
     """
 
     model: str = ""
@@ -83,6 +91,7 @@ class Extras:
     prediction_error: Mapping[str, float] = field(default_factory=dict)
     validation: ValidTelemetry | None = None
     simulated: SimulatedResults | None = None
+    replays: Mapping[str, RunRecord] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -105,6 +114,9 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         changes=scenario_changes(runs),
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
+        moves={label: moved for label, run in runs.items() if (moved := move_rows(run))},
+        reality=reality_rows(runs, extras.replays),
+        reality_measures=[each for name in REALITY for each in MEASURES if each.field == name],
         recoveries={label: parts for label, run in runs.items() if (parts := recovery_rows(run.decisions))},
         estimates=_estimate_rows(runs),
         reactions={label: shown for label, run in runs.items() if (shown := _reaction_rows(run))},

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resplit.comparison import Measure
-from tasks.plot_style import MUTED, OTHER_COLOUR, RUN_COLOURS, new_figure, styled
+from tasks.plot_style import INK, MUTED, OTHER_COLOUR, RUN_COLOURS, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SimulatedResults", "regret_figure", "simulated_results"]
+__all__ = ["SimulatedResults", "energy_figure", "regret_figure", "simulated_results"]
 
 _ORACLE = "oracle"
+Pair = tuple[float, float]  # a mean, and half of its interval; 0 if that is not known
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,26 @@ class SimulatedResults:
             if metrics.get("regret") is not None and policy != _ORACLE
         }
         return dict(sorted(known.items(), key=lambda entry: entry[1][0]))
+
+    @property
+    def energies(self) -> dict[str, tuple[Pair, Pair]]:
+        """Of each policy the mean latency (s) and the energy of a request (J), each with half of its interval."""
+        found = {policy: (_pair(m, "latency_mean_s"), _pair(m, "energy_j_per_request")) for policy, m in self._known()}
+        return {policy: pairs for policy, pairs in found.items() if all(math.isfinite(mean) for mean, _ in pairs)}
+
+    @property
+    def front(self) -> list[str]:
+        """The policies that no other one beats in both latency and energy, the fastest one first."""
+        best: list[str] = []
+        least_j = math.inf
+        for policy, (_, (energy_j, _)) in sorted(self.energies.items(), key=lambda entry: entry[1]):
+            if energy_j < least_j:
+                best.append(policy)
+                least_j = energy_j
+        return best
+
+    def _known(self) -> list[tuple[str, Mapping[str, float | None]]]:
+        return [(policy, metrics) for policy, metrics in self.policies.items() if policy != _ORACLE]
 
 
 def simulated_results(path: Path, scenario: str) -> SimulatedResults | None:
@@ -70,6 +91,39 @@ def regret_figure(results: SimulatedResults) -> Figure:
     axes.set_xlabel("mean latency over that of the oracle")
     axes.grid(visible=False, axis="y")
     return figure
+
+
+@styled
+def energy_figure(results: SimulatedResults) -> Figure:
+    """The mean latency of each policy against the energy of a request, and the front of those that nobody beats."""
+    energies, front = results.energies, results.front
+    figure, (axes,) = new_figure(1, 4.2)
+    axes.plot(
+        [energies[policy][0][0] for policy in front],
+        [energies[policy][1][0] for policy in front],
+        color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1,
+    )  # fmt: skip
+    for policy, ((latency_s, its_half_s), (energy_j, its_half_j)) in energies.items():
+        colour = _colour(policy)
+        axes.errorbar(
+            latency_s, energy_j, xerr=its_half_s, yerr=its_half_j,
+            fmt="o", color=colour, ecolor=MUTED, elinewidth=0.8, markersize=5,
+        )  # fmt: skip
+        axes.annotate(policy, (latency_s, energy_j), xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK)
+    latencies_s = [latency_s for (latency_s, _), _ in energies.values()]
+    if max(latencies_s) > 5 * min(latencies_s):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_xlabel("mean latency, s")
+    axes.set_ylabel("energy of a request, J")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def _pair(metrics: Mapping[str, float | None], name: str) -> Pair:
+    mean, half = metrics.get(name), metrics.get(f"{name}_ci95")
+    return (math.nan if mean is None else float(mean), float(half or 0.0))
 
 
 def _colour(policy: str) -> str:

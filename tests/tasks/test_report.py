@@ -186,9 +186,24 @@ def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
 
 SIMULATED = {
     "home-day": {
-        "static": {"latency_mean_s": 5.4, "regret": 4.9, "regret_ci95": 0.2, "qos_met": 0.48, "waited_mean_s": None},
-        "resplit": {"latency_mean_s": 1.23, "regret": 1.1, "regret_ci95": None, "qos_met": 0.76},
-        "oracle": {"latency_mean_s": 1.1, "regret": 1.0, "regret_ci95": 0.0},
+        "static": {
+            "latency_mean_s": 5.4,
+            "regret": 4.9,
+            "regret_ci95": 0.2,
+            "qos_met": 0.48,
+            "waited_mean_s": None,
+            "energy_j_per_request": 30.0,
+        },
+        "resplit": {
+            "latency_mean_s": 1.23,
+            "regret": 1.1,
+            "regret_ci95": None,
+            "qos_met": 0.76,
+            "energy_j_per_request": 75.0,
+        },
+        "threshold": {"latency_mean_s": 6.0, "energy_j_per_request": 40.0},
+        "memory": {"latency_mean_s": 7.0, "energy_j_per_request": None},
+        "oracle": {"latency_mean_s": 1.1, "regret": 1.0, "regret_ci95": 0.0, "energy_j_per_request": 71.0},
     }
 }
 
@@ -207,7 +222,49 @@ def test_the_page_has_what_was_simulated_beside_what_was_measured(tmp_path: Path
     assert "5400 → 1230" in shown
     assert "Simulated: how far from the best" in shown
     assert "static" in (tmp_path / "reports/plots/regret.svg").read_text()
+    assert "Simulated: latency against energy" in shown
+    energy = (tmp_path / "reports/plots/energy.svg").read_text()
+    assert all(policy in energy for policy in ("static", "resplit", "threshold"))
+    assert "memory" not in energy
+
+
+def test_the_front_has_the_policies_that_none_beats_in_both_latency_and_energy(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(SIMULATED))
+    results = simulated_results(path, "home-day")
+    assert results is not None
+    assert results.front == ["resplit", "static"]
+
+
+def test_each_move_has_what_was_predicted_beside_what_was_measured(tmp_path: Path) -> None:
+    run = RUNS[1]
+    decisions = list(run.decisions)
+    index = next(place for place, each in enumerate(decisions) if each.action != "keep")
+    outcome = DecisionOutcome(deployed=2, prepare_s=0.4)
+    decisions[index] = replace(decisions[index], outcome=outcome)
+    page = write_report([replace(run, decisions=tuple(decisions))], tmp_path).read_text(encoding="utf-8")
+    section = page[page.index("Cost and gain of each move") :]
+    section = section[: section.index("</section>")]
+    assert section.count("<tr>") == 2  # the head and one move: the others did not go live by a decision
+    moved = run.epochs.set_index("epoch").loc[2]
+    done = run.requests[run.requests.status == 200]
+    before = done[(done.arrival_s >= moved.time_s - 20) & (done.arrival_s < moved.time_s)]
+    assert f"<td>4.80 s → {(before.end_s - before.arrival_s).mean():.2f} s</td>" in section
+    assert f"<td>28 MB → {moved.moved_bytes / 1e6:.0f} MB</td>" in section
+    assert "<td>0.00 s → 0.40 s</td>" in section
+    assert f"<td>0.03 s → {moved.pause_s:.2f} s</td>" in section
+
+
+def test_each_run_that_was_simulated_is_beside_its_simulation(tmp_path: Path) -> None:
+    slower = RUNS[0].requests.assign(end_s=lambda table: table.arrival_s + 1.1 * (table.end_s - table.arrival_s))
+    page = write_report(RUNS, tmp_path, Extras(replays={"static": replace(RUNS[0], requests=slower)}))
+    text = page.read_text(encoding="utf-8")
+    section = text[text.index("Simulator against reality") :]
+    section = section[: section.index("</section>")]
+    assert "(+10 %)" in section
+    assert section.count("<td>static</td>") == 1
+    assert "adaptive" not in section
 
 
 def test_without_a_simulated_study_the_page_says_nothing_of_it(folder: Path) -> None:
-    assert "imulated" not in Elements(folder / "index.html").text
+    assert "imulat" not in Elements(folder / "index.html").text
