@@ -11,6 +11,8 @@ import yaml
 from dvc.repo import Repo
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+ROOT = Path(__file__).parents[1]  # the tests work in another folder
+TRACKING = {f"tasks/{name}.py" for name in ("mlflow_store", "mlflow_views", "plot_style", "plots", "track")}
 STAGES = {"model", "profile", "fit", "plan", "study", "report"}
 
 
@@ -52,18 +54,26 @@ def test_nothing_is_stale_when_all_is_done(done: Repo) -> None:
 @pytest.mark.parametrize(
     ("path", "stages"),
     [
-        (PARAMS["cluster"], {"model", "profile", "fit", "plan", "study", "simulated"}),
-        (PARAMS["scenario"], {"study", "simulated"}),
+        (PARAMS["cluster"], {"model", "profile", "fit", "plan", "study", "report", "simulated"}),
+        (PARAMS["scenario"], {"study", "report", "simulated"}),
+        ("data/scenarios/another.yaml", {"simulated"}),
+        ("data/models/another.yaml", {"report", "simulated"}),
+        ("data/traces/content", {"study", "simulated"}),
         (PARAMS["prompts"], {"study"}),
-        ("src/resplit/planner/content", {"plan", "study", "simulated"}),
-        ("src/resplit/cost/content", {"fit", "plan", "study", "simulated"}),
-        ("src/resplit/policies/new.py", {"study", "simulated"}),
-        ("src/resplit/node/content", {"profile", "study", "simulated"}),
-        ("src/resplit/shards/content", {"model", "study", "simulated"}),
+        ("src/resplit/planner/content", {"plan", "study", "report", "simulated"}),
+        ("src/resplit/cost/content", {"fit", "plan", "study", "report", "simulated"}),
+        ("src/resplit/policies/new.py", {"study", "report", "simulated"}),
+        ("src/resplit/simulate/run.py", {"study", "report", "simulated"}),
+        ("src/resplit/node/content", {"profile", "study", "report", "simulated"}),
+        ("src/resplit/shards/content", {"model", "study", "report", "simulated"}),
         ("tasks/report.py", {"study", "report"}),
+        ("tasks/reality.py", {"study", "report"}),
+        ("tasks/report_moves.py", {"study", "report"}),
         ("tasks/simulated_results.py", {"study", "report"}),
+        ("tasks/study_records.py", {"study", "simulated"}),
         ("reports/simulated/metrics.json", {"simulated", "report"}),
         ("flows/stages.py", STAGES),
+        ("flows/params.py", {"study", "simulated"}),
         ("flows/simulated.py", {"study", "simulated"}),
     ],
 )
@@ -89,3 +99,32 @@ def test_another_cluster_of_params_is_what_the_stages_depend_on() -> None:
         found = again.status()
     assert set(found) == STAGES | {"simulated"}
     assert str(other) in str(found["plan"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "others"),
+    [
+        # How a run is started, tracked and logged does not change what it finds.
+        ("simulated", "flows/simulated.py", {"flows/command.py", "flows/environment.py"} | TRACKING),
+        # Of these only types are used.
+        ("report", "tasks/report.py", {"tasks/expectations.py", "tasks/telemetry_rules.py", "tasks/validate.py"}),
+    ],
+)
+def test_a_stage_depends_on_all_modules_that_it_imports(stage: str, file: str, others: set[str]) -> None:
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    missing = {name for name in imported(file) if not any(Path(name).is_relative_to(dep) for dep in deps)}
+    assert missing == others
+
+
+def imported(file: str, seen: frozenset[str] = frozenset()) -> set[str]:
+    """The files of this checkout, the package aside, that a module imports, also through others."""
+    found: set[str] = set()
+    for line in (ROOT / file).read_text().splitlines():
+        words = line.split()
+        if words[:1] != ["from"] or words[1].split(".")[0] not in ("flows", "tasks"):
+            continue
+        names = [words[1], *(f"{words[1]}.{name.strip(',')}" for name in words[3:])]
+        for module in {f"{name.replace('.', '/')}.py" for name in names} - {file, *seen}:
+            if (ROOT / module).exists():
+                found |= {module} | imported(module, seen | {file, module})
+    return found
