@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,11 +55,13 @@ def simulate_in_process(run: SimulatedRun, folder: Path, rivals: Sequence[Path] 
     """The object of `resplit simulate` about a run, whose tables are kept in `folder`; simulated if they are not there.
 
     `rivals` are the folders of other policies' runs, for the oracle. A process that is killed costs this task only,
-    which is tried again. ResplitError with the last line of what the process said.
+    which is tried again; so does a worker that is killed, whose process goes on in a folder of its own. ResplitError
+    with the last line of what the process said.
     """
     if not (folder / _OBJECT).exists():
-        unfinished = folder.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in folder.parent.glob(f"{folder.name}.*.unfinished"):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
         given = ["--policy", run.policy, "--seed", str(run.seed), "--out", str(unfinished)]
         given += [word for rival in rivals for word in ("--rival", str(rival))]
         command = [sys.executable, "-m", "resplit.cli", "simulate", str(run.scenario), *given]

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -15,6 +16,7 @@ from resplit.errors import ResplitError
 from tasks import simulated
 from tasks.mlflow_store import default_uri
 from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
+from tests.support.killed_worker import MARK, KillsItsWorker
 
 HOME_DAY = Path("data/scenarios/home-day.yaml")
 RUN = SimulatedRun(HOME_DAY, "static", 1)
@@ -52,6 +54,22 @@ def test_the_key_covers_the_code_and_the_scenario(tmp_path: Path, monkeypatch: p
     code.write_text("x = 2")
     assert len({before, one, kept_in(tmp_path, RUN), kept_in(tmp_path, SimulatedRun(HOME_DAY, "static", 2))}) == 4
     assert kept_in(tmp_path, RUN).parent != one.parent
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("prefect_server")
+def test_a_worker_of_dask_that_is_killed_costs_only_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prefect_dask", reason="the extra `dask` is not installed")
+    mark = tmp_path / "killed"
+    monkeypatch.setenv(MARK, str(mark))  # Dask's workers inherit it
+    killer = f"{KillsItsWorker.__module__}:{KillsItsWorker.__name__}"
+    params = PARAMS.model_copy(update={"policies": ("static", killer), "seeds": 2, "runner": "dask", "workers": 2})
+    table, _ = study(params, tmp_path)
+    assert not psutil.pid_exists(int(mark.read_text()))
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == ["static", killer]
+    folders = sorted(path.parent.name for path in (tmp_path / "records").rglob("object.json"))
+    policies = ("static", killer.replace(":", "."))
+    assert folders == sorted(f"home-day-{policy}-{seed}" for policy in policies for seed in (1, 2))
 
 
 @pytest.mark.processes
