@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,9 +15,11 @@ import pytest
 
 from resplit import planner
 from resplit.control.controller import Controller
+from resplit.control.fast_loop import concern_links
 from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.decide import Decision, History, PastMove, Settings
 from resplit.errors import CapacityError
+from resplit.estimate import Change
 from resplit.pass_times import PassTime, SegmentTime
 from resplit.policies import Occasion, Situation, make_policy
 from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
@@ -134,6 +136,35 @@ async def test_a_change_that_is_detected_while_another_one_is_decided_on_is_deci
     (decision,) = decisions(placed)
     assert decision.seen == ("beta became 50 times slower", "gamma became 20 times slower")
     assert policy.questions == 2
+
+
+async def test_a_move_away_from_a_link_waits_for_looks_at_links_in_doubt_but_not_for_ever(
+    placed: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, looked = placed.fast_loop, asyncio.Event()
+
+    async def measure(links: Sequence[tuple[str, str]]) -> None:
+        await looked.wait()
+
+    loop.measure = measure
+    monkeypatch.setattr(loop._estimate.links, "doubted", lambda: [(A, B)])
+    loop._look_into([(A, B)])
+    await asyncio.wait_for(loop._until_doubts_end(), 20)  # the look does not end
+    assert not loop._changes
+    waiting = asyncio.create_task(loop._until_doubts_end())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    loop._note([Change(0.0, f"the latency from {A} to {B}", "time", 1.0, 9.0, 0.1)])
+    await asyncio.wait_for(waiting, 20)
+    looked.set()
+    await until(lambda: asyncio.sleep(0, not loop._looks))
+
+
+async def test_a_change_concerns_links_unless_it_is_that_of_a_node(nodes: InProcessCluster) -> None:
+    posed = problem_of(nodes.config, nodes.features, FIRST)
+    node, link = (Change(0.0, subject, "time", 1.0, 9.0, 0.1) for subject in (B, f"the latency from {A} to {B}"))
+    assert not concern_links([node], posed)
+    assert concern_links([node, link], posed)
 
 
 class Overtaken:

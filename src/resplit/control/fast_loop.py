@@ -261,6 +261,7 @@ class FastLoop:
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 return
+            self._changed.clear()  # what was noted before is in `changes` already
             changed = asyncio.create_task(self._changed.wait())
             try:
                 await asyncio.wait({*self._looks, changed}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
