@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from resplit.planner import solve
@@ -48,6 +49,19 @@ def test_a_problem_that_lacks_memory_has_no_plan_at_any_rate(problem: Problem) -
     assert found.plan.placement is None
     assert (found.demand_share, found.note) == (1.0, "")
     assert found.plan.reason == solve(short_of_memory).reason
+
+
+def test_busy_nodes_are_not_blamed_for_the_memory_of_a_lost_one(problem: Problem) -> None:
+    needed = sum(block.weight_bytes + problem.kv_tokens * block.kv_bytes_per_token for block in problem.blocks)
+    nodes = tuple(replace(n, memory_bytes=0.45 * needed, trusted=True) for n in problem.nodes)  # 3 nodes
+    prefill, decode = problem.prefill_s_per_token.copy(), problem.decode_s_per_token.copy()
+    prefill[:, 0] = decode[:, 0] = np.nan
+    lost = replace(problem, nodes=nodes, prefill_s_per_token=prefill, decode_s_per_token=decode)
+
+    found = solve_best_effort(with_background(lost, 0.99))
+
+    assert found.plan.placement is None
+    assert (found.plan.reason or "").startswith("memory short by")
 
 
 @pytest.mark.parametrize("background", [0.945, 0.96, 0.99])

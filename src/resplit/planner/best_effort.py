@@ -37,19 +37,23 @@ def solve_best_effort(problem: Problem, time_limit_s: float = 10.0, work_limit: 
     """Plan for the largest share of the demand, out of a fixed list, that has a plan under some ceilings.
 
     For each share the problem's own ceilings come first, then higher ones, as low as possible. If no share has a plan,
-    returns the answer for the whole demand. The first solve takes at most `time_limit_s` seconds, each further one half
+    the answer says what more use of the nodes does not mend, if that is known. The first solve takes at most `time_limit_s` seconds, each further one half
     of it; or `work_limit` solver steps each, if it is given.
     """
     whole = solve(problem, time_limit_s=time_limit_s, work_limit=work_limit)
     if whole.placement is not None:
         return BestEffortPlan(whole)
 
+    def answer_to(posed: Problem) -> Plan:
+        return solve(posed, time_limit_s=time_limit_s / 2, work_limit=work_limit)
+
     def plan_of(posed: Problem) -> Plan | None:
-        plan = solve(posed, time_limit_s=time_limit_s / 2, work_limit=work_limit)
+        plan = answer_to(posed)
         return plan if plan.placement is not None else None
 
-    if plan_of(_with_ceilings(_part(problem, DEMAND_SHARES[-1]), OWN_SHARES[-1])) is None:
-        return BestEffortPlan(whole)  # more use of the nodes does not help
+    easiest = answer_to(_with_ceilings(_part(problem, DEMAND_SHARES[-1]), OWN_SHARES[-1]))
+    if easiest.placement is None:
+        return BestEffortPlan(easiest if easiest.status == "infeasible" else whole)
     for share in DEMAND_SHARES:
         part = _part(problem, share)
         plan = (plan_of(part) if share < 1 else None) or under_higher_ceilings(part, plan_of)
