@@ -168,6 +168,22 @@ async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown, scheme: str) -> N
     assert shown.complaints == []
 
 
+@pytest.mark.parametrize("width", [260, 340, 680, 960])
+async def test_no_card_of_the_map_covers_another_one(shown: Shown, width: int) -> None:
+    covered = """async (width) => {
+      const { arranged } = await import("/live/map.js"), found = [];
+      for (let count = 1; count <= 40; count += 1) {
+        const { card, cardHeight, height, corners } = arranged(count, width, 32);
+        const outside = corners.some(([x, y]) => x < 0 || y < 0 || x + card > width + 1 || y + cardHeight > height + 1);
+        const covers = corners.some(([x, y], i) => corners.slice(0, i).some(([u, v]) =>
+          Math.abs(x - u) < card && Math.abs(y - v) < cardHeight));
+        if (outside || covers) found.push(count);
+      }
+      return found;
+    }"""
+    assert await shown.tab.evaluate(covered, width) == []
+
+
 async def test_a_question_is_answered_and_shows_in_the_figures(shown: Shown) -> None:
     await shown.tab.fill("#question", "the quick brown fox")
     await shown.tab.click("#chat button")

@@ -3,7 +3,8 @@
 import { bitRate, bytes, draw, find, percent, runs, seconds, set } from "./dom.js";
 
 const CELL = 11, STEP = 13, PAD = 10, HEAD = 62;
-const CARD = 196, WIDE = 680;
+const CARD = 196, NARROW = 150, WIDE = 680;
+const ROW_GAP = 26;
 
 export class BlockMap {
   /** `onSelect(name)` is called when a node is chosen by mouse or keyboard. */
@@ -30,26 +31,19 @@ export class BlockMap {
     this.showCells(state, places);
   }
 
-  /** The corner of each card, by node; and the size of the picture. */
+  /** The place of each card, by node. Sets the size of the picture. */
   layOut({ nodes, model, epochs }) {
     const width = Math.max(260, find("map").clientWidth), placement = epochs.at(-1)?.placement ?? [];
-    const isWide = width >= WIDE;
-    const columns = isWide ? 0 : width >= 2 * 150 + PAD ? 2 : 1;
-    const card = isWide ? CARD : Math.floor((width - (columns - 1) * PAD) / columns);
-    this.perRow = Math.floor((card - 2 * PAD + 2) / STEP);
     const most = Math.max(1, ...nodes.map((node) => placement.filter((name) => name === node.name).length));
-    const cardHeight = HEAD + Math.max(2, Math.ceil(most / this.perRow)) * STEP + PAD;
+    const { card, cardHeight, perRow, height, corners } = arranged(nodes.length, width, most);
+    this.perRow = perRow;
     const ordered = [...nodes].sort((a, b) => (b.name === model.source) - (a.name === model.source));
-    const height = isWide ? Math.max(3 * cardHeight, 360) + (nodes.length > 6 ? cardHeight : 0)
-      : Math.ceil(nodes.length / columns) * (cardHeight + 26);
-    const corners = onEllipse(nodes.length, width - card, height - cardHeight);
     const places = new Map(ordered.map((node, i) => {
-      const [x, y] = isWide ? corners[i]
-        : [(i % columns) * (card + PAD), Math.floor(i / columns) * (cardHeight + 26)];
+      const [x, y] = corners[i];
       return [node.name, { x, y, width: card, height: cardHeight, centre: [x + card / 2, y + cardHeight / 2] }];
     }));
-    set(this.svg, "viewBox", `0 0 ${width} ${height}`);
-    set(this.svg, "height", height);
+    set(this.svg, "viewBox", `-1 -1 ${width + 2} ${height + 2}`); // half of a border is outside of its card
+    set(this.svg, "height", height + 2);
     return places;
   }
 
@@ -175,11 +169,40 @@ export function blockColour(block, count) {
   return `oklch(0.68 0.13 ${Math.round(255 - (200 * block) / Math.max(1, count - 1))})`;
 }
 
+/**
+ * The size of a card with room for `most` cells, the corners of `count` cards, and the height of the picture. The cards
+ * stand on an ellipse if they do not cover each other there, else in rows.
+ */
+export function arranged(count, width, most) {
+  if (width >= WIDE) {
+    const size = cardOf(CARD, most), height = Math.max(3 * size.cardHeight, 360) + (count > 6 ? size.cardHeight : 0);
+    const corners = onEllipse(count, width - CARD, height - size.cardHeight);
+    if (!anyCovered(corners, CARD + PAD, size.cardHeight + PAD)) return { ...size, height, corners };
+  }
+  const gap = width >= WIDE ? 4 * PAD : PAD; // links show in the gaps
+  const columns = Math.max(1, Math.floor((width + gap) / (NARROW + gap)));
+  const card = Math.min(CARD, Math.floor((width - (columns - 1) * gap) / columns)), size = cardOf(card, most);
+  const stepX = columns > 1 ? (width - card) / (columns - 1) : 0, stepY = size.cardHeight + ROW_GAP;
+  const corners = Array.from({ length: count }, (_, i) => [(i % columns) * stepX, Math.floor(i / columns) * stepY]);
+  return { ...size, height: Math.ceil(count / columns) * stepY - ROW_GAP, corners };
+}
+
+function cardOf(card, most) {
+  const perRow = Math.floor((card - 2 * PAD + STEP - CELL) / STEP);
+  return { card, perRow, cardHeight: HEAD + Math.max(2, Math.ceil(most / perRow)) * STEP + PAD };
+}
+
 /** Corners on an ellipse that touches all sides of the picture; the first is at the left. */
 function onEllipse(count, width, height) {
   const angles = Array.from({ length: count }, (_, i) => Math.PI + (2 * Math.PI * i) / count);
   const [xs, ys] = [angles.map(Math.cos), angles.map(Math.sin)].map(stretched);
   return angles.map((_, i) => [xs[i] * width, ys[i] * height]);
+}
+
+/** Whether any two rectangles of this size, at these corners, have a point in common. */
+function anyCovered(corners, width, height) {
+  return corners.some(([x, y], i) =>
+    corners.slice(0, i).some(([u, v]) => Math.abs(x - u) < width && Math.abs(y - v) < height));
 }
 
 /** The values moved and scaled to 0..1. */
