@@ -14,6 +14,8 @@ def run_command(work: Callable[[], object]) -> None:
     """Call `work`. Exit with status 1 and one line after a `ResplitError`, and with 130 after an interruption."""
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `environment.prepare`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         work()
     except ResplitError as error:

@@ -53,7 +53,10 @@ def demo(params: Params, port: int, undisturbed: bool, state: Path = STATE) -> N
         # It ends with this process: a thread that waits for answers of a cluster cannot be interrupted.
         threading.Thread(target=_serve, args=(cluster, params, scenario), name="load", daemon=True).start()
         os.nice(10)  # real machines do not share their cores with the control loop
-        _adapt(cluster, params, state)
+        try:
+            _adapt(cluster, params, state)
+        finally:
+            sys.stderr.write("stopping\n")
 
 
 def _serve(cluster: Cluster, params: Params, scenario: ScenarioConfig) -> None:
@@ -76,7 +79,7 @@ def _adapt(cluster: Cluster, params: Params, state: Path) -> None:
     while True:
         try:
             adapt(cluster.url, state, loop.period_s, float("inf"), loop.window_s, loop.settings())
-        except ResplitError as error:
+        except (ResplitError, RuntimeError) as error:  # the latter is Prefect's, if its server starts too slowly
             _log.warning("the control loop begins again", reason=str(error))
             time.sleep(_AGAIN_AFTER_S)
 

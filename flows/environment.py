@@ -6,6 +6,7 @@ Prefect reads its settings when it is imported, so an entry point calls `prepare
 from __future__ import annotations
 
 import os
+import signal
 
 from flows import STATE
 
@@ -30,7 +31,12 @@ _ENVIRONMENT = {
 
 
 def prepare() -> None:
-    """Make the state folder, and set the defaults of the tasks' tools. Variables that are set keep their values."""
+    """Make the state folder, and set the defaults of the tasks' tools. Variables that are set keep their values.
+
+    Ctrl-C ends the process at once, without a traceback, until `run_command` begins: imports take seconds.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell had it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     STATE.mkdir(mode=0o700, parents=True, exist_ok=True)  # Prefect makes its own folder, but not its parent
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

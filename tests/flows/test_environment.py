@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,16 @@ def test_preparing_makes_the_state_folder_and_keeps_variables_that_are_set(tmp_p
     )
     assert _run(code, tmp_path) == ["svg", str(tmp_path.resolve() / ".resplit" / "prefect")]
     assert (tmp_path / ".resplit").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("work", "status"),
+    [("interrupt()", -signal.SIGINT), ("from flows.command import run_command; run_command(interrupt)", 130)],
+)
+def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int, tmp_path: Path) -> None:
+    interrupt = "import os, signal; interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)"
+    code = f"from flows.environment import prepare; prepare(); {interrupt}; {work}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
