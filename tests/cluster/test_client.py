@@ -7,10 +7,12 @@ import math
 from dataclasses import replace
 
 import httpx
+import pytest
 
 from resplit.cluster.client import ControlClient, describe_status
 from resplit.control.api import MoveBody
 from resplit.decide import History, PastMove, Settings
+from resplit.errors import ResplitError
 from resplit.status import ClusterStatus, NodeStatus
 
 STATUS = ClusterStatus("home", "tiny", "", ("embed", "head"), 3, ("hub", "hub"), "initial", 0.5, (), 1, 0, "yes")
@@ -38,6 +40,26 @@ def test_a_status_says_how_long_a_node_waits_for_its_quota() -> None:
     node = NodeStatus("hub", 7, address="[::1]:7001", answers=True, drained=False, cores=0.25, throttled=0.4)
     assert describe_status(replace(STATUS, nodes=(node,))).endswith("  waits 40% for its quota of 0.25 cores")
     assert "quota" not in describe_status(replace(STATUS, nodes=(replace(node, throttled=0.0),)))
+
+
+def test_a_status_before_the_first_placement_says_so() -> None:
+    assert ", no epoch yet, " in describe_status(replace(STATUS, epoch=0, placement=None, action=None))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (httpx.Response(503, json={"error": {"message": "waiting for nodes: shed"}}), "503 waiting for nodes: shed"),
+        (httpx.Response(502, text="<html>bad gateway</html>"), "502 <html>bad gateway</html>"),
+        (httpx.Response(404, json={"detail": "Not Found"}), '404 {"detail":"Not Found"}'),
+    ],
+)
+def test_a_refusal_is_told_in_the_controllers_words(answer: httpx.Response, said: str) -> None:
+    with ControlClient("http://control", "secret") as client:
+        client._http = httpx.Client(base_url="http://control", transport=httpx.MockTransport(lambda _: answer))
+        with pytest.raises(ResplitError) as refused:
+            client.status()
+    assert str(refused.value) == f"the controller refused GET /status: {said}"
 
 
 def test_a_move_away_from_an_overloaded_placement_can_be_told() -> None:

@@ -214,16 +214,25 @@ class ControlClient:
         except httpx.HTTPError as error:
             raise NodeLostError(f"the controller at {self._url} does not answer ({error})") from error
         if response.status_code == 409:
-            raise ProposalRefusedError(response.json()["error"]["message"])
+            raise ProposalRefusedError(_reason(response))
         if response.is_error:
-            raise ResplitError(f"the controller refused {method} {path}: {response.status_code} {response.text[:500]}")
+            raise ResplitError(f"the controller refused {method} {path}: {response.status_code} {_reason(response)}")
         return response
+
+
+def _reason(response: httpx.Response) -> str:
+    """What an answer says of an error; the beginning of its text if it is not one of the controller's."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]
 
 
 def describe_status(status: ClusterStatus) -> str:
     """A status as text for people."""
+    epoch = f"epoch {status.epoch} ({status.action})" if status.action else "no epoch yet"
     lines = [
-        f"cluster {status.cluster}, model {status.model}, epoch {status.epoch} ({status.action}), "
+        f"cluster {status.cluster}, model {status.model}, {epoch}, "
         f"{status.sessions} sessions, {status.waiting} waiting, ready: {status.ready}"
     ]
     lines += [f"  {line}" for line in (status.plan_note, status.emulation_warning, _describe_spent(status)) if line]
