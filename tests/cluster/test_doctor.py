@@ -85,6 +85,12 @@ def test_links_that_were_not_measured_or_are_slow_are_found() -> None:
     }
 
 
+def test_a_link_that_is_faster_than_can_be_timed_is_not_given_a_speed_out_of_the_air() -> None:
+    rows = [LinkRow(1, A, B, size, seconds, "active", False) for size, seconds in ((1e3, 8e-4), (4e6, 8e-4))]
+    found = next(each for each in links(three_node_config(), rows) if each.about == f"link {A} to {B}")
+    assert (found.level, found.says) == ("ok", "0.8 ms, at least 40000 Mbit/s")
+
+
 def test_a_controller_that_is_not_ready_is_found_and_no_node_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
