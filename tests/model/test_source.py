@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import shutil
+import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,13 @@ def test_without_a_network_the_error_says_how_to_get_a_model(tmp_path: Path, mon
         assert part in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pip_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(ModelError, match=r"No module named pip; run `\S+/bare/bin/python -m ensurepip`, or name a local"):
+        obtain(DEFAULT_MODEL, tmp_path / "store")
 
 
 def test_an_unsupported_architecture_is_named_in_the_error(model_folder: Path, tmp_path: Path) -> None:

