@@ -208,6 +208,29 @@ async def test_an_operator_works_by_keyboard_with_the_token_only(shown: Shown) -
     assert await shown.tab.evaluate("document.activeElement.textContent") == "Drain"
 
 
+async def test_whoever_opens_the_page_with_the_control_token_is_asked_for_a_key_to_the_model(
+    browser: playwright.Browser, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    demand = {"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8, "api_keys": ["the-api-key"]}
+    async with in_process(three_node_config(classes=[demand]), stored_model, tmp_path) as nodes:
+        controller = nodes.controller()
+        await controller.start()
+        await deploy(controller, FIRST)
+        async with _served(nodes, controller, {}) as url:
+            tab = await browser.new_page()
+            await tab.goto(f"{url}#token={TOKEN}")
+            await tab.wait_for_selector("#map .cell")
+            assert await tab.is_hidden("#key-form")
+
+            await tab.click("#chat button")
+            await tab.wait_for_selector("#answers .note:has-text('a valid API key is required')")
+            await tab.fill("#key", "the-api-key")
+            await tab.press("#key", "Enter")
+            assert await tab.is_hidden("#key-form")
+            await tab.click("#chat button")
+            await tab.wait_for_selector("#answers .note:has-text('first token after')")
+
+
 async def test_text_of_a_node_is_never_markup(shown: Shown) -> None:
     shown.controller.log.append_decision(Decision(1.0, "<img src=x>", "<script>fail()</script>"))
     await shown.tab.wait_for_selector("#decisions summary:has-text('<script>')")

@@ -6,12 +6,13 @@ import { events, reason } from "./stream.js";
 const QUESTIONS = ["Name three fruits.", "What is a river?", "Why is the sky blue?", "Tell me about the sea.",
   "How do plants grow?", "What do bees do?"];
 
-/** Stream an answer; `onText` gets its pieces. Returns its number of pieces. */
-async function ask(question, limit, state, headers, signal, onText) {
+/** Stream an answer; `onText` gets its pieces. Returns its number of pieces. Asks for a key where one is missing. */
+async function ask(question, limit, { state, headers, keyNeeded }, signal, onText) {
   const body = { model: state.model.model, stream: true, max_tokens: limit, messages: [{ role: "user", content: question }] };
   const answer = await fetch("/v1/chat/completions", {
     method: "POST", headers: { "Content-Type": "application/json", ...headers }, body: JSON.stringify(body), signal,
   });
+  if (answer.status === 401) keyNeeded(); // the control token opens the page, and not the model
   if (!answer.ok) throw new Error(await reason(answer));
   let pieces = 0;
   for await (const [, data] of events(answer.body)) {
@@ -22,7 +23,7 @@ async function ask(question, limit, state, headers, signal, onText) {
   return pieces;
 }
 
-export function startChat(state, headers) {
+export function startChat(state, headers, keyNeeded) {
   let aborter = null;
   find("chat").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -34,7 +35,7 @@ export function startChat(state, headers) {
     const begun = performance.now();
     let first = null;
     try {
-      const pieces = await ask(question, 60, state, headers(), aborter.signal, (piece) => {
+      const pieces = await ask(question, 60, { state, headers: headers(), keyNeeded }, aborter.signal, (piece) => {
         first ??= performance.now();
         text.append(piece);
         find("answers").scrollTop = find("answers").scrollHeight;
@@ -51,12 +52,12 @@ export function startChat(state, headers) {
 }
 
 /** Users that ask one question after another, as many as the slider says. */
-export function startUsers(state, headers) {
+export function startUsers(state, headers, keyNeeded) {
   const users = [];
   const run = async (signal) => {
     for (let turn = Math.floor(Math.random() * QUESTIONS.length); !signal.aborted; turn += 1) {
       try {
-        await ask(QUESTIONS[turn % QUESTIONS.length], 24, state, headers(), signal, () => {});
+        await ask(QUESTIONS[turn % QUESTIONS.length], 24, { state, headers: headers(), keyNeeded }, signal, () => {});
       } catch {
         await new Promise((resolve) => setTimeout(resolve, 1000)); // refused: a user who comes back
       }

@@ -66,21 +66,23 @@ function showHeader() {
   find("notice").hidden = !notice.some(Boolean);
 }
 
+const keyWaiters = [];
+/** Show the form for a key; the promise is kept once one is given. */
 function keyNeeded() {
   sessionStorage.removeItem(KEY);
   find("key-form").hidden = false;
-  return new Promise((resolve) => {
-    find("key-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      sessionStorage.setItem(KEY, find("key").value.trim());
-      find("key-form").hidden = true;
-      resolve();
-    }, { once: true });
-  });
+  return new Promise((resolve) => keyWaiters.push(resolve));
 }
 
-startChat(state, headers);
-startUsers(state, headers);
+find("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, find("key").value.trim());
+  find("key").value = "";
+  find("key-form").hidden = true;
+  for (const resolve of keyWaiters.splice(0)) resolve();
+});
+startChat(state, headers, keyNeeded);
+startUsers(state, headers, keyNeeded);
 controls.unlock();
 document.addEventListener("visibilitychange", show);
 follow("/live/events", headers, {
