@@ -310,12 +310,19 @@ def keys(
 
 
 def main() -> None:
-    """Run the command line. A `ResplitError` is printed as one line, without a traceback."""
+    """Run the command line. A `ResplitError` or a missing package is printed as one line, without a traceback."""
     log_to_stderr()
     try:
         app()
     except ResplitError as error:
         typer.echo(f"resplit: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "resplit").partition(".")[0]
+        if package == "resplit":
+            raise
+        rule = "this command needs more than a node does: install resplit with its extra, `pip install '.[serve]'`"
+        typer.echo(f"resplit: the package {package} is missing; {rule}", err=True)
         sys.exit(1)
 
 

@@ -112,6 +112,17 @@ def test_the_version_is_printed() -> None:
     assert (done.returncode, done.stdout) == (0, f"resplit {version('resplit')}\n")
 
 
+@pytest.mark.parametrize(("command", "package"), [("status", "httpx"), ("plan", "scipy"), ("serve", "fastapi")])
+def test_a_command_that_a_nodes_installation_lacks_says_what_to_install(
+    command: str, package: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    arguments = ["resplit", command, *([str(tmp_path / "cluster.yaml")] if command != "status" else [])]
+    code = f"import sys; sys.modules[{package!r}] = None; sys.argv = {arguments}; from resplit.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert_refused(done, tmp_path, f"the package {package} is missing", "pip install '.[serve]'")
+
+
 def test_a_model_that_cannot_be_obtained_is_named_and_no_partial_copy_stays(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     state = tmp_path / "state"
