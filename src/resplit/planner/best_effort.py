@@ -37,8 +37,8 @@ def solve_best_effort(problem: Problem, time_limit_s: float = 10.0, work_limit: 
     """Plan for the largest share of the demand, out of a fixed list, that has a plan under some ceilings.
 
     For each share the problem's own ceilings come first, then higher ones, as low as possible. If no share has a plan,
-    the answer says what more use of the nodes does not mend, if that is known. The first solve takes at most `time_limit_s` seconds, each further one half
-    of it; or `work_limit` solver steps each, if it is given.
+    the answer says what more use of the nodes does not mend, if that is known. The first solve takes at most
+    `time_limit_s` seconds, each further one half of it; or `work_limit` solver steps each, if it is given.
     """
     whole = solve(problem, time_limit_s=time_limit_s, work_limit=work_limit)
     if whole.placement is not None:
