@@ -128,8 +128,10 @@ def test_resplit_plans_at_a_tick_only_if_there_is_news() -> None:
     assert len(ask(policy, surge).alternatives) > 1
 
 
-def test_without_queueing_the_load_does_not_matter() -> None:
-    calm, busy = (replace(CALM, problem=problem(WORSE, rate_rps=rate)) for rate in (0.5, 20.0))
+@pytest.mark.parametrize("forecast", [False, True])
+def test_without_queueing_the_load_does_not_matter(forecast: bool) -> None:
+    posed = [problem(WORSE, rate_rps=rate) for rate in (0.5, 20.0)]
+    calm, busy = (replace(CALM, problem=each, ahead=each if forecast else None) for each in posed)
     assert ask(make_policy("resplit"), busy).chosen.latency_s > 1.1 * ask(make_policy("resplit"), calm).chosen.latency_s
     without = [ask(make_policy("resplit-without-queueing"), each).chosen for each in (calm, busy)]
     assert without[0].latency_s == pytest.approx(without[1].latency_s, rel=1e-3)

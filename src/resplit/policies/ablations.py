@@ -11,6 +11,7 @@ from resplit.decide import Decision, History
 from resplit.decide.state import NOTHING_READY
 from resplit.policies.base import Occasion, Situation
 from resplit.policies.orchestrator import Orchestrator
+from resplit.types import Problem
 
 __all__ = [
     "WithoutFastLoop",
@@ -64,6 +65,9 @@ class WithoutQueueing(Orchestrator):
 
     def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
         """As `resplit`, for a problem in which requests take no share of a node."""
-        posed = situation.problem
-        nodes = tuple(replace(node, load_share=_NO_LOAD) for node in posed.nodes)
-        return super().decide(replace(situation, problem=replace(posed, nodes=nodes)), rng)
+        ahead = _without_load(situation.ahead) if situation.ahead else None
+        return super().decide(replace(situation, problem=_without_load(situation.problem), ahead=ahead), rng)
+
+
+def _without_load(problem: Problem) -> Problem:
+    return replace(problem, nodes=tuple(replace(node, load_share=_NO_LOAD) for node in problem.nodes))
