@@ -93,9 +93,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
         jumps = speed_jumps(client.estimates(), time.time())
         cost = fit(valid.telemetry, live.features, state / "cost.json", hold_out=False, jumps=jumps)
     except DataError as error:
-        _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
-        client.log_decision(Decision(now_s, "keep", str(error)))
-        return False
+        return _keep(client, now_s, error)
     posed = problem(client, cluster, cost, valid.telemetry, live, 2 * given.window_s)
     if live.placement is None:
         return _place_first(client, posed)
@@ -103,16 +101,9 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     slo_s = {declared.name: declared.slo for declared in cluster.classes}
     measured = measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s))
     settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
-    busy = valid.telemetry.busy_shares()
+    busy, forecasts = valid.telemetry.busy_shares(), ahead(posed, client.estimates())
     situation = Situation(
-        now_s,
-        posed,
-        settings,
-        history,
-        cost.uncertainty,
-        measured=measured,
-        busy=busy,
-        ahead=ahead(posed, client.estimates()),
+        now_s, posed, settings, history, cost.uncertainty, measured=measured, busy=busy, ahead=forecasts
     )
     decision = choose(given.policy, situation, given.rng)
     if "change" in given.policy.asked:
@@ -126,6 +117,13 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     client.log_decision(replace(decision, outcome=outcome))
     _log.info("decided", action=decision.action, reason=decision.reason)
     return outcome.deployed is not None
+
+
+def _keep(client: ControlClient, now_s: float, error: DataError) -> bool:
+    """Log that too little is known to move. Returns False: nothing was deployed."""
+    _log.warning("telemetry is not sufficient; the current placement is kept", error=str(error))
+    client.log_decision(Decision(now_s, "keep", str(error)))
+    return False
 
 
 def _deploy(client: ControlClient, decision: Decision, based_on: int, settings: Settings) -> DecisionOutcome:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -60,42 +60,53 @@ async def _send(
 ) -> Sent:
     phases = phases_of(cluster.config, scenario)
     begun_s = time.monotonic() + start_s - time.time()
-    failed: list[ScheduledRequest] = []
-    done = 0
-
-    async def one(client: httpx.AsyncClient, request: ScheduledRequest) -> None:
-        await _until(begun_s + request.at_s)
-        await complete(client, request)
-
-    async def stream(client: httpx.AsyncClient, again: Iterator[ScheduledRequest]) -> None:
-        await _until(begun_s)
-        while time.monotonic() < begun_s + scenario.duration:
-            await complete(client, next(again))
-
-    async def complete(client: httpx.AsyncClient, request: ScheduledRequest) -> None:
-        nonlocal done
-        try:
-            await _complete(client, model, request)
-        except httpx.HTTPError as error:
-            _log.warning("the connection of a request failed", error=repr(error))
-            failed.append(request)
-        done += 1
-
-    async def progress() -> None:
-        while True:
-            await asyncio.sleep(_PROGRESS_S)
-            _log.info("serving", at_s=round(time.monotonic() - begun_s), done=done, of=len(requests))
-
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=cluster.url, timeout=180.0, limits=limits) as client:
-        reporting = asyncio.create_task(progress())
+        sender = _Sender(client, model, begun_s)
+        reporting = asyncio.create_task(sender.report(len(requests)))
         changing = asyncio.create_task(play(control, cluster, phases, begun_s))
-        again = itertools.cycle(requests)
-        sending = [stream(client, again) for _ in range(streams)] or [one(client, request) for request in requests]
+        again, until_s = itertools.cycle(requests), begun_s + scenario.duration
+        sending = [sender.stream(again, until_s) for _ in range(streams)] or [sender.one(each) for each in requests]
         await asyncio.gather(changing, *sending)
         reporting.cancel()
     await _until(begun_s + scenario.duration)
-    return Sent(start_s, done, tuple(failed))
+    return Sent(start_s, sender.done, tuple(sender.failed))
+
+
+@dataclass
+class _Sender:
+    """Sends requests, and counts those that have ended. `begun_s` is the start of the run on the monotonic clock."""
+
+    client: httpx.AsyncClient
+    model: str
+    begun_s: float
+    done: int = 0
+    failed: list[ScheduledRequest] = field(default_factory=list)
+
+    async def one(self, request: ScheduledRequest) -> None:
+        """Send a request at its time."""
+        await _until(self.begun_s + request.at_s)
+        await self._send(request)
+
+    async def stream(self, requests: Iterator[ScheduledRequest], until_s: float) -> None:
+        """Send one request after another."""
+        await _until(self.begun_s)
+        while time.monotonic() < until_s:
+            await self._send(next(requests))
+
+    async def report(self, offered: int) -> None:
+        """Log from time to time how many requests have ended."""
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            _log.info("serving", at_s=round(time.monotonic() - self.begun_s), done=self.done, of=offered)
+
+    async def _send(self, request: ScheduledRequest) -> None:
+        try:
+            await _complete(self.client, self.model, request)
+        except httpx.HTTPError as error:
+            _log.warning("the connection of a request failed", error=repr(error))
+            self.failed.append(request)
+        self.done += 1
 
 
 async def _complete(client: httpx.AsyncClient, model: str, request: ScheduledRequest) -> None:
