@@ -156,6 +156,11 @@ async def test_a_move_and_a_lost_node_are_shown_within_a_second(shown: Shown) ->
     assert shown.complaints == []
 
 
+async def test_a_model_that_runs_on_the_gateways_node_alone_has_a_route(shown: Shown) -> None:
+    await deploy(shown.controller, (A,) * len(FIRST))
+    await shown.tab.wait_for_selector(f"#route:text-matches('Route: {A}, ')", timeout=SOON_MS)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown, scheme: str) -> None:
     await shown.tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")

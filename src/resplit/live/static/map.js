@@ -73,7 +73,8 @@ export class BlockMap {
     const rate = this.passRate(state);
     set(this.route, "class", rate > 0 ? "route flowing" : "route");
     this.route.style.setProperty("--period", `${Math.min(4, Math.max(0.4, 4 / (rate || 1)))}s`);
-    const shown = hops.length ? `${stops.join(" → ")}, ${rate.toFixed(1)} passes a second` : "no placement yet";
+    const passes = `${rate.toFixed(1)} passes a second`;
+    const shown = placement.length ? `${stops.join(" → ")}, ${passes}` : "no placement yet";
     this.words = `Route: ${shown}.`;
   }
 
