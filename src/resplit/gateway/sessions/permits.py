@@ -40,6 +40,7 @@ class SessionPermits:
         self._holders: set[tuple[str, int]] = set()  # node and block of every cache that may exist
         # A node must get its permits in the order in which they were decided.
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._changing: set[asyncio.Task[None]] = set()  # the tasks of `keep_only_soon`
 
     def peer(self, node: str) -> Peer:
         """The connection to a node; NodeLostError if it has left the cluster."""
@@ -128,6 +129,24 @@ class SessionPermits:
 
         answers = await self._tell(self._told.keys() | set(hosts), kept)
         _raise_first({node: answer for node, answer in answers.items() if node in hosts})
+
+    def keep_only_soon(self, route: Route, on_loss: Callable[[str], None]) -> None:
+        """`keep_only` in the background: passes need not wait for it. `on_loss` gets the reason if it fails."""
+
+        async def keep() -> None:
+            try:
+                await self.keep_only(route)
+            except NodeLostError as error:
+                on_loss(str(error))
+
+        task = asyncio.create_task(keep(), name=f"permits of session {self.session}")
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+
+    def stop(self) -> None:
+        """Give up what `keep_only_soon` has begun."""
+        for task in self._changing:
+            task.cancel()
 
     def _for_passes(self, route: Route) -> Permit:
         return replace(self._empty, epochs=frozenset({route.epoch}))

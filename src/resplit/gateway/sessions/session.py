@@ -32,19 +32,18 @@ from resplit.gateway.sessions.context import SessionContext
 from resplit.gateway.sessions.follow_ups import FollowUps, most_follow_ups
 from resplit.gateway.sessions.kv_replication import KvReplication
 from resplit.gateway.sessions.kv_transfer import PreCopy, another_round_pays, plan_move, plan_restore
+from resplit.gateway.sessions.pass_message import add_wishes, pass_message
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.gateway.sessions.speculation import PassTimes, Speculation
-from resplit.model.activation import token_ids
 from resplit.pass_times import PassTime, TimeSpent
 from resplit.privacy import exposed_blocks
 from resplit.process.cancellation import cancel_and_wait, retrieve_error
 from resplit.session_records import SessionMove, SessionRecovery
 from resplit.types import Logprobs
-from resplit.wire.choices import changes_to_wire, logprobs_from_wire, sampling_to_wire
-from resplit.wire.node_pb2 import Step, Token
+from resplit.wire.choices import logprobs_from_wire
+from resplit.wire.node_pb2 import Token
 from resplit.wire.routes import Route
 from resplit.wire.segment_times import segment_times
-from resplit.wire.tensors import to_wire
 
 _log = structlog.get_logger(__name__)
 # Another node may report a loss this much earlier than the gateway's own connection breaks.
@@ -91,7 +90,6 @@ class Session:
         self.speculation = Speculation(self.request.prompt_ids, self.context.cluster.limits.drafts)
         self._made: list[int] = []  # the new tokens that were given to the caller so far
         self._last = 0  # the newest token; a follow-up caches it, perhaps before the caller gets it
-        self._permitting: set[asyncio.Task[None]] = set()  # give the nodes their permits for `route`
         self._enter(self.route)
 
     @classmethod
@@ -275,23 +273,13 @@ class Session:
         `stepwise`, every position gets the bits of a pass of its own. Of a pass that is done `again`, only the caches
         matter. The node of the head may begin the passes after this one that start before position `follow_until`.
         """
-        message = Step(
-            session=self.name,
-            attempt=self.permits.attempt,
-            epoch=self.route.epoch,
-            segment=0,
-            start=self.position,
-            values=to_wire(token_ids(step)),
-            sampling=sampling_to_wire(self.request.sampling),
-            gateway=self.context.router.member.name,
-            left_s=max(0.0, self.late_s - asyncio.get_running_loop().time()),
-            stepwise=stepwise or bool(drafts),
-            drafts=len(drafts),
-            follow_until=follow_until,
-            stop_ids=sorted(self.request.stop_ids) if follow_until else (),
-        )
+        message = pass_message(self.request, step, stepwise, len(drafts), follow_until)
+        message.session, message.attempt = self.name, self.permits.attempt
+        message.epoch, message.start = self.route.epoch, self.position
+        message.gateway = self.context.router.member.name
+        message.left_s = max(0.0, self.late_s - asyncio.get_running_loop().time())
         if not again:
-            self._ask_more(message, drafts)
+            add_wishes(message, self.request, self._made, drafts, is_prompt=not self.steps)
         begun_s, attempt, end = time.monotonic(), self.permits.attempt, self.position + len(step)
         wants = message.logprobs > 0, len(message.scored) > 0
         self.answers.expect(Awaited(self.route, attempt, self.position, end, 1 + len(drafts), *wants, follow_until))
@@ -303,16 +291,6 @@ class Session:
         if not stepwise:
             self._note_time(answer, len(step), time.monotonic() - begun_s)
         return answer
-
-    def _ask_more(self, message: Step, drafts: tuple[int, ...]) -> None:
-        """Add to a pass what only some requests want: changes of logits, and log probabilities."""
-        request = self.request
-        if request.steering is not None:
-            message.changes.extend(changes_to_wire(request.steering.changes(self._made, drafts)))
-        if request.logprobs is not None:
-            message.logprobs = 1 + request.logprobs
-            if request.score_prompt and not self.steps:
-                message.scored.extend(request.prompt_ids[1:])
 
     def _note_time(self, answer: Token, tokens: int, took_s: float, followed: bool = False) -> None:
         segments = segment_times(answer, self.route)
@@ -374,7 +352,7 @@ class Session:
         pause_s = time.monotonic() - begun_s
         self.replication.stop()
         self._enter(precopy.target)
-        self._permit_route()
+        self.permits.keep_only_soon(self.route, self.lose)
         self.moves.append(SessionMove(self.route.epoch, pause_s, patched.cache_bytes))
         self.context.on_moved()
 
@@ -397,7 +375,7 @@ class Session:
             return
         self.precopying = None
         self._enter(route)
-        self._permit_route()
+        self.permits.keep_only_soon(self.route, self.lose)
         self.moves.append(SessionMove(route.epoch, time.monotonic() - begun_s, transferred.cache_bytes))
 
     async def _transfer(self, before: PreCopy, last: int, background: bool = False) -> PreCopy:
@@ -416,18 +394,6 @@ class Session:
             self.epochs.append(route.epoch)
         exposed = exposed_blocks(route.placement, self.context.features, self.context.cluster.trusted)
         self.private_ok = self.private_ok and not exposed
-
-    def _permit_route(self) -> None:
-        """Have the nodes accept what `route` needs and nothing else, in the background: passes need not wait for it."""
-        task = asyncio.create_task(self._permit_only(self.route), name=f"permits of session {self.name}")
-        self._permitting.add(task)
-        task.add_done_callback(self._permitting.discard)
-
-    async def _permit_only(self, route: Route) -> None:
-        try:
-            await self.permits.keep_only(route)
-        except NodeLostError as error:
-            self.lose(str(error))
 
     async def _recover(self, noticed_s: float) -> None:
         """Continue after a loss: restore the caches that survive, and replay the other passes.
@@ -510,6 +476,5 @@ class Session:
         if self.precopying:
             self.precopying.cancel()
             self.precopying = None
-        for task in self._permitting:
-            task.cancel()
+        self.permits.stop()
         self.replication.stop()
