@@ -169,7 +169,7 @@ def test_a_chunk_is_long_while_no_stream_decodes() -> None:
 
 
 def test_a_chunk_is_short_while_a_stream_waits_that_a_long_chunk_delayed() -> None:
-    assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26, stream_waits=True) == 8
+    assert pace(gap_s=0.013, prefill_token_s=0.0022).chunk_tokens(1.26, [step("a")]) == 8
 
 
 def test_the_gap_is_that_of_a_stream_and_not_of_the_node() -> None:

@@ -306,11 +306,12 @@ class ChunkPace:
         active = sum(now_s - decoded_s <= recent_s for decoded_s in self._decoded_s.values())
         return max(1, math.ceil(active / stages))
 
-    def chunk_tokens(self, now_s: float, stream_waits: bool = False) -> int:
+    def chunk_tokens(self, now_s: float, waiting: Sequence[Waiting] = ()) -> int:
         """How many tokens of a prompt may run in one pass: few while streams decode, many while none does.
 
-        After a long chunk no stream has decoded for long, but one may wait for the next pass.
+        After a long chunk no stream has decoded for long, but one may be among those `waiting`.
         """
+        stream_waits = any(each.work.decoding for each in waiting)
         idle = not stream_waits and now_s - self._last_s > max(_IDLE_S, 4 * self._gap_s)
         if idle or not self._gap_s or not self._prefill_token_s:
             return LONGEST_CHUNK

@@ -245,8 +245,7 @@ class Executor:
             if not self._await_batch():
                 return None
             now_s = time.perf_counter()
-            stream_waits = any(each.work.decoding for each in self._waiting)
-            chunk_tokens = self._pace.chunk_tokens(now_s, stream_waits)
+            chunk_tokens = self._pace.chunk_tokens(now_s, self._waiting)
             batch = next_batch(self._waiting, chunk_tokens, self._most_decodes(now_s))
             self._waiting = still_waiting(self._waiting, batch, now_s)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.

@@ -128,10 +128,8 @@ class Machine:
     def _begin(self) -> None:
         """Compute the next batch of the waiting passes."""
         now_s, waiting = self._agenda.now_s, in_order(self._waiting)
-        stages = waiting[0].work.stages
-        batch = next_batch(
-            waiting, self._pace.chunk_tokens(now_s), self._pace.fair_share(stages, now_s) if self._shares else 1
-        )
+        most_decodes = self._pace.fair_share(waiting[0].work.stages, now_s) if self._shares else 1
+        batch = next_batch(waiting, self._pace.chunk_tokens(now_s, waiting), most_decodes)
         self._waiting = still_waiting(waiting, batch, now_s)
         load = Load(batch.decodes, batch.prefill_tokens)
         declared_s = self._node_s(batch.first, batch.last, load)
