@@ -25,6 +25,7 @@ from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
 from resplit.gateway.openai.text import Text
+from tests.support.eventually import eventually
 
 HTTP = httpx.Client(verify=False, timeout=60)  # the server is on loopback, so no certificates are loaded
 MODEL = "tiny-random-llama"
@@ -378,6 +379,7 @@ def test_metrics_count_requests_and_tokens_by_class_and_status(serve) -> None:
     HTTP.post(f"{url}/v1/completions", json={})
     engine.lost_after = 2
     HTTP.post(f"{url}/v1/completions", json=body | {"stream": True})
+    assert eventually(lambda: _sample(url, "resplit_requests_total", "") == 5)
     assert _sample(url, "resplit_requests_total", 'request_class="batch",status="200"') == 2
     assert _sample(url, "resplit_requests_total", 'request_class="unknown",status="400"') == 1
     assert _sample(url, "resplit_requests_total", 'request_class="interactive",status="503"') == 1
