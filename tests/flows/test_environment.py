@@ -44,7 +44,8 @@ def test_preparing_makes_the_state_folder_and_keeps_variables_that_are_set(tmp_p
 )
 def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int, tmp_path: Path) -> None:
     interrupt = "import os, signal; interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)"
-    code = f"from flows.environment import prepare; prepare(); {interrupt}; {work}"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` has it ignored
+    code = f"{heard}; from flows.environment import prepare; prepare(); {interrupt}; {work}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
