@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from resplit.config import ClusterConfig
 from resplit.control.cluster_view import ClusterView
 from resplit.control.controller import Controller
-from resplit.control.json_bodies import StrictRoute, invalid_request
+from resplit.control.invalid_requests import invalid_request
 from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
@@ -29,6 +29,7 @@ from resplit.policies import POLICIES, make_policy
 from resplit.problem import problem_from_json, problem_to_json
 from resplit.session_records import SessionRecord
 from resplit.status import ClusterStatus, ModelStatus, NodeStatus, ReportedState
+from resplit.strict_json import StrictRoute
 from resplit.telemetry.rows import TelemetryRows
 from resplit.types import RequestClass
 from resplit.wire.commands import Emulate

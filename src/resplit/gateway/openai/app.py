@@ -19,13 +19,14 @@ from resplit.errors import ResplitError
 from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
-from resplit.gateway.openai.json_body import JsonRoute
+from resplit.gateway.openai.messages import MOST_LEVELS
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
 from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.service import Caller, CompletionService
 from resplit.gateway.openai.text import Text
+from resplit.strict_json import StrictRoute
 
 _METERED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 
@@ -91,7 +92,15 @@ def _caller(
 
 
 _Caller = Annotated[Caller, Depends(_caller)]
-_router = APIRouter(route_class=JsonRoute)
+
+
+class _DeepRoute(StrictRoute):
+    """Schemas of tools and answers are nested deeper than commands."""
+
+    most_levels = MOST_LEVELS
+
+
+_router = APIRouter(route_class=_DeepRoute)
 
 
 @_router.post("/v1/completions")

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 
-from resplit.gateway.openai.json_body import read_json
+from resplit.strict_json import read_json
+
+MOST_LEVELS = 200  # of JSON in a request: schemas are nested
 
 
 def utf8(text: str) -> str:
@@ -71,7 +73,7 @@ class ToolCall(_Lenient):
     def plain(self) -> dict[str, Any]:
         """The call for a chat template, which gets the arguments as an object where they are valid JSON."""
         try:
-            arguments = read_json(self.function.arguments)
+            arguments = read_json(self.function.arguments, MOST_LEVELS)
         except ValueError:
             arguments = self.function.arguments
         function = {"name": self.function.name, "arguments": arguments}

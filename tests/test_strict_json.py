@@ -10,7 +10,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, JsonValue
 
-from resplit.control.json_bodies import StrictRoute, invalid_request, parse_body
+from resplit.control.invalid_requests import invalid_request
+from resplit.strict_json import StrictRoute, read_json
 
 
 def nested(depth: int, inner: bytes = b"1") -> bytes:
@@ -31,14 +32,14 @@ def nested(depth: int, inner: bytes = b"1") -> bytes:
     ],
 )
 def test_a_json_text_gives_its_value(body: bytes, value: JsonValue) -> None:
-    assert parse_body(body) == value
+    assert read_json(body, 32) == value
 
 
 def test_values_may_be_nested_in_32_levels_and_no_more() -> None:
-    assert isinstance(parse_body(nested(32)), dict)
+    assert isinstance(read_json(nested(32), 32), dict)
     for levels in (33, 200_000):
         with pytest.raises(ValueError, match=r"^is nested deeper than 32 levels$"):
-            parse_body(nested(levels) if levels < 100 else b"[" * levels)
+            read_json(nested(levels) if levels < 100 else b"[" * levels, 32)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_values_may_be_nested_in_32_levels_and_no_more() -> None:
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_a_value_that_cannot_be_stored_is_refused_at_every_depth(inner: bytes, rule: str, depth: int) -> None:
     with pytest.raises(ValueError, match=f"^{rule}$"):
-        parse_body(nested(depth, inner))
+        read_json(nested(depth, inner), 32)
 
 
 class Body(BaseModel):
