@@ -68,7 +68,11 @@ class Stream:
     async def receive(self, *pieces: bytes) -> None:
         await asyncio.sleep(0)  # `each` begins
         for piece in pieces:
-            self.end.data_received(piece)
+            while piece:
+                room = self.end.get_buffer(-1)
+                room[: len(piece)], read = piece[: len(room)], min(len(room), len(piece))
+                self.end.buffer_updated(read)
+                piece = piece[read:]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -117,7 +121,17 @@ async def test_a_message_that_is_too_long_ends_the_stream_before_it_is_kept() ->
     with pytest.raises(CapacityError, match="beta sends a message of 101 bytes, the limit is 100"):
         await stream.serving
     assert stream.transport.aborted
-    assert not stream.end._received
+    assert len(stream.end._buffer) == message_stream._ROOM_BYTES
+
+
+async def test_the_room_of_a_large_message_is_free_again_and_grows_with_what_arrives() -> None:
+    stream = Stream(most_bytes=2**30)
+    await stream.receive(struct.pack(">I", 2**29), bytes(100_000))
+    assert len(stream.end._buffer) <= 200_000, "half a GiB was announced, and 100 kB arrived"
+    whole = Stream(most_bytes=2**22)
+    await whole.receive(framed(step("large", 2**21)))
+    assert len(whole.taken) == 1
+    assert len(whole.end._buffer) == message_stream._ROOM_BYTES
 
 
 async def test_bytes_that_are_no_message_end_the_stream_after_the_messages_before_them() -> None:
