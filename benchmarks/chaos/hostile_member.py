@@ -122,7 +122,7 @@ class HostileMember:
             for epoch in [*getattr(message, "epochs", ()), getattr(message, "epoch", 0)]:
                 if epoch and epoch not in self.epochs:
                     self.epochs.append(epoch)
-            if (isinstance(message, CachePart) and message.block in PRIVATE) or _is_prompt(message):
+            if (isinstance(message, CachePart) and PRIVATE.intersection(message.blocks)) or _is_prompt(message):
                 self.private_s.append(time.time())
             return message
 
@@ -161,7 +161,7 @@ class HostileMember:
     async def _send_caches(self) -> None:
         session, attempt = self._some_session()
         first = self.rng.choice((0, self.rng.randrange(_POSITIONS)))
-        part = CachePart(session=session, attempt=attempt, block=self.rng.randrange(9), first=first)
+        part = CachePart(session=session, attempt=attempt, blocks=[self.rng.randrange(9)], first=first)
         part.values.CopyFrom(_tensor("float32", (2, 2, 4, 16)))
         await self.client.cache(self.rng.choice(self.others), [part])
         self.said["parts of caches"] += 1

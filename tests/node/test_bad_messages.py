@@ -27,7 +27,7 @@ from resplit.wire import message_limits
 from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.engines import run_rows
-from tests.support.hostile import HostileClient, framed
+from tests.support.hostile import AnyPart, HostileClient, framed
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.properties import examples
 from tests.support.two_nodes import MIDDLE, take_caches, two_node_config
@@ -35,6 +35,7 @@ from tests.support.wire_fuzzing import Attacker, tensors
 
 HIDDEN = Activation("float32", (1, 1, 64), bytes(256))
 CACHE = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
+NARROW = Activation("float32", (2, 2, 8, 8), CACHE.data)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 
 
 def part(session: str, **changed: object) -> CachePart:
-    return CachePart(**{"session": session, "block": 2, "values": to_wire(CACHE)} | changed)
+    return CachePart(**{"session": session, "blocks": [2], "values": to_wire(CACHE)} | changed)
 
 
 def step(**changed: object) -> Step:
@@ -125,19 +126,25 @@ async def test_a_step_of_a_session_whose_cache_cannot_be_is_answered_with_an_err
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"block": 99}, "controller may not send the cache of block 99"),
-        ({"block": 0}, r"may not hold blocks \[0\] or their caches"),
+        ({"blocks": [99]}, "controller may not send the cache of block 99"),
+        ({"blocks": [2, 0]}, r"may not hold blocks \[0\] or their caches"),
+        ({"blocks": [2, 3]}, "caches of 2 blocks has the shape"),
+        ({"blocks": []}, "caches of 0 blocks has the shape"),
         ({"first": 5}, "0 positions held, the part begins at 5"),
         ({"attempt": 2**32 - 1}, "is in attempt 0, not 4294967295"),
-        ({"values": to_wire(HIDDEN)}, "block 2 was given a cache"),
+        ({"values": to_wire(HIDDEN)}, "caches of 1 blocks has the shape"),
+        ({"values": to_wire(NARROW)}, "block 2 was given a cache"),
         ({"values": Tensor(dtype="float32", shape=[-2, -2, 4, 16], data=CACHE.data)}, "1024 bytes are not"),
     ],
     ids=[
         "unknown block",
         "private block",
+        "more blocks than values",
+        "no block",
         "a gap",
         "huge attempt",
         "another shape",
+        "another width",
         "negative shape",
     ],
 )
@@ -147,7 +154,7 @@ async def test_an_impossible_part_of_a_cache_is_refused_and_takes_no_memory(
     await nodes.permit("plain", "bad", capacity=16, senders=dict.fromkeys(range(8), CONTROLLER))
     before = await nodes.state("plain")
     with pytest.raises(CapacityError, match=says):
-        await nodes.peer("plain").cache([part("bad", **changed)])
+        await nodes.peer("plain").cache([AnyPart(part("bad", **changed))])
     after = await nodes.state("plain")
     assert (after.sessions, after.held_bytes) == (before.sessions, before.held_bytes)
 

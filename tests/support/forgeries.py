@@ -61,7 +61,7 @@ def forged_parts(session: str, positions: int) -> list[CachePart]:
     """
     values = to_wire(Activation("float32", (2, 2, positions, 16), struct.pack("<f", 0.5) * 64 * positions))
     return [
-        CachePart(session=session, block=block, values=values, attempt=attempt)
+        CachePart(session=session, blocks=[block], values=values, attempt=attempt)
         for block in _LAYERS
         for attempt in (0, LARGEST)
     ]

@@ -29,6 +29,7 @@ from resplit.node.server import NodeService
 from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CACHES, CALLS, STEPS, Member, certificate_name
 from resplit.wire.addresses import Address
+from resplit.wire.cache_stream import OutgoingPart
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import Ack, CachePart, CacheReply, CommandReply, ReportReply, Step, TokensRequest
@@ -290,6 +291,26 @@ def framed(message: Sent) -> bytes:
     return struct.pack(">I", len(content)) + content
 
 
+def _ending(part: CachePart) -> CachePart:
+    """A copy of this part, which ends its transfer."""
+    last = CachePart(ends=True)
+    last.MergeFrom(part)
+    return last
+
+
+class AnyPart(OutgoingPart):
+    """Any message in the place of a part of caches."""
+
+    def __init__(self, message: CachePart) -> None:
+        super().__init__(message.session, message.attempt, message.blocks, message.first, ())
+        object.__setattr__(self, "_message", message)
+
+    def framed(self, transfer: int, ends: bool) -> list[bytes]:
+        message: CachePart = self._message  # type: ignore[attr-defined]
+        message.transfer, message.ends = transfer, ends
+        return [framed(message)]
+
+
 class HostileClient:
     """Sends anything to nodes as the member whose keys are in `keys`."""
 
@@ -335,7 +356,9 @@ class HostileClient:
         ConnectionResetError if the node ends the stream before.
         """
         async with self._stream(node, CACHES, CacheReply) as (stream, replies):
-            for part in (*parts, CachePart(ends=True)):
+            *others, last = parts or [CachePart()]
+            ended = [last, CachePart(ends=True)] if isinstance(last, bytes) else [_ending(last)]
+            for part in (*others, *ended):
                 stream.transport.write(framed(part))
             reply = await replies.get()
             if reply is None:

@@ -9,8 +9,7 @@ from resplit.config import ClusterConfig
 from resplit.model.activation import Activation
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER
-from resplit.wire.node_pb2 import CachePart
-from resplit.wire.tensors import to_wire
+from resplit.wire.cache_stream import OutgoingPart
 from tests.support.in_process import InProcessCluster
 
 MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
@@ -54,7 +53,7 @@ async def take_caches(nodes: InProcessCluster, session: str, blocks: Sequence[in
     await nodes.peer("plain").cache([part for block in blocks for part in cache_parts(session, block)])
 
 
-def cache_parts(session: str, block: int) -> list[CachePart]:
+def cache_parts(session: str, block: int) -> list[OutgoingPart]:
     """Four positions of one layer's cache: (2, heads, positions, width)."""
     zeros = Activation("float32", (2, 2, 4, 16), bytes(2 * 2 * 4 * 16 * 4))
-    return [CachePart(session=session, block=block, first=0, values=to_wire(zeros))]
+    return [OutgoingPart(session, attempt=0, blocks=(block,), first=0, caches=[zeros])]

@@ -96,8 +96,8 @@ STEPS = st.builds(
     left_s=_NUMBERS,
 )
 PARTS = st.builds(
-    CachePart, session=_NAMES, block=st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), first=_SIZES,
-    values=tensors(),
+    CachePart, session=_NAMES, first=_SIZES, values=tensors(),
+    blocks=st.lists(st.sampled_from([0, 1, 2, 3, 7, 8, 2**32 - 1]), max_size=3),
 )  # fmt: skip
 # Calls with one message and one answer.
 CALLS: dict[str, st.SearchStrategy[Message]] = {

@@ -25,7 +25,7 @@ TIMES = [SegmentTime(waited_s=0.1, computed_s=0.2, decodes=3)] * 64
     "message",
     [
         Step(session="s", values=HIDDEN, times=TIMES, left_s=1.5, scored=range(32768)),
-        CachePart(session="s", block=3, values=HIDDEN),
+        CachePart(session="s", blocks=[3], values=HIDDEN),
         EchoRequest(payload=bytes(4 * MIB)),
         Step(session="s", scored=range(100_000)),
     ],

@@ -120,14 +120,13 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         if not _are_short(part.session):
             raise DataError(f"{stream.member} sent a part of a cache with {_TOO_LONG}")
         refused = ""
-        if not part.ends:
-            try:
-                self._agent.caches.take(stream.member, part)
-                return
-            except ResplitError as error:
-                refused = f"{error}"[:_LONGEST_REFUSAL_CHARS]
-                self._refuse(error, stream)
-        replies.put(CacheReply(transfer=part.transfer, error=refused), 0)
+        try:
+            self._agent.caches.take(stream.member, part)
+        except ResplitError as error:
+            refused = f"{error}"[:_LONGEST_REFUSAL_CHARS]
+            self._refuse(error, stream)
+        if refused or part.ends:
+            replies.put(CacheReply(transfer=part.transfer, error=refused), 0)
 
     async def tokens(self, stream: MessageStream[TokensRequest]) -> None:
         """Send tokens to the gateway that asks, until it disconnects."""

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from resplit.errors import CapacityError, ResplitError
+from resplit.model.activation import Activation
 from resplit.process.cancellation import cancel_and_wait
 from resplit.wire.addresses import Address
-from resplit.wire.message_stream import MessageStream, connected
+from resplit.wire.links import until
+from resplit.wire.message_stream import MessageStream, connected, length_of
 from resplit.wire.node_pb2 import CachePart, CacheReply
+from resplit.wire.tensors import data_prefix
 
 _MOST_REPLY_BYTES = 4096
-Send = Callable[[Sequence[CachePart]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class OutgoingPart:
+    """The same positions of a session's caches of some blocks, from `first` on, on their way to another node.
+
+    `caches` are the keys and values of each block, (2, heads, positions, width).
+    """
+
+    session: str
+    attempt: int
+    blocks: Sequence[int]
+    first: int
+    caches: Sequence[Activation]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the caches."""
+        return sum(len(cache.data) for cache in self.caches)
+
+    def framed(self, transfer: int, ends: bool) -> list[bytes]:
+        """The message with its length, in pieces. `transfer` is its number, and it may be the last part of that."""
+        head = CachePart(session=self.session, attempt=self.attempt, blocks=self.blocks, first=self.first)
+        head.values.dtype = self.caches[0].dtype
+        head.values.shape[:] = len(self.blocks) * 2, *self.caches[0].shape[1:]
+        head.transfer, head.ends = transfer, ends
+        data = [cache.data for cache in self.caches]
+        pieces = [head.SerializeToString(), data_prefix(CachePart.VALUES_FIELD_NUMBER, self.size_bytes), *data]
+        return [length_of(*pieces), *pieces]
 
 
 @dataclass
@@ -40,27 +70,21 @@ class CacheStream:
         self._receiving: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
 
-    @contextlib.asynccontextmanager
-    async def transfer(self) -> AsyncIterator[Send]:
-        """A transfer: the body sends its parts, and the end waits until the peer has stored them.
+    async def send(self, parts: Sequence[tuple[float, OutgoingPart]]) -> None:
+        """A transfer: send parts, each at its time on the event loop's clock, and wait until the peer has stored them.
 
-        CapacityError if the peer refuses a part, in the body too; OSError if the stream breaks.
+        CapacityError if the peer refuses a part, after which no more are sent; OSError if the stream breaks.
         """
         connection = await self._opened()
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         connection.awaited[number] = answer
-
-        async def send(parts: Sequence[CachePart]) -> None:
-            if answer.done():
-                raise CapacityError(f"{self._peer}: {answer.result()}")
-            for part in parts:
-                part.transfer = number
-            async with connection.writing:
-                await connection.stream.send(parts)
-
         try:
-            yield send
-            await send([CachePart(ends=True)])
+            for left, (at_s, part) in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+                await until(at_s)
+                if answer.done():
+                    break
+                async with connection.writing:
+                    await connection.stream.write(part.framed(number, ends=left == 0))
             if error := await answer:
                 raise CapacityError(f"{self._peer}: {error}")
         finally:

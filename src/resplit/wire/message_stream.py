@@ -86,7 +86,11 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
     async def send(self, messages: Sequence[Message]) -> None:
         """Send messages with one write, in order. They are dropped if the connection has ended."""
         contents = [message.SerializeToString() for message in messages]
-        content = b"".join(part for each in contents for part in (_LENGTH.pack(len(each)), each))
+        await self.write([part for each in contents for part in (length_of(each), each)])
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        """Send messages that are serialised already, each after its length (`length_of`). Otherwise as `send`."""
+        content = b"".join(pieces)
         for first in range(0, len(content), _WRITE_BYTES):
             if not self._writable.is_set():
                 await self._writable.wait()
@@ -215,6 +219,11 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         else:
             self._end.set_exception(error)
             self._end.exception()  # retrieved: nobody may wait in `each`
+
+
+def length_of(*pieces: bytes) -> bytes:
+    """What stands before a message of these pieces."""
+    return _LENGTH.pack(sum(map(len, pieces)))
 
 
 async def connected(

@@ -203,22 +203,22 @@ class EchoReply(_message.Message):
     def __init__(self) -> None: ...
 
 class CachePart(_message.Message):
-    __slots__ = ("session", "block", "first", "values", "attempt", "transfer", "ends")
+    __slots__ = ("session", "blocks", "first", "values", "attempt", "transfer", "ends")
     SESSION_FIELD_NUMBER: _ClassVar[int]
-    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     session: str
-    block: int
+    blocks: _containers.RepeatedScalarFieldContainer[int]
     first: int
     values: Tensor
     attempt: int
     transfer: int
     ends: bool
-    def __init__(self, session: _Optional[str] = ..., block: _Optional[int] = ..., first: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., attempt: _Optional[int] = ..., transfer: _Optional[int] = ..., ends: _Optional[bool] = ...) -> None: ...
+    def __init__(self, session: _Optional[str] = ..., blocks: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., values: _Optional[_Union[Tensor, _Mapping]] = ..., attempt: _Optional[int] = ..., transfer: _Optional[int] = ..., ends: _Optional[bool] = ...) -> None: ...
 
 class CacheReply(_message.Message):
     __slots__ = ("error", "transfer")

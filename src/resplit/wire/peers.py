@@ -25,15 +25,14 @@ from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire import node_pb2 as wire
 from resplit.wire.addresses import Address
-from resplit.wire.cache_stream import CacheStream
+from resplit.wire.cache_stream import CacheStream, OutgoingPart
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
-from resplit.wire.links import Link, until
+from resplit.wire.links import Link
 from resplit.wire.message_limits import MAX_ANSWER_BYTES, BoundedChannel
 from resplit.wire.message_stream import connected
 from resplit.wire.node_grpc import NodeStub
 from resplit.wire.node_pb2 import (
-    CachePart,
     CloseRequest,
     CommandRequest,
     EchoRequest,
@@ -49,8 +48,8 @@ from resplit.wire.step_stream import Crossing, StepStream
 
 # While a larger part of a cache is read, every stream of the receiver waits.
 CHUNK_BYTES = 256 * 1024
-# A background part delays a step by the time of this many bytes at most: about 13 ms at 40 Mbit/s.
-BACKGROUND_BYTES = 64 * 1024
+# A background part delays a step by this time at most, or by the time of so many bytes: each part has its own cost.
+_BACKGROUND_S, _BACKGROUND_BYTES = 0.013, 64 * 1024
 _WINDOW_BYTES = 8 * 2**20
 # Of an answer: while it is read, every stream of this process waits. The longest, a report, has about 0.5 MiB.
 _MAX_TEXT_CHARS = 2 * 2**20
@@ -118,6 +117,7 @@ class Peer:
         )
         self._stub = NodeStub(self._channel)
         self._background = asyncio.Lock()
+        self.background_bytes = _BACKGROUND_BYTES  # of the next background part at most
         self._unanswered: set[asyncio.Timeout] = set()  # the scopes of the commands that run
         self._given_up = False
         self._steps = StepStream(
@@ -234,30 +234,36 @@ class Peer:
             stream.abort()
         raise NodeLostError(f"{self.name} at {self.address} closed its stream of tokens")
 
-    async def cache(self, parts: Sequence[CachePart], timeout_s: float = 60.0) -> int:
+    async def cache(self, parts: Sequence[OutgoingPart], timeout_s: float = 60.0) -> int:
         """Send parts of caches to the node. Returns the bytes sent. CapacityError if the node refuses a part."""
-        batches = list(_batches(parts))
-        # All arrival times are computed at once: a batch waits for the bandwidth, not for the arrival of others.
-        due_s = [self.link.due_s(_bytes_of(batch)) for batch in batches]
+        if not parts:
+            return 0
+        sizes = [part.size_bytes for part in parts]
+        # All arrival times are computed at once: a part waits for the bandwidth, not for the arrival of others.
+        due_s = [self.link.due_s(size) for size in sizes]
         with self._asking():
-            async with asyncio.timeout(timeout_s), self._caches.transfer() as send:
-                for batch, arrives_s in zip(batches, due_s, strict=True):
-                    await until(arrives_s)
-                    await send(batch)
-        return _bytes_of(parts)
+            async with asyncio.timeout(timeout_s):
+                await self._caches.send(list(zip(due_s, parts, strict=True)))
+        return sum(sizes)
 
-    async def cache_in_background(self, parts: Iterable[CachePart]) -> int:
-        """Send parts as `cache` does, in small batches, only while the link is idle, and at most half of the time.
+    async def cache_in_background(self, parts: Iterable[OutgoingPart]) -> int:
+        """Send parts one by one, only while the link is idle, and at most half of the time. Returns the bytes sent.
 
-        The pauses leave processor time to passes: on a fast link, both nodes would otherwise be busy with the caches.
+        A part should have at most `background_bytes`, which follow the pace of the parts before. The pauses leave
+        processor time to passes: on a fast link, both nodes would otherwise be busy with the caches.
         """
         sent_bytes = 0
-        for batch in _batches(parts):
+        for part in parts:
             async with self._background:
                 await self.link.idle()
                 begun_s = time.monotonic()
-                sent_bytes += await self.cache(batch)
-                await asyncio.sleep(time.monotonic() - begun_s)
+                part_bytes = await self.cache([part])
+                took_s = time.monotonic() - begun_s
+                if 2 * part_bytes > self.background_bytes:  # a small rest says little of the pace
+                    fitting = int(part_bytes / took_s * _BACKGROUND_S)
+                    self.background_bytes = min(CHUNK_BYTES, max(_BACKGROUND_BYTES, fitting))
+                await asyncio.sleep(took_s)
+            sent_bytes += part_bytes
         return sent_bytes
 
     async def transfer_cache(self, request: TransferRequest, timeout_s: float = 60.0) -> TransferReply:
@@ -338,21 +344,3 @@ def _first(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"])) or "all of it"
     return f"{place}: {first['msg']}"[:300]
-
-
-def _bytes_of(parts: Iterable[CachePart]) -> int:
-    return sum(len(part.values.data) for part in parts)
-
-
-def _batches(parts: Iterable[CachePart]) -> Iterator[list[CachePart]]:
-    """The parts in lists of at most `BACKGROUND_BYTES` each, or of one part. Made lazily."""
-    batch: list[CachePart] = []
-    size = 0
-    for part in parts:
-        if batch and size + len(part.values.data) > BACKGROUND_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += len(part.values.data)
-    if batch:
-        yield batch
