@@ -21,10 +21,10 @@ def layer(index: int) -> BlockFeatures:
     return BlockFeatures(f"layer.{index}", "layer", 0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0.0)
 
 
-def hardware(fixed_s: float, session_s: float) -> Hardware:
-    """A step of a layer takes `fixed_s` + n `session_s` for n sessions, and a token of a prompt no more."""
+def hardware(fixed_s: float, session_s: float, token_s: float = 0.0) -> Hardware:
+    """A step of a layer takes `fixed_s` + n `session_s` for n sessions, and a token of a prompt `token_s` more."""
     nothing = dict.fromkeys(("embed", "layer", "head"), 0.0)
-    return Hardware({**nothing, "layer": fixed_s}, {**nothing, "layer": session_s}, nothing)
+    return Hardware({**nothing, "layer": fixed_s}, {**nothing, "layer": session_s}, {**nothing, "layer": token_s})
 
 
 def open_cluster(nodes: Sequence[str]) -> ClusterConfig:
@@ -72,9 +72,11 @@ def latencies(
     return [(each.new_tokens, each.token_times_s[-1] - each.arrival_s) for each in gateway.records]
 
 
-def poisson(rate_rps: float, tokens: Callable[[np.random.Generator], int], seed: int) -> Iterator[Arrival]:
-    """Requests of a prompt of one token that arrive as a Poisson process, with so many new tokens."""
+def poisson(
+    rate_rps: float, tokens: Callable[[np.random.Generator], int], seed: int, prompt_tokens: int = 1
+) -> Iterator[Arrival]:
+    """Requests that arrive as a Poisson process, with so many new tokens."""
     rng, at_s = np.random.default_rng(seed), 0.0
     while True:
         at_s += rng.exponential(1 / rate_rps)
-        yield Arrival(at_s, "any", 1, tokens(rng))
+        yield Arrival(at_s, "any", prompt_tokens, tokens(rng))

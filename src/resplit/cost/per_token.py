@@ -33,17 +33,21 @@ class NodeTimes:
 
 
 def node_times(
-    model: CostModel, features: Sequence[BlockFeatures], nodes: Sequence[str], classes: Sequence[RequestClass]
+    model: CostModel,
+    features: Sequence[BlockFeatures],
+    nodes: Sequence[str],
+    classes: Sequence[RequestClass],
+    stages: int = 1,
 ) -> NodeTimes:
-    """The node times of the requests of `classes`.
+    """The node times of the requests of `classes` on a chain of about `stages` nodes.
 
     A request of class r makes one prefill pass over its p_r tokens and g_r - 1 decode passes, at a mean context of
     p_r + g_r / 2. P and D are chosen so that p_r P + g_r D is the time of these passes: exactly for one class,
     otherwise with the least squared relative error, weighted by rate.
 
     A decode pass over n sessions takes F + m n. A request loads the node by its prefill pass and by m for each decode
-    pass, because F is spent once for all sessions. The load share is this load over the time of the passes, both summed
-    over all blocks and over the classes by rate.
+    pass, if F is spent once for all sessions. The load share is this load over the time of the passes, both summed
+    over all blocks and over the classes by rate. On a chain, it is higher by what too few sessions share.
     """
     prompt = np.array([c.prompt_tokens for c in classes])
     new = np.array([c.new_tokens for c in classes])
@@ -57,14 +61,33 @@ def node_times(
     request = prefill_pass + steps * step
     share = rate * new / np.sum(rate * new)
     prefill, decode = _least_squares(prompt, new, rate, request, np.tensordot(share, step, 1))
-    return NodeTimes(prefill, decode, _load_share(rate, prefill_pass + steps * more, request))
+    least = _least_load_share(rate, prefill_pass + steps * more, request)
+    load = np.tensordot([c.rate_rps for c in classes], request.sum(axis=1), 1) / stages  # (N,)
+    return NodeTimes(prefill, decode, least if stages == 1 else _load_share_on_chain(least, load))
 
 
-def _load_share(rate: FloatArray, load_s: FloatArray, request_s: FloatArray) -> FloatArray:
-    """The load of requests over their time (N,), from both by class, block and node (R, J, N)."""
+def _least_load_share(rate: FloatArray, load_s: FloatArray, request_s: FloatArray) -> FloatArray:
+    """The load of requests over their time (N,), from both by class, block and node (R, J, N).
+
+    All sessions share every pass.
+    """
     load, time = (np.tensordot(rate, seconds.sum(axis=1), 1) for seconds in (load_s, request_s))  # (N,)
     share: FloatArray = np.divide(load, time, out=np.ones_like(time), where=time > 0)
     return np.clip(share, LEAST_LOAD_SHARE, 1.0)
+
+
+def _load_share_on_chain(least: FloatArray, load: FloatArray) -> FloatArray:
+    """The load share rho (N,) where sessions are spread over the stages of a chain, so that few of them meet.
+
+    A session finds n - 1 others at its stage. By Little's law n = 1 + a / (1 - rho a), where `load` a is the node time
+    of the requests of a second. It waits for the half of the pass under way that is left on average, and they share
+    that: rho = least + (1 - least) / 2 n. Both together are a quadratic equation of n.
+    """
+    free, alone = 1 - least * load, load * (1 - least)
+    half = 0.5 + 0.75 * alone
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sessions = (half + np.sqrt(half**2 - free * alone / 2)) / free
+    return np.where(free > 0, least + (1 - least) / (2 * sessions), least)
 
 
 def _pass_s(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def problem_from(
     """
     names = cluster.node_names
     usable = np.array([name in states and name in model.reference_s and name not in lost_nodes for name in names])
-    times = node_times(model, features, names, classes)
+    times = node_times(model, features, names, classes, _fewest_nodes(cluster, features))
     latency, bandwidth = _link_matrices(model, names, usable)
     return Problem(
         blocks=tuple(feature.block() for feature in features),
@@ -84,6 +85,13 @@ def problem_from(
         allowed_cuts=allowed_cuts,
         current=None if current is None else tuple(current),
     )
+
+
+def _fewest_nodes(cluster: ClusterConfig, features: Sequence[BlockFeatures]) -> int:
+    """How many of its nodes have the memory for the model, if the largest are taken; all of them if it does not fit."""
+    needed = sum(each.weight_bytes + cluster.kv_tokens * each.kv_bytes_per_token for each in features)
+    held = itertools.accumulate(sorted((node.memory for node in cluster.nodes), reverse=True))
+    return next((count for count, total in enumerate(held, 1) if total >= needed), len(cluster.nodes))
 
 
 def _node(cluster: ClusterConfig, name: str, state: NodeReading | None, load_share: float) -> Node:

@@ -78,8 +78,7 @@ def _first_descents(search: LocalSearch, first: IntArray, start: IntArray | None
         search.descend(start, budget)
     if search.best is None and (quick := greedy.solve(search.instance, budget).nodes_of) is not None:
         search.record(quick)
-    if start is None or search.best is None:
-        search.descend(first, budget.part(DESCENT_SHARE))
+    search.descend(first, budget.part(DESCENT_SHARE))
 
 
 def _close_gap(dual: Dual, search: LocalSearch, budget: Budget, gap: float) -> float:
