@@ -106,6 +106,7 @@ def fit_nodes(
     """
     fitted: dict[PassKey, PassModel] = {}
     rows_by_node = {str(node): rows for node, rows in cells.groupby("node", sort=False)}
+    rows_by_key = cells.groupby(["node", "phase", "kind"], sort=False).indices
     own_by_node: dict[str | None, dict[PassKey, PassModel]] = {}
     for key, fit in previous.items():
         if fit.cells > 0:
@@ -122,7 +123,7 @@ def fit_nodes(
             for kind in kinds:
                 key = (node, phase, kind)
                 guess = _scaled(own[key], drift) if key in own else _adopted(pooled[None, phase, kind], node, scale_s)
-                mine = rows if rows.empty else rows[(rows["phase"] == phase) & (rows["kind"] == kind)]
+                mine = cells.iloc[rows_by_key[key]] if key in rows_by_key else cells.iloc[:0]
                 weight = OWN_ROWS if key in own else GUESS_ROWS
                 fitted[key] = _fit(mine, guess, guess, weight) if mine["rows"].sum() >= FEWEST_ROWS else guess
     return fitted

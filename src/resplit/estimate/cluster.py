@@ -235,7 +235,9 @@ class ClusterEstimate:
         expected_s = self._expected.batch_s(node, segment, context_tokens) if self._expected else None
         if expected_s is None:
             return None
-        least, most = (log_ratio(segment.node_s, seconds) for seconds in reversed(expected_s))
+        least_s, most_s = expected_s
+        least = log_ratio(segment.node_s, most_s)
+        most = least if least_s == most_s else log_ratio(segment.node_s, least_s)
         return None if least is None or most is None else (least, most)
 
     def _log_reference(self, node: str) -> float | None:
@@ -243,7 +245,8 @@ class ClusterEstimate:
         return log_ratio(self._nodes[node].reference_s, known_s)
 
     def _observe_speed(self, node: str, log_factor: float, at_s: float, extra_noise: float) -> list[Change]:
-        level, known = self._nodes[node].speed, self._nodes[node]
+        known = self._nodes[node]
+        level = known.speed
         if not level.known:  # the model was fitted to such times; a first one may be late
             level.restart(0.0)
         before = level.mean
@@ -259,10 +262,11 @@ class ClusterEstimate:
     def _observe_background(self, node: str, share: float, at_s: float) -> list[Change]:
         if not 0 <= share <= 1:  # also NaN: no share of a node, whatever the node says
             return []
-        level = self._nodes[node].background
+        known = self._nodes[node]
+        level = known.background
         before = level.mean
         alarmed = level.observe(share, at_s)
-        self._nodes[node].background_ahead.observe(level.mean, at_s)
+        known.background_ahead.observe(level.mean, at_s)
         if not alarmed:
             return []
         return [Change(at_s, node, "background", before, level.mean, level.deviation(at_s))]

@@ -22,6 +22,7 @@ from resplit.node.emulation import Hardware
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
 from resplit.policies import Policy, make_policy
+from resplit.process.garbage import rare_collections
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
@@ -84,7 +85,8 @@ def simulate(
     policy says; with `free_moves` caches are there at once, too. InfeasibleError if the model has no first placement.
     """
     run = _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics(), free_moves)
-    return run.record(arrivals, name, script)
+    with rare_collections():
+        return run.record(arrivals, name, script)
 
 
 def declared_problem(cluster: ClusterConfig, features: Sequence[BlockFeatures], scenario: ScenarioConfig) -> Problem:
