@@ -103,7 +103,15 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
     busy, forecasts = valid.telemetry.busy_shares(), ahead(posed, client.estimates())
     situation = Situation(
-        now_s, posed, settings, history, cost.uncertainty, measured=measured, busy=busy, ahead=forecasts
+        now_s,
+        posed,
+        settings,
+        history,
+        cost.uncertainty,
+        measured=measured,
+        busy=busy,
+        ready=client.ready(),
+        ahead=forecasts,
     )
     decision = choose(given.policy, situation, given.rng)
     if "change" in given.policy.asked:

@@ -47,7 +47,7 @@ BODIES: dict[tuple[str, str], dict[str, object]] = {
     ("POST", "/problem"): {},
     ("PUT", "/cluster"): {},
 }
-READS = ["/status", "/model", "/telemetry", "/demand", "/records", "/epochs", "/decisions", "/cluster"]
+READS = ["/status", "/model", "/telemetry", "/demand", "/records", "/epochs", "/decisions", "/cluster", "/ready"]
 
 
 @pytest.fixture

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from resplit import planner
+from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.idle_planner import IdlePlanner
-from resplit.decide import Settings
+from resplit.control.monitor import Monitor
+from resplit.decide import Ready, Settings
 from resplit.decide.likely import likely_changes
 from resplit.model.source import StoredModel
 from resplit.policies import make_policy
@@ -140,3 +144,15 @@ async def test_plans_are_made_in_a_process_that_is_started_again_after_it_ended(
         assert idle.processor_s > 0
     finally:
         await idle.stop()
+
+
+async def test_a_flow_reads_what_is_ready(nodes: InProcessCluster, ready: Controller) -> None:
+    app = create_control_api(ready, operator_of(nodes, ready), Monitor(nodes.router.peers, 8), "secret")
+    headers = {"Authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://control") as http:
+        answer = await http.get("/ready", headers=headers)
+    assert answer.status_code == 200, answer.text
+    read = TypeAdapter(Ready).validate_python(answer.json())
+    assert read == ready.readiness.ready()
+    assert read.placements
+    assert read.loaded

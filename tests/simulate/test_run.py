@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from resplit.cli import app
+from resplit.decide import Decision, Ready
 from resplit.metrics import RunMetrics, summarise
-from resplit.policies import make_policy
+from resplit.policies import Situation, make_policy
+from resplit.policies.orchestrator import Orchestrator
 from resplit.records import RunRecord
 from resplit.scenario import NodeChange
 from resplit.simulate.command import run_policy
@@ -84,6 +88,23 @@ def test_blocks_that_stand_by_need_not_be_loaded(world: World, resplit: tuple[Ru
     assert isinstance(moved_bytes, float)
     assert isinstance(its_bytes, float)
     assert moved_bytes < 0.5 * its_bytes
+
+
+def test_a_tick_is_told_what_is_ready(world: World) -> None:
+    told: list[Ready] = []
+
+    class Noting(Orchestrator):
+        def decide(self, situation: Situation, rng: np.random.Generator) -> Decision:
+            if not situation.changes:
+                told.append(situation.ready)
+            return super().decide(situation, rng)
+
+    simulate(
+        world.cluster, world.features, world.scenario, world.arrivals(7), Noting(),
+        name="noting", seed=7, loop=replace(world.loop(), prepares=True),
+    )  # fmt: skip
+    assert told[0] == Ready()
+    assert any(ready.placements and ready.loaded for ready in told)
 
 
 def test_the_first_move_is_priced_by_how_long_the_first_placement_took_to_load() -> None:

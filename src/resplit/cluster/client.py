@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from resplit.config import ClusterConfig, parse_cluster
 from resplit.decide.decision import Decision
-from resplit.decide.state import History, PastMove, Settings
+from resplit.decide.state import History, PastMove, Ready, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import DataError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.estimate.cluster import Estimates
@@ -39,6 +39,7 @@ _EPOCH = TypeAdapter(LiveEpoch)
 _EPOCHS = TypeAdapter(list[LiveEpoch])
 _DECISIONS = TypeAdapter(list[Decision])
 _ESTIMATES = TypeAdapter(Estimates)
+_READY = TypeAdapter(Ready)
 _MOVES = TypeAdapter(History)
 _CHANGES = TypeAdapter(dict[str, list[str]])
 
@@ -150,6 +151,10 @@ class ControlClient:
     def estimates(self) -> Estimates:
         """The controller's estimate of each node and link now, relative to the cost model of the latest problem."""
         return self._get("/estimates", _ESTIMATES)
+
+    def ready(self) -> Ready:
+        """The placements that were planned for likely changes, and the blocks that stand by for them."""
+        return self._get("/ready", _READY)
 
     def observations(self) -> Recording:
         """What the detector of changes was shown in the last minutes."""

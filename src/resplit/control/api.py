@@ -21,7 +21,7 @@ from resplit.control.monitor import Monitor
 from resplit.control.operations import Operator
 from resplit.control.token_gate import TokenGate
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, History, PastMove, Settings
+from resplit.decide import Decision, History, PastMove, Ready, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, ResplitError, http_status
 from resplit.estimate import RECORDING, Estimates
@@ -191,6 +191,10 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
     @router.get("/estimates")
     async def estimates() -> Estimates:
         return controller.fast_loop.estimates()
+
+    @router.get("/ready")
+    async def ready() -> Ready:
+        return controller.readiness.ready()
 
     @router.put("/fast_loop")
     async def arm(body: FastLoopBody) -> dict[str, Any]:

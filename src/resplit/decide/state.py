@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict
 
 __all__ = [
     "NOTHING_READY",
@@ -119,6 +119,8 @@ class Ready:
 
     A move there need not load them.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}  # applies when a flow reads it
 
     placements: tuple[Placement, ...] = ()
     loaded: frozenset[tuple[int, str]] = frozenset()

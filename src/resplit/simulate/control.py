@@ -205,6 +205,7 @@ class Control:
             self._cost.uncertainty,
             measured=measured,
             busy={str(node): float(share) for node, share in busy.items()},
+            ready=self._ready(),
             ahead=ahead(problem, estimates),
         )
         if "tick" in self._policy.asked:
