@@ -125,6 +125,14 @@ def test_no_rows_are_a_data_error() -> None:
         huber_nonnegative(np.zeros((0, 3)), np.zeros(0))
 
 
+@pytest.mark.parametrize("late_s", [[], [0.5]])
+def test_what_takes_no_time_is_fitted_to_none(late_s: list[float]) -> None:
+    target = np.array([0.0, 0.0, *late_s])
+    design = np.column_stack([np.ones(len(target)), np.arange(len(target)) + 1.0])
+    fit = huber_nonnegative(design, target, guess=np.array([0.1, 0.2]))
+    assert [*fit.coefficients, *fit.errors, fit.relative_error] == [0.0] * 5
+
+
 def test_a_guess_weighs_as_much_as_a_twentieth_of_a_row() -> None:
     design, target = np.ones((1, 1)), np.array([2.0])  # relative to its prediction, the only row has the target 1
     guided = _fit(design, target, target, np.ones(1), np.array([2.02]), GUESS_ROWS)

@@ -41,7 +41,7 @@ def test_one_outlier_is_no_jump_and_moves_the_level_little() -> None:
 @given(st.integers(0, 2**32 - 1))
 def test_there_are_few_false_alarms(seed: int) -> None:
     _, alarms = level_after(list(noise(seed, 2000)))
-    assert len(alarms) <= 1  # of 2,000 values; one in some hundred thousand has some, soon after the first value
+    assert len(alarms) <= 1  # of 2,000 values: seldom, soon after the first
 
 
 def test_a_jump_too_small_to_matter_raises_no_alarm_and_is_followed() -> None:

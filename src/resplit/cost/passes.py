@@ -163,7 +163,8 @@ def _ratio(rows: pd.DataFrame, models: PassModels) -> float | None:
     """Median ratio of measured to predicted seconds; None if too few passes can be compared."""
     if rows.empty:
         return None
-    ratios = rows["seconds"].to_numpy() / predicted_s(rows, models)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a block that takes no time
+        ratios = rows["seconds"].to_numpy() / predicted_s(rows, models)
     known = np.isfinite(ratios)
     return float(np.median(ratios[known])) if rows["rows"][known].sum() >= FEWEST_ROWS else None
 

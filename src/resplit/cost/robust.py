@@ -38,7 +38,7 @@ def huber_nonnegative(
     guess: FloatArray | None = None,
     guess_rows: float = GUESS_ROWS,
 ) -> Fit:
-    """Fit `target` (R,) > 0 by `design` (R, F) @ theta with theta >= 0:
+    """Fit `target` (R,) >= 0 by `design` (R, F) @ theta with theta >= 0:
 
         minimise  sum_r w_r huber((design_r theta - target_r) / scale_r) + kappa |column_scale (theta - guess)|^2
 
@@ -46,7 +46,7 @@ def huber_nonnegative(
     the rows do not determine.
     The scale of a row is its prediction by a first fit, whose scales are typical targets. (With the targets as scales,
     rows that are too small would outweigh the rest.) Of more than `CAPACITY` rows, `CAPACITY` evenly spaced ones are
-    used. DataError if there are no rows.
+    used. If half of the targets or more are 0, so is theta. DataError if there are no rows.
     """
     if len(target) == 0:
         raise DataError("no rows to fit")
@@ -54,6 +54,8 @@ def huber_nonnegative(
     design, target = design[kept], target[kept]
     weights = np.ones(len(kept)) if weights is None else weights[kept]
     typical = _typical(design, target)
+    if not typical.any():
+        return Fit(np.zeros(design.shape[1]), np.zeros(design.shape[1]), 0.0)
     first = _fit(design, target, typical, weights, guess, guess_rows)
     return _fit(design, target, _row_scale(design @ first.coefficients, typical), weights, guess, guess_rows)
 
