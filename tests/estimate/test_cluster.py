@@ -192,7 +192,7 @@ def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None
     assert under_estimates(problem, Estimates()).nodes == problem.nodes
 
 
-def test_what_is_expected_replaces_rates_background_loads_and_bandwidths_of_a_problem() -> None:
+def test_what_is_expected_replaces_rates_by_cautious_ones_and_background_loads_and_bandwidths() -> None:
     problem: Problem = tiny_problem(1)
     one, other = problem.nodes[0].name, problem.nodes[1].name
     nodes = {one: NodeEstimate(background_ahead=Forecast(0.3, 0.1)), "?": NodeEstimate()}
@@ -203,7 +203,7 @@ def test_what_is_expected_replaces_rates_background_loads_and_bandwidths_of_a_pr
         0.3,
         problem.nodes[1].background_utilization,
     ]
-    assert [each.rate_rps for each in expected.classes] == [7.0, *(each.rate_rps for each in problem.classes[1:])]
+    assert [each.rate_rps for each in expected.classes] == [8.0, *(each.rate_rps for each in problem.classes[1:])]
     was, now = problem.link_bandwidth_bytes_per_s, expected.link_bandwidth_bytes_per_s
     assert (now[0, 1], now[1, 0]) == pytest.approx((was[0, 1] / 2, was[1, 0]))
     assert problem_to_json(ahead(problem, Estimates())) == problem_to_json(problem)

@@ -98,7 +98,10 @@ def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
 
 
 def ahead(problem: Problem, estimates: Estimates) -> Problem:
-    """The problem as it is expected over the horizon of a decision. It was posed under the same estimates."""
+    """The problem as it is expected over the horizon of a decision. It was posed under the same estimates.
+
+    Of the rates of requests it has the cautious ones, so that a plan has room for the requests that may come.
+    """
     backgrounds = {name: node.background_ahead for name, node in estimates.nodes.items()}
     nodes = tuple(
         node
@@ -107,7 +110,7 @@ def ahead(problem: Problem, estimates: Estimates) -> Problem:
         for node in problem.nodes
     )
     classes = tuple(
-        replace(each, rate_rps=estimates.rates_rps[each.name].mean) if each.name in estimates.rates_rps else each
+        replace(each, rate_rps=estimates.rates_rps[each.name].cautious) if each.name in estimates.rates_rps else each
         for each in problem.classes
     )
     return replace(

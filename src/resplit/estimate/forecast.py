@@ -35,6 +35,11 @@ class Forecast:
     mean: float
     deviation: float
 
+    @property
+    def cautious(self) -> float:
+        """One deviation above the mean: a queue grows by more than it would shrink by one deviation below it."""
+        return self.mean + self.deviation
+
 
 class ArrivalRate:
     """The rate of a Poisson process that changes now and then, in requests per second.
