@@ -57,8 +57,11 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
     alone = {width: _alone(width, models, repeats) for width in ("float32", "int4")}
     generate = _alone("generate", models, repeats)["generate"]
     one32 = _serve(Setup(1, "float32"), models, repeats, _decode)
+    # llama.cpp runs next to what it is compared with, because the pace of a shared machine drifts.
     one4 = _serve(Setup(1, "int4"), models, repeats, _one_node)
+    peer = llama_cpp.rates(llama, repeats) if llama else None
     two4 = _serve(Setup(2, "int4"), models, repeats, _decode)
+    remote = llama_cpp.rates(llama, repeats, servers=2) if llama else None
     copied = _serve(Setup(2, "int4", copy_every=LimitsConfig().copy_every), models, repeats, _decode)
     figures: Figures = {
         **hop_figures(models, repeats),
@@ -83,8 +86,7 @@ def measure(models: Path, llama: Path | None, repeats: int) -> Figures:
         "prefill_4bit_vs_llama_cpp": None,
         "two_nodes_4bit_vs_llama_cpp_rpc": None,
     }
-    if llama:
-        peer, remote = llama_cpp.rates(llama, repeats), llama_cpp.rates(llama, repeats, servers=2)
+    if peer and remote:
         figures |= {
             "decode_4bit_vs_llama_cpp": one4["decode_1"] / peer["decode"],
             "prefill_4bit_vs_llama_cpp": one4["prefill"] / peer["prefill"],
@@ -121,17 +123,25 @@ def _one_node(cluster: Cluster, repeats: int) -> dict[str, float]:
     found["prefill"] = _median(repeats, lambda: prefill_rate(cluster.url))
     found |= {f"ttft_{n}": _median(repeats, lambda n=n: first_token_s(cluster.url, n)) for n in (0, 8)}
     found["longest_gap_ratio"] = _median(repeats, lambda: longest_gap_ratio(cluster.url))
-    before, tokens = Cost.of(cluster), 256
-    decode_rate(cluster.url, 1, prompt_tokens=8, new_tokens=tokens)
-    after = Cost.of(cluster)
-    found["gateway_cpu_ms_per_token"] = (after.gateway_s - before.gateway_s) / tokens * 1e3
-    used_s = after.gateway_s - before.gateway_s + after.nodes_s - before.nodes_s
-    found["cpu_ms_per_token"] = used_s / tokens * 1e3
-    found["node_bytes"] = after.node_bytes
-    found["node_overhead_bytes"] = after.node_overhead_bytes
+    costs = [_cost_per_token(cluster) for _ in range(repeats)]
+    found |= {name: statistics.median(cost[name] for cost in costs) for name in costs[0]}
+    held = Cost.of(cluster)
+    found |= {"node_bytes": held.node_bytes, "node_overhead_bytes": held.node_overhead_bytes}
     found |= live_page_figures(cluster, repeats)
     found["node_start_s"] = restart_s(cluster, "node-0")
     return found
+
+
+def _cost_per_token(cluster: Cluster, tokens: int = 256) -> dict[str, float]:
+    """Processor time per token of one stream, of the gateway's process and of all processes."""
+    before = Cost.of(cluster)
+    decode_rate(cluster.url, 1, prompt_tokens=8, new_tokens=tokens)
+    after = Cost.of(cluster)
+    gateway_s, nodes_s = after.gateway_s - before.gateway_s, after.nodes_s - before.nodes_s
+    return {
+        "gateway_cpu_ms_per_token": gateway_s / tokens * 1e3,
+        "cpu_ms_per_token": (gateway_s + nodes_s) / tokens * 1e3,
+    }
 
 
 def _alone(what: str, models: Path, repeats: int) -> dict[str, float]:
