@@ -20,10 +20,12 @@ from flows import STATE
 from flows.command import run_command
 from flows.params import load_params
 from resplit.cluster.client import ControlClient
+from resplit.config import ClusterConfig
 from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
 from resplit.errors import DataError, ProposalRefusedError
 from resplit.estimate import ahead, speed_jumps
 from resplit.policies import Situation, make_policy
+from resplit.telemetry.tables import Telemetry
 from resplit.types import Problem
 from tasks.deploy import deploy_decision, deploy_plan
 from tasks.fit import fit
@@ -83,7 +85,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
 
     It also arms the controller's fast loop, which decides on changes that it detects until the next tick.
     """
-    cluster, now_s, history, state = client.cluster(), time.time(), client.moves(), given.state
+    cluster, now_s, state = client.cluster(), time.time(), given.state
     telemetry, live = observe(client, max(given.since_s, now_s - given.window_s))
     try:
         valid = validate(
@@ -97,34 +99,45 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
     posed = problem(client, cluster, cost, valid.telemetry, live, 2 * given.window_s)
     if live.placement is None:
         return _place_first(client, posed)
-    moved_s = history.last.at_s if history.last else 0.0
-    slo_s = {declared.name: declared.slo for declared in cluster.classes}
-    measured = measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s))
-    settings = replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs()))
-    busy, forecasts = valid.telemetry.busy_shares(), ahead(posed, client.estimates())
-    situation = Situation(
-        now_s,
-        posed,
-        settings,
-        history,
-        cost.uncertainty,
-        measured=measured,
-        busy=busy,
-        ready=client.ready(),
-        ahead=forecasts,
-    )
+    situation = _situation(client, given, cluster, now_s, posed, valid.telemetry, cost.uncertainty)
     decision = choose(given.policy, situation, given.rng)
     if "change" in given.policy.asked:
-        client.arm_fast_loop(settings, given.fast_loop_for_s, given.policy_name)
+        client.arm_fast_loop(situation.settings, given.fast_loop_for_s, given.policy_name)
     outcome = DecisionOutcome()
     if decision.action != "keep":
-        outcome = _deploy(client, decision, live.epoch, settings)
+        outcome = _deploy(client, decision, live.epoch, situation.settings)
     if outcome.deployed is not None:
         configuration = state / "configurations" / str(outcome.deployed)
         save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
     client.log_decision(replace(decision, outcome=outcome))
     _log.info("decided", action=decision.action, reason=decision.reason)
     return outcome.deployed is not None
+
+
+def _situation(
+    client: ControlClient,
+    given: _Ticking,
+    cluster: ClusterConfig,
+    now_s: float,
+    posed: Problem,
+    telemetry: Telemetry,
+    uncertainty: float,
+) -> Situation:
+    """What the policy is told at a tick: the problem, and what else was measured, prepared and is expected."""
+    history = client.moves()
+    moved_s = history.last.at_s if history.last else 0.0
+    slo_s = {declared.name: declared.slo for declared in cluster.classes}
+    return Situation(
+        now_s,
+        posed,
+        replace(given.settings, registry_bytes_per_s=registry_bytes_per_s(client.epochs())),
+        history,
+        uncertainty,
+        measured=measured_since(client.records(), slo_s, max(given.since_s, moved_s, now_s - 2 * given.window_s)),
+        busy=telemetry.busy_shares(),
+        ready=client.ready(),
+        ahead=ahead(posed, client.estimates()),
+    )
 
 
 def _keep(client: ControlClient, now_s: float, error: DataError) -> bool:
