@@ -325,6 +325,37 @@ async def test_a_controller_whose_log_is_an_older_copy_numbers_above_what_the_no
     await restored.stop()
 
 
+async def test_a_request_that_begins_while_a_node_is_welcomed_goes_on(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    tokens = await served(nodes, LONG)
+    busy = controller.membership._commands._turns[B]
+    async with busy:  # with an earlier command
+        welcoming = asyncio.create_task(controller.membership.welcome(B))
+        await until(lambda: asyncio.sleep(0, bool(busy._waiters)))
+        stream = asyncio.create_task(served(nodes, LONG))
+        await until(lambda: started(nodes, 1))
+    await welcoming
+    async with asyncio.timeout(10):
+        assert await stream == tokens
+
+
+async def test_a_node_that_is_welcomed_frees_what_it_holds_of_sessions_that_have_ended(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    await deploy(controller, FIRST)
+    await nodes.permit(B, "of an earlier gateway", capacity=64)
+
+    async def held() -> list[str]:
+        replies = await controller.membership._commands.require(controller.membership._connects([B]), 1)
+        return replies[B]["sessions"]
+
+    assert await held() == ["of an earlier gateway"]
+    await controller.membership.welcome(B)
+    assert await held() == []
+
+
 @pytest.mark.filterwarnings("error")
 async def test_work_that_is_cancelled_before_it_starts_leaves_no_warning(controller: Controller) -> None:
     controller.deployment.on_live(LiveEpoch(1, 0.0, "start", (A, B, C), None, None, 0, 0.0))

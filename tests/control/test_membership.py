@@ -40,6 +40,7 @@ class Cluster:
         self.sent: list[tuple[str, dict[str, Any], int]] = []
         self.events: list[Any] = []
         self.answers: dict[str, BaseException] = {}
+        self.held: dict[str, list[str]] = {}  # sessions, by node
         self.up_to_date = True
         self.refused = False
         gateway = SimpleNamespace(
@@ -57,13 +58,13 @@ class Cluster:
         deployment.resync = self._resync
         deployment.deploy = self._deploy
         recovery = SimpleNamespace(resume=self._noting("resume"), recover=self._noting("recover"))
-        peers = {name: f"peer {name}" for name in (A, B, C)}
-        self.membership = Membership(self.view, cast(Any, self), deployment, cast(Any, recovery), cast(Any, peers))
+        self.peers: Any = {name: SimpleNamespace(close_sessions=self._noting_of(name)) for name in (A, B, C)}
+        self.membership = Membership(self.view, cast(Any, self), deployment, cast(Any, recovery), self.peers)
 
     # The commands are named, not built.
-    def connect(self, name: str, addresses: Mapping[str, Address], rules: object, sessions: Sequence[str]) -> Any:
+    def connect(self, name: str, addresses: Mapping[str, Address], rules: object) -> Any:
         assert (set(addresses), rules) == ({A, B, C}, self.view.rules)
-        return "connect", name, *sessions
+        return "connect", name
 
     def profile(self, name: str, rules: object) -> Any:
         return "profile", name, rules is self.view.rules
@@ -78,14 +79,19 @@ class Cluster:
         self.sent.append(("send", commands, epoch))
         return {name: self.answers.get(name, {}) for name in commands}
 
-    async def require(self, commands: dict[str, Any], epoch: int) -> None:
+    async def require(self, commands: dict[str, Any], epoch: int) -> dict[str, Any]:
         self.sent.append(("require", commands, epoch))
         for name in commands:
             if name in self.answers:
                 raise self.answers[name]
+        return self._replies(commands)
 
-    async def notify(self, commands: dict[str, Any], epoch: int) -> None:
+    async def notify(self, commands: dict[str, Any], epoch: int) -> dict[str, Any]:
         self.sent.append(("notify", commands, epoch))
+        return self._replies(commands)
+
+    def _replies(self, commands: dict[str, Any]) -> dict[str, Any]:
+        return {name: {"sessions": self.held.get(name, [])} for name in commands}
 
     def fault(self, node: str, reason: str) -> None:
         self.events.append(("fault", node, reason))
@@ -93,6 +99,12 @@ class Cluster:
     def _noting(self, event: str) -> Any:
         async def note() -> None:
             self.events.append(event)
+
+        return note
+
+    def _noting_of(self, node: str) -> Any:
+        async def note(sessions: list[str]) -> None:
+            self.events.append(("close", node, *sessions))
 
         return note
 
@@ -116,14 +128,23 @@ async def test_only_nodes_that_answer_are_introduced_after_an_unfinished_epoch_w
     await cluster.membership.introduce()
     assert cluster.membership.introduced
     assert cluster.events == ["abort unfinished"]
-    assert cluster.sent == [("notify", {A: ("connect", A, "s1"), C: ("connect", C, "s1")}, 7)]
+    assert cluster.sent == [("notify", {A: ("connect", A), C: ("connect", C)}, 7)]
 
 
 async def test_a_node_that_comes_back_up_to_date_is_connected_and_nothing_is_deployed() -> None:
     cluster = Cluster()
     await cluster.membership.welcome(B)
-    assert cluster.sent == [("require", {B: ("connect", B, "s1")}, 7)]
-    assert cluster.events == [("resync", B, f"peer {B}"), ("welcome", B), "resume", "recover"]
+    assert cluster.sent == [("require", {B: ("connect", B)}, 7)]
+    assert cluster.events == [("resync", B, cluster.peers[B]), ("welcome", B), "resume", "recover"]
+
+
+async def test_nodes_free_what_they_hold_of_sessions_that_do_not_run() -> None:
+    cluster = Cluster()
+    cluster.held = {A: ["s3", "s1", "s2"], B: ["s1"]}
+    await cluster.membership.introduce()
+    await cluster.membership.welcome(A)
+    closed = ("close", A, "s2", "s3")
+    assert [event for event in cluster.events if event[0] == "close"] == [closed, closed]
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -234,19 +234,18 @@ def test_a_node_times_the_first_block_of_each_kind_that_it_may_hold(
     assert (profile.private, profile.model) == ({0, 1, 7}, stored_model.spec)
 
 
-def test_an_introduction_names_the_other_nodes_their_links_and_the_sessions(bench: Bench) -> None:
+def test_an_introduction_names_the_other_nodes_and_their_links(bench: Bench) -> None:
     addresses = {name: Address("127.0.0.1", port) for port, name in enumerate((A, B, C), 1)}
-    connect = bench.commands.connect(C, addresses, bench.rules, ["1-a", "2-b"])
+    connect = bench.commands.connect(C, addresses, bench.rules)
     assert (connect.trusted, connect.private) == (False, {0, 1, 7})
     assert connect.addresses == addresses
     assert connect.links == {A: Shape(0.008, 1e7), B: Shape(0.003, 1e7)}
-    assert connect.sessions == {"1-a", "2-b"}
-    assert bench.commands.connect(A, addresses, bench.rules, []).trusted
+    assert bench.commands.connect(A, addresses, bench.rules).trusted
 
 
 def test_without_emulated_links_an_introduction_has_none(bench: Bench, stored_model: StoredModel) -> None:
     rules = PlacementRules.of(three_node_config(), stored_model)
-    assert bench.commands.connect(A, {B: Address("127.0.0.1", 2)}, rules, []).links == {}
+    assert bench.commands.connect(A, {B: Address("127.0.0.1", 2)}, rules).links == {}
 
 
 @pytest.mark.parametrize(("node", "trusted"), [(A, True), (C, False)])

@@ -49,13 +49,12 @@ PREPARE_JSON = {
     "within_s": 9.5,
 }
 LINK_JSON = {"latency_s": 0.01, "bandwidth_bytes_per_s": 1e6}
-CONNECT = Connect(True, frozenset({0}), ROUTE.addresses, {"beta": Shape(0.01, 1e6)}, frozenset({"s1"}))
+CONNECT = Connect(True, frozenset({0}), ROUTE.addresses, {"beta": Shape(0.01, 1e6)})
 CONNECT_JSON = {
     "trusted": True,
     "private": [0],
     "addresses": ROUTE_JSON["addresses"],
     "links": {"beta": LINK_JSON},
-    "sessions": ["s1"],
 }
 COMMANDS: list[tuple[NodeCommand, dict[str, Any]]] = [
     (PREPARE, PREPARE_JSON),

@@ -231,7 +231,7 @@ async def _measured(
     """The links that a node measured to the others; empty if it could not be asked."""
     shapes = {name: cluster.link(peer.name, name) for name in addresses if name != peer.name}
     emulated = {name: Shape(link.latency, link.bandwidth) for name, link in shapes.items() if link}
-    command = Connect(peer.name in cluster.trusted, frozenset(), addresses, emulated, frozenset())
+    command = Connect(peer.name in cluster.trusted, frozenset(), addresses, emulated)
     hello = peer.hello
     assert hello is not None
     signed = CommandSigner(member).sign(

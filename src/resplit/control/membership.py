@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,7 +14,7 @@ from resplit.control.node_commands import NodeCommands
 from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
-from resplit.wire.commands import Connect, Emulate
+from resplit.wire.commands import Connect, Emulate, Reply
 from resplit.wire.peers import Peer
 
 _log = structlog.get_logger(__name__)
@@ -41,12 +42,14 @@ class Membership:
         """Abort an unfinished epoch, then connect the nodes that answer to one another. Each measures its links."""
         await self._deployment.abort_unfinished()
         self.introduced = True
-        await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)
+        replies = await self._commands.notify(self._connects(self._view.reachable), self._deployment.live_number)
+        await self._close_ended(replies)
 
     async def welcome(self, name: str) -> None:
         """Connect a node that answers again. If it is not up to date, deploy the placement again."""
         try:
-            await self._commands.require(self._connects([name]), self._deployment.live_number)
+            replies = await self._commands.require(self._connects([name]), self._deployment.live_number)
+            await self._close_ended(replies)
             up_to_date = await self._deployment.resync(name, self._peers[name])
         except ResplitError as error:
             _log.warning("a node returned and was lost again", node=name, error=str(error))
@@ -112,5 +115,14 @@ class Membership:
 
     def _connects(self, nodes: Sequence[str]) -> dict[str, Connect]:
         view = self._view
-        sessions = view.gateway.session_names()
-        return {name: self._commands.connect(name, view.addresses, view.rules, sessions) for name in nodes}
+        return {name: self._commands.connect(name, view.addresses, view.rules) for name in nodes}
+
+    async def _close_ended(self, replies: Mapping[str, Reply]) -> None:
+        """Have nodes free what they said to hold of sessions that do not run any more.
+
+        A session runs here before a node hears of it. So one that began since the nodes replied is not among them.
+        """
+        running = set(self._view.gateway.session_names())
+        ended = {name: sorted(set(reply.get("sessions", ())) - running) for name, reply in replies.items()}
+        closing = [self._peers[name].close_sessions(sessions) for name, sessions in ended.items() if sessions]
+        await asyncio.gather(*closing)

@@ -79,10 +79,14 @@ class NodeCommands:
             replies[node] = answer
         return replies
 
-    async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> None:
-        """Send as `send` does. A refusal stops nothing: a node that refuses what every node carries out is faulty."""
+    async def notify(self, commands: Mapping[str, NodeCommand], epoch: int) -> dict[str, Reply]:
+        """Send as `send` does, and return the replies.
+
+        A refusal stops nothing: a node that refuses what every node carries out is faulty.
+        """
         # To prepare takes long only where blocks are loaded, and those nodes are asked with `send`.
         within_s = {node: _OTHERWISE_WITHIN_S for node, command in commands.items() if command.kind == "prepare"}
+        replies = {}
         for node, answer in (await self.send(commands, epoch, within_s)).items():
             if isinstance(answer, ResplitError):
                 kind = commands[node].kind
@@ -93,6 +97,9 @@ class NodeCommands:
                     self.fault(node, f"it refuses {kind!r}: {answer}")
             elif isinstance(answer, BaseException):
                 raise answer
+            else:
+                replies[node] = answer
+        return replies
 
     def fault(self, node: str, reason: str) -> None:
         """Treat a node as lost because of what it did."""
@@ -125,14 +132,12 @@ class NodeCommands:
         blocks = tuple(sorted(first_of_kind.values()))
         return Profile(blocks, self._model.spec, rules.private, self._shards(node, blocks, rules.features))
 
-    def connect(
-        self, node: str, addresses: Mapping[str, Address], rules: PlacementRules, sessions: Sequence[str]
-    ) -> Connect:
-        """The command that has a node connect to the others, and drop the caches of all but these sessions."""
+    def connect(self, node: str, addresses: Mapping[str, Address], rules: PlacementRules) -> Connect:
+        """The command that has a node connect to the others."""
         links = {name: rules.cluster.link(node, name) for name in addresses if name != node}
         shapes = {name: Shape(link.latency, link.bandwidth) for name, link in links.items() if link}
         trusted = node in rules.cluster.trusted
-        return Connect(trusted, rules.private, addresses, shapes, frozenset(sessions))
+        return Connect(trusted, rules.private, addresses, shapes)
 
     def trust(self, node: str, rules: PlacementRules) -> Trust:
         """The command that says whether a node is trusted, and which blocks are private."""

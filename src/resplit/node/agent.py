@@ -18,6 +18,7 @@ from resplit.node.session_caches import SessionCaches
 from resplit.security.identity import Member
 from resplit.shards.kept import KeptShards
 from resplit.wire.commands import (
+    MOST_SESSIONS,
     Abort,
     Clear,
     Commit,
@@ -96,13 +97,12 @@ class Agent:
         return answer
 
     async def _connect(self, command: Connect) -> Reply:
-        """Adopt addresses, links and trust, free the caches of ended sessions, and measure the links."""
+        """Adopt addresses, links and trust, measure the links, and tell of which sessions something is held."""
         await self.hosting.trust(command)
         self.connections.connect(command.addresses, command.links)
         await self.connections.forget_except(command.addresses.keys())
-        self.caches.close_except(command.sessions)
         await self.probe.echo_all()
-        return {}
+        return {"sessions": sorted(self.caches.sessions())[:MOST_SESSIONS]}
 
     async def _emulate(self, command: Emulate) -> Reply:
         """Change the emulated hardware and links, or end this process; refused on real hardware."""

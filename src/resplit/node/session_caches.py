@@ -76,11 +76,10 @@ class SessionCaches:
             if self._hosting.executor:
                 self._hosting.executor.end(session)
 
-    def close_except(self, known: Collection[str]) -> None:
-        """Close all other sessions: the gateway has no request for them any more."""
+    def sessions(self) -> set[str]:
+        """Sessions that hold a cache or have a permit here."""
         executor = self._hosting.executor
-        here = executor.sessions() if executor else self._hosting.permits.sessions()
-        self.close(sorted(here.difference(known)))
+        return executor.sessions() if executor else self._hosting.permits.sessions()
 
     async def _send(self, peer: Peer, request: TransferRequest, blocks: list[int]) -> int:
         """Send a session's caches of these blocks to one node. Returns the bytes sent."""

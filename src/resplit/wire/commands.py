@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic reads the one of `typing` from Python 3.12 on only
 
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.model.spec import ModelSpec
@@ -18,8 +19,22 @@ from resplit.wire.routes import AddressText, Route
 
 _Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=10_000)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# The changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`.
-Reply = dict[Literal["loaded", "dropped", "cleared", "ended"], _Numbers]
+MOST_SESSIONS, _MOST_NAME_CHARS = 10_000, 100
+_SessionNames = Annotated[list[Annotated[str, Field(max_length=_MOST_NAME_CHARS)]], Field(max_length=MOST_SESSIONS)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Reply(TypedDict, total=False):
+    """The changes by a command: blocks `loaded`, `dropped` or `cleared`, epochs `ended`.
+
+    `sessions` are those of which the node holds something, as far as it was asked for them.
+    """
+
+    loaded: _Numbers
+    dropped: _Numbers
+    cleared: _Numbers
+    ended: _Numbers
+    sessions: _SessionNames
 
 
 @dataclass(frozen=True)
@@ -115,12 +130,11 @@ class Trust:
 
 @dataclass(frozen=True)
 class Connect(Trust):
-    """Connect to the other nodes over emulated `links`, and free the caches of all sessions except `sessions`."""
+    """Connect to the other nodes over emulated `links`, and tell of which sessions the node holds something."""
 
     kind: ClassVar[str] = "connect"
     addresses: Mapping[str, AddressText]
     links: Mapping[str, Shape]
-    sessions: frozenset[str]
 
 
 @dataclass(frozen=True)
