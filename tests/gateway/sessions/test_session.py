@@ -309,6 +309,26 @@ async def test_when_caches_cannot_be_restored_three_times_every_pass_is_replayed
     await stream.aclose()
 
 
+async def test_a_session_that_comes_to_a_node_after_its_loss_waits_until_the_node_can_answer() -> None:
+    gateway = Gateway()
+    stream = gateway.start()
+    await decode(stream, 1)
+    gateway.router.listening.discard(C)
+    gateway.router.on_lost(C)  # the session is on the first route, which does not have C
+    gateway.router.activate(SECOND)
+    tokens = []
+    waiting = asyncio.create_task(anext(stream))
+    while (await asyncio.wait({waiting}, timeout=0.5))[0]:  # on the first route, until the move
+        tokens.append((await waiting).token_id)
+        waiting = asyncio.create_task(anext(stream))
+    gateway.router.listening.add(C)
+    gateway.router._notify_change()
+    async with asyncio.timeout(5):
+        tokens.append((await waiting).token_id)
+    assert tokens == list(range(10, 10 + len(tokens)))
+    await stream.aclose()
+
+
 async def test_an_answer_to_an_older_attempt_is_ignored() -> None:
     gateway = Gateway()
     stream = gateway.start()

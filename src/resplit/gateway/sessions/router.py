@@ -172,8 +172,7 @@ class Router:
             return "no placement is deployed yet"
         if reason := self.violation(self.live):
             return reason
-        silent = sorted(set(self.live.placement) - self.listening)
-        return f"no connection to {', '.join(silent)}" if silent else None
+        return self._silence(self.live)
 
     async def until_ready(self) -> None:
         """Wait while lost nodes are replaced; NodeLostError if that takes too long or cannot succeed."""
@@ -191,8 +190,12 @@ class Router:
         await self._changed.wait()
 
     def send(self, route: Route, step: Step) -> None:
-        """Send a step to the first node of a route; NodeLostError if the route breaks a rule."""
-        if reason := self.violation(route):
+        """Send a step to the first node of a route.
+
+        NodeLostError if the route breaks a rule, or if a node could not answer: a session that comes to a route after
+        one of its nodes was lost does not hear of that loss.
+        """
+        if reason := self.violation(route) or self._silence(route):
             raise NodeLostError(reason)
         self.peers[route.segments[0].node].send(step)
 
@@ -253,6 +256,11 @@ class Router:
         """Close every connection."""
         await cancel_and_wait(self._listeners.values())
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
+
+    def _silence(self, route: Route) -> str | None:
+        """Which nodes of a route cannot answer, in words; None if all can."""
+        silent = sorted(set(route.placement) - self.listening)
+        return f"no connection to {', '.join(silent)}" if silent else None
 
     def _violation(self, placement: Sequence[str]) -> str | None:
         if excluded := sorted(set(placement) & self._avoided | set(placement) - self.peers.keys()):
