@@ -6,9 +6,7 @@ They run in the test's process, on its event loop. All other members are process
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,6 @@ from resplit.node.server import serve_node
 from resplit.problem import read_problem
 from resplit.security.authority import keys_command
 from resplit.wire.addresses import Address
-from resplit.wire.node_pb2 import CommandRequest
 from tests.support.hostile import HostileClient, HostileNode
 from tests.support.latest_problem import problem_of
 from tests.support.processes import answering, poll_until
@@ -99,16 +96,3 @@ async def _serve(
     config, state = parse_cluster(content, "the test's cluster"), cluster.state
     await serve_node(name, config, state / "keys" / name, str(state / "registry"), address, stop, member.service)
     member.break_connections()  # as those of a process that ends
-
-
-def sessions_named_to(member: HostileNode) -> set[str]:
-    """The running sessions, as the controller named them when it connected the member the last time."""
-    connects = [command for command in member.heard_in("Command") if command.kind == "connect"]
-    return set(_body(connects[-1])["sessions"]) if connects else set()
-
-
-def _body(command: CommandRequest) -> dict[str, Any]:
-    """The content of a signed command, as anybody can read it who has the command."""
-    payload = command.signed.split(".")[1]
-    content: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["body"]
-    return content

@@ -26,7 +26,7 @@ from resplit.wire.tensors import to_wire
 from tests.support.cluster import NODES, TRUSTED, reference
 from tests.support.forgeries import forge_everything, forged_permit
 from tests.support.hostile import NONSENSE_REPLIES, HostileNode, Lie, answers, draws, refuses
-from tests.support.hostile_members import cluster_content, in_place_of, joined, sessions_named_to, speaking_as
+from tests.support.hostile_members import cluster_content, in_place_of, joined, speaking_as
 from tests.support.in_process import until
 from tests.support.processes import answering, kill, pause, poll_until, ready, resume
 from tests.support.streams import PROMPTS, all_answers, expected_tokens, request_completion, stream
@@ -235,17 +235,17 @@ async def test_a_node_that_hosts_nothing_vetoes_no_resplit_and_no_recovery(
 async def test_a_member_outside_the_route_changes_nobodys_answer(
     cluster: Cluster, client: ControlClient, mallory: HostileNode, long_answer: list[int]
 ) -> None:
-    epoch = await epoch_of(client)
     before = await nodes_of(client)
     outlasted = False  # whether a stream ran for at least one round: on a busy machine it may be over before
     async with speaking_as(cluster, MALLORY) as liar, httpx.AsyncClient(base_url=cluster.url, timeout=60) as http:
         for _ in range(STREAMS):
+            await place(client, PUBLIC_ON_MALLORY)  # it knows a session that it has run passes of
             mallory.heard.clear()
             request = asyncio.create_task(stream(http, PROMPTS[0], LONG))
-            await poll_until(lambda: client.status().sessions == 1)
-            mallory.break_connections()  # when it answers again, it is told the sessions that run
-            await until(lambda: told_a_session(mallory))
-            (session,) = sessions_named_to(mallory)
+            await until(lambda: has_run_a_pass(mallory))
+            await place(client, HONEST)
+            await until(lambda: may_nothing(mallory))
+            epoch, session = await epoch_of(client), mallory.steps()[0].session
             for _ in range(ROUNDS):
                 await forge_everything(session, epoch, POSITIONS, mallory, liar, NODES)
                 outlasted = outlasted or not request.done()
@@ -256,8 +256,14 @@ async def test_a_member_outside_the_route_changes_nobodys_answer(
     await poll_until(lambda: all(refused(client, node, "unexpected", before) for node in HONEST))
 
 
-async def told_a_session(member: HostileNode) -> bool:
-    return bool(sessions_named_to(member))
+async def has_run_a_pass(member: HostileNode) -> bool:
+    return bool(member.steps())
+
+
+async def may_nothing(member: HostileNode) -> bool:
+    """Whether the session that it ran passes of has left it: until then it may send the caches of its blocks."""
+    permits = member.heard_in("Permit")
+    return bool(permits) and not permits[-1].epochs
 
 
 async def test_guesses_sent_as_steps_teach_nothing_about_the_private_blocks(
