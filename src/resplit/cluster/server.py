@@ -111,10 +111,7 @@ async def serve(
     try:
         http = tasks.spawn(server.serve(sockets=[listener]), "http")
         await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
-        await parts.controller.start()
-        parts.started.set()
-        tasks.spawn(parts.monitor.run(), "monitor")
-        tasks.spawn(emulation.when_quiet(), "emulation check")
+        await _start(parts, tasks, emulation)
         freeze_startup_objects()
         ready()
         await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)
@@ -139,6 +136,14 @@ class _Parts:
     app: FastAPI
     page: Streams
     started: asyncio.Event  # set once the controller has started: until then the control API refuses calls
+
+
+async def _start(parts: _Parts, tasks: VitalTasks, emulation: EmulationCheck) -> None:
+    """Start what runs beside the API, which answers from now on."""
+    await parts.controller.start()
+    parts.started.set()
+    tasks.spawn(parts.monitor.run(), "monitor")
+    tasks.spawn(emulation.when_quiet(), "emulation check")
 
 
 def _assemble(

@@ -106,7 +106,9 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
     api = FastAPI(title="resplit control", docs_url=None, redoc_url=None)
     api.add_middleware(TokenGate, token=token)
     for router in (
-        _observation(controller, monitor),
+        _present(controller, monitor),
+        _past(controller),
+        _decisions(controller),
         _planning(controller, monitor),
         _operation(operator),
         _emulation(controller),
@@ -117,8 +119,8 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
     return api
 
 
-def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
-    """Calls that read the present state of the cluster and its history."""
+def _present(controller: Controller, monitor: Monitor) -> APIRouter:
+    """Calls that read the present state of the cluster."""
     router, view = APIRouter(route_class=StrictRoute), controller.view
 
     @router.get("/status")
@@ -146,9 +148,24 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
     async def demand(window_s: _Seconds = 30.0) -> list[RequestClass]:
         return view.gateway.demand(window_s)
 
+    @router.get("/estimates")
+    async def estimates() -> Estimates:
+        return controller.fast_loop.estimates()
+
+    @router.get("/ready")
+    async def ready() -> Ready:
+        return controller.readiness.ready()
+
+    return router
+
+
+def _past(controller: Controller) -> APIRouter:
+    """Calls that read what happened since the controller started."""
+    router = APIRouter(route_class=StrictRoute)
+
     @router.get("/records")
     async def records(skip: _Index = 0) -> list[SessionRecord]:
-        return view.gateway.records(skip)
+        return controller.view.gateway.records(skip)
 
     @router.get("/epochs")
     async def epochs() -> list[LiveEpoch]:
@@ -159,46 +176,25 @@ def _observation(controller: Controller, monitor: Monitor) -> APIRouter:
         # Written here: the framework's JSON has no NaN.
         return Response(RECORDING.dump_json(controller.fast_loop.recording()), media_type="application/json")
 
-    @router.get("/decisions")
-    async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
-        return [decision.to_json() for decision in controller.decisions(since)]
-
-    return router
-
-
-def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
-    """Calls of flows: profile, set the latest problem, propose a placement, log a decision."""
-    router = APIRouter(route_class=StrictRoute)
-
-    @router.post("/decisions")
-    async def log_decision(decision: Decision) -> dict[str, Any]:
-        controller.log.append_decision(decision)
-        return {}
-
-    @router.post("/problem")
-    async def set_problem(body: ProblemBody) -> dict[str, Any]:
-        cost = CostModel.from_plain(body.cost) if body.cost else None
-        controller.planner.set_problem(problem_from_json(body.problem))
-        if cost:
-            controller.fast_loop.set_model(cost)
-        return {}
-
     @router.get("/problems/{epoch}")
     async def problem_of(epoch: int) -> dict[str, Any]:
         posed = controller.fast_loop.posed.get(epoch)
         return {"problem": problem_to_json(posed) if posed else None}
 
-    @router.get("/estimates")
-    async def estimates() -> Estimates:
-        return controller.fast_loop.estimates()
+    return router
 
-    @router.get("/ready")
-    async def ready() -> Ready:
-        return controller.readiness.ready()
 
-    @router.put("/fast_loop")
-    async def arm(body: FastLoopBody) -> dict[str, Any]:
-        controller.fast_loop.arm(make_policy(body.policy), body.settings, body.for_s)
+def _decisions(controller: Controller) -> APIRouter:
+    """Calls that read and extend the decision log and the history of moves."""
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.get("/decisions")
+    async def decisions(since: _Index = 0) -> list[dict[str, Any]]:
+        return [decision.to_json() for decision in controller.decisions(since)]
+
+    @router.post("/decisions")
+    async def log_decision(decision: Decision) -> dict[str, Any]:
+        controller.log.append_decision(decision)
         return {}
 
     @router.get("/moves")
@@ -215,12 +211,32 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
         controller.moves.moved(body.move, body.settings)
         return {}
 
+    return router
+
+
+def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
+    """Calls of flows: profile, set the latest problem, arm the fast loop, propose a placement."""
+    router = APIRouter(route_class=StrictRoute)
+
     @router.post("/profile")
     async def profile() -> dict[str, Any]:
         await controller.membership.introduce()
         await controller.membership.profile()
         for name in controller.view.reachable:
             await monitor.poll(name)
+        return {}
+
+    @router.post("/problem")
+    async def set_problem(body: ProblemBody) -> dict[str, Any]:
+        cost = CostModel.from_plain(body.cost) if body.cost else None
+        controller.planner.set_problem(problem_from_json(body.problem))
+        if cost:
+            controller.fast_loop.set_model(cost)
+        return {}
+
+    @router.put("/fast_loop")
+    async def arm(body: FastLoopBody) -> dict[str, Any]:
+        controller.fast_loop.arm(make_policy(body.policy), body.settings, body.for_s)
         return {}
 
     @router.post("/proposals")

@@ -69,10 +69,9 @@ def fit_cost_model(
         errors = held_out_contexts(cells, kinds, reference_s), held_out_nodes(cells, kinds, reference_s)
     else:
         errors = previous.held_out_contexts, previous.held_out_nodes
+    newest = telemetry.nodes if len(telemetry.nodes) else telemetry.blocks
     return CostModel(
-        fitted_at_s=float(
-            telemetry.nodes["time_s"].max() if len(telemetry.nodes) else telemetry.blocks["time_s"].max()
-        ),
+        fitted_at_s=float(newest["time_s"].max()),
         reference_s=reference_s,
         passes=(*pooled.values(), *fitted.values()),
         links=fit_links(telemetry.links, () if previous is None else previous.links),

@@ -67,12 +67,7 @@ def decide(
     current, plans = priced.current, priced.plans
     rollback = _failed_trial_rollback(priced.problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
-    if rollback is not None:
-        choice = _choose_rollback(rollback, current, history, measured)
-    elif current.broken:
-        choice = _choose_escape(current, plans)
-    else:
-        choice = _choose_by_net_gain(current, plans, measured, hysteresis)
+    choice = _choose(rollback, current, plans, history, measured, hysteresis)
     note = _ceilings_exceeded(problem, priced, choice.chosen)
     return Decision(
         at_s=now_s,
@@ -114,6 +109,22 @@ def _priced(problem: Problem, settings: Settings, ready: Ready, solve: Solve) ->
 def _priced_if_planned(problem: Problem, settings: Settings, ready: Ready, solve: Solve) -> _Priced | None:
     priced = _priced(problem, settings, ready, solve)
     return priced if priced.has_plan else None
+
+
+def _choose(
+    rollback: Alternative | None,
+    current: CurrentPlacement,
+    plans: list[Alternative],
+    history: History,
+    measured: Measured | None,
+    hysteresis: _Hysteresis,
+) -> _Decided:
+    """A failed trial comes first, then a placement that violates a constraint, then the net gain."""
+    if rollback is not None:
+        return _choose_rollback(rollback, current, history, measured)
+    if current.broken:
+        return _choose_escape(current, plans)
+    return _choose_by_net_gain(current, plans, measured, hysteresis)
 
 
 def _ceilings_exceeded(problem: Problem, priced: _Priced, chosen: Alternative) -> str:

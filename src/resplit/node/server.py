@@ -260,12 +260,7 @@ async def serve_node(
     agent = Agent(name, cluster, member, KeptShards(Registry(registry_url), kept), unwrap)
     listener = Listener(listen, STRANGERS + PER_MEMBER * (len(cluster.nodes) + 1))
     served = service(agent, signing.CommandVerifier(member))
-    streams = {
-        STEPS: Streams(Step, served.steps),
-        CACHES: Streams(CachePart, served.parts),
-        TOKENS: Streams(TokensRequest, served.tokens),
-    }
-    server = MemberServer([served], streams, served.arriving, listener)
+    server = MemberServer([served], _streams(served), served.arriving, listener)
     await server.listen(member)
     _log.info("node is listening", node=name, address=str(listen), emulated=agent.hosting.hardware is not None)
     tasks = VitalTasks()
@@ -278,6 +273,15 @@ async def serve_node(
         await agent.disconnect()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(server.wait_closed(), 2.0)
+
+
+def _streams(served: NodeService) -> dict[str, Streams]:
+    """The streams that stay open, by the path of their call."""
+    return {
+        STEPS: Streams(Step, served.steps),
+        CACHES: Streams(CachePart, served.parts),
+        TOKENS: Streams(TokensRequest, served.tokens),
+    }
 
 
 def _only_the_controller(stream: Stream[Any, Any]) -> str:

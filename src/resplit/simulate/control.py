@@ -120,17 +120,13 @@ class Control:
         self._estimate = ClusterEstimate(features, cluster.source)
         self._estimate.set_model(cost)
         self._slo_s = {declared.name: declared.slo for declared in cluster.classes}
-        self._readiness = (
-            SimulatedReadiness(
-                PlacementRules(cluster, tuple(features)),
-                deployment,
-                agenda,
-                self._pose_ahead,
-                loop.ahead_s,
-                loop.settings.work_limit,
-            )
-            if loop.prepares and "change" in policy.asked
-            else None
+        self._readiness = self._prepared() if loop.prepares and "change" in policy.asked else None
+
+    def _prepared(self) -> SimulatedReadiness:
+        """What makes plans ahead and lets blocks stand by."""
+        rules, loop = PlacementRules(self._cluster, tuple(self._features)), self._loop
+        return SimulatedReadiness(
+            rules, self._deployment, self._agenda, self._pose_ahead, loop.ahead_s, loop.settings.work_limit
         )
 
     def start(self) -> None:

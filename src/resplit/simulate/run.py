@@ -127,21 +127,7 @@ class _Run:
         self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s, caches)
         rules = PlacementRules(cluster, features)
         self._deployment = SimulatedDeployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
-        decides = bool(policy.asked & {"tick", "change"})
-        reports = (
-            Reports(
-                machines,
-                features,
-                {node.name: node.memory for node in cluster.nodes},
-                network,
-                agenda,
-                report_rng,
-                physics.noise,
-                2 * loop.window_s,
-            )
-            if decides
-            else None
-        )
+        reports = self._reports(report_rng) if policy.asked & {"tick", "change"} else None
         hardware = {name: machine.hardware for name, machine in machines.items()}
         cost = declared_cost_model(
             cluster, features, hardware, network.shape, physics.hop_s, physics.profile_error, profile_rng
@@ -152,6 +138,12 @@ class _Run:
         self.problem = self._control.first_problem()
         self._use: list[tuple[float, str, float, float]] = []
         self._sampled_busy_s = dict.fromkeys(machines, 0.0)
+
+    def _reports(self, rng: np.random.Generator) -> Reports:
+        """What the nodes report to the policy."""
+        memory_bytes = {node.name: node.memory for node in self._cluster.nodes}
+        noise, window_s = self._physics.noise, 2 * self._loop.window_s
+        return Reports(self._machines, self._features, memory_bytes, self._network, self._agenda, rng, noise, window_s)
 
     def record(self, arrivals: Sequence[Arrival], name: str, script: Sequence[tuple[float, Placement]]) -> RunRecord:
         """Place the model, serve the workload while the scenario changes the cluster, and record what happened."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+from numpy.typing import NDArray
 
 from resplit.planner.bound.dual import Prices
 from resplit.planner.instance import Instance
@@ -47,44 +48,56 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     """
     atoms, nodes = instance.shape
     x = cp.Variable((atoms, nodes), nonneg=True)
-    u = cp.Variable(nodes)
-    m = cp.Variable()
-    free = 1 - instance.background
+    u, m = cp.Variable(nodes), cp.Variable()
     runs = np.isfinite(instance.load) & (instance.headroom >= 0)
     load = cp.sum(cp.multiply(np.where(runs, instance.load, 0), x), axis=0)
     loaded = u >= instance.background + load
     stored = (instance.memory / instance.memory.mean()) @ x <= instance.memory_limit / instance.memory.mean()
     peaked = m >= u
-    constraints: list[Any] = [
+    transfers = [_at_an_end(x[0], instance.start), _at_an_end(x[atoms - 1], instance.end)]
+    transfers += [_along_the_chain(x[b - 1], x[b], instance.hop(b)) for b in range(1, atoms)]
+    constraints = [
         cp.sum(x, axis=1) == 1,
-        x[~runs] == 0 if (~runs).any() else x >= 0,
+        *_zero(x, ~runs),
         u <= instance.background + np.clip(instance.headroom, 0, None),
         loaded,
         stored,
         peaked,
+        *(constraint for _, constraints in transfers for constraint in constraints),
     ]
-    start, end = np.isfinite(instance.start), np.isfinite(instance.end)
-    constraints += [x[0][~start] == 0] if (~start).any() else []
-    constraints += [x[atoms - 1][~end] == 0] if (~end).any() else []
-    cost: Any = (
-        cp.sum(cp.multiply(instance.fixed, x))
-        + np.where(start, instance.start, 0) @ x[0]
-        + np.where(end, instance.end, 0) @ x[atoms - 1]
-        + cp.sum(cp.multiply(instance.queue_weight * free, cp.inv_pos(1 - u)))
-        - instance.queue_weight.sum()
+    queues = cp.sum(cp.multiply(instance.queue_weight * (1 - instance.background), cp.inv_pos(1 - u)))
+    cost = (
+        sum(cost for cost, _ in transfers)
+        + cp.sum(cp.multiply(instance.fixed, x))
+        + (queues - instance.queue_weight.sum())
         + instance.balance_weight * m
     )
-    for b in range(1, atoms):
-        transfer = instance.hop(b).copy()
-        np.fill_diagonal(transfer, 0)
-        linked = np.isfinite(transfer)
-        z = cp.Variable((nodes, nodes), nonneg=True)
-        constraints += [cp.sum(z, axis=1) == x[b - 1], cp.sum(z, axis=0) == x[b]]
-        constraints += [z[~linked] == 0] if (~linked).any() else []
-        cost += cp.sum(cp.multiply(np.where(linked, transfer, 0), z))
     program = cp.Problem(cp.Minimize(cost), constraints)
     program.solve(solver=cp.CLARABEL)
     if x.value is None:
         return None
     prices = Prices(np.zeros(nodes), loaded.dual_value, stored.dual_value[None], np.zeros(0), peaked.dual_value)
     return Relaxation(float(program.value), x.value, prices)
+
+
+def _at_an_end(x: Any, cost: FloatArray) -> tuple[Any, list[Any]]:
+    """The cost of the start or the end of the chain on nodes `x` (N,), and its constraints: no link that is missing."""
+    linked = np.isfinite(cost)
+    return np.where(linked, cost, 0) @ x, _zero(x, ~linked)
+
+
+def _along_the_chain(x: Any, following: Any, cost: FloatArray) -> tuple[Any, list[Any]]:
+    """The cost of the flow between the nodes of an atom `x` (N,) and those of the next, and its constraints."""
+    linked = np.isfinite(cost) | np.eye(len(cost), dtype=bool)
+    z = cp.Variable(cost.shape, nonneg=True)
+    transfer = np.where(linked & ~np.eye(len(cost), dtype=bool), cost, 0)
+    return cp.sum(cp.multiply(transfer, z)), [
+        cp.sum(z, axis=1) == x,
+        cp.sum(z, axis=0) == following,
+        *_zero(z, ~linked),
+    ]
+
+
+def _zero(variable: Any, where: NDArray[np.bool_]) -> list[Any]:
+    """The constraint that `variable` is zero where `where` is true, if that is anywhere."""
+    return [variable[where] == 0] if where.any() else []

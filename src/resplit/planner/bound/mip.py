@@ -142,15 +142,9 @@ class _Model:
         flows, kinds = 2 * self.atoms * n, len(stored)
         inf = highspy.kHighsInf
         lower = np.concatenate(
-            (
-                np.zeros(flows),
-                [1.0],
-                np.zeros(2 * n),
-                np.full(kinds * n + len(self.dual.cuts), -inf),
-                inst.background,
-                tangent_lower,
-            )
-        )
+            (np.zeros(flows), [1.0], np.zeros(2 * n), np.full(kinds * n + len(self.dual.cuts), -inf),
+             inst.background, tangent_lower)
+        )  # fmt: skip
         upper = np.concatenate(
             (np.zeros(flows), [1.0], np.full(2 * n, inf), self.dual.resources.limit.ravel(),
              -self.dual.cuts.constant_use, np.full(n + len(tangent_lower), inf))

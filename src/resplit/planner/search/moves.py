@@ -326,6 +326,16 @@ def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type
     return max(peak, new)
 
 
+@njit(cache=True, nogil=True)
+def _transfer(x, atom, arrays):  # type: ignore[no-untyped-def]
+    """`_finite` of the cost of the transfer to atom `atom`, where the number of atoms stands for the end."""
+    if atom == 0:
+        return _finite(arrays.ends[0, x[0]])
+    if atom == len(x):
+        return _finite(arrays.ends[1, x[atom - 1]])
+    return _finite(arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]])
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore[no-untyped-def]
     """Update `sums` from `x` to `y`, which differ in atoms begin..end-1 only.
@@ -333,20 +343,9 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
     Returns the change of the cost (without the peak), the change of the number of violated limits, and the number of
     changed nodes, whose old sums are in `saved`.
     """
-    ends, hops, hop_of = arrays.ends, arrays.hops, arrays.hop_of
-    loads, fixed, memory = arrays.load, arrays.fixed, arrays.memory
-    memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
-    queue_weight, unit_costs = arrays.queue_weight, _unit_costs(arrays, penalty)
     change, missing, touched = 0.0, 0.0, 0
     for atom in range(begin, end + 1):
-        if atom == 0:
-            before, now = ends[0, x[0]], ends[0, y[0]]
-        elif atom == len(x):
-            before, now = ends[1, x[atom - 1]], ends[1, y[atom - 1]]
-        else:
-            kind = hop_of[atom]
-            before, now = hops[kind, x[atom - 1], x[atom]], hops[kind, y[atom - 1], y[atom]]
-        (before, lacked), (now, lacks) = _finite(before), _finite(now)
+        (before, lacked), (now, lacks) = _transfer(x, atom, arrays), _transfer(y, atom, arrays)
         change += now - before
         missing += lacks - lacked
         if atom == end or x[atom] == y[atom]:
@@ -359,13 +358,23 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
                     saved[touched, column] = sums[node, column]
                 sums[node, TOUCHED] = 1.0
                 touched += 1
-            load, lacks = _finite(loads[atom, node])
+            load, lacks = _finite(arrays.load[atom, node])
             sums[node, LOAD] += sign * load
-            sums[node, MEMORY] += sign * memory[atom]
+            sums[node, MEMORY] += sign * arrays.memory[atom]
             sums[node, ATOMS] += sign
-            change += sign * fixed[atom, node]
+            change += sign * arrays.fixed[atom, node]
             missing += sign * lacks
-    broken = missing
+    change, broken = _price_touched(change, missing, arrays, penalty, sums, saved, touched)
+    return change + penalty[2] * missing, broken, touched
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _price_touched(change, broken, arrays, penalty, sums, saved, touched):  # type: ignore[no-untyped-def]
+    """Price the nodes that a move changed anew.
+
+    Returns `change` and `broken` with the change of their cost and of the number of limits that they violate added.
+    """
+    unit_costs = _unit_costs(arrays, penalty)
     for at in range(touched):
         node = np.int64(saved[at, TOUCHED])
         cost, breaks = 0.0, 0.0
@@ -373,10 +382,10 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
             cost, breaks = _node_cost(
                 sums[node, LOAD],
                 sums[node, MEMORY],
-                memory_limits[node],
-                headroom[node],
-                1.0 - background[node],
-                queue_weight[node],
+                arrays.memory_limit[node],
+                arrays.headroom[node],
+                1.0 - arrays.background[node],
+                arrays.queue_weight[node],
                 unit_costs,
             )
         else:  # removes the rounding errors of many moves
@@ -384,7 +393,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
         sums[node, COST], sums[node, BROKEN], sums[node, TOUCHED] = cost, breaks, 0.0
         change += cost - saved[at, COST]
         broken += breaks - saved[at, BROKEN]
-    return change + penalty[2] * missing, broken, touched
+    return change, broken
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -394,13 +403,7 @@ def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     cost, missing, queue_weight, unit_costs = 0.0, 0.0, arrays.queue_weight, _unit_costs(arrays, penalty)
     sums[:] = 0.0
     for atom in range(len(x) + 1):
-        if atom == 0:
-            transfer = arrays.ends[0, x[0]]
-        elif atom == len(x):
-            transfer = arrays.ends[1, x[atom - 1]]
-        else:
-            transfer = arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]]
-        transfer, lacks = _finite(transfer)
+        transfer, lacks = _transfer(x, atom, arrays)
         cost += transfer
         missing += lacks
         if atom == len(x):
