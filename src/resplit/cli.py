@@ -10,6 +10,7 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -132,14 +133,13 @@ def serve(
     content = read_cluster(cluster)
     config = parse_cluster(content, str(cluster))
     with contextlib.nullcontext() if end_with_parent else in_use(state):  # the parent holds the lock
-        from resplit.cluster.server import ServePaths, required_api_keys, serve
+        from resplit.cluster.server import ServePaths, serve
         from resplit.model.source import obtain
         from resplit.wire.addresses import Address
 
         paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
-        required_api_keys(config, paths.listen)  # an error before the model is fetched, which may take minutes
-        stored = obtain(model, state / "models", config.weights, config.split, config.engine)
-        _run_until_stopped(lambda stop: serve(content, stored, paths, stop, (state / "ready").touch))
+        fetch = partial(obtain, model, state / "models", config.weights, config.split, config.engine)
+        _run_until_stopped(lambda stop: serve(content, fetch, paths, stop, (state / "ready").touch))
 
 
 @app.command()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from resplit.cluster import server
 from resplit.cluster.local import free_ports
-from resplit.cluster.server import _app, _http_server, required_api_keys
+from resplit.cluster.server import ServePaths, _app, _http_server, required_api_keys
 from resplit.config import ClusterConfig
 from resplit.errors import ConfigError
 from resplit.model.source import StoredModel
+from resplit.security.authority import keys_command
 from resplit.wire import listener
 from resplit.wire.addresses import Address
 from tests.support.in_process import InProcessCluster
@@ -143,10 +148,10 @@ async def serving(app: ASGIApp) -> AsyncIterator[Address]:
     address = Address("127.0.0.1", free_ports(1)[0])
     listening = listener.Listener(address, 16)
     listening.listen()  # so that clients can connect at once
-    server = _http_server(app, listening)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
+    http = _http_server(app, listening)
+    task = asyncio.create_task(http.serve(sockets=[listening]))
     yield address
-    server.should_exit = True
+    http.should_exit = True
     await task
 
 
@@ -230,3 +235,56 @@ async def test_the_head_of_a_request_is_bounded(served: Address, head: bytes) ->
                 await writer.drain()
             assert (await reader.readline()).startswith(b"HTTP/1.1 400")
     writer.transport.abort()
+
+
+@dataclass
+class _Held:
+    """Calls of a function that wait in their thread until they are released."""
+
+    function: Callable[..., Any]
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, *arguments: Any) -> Any:
+        assert self.released.wait(30)
+        return self.function(*arguments)
+
+
+async def test_the_port_answers_from_the_start_and_says_what_is_waited_for(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = _config([]).model_dump(exclude={"nodes", "classes", "limits", "http", "objective", "links"})
+    nodes = [{"name": "alone", "memory": "8 MiB", "address": f"127.0.0.1:{free_ports(1)[0]}"}]
+    content |= {"nodes": nodes, "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}]}
+    keys_command(tmp_path / "keys", ["alone"])
+    paths = ServePaths(tmp_path, tmp_path / "keys", str(tmp_path / "registry"), Address("127.0.0.1", free_ports(1)[0]))
+    obtain, package = _Held(lambda: stored_model), _Held(server.package)
+    monkeypatch.setattr(server, "package", package)
+    stop = asyncio.Event()
+
+    serving = asyncio.create_task(server.serve(content, obtain, paths, stop, lambda: None))
+    async with httpx.AsyncClient(base_url=f"http://{paths.listen}") as client:
+
+        async def says(reason: str) -> None:
+            said = None
+            async with asyncio.timeout(120):  # the planner may compile its kernels
+                while said != (503, reason):
+                    assert not serving.done(), serving.result()
+                    await asyncio.sleep(0.01)
+                    with contextlib.suppress(httpx.TransportError):
+                        answer = await client.get("/readyz")
+                        said = (answer.status_code, answer.json()["reason"])
+            assert (await client.get("/healthz")).status_code == 200
+            refused = await client.get("/v1/models", headers={"x-request-id": "mine"})
+            if reason.startswith("the model"):
+                assert (refused.status_code, refused.json()["error"]["message"]) == (503, reason)
+                assert (refused.headers["retry-after"], refused.headers["x-request-id"]) == ("2", "mine")
+            assert (await client.get("/control/status")).json()["error"]["message"] == reason
+
+        await says("the model is fetched and converted")
+        obtain.released.set()
+        await says("the model is packaged")
+        package.released.set()
+        await says("waiting for nodes: alone")
+    stop.set()
+    async with asyncio.timeout(20):  # and does not wait for the node
+        await serving

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from resplit import planner
 from resplit.cluster.busy_machine import EmulationCheck, OthersUse
+from resplit.cluster.front import Front
 from resplit.cluster.model_check import ensure_servable
 from resplit.cluster.state_folder import claim_for_model
 from resplit.config import ClusterConfig, HttpConfig
@@ -45,8 +46,9 @@ from resplit.live.streams import Streams
 from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
 from resplit.pass_times import PassTime
-from resplit.process.cancellation import VitalTasks, until_stopped
+from resplit.process.cancellation import VitalTasks, unless_stopped, until_stopped
 from resplit.process.garbage import freeze_startup_objects
+from resplit.process.signals import ended_by_signals
 from resplit.security.identity import CONTROLLER, Member
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import identity, package
@@ -82,48 +84,71 @@ class ServePaths:
 
 
 async def serve(
-    content: Mapping[str, Any], model: StoredModel, paths: ServePaths, stop: asyncio.Event, ready: Callable[[], None]
+    content: Mapping[str, Any],
+    obtain: Callable[[], StoredModel],
+    paths: ServePaths,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
 ) -> None:
     """Run gateway and controller until `stop` is set; `content` is that of the cluster file.
 
-    `ready` is called once the API answers. Before the first placement, all nodes have to answer: NodeLostError names
-    the nodes that do not. After a restart, the last live placement is resumed, if necessary without some nodes.
+    The port answers at once, and `GET /readyz` says what is waited for. `obtain` fetches the model, in a thread;
+    meanwhile, and while the model is packaged, a signal ends the process. `ready` is called once the API answers.
+    Before the first placement, all nodes have to answer: NodeLostError names the nodes that do not. After a restart,
+    the last live placement is resumed, if necessary without some nodes.
     ConfigError if the port is taken, if the cluster file asks for what the model or its engine cannot do, or if this
     machine is too slow for its emulated nodes although it is quiet. The error of a vital task if one fails.
     """
     desired = load_desired_state(paths.desired_state_file, content)
-    ensure_servable(desired.cluster, model.spec)
     api_keys = required_api_keys(desired.cluster, paths.listen)
-    listener = Listener(paths.listen, desired.cluster.limits.connections)  # first: a port in use is an error at once
-    emulation = EmulationCheck(lambda: check_emulation(desired.cluster, model), OthersUse(lambda: [os.getpid()]))
-    await emulation.at_start()
-    await asyncio.to_thread(planner.load)
-    paths.state.mkdir(parents=True, exist_ok=True)
     member = Member.load_as(CONTROLLER, paths.keys / CONTROLLER)
-    keyring = Keyring(paths.state / "keyring.json")
-    await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
-    log = EpochLog(paths.state / "epochs.db")
-    first = log.last_committed() is None
-    claim_for_model(paths.state, model.name, identity(model, keyring), has_epochs=not first)
-    parts = _assemble(content, desired, model, member, keyring, log, paths, api_keys)
-    parts.controller.emulation_warning = lambda: emulation.warning
-    server, tasks = _http_server(parts.app, listener), VitalTasks()
+    listener = Listener(paths.listen, desired.cluster.limits.connections)
+    front, tasks = Front(), VitalTasks()
+    server = _http_server(front, listener)
     try:
         http = tasks.spawn(server.serve(sockets=[listener]), "http")
-        await _until_nodes_answer(parts.router, set(desired.cluster.node_names), first)
-        await _start(parts, tasks, emulation)
-        freeze_startup_objects()
-        ready()
-        await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)
-        server.should_exit = True
-        parts.page.close()
-        await http
+        with ended_by_signals():
+            prepared = await _prepare(desired.cluster, obtain, paths, front)
+        async with _gateway(content, desired, prepared, member, paths, api_keys) as parts:
+            front.app = parts.app
+            try:
+                await unless_stopped(stop, _start(parts, tasks, ready))
+                await until_stopped(stop, tasks, parts.router.tasks, parts.controller.tasks)
+                server.should_exit = True
+                parts.page.close()
+                await http
+            finally:
+                await tasks.stop()
     finally:
         await tasks.stop()
-        await parts.controller.stop()
-        await parts.router.disconnect()
         listener.close()
-        log.close()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a gateway needs before it can be made: the packaged model, on a machine that is fast enough for the file."""
+
+    model: StoredModel
+    keyring: Keyring
+    emulation: EmulationCheck
+
+
+async def _prepare(
+    cluster: ClusterConfig, obtain: Callable[[], StoredModel], paths: ServePaths, front: Front
+) -> _Prepared:
+    """Fetch and package the model. It may be killed at any point; `front` says how far it is."""
+    front.doing = "the model is fetched and converted"
+    model = await asyncio.to_thread(obtain)
+    ensure_servable(cluster, model.spec)
+    front.doing = "the speed of this machine is measured"
+    emulation = EmulationCheck(lambda: check_emulation(cluster, model), OthersUse(lambda: [os.getpid()]))
+    await emulation.at_start()
+    await asyncio.to_thread(planner.load)
+    front.doing = "the model is packaged"
+    paths.state.mkdir(parents=True, exist_ok=True)
+    keyring = Keyring(paths.state / "keyring.json")
+    await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
+    return _Prepared(model, keyring, emulation)
 
 
 @dataclass(frozen=True)
@@ -133,35 +158,64 @@ class _Parts:
     router: Router
     controller: Controller
     monitor: Monitor
+    emulation: EmulationCheck
     app: FastAPI
     page: Streams
+    first: bool  # no placement was ever live
     started: asyncio.Event  # set once the controller has started: until then the control API refuses calls
 
 
-async def _start(parts: _Parts, tasks: VitalTasks, emulation: EmulationCheck) -> None:
-    """Start what runs beside the API, which answers from now on."""
+@contextlib.asynccontextmanager
+async def _gateway(
+    content: Mapping[str, Any],
+    desired: DesiredState,
+    prepared: _Prepared,
+    member: Member,
+    paths: ServePaths,
+    api_keys: Mapping[bytes, str],
+) -> AsyncIterator[_Parts]:
+    """Gateway and controller over the log of epochs. ConfigError if the log's epochs are of another model."""
+    with contextlib.closing(EpochLog(paths.state / "epochs.db")) as log:
+        has_epochs = log.last_committed() is not None
+        claim_for_model(paths.state, prepared.model.name, identity(prepared.model, prepared.keyring), has_epochs)
+        parts = _assemble(content, desired, prepared, member, log, paths, api_keys)
+        try:
+            yield parts
+        finally:
+            await parts.controller.stop()
+            await parts.router.disconnect()
+
+
+async def _start(parts: _Parts, tasks: VitalTasks, ready: Callable[[], None]) -> None:
+    """Start the controller once the nodes answer, and what runs beside it."""
+    await _until_nodes_answer(parts.router, parts.first)
     await parts.controller.start()
     parts.started.set()
     tasks.spawn(parts.monitor.run(), "monitor")
-    tasks.spawn(emulation.when_quiet(), "emulation check")
+    tasks.spawn(parts.emulation.when_quiet(), "emulation check")
+    freeze_startup_objects()
+    ready()
 
 
 def _assemble(
     content: Mapping[str, Any],
     desired: DesiredState,
-    model: StoredModel,
+    prepared: _Prepared,
     member: Member,
-    keyring: Keyring,
     log: EpochLog,
     paths: ServePaths,
     api_keys: Mapping[bytes, str],
 ) -> _Parts:
     """Create gateway and controller, and connect their events."""
     cluster, addresses = desired.cluster, addresses_of(desired)
+    model, emulation, first = prepared.model, prepared.emulation, log.last_committed() is None
     router = Router(cluster, member, model.spec.vocabulary)
     router.connect(addresses)
     sessions = Sessions(cluster, router, model.features(cluster.private_layers))
-    controller = Controller(cluster, model, member, keyring, log, router.peers, addresses, sessions, paths.state)
+    controller = Controller(
+        cluster, model, member, prepared.keyring, log, router.peers, addresses, sessions, paths.state
+    )
+    controller.emulation_warning = lambda: emulation.warning
     operator = Operator(controller, router, content, paths.desired_state_file)
     monitor = Monitor(router.peers, len(controller.view.rules.features), router.drop)
     sessions.on_settled = controller.deployment.sessions_left
@@ -174,7 +228,7 @@ def _assemble(
     app, token, started = _app(cluster, model, sessions, api_keys), _token(paths.token_file), asyncio.Event()
     app.mount("/control", _once(started, create_control_api(controller, operator, monitor, token), router))
     page = _mount_page(app, controller, monitor, sessions, token)
-    return _Parts(router, controller, monitor, app, page, started)
+    return _Parts(router, controller, monitor, emulation, app, page, first, started)
 
 
 def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> Streams:
@@ -238,11 +292,12 @@ def _browser_rules(http: HttpConfig, has_keys: bool) -> list[Middleware]:
     return rules
 
 
-async def _until_nodes_answer(router: Router, nodes: set[str], first: bool) -> None:
+async def _until_nodes_answer(router: Router, first: bool) -> None:
     """Wait for all nodes before the `first` placement; after a restart only for a moment.
 
     Meanwhile a log line and the gateway say which nodes are missing.
     """
+    nodes = set(router.cluster.node_names)
     if not first:
         with contextlib.suppress(NodeLostError):
             await router.wait_for(nodes, _ANSWERS_AGAIN_WITHIN_S)

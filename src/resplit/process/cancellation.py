@@ -44,6 +44,17 @@ async def to_its_end(work: Awaitable[None]) -> None:
         raise
 
 
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Await work, or cancel it once `stop` is set."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        await cancel_and_wait([working, stopping])
+
+
 class VitalTasks:
     """Tasks that run until they end or their owner stops them. Their process must not continue after one has failed.
 
