@@ -6,43 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from resplit.config import ClusterConfig, load_cluster
+from resplit.config import load_cluster
 from resplit.errors import ConfigError
 from resplit.types import Weights
+from tests.support.cluster_file import CLUSTER, cluster, written
 from tests.support.three_nodes import three_node_config
 
 DATA = Path(__file__).parents[1] / "data"
-CLUSTER = """\
-name: test
-source: hub
-trusted: [hub]
-nodes:
-  - name: hub
-    memory: 64 MiB
-    emulate:
-      decode_per_token: { embed: 1 ms, layer: 2 ms, head: 3 ms }
-      prefill_per_token: { embed: 1 ms, layer: 2 ms, head: 3 ms }
-  - name: far
-    memory: 64 MiB
-links:
-  default: { latency: 1 ms, bandwidth: 100 Mbit/s }
-  pairs:
-    - { between: [hub, far], latency: 9 ms, bandwidth: 8 Mbit/s }
-classes:
-  - { name: chat, slo: 2 s, rate_rps: 1, prompt_tokens: 8, new_tokens: 8 }
-kv_tokens: 64
-"""
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "cluster.yaml"
-    path.write_text(text)
-    return path
-
-
-def cluster(folder: Path, old: str = "", new: str = "") -> ClusterConfig:
-    assert old in CLUSTER
-    return load_cluster(written(folder, CLUSTER.replace(old, new, 1)))
 
 
 def test_a_cluster_file_is_read_in_its_units(tmp_path: Path) -> None:

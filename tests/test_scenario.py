@@ -12,7 +12,7 @@ import yaml
 from resplit.config import load_cluster
 from resplit.errors import ConfigError
 from resplit.scenario import cluster_of, load_scenario, scenario_schema
-from tests.test_config import cluster
+from tests.support.cluster_file import cluster
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "docs" / "scenario.schema.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from resplit.decide.likely import likely_changes
 from resplit.model.source import StoredModel
 from resplit.policies import make_policy
 from resplit.types import Problem
-from tests.control.test_fast_loop import constant_model, serve
+from tests.support.constant_passes import constant_model, serve
 from tests.support.controllers import FIRST, operator_of
 from tests.support.decisions import FAST, SLOW, halves, problem
 from tests.support.in_process import InProcessCluster, deploy, in_process, until

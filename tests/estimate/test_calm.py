@@ -7,38 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resplit.cost import CostModel, LinkModel
 from resplit.estimate import Change, ClusterEstimate
-from resplit.pass_times import PassTime
-from tests.estimate.test_cluster import FEATURES, LAYER_S, a_pass, model
+from tests.support.near_and_far import EVERY_S, FEATURES, STALLS, calm_pass, delayed, linked, model
 
 HOUR_S = 3600.0
-EVERY_S = 0.2  # two streams, each with a token in 0.4 s
-NOISE = 0.03  # of a time, as a share
-HICCUP_S = 0.03  # mean delay of a host that does something else for a moment
-STALLS = 0.001  # share of times that are late: at each node one in 100 s
 MOST_ALARMS = 1  # in an hour
-
-
-def delayed(rng: np.random.Generator, seconds: float, share: float) -> float:
-    """A time with noise, which is late with a probability of `share`."""
-    late_s = float(rng.exponential(HICCUP_S)) if rng.random() < share else 0.0
-    return float(seconds * np.exp(NOISE * rng.standard_normal()) + late_s)
-
-
-def calm_pass(rng: np.random.Generator, at_s: float) -> PassTime:
-    done = a_pass(at_s)
-    segments = []
-    for segment in done.segments:
-        first_s, second_s = (delayed(rng, segment.computed_s / 2, STALLS) for _ in range(2))
-        segments.append(replace(segment, computed_s=first_s + second_s, first_half_s=first_s))
-    computed_s = sum(segment.computed_s + segment.waited_s for segment in segments)
-    return replace(done, segments=tuple(segments), total_s=computed_s + delayed(rng, 0.02, STALLS))
-
-
-def linked(cost: CostModel) -> CostModel:
-    pairs = [(one, other) for one in LAYER_S for other in LAYER_S if one != other]
-    return replace(cost, links=tuple(LinkModel(one, other, 0.004, 1 / 4e7, 0.0, 0.0, 9) for one, other in pairs))
 
 
 def calm_hour(seed: int) -> list[Change]:

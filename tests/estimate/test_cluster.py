@@ -8,66 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resplit.cost import CostModel, PassModel, PredictionError
 from resplit.cost.features import design
 from resplit.estimate import ClusterEstimate, Estimates, Forecast, LinkEstimate, NodeEstimate, ahead, under_estimates
-from resplit.pass_times import PassTime, SegmentTime
+from resplit.pass_times import PassTime
 from resplit.problem import problem_to_json
-from resplit.types import BlockFeatures, Problem
+from resplit.types import Problem
+from tests.support.near_and_far import FEATURES, FIXED, LAYER_S, a_pass, model
 from tests.support.problems import tiny_problem
-
-LAYER_S = {"near": 0.02, "far": 0.04}
-FIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
-NO_ERROR = PredictionError(None, None, 0)
-
-
-def feature(name: str, kind: str) -> BlockFeatures:
-    return BlockFeatures(
-        name=name,
-        kind=kind,
-        parameters=10,
-        flops_per_token=20.0,
-        flops_per_context_token=1.0,
-        weight_bytes=40.0,
-        kv_bytes_per_token=8.0,
-        activation_bytes_per_token=8.0,
-        private=False,
-        sensitivity=0.5,
-    )
-
-
-FEATURES = tuple(feature(f"layer.{index}", "layer") for index in range(4))
-
-
-def model(factors: dict[str, float] | None = None) -> CostModel:
-    """A model in which every pass through a layer takes the same time on a node, times a factor."""
-    factors = factors or {}
-    times_s = {node: seconds * factors.get(node, 1.0) for node, seconds in LAYER_S.items()}
-    passes = tuple(
-        PassModel(node, phase, "layer", tuple(seconds * part for part in FIXED), FIXED, 1, 0.0)
-        for node, seconds in times_s.items()
-        for phase in ("prefill", "decode")
-    )
-    return CostModel(0.0, times_s, passes, (), NO_ERROR, NO_ERROR)
-
-
-def a_pass(at_s: float, factors: dict[str, float] | None = None, background: float = 0.0, decodes: int = 1) -> PassTime:
-    """A pass through two layers on each node, which take the model's times times a factor."""
-    factors = factors or {}
-    segments = tuple(
-        SegmentTime(
-            node,
-            first,
-            first + 1,
-            waited_s=0.001,
-            computed_s=2 * LAYER_S[node] * factors.get(node, 1.0) / (1 - background),
-            background_utilization=background,
-            decodes=decodes,
-            prefill_tokens=0 if decodes else 8,
-        )
-        for node, first in (("near", 0), ("far", 2))
-    )
-    return PassTime(1, 20, 1, at_s, 0.05, segments)
 
 
 @pytest.fixture

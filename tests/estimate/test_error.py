@@ -14,7 +14,7 @@ from resplit.estimate import Estimates, LinkEstimate, NodeEstimate
 from resplit.estimate.error import estimate_errors
 from resplit.phases import NodeState, phases_of
 from resplit.scenario import load_scenario
-from tests.estimate.test_cluster import FEATURES
+from tests.support.near_and_far import FEATURES
 
 HOME = load_cluster(Path("data/clusters/home.yaml"))
 LAYER_S = 1.73e-3 + 0.74e-3  # of "hub"

@@ -12,7 +12,7 @@ from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.sessions import SimulatedRoute
 from resplit.workload import Arrival
-from tests.simulate.networks import hardware, layer, open_cluster
+from tests.support.networks import hardware, layer, open_cluster
 
 NODES = ["home", "far"]
 LINK = LinkShape.model_validate({"latency": "20 ms", "bandwidth": "1000 Gbit/s"})

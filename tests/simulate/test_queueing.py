@@ -7,7 +7,7 @@ import pytest
 
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine, Ran, Visit, segment_pass
-from tests.simulate.networks import hardware, latencies, poisson
+from tests.support.networks import hardware, latencies, poisson
 
 
 class Exponential:

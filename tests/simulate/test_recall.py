@@ -11,7 +11,7 @@ from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.sessions import SimulatedRoute
 from resplit.workload import Arrival
-from tests.simulate.networks import hardware, layer, open_cluster
+from tests.support.networks import hardware, layer, open_cluster
 
 NODES = ["home", "far"]
 LINK = LinkShape.model_validate({"latency": "5 ms", "bandwidth": "1 Gbit/s"})
