@@ -14,8 +14,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import yaml
@@ -42,8 +42,26 @@ async def stream(url: str, new_tokens: int, times_s: list[float]) -> None:
             times_s.append(at_s)  # noqa: PERF401 - read while it grows
 
 
-async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict[str, Any]:
-    """Kill the node that hosts most blocks once a stream has `history` positions. Returns one row of the table."""
+@dataclass(frozen=True)
+class Recovered:
+    """A recovery from a node's death after `history` positions, in the order of `COLUMNS`."""
+
+    history: int
+    longest_gap_s: float
+    noticed_s: float
+    plan_s: float | None
+    load_s: float | None
+    restore_s: float
+    replay_s: float
+    restored_positions: int
+    replayed_positions: int
+    transferred_mb: float
+    token_s: float
+    copied_kb_per_token: float
+
+
+async def recover(cluster: Cluster, client: ControlClient, history: int) -> Recovered:
+    """Kill the node that hosts most blocks once a stream has `history` positions."""
     victim = Counter(client.model().placement).most_common(1)[0][0]
     times_s: list[float] = []
     streaming = asyncio.create_task(stream(cluster.url, history - len(PROMPT) + AFTER_TOKENS, times_s))
@@ -62,24 +80,24 @@ async def one_row(cluster: Cluster, client: ControlClient, history: int) -> dict
     recovery = move.recovery
     assert recovery is not None
     assert outcome is not None
-    return {
-        "history": history,
-        "longest gap, s": max(around),
-        "noticed": recovery.noticed_s,
-        "plan": outcome.plan_s,
-        "load": outcome.prepare_s,
-        "restore": recovery.restore_s,
-        "replay": recovery.replay_s,
-        "restored": recovery.restored_positions,
-        "replayed": recovery.replayed_positions,
-        "MB transferred": move.cache_bytes / 1e6,
-        "s per token": statistics.median(before),
-        "KB copied per token": record.copied_bytes / (record.prompt_tokens + record.new_tokens) / 1e3,
-    }
+    return Recovered(
+        history=history,
+        longest_gap_s=max(around),
+        noticed_s=recovery.noticed_s,
+        plan_s=outcome.plan_s,
+        load_s=outcome.prepare_s,
+        restore_s=recovery.restore_s,
+        replay_s=recovery.replay_s,
+        restored_positions=recovery.restored_positions,
+        replayed_positions=recovery.replayed_positions,
+        transferred_mb=move.cache_bytes / 1e6,
+        token_s=statistics.median(before),
+        copied_kb_per_token=record.copied_bytes / (record.prompt_tokens + record.new_tokens) / 1e3,
+    )
 
 
-def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[dict[str, Any]]:
-    """Start a cluster, and measure one row for each history."""
+def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[int]) -> list[Recovered]:
+    """Start a cluster, and measure a recovery for each history."""
     content = yaml.safe_load(cluster_file.read_text())
     content["limits"] |= {"copy_every": copy_every, "drafts": 0, "deadline": "600 s"}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,8 +105,7 @@ def measure(cluster_file: Path, state: Path, copy_every: int, histories: list[in
         changed.write_text(yaml.safe_dump(content))
         with running(changed, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
             first_plan(cluster)
-            rows = [asyncio.run(one_row(cluster, client, history)) for history in histories]
-    return [{"copy every": copy_every or "never"} | row for row in rows]
+            return [asyncio.run(recover(cluster, client, history)) for history in histories]
 
 
 def main() -> None:
@@ -102,8 +119,9 @@ def main() -> None:
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     for copy_every in given.copy_every:
-        for row in measure(given.cluster, given.state, copy_every, given.histories):
-            shown = [f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS]
+        for recovered in measure(given.cluster, given.state, copy_every, given.histories):
+            row = [copy_every or "never", *astuple(recovered)]
+            shown = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
             print("| " + " | ".join(shown) + " |", flush=True)
     print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.serving import llama_cpp
 from benchmarks.serving.clusters import Cost, Setup, restart_s, serving
@@ -28,7 +27,7 @@ from benchmarks.serving.speculation import speculation_figures
 from resplit.cluster.local import Cluster
 from resplit.config import LimitsConfig
 
-Figures = dict[str, Any]
+Figures = dict[str, float | str | None]  # by name; None where llama.cpp was not built
 
 
 def main() -> None:
