@@ -70,14 +70,9 @@ class EmulationCheck:
         of its emulation.
         """
         self._others.share()
-        try:
-            await asyncio.to_thread(self._check)
-        except SlowMachineError as error:
-            if error.factor <= HEADROOM:
-                self._warn_of_no_headroom(error)
-                return
+        if error := await self._failure():
             if error.factor > BUSY_FACTOR or self._others.share() < BUSY_SHARE:
-                raise
+                raise error
             self.warning = f"other programs keep this machine busy, and it may be too slow for this cluster: {error}"
             _log.warning("the emulation is checked again when this machine is quiet", error=str(error))
 
@@ -90,17 +85,22 @@ class EmulationCheck:
             await asyncio.sleep(CHECK_EVERY_S)
             if self._others.share() < QUIET_SHARE:
                 break
+        if error := await self._failure():
+            self.warning = f"this machine is too slow for this cluster, and measurements are wrong: {error}"
+            _log.error("this machine is too slow for its emulated nodes", error=str(error))
+        elif not self._settled:
+            self.warning = ""
+            _log.info("this machine is quiet, and fast enough for its emulated nodes")
+
+    async def _failure(self) -> SlowMachineError | None:
+        """The error of a check now. A machine that only lacks headroom passes, with a warning."""
         try:
             await asyncio.to_thread(self._check)
         except SlowMachineError as error:
-            if error.factor <= HEADROOM:
-                self._warn_of_no_headroom(error)
-                return
-            self.warning = f"this machine is too slow for this cluster, and measurements are wrong: {error}"
-            _log.error("this machine is too slow for its emulated nodes", error=str(error))
-        else:
-            self.warning = ""
-            _log.info("this machine is quiet, and fast enough for its emulated nodes")
+            if error.factor > HEADROOM:
+                return error
+            self._warn_of_no_headroom(error)
+        return None
 
     def _warn_of_no_headroom(self, error: SlowMachineError) -> None:
         self._settled = True
