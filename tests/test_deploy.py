@@ -60,3 +60,11 @@ def test_the_services_are_the_nodes_of_the_cluster_file_and_the_gateway() -> Non
     for node in cluster.nodes:
         assert node.address == f"{node.name}:7001"
         assert node.name in SERVICES[node.name]["command"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_mounts_something_inside_a_volume(name: str) -> None:
+    """Docker and podman create the folders above such a mount as root, and the process could not write there."""
+    targets = [each.split(":")[1] for each in SERVICES[name]["volumes"]]
+    inside = [(a, b) for a in targets for b in targets if b.startswith(f"{a}/")]
+    assert not inside

@@ -121,6 +121,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port that the gateway listens on.")] = 8080,
     model: Model = DEFAULT_MODEL,
+    keys: Annotated[Path | None, typer.Option(help="Its key folder; by default STATE/keys/controller.")] = None,
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
     state: State = _DEFAULT_STATE,
     end_with_parent: EndWithParent = False,
@@ -135,9 +136,11 @@ def serve(
     with contextlib.nullcontext() if end_with_parent else in_use(state):  # the parent holds the lock
         from resplit.cluster.server import ServePaths, serve
         from resplit.model.source import obtain
+        from resplit.security.identity import CONTROLLER
         from resplit.wire.addresses import Address
 
-        paths = ServePaths(state, state / "keys", registry or str(state / "registry"), Address(host, port))
+        key_folder = keys or state / "keys" / CONTROLLER
+        paths = ServePaths(state, key_folder, registry or str(state / "registry"), Address(host, port))
         fetch = partial(obtain, model, state / "models", config.weights, config.split, config.engine)
         _run_until_stopped(lambda stop: serve(content, fetch, paths, stop, (state / "ready").touch))
 

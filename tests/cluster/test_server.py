@@ -21,6 +21,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import ConfigError
 from resplit.model.source import StoredModel
 from resplit.security.authority import keys_command
+from resplit.security.identity import CONTROLLER
 from resplit.wire import listener
 from resplit.wire.addresses import Address
 from tests.support.in_process import InProcessCluster
@@ -256,7 +257,9 @@ async def test_the_port_answers_from_the_start_and_says_what_is_waited_for(
     nodes = [{"name": "alone", "memory": "8 MiB", "address": f"127.0.0.1:{free_ports(1)[0]}"}]
     content |= {"nodes": nodes, "classes": [{"name": "chat", "rate_rps": 1, "prompt_tokens": 8, "new_tokens": 8}]}
     keys_command(tmp_path / "keys", ["alone"])
-    paths = ServePaths(tmp_path, tmp_path / "keys", str(tmp_path / "registry"), Address("127.0.0.1", free_ports(1)[0]))
+    paths = ServePaths(
+        tmp_path, tmp_path / "keys" / CONTROLLER, str(tmp_path / "registry"), Address("127.0.0.1", free_ports(1)[0])
+    )
     obtain, package = _Held(lambda: stored_model), _Held(server.package)
     monkeypatch.setattr(server, "package", package)
     stop = asyncio.Event()

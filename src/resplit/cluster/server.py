@@ -65,7 +65,7 @@ _ANSWERS_AGAIN_WITHIN_S = 2.0
 
 @dataclass(frozen=True)
 class ServePaths:
-    """The files and folders of a gateway, the shard registry, and where the gateway listens."""
+    """The files and folders of a gateway (`keys`: its own), the shard registry, and where the gateway listens."""
 
     state: Path
     keys: Path
@@ -101,7 +101,7 @@ async def serve(
     """
     desired = load_desired_state(paths.desired_state_file, content)
     api_keys = required_api_keys(desired.cluster, paths.listen)
-    member = Member.load_as(CONTROLLER, paths.keys / CONTROLLER)
+    member = Member.load_as(CONTROLLER, paths.keys)
     listener = Listener(paths.listen, desired.cluster.limits.connections)
     front, tasks = Front(), VitalTasks()
     server = _http_server(front, listener)
