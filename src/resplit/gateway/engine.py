@@ -29,6 +29,7 @@ class GenerationRequest:
     `max_new_tokens`. `deadline_s` counts from the call of `generate`; None is no deadline. With `until_deadline`, the
     deadline ends the tokens like the limit does, unless there is none yet. With `logprobs`, each new token comes with
     its log probability and those of so many of the most likely tokens; with `score_prompt`, prompt tokens do too.
+    Requests of different `client`s get room in turn.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +42,7 @@ class GenerationRequest:
     steering: Steering | None = None
     logprobs: int | None = None
     score_prompt: bool = False
+    client: str = ""
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,19 @@ def test_a_stream_consists_of_server_sent_events(server) -> None:
     assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events)
 
 
+def test_a_client_is_the_holder_of_a_key_else_an_address(server) -> None:
+    url, engine = server
+    engine.seen.clear()
+    body = {"model": "tiny-random-llama", "prompt": "the quick", "max_tokens": 1}
+    for key in ("key-batch", "key-interactive", "key-batch", "made-up", None):
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        assert httpx.post(f"{url}/v1/completions", json=body, headers=headers).status_code == 200
+    batch, interactive, again, unknown, without = [request.client for request in engine.seen]
+    assert batch == again != interactive
+    assert unknown == without == "127.0.0.1"
+    assert "key" not in batch + interactive
+
+
 def test_the_class_comes_from_the_key_then_the_header_then_the_default(server) -> None:
     def seen(key: str, **headers: str) -> str:
         client = openai.OpenAI(base_url=f"{server[0]}/v1", api_key=key, default_headers=headers)

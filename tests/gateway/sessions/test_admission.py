@@ -1,4 +1,4 @@
-"""Admission is first come, first served within its limits, whichever requests are cancelled and when."""
+"""Admission is first come, first served to one client, and fair to several, whichever requests are cancelled."""
 
 from __future__ import annotations
 
@@ -227,6 +227,112 @@ async def _grow(needs: list[int], turns: list[int]) -> None:
     await settle()
     assert admission.running == admission.waiting == 0
     await asyncio.gather(*tasks)
+
+
+@dataclass
+class Clients:
+    """Requests of clients with names of one letter; `order` has each when it gets room or is refused."""
+
+    admission: Admission
+    running: list[Reservation] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def request(self, client: str) -> None:
+        self.tasks.append(asyncio.create_task(self._reserve(client)))
+
+    async def _reserve(self, client: str) -> None:
+        try:
+            self.running.append(await self.admission.reserve(1, 1, NEVER_S, client=client))
+            self.order.append(client)
+        except CapacityError:
+            self.order.append(f"-{client}")
+
+    async def end_first(self) -> None:
+        self.admission.release(self.running.pop(0))
+        await settle()
+
+
+async def crowded(admission: Admission, running: str, waiting: str) -> Clients:
+    """Requests of clients with names of one letter, which run and wait. `end_first` ends the oldest that runs."""
+    crowd = Clients(admission)
+    for client in running + waiting:
+        crowd.request(client)
+    await settle()
+    assert "".join(crowd.order) == running
+    crowd.order.clear()
+    return crowd
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "order"),
+    [
+        ("aaa", "aaaab", "baaaa"),  # one client with many requests does not keep others out
+        ("aaa", "aabcaa", "bcaaaa"),
+        ("aab", "aab", "aab"),
+        ("abc", "cba", "abc"),
+        ("aaa", "bcbc", "bcbc"),
+    ],
+)
+async def test_clients_get_room_in_turn(running: str, waiting: str, order: str) -> None:
+    admission = Admission(3, 100, 8)
+    clients = await crowded(admission, running, waiting)
+    for _ in waiting:
+        await clients.end_first()
+    assert "".join(clients.order) == order
+
+
+async def test_in_a_full_queue_the_client_with_most_requests_gives_its_last_place_to_one_with_fewer() -> None:
+    admission = Admission(2, 100, 3)
+    clients = await crowded(admission, "aa", "aaa")
+    for newcomer in "bca":
+        clients.request(newcomer)
+        await settle()
+    assert "".join(clients.order) == "-a-a-a"
+    for _ in range(3):
+        await clients.end_first()
+    assert "".join(clients.order) == "-a-a-abac"  # of equals the oldest
+
+
+async def test_nobody_is_put_out_of_the_queue_for_a_client_with_as_many_requests() -> None:
+    admission = Admission(2, 100, 2)
+    clients = await crowded(admission, "ab", "ab")
+    for newcomer in "ab":
+        clients.request(newcomer)
+        await settle()
+    assert "".join(clients.order) == "-a-b"
+    assert admission.waiting == 2
+
+
+@examples(100)
+@given(names=st.lists(st.sampled_from("aaabc"), min_size=1, max_size=20), sessions=st.integers(1, 4))
+def test_every_client_ends_however_many_requests_others_have(names: list[str], sessions: int) -> None:
+    async def play() -> None:
+        admission = Admission(sessions, 100, 20)
+        crowd = Clients(admission)
+        for client in names:
+            crowd.request(client)
+        await settle()
+        while crowd.running:
+            await crowd.end_first()
+        await asyncio.gather(*crowd.tasks)
+        assert sorted(crowd.order) == sorted(names)
+        assert admission.running == admission.waiting == 0
+
+    asyncio.run(play())
+
+
+async def test_the_forecast_of_a_wait_knows_whose_turn_it_is() -> None:
+    admission, _ = await busy(queue=8)
+    queued = [asyncio.create_task(admission.reserve(1, 1, NEVER_S)) for _ in range(3)]
+    await settle()
+    with pytest.raises(CapacityError, match=r"1\.6 s in the queue"):
+        await admission.reserve(10, 5, NEVER_S, deadline_in(2.0))
+    other = asyncio.create_task(admission.reserve(10, 5, NEVER_S, deadline_in(2.0), client="other"))
+    await settle()
+    assert not other.done()  # only the request that runs is before it
+    for each in [*queued, other]:
+        each.cancel()
 
 
 def deadline_in(slo_s: float) -> Deadline:

@@ -27,10 +27,20 @@ class ApiKeys:
 
     def class_of(self, authorization: str) -> str | None:
         """The class of the key in an Authorization header. Without a known key: None, or HTTPException (401)."""
-        scheme, _, key = authorization.partition(" ")
-        found = self.classes.get(digest(key.strip())) if scheme.lower() == "bearer" else None
+        found = self.classes.get(_digest_in(authorization))
         if found is None and self.required:
             challenge = {"WWW-Authenticate": "Bearer"}
             rule = "a valid API key is required: Authorization: Bearer KEY"
             raise http_error(401, rule, "invalid_api_key", headers=challenge)
         return found
+
+    def client_of(self, authorization: str, address: str) -> str:
+        """Who sends a request: the holder of a known key, from wherever, else the address that it comes from."""
+        known = _digest_in(authorization)
+        return known.hex() if known in self.classes else address
+
+
+def _digest_in(authorization: str) -> bytes:
+    """The digest of the key in an Authorization header; b"" without one."""
+    scheme, _, key = authorization.partition(" ")
+    return digest(key.strip()) if scheme.lower() == "bearer" else b""

@@ -88,7 +88,9 @@ def _caller(
     if request_class not in engine.classes:
         known = ", ".join(engine.classes)
         raise http_error(400, f"unknown request class; the classes are {known}", "invalid_value", "X-Resplit-Class")
-    return Caller(request_class, min(x_resplit_deadline_s or math.inf, state.max_deadline_s))
+    address = request.client.host if request.client else ""
+    client = state.api_keys.client_of(authorization or "", address)
+    return Caller(request_class, min(x_resplit_deadline_s or math.inf, state.max_deadline_s), client)
 
 
 _Caller = Annotated[Caller, Depends(_caller)]

@@ -30,10 +30,11 @@ from resplit.gateway.openai.text import Text
 
 @dataclass(frozen=True)
 class Caller:
-    """The request class and the deadline in a request's headers. `deadline_s` counts from the arrival."""
+    """Who sends a request, and the class and deadline in its headers. `deadline_s` counts from the arrival."""
 
     request_class: str
     deadline_s: float
+    client: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +141,7 @@ class CompletionService:
                 deadline_s=deadline_s,
                 until_deadline=body.new_tokens is None,
                 logprobs=body.most_likely,
+                client=caller.client,
             )
             for number in range(body.n or 1):
                 seeded = replace(sampling, seed=sampling.seed + number)

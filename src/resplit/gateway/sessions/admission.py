@@ -1,9 +1,13 @@
-"""Admission: gives sessions room for their caches as they use it, first come, first served.
+"""Admission: gives sessions room for their caches as they use it, in turn to each client.
+
+Of those that wait, a request of the client with the fewest running sessions is next, and of equals the oldest one. So
+one client alone is served first come, first served, and one with a hundred requests does not keep others out.
 
 A session gets more room as it grows, as long as all running ones can still finish, one after another (the banker's
 algorithm, Dijkstra 1965). Otherwise it pauses, with its caches, until others have ended. Nobody new is admitted then.
 
-Refuses a request if the queue is full. For classes with `shed_late`, it also refuses a request if its answer would be
+Refuses a request if the queue is full; but a client that has fewer requests than another takes the place of the other's
+last one. For classes with `shed_late`, it also refuses a request if its answer would be
 late according to the forecast.
 """
 
@@ -11,8 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from resplit.errors import CapacityError
@@ -43,17 +48,19 @@ class Deadline:
 
 @dataclass(eq=False)
 class Reservation:
-    """A request's share of the cached tokens; it is queued until `granted` is set.
+    """A client's request and its share of the cached tokens; it is queued until it is `settled`.
 
     It has room for `held` tokens now, and wants room for `wanted` (more than `held`: it is paused).
     """
 
     prompt_tokens: int
     new_tokens: int
+    client: str = ""
     made: int = 0  # new tokens so far
     held: int = 0
     wanted: int = 0
-    granted: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # it runs, or another took its place in the queue
+    refusal: CapacityError | None = None
 
     def __post_init__(self) -> None:
         self.wanted = self.room(self.prompt_tokens + 1)
@@ -80,7 +87,7 @@ class Admission:
         self._sessions = sessions
         self._tokens = tokens
         self._queue = queue
-        self._waiting: deque[Reservation] = deque()  # in order of arrival; the first one does not fit
+        self._waiting: list[Reservation] = []  # in order of arrival; the one whose turn it is does not fit
         self._running: dict[Reservation, None] = {}  # oldest first; within both limits at all times
         self._freed = asyncio.Event()  # set and replaced whenever a session gets more room or ends
         self._pace = Pace()
@@ -101,18 +108,19 @@ class Admission:
         return sum(reservation.held for reservation in self._running)
 
     async def reserve(
-        self, prompt_tokens: int, new_tokens: int, due_s: float, deadline: Deadline | None = None
+        self, prompt_tokens: int, new_tokens: int, due_s: float, deadline: Deadline | None = None, client: str = ""
     ) -> Reservation:
-        """Reserve room for these tokens, after all requests that came before.
+        """Reserve room for these tokens when it is the turn of `client`.
 
         CapacityError if the queue is full, or if the forecast says that the answer would miss `deadline` (None: there
         is none). TimeoutError if there is no room before `due_s` (event loop's clock).
         """
-        reservation = Reservation(prompt_tokens, new_tokens)
-        self._check_queue(reservation)
+        reservation = Reservation(prompt_tokens, new_tokens, client)
         if deadline is not None:
-            waits_s = self._wait_s([*self._waiting, reservation])
+            before = itertools.takewhile(lambda each: each is not reservation, self._in_turn(reservation))
+            waits_s = self._wait_s([*before, reservation])
             self._check_deadline(reservation, deadline, None if waits_s is None else WAIT_FACTOR * waits_s)
+        self._take_place(reservation)
         self._waiting.append(reservation)
         try:
             self._advance()
@@ -182,48 +190,72 @@ class Admission:
 
     async def _until_granted(self, reservation: Reservation, due_s: float, deadline: Deadline | None) -> None:
         """Wait for room; TimeoutError at `due_s`, CapacityError once the answer would be late."""
-        while not reservation.granted.is_set():
+        while not reservation.settled.is_set():
             if (now_s := asyncio.get_running_loop().time()) >= due_s:
                 raise TimeoutError
             self._check_deadline(reservation, deadline)
             check_s = due_s if deadline is None else min(due_s, now_s + CHECK_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(check_s):
-                    await reservation.granted.wait()
+                    await reservation.settled.wait()
+        if reservation.refusal:
+            raise reservation.refusal
 
     def _withdraw(self, reservation: Reservation) -> None:
         if reservation in self._running:  # it was granted at the same moment
             self.release(reservation)
-        else:
+        elif reservation in self._waiting:
             self._waiting.remove(reservation)
             self._advance()
 
     def _advance(self) -> None:
         """Give room that was freed to paused requests, the oldest first, and then to those that wait."""
-        for reservation in self._running:
-            self._grant(reservation)
+        for paused in self._running:
+            self._grant(paused)
         self._freed.set()
         self._freed = asyncio.Event()
-        while self._waiting and self._fits(self._waiting[0]):
-            reservation = self._waiting.popleft()
+        while (reservation := next(self._in_turn(), None)) and self._fits(reservation):
+            self._waiting.remove(reservation)
             reservation.held = reservation.wanted
             self._running[reservation] = None
-            reservation.granted.set()
+            reservation.settled.set()
+
+    def _in_turn(self, *newcomers: Reservation) -> Iterator[Reservation]:
+        """Those that wait, and `newcomers`, in the order in which they are admitted if nobody else comes or ends."""
+        running, left = Counter(each.client for each in self._running), [*self._waiting, *newcomers]
+        while left:
+            following = min(left, key=lambda each: running[each.client])  # of equals the first
+            left.remove(following)
+            running[following.client] += 1
+            yield following
 
     def _fits(self, reservation: Reservation) -> bool:
         if len(self._running) >= self._sessions or any(each.paused for each in self._running):
             return False
         return self._can_finish(reservation)
 
-    def _check_queue(self, reservation: Reservation) -> None:
-        """CapacityError if the request would have to wait and the queue is full."""
-        if (self._waiting or not self._fits(reservation)) and len(self._waiting) >= self._queue:
-            taken = f"{len(self._running)} of {self._sessions} sessions run"
-            if len(self._running) < self._sessions:
-                taken = f"{self.reserved_tokens} of {self._tokens} cached tokens are used"
-            raise CapacityError(
-                f"{taken}, and {len(self._waiting)} requests wait already", self._retry_after_s(reservation)
-            )
+    def _take_place(self, reservation: Reservation) -> None:
+        """Make sure of a place in the queue if the request has to wait; CapacityError if there is none for it."""
+        if len(self._waiting) < self._queue or (not self._waiting and self._fits(reservation)):
+            return
+        taken = f"{len(self._running)} of {self._sessions} sessions run"
+        if len(self._running) < self._sessions:
+            taken = f"{self.reserved_tokens} of {self._tokens} cached tokens are used"
+        refused = self._last_of_greediest(reservation) or reservation
+        refusal = CapacityError(
+            f"{taken}, and {len(self._waiting)} requests wait already", self._retry_after_s(refused)
+        )
+        if refused is reservation:
+            raise refusal
+        self._waiting.remove(refused)
+        refused.refusal = refusal
+        refused.settled.set()
+
+    def _last_of_greediest(self, newcomer: Reservation) -> Reservation | None:
+        """The last one in the queue of the client with the most requests; None if the newcomer's has about as many."""
+        requests = Counter(each.client for each in (*self._running, *self._waiting))
+        last = max(reversed(self._waiting), key=lambda each: requests[each.client], default=None)
+        return last if last and requests[last.client] > requests[newcomer.client] + 1 else None
 
     def _check_deadline(self, reservation: Reservation, deadline: Deadline | None, waits_s: float | None = 0.0) -> None:
         """CapacityError if the request would be late when it waits for `waits_s` and is then served at the recent pace.

@@ -110,7 +110,7 @@ class Session:
             await context.router.until_ready()
         objective = context.cluster.request_class(request.request_class)
         deadline = Deadline(arrival_s, objective.slo) if objective.shed_late and objective.slo else None
-        reservation = await context.admission.reserve(prompt_tokens, new_tokens, due_s, deadline)
+        reservation = await context.admission.reserve(prompt_tokens, new_tokens, due_s, deadline, request.client)
         late_s = arrival_s + context.cluster.objective_s(request.request_class)
         return cls(name, request, due_s, late_s, context, reservation, context.router.live_route)
 
