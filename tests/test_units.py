@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from resplit.units import Bytes, BytesPerSecond, Seconds
+from resplit.units import Bytes, BytesPerSecond, Seconds, shown_bytes, shown_exactly
 
 BYTES, SECONDS, RATE = TypeAdapter(Bytes), TypeAdapter(Seconds), TypeAdapter(BytesPerSecond)
 
@@ -59,3 +59,19 @@ def test_a_missing_or_wrong_unit_is_refused_and_the_allowed_ones_are_named(
 def test_every_number_is_parsed_exactly(number: float) -> None:
     assert SECONDS.validate_python(f"{number!r} s") == number
     assert BYTES.validate_python(f"{number!r} KiB") == number * 1024
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "exactly"),
+    [
+        (0, "0 bytes", "0 bytes"),
+        (1023, "1023 bytes", "1023 bytes"),
+        (2048, "2.0 KiB", "2.0 KiB (2048 bytes)"),
+        (157300000, "150.0 MiB", "150.0 MiB (157300000 bytes)"),
+        (2**30 * 1.214, "1.21 GiB", "1.21 GiB (1303522574 bytes)"),
+        (2**42, "4096.00 GiB", "4096.00 GiB (4398046511104 bytes)"),
+    ],
+)
+def test_bytes_are_shown_in_the_largest_unit_that_fits(count: float, shown: str, exactly: str) -> None:
+    assert shown_bytes(count) == shown
+    assert shown_exactly(count) == exactly

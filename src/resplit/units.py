@@ -1,4 +1,4 @@
-"""Parses quantities in configuration files (`420 MiB`, `3 ms`, `200 Mbit/s`) to plain SI numbers."""
+"""Parses quantities in configuration files (`420 MiB`, `3 ms`, `200 Mbit/s`) to plain SI numbers; shows bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _WATTS = {"mW": 1e-3, "W": 1.0, "kW": 1e3}
 _BITS_PER_SECOND = {"bit/s": 1, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([A-Za-z/]+)\s*", re.IGNORECASE)
+
+
+def shown_bytes(count: float) -> str:
+    """An amount of memory for people, such as "1.21 GiB" or "420.0 MiB"."""
+    for unit, digits in (("GiB", 2), ("MiB", 1), ("KiB", 1)):
+        if abs(count) >= _BYTES[unit]:
+            return f"{count / _BYTES[unit]:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def shown_exactly(count: float) -> str:
+    """An amount of memory for people, and its bytes for those who compute with it: "1.0 KiB (1025 bytes)"."""
+    shown = shown_bytes(count)
+    return shown if shown.endswith("bytes") else f"{shown} ({count:.0f} bytes)"
 
 
 def parse_quantity(value: object, units: dict[str, float]) -> float:

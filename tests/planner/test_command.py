@@ -33,7 +33,7 @@ def test_each_file_gets_one_line_and_the_worst_result_decides_the_exit_status(tm
     assert answers[0]["status"] == "optimal"
     assert answers[1]["key"] == "blocks"
     assert answers[2]["status"] == "infeasible"
-    assert answers[2]["reason"].startswith("memory short by 157338829 bytes")
+    assert answers[2]["reason"].startswith("memory short by 150.0 MiB (157338829 bytes)")
     assert "unknown key nodes[].kind" in done.stderr
 
 

@@ -29,7 +29,7 @@ def test_an_infeasible_problem_is_explained_by_its_reason() -> None:
     page = explain(problem, solve(problem))
 
     assert page.startswith("infeasible")
-    assert "memory short by 157338829 bytes" in page
+    assert "memory short by 150.0 MiB (157338829 bytes)" in page
 
 
 def test_without_a_binding_limit_no_gain_is_shown() -> None:

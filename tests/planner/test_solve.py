@@ -182,7 +182,7 @@ def test_the_same_work_limit_gives_the_same_answer() -> None:
         ({"rate": 100.0}, "capacity exceeded by"),
         ({"runs": False}, "no node can run block block-2"),
         ({"block": 3}, "memory: block-3 needs"),
-        ({"memory": 0.215}, "memory: counted in whole parts of 1010000000 bytes"),
+        ({"memory": 0.215}, "memory: counted in whole parts of 963.2 MiB"),
     ],
 )
 def test_an_infeasible_problem_has_a_reason(changes: dict[str, float], reason: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from resplit.privacy import exposed_blocks
 from resplit.types import FloatArray, Problem, RequestClass, Terms
+from resplit.units import shown_bytes, shown_exactly
 
 __all__ = ["Evaluation", "Violation", "block_bytes", "evaluate", "moved_bytes", "slo_shortfall_s"]
 
@@ -174,7 +175,8 @@ def _exceeded_limits(problem: Problem, nodes_of: np.ndarray, utilization: FloatA
         if need[i] > node.memory_bytes * (1 + SLACK):
             short = need[i] - node.memory_bytes
             text = (
-                f"memory of {node.name}: needs {need[i]:.0f} bytes, has {node.memory_bytes:.0f}, short by {short:.0f}"
+                f"memory of {node.name}: needs {shown_bytes(need[i])}, has {shown_bytes(node.memory_bytes)}, "
+                f"short by {shown_exactly(short)}"
             )
             yield Violation("memory", text, float(short), node.memory_bytes)
         if utilization[i] > node.max_utilization + SLACK:

@@ -10,6 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from resplit.planner.bound.resources import Resources
 from resplit.planner.instance import Instance, IntArray
 from resplit.types import FloatArray
+from resplit.units import shown_bytes, shown_exactly
 
 __all__ = ["infeasibility"]
 
@@ -60,8 +61,9 @@ def _oversized_atom(instance: Instance) -> str | None:
         last = instance.first[atom + 1] - 1 if atom + 1 < len(instance.first) else len(instance.problem.blocks) - 1
         names = list(dict.fromkeys(instance.problem.blocks[j].name for j in (instance.first[atom], last)))
         return (
-            f"memory: {' to '.join(names)} needs {instance.memory[atom]:.0f} bytes on one node, and the largest node "
-            f"that may run it has {largest[atom]:.0f}: short by {instance.memory[atom] - largest[atom]:.0f}"
+            f"memory: {' to '.join(names)} needs {shown_bytes(instance.memory[atom])} on one node, and the largest "
+            f"node that may run it has {shown_bytes(largest[atom])}: "
+            f"short by {shown_exactly(instance.memory[atom] - largest[atom])}"
         )
     return None
 
@@ -70,7 +72,10 @@ def _memory_total(instance: Instance) -> str | None:
     need, has = instance.memory.sum(), sum(node.memory_bytes for node in instance.problem.nodes)
     if need <= has * (1 + MARGIN):
         return None
-    return f"memory short by {need - has:.0f} bytes: the blocks need {need:.0f}, all nodes together have {has:.0f}"
+    return (
+        f"memory short by {shown_exactly(need - has)}: the blocks need {shown_bytes(need)}, "
+        f"all nodes together have {shown_bytes(has)}"
+    )
 
 
 def _memory_shortage(instance: Instance) -> str | None:
@@ -85,7 +90,7 @@ def _memory_shortage(instance: Instance) -> str | None:
     if short_bytes <= instance.memory.sum() * MARGIN:
         return None
     return (
-        f"memory short by {short_bytes:.0f} bytes on the nodes that may hold the blocks: "
+        f"memory short by {shown_exactly(short_bytes)} on the nodes that may hold the blocks: "
         "memory, trust and the nodes that can run each block conflict"
     )
 
@@ -97,9 +102,9 @@ def _whole_units(instance: Instance) -> str | None:
         short = _elastic(instance, use[:, None], limit)
         if short > MARGIN * max(1.0, float(use.sum())):
             return (
-                f"memory: counted in whole parts of {size:.0f} bytes (the size of some blocks, which are not divided) "
-                f"the blocks need {use.sum():.0f} parts and all nodes have room for {limit.sum():.0f}; with trust "
-                "and the nodes that can run each block, at least "
+                f"memory: counted in whole parts of {shown_bytes(size)} (the size of some blocks, which are not "
+                f"divided) the blocks need {use.sum():.0f} parts and all nodes have room for {limit.sum():.0f}; "
+                "with trust and the nodes that can run each block, at least "
                 f"{np.ceil(short - MARGIN * use.sum()):.0f} parts are missing"
             )
     return None
@@ -177,8 +182,8 @@ def _packing(instance: Instance) -> str | None:
     if short <= MARGIN * a:
         return None
     return (
-        f"memory short by at least {short * unit:.0f} bytes: whole blocks cannot be packed into the nodes that may "
-        "hold them, in any order"
+        f"memory short by at least {shown_exactly(short * unit)}: whole blocks cannot be packed into the nodes "
+        "that may hold them, in any order"
     )
 
 
