@@ -16,7 +16,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.epochs import Proposal
 from resplit.errors import ProposalRefusedError
-from resplit.security.identity import CALLS, CONTROLLER, STEPS
+from resplit.security.identity import CONTROLLER, GRPC, STEPS
 from resplit.wire.node_pb2 import CommandRequest, EchoRequest, Step, Token
 from tests.support.cluster import CLUSTER, load_unsplit, make_model, started
 from tests.support.hostile import HostileClient, HostileNode, framed
@@ -46,7 +46,7 @@ BYTES: dict[str, Callable[[int], tuple[str, bytes, bytes]]] = {
     "steps of the live epoch": lambda live: (STEPS, b"", _step(live)),
     "steps of an unknown epoch": lambda live: (STEPS, b"", _step(10**6)),
     "steps with millions of fields": lambda live: (STEPS, b"", framed(_EMPTY_TIMES)),
-    "pings": lambda live: (CALLS, _HTTP2, _PING),
+    "pings": lambda live: (GRPC, _HTTP2, _PING),
 }
 KINDS = ("nothing", *BYTES, "tokens", "commands", "echoes")
 

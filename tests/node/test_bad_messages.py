@@ -15,7 +15,7 @@ from grpclib.exceptions import GRPCError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resplit.errors import CapacityError, CommandRefusedError, DataError, ShardError
+from resplit.errors import CapacityError, CommandRefusedError, DataError, NodeLostError, ShardError
 from resplit.model.activation import Activation
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
@@ -24,7 +24,8 @@ from resplit.model.source import StoredModel
 from resplit.security.identity import CACHES, CONTROLLER, STEPS
 from resplit.types import Sampling
 from resplit.wire import message_limits
-from resplit.wire.node_pb2 import CachePart, CloseRequest, Step, Tensor, Token
+from resplit.wire.call_server import MOST_CALL_BYTES
+from resplit.wire.node_pb2 import CachePart, CloseRequest, CommandRequest, Step, Tensor, Token
 from resplit.wire.tensors import from_wire, to_wire
 from tests.support.engines import run_rows
 from tests.support.hostile import AnyPart, HostileClient, framed
@@ -164,9 +165,16 @@ async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
 ) -> None:
     monkeypatch.setattr(message_limits, "MAX_MESSAGE_BYTES", 100_000)
     with pytest.raises(GRPCError) as refusal:
-        await nodes.peer("plain")._stub.Close(CloseRequest(sessions=["x" * 200_000]))
+        await nodes.peer("plain")._stub.Command(CommandRequest(signed="x" * 200_000))
     assert refusal.value.status is Status.RESOURCE_EXHAUSTED
     assert (await nodes.state("plain")).sessions == 1
+
+
+async def test_a_call_above_its_size_limit_ends_its_stream_before_it_is_read(nodes: InProcessCluster) -> None:
+    with pytest.raises(NodeLostError):
+        await nodes.peer("plain").echo_s(2 * MOST_CALL_BYTES)
+    assert (await nodes.state("plain")).refusals == {"capacity": 1}
+    assert await nodes.peer("plain").echo_s(64) > 0
 
 
 NO_MESSAGES = {
@@ -293,9 +301,8 @@ async def test_refusals_are_counted_by_reason_in_the_state_of_the_node(nodes: In
 
 async def test_a_node_may_not_make_calls_of_the_controller(nodes: InProcessCluster) -> None:
     attacker = HostileClient(nodes.addresses, nodes.folder / "keys" / "trusted")
-    stub = attacker.stub("plain")
     with pytest.raises(GRPCError) as refusal:
-        await stub.Close(CloseRequest(sessions=["honest"]))
+        await attacker.call("plain", "Close", CloseRequest(sessions=["honest"]))
     assert refusal.value.status is Status.PERMISSION_DENIED
     assert (await nodes.state("plain")).sessions == 1
     await attacker.disconnect()

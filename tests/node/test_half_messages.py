@@ -49,7 +49,7 @@ class HalfMessages:
         )
         self._h2.initiate_connection()
         for stream in self._left:
-            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Echo")]
+            headers = [(":method", "POST"), (":scheme", "https"), (":path", "/resplit.wire.Node/Command")]
             headers += [(":authority", "plain"), ("te", "trailers"), ("content-type", "application/grpc")]
             self._h2.send_headers(stream, headers)
             self._h2.send_data(stream, struct.pack(">?I", False, MESSAGE_BYTES))
@@ -92,7 +92,7 @@ async def test_a_node_holds_a_bounded_size_of_messages_that_do_not_end(
     await attack.send(quiet_s=0.5)
 
     assert attack.kept == 2
-    assert await nodes.peer("plain").echo_s(MESSAGE_BYTES) > 0, "other members are not held up"
+    assert await nodes.peer("plain").echo_s(2**19) > 0, "other members are not held up"
     attack.close()
 
 

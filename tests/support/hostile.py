@@ -27,12 +27,28 @@ from h2.connection import H2Connection
 
 from resplit.node.server import NodeService
 from resplit.process.cancellation import cancel_and_wait
-from resplit.security.identity import CACHES, CALLS, STEPS, Member, certificate_name
+from resplit.security.identity import CACHES, CALLS, GRPC, STEPS, Member
 from resplit.wire.addresses import Address
 from resplit.wire.cache_stream import OutgoingPart
+from resplit.wire.call_server import ServedCall, caller_of
+from resplit.wire.call_stream import CallStream
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeStub
-from resplit.wire.node_pb2 import Ack, CachePart, CacheReply, CommandReply, ReportReply, Step, TokensRequest
+from resplit.wire.node_pb2 import (
+    Ack,
+    Answer,
+    CachePart,
+    CacheReply,
+    Call,
+    CloseReply,
+    CommandReply,
+    EchoReply,
+    PermitReply,
+    ReportReply,
+    Step,
+    TokensRequest,
+    TransferReply,
+)
 
 Sent = Message | bytes  # bytes are sent in place of a serialised message
 Honest = Callable[[Any], Awaitable[None]]
@@ -200,6 +216,10 @@ class HostileNode:
 
         return serve
 
+    def note(self, stream: MessageStream[Any]) -> None:
+        """Let `break_connections` break the connection of this stream."""
+        self._transports.add(stream.transport)
+
     def steps(self) -> list[Step]:
         """The steps of passes that came. A step without values only brings a permit."""
         return [step for step in self.heard_in("Steps") if step.HasField("values")]
@@ -209,7 +229,7 @@ class HostileNode:
         return {caller for name, caller, _ in self.heard if name == call}
 
     def _record(self, call: str, stream: Stream[Any, Any]) -> None:
-        receive, caller = stream.recv_message, certificate_name(stream.peer.cert())
+        receive, caller = stream.recv_message, caller_of(stream)
 
         async def receive_and_record() -> Any:
             message = await receive()
@@ -222,7 +242,9 @@ class HostileNode:
     def serving(self, call: str, honest: Honest) -> Honest:
         """The handler of a call: the lie for it, or else the honest one."""
 
-        async def serve(stream: Stream[Any, Any]) -> None:
+        async def serve(stream: Any) -> None:
+            if isinstance(stream, ServedCall):
+                stream = _AnyAnswers(stream)
             stream._codec = _AnyBytes()
             self._record(call, stream)
             self._transports.add(stream._stream._transport)
@@ -238,12 +260,23 @@ class _LyingService(NodeService):
     """A node's service. `node` replaces the handler of each call, and those of streams."""
 
     def __init__(self, node: HostileNode, *parts: Any) -> None:
-        super().__init__(*parts)
         self._node = node
+        super().__init__(*parts)
 
     def __mapping__(self) -> dict[str, Handler]:
-        honest = super().__mapping__()
-        return {p: h._replace(func=self._node.serving(p.rpartition("/")[2], h.func)) for p, h in honest.items()}
+        return self._lying(super().__mapping__())
+
+    def frequent(self) -> dict[str, Handler]:
+        return self._lying(super().frequent())
+
+    def _lying(self, honest: dict[str, Handler]) -> dict[str, Handler]:
+        return {
+            path: h._replace(func=self._node.serving(path.rpartition("/")[2], h.func)) for path, h in honest.items()
+        }
+
+    async def calls(self, stream: MessageStream[Call]) -> None:
+        self._node.note(stream)
+        await super().calls(stream)
 
     async def steps(self, stream: MessageStream[Step]) -> None:
         await self._node.serving_stream("Steps", super().steps)(stream)
@@ -253,6 +286,19 @@ class _LyingService(NodeService):
 
     async def tokens(self, stream: MessageStream[TokensRequest]) -> None:
         await self._node.serving_stream("Tokens", super().tokens)(stream)
+
+
+class _AnyAnswers(ServedCall):
+    """A call over a stream of calls that may be answered with any bytes, any number of times."""
+
+    def __init__(self, honest: ServedCall) -> None:
+        self.__dict__.update(honest.__dict__)
+        self._stream = SimpleNamespace(_transport=self.stream.transport)
+        self._codec = _AnyBytes()
+
+    async def send_message(self, reply: Sent) -> None:
+        content = self._codec.encode(reply, type(reply))
+        await self.stream.send([Answer(number=self._number, content=content)])
 
 
 class _StreamAsCall:
@@ -311,6 +357,24 @@ class AnyPart(OutgoingPart):
         return [framed(message)]
 
 
+_FREQUENT: Mapping[str, type[Message]] = {
+    "Echo": EchoReply,
+    "TransferCache": TransferReply,
+    "Permit": PermitReply,
+    "Close": CloseReply,
+}
+
+
+class _Serialised:
+    """Bytes in the place of a message."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def SerializeToString(self) -> bytes:
+        return self._content
+
+
 class HostileClient:
     """Sends anything to nodes as the member whose keys are in `keys`."""
 
@@ -318,9 +382,10 @@ class HostileClient:
         self.member = Member.load(keys)
         self._addresses = addresses
         self._channels: dict[str, Channel] = {}
+        self._calls: dict[str, CallStream] = {}
 
     def stub(self, node: str) -> NodeStub:
-        """The calls of a node. Bytes may stand for any message."""
+        """The calls of a node over gRPC. Bytes may stand for any message."""
         if node not in self._channels:
             address = self._addresses[node]
             self._channels[node] = Channel(
@@ -334,7 +399,13 @@ class HostileClient:
 
     async def call(self, node: str, name: str, message: Sent) -> Any:
         """Make a call with one message and one answer."""
-        return await getattr(self.stub(node), name)(message)
+        if name not in _FREQUENT:
+            return await getattr(self.stub(node), name)(message)
+        if node not in self._calls:
+            context = self.member.client_context(CALLS)
+            self._calls[node] = CallStream(node, self._addresses[node], context)
+        request: Any = _Serialised(message) if isinstance(message, bytes) else message
+        return await self._calls[node]._call(name, request, _FREQUENT[name], 60.0)
 
     async def steps(self, node: str, steps: Sequence[Step | bytes]) -> None:
         """Send steps on one stream, and wait for the acknowledgement of each.
@@ -395,7 +466,7 @@ class HostileClient:
         connection.send_data(1, body, end_stream=True)
         await self.raw(node, connection.data_to_send(), waits_s)
 
-    async def raw(self, node: str, content: bytes, waits_s: float = 0.1, protocol: str = CALLS) -> bytes:
+    async def raw(self, node: str, content: bytes, waits_s: float = 0.1, protocol: str = GRPC) -> bytes:
         """Send any bytes inside TLS, after a valid handshake for `protocol`, and return what comes back."""
         return await exchange(self._addresses[node], content, waits_s, self.member.client_context(protocol), node)
 
@@ -403,6 +474,7 @@ class HostileClient:
         """Close every connection."""
         for channel in self._channels.values():
             channel.close()
+        await asyncio.gather(*(calls.close() for calls in self._calls.values()))
 
 
 async def exchange(

@@ -23,39 +23,37 @@ from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
 from resplit.security import signing
-from resplit.security.identity import CACHES, CONTROLLER, STEPS, TOKENS, Member
+from resplit.security.identity import CACHES, CALLS, CONTROLLER, STEPS, TOKENS, Member
 from resplit.shards.kept import KeptShards
 from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
 from resplit.status import NodeReport
 from resplit.wire.addresses import Address
+from resplit.wire.call_server import MOST_CALL_BYTES, CallServer, ServedCall, caller_of
 from resplit.wire.commands import NodeCommand, parse_command
 from resplit.wire.links import Link, Sender
 from resplit.wire.listener import Listener
 from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer, Streams
-from resplit.wire.message_limits import Arriving, caller_of, limited, receive_one
+from resplit.wire.message_limits import Arriving, limited, receive_one
 from resplit.wire.message_stream import MessageStream
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import (
     Ack,
     CachePart,
     CacheReply,
+    Call,
     CloseReply,
-    CloseRequest,
     CommandReply,
     CommandRequest,
     EchoReply,
-    EchoRequest,
     Hello,
     PermitReply,
-    PermitRequest,
     ReportReply,
     ReportRequest,
     Step,
     Token,
     TokensRequest,
     TransferReply,
-    TransferRequest,
 )
 from resplit.wire.patience import Patience
 from resplit.wire.permits import Permit
@@ -66,6 +64,8 @@ _log = structlog.get_logger(__name__)
 _REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
 _LONGEST_REFUSAL_CHARS = 500
+# The calls that come over streams of their own. All others come over gRPC.
+_FREQUENT = ("Echo", "TransferCache", "Permit", "Close")
 _TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
 
@@ -78,9 +78,23 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._refusals: Counter[str] = Counter()
         self._patience = defaultdict[str, Patience](lambda: Patience(_REFUSED_AT_ONCE, _REFUSED_PER_S))
         self.arriving = Arriving()
+        self._calls = CallServer(self.frequent(), self._bear)
 
     def __mapping__(self) -> dict[str, Handler]:
-        return limited(super().__mapping__(), self.arriving, self._bear)
+        """What is served over gRPC."""
+        rare = {path: each for path, each in super().__mapping__().items() if _name(path) not in _FREQUENT}
+        return limited(rare, self.arriving, self._bear)
+
+    def frequent(self) -> dict[str, Handler]:
+        """What is served over streams of calls, by name."""
+        return {_name(path): each for path, each in super().__mapping__().items() if _name(path) in _FREQUENT}
+
+    async def calls(self, stream: MessageStream[Call]) -> None:
+        """Serve the calls of one member."""
+        try:
+            await self._calls.serve(stream)
+        except ResplitError as error:
+            self._count(error)
 
     async def steps(self, stream: MessageStream[Step]) -> None:
         """Run the steps of one caller, and acknowledge those that ask for it as they arrive."""
@@ -181,7 +195,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows)
         await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))
 
-    async def Echo(self, stream: Stream[EchoRequest, EchoReply]) -> None:  # noqa: N802
+    async def Echo(self, stream: ServedCall) -> None:  # noqa: N802
         """Answer over the emulated link back to the caller: at once, if it has not asked very often."""
         await receive_one(stream)
         caller = caller_of(stream)
@@ -189,7 +203,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await (self._agent.connections.links.get(caller) or Link()).cross(0)
         await stream.send_message(EchoReply())
 
-    async def TransferCache(self, stream: Stream[TransferRequest, TransferReply]) -> None:  # noqa: N802
+    async def TransferCache(self, stream: ServedCall) -> None:  # noqa: N802
         """Send a session's caches to other nodes."""
         _only_the_controller(stream)
         request = await receive_one(stream)
@@ -198,7 +212,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         except ResplitError as error:
             await stream.send_message(TransferReply(error=str(error)))
 
-    async def Permit(self, stream: Stream[PermitRequest, PermitReply]) -> None:  # noqa: N802
+    async def Permit(self, stream: ServedCall) -> None:  # noqa: N802
         """Accept of a session what the permit says; answer which positions of it are cached here."""
         _only_the_controller(stream)
         request = await receive_one(stream)
@@ -209,7 +223,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from None
         await stream.send_message(PermitReply(lengths=lengths))
 
-    async def Close(self, stream: Stream[CloseRequest, CloseReply]) -> None:  # noqa: N802
+    async def Close(self, stream: ServedCall) -> None:  # noqa: N802
         """Free the caches of sessions."""
         _only_the_controller(stream)
         request = await receive_one(stream)
@@ -276,15 +290,21 @@ async def serve_node(
 
 
 def _streams(served: NodeService) -> dict[str, Streams]:
-    """The streams that stay open, by the path of their call."""
+    """What connections carry other than gRPC, by the protocol of their TLS handshake."""
     return {
+        CALLS: Streams(Call, served.calls, MOST_CALL_BYTES),
         STEPS: Streams(Step, served.steps),
         CACHES: Streams(CachePart, served.parts),
         TOKENS: Streams(TokensRequest, served.tokens),
     }
 
 
-def _only_the_controller(stream: Stream[Any, Any]) -> str:
+def _name(path: str) -> str:
+    """The name of a call, in the path that gRPC gives it."""
+    return path.rpartition("/")[2]
+
+
+def _only_the_controller(stream: Stream[Any, Any] | ServedCall) -> str:
     """The caller's name. GRPCError unless it is the controller, in whose process the gateway runs."""
     caller = caller_of(stream)
     if caller != CONTROLLER:

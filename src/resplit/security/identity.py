@@ -26,9 +26,10 @@ from resplit.security.key_files import (
 )
 
 CONTROLLER = "controller"
-# What a TLS connection carries, as its ends agree in the handshake (ALPN): gRPC, or a stream of steps, of caches
-# or of tokens.
-CALLS = "h2"
+# What a TLS connection carries, as its ends agree in the handshake (ALPN): gRPC, for commands and reports, or a stream
+# of other calls, of steps, of caches or of tokens.
+GRPC = "h2"
+CALLS = "resplit-calls"
 STEPS = "resplit-steps"
 CACHES = "resplit-caches"
 TOKENS = "resplit-tokens"
@@ -88,12 +89,12 @@ class Member:
 
     def server_context(self) -> ssl.SSLContext:
         """TLS for a server: only members of this authority can connect. `peer_name` says which one did."""
-        return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), CALLS, STEPS, CACHES, TOKENS)
+        return self._mutual(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), GRPC, CALLS, STEPS, CACHES, TOKENS)
 
-    def client_context(self, protocol: str = CALLS) -> ssl.SSLContext:
+    def client_context(self, protocol: str = GRPC) -> ssl.SSLContext:
         """TLS for a client. The server must prove that it owns the name given as `server_hostname`.
 
-        `protocol` is what the connection will carry: `CALLS`, `STEPS`, `CACHES` or `TOKENS`.
+        `protocol` is what the connection will carry: `GRPC`, `CALLS`, `STEPS`, `CACHES` or `TOKENS`.
 
         Its address is not checked, so this works on loopback and behind address translation. With grpclib:
         `Channel(host, port, ssl=member.client_context(), config=Configuration(ssl_target_name_override=name))`.

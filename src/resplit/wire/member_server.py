@@ -1,6 +1,6 @@
 """A node's server: connections of members are served, and each member may have some of them.
 
-A connection carries calls (gRPC), or a stream of messages of one kind.
+A connection carries gRPC, or a stream of messages of one kind.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class _Connection(Protocol):
 
 @dataclass(frozen=True)
 class Streams:
-    """Streams of messages of type `kind`. `serve` serves each, in a task that ends with its connection."""
+    """Streams of messages of type `kind` and `most_bytes`. `serve` runs in a task that ends with its connection."""
 
     kind: type[Message]
     serve: Callable[[MessageStream[Any]], Awaitable[None]]
+    most_bytes: int = message_limits.MAX_MESSAGE_BYTES
 
 
 class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
@@ -87,7 +88,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
         streams = self._served.get(transport.get_extra_info("ssl_object").selected_alpn_protocol())
         if streams is None:
             return False
-        stream = MessageStream(streams.kind, message_limits.MAX_MESSAGE_BYTES, self._arriving, self._end_stream)
+        stream = MessageStream(streams.kind, streams.most_bytes, self._arriving, self._end_stream)
         transport.set_protocol(stream)
         stream.connection_made(transport)
         self._streams[stream] = asyncio.ensure_future(streams.serve(stream))

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 from grpclib.client import Channel
@@ -33,6 +33,13 @@ _SMALL_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 4 * 2**20
 # Enough for two lost packets of TCP's handshake, which are repeated after 1 s and 3 s, and for the handshake of TLS.
 CONNECT_WITHIN_S = 4.0
+
+
+class Receives(Protocol):
+    """A call that is served."""
+
+    async def recv_message(self) -> Any:
+        """Its next message, or None."""
 
 
 class BoundedChannel(Channel):  # type: ignore[misc]  # grpclib has no types here
@@ -149,7 +156,7 @@ def caller_of(stream: Stream[Any, Any]) -> str:
     return certificate_name(stream.peer._transport.get_extra_info("peercert"))
 
 
-async def receive_one(stream: Stream[Any, Any]) -> Any:
+async def receive_one(stream: Receives) -> Any:
     """The message of a call with exactly one message; GRPCError if the caller sent none."""
     message = await stream.recv_message()
     if message is None:

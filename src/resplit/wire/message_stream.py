@@ -1,8 +1,8 @@
 """A stream of protobuf messages over a TLS connection of its own, each after its length (4 bytes, big-endian).
 
 A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md), and so does a token,
-or a part of a cache. Calls, which are rare, stay with gRPC. What a connection carries is agreed in its TLS handshake
-(ALPN).
+a part of a cache, or a call. Commands and reports, which are rare, stay with gRPC. What a connection carries is agreed
+in its TLS handshake (ALPN).
 """
 
 from __future__ import annotations
@@ -97,6 +97,16 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
             if self.transport.is_closing():
                 return
             self.transport.write(content[first : first + _WRITE_BYTES] if len(content) > _WRITE_BYTES else content)
+
+    async def writable(self) -> None:
+        """Wait until the other side takes more, or the connection has ended."""
+        await self._writable.wait()
+
+    def put(self, message: Message) -> None:
+        """Send one short message at once. It is dropped if the connection has ended."""
+        if not self.transport.is_closing():
+            content = message.SerializeToString()
+            self.transport.write(length_of(content) + content)
 
     def rest(self, seconds: float) -> None:
         """Take and read nothing more for so long."""

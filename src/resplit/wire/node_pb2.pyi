@@ -158,6 +158,28 @@ class Token(_message.Message):
     hello: Hello
     def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
 
+class Call(_message.Message):
+    __slots__ = ("number", "name", "content")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    name: str
+    content: bytes
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("number", "content", "status", "error")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    content: bytes
+    status: int
+    error: str
+    def __init__(self, number: _Optional[int] = ..., content: _Optional[bytes] = ..., status: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
 class CommandRequest(_message.Message):
     __slots__ = ("kind", "signed")
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -1,4 +1,4 @@
-"""The connections to one node, over mutual TLS: a channel for calls, and streams of steps, of caches and of tokens.
+"""The connections to one node, over mutual TLS: a channel for commands and reports, and streams of all else.
 
 This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
 """
@@ -19,13 +19,14 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from pydantic import Field, TypeAdapter, ValidationError
 
 from resplit.errors import CapacityError, DataError, NodeLostError, PeerFaultError, ResplitError, error_from_wire
-from resplit.security.identity import CACHES, STEPS, TOKENS, Member
+from resplit.security.identity import CACHES, CALLS, STEPS, TOKENS, Member
 from resplit.security.signing import audience_of
 from resplit.status import NodeReport
 from resplit.telemetry.rows import MAX_NAME_CHARS, MAX_REPORTED_ROWS, BlockRow, Count, LinkRow, NodeRow
 from resplit.wire import node_pb2 as wire
 from resplit.wire.addresses import Address
 from resplit.wire.cache_stream import CacheStream, OutgoingPart
+from resplit.wire.call_stream import CallStream
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
 from resplit.wire.links import Link
@@ -128,6 +129,7 @@ class Peer:
             lambda crossing: self.on_crossing(crossing),  # the owner may replace both later
             lambda name, steps: self.on_lost(name, steps),
         )
+        self._calls = CallStream(self.name, self.address, self.member.client_context(CALLS))
         self._caches = CacheStream(self.name, self.address, self.member.client_context(CACHES))
 
     @property
@@ -200,7 +202,7 @@ class Peer:
         begun_s = time.monotonic()
         await self.link.cross(payload_bytes)
         with self._asking():
-            await self._stub.Echo(EchoRequest(payload=bytes(payload_bytes)), timeout=timeout_s)
+            await self._calls.echo(EchoRequest(payload=bytes(payload_bytes)), timeout_s)
         return time.monotonic() - begun_s
 
     async def listen(self, take: Callable[[Token], None], on_open: Callable[[], None] = lambda: None) -> None:
@@ -269,7 +271,7 @@ class Peer:
     async def transfer_cache(self, request: TransferRequest, timeout_s: float = 60.0) -> TransferReply:
         """Have the node send a session's caches to other nodes."""
         with self._asking():
-            reply: TransferReply = await self._stub.TransferCache(request, timeout=timeout_s)
+            reply = await self._calls.transfer_cache(request, timeout_s)
         if reply.bytes >= 2**53:
             raise self.fault(f"it says that it transferred {reply.bytes} bytes")
         return reply
@@ -281,17 +283,17 @@ class Peer:
         block. No pass of an older attempt can change them any more.
         """
         with self._asking():
-            reply = await self._stub.Permit(permit.to_wire(session, keep), timeout=timeout_s)
+            reply = await self._calls.permit(permit.to_wire(session, keep), timeout_s)
         return dict(reply.lengths)
 
     async def close_sessions(self, sessions: list[str], timeout_s: float = 5.0) -> None:
         """Have the node free the caches of these sessions. A lost node has no caches, so its silence is no error."""
         with contextlib.suppress(NodeLostError), self._asking():
-            await self._stub.Close(CloseRequest(sessions=sessions), timeout=timeout_s)
+            await self._calls.close_sessions(CloseRequest(sessions=sessions), timeout_s)
 
     async def disconnect(self) -> None:
         """End all streams and the channel."""
-        await asyncio.gather(self._steps.close(), self._caches.close())
+        await asyncio.gather(self._steps.close(), self._caches.close(), self._calls.close())
         self._channel.close()
 
     def _greet(self, words: wire.Hello, asked_s: float) -> None:
