@@ -61,6 +61,7 @@ class Level:
         self._at_s = -math.inf
         self._sums = {1.0: 0.0, -1.0: 0.0}
         self._excursions = {side: deque[float](maxlen=_EXCURSION) for side in self._sums}
+        self._calm = True  # nothing has added up, to neither side
 
     @property
     def known(self) -> bool:
@@ -75,6 +76,8 @@ class Level:
     @property
     def doubted(self) -> bool:
         """Whether the last values say that the level has jumped, and one more like them would raise the alarm."""
+        if self._calm:
+            return False
         return max(self._sums.values()) > (_ALARM / 2 if self._moments == 1 else _SLACK)
 
     def deviation(self, at_s: float) -> float:
@@ -100,36 +103,36 @@ class Level:
         `extra_noise` is a standard deviation that this value has in addition.
         """
         age_s, self._at_s = self._age_s(at_s), max(at_s, self._at_s)
+        extra = extra_noise**2
+        noise = self._noise + extra
         if not self.known:
-            self.mean, self._variance = value, self._noise + extra_noise**2
+            self.mean, self._variance = value, noise
             return False
-        self._variance += self._drift * age_s
-        noise = self._noise + extra_noise**2
-        deviation = math.sqrt(self._variance + noise)
+        variance = self._variance = self._variance + self._drift * age_s
+        deviation = math.sqrt(variance + noise)
         error = value - self.mean
-        if (before := self._restarted(value, error / deviation, noise)) is not None:
+        usual = self._calm and -_SLACK * deviation <= error <= _SLACK * deviation  # nearly always
+        if not usual and (before := self._restarted(value, error / deviation, noise)) is not None:
             return abs(self.mean - before) >= self._least
-        outlier = abs(error) > _OUTLIER * deviation
-        bounded = math.copysign(min(abs(error), _OUTLIER * deviation), error)
-        if not outlier:
-            gain = self._variance / (self._variance + noise)
+        bounded = min(abs(error), _OUTLIER * deviation)
+        if bounded == abs(error):  # no outlier
+            gain = variance / (variance + noise)
             self.mean += gain * error
-            self._variance *= 1 - gain
-        self._noise += _NOISE_MEMORY * (max(0.0, bounded**2 - extra_noise**2) - self._noise)
-        self._noise = max(self._noise, self._least_noise)
+            self._variance = variance * (1 - gain)
+        seen = max(0.0, bounded**2 - extra)
+        self._noise = max(self._noise + _NOISE_MEMORY * (seen - self._noise), self._least_noise)
         return False
 
     def _age_s(self, at_s: float) -> float:
         """Seconds since the last value; 0 before the first."""
-        return max(0.0, at_s - self._at_s) if math.isfinite(self._at_s) else 0.0
+        age_s = at_s - self._at_s
+        return age_s if 0.0 < age_s < math.inf else 0.0
 
     def _restarted(self, value: float, normalised: float, noise: float) -> float | None:
         """Add the normalised deviation of a value to the sums. On an alarm, restart from the values since the jump.
 
         Returns the level before, or None without an alarm.
         """
-        if -_SLACK <= normalised <= _SLACK and not any(self._sums.values()):
-            return None  # nearly always
         bounded = max(-_LARGEST, min(_LARGEST, normalised))
         for side, excursion in self._excursions.items():
             excess = side * bounded - _SLACK
@@ -147,6 +150,7 @@ class Level:
                 self.mean, self._variance = sum(after) / len(after), noise / len(after)
                 self._clear()
                 return before
+        self._calm = not any(self._sums.values())
         return None
 
     def _must_last(self, side: float) -> bool:
@@ -160,6 +164,7 @@ class Level:
     def _clear(self) -> None:
         for side in self._sums:
             self._forget(side)
+        self._calm = True
 
     def _forget(self, side: float) -> None:
         """Forget the values that deviate to one side."""

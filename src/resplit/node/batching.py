@@ -134,12 +134,12 @@ class Batch:
     last: int
     parts: list[Part] = field(default_factory=list)
 
-    @cached_property
+    @property
     def decodes(self) -> int:
         """The number of decode steps. A draft is one too."""
         return sum(part.tokens for part in self.parts if part.waiting.work.decoding)
 
-    @cached_property
+    @property
     def prefill_tokens(self) -> int:
         """Prompt tokens in the batch."""
         return sum(part.tokens for part in self.parts if not part.waiting.work.decoding)
@@ -150,6 +150,8 @@ def in_order(waiting: Sequence[_Waiting]) -> list[_Waiting]:
 
     `waiting` has the passes of each session in order, and they stay so. Nothing overtakes a timed pass.
     """
+    if len(waiting) == 1:
+        return list(waiting)
     timed = next((index for index, each in enumerate(waiting) if each.work.timed), len(waiting))
     due_s: dict[str, float] = {}  # by session
     for each in waiting[:timed]:

@@ -176,20 +176,20 @@ class Control:
         now_s, window_s, live = self._agenda.now_s, self._loop.window_s, self._deployment.live
         if self._reports is None or live is None:
             return
-        telemetry = self._reports.window(now_s - window_s)
         if now_s >= self._fit_due_s:
             try:
-                self._fit(telemetry)
+                self._fit(self._reports.window(now_s - window_s))
             except DataError as error:
                 self.decisions.append(Decision(now_s, "keep", str(error)))
                 return
-        self._states = node_readings(telemetry.nodes)
+        nodes = self._reports.node_table(now_s - window_s)
+        self._states = node_readings(nodes)
         self._problem = self._posed(self._gateway.journal.demand(2 * window_s))
         estimates = self._estimates()
         problem = under_estimates(self._problem, estimates)
         moved_s = self._history.last.at_s if self._history.last else 0.0
         measured = measured_since(self._recent(now_s - 2 * window_s), self._slo_s, max(moved_s, now_s - 2 * window_s))
-        busy = telemetry.nodes.groupby("node").cpu_utilization.mean()
+        busy = nodes.groupby("node").cpu_utilization.mean()
         if not self._armed:  # what was detected before is no news to the models
             self._changes.clear()
         self._armed = "change" in self._policy.asked
@@ -237,7 +237,7 @@ class Control:
         if done.at_s - done.total_s <= self._disturbed_until_s:
             return
         self._note(self._estimate.observe(done))
-        self._look_into(both_ways(self._estimate.suspects(done)))
+        self._look_into(self._estimate.suspects(done))
 
     def _reported(self, report: Report) -> None:
         now_s, estimate, node = self._agenda.now_s, self._estimate, report.node
@@ -249,7 +249,7 @@ class Control:
         for echo in report.links:
             at_s = now_s - (newest_s - echo.at_s)
             self._note(estimate.links.observe(node, echo.peer, echo.size_bytes, echo.seconds, at_s))
-        self._look_into(both_ways(estimate.links.doubted()))
+        self._look_into(estimate.links.doubted())
 
     def _ask_again(self, node: str) -> None:
         """Have a node that is doubted report at once, but not too often."""
@@ -259,8 +259,10 @@ class Control:
             self._reports.ask(node)
 
     def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now, unless that is under way, and again while the detector is in doubt about them."""
-        new = [link for link in links if link not in self._looked_into]
+        """Measure links both ways now, unless that is under way, and again while the detector doubts them."""
+        if not links:  # nearly always
+            return
+        new = [link for link in both_ways(links) if link not in self._looked_into]
         if new:
             self._looked_into.update(new)
             self._look(new, new, 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from resplit.node.probe import ECHO_BYTES, LARGE_AT_S, PERIOD_S, SMALL_AT_S, som
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.noise import normals
 from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow
 from resplit.telemetry.tables import BLOCK_COLUMNS, LINK_COLUMNS, NODE_COLUMNS, Telemetry
 from resplit.types import BlockFeatures
@@ -77,7 +79,7 @@ class Reports:
         self._memory_bytes = memory_bytes
         self._network = network
         self._agenda = agenda
-        self._rng = rng
+        self._normals = normals(rng)
         self._noise = noise
         self._keep_s = keep_s
         self._turn = 0
@@ -93,11 +95,20 @@ class Reports:
 
     def window(self, since_s: float) -> Telemetry:
         """All rows from `since_s` on that are known now."""
-        known_s = self._agenda.now_s - self._noise.late_s
-        tables = ((self._nodes, NODE_COLUMNS), (self._links, LINK_COLUMNS), (self._blocks, BLOCK_COLUMNS))
-        return Telemetry(
-            *(_table([row for row in rows if since_s <= row.time_s <= known_s], columns) for rows, columns in tables)
+        links, blocks = (
+            self._table(self._links, LINK_COLUMNS, since_s),
+            self._table(self._blocks, BLOCK_COLUMNS, since_s),
         )
+        return Telemetry(self.node_table(since_s), links, blocks)
+
+    def node_table(self, since_s: float) -> pd.DataFrame:
+        """The reports of nodes in that window: without the other tables, which are many times longer."""
+        return self._table(self._nodes, NODE_COLUMNS, since_s)
+
+    def _table(self, rows: Iterable[_Row], columns: Mapping[str, str], since_s: float) -> pd.DataFrame:
+        known_s = self._agenda.now_s - self._noise.late_s
+        known = [row for row in rows if since_s <= row.time_s <= known_s]
+        return pd.DataFrame({name: list(map(attrgetter(name), known)) for name in columns}).astype(columns)
 
     def measure(self, pairs: Sequence[tuple[str, str]], then: Callable[[], None]) -> None:
         """Probe links now, by small and large messages in turn. `then` is called once all results are known."""
@@ -184,7 +195,7 @@ class Reports:
     def _background(self, machine: Machine) -> float:
         """What the machine sees that others use of it."""
         truth = machine.hardware.background_utilization
-        return min(1.0, max(0.0, truth + self._noise.share * self._rng.standard_normal())) if truth else 0.0
+        return min(1.0, max(0.0, truth + self._noise.share * next(self._normals))) if truth else 0.0
 
     def _echo(self, name: str, peer: str, size_bytes: float) -> Echo:
         """A probe of one link, now."""
@@ -243,8 +254,4 @@ class Reports:
                 rows.popleft()
 
     def _factor(self, deviation: float) -> float:
-        return math.exp(deviation * self._rng.standard_normal()) if deviation else 1.0
-
-
-def _table(rows: Sequence[_Row], columns: Mapping[str, str]) -> pd.DataFrame:
-    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in columns}).astype(columns)
+        return math.exp(deviation * next(self._normals)) if deviation else 1.0

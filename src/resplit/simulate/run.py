@@ -33,6 +33,7 @@ from resplit.simulate.deployment import Loading, SimulatedDeployment
 from resplit.simulate.gateway import Caches, SimulatedGateway
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.noise import normals
 from resplit.simulate.reports import Noise, Reports
 from resplit.types import BlockFeatures, Problem
 from resplit.workload import Arrival
@@ -258,4 +259,5 @@ def _hardware(name: str, cluster: ClusterConfig) -> Hardware:
 
 def _noisy(rng: np.random.Generator, deviation: float, factor: float = 1.0) -> Callable[[float], float]:
     """A function that multiplies times by `factor`, and varies them at random by a relative `deviation`."""
-    return lambda seconds: factor * seconds * math.exp(deviation * rng.standard_normal())
+    drawn = normals(rng)
+    return lambda seconds: factor * seconds * math.exp(deviation * next(drawn))
