@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from flows.orphans import watch_this_process
 from resplit.errors import ResplitError
 from resplit.process.logs import log_to_stderr
 
@@ -13,6 +14,7 @@ from resplit.process.logs import log_to_stderr
 def run_command(work: Callable[[], object]) -> None:
     """Call `work`. Exit with status 1 and one line after a `ResplitError`, and with 130 after an interruption."""
     log_to_stderr()
+    watch_this_process()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `environment.prepare`
         signal.signal(signal.SIGINT, signal.default_int_handler)

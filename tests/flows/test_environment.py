@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
@@ -50,3 +53,29 @@ def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int,
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_flow_that_is_killed_leaves_no_server_of_prefect(tmp_path: Path) -> None:
+    code = """
+import os, subprocess, sys, time
+from flows.command import run_command
+
+def work():
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    server = subprocess.Popen(sleep, env={**os.environ, "PREFECT__SERVER_EPHEMERAL": "1"})
+    other = subprocess.Popen(sleep)
+    print(server.pid, other.pid, flush=True)
+    time.sleep(60)
+
+run_command(work)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as flow:
+        assert flow.stdout is not None
+        server, other = (psutil.Process(int(pid)) for pid in flow.stdout.readline().split())
+        try:
+            flow.kill()
+            assert eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+            assert other.is_running()
+        finally:
+            other.kill()
