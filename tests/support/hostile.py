@@ -358,6 +358,7 @@ class AnyPart(OutgoingPart):
 
 
 _FREQUENT: Mapping[str, type[Message]] = {
+    "Report": ReportReply,
     "Echo": EchoReply,
     "TransferCache": TransferReply,
     "Permit": PermitReply,

@@ -183,6 +183,36 @@ async def test_nothing_more_is_written_while_the_other_side_takes_nothing() -> N
     assert stream.transport.written == [framed(Ack(number=1))]
 
 
+async def test_a_long_message_is_not_cut_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_stream, "_WRITE_BYTES", 1000)
+    stream = Stream()
+    stream.transport.write = lambda content: (  # type: ignore[method-assign]
+        stream.transport.written.append(content),
+        stream.end.pause_writing(),
+    )[0]
+    sent = [step("long", 3000), step("short")]
+    sending = [asyncio.create_task(stream.end.send([each])) for each in sent]
+    while not all(each.done() for each in sending):
+        stream.end.resume_writing()
+        await asyncio.sleep(0)
+    assert b"".join(stream.transport.written) == b"".join(map(framed, sent))
+
+
+async def test_a_stream_ends_if_the_rest_of_a_message_will_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_stream, "_WRITE_BYTES", 1000)
+    for begun in (False, True):
+        stream = Stream()
+        if not begun:
+            stream.end.pause_writing()
+        stream.transport.write = lambda content, stream=stream: stream.end.pause_writing()  # type: ignore[method-assign, misc]
+        sending = asyncio.create_task(stream.end.send([step("long", 3000)]))
+        await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert stream.transport.aborted == begun
+
+
 async def test_sending_ends_with_the_connection() -> None:
     stream = Stream()
     stream.end.pause_writing()

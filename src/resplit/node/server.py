@@ -49,7 +49,6 @@ from resplit.wire.node_pb2 import (
     Hello,
     PermitReply,
     ReportReply,
-    ReportRequest,
     Step,
     Token,
     TokensRequest,
@@ -64,8 +63,8 @@ _log = structlog.get_logger(__name__)
 _REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
 _LONGEST_REFUSAL_CHARS = 500
-# The calls that come over streams of their own. All others come over gRPC.
-_FREQUENT = ("Echo", "TransferCache", "Permit", "Close")
+# The calls that come over streams of calls. All others come over gRPC.
+_FREQUENT = ("Report", "Echo", "TransferCache", "Permit", "Close")
 _TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
 
@@ -185,7 +184,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
             await self._bear(caller_of(stream))
             await stream.send_message(CommandReply(error=str(error), error_kind=wire_word(error)))
 
-    async def Report(self, stream: Stream[ReportRequest, ReportReply]) -> None:  # noqa: N802
+    async def Report(self, stream: ServedCall) -> None:  # noqa: N802
         """Answer with the node's state and its telemetry rows since the last report."""
         _only_the_controller(stream)
         request = await receive_one(stream)

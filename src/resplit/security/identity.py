@@ -26,8 +26,8 @@ from resplit.security.key_files import (
 )
 
 CONTROLLER = "controller"
-# What a TLS connection carries, as its ends agree in the handshake (ALPN): gRPC, for commands and reports, or a stream
-# of other calls, of steps, of caches or of tokens.
+# What a TLS connection carries, as its ends agree in the handshake (ALPN): gRPC, for commands, or a stream of other
+# calls, of steps, of caches or of tokens.
 GRPC = "h2"
 CALLS = "resplit-calls"
 STEPS = "resplit-steps"

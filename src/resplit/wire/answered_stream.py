@@ -26,7 +26,6 @@ class Opened(Generic[Answer]):
 
     stream: MessageStream[Answer]
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # a long write must not be cut by another one
     awaited: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
 
     @contextlib.contextmanager

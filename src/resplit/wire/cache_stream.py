@@ -67,8 +67,7 @@ class CacheStream:
                 await until(at_s)
                 if reply.done():
                     break
-                async with opened.writing:
-                    await opened.stream.write(part.framed(number, ends=left == 0))
+                await opened.stream.write(part.framed(number, ends=left == 0))
             if error := (await reply).error:
                 raise CapacityError(f"{self._peer}: {error}")
 

@@ -1,6 +1,6 @@
 """The stream of calls to one peer: many may be under way, and one that is given up is called off at the peer.
 
-It carries the calls that are frequent. A call over HTTP/2 takes several times the processor time
+It carries all calls but commands. A call over HTTP/2 takes several times the processor time
 (docs/adr/0015-stream-of-steps.md).
 """
 
@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 
 from resplit.wire.addresses import Address
 from resplit.wire.answered_stream import AnsweredStream
+from resplit.wire.message_limits import MAX_ANSWER_BYTES
 from resplit.wire.node_pb2 import (
     Answer,
     Call,
@@ -25,12 +26,12 @@ from resplit.wire.node_pb2 import (
     EchoRequest,
     PermitReply,
     PermitRequest,
+    ReportReply,
+    ReportRequest,
     TransferReply,
     TransferRequest,
 )
 
-# An answer has a few numbers for each block at most.
-_MOST_ANSWER_BYTES = 64 * 1024
 _Reply = TypeVar("_Reply", bound=Message)
 
 
@@ -48,12 +49,16 @@ class CallStream:
 
     def __init__(self, peer: str, address: Address, context: ssl.SSLContext) -> None:
         self._stream = AnsweredStream(
-            "calls", Answer, lambda answer: answer.number, _MOST_ANSWER_BYTES, peer, address, context
+            "calls", Answer, lambda answer: answer.number, MAX_ANSWER_BYTES, peer, address, context
         )
 
     async def echo(self, request: EchoRequest, timeout_s: float) -> EchoReply:
         """Have the peer answer."""
         return await self._call("Echo", request, EchoReply, timeout_s)
+
+    async def report(self, request: ReportRequest, timeout_s: float) -> ReportReply:
+        """The peer's state, and its telemetry rows since the last report."""
+        return await self._call("Report", request, ReportReply, timeout_s)
 
     async def transfer_cache(self, request: TransferRequest, timeout_s: float) -> TransferReply:
         """Have the peer send a session's caches to other nodes."""

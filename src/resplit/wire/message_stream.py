@@ -1,8 +1,8 @@
 """A stream of protobuf messages over a TLS connection of its own, each after its length (4 bytes, big-endian).
 
 A step over gRPC costs several times what its encryption does (docs/adr/0015-stream-of-steps.md), and so does a token,
-a part of a cache, or a call. Commands and reports, which are rare, stay with gRPC. What a connection carries is agreed
-in its TLS handshake (ALPN).
+a part of a cache, or a call. Commands, which are rare, stay with gRPC. What a connection carries is agreed in its TLS
+handshake (ALPN).
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         self._next_turn: asyncio.TimerHandle | None = None  # in which more messages are taken
         self._writable = asyncio.Event()
         self._writable.set()
+        self._writing = asyncio.Lock()  # held by a long write, which must not be cut by another one
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def each(self, take: Callable[[Incoming], None]) -> None:
@@ -91,19 +92,28 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
     async def write(self, pieces: Sequence[bytes]) -> None:
         """Send messages that are serialised already, each after its length (`length_of`). Otherwise as `send`."""
         content = b"".join(pieces)
-        for first in range(0, len(content), _WRITE_BYTES):
-            if not self._writable.is_set():
-                await self._writable.wait()
-            if self.transport.is_closing():
-                return
-            self.transport.write(content[first : first + _WRITE_BYTES] if len(content) > _WRITE_BYTES else content)
+        async with self._writing:
+            for first in range(0, len(content), _WRITE_BYTES):
+                if not self._writable.is_set():
+                    await self._until_writable(begun=first > 0)
+                if self.transport.is_closing():
+                    return
+                self.transport.write(content[first : first + _WRITE_BYTES] if len(content) > _WRITE_BYTES else content)
 
     async def writable(self) -> None:
         """Wait until the other side takes more, or the connection has ended."""
         await self._writable.wait()
 
+    async def _until_writable(self, begun: bool) -> None:
+        try:
+            await self._writable.wait()
+        except asyncio.CancelledError:
+            if begun:  # the rest of the message will not come, so that nothing can come after it
+                self.abort()
+            raise
+
     def put(self, message: Message) -> None:
-        """Send one short message at once. It is dropped if the connection has ended."""
+        """Send one message at once, where nothing is sent by `send`. It is dropped if the connection has ended."""
         if not self.transport.is_closing():
             content = message.SerializeToString()
             self.transport.write(length_of(content) + content)

@@ -1,4 +1,4 @@
-"""The connections to one node, over mutual TLS: a channel for commands and reports, and streams of all else.
+"""The connections to one node, over mutual TLS: a channel for commands, and streams of all else.
 
 This is the border: what the node says is parsed here, once. An answer that no node gives is a fault of that node.
 """
@@ -188,7 +188,7 @@ class Peer:
         It first measures its links to the nodes `measure`.
         """
         with self._asking():
-            reply = await self._stub.Report(ReportRequest(after=after, measure=measure), timeout=timeout_s)
+            reply = await self._calls.report(ReportRequest(after=after, measure=measure), timeout_s)
         report = self._parsed(_REPORT, reply.body, "its report")
         rows: list[NodeRow | LinkRow | BlockRow] = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
         if len(rows) > MAX_REPORTED_ROWS:
