@@ -18,6 +18,7 @@ from resplit.errors import ModelError
 from resplit.model import DEFAULT_MODEL
 from resplit.model.activation import token_ids
 from resplit.model.source import obtain
+from resplit.types import EngineChoice
 from tests.support.cluster import reference
 from tests.support.engines import run_rows, stored_engine
 
@@ -43,6 +44,17 @@ def test_a_model_is_converted_only_once(model_folder: Path, tmp_path: Path) -> N
     second = obtain(f"{model_folder}/", tmp_path)
     assert second == first
     assert {file: file.stat().st_mtime_ns for file in second.folder.rglob("*")} == written
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_model_that_is_converted_again_from_elsewhere_is_the_same_model(
+    engine: EngineChoice, model_folder: Path, tmp_path: Path
+) -> None:
+    first = obtain(str(model_folder), tmp_path / "store", engine=engine)
+    shutil.copytree(model_folder, tmp_path / "moved")
+    again = obtain(str(tmp_path / "moved"), tmp_path / "another store", engine=engine)
+    assert again.spec == first.spec
+    assert str(model_folder) not in (first.folder / "model.json").read_text()
 
 
 def test_folders_of_the_same_name_and_changed_folders_are_different_models(

@@ -143,6 +143,7 @@ async def _prepare(
     front.doing = "the speed of this machine is measured"
     emulation = EmulationCheck(lambda: check_emulation(cluster, model), OthersUse(lambda: [os.getpid()]))
     await emulation.at_start()
+    front.doing = "the planner is loaded"
     await asyncio.to_thread(planner.load)
     front.doing = "the model is packaged"
     paths.state.mkdir(parents=True, exist_ok=True)

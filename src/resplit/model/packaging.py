@@ -34,6 +34,11 @@ class Packager(Protocol):
         ...
 
 
+# Weights are packaged in full width first. The place from which a model was read is nobody's business, and would make
+# the same model another one when it is read again from elsewhere.
+_NOT_OF_THE_MODEL = ("quantization_config", "_name_or_path")
+
+
 def packager_for(
     config: PretrainedConfig, weights: Width, split: Split, engine: EngineChoice, tokenizer: Any = None
 ) -> Packager:
@@ -41,7 +46,7 @@ def packager_for(
 
     With the model's `tokenizer`, 4-bit weights are fitted to a sample text; blocks must then be packaged in order.
     """
-    plain = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+    plain = {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_THE_MODEL}
     plain = json.loads(json.dumps(plain, default=str))
     onnx_reason = unsupported_reason(plain, weights)
     if engine == "onnx" and onnx_reason:
