@@ -43,7 +43,8 @@ def test_systemd_accepts_the_units_and_rates_them_as_confined(unit_folder: Path,
 
 @pytest.mark.parametrize("unit", [name for name in UNITS if name.endswith(".service")])
 def test_the_options_of_a_unit_are_those_of_the_command(unit: str) -> None:
-    (line,) = re.findall(rf"^ExecStart={PROGRAM} (.*)$", UNITS[unit], flags=re.MULTILINE)
+    joined = UNITS[unit].replace("\\\n", " ")  # a backslash continues a line
+    (line,) = re.findall(rf"^ExecStart={PROGRAM} (.*)$", joined, flags=re.MULTILINE)
     command, *arguments = shlex.split(line)
     parser = get_command(app).commands[command]
     parsed = parser.make_context(command, arguments, resilient_parsing=False)
