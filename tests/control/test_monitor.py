@@ -90,6 +90,22 @@ async def test_a_node_measures_the_links_that_are_in_doubt_before_it_reports() -
     assert [tuple(names) for names in peer.measured] == [("beta",), ()]
 
 
+async def test_links_in_doubt_are_measured_by_the_nodes_that_they_begin_at_all_at_once() -> None:
+    peers = {name: ReportingPeer() for name in ("alpha", "beta", "gamma")}
+    monitor = Monitor(peers, 8)  # type: ignore[arg-type]
+    peers["alpha"].answering.clear()
+    measuring = asyncio.create_task(monitor.measure([("alpha", "beta"), ("beta", "gamma"), ("alpha", "gamma")]))
+    await asyncio.wait_for(peers["beta"].polled.wait(), 5.0)  # although alpha has not answered
+    assert not measuring.done()
+    peers["alpha"].answering.set()
+    await measuring
+    assert {name: peer.measured for name, peer in peers.items()} == {
+        "alpha": [["beta", "gamma"]],
+        "beta": [["gamma"]],
+        "gamma": [],
+    }
+
+
 async def test_polls_of_one_node_that_overlap_keep_each_row_once() -> None:
     peer = ReportingPeer(rows=[link_row(1.0)])
     monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]

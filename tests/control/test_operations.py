@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from grpclib.server import Stream
 
 from resplit.control import deployment as deployment_module
 from resplit.control import node_commands as commands_module
+from resplit.control import operations as operations_module
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.epochs import Proposal
-from resplit.errors import NodeLostError, ProposalRefusedError
+from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError
 from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step, Token
 from tests.support.controllers import FIRST, LONG, operator_of, placed, served, slow_to_prepare, started
 from tests.support.hostile import Honest, HostileNode, alters
@@ -88,6 +91,108 @@ async def test_a_drain_that_fails_for_lack_of_the_registry_leaves_the_node_in_us
         await operator.drain(C)
     assert operator.desired.drained == frozenset()
     assert await served(nodes, LONG) == tokens
+
+
+async def test_a_node_that_joins_gets_blocks_at_once_if_a_plan_places_some_on_it(
+    nodes: InProcessCluster, controller: Controller
+) -> None:
+    problem = problem_of(nodes.config, nodes.features, FIRST)
+    fast_beta = np.tile([1e-3, 1e-6, 1e-3], (len(nodes.features), 1))  # (blocks, nodes)
+    controller.planner.set_problem(replace(problem, prefill_s_per_token=fast_beta, decode_s_per_token=fast_beta))
+    operator = operator_of(nodes, controller)
+    await deploy(controller, FIRST)
+    await operator.drain(B)
+    assert controller.live is not None
+    assert B not in controller.live.placement
+    assert await operator.join(B) == ["beta is used again"]
+    assert B in controller.live.placement
+    assert controller.deployment.history[-1].action == "join"
+
+
+async def test_a_node_that_joins_and_is_not_needed_changes_no_placement(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    await operator.drain(C)
+    live = controller.live
+    assert await operator.join(C) == ["gamma is used again"]
+    assert await operator.join(C) == []
+    assert controller.live is live
+    assert operator.desired.drained == frozenset()
+
+
+def content_without(operator: Operator, name: str) -> dict[str, Any]:
+    content = dict(operator.desired.effective)
+    return {**content, "nodes": [node for node in content["nodes"] if node["name"] != name]}
+
+
+async def test_a_node_that_is_added_is_timed_so_that_plans_can_use_it(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    whole = dict(operator.desired.effective)
+    assert await nodes.rows(C, "blocks") == []
+    assert await operator.apply(content_without(operator, C)) == ["gamma is removed"]
+    assert C not in controller.view.addresses
+    assert C not in nodes.router.peers
+    assert await operator.apply(whole) == ["gamma is added"]
+    assert {row["node"] for row in await nodes.rows(C, "blocks")} == {C}
+    assert await nodes.rows(B, "blocks") == []
+
+
+async def test_a_node_that_is_added_and_does_not_answer_is_named(
+    nodes: InProcessCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations_module, "_ANSWER_TIMEOUT_S", 0.3)
+    whole = dict(operator.desired.effective)
+    await operator.apply(content_without(operator, C))
+    await nodes.stop(C)
+    told = "gamma does not answer yet; profile once it does (`python -m flows.profile`)"
+    assert await operator.apply(whole) == ["gamma is added", told]
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"address": "127.0.0.1:9"}, "delta"),  # no keys were made for it
+        ({}, "nodes: delta: has no address"),
+        ({"address": "nowhere"}, "nodes: delta: address"),
+    ],
+)
+async def test_a_node_that_cannot_be_added_changes_nothing(
+    operator: Operator, controller: Controller, node: dict[str, str], message: str
+) -> None:
+    content, before = dict(operator.desired.effective), operator.desired
+    added = {"name": "delta", "memory": "8 MiB", **node}
+    with pytest.raises(ConfigError, match=message):
+        await operator.apply({**content, "nodes": [*content["nodes"], added]})
+    assert operator.desired is before
+    assert set(controller.view.addresses) == {A, B, C}
+
+
+async def test_more_private_layers_hold_at_once_even_if_that_ends_service(
+    nodes: InProcessCluster, operator: Operator, controller: Controller, tmp_path: Path
+) -> None:
+    await deploy(controller, [A, A, C, B, B, B, B, A])
+    for shard in (nodes.folder / "registry").iterdir():
+        shard.rename(tmp_path / shard.name)
+    assert await operator.apply({**operator.desired.effective, "private_layers": 2}) == ["private_layers is 2"]
+    assert nodes.sessions.ready() != "yes"
+    assert (await placed(nodes))[C][0] == []
+
+
+async def test_streams_that_do_not_leave_a_drained_node_in_time_are_replayed(
+    nodes: InProcessCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations_module, "_SETTLE_TIMEOUT_S", 1.0)
+    tokens = await served(nodes, LONG)
+    stream = asyncio.create_task(served(nodes, LONG))
+    await until(lambda: started(nodes, 1))
+    async with nodes.sessions.paused():
+        told = await operator.drain(C)
+    assert told == [
+        "gamma is drained",
+        "streams had not left earlier placements within 1 s, and are replayed",
+    ]
+    assert await stream == tokens
 
 
 PRIVATE_ON_B = (B, B, C, A, A, A, A, B)  # the gateway sends every step to B

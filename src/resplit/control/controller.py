@@ -69,8 +69,8 @@ class Controller:
         self.deployment.on_outage = self._recover
         outcomes = Outcomes(gateway, log)
         self.deployment.on_live = lambda epoch: self._start(lambda: outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
-        # What is wrong with the emulation of nodes; "" if nothing is.
         self.spent = TimeByNode()  # of all passes so far
+        # What is wrong with the emulation of nodes; "" if nothing is.
         self.emulation_warning: Callable[[], str] = lambda: ""
 
     @property
