@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from resplit.decide import Alternative, Decision, DecisionOutcome, Measured, RecoveredSessions
-from resplit.decide.decision import NodeSeen
+from resplit.decide.decision import NodeConditions
 from resplit.epochs import Proposal
 from resplit.errors import DataError
 
@@ -25,7 +25,7 @@ DECISION = Decision(
     threshold=0.05,
     uncertainty=0.02,
     alternatives=(KEEP, Alternative("redistribute", None, reason="infeasible"), MOVE),
-    nodes=(NodeSeen("a", True, 1e9, 0.1, True), NodeSeen("b", False, 1e9, 0.0, False)),
+    nodes=(NodeConditions("a", True, 1e9, 0.1, True), NodeConditions("b", False, 1e9, 0.0, False)),
     rates_rps={"chat": 0.5},
     current=("a", "a"),
     measured=Measured(1.5, 20, ("chat",), 0.1),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, example, given
 from hypothesis import strategies as st
 
 from resplit.decide import Alternative, Decision, History, Measured, PastMove, Settings, decide
-from resplit.decide.decision import NodeSeen
+from resplit.decide.decision import NodeConditions
 from resplit.decide.orchestrator import _shifts
 from resplit.decide.price import is_staged, price, price_current
 from resplit.errors import DataError
@@ -325,9 +325,9 @@ def test_a_decision_names_time_threshold_uncertainty_and_demand() -> None:
     assert decision.alternatives[2].lower_bound == 0.5
     assert decision.rates_rps == {"chat": 0.5}
     assert decision.nodes == (
-        NodeSeen(FAST, True, 6 * 21e6, 0.1, True),
-        NodeSeen(SLOW, True, 6 * 21e6, 0.1, True),
-        NodeSeen(FAR, True, 6 * 21e6, 0.1, False),
+        NodeConditions(FAST, True, 6 * 21e6, 0.1, True),
+        NodeConditions(SLOW, True, 6 * 21e6, 0.1, True),
+        NodeConditions(FAR, True, 6 * 21e6, 0.1, False),
     )
 
 

@@ -18,7 +18,7 @@ from resplit.errors import CapacityError
 from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.live import streams as streams_module
 from resplit.live.observer import Observer
-from resplit.live.streams import MOST_STREAMS, Streams
+from resplit.live.streams import MOST_STREAMS, PageStreams
 from resplit.model.source import StoredModel
 from resplit.session_records import RecoveredSessions, SessionRecord
 from tests.support.controllers import FIRST, SECOND, served
@@ -43,8 +43,8 @@ async def controller(nodes: InProcessCluster) -> Controller:
 
 
 @pytest.fixture
-def page(nodes: InProcessCluster, controller: Controller) -> Streams:
-    page = Streams(Observer(controller, Monitor(nodes.router.peers, len(FIRST)), RequestMetrics()))
+def page(nodes: InProcessCluster, controller: Controller) -> PageStreams:
+    page = PageStreams(Observer(controller, Monitor(nodes.router.peers, len(FIRST)), RequestMetrics()))
     nodes.sessions.on_pass, nodes.sessions.on_ended = page.passed, page.ended
     return page
 
@@ -64,7 +64,7 @@ async def until_changed(events: AsyncIterator[bytes], part: str) -> Any:
     raise AssertionError("the stream ended")
 
 
-async def test_a_stream_begins_with_everything_there_is_to_see(page: Streams, nodes: InProcessCluster) -> None:
+async def test_a_stream_begins_with_everything_there_is_to_see(page: PageStreams, nodes: InProcessCluster) -> None:
     page.ended(RECORD)
     events = page.events()
 
@@ -81,7 +81,7 @@ async def test_a_stream_begins_with_everything_there_is_to_see(page: Streams, no
 
 
 async def test_moves_losses_requests_and_decisions_are_sent_when_they_happen(
-    page: Streams, nodes: InProcessCluster, controller: Controller
+    page: PageStreams, nodes: InProcessCluster, controller: Controller
 ) -> None:
     events = page.events()
     await anext(events)
@@ -100,7 +100,7 @@ async def test_moves_losses_requests_and_decisions_are_sent_when_they_happen(
     await events.aclose()
 
 
-async def test_passes_are_summed_while_somebody_watches_only(page: Streams, nodes: InProcessCluster) -> None:
+async def test_passes_are_summed_while_somebody_watches_only(page: PageStreams, nodes: InProcessCluster) -> None:
     await served(nodes)
     events = page.events()
     _, before = parsed(await anext(events))
@@ -116,7 +116,9 @@ async def test_passes_are_summed_while_somebody_watches_only(page: Streams, node
     await events.aclose()
 
 
-async def test_a_recovery_is_sent_again_when_its_sessions_have_resumed(page: Streams, controller: Controller) -> None:
+async def test_a_recovery_is_sent_again_when_its_sessions_have_resumed(
+    page: PageStreams, controller: Controller
+) -> None:
     resumed: list[RecoveredSessions] = []
     controller.view.gateway.recoveries = lambda epoch: resumed[0] if resumed else None  # type: ignore[method-assign]
     controller.log.append_decision(Decision(1.0, "recover", outcome=DecisionOutcome(deployed=2)))
@@ -131,7 +133,7 @@ async def test_a_recovery_is_sent_again_when_its_sessions_have_resumed(page: Str
     await events.aclose()
 
 
-async def test_one_page_too_many_is_refused_until_another_one_closes(page: Streams) -> None:
+async def test_one_page_too_many_is_refused_until_another_one_closes(page: PageStreams) -> None:
     readers = [page.events() for _ in range(MOST_STREAMS)]
     for reader in readers:
         await anext(reader)
@@ -143,7 +145,9 @@ async def test_one_page_too_many_is_refused_until_another_one_closes(page: Strea
         await reader.aclose()
 
 
-async def test_a_reader_that_was_too_slow_gets_everything_again(page: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_was_too_slow_gets_everything_again(
+    page: PageStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams_module, "PERIOD_S", 0.0)
     fast, slow = page.events(), page.events()
     await anext(fast)
@@ -159,7 +163,7 @@ async def test_a_reader_that_was_too_slow_gets_everything_again(page: Streams, m
     await slow.aclose()
 
 
-async def test_closing_ends_all_streams_and_the_watching(page: Streams) -> None:
+async def test_closing_ends_all_streams_and_the_watching(page: PageStreams) -> None:
     events = page.events()
     await anext(events)
 
@@ -172,7 +176,7 @@ async def test_closing_ends_all_streams_and_the_watching(page: Streams) -> None:
 
 
 async def test_a_defect_ends_the_streams_and_not_the_service(
-    page: Streams, nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+    page: PageStreams, nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = page.events()
     await anext(events)

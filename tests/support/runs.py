@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resplit.decide import Alternative, Decision, Measured
-from resplit.decide.decision import NodeSeen
+from resplit.decide.decision import NodeConditions
 from resplit.decide.price import Action
 from resplit.records import RunRecord, table
 from resplit.types import segments_of
@@ -248,7 +248,7 @@ def _decision(at_s: float, moved: list[int]) -> Decision:
         urgent="chat misses its objective" if moved else "",
         chosen=next(option for option in alternatives if option.action == action),
         alternatives=alternatives,
-        nodes=tuple(NodeSeen(node, True, 1e9, 0.15 if node == "tv" else 0.05, node == "hub") for node in LAYER_S),
+        nodes=tuple(NodeConditions(node, True, 1e9, 0.15 if node == "tv" else 0.05, node == "hub") for node in LAYER_S),
         rates_rps={"chat": 0.5, "summary": 0.21},
         measured=Measured(4.6 if moved else 1.7, 12, ("chat",) if moved else ()),
     )

@@ -42,7 +42,7 @@ from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
 from resplit.live.app import live_routes, reader_check
 from resplit.live.observer import Observer
-from resplit.live.streams import Streams
+from resplit.live.streams import PageStreams
 from resplit.model.source import StoredModel
 from resplit.node.emulation_check import check_emulation
 from resplit.pass_times import PassTime
@@ -161,7 +161,7 @@ class _Parts:
     monitor: Monitor
     emulation: EmulationCheck
     app: FastAPI
-    page: Streams
+    page: PageStreams
     first: bool  # no placement was ever live
     started: asyncio.Event  # set once the controller has started: until then the control API refuses calls
 
@@ -232,9 +232,9 @@ def _assemble(
     return _Parts(router, controller, monitor, emulation, app, page, first, started)
 
 
-def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> Streams:
+def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> PageStreams:
     """Serve the live page; passes go to the controller, to the metrics and to the page."""
-    page = Streams(Observer(controller, monitor, app.state.metrics))
+    page = PageStreams(Observer(controller, monitor, app.state.metrics))
     pass_metrics = PassMetrics(app.state.metrics.registry)
 
     def passed(done: PassTime) -> None:

@@ -20,12 +20,12 @@ from resplit.epochs import Proposal
 from resplit.errors import DataError
 from resplit.session_records import RecoveredSessions
 
-__all__ = ["Brought", "Decision", "DecisionOutcome", "NodeSeen", "RecoveredSessions"]
+__all__ = ["Brought", "Decision", "DecisionOutcome", "NodeConditions", "RecoveredSessions"]
 
 
 @dataclass(frozen=True)
-class NodeSeen:
-    """A node as the decision saw it. `usable`: some block can run on it."""
+class NodeConditions:
+    """The conditions of a node that a decision was based on. `usable`: some block can run on it."""
 
     name: str
     usable: bool
@@ -80,7 +80,7 @@ class Decision:
     threshold: float = 0.0
     uncertainty: float = 0.0
     alternatives: tuple[Alternative, ...] = ()
-    nodes: tuple[NodeSeen, ...] = ()
+    nodes: tuple[NodeConditions, ...] = ()
     rates_rps: dict[str, float] = field(default_factory=dict)
     current: Placement = ()
     measured: Measured | None = None

@@ -23,7 +23,7 @@ from functools import partial
 
 import numpy as np
 
-from resplit.decide.decision import Decision, NodeSeen
+from resplit.decide.decision import Decision, NodeConditions
 from resplit.decide.price import Action, Alternative, CurrentPlacement, is_staged, price, price_current
 from resplit.decide.state import NOTHING_READY, History, Measured, PastMove, Placement, Ready, Settings
 from resplit.errors import DataError
@@ -32,7 +32,7 @@ from resplit.planner.best_effort import ceilings_note, under_higher_ceilings
 from resplit.planner.evaluate import evaluate
 from resplit.types import Plan, Problem
 
-__all__ = ["decide", "nodes_seen"]
+__all__ = ["decide", "node_conditions"]
 
 MIN_STANDARD_ERRORS = 2.0  # a smaller excess of latency may be chance, so it does not fail a trial
 Solve = Callable[..., Plan]
@@ -79,7 +79,7 @@ def decide(
         threshold=hysteresis.threshold,
         uncertainty=uncertainty,
         alternatives=(current.keep, *plans, *([rollback] if rollback else [])),
-        nodes=nodes_seen(problem),
+        nodes=node_conditions(problem),
         rates_rps={request_class.name: request_class.rate_rps for request_class in problem.classes},
         current=problem.current,
         measured=measured,
@@ -367,10 +367,10 @@ def _summary(option: Alternative) -> str:
     )
 
 
-def nodes_seen(problem: Problem) -> tuple[NodeSeen, ...]:
+def node_conditions(problem: Problem) -> tuple[NodeConditions, ...]:
     """The nodes of `problem`, as a decision about it records them."""
     return tuple(
-        NodeSeen(
+        NodeConditions(
             node.name,
             usable=bool(np.isfinite(times_s).any()),
             memory_bytes=node.memory_bytes,

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from resplit.gateway.openai.api_keys import ApiKeys
-from resplit.live.streams import Streams
+from resplit.live.streams import PageStreams
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -41,7 +41,7 @@ def page_files() -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in folder.iterdir() if each.name.rpartition(".")[2] in _TYPES}
 
 
-def live_routes(streams: Streams, may_read: Callable[[str], None]) -> APIRouter:
+def live_routes(streams: PageStreams, may_read: Callable[[str], None]) -> APIRouter:
     """The routes `/` and `/live/...`. `may_read` raises HTTPException for an Authorization header that is no good."""
     router, content = APIRouter(include_in_schema=False), page_files()
 

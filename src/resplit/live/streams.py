@@ -29,7 +29,7 @@ _MOST_UNREAD = 8
 _RETRY_AFTER_S = 5.0
 
 
-class Streams:
+class PageStreams:
     """The open streams of one cluster's page."""
 
     def __init__(self, observer: Observer) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from resplit.decide import Decision, History, Measured, Ready, Settings
-from resplit.decide.orchestrator import nodes_seen
+from resplit.decide.orchestrator import node_conditions
 from resplit.decide.price import price, price_current
 from resplit.decide.state import Placement
 from resplit.estimate import Change
@@ -77,7 +77,7 @@ def keep(situation: Situation, reason: str) -> Decision:
         chosen=(kept := price_current(problem, situation.settings).keep),
         uncertainty=situation.uncertainty,
         alternatives=(kept,),
-        nodes=nodes_seen(problem),
+        nodes=node_conditions(problem),
         rates_rps={request_class.name: request_class.rate_rps for request_class in problem.classes},
         current=problem.current or (),
         measured=situation.measured,
