@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import Request
 
-from resplit.control.api import LinkEmulationBody, _link_shape, create_control_api
+from resplit.control.api import LinkEmulationBody, _error_response, _link_shape, create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.epochs import Proposal
-from resplit.errors import ConfigError
+from resplit.errors import ConfigError, DataError, NodeLostError, ResplitError
 from resplit.wire.links import Shape
 from tests.support.cluster_file import cluster
 from tests.support.controllers import FIRST, operator_of
@@ -46,7 +48,9 @@ async def test_before_the_first_placement_the_status_has_no_epoch_and_the_nodes_
     assert (status["epoch"], status["placement"], status["action"], status["predicted_latency_s"]) == (
         0,
         None,
-    ) * 2
+        None,
+        None,
+    )
     assert status["ready"] != "yes"
     assert [(each["node"], each["pid"]) for each in status["nodes"]] == [(A, None), (B, None), (C, None)]
     model = (await api.get("/model")).json()
@@ -113,15 +117,18 @@ async def test_the_fast_loop_is_armed_only_with_a_policy_that_is_shipped(
     assert (await api.put("/fast_loop", json={"settings": {}, "for_s": -1})).status_code == 422
 
 
-async def test_a_call_that_needs_a_lost_node_is_503_and_one_that_is_refused_409(
-    api: httpx.AsyncClient, nodes: InProcessCluster
-) -> None:
-    placement = [B if name == C else name for name in FIRST]
-    await nodes.stop(B)
-    lost = await api.post("/proposals", json={"placement": placement, "action": "initial", "based_on": 0})
-    assert lost.status_code in (409, 503)
+async def test_a_call_on_an_unknown_node_is_refused(api: httpx.AsyncClient) -> None:
     unknown = await api.post("/emulation/kill", json={"node": "nobody"})
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (409, "ConfigError")
+
+
+@pytest.mark.parametrize(("error", "status"), [(NodeLostError("beta is lost"), 503), (DataError("no problem"), 409)])
+async def test_only_a_lost_node_is_503_because_another_plan_helps_against_all_else(
+    error: ResplitError, status: int
+) -> None:
+    answer = await _error_response(Request({"type": "http"}), error)
+    assert answer.status_code == status
+    assert json.loads(bytes(answer.body)) == {"error": {"message": str(error), "type": type(error).__name__}}
 
 
 def emulated(change: dict[str, float], folder: Path) -> Shape:

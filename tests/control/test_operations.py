@@ -168,17 +168,6 @@ async def test_a_node_that_cannot_be_added_changes_nothing(
     assert set(controller.view.addresses) == {A, B, C}
 
 
-async def test_more_private_layers_hold_at_once_even_if_that_ends_service(
-    nodes: InProcessCluster, operator: Operator, controller: Controller, tmp_path: Path
-) -> None:
-    await deploy(controller, [A, A, C, B, B, B, B, A])
-    for shard in (nodes.folder / "registry").iterdir():
-        shard.rename(tmp_path / shard.name)
-    assert await operator.apply({**operator.desired.effective, "private_layers": 2}) == ["private_layers is 2"]
-    assert nodes.sessions.ready() != "yes"
-    assert (await placed(nodes))[C][0] == []
-
-
 async def test_streams_that_do_not_leave_a_drained_node_in_time_are_replayed(
     nodes: InProcessCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
