@@ -49,7 +49,7 @@ def main() -> None:
     """Print one JSON object for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--runner", choices=["processes", "dask"], default="processes")
+    parser.add_argument("--runner", choices=["processes", "dask", "ray"], default="processes")
     parser.add_argument("--seeds", type=int, default=6)
     given = parser.parse_args()
     first_s = None

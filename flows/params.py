@@ -44,7 +44,7 @@ class SimulatedParams(BaseModel):
     policies: tuple[str, ...]
     first_seed: Annotated[int, Field(ge=0)]
     seeds: Annotated[int, Field(ge=1)]
-    runner: Literal["processes", "dask"]
+    runner: Literal["processes", "dask", "ray"]
     workers: Annotated[int, Field(ge=1)]
 
 

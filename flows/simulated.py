@@ -91,14 +91,27 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
 
 
 def _task_runner(params: SimulatedParams) -> TaskRunner[Any]:
-    """Each run is a process of its own in any case: threads or Dask's workers wait for them."""
+    """Each run is a process of its own in any case: threads, or the workers of Dask or Ray, wait for them."""
     if params.runner == "processes":
         return ThreadPoolTaskRunner(max_workers=params.workers)
     try:
-        from prefect_dask.task_runners import DaskTaskRunner
+        return _dask(params.workers) if params.runner == "dask" else _ray(params.workers)
     except ImportError:
-        raise ConfigError("params.yaml: simulated.runner", "'dask' needs prefect-dask: install resplit[dask]") from None
-    return DaskTaskRunner(cluster_kwargs={"n_workers": params.workers, "threads_per_worker": 1, "processes": True})
+        needed = f"{params.runner!r} needs prefect-{params.runner}: install resplit[{params.runner}]"
+        raise ConfigError("params.yaml: simulated.runner", needed) from None
+
+
+def _dask(workers: int) -> TaskRunner[Any]:
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1, "processes": True})
+
+
+def _ray(workers: int) -> TaskRunner[Any]:
+    from prefect_ray import RayTaskRunner
+
+    runner: TaskRunner[Any] = RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False})
+    return runner
 
 
 def _plain(compared: dict[str, dict[str, dict[str, tuple[float, float]]]]) -> dict[str, Any]:

@@ -73,6 +73,15 @@ def test_a_worker_of_dask_that_is_killed_costs_only_its_task(tmp_path: Path, mon
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("prefect_server")
+def test_a_study_on_ray_finds_what_one_on_processes_finds(tmp_path: Path) -> None:
+    pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
+    params = PARAMS.model_copy(update={"policies": ("static",), "seeds": 2})
+    on_ray = study(params.model_copy(update={"runner": "ray"}), tmp_path, "ray")
+    assert on_ray == study(params, tmp_path, "processes")
+
+
+@pytest.mark.processes
 def test_a_process_that_is_killed_costs_one_attempt_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
