@@ -168,6 +168,21 @@ async def test_a_node_that_cannot_be_added_changes_nothing(
     assert set(controller.view.addresses) == {A, B, C}
 
 
+async def test_more_private_layers_hold_at_once_although_no_placement_can_be_prepared_for_lack_of_the_registry(
+    nodes: InProcessCluster, operator: Operator, controller: Controller, tmp_path: Path
+) -> None:
+    tokens = await served(nodes)
+    await deploy(controller, [A, A, C, B, B, B, B, A])
+    registry, away = nodes.folder / "registry", tmp_path / "away"
+    registry.rename(away)
+    async with asyncio.timeout(20):
+        told = await operator.apply({**operator.desired.effective, "private_layers": 2})
+    assert told == ["private_layers is 2"]
+    assert (await placed(nodes))[C][0] == []
+    away.rename(registry)
+    assert await served(nodes) == tokens
+
+
 async def test_streams_that_do_not_leave_a_drained_node_in_time_are_replayed(
     nodes: InProcessCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

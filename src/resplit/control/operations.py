@@ -154,7 +154,8 @@ class Operator:
         finally:
             pending = await self._settle(new)
             unanswered = await self._membership.send_trust()
-        await self._recovery.recover()
+        # Not awaited: while the registry is away, a recovery tries without end, and the rule holds already.
+        self._deployment.on_outage()
         untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
         silent = sorted((set(self._view.unreachable) | set(unanswered)) & untrusted)
         self._connect(new)
