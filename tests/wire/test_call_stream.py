@@ -18,6 +18,7 @@ from resplit.security.authority import keys_command
 from resplit.security.identity import CALLS, Member
 from resplit.wire import call_server
 from resplit.wire.addresses import Address
+from resplit.wire.answered_stream import Opened
 from resplit.wire.call_server import CallServer, ServedCall
 from resplit.wire.call_stream import CallStream
 from resplit.wire.message_stream import MessageStream, connected
@@ -195,6 +196,24 @@ async def test_the_end_of_a_stream_calls_off_its_calls_and_the_next_one_opens_an
     await until(called_off)
     await calls.echo(EchoRequest(), WITHIN_S)
     assert len(node.streams) == 2
+
+
+async def test_a_call_that_waits_to_be_sent_ends_with_its_stream(node: Node, calls: CallStream) -> None:
+    await calls.echo(EchoRequest(), WITHIN_S)
+    (await calls._stream.opened()).stream.pause_writing()
+    waiting = transfer(calls, "waiting")
+    await asyncio.sleep(0)
+    node.streams[0].abort()
+    async with asyncio.timeout(WITHIN_S / 2):
+        with pytest.raises(ConnectionResetError):
+            await waiting
+
+
+async def test_nothing_is_awaited_over_a_stream_that_has_ended() -> None:
+    ended: Opened[Answer] = Opened(MessageStream(Answer, 100))
+    ended.fail(ConnectionResetError("closed"))
+    with pytest.raises(ConnectionResetError, match="closed"), ended.awaiting():
+        pass
 
 
 @pytest.mark.parametrize(

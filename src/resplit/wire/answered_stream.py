@@ -27,13 +27,16 @@ class Opened(Generic[Answer]):
     stream: MessageStream[Answer]
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     awaited: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
+    error: Exception | None = None  # with which it ended
 
     @contextlib.contextmanager
     def awaiting(self) -> Iterator[tuple[int, asyncio.Future[Answer]]]:
         """A new number, and the first answer to it. In this context alone, somebody waits for it.
 
-        The future fails with OSError if the stream breaks, and with ValueError if the peer sends what is no answer.
+        Both fail with OSError if the stream breaks, and with ValueError if the peer sends what is no answer.
         """
+        if self.error is not None:  # nothing would end the wait
+            raise self.error
         number, answer = next(self.numbers), asyncio.get_running_loop().create_future()
         self.awaited[number] = answer
         try:
@@ -42,7 +45,8 @@ class Opened(Generic[Answer]):
             del self.awaited[number]
 
     def fail(self, error: Exception) -> None:
-        """Have all that is awaited fail."""
+        """Have all that is awaited fail, now and later."""
+        self.error = error
         for answer in self.awaited.values():
             if not answer.done():
                 answer.set_exception(error)
