@@ -68,12 +68,16 @@ class ReportedState:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node's answer to the monitor: its state, and its telemetry rows since the previous answer."""
+    """A node's answer to the monitor: its state, and its telemetry rows since the previous answer.
+
+    It was made at `time_s` by the node's clock, like the rows (seconds since 1970).
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
 
     state: ReportedState
     rows: TelemetryRows
+    time_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,7 @@ async def test_an_unused_node_that_others_use_is_seen_by_its_reports(placed: Con
         return NodeRow(0.0, "delta", cpu, 0.0, 1e6, 0.0, float("nan"), LAYER_S, emulated=True)
 
     for share in (0.0, 0.0, 0.7, 0.7):
-        placed.fast_loop.reported(TelemetryRows(nodes=(row(share),)))
+        placed.fast_loop.reported(TelemetryRows(nodes=(row(share),)), 0.0)
     assert placed.fast_loop.estimates().nodes["delta"].background_utilization == pytest.approx(0.7, abs=0.02)
 
 
@@ -188,7 +188,7 @@ async def test_no_number_in_a_report_harms_the_estimates(placed: Controller) -> 
     for one, other in itertools.product(numbers, repeat=2):
         node = NodeRow(0.0, "delta", one, other, one, one, one, other, emulated=True)
         links = [LinkRow(0.0, "delta", B, size, other, "active", emulated=True) for size in (64.0, one)]
-        placed.fast_loop.reported(TelemetryRows(nodes=(node,), links=tuple(links)))
+        placed.fast_loop.reported(TelemetryRows(nodes=(node,), links=tuple(links)), 0.0)
     estimates = placed.fast_loop.estimates()
     delta, link = estimates.nodes["delta"], next(each for each in estimates.links if each.node == "delta")
     factors = (delta.factor, delta.background_utilization, link.latency_factor, link.s_per_byte_factor)
@@ -199,7 +199,7 @@ async def test_nothing_is_kept_about_links_to_nodes_that_do_not_exist(placed: Co
     placed.deployment._disturbed_until_s = -math.inf
     links = tuple(LinkRow(0.0, "delta", f"invented-{each}", 64.0, 0.01, "active", emulated=True) for each in range(9))
     real = LinkRow(0.0, "delta", B, 64.0, 0.01, "active", emulated=True)
-    placed.fast_loop.reported(TelemetryRows(links=(*links, real)))
+    placed.fast_loop.reported(TelemetryRows(links=(*links, real)), 0.0)
     assert {each.peer for each in placed.fast_loop.estimates().links if each.node == "delta"} == {B}
 
 

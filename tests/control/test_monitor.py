@@ -36,23 +36,28 @@ class ReportingPeer:
     standby: tuple[int, ...] = ()
     faults: list[str] = field(default_factory=list)
     calls: list[tuple[int, float]] = field(default_factory=list)  # arguments of each report
-    measured: list[Sequence[str]] = field(default_factory=list)  # the links that each report had measured
+    measured: list[Sequence[str]] = field(default_factory=list)  # the links of each measurement
     polled: asyncio.Event = field(default_factory=asyncio.Event)
     answering: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.answering.set()
 
-    async def report(self, after: int, timeout_s: float, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
+    async def measure(self, nodes: Sequence[str], timeout_s: float) -> None:
+        self.measured.append(nodes)
+        if self.error:
+            raise self.error
+        self.rows.append(link_row(9.0))
+
+    async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
         self.polled.set()
         self.calls.append((after, timeout_s))
-        self.measured.append(measure)
         await self.answering.wait()
         if self.error:
             raise self.error
         standby = StandbyState(blocks=self.standby)
         state = ReportedState("alpha", self.pid, blocks=self.blocks, sessions=len(self.rows), standby=standby)
-        return NodeReport(state, TelemetryRows(links=tuple(self.rows[after:]))), len(self.rows)
+        return NodeReport(state, TelemetryRows(links=tuple(self.rows[after:])), 0.0), len(self.rows)
 
     def fault(self, reason: str) -> PeerFaultError:
         self.faults.append(reason)
@@ -82,12 +87,12 @@ async def test_the_blocks_that_stand_by_are_known_of_each_node() -> None:
     assert monitor.standby() == {"alpha": (2, 3), "beta": (1,)}
 
 
-async def test_a_node_measures_the_links_that_are_in_doubt_before_it_reports() -> None:
-    peer = ReportingPeer()
-    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
-    await monitor.poll("alpha", measure=["beta"])
-    await monitor.poll("alpha")
-    assert [tuple(names) for names in peer.measured] == [("beta",), ()]
+async def test_nodes_measure_the_links_that_are_in_doubt_and_report_the_results() -> None:
+    peer, silent = ReportingPeer(), ReportingPeer(error=NodeLostError("beta does not answer"))
+    monitor = Monitor({"alpha": peer, "beta": silent}, 8)  # type: ignore[dict-item]
+    await monitor.measure([("alpha", "beta"), ("alpha", "gamma"), ("beta", "alpha"), ("gone", "alpha")])
+    assert (peer.measured, silent.measured) == ([["beta", "gamma"]], [["alpha"]])
+    assert [row.time_s for row in monitor.rows(0.0).links] == [9.0]
 
 
 async def test_links_in_doubt_are_measured_by_the_nodes_that_they_begin_at_all_at_once() -> None:
@@ -217,8 +222,8 @@ async def test_rows_of_every_table_are_kept_and_handed_out_from_a_time_on() -> N
         )
 
     class Peer(ReportingPeer):
-        async def report(self, after: int, timeout_s: float, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
-            return NodeReport(ReportedState("alpha", 1), rows(len(monitor.rows(0.0).links) + 1.0)), 1
+        async def report(self, after: int, timeout_s: float) -> tuple[NodeReport, int]:
+            return NodeReport(ReportedState("alpha", 1), rows(len(monitor.rows(0.0).links) + 1.0), 0.0), 1
 
     monitor = Monitor({"alpha": Peer()}, 8)  # type: ignore[dict-item]
     for _ in range(3):
@@ -255,6 +260,25 @@ async def test_every_node_is_polled_once_a_period_and_not_after_the_end() -> Non
     assert len(peer.calls) == 4
     await asyncio.sleep(2 * PERIOD_S)
     assert len(peer.calls) == 4
+
+
+@simulated
+async def test_a_node_that_has_news_is_polled_soon_but_not_without_pause() -> None:
+    peer = ReportingPeer()
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
+    running = asyncio.create_task(monitor.run())
+    await asyncio.sleep(PERIOD_S / 2)
+    monitor.hurry("alpha")
+    await asyncio.sleep(0.001)
+    assert len(peer.calls) == 2
+    for _ in range(100):  # in 0.1 s
+        monitor.hurry("alpha")
+        await asyncio.sleep(0.001)
+    assert 3 <= len(peer.calls) <= 5
+    await asyncio.sleep(PERIOD_S / 2)  # the news that came meanwhile were fetched, and nothing more
+    assert len(peer.calls) <= 5
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 @simulated

@@ -43,24 +43,57 @@ def links() -> LinkEstimates:
 def test_a_longer_latency_is_noticed_at_the_second_probe_and_is_not_taken_for_a_slower_transfer(
     links: LinkEstimates,
 ) -> None:
-    assert probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0) == ["the latency from a to b became 6 times slower"]
+    assert probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0) == ["the latency between a and b became 6 times slower"]
     (link,) = links.estimates(at_s=0.0)
     assert link.latency_factor == pytest.approx(6.0, rel=0.05)
     assert link.s_per_byte_factor == pytest.approx(1.0, rel=0.05)
 
 
-def test_the_way_back_counts_as_slower_until_it_is_measured(links: LinkEstimates) -> None:
-    def back(at_s: float) -> None:
-        links.observe("b", "a", SMALL, LATENCY_S, at_s)
-
+@pytest.fixture
+def both_known(links: LinkEstimates) -> LinkEstimates:
+    """Both directions between a and b are known."""
     there = model().links[0]
     links.set_model(replace(model(), links=(there, replace(there, node="b", peer="a"))))
-    back(19.0)
-    probe(links, 6 * LATENCY_S, S_PER_BYTE, 3, 20.0)
-    factors = [link.latency_factor for link in links.estimates(at_s=22.0)]
+    for size in (SMALL, LARGE):
+        links.observe("b", "a", size, LATENCY_S + size * S_PER_BYTE, 19.0)
+    return links
+
+
+def test_both_ends_measure_one_latency_so_that_three_messages_of_either_reveal_a_change(
+    both_known: LinkEstimates,
+) -> None:
+    late = [(20.0, "a", "b"), (20.1, "b", "a"), (20.2, "a", "b")]
+    changes = [both_known.observe(*ends, SMALL, 6 * LATENCY_S, at_s) for at_s, *ends in late]
+    assert [str(change) for found in changes for change in found] == [
+        "the latency between a and b became 6 times slower"
+    ]
+    assert [link.latency_factor for link in both_known.estimates(20.2)] == pytest.approx([6.0, 6.0], rel=0.05)
+    assert both_known.doubted() == []
+
+
+def test_messages_that_are_late_at_one_end_only_are_no_slower_link(both_known: LinkEstimates) -> None:
+    """A host that is held up gets all answers late, and those of the other end are as fast as usual."""
+    for step in range(20):
+        at_s = 20.0 + step / 10
+        assert both_known.observe("a", "b", SMALL, 6 * LATENCY_S, at_s) == []
+        assert both_known.observe("b", "a", SMALL, LATENCY_S, at_s + 0.05) == []
+        assert both_known.doubted() == []
+
+
+def test_a_message_from_before_the_change_that_is_reported_later_does_not_hide_it(both_known: LinkEstimates) -> None:
+    assert both_known.observe("a", "b", SMALL, 6 * LATENCY_S, 20.0) == []
+    assert both_known.observe("b", "a", SMALL, LATENCY_S, 19.9) == []
+    assert both_known.observe("a", "b", SMALL, 6 * LATENCY_S, 20.1) == []
+    assert len(both_known.observe("a", "b", SMALL, 6 * LATENCY_S, 20.2)) == 1
+
+
+def test_the_way_back_counts_as_narrower_until_it_is_measured(both_known: LinkEstimates) -> None:
+    probe(both_known, LATENCY_S, 6 * S_PER_BYTE, 4, 20.0)
+    factors = [link.s_per_byte_factor for link in both_known.estimates(at_s=24.0)]
     assert factors == pytest.approx([6.0, 6.0], rel=0.05)
-    back(22.1)
-    factors = [link.latency_factor for link in links.estimates(at_s=22.1)]
+    for size in (SMALL, LARGE):
+        both_known.observe("b", "a", size, LATENCY_S + size * S_PER_BYTE, 24.1)
+    factors = [link.s_per_byte_factor for link in both_known.estimates(at_s=24.1)]
     assert factors == pytest.approx([6.0, 1.0], rel=0.05)
 
 

@@ -217,7 +217,7 @@ async def test_bytes_that_are_not_a_message_end_only_their_own_call(
 ) -> None:
     attacker = Attacker(nodes.addresses, nodes.folder / "keys" / "trusted")
     huge, no_step = b"\0" + struct.pack(">I", 2**32 - 1) + b"ab", b"\0\0\0\0\2\xff\xff"
-    for path in ("Command", "Report", "Echo", "TransferCache", "Close", "Nothing"):
+    for path in ("Command", "Report", "Measure", "Echo", "TransferCache", "Permit", "Close", "Nothing"):
         for body in (b"", b"\1\0\0\0\0", b"\0\0\0\0\5ab", b"\0\0\0\0\5", huge, no_step):
             await attacker.frame("plain", path, body, waits_s=0.01)
     for body in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", bytes(4000)):

@@ -25,6 +25,7 @@ from resplit.wire.node_pb2 import (
     CloseRequest,
     CommandRequest,
     EchoRequest,
+    MeasureRequest,
     PermitRequest,
     ReportRequest,
     Step,
@@ -213,9 +214,11 @@ async def test_a_session_that_a_node_has_closed_gets_an_error_and_not_silence(
     [
         ("Permit", PermitRequest(session="s", attempt=2**32 - 1, capacity=2**32 - 1, epochs=[1], senders={2: C})),
         ("TransferCache", TransferRequest(session="s", target=[C] * 8, last=4)),
+        ("Report", ReportRequest()),
+        ("Measure", MeasureRequest(nodes=[C])),
     ],
 )
-async def test_only_the_controller_gives_permits_and_asks_for_caches(
+async def test_only_the_controller_gives_permits_and_asks_for_caches_reports_and_measurements(
     nodes: InProcessCluster, liar: HostileClient, call: str, message: object
 ) -> None:
     with pytest.raises(GRPCError) as refusal:
@@ -260,8 +263,8 @@ async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_fe
 
     nodes.router.on_token = record
     flood = framed(Step(session="flood", epoch=epoch, gateway=CONTROLLER, acknowledge=True)) * 500
-    await liar.raw(A, flood, waits_s=0.3, protocol=STEPS)
-    await liar.raw(A, flood, waits_s=0.3, protocol=STEPS)
+    await liar.raw(A, flood, waits_s=1.0, protocol=STEPS)
+    await liar.raw(A, flood, waits_s=1.0, protocol=STEPS)
     expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
     assert await generate(nodes.sessions, generation_request(NEW_TOKENS)) == expected
     refused = (await nodes.state(A)).refusals

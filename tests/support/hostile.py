@@ -43,6 +43,7 @@ from resplit.wire.node_pb2 import (
     CloseReply,
     CommandReply,
     EchoReply,
+    MeasureReply,
     PermitReply,
     ReportReply,
     Step,
@@ -359,6 +360,7 @@ class AnyPart(OutgoingPart):
 
 _FREQUENT: Mapping[str, type[Message]] = {
     "Report": ReportReply,
+    "Measure": MeasureReply,
     "Echo": EchoReply,
     "TransferCache": TransferReply,
     "Permit": PermitReply,

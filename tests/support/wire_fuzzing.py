@@ -28,6 +28,7 @@ from resplit.wire.node_pb2 import (
     CloseRequest,
     CommandRequest,
     EchoRequest,
+    MeasureRequest,
     ReportRequest,
     Sampling,
     Step,
@@ -117,6 +118,7 @@ CALLS: dict[str, st.SearchStrategy[Message]] = {
         signed=st.text(max_size=40) | st.just("a.b.c") | st.just("A" * 2**21),
     ),
     "Report": st.builds(ReportRequest, after=st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+    "Measure": st.builds(MeasureRequest, nodes=st.lists(_NAMES, max_size=5)),
     "Close": st.builds(CloseRequest, sessions=st.lists(_NAMES, max_size=5)),
     "Echo": st.builds(EchoRequest, payload=st.sampled_from([b"", bytes(2**20)])),
 }

@@ -321,18 +321,23 @@ BAD_REPORTS = [
     ("{}", "state: Field required"),
     ("[" * 100_000, "Invalid JSON"),
     ('{"state": ' * 5_000, "Invalid JSON"),
-    ('{"state": {"node": "far"}, "rows": {}}', "state.pid: Field required"),
-    ('{"state": {"node": "near", "pid": 1}, "rows": {}}', "about 'near'"),
-    (f'{{{STATE}, "rows": {{}}, "more": 1}}', "more: Unexpected"),
+    ('{"state": {"node": "far"}, "rows": {}, "time_s": 1}', "state.pid: Field required"),
+    ('{"state": {"node": "near", "pid": 1}, "rows": {}, "time_s": 1}', "about 'near'"),
+    (f'{{{STATE}, "rows": {{}}}}', "time_s: Field required"),
+    (f'{{{STATE}, "rows": {{}}, "time_s": NaN}}', "time_s: Input"),
+    (f'{{{STATE}, "rows": {{}}, "time_s": 1, "more": 1}}', "more: Unexpected"),
     (f'{{{STATE}, "rows": {{"secrets": []}}}}', "rows.secrets: Unexpected"),
-    ('{"state": {"node": "far", "pid": 1, "epochs": [9223372036854775808]}, "rows": {}}', "state.epochs.0"),
-    ('{"state": {"node": "far", "pid": 1, "blocks": [-1]}, "rows": {}}', "state.blocks.0"),
-    ('{"state": {"node": "far", "pid": 1, "memory_bytes": NaN}, "rows": {}}', "state.memory_bytes"),
-    ('{"state": {"node": "far", "pid": 1' + "0" * 5_000 + '}, "rows": {}}', "cannot be read"),
+    (
+        '{"state": {"node": "far", "pid": 1, "epochs": [9223372036854775808]}, "rows": {}, "time_s": 1}',
+        "state.epochs.0",
+    ),
+    ('{"state": {"node": "far", "pid": 1, "blocks": [-1]}, "rows": {}, "time_s": 1}', "state.blocks.0"),
+    ('{"state": {"node": "far", "pid": 1, "memory_bytes": NaN}, "rows": {}, "time_s": 1}', "state.memory_bytes"),
+    ('{"state": {"node": "far", "pid": 1' + "0" * 5_000 + '}, "rows": {}, "time_s": 1}', "cannot be read"),
     (f'{{{STATE}, "rows": {{"links": [{{"time_s": "now"}}]}}}}', "rows.links.0.time_s"),
     (f'{{{STATE}, "rows": {{"links": [{{"time_s": NaN, "node": "far", {LINK}}}]}}}}', "rows.links.0.time_s"),
-    (f'{{{STATE}, "rows": {{"links": [{{"time_s": 1, "node": "near", {LINK}}}]}}}}', "about 'near'"),
-    (f'{{{STATE}, "rows": {{"links": [{", ".join([ROW] * 2001)}]}}}}', "has 2001 rows, the limit is 2000"),
+    (f'{{{STATE}, "rows": {{"links": [{{"time_s": 1, "node": "near", {LINK}}}]}}, "time_s": 1}}', "about 'near'"),
+    (f'{{{STATE}, "rows": {{"links": [{", ".join([ROW] * 2001)}]}}, "time_s": 1}}', "has 2001 rows, the limit is 2000"),
     (f'{{{STATE}, "rows": {{}}, "{"x" * 2**21}": 1}}', "characters, the limit is 2097152"),
 ]
 
@@ -487,7 +492,7 @@ class _Liar(NodeBase):  # type: ignore[misc]
         await stream.recv_message()
         await stream.send_message(Ack())
 
-    Command = Report = Echo = Cache = TransferCache = Permit = Close = _lie
+    Command = Report = Measure = Echo = Cache = TransferCache = Permit = Close = _lie
 
 
 async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProcessCluster) -> None:

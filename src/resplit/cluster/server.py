@@ -223,6 +223,7 @@ def _assemble(
     sessions.on_lost = controller.node_lost
     router.on_found = controller.node_found
     router.on_heard = monitor.heard
+    router.on_news = monitor.hurry
     monitor.on_report = controller.fast_loop.reported
     controller.fast_loop.measure = monitor.measure
     controller.readiness.standby = monitor.standby

@@ -137,8 +137,8 @@ class FastLoop:
         self._show(Observation(done.at_s, done=done))
         self._look_into(both_ways(self._estimate.suspects(done)))
 
-    def reported(self, rows: TelemetryRows) -> None:
-        """Take the new rows of a node: the newest about itself, and all its probes of links.
+    def reported(self, rows: TelemetryRows, time_s: float) -> None:
+        """Take the new rows of a node, reported at `time_s` of its clock: the newest about itself, and all its probes.
 
         A probe that was sent while blocks were loaded or caches moved says nothing about the link.
         """
@@ -153,9 +153,8 @@ class FastLoop:
             return
         known = self._view.addresses  # what is said about links to others would be kept for ever
         probes = [row for row in rows.links if row.source == "active" and row.peer in known]
-        newest_s = max((row.time_s for row in probes), default=0.0)
-        for row in probes:  # their clock may be another one
-            at_s = now_s - min(max(newest_s - row.time_s, 0.0), _REPORTED_LATE_S)
+        for row in probes:
+            at_s = now_s - min(max(time_s - row.time_s, 0.0), _REPORTED_LATE_S)
             self._show(Observation(at_s, link=LinkSeen(row.node, row.peer, row.payload_bytes, row.seconds)))
         self._look_into(both_ways(self._estimate.links.doubted()))
 

@@ -6,6 +6,7 @@ Nodes do not affect one another: each has its own rows, up to a limit, and its o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from resplit.status import NodeReport, ReportedState
 from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.wire.peers import Peer
 
-PERIOD_S = 0.5
+PERIOD_S, _LEAST_PERIOD_S = 0.5, 0.05  # between two reports of a node, and at least where it has news
 KEEP_S = 600.0
 _ANSWER_WITHIN_S = 5.0
 # A busy node reports fewer than 100 rows a second.
@@ -45,11 +46,13 @@ class Monitor:
         self._blocks = blocks
         self._heartbeats = Heartbeats(peers, on_hang)
         self._polling: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._news: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)  # by node: its next report is urgent
         self._last_row: dict[str, int] = {}  # the number of the last row stored, by node
         self._rows: defaultdict[str, _NodeRows] = defaultdict(_NodeRows)  # by node
         self.states: dict[str, ReportedState] = {}
         self.heard_s: dict[str, float] = {}  # when the last report of each node came, in seconds since 1970
-        self.on_report: Callable[[TelemetryRows], None] = lambda rows: None  # with the new rows of a node
+        # With the new rows of a node, and its time when it reported them.
+        self.on_report: Callable[[TelemetryRows, float], None] = lambda rows, time_s: None
         self._stopped = False
 
     def heard(self, name: str) -> None:
@@ -71,18 +74,29 @@ class Monitor:
             finally:
                 self._stopped = True  # ends tasks whose cancellation was lost in a call (see `process.cancellation`)
 
+    def hurry(self, name: str) -> None:
+        """Ask a node for its next report soon: it says that there is news."""
+        self._news[name].set()
+
     async def measure(self, links: Iterable[tuple[str, str]]) -> None:
         """Have nodes measure these links, from one node to another, and report."""
         peers: defaultdict[str, list[str]] = defaultdict(list)
         for node, peer in links:
             peers[node].append(peer)
-        await asyncio.gather(*(self.poll(node, each) for node, each in peers.items()))
+        await asyncio.gather(*(self._measure(node, each) for node, each in peers.items()))
 
-    async def poll(self, name: str, measure: Sequence[str] = ()) -> None:
+    async def _measure(self, name: str, others: Sequence[str]) -> None:
+        """Have one node measure its links to others, and report. Reports meanwhile have the first results."""
+        peer = self._peers.get(name)
+        if peer is not None:
+            with contextlib.suppress(NodeLostError):
+                await peer.measure(others, _ANSWER_WITHIN_S)
+            await self.poll(name)
+
+    async def poll(self, name: str) -> None:
         """Ask one node for a report now, after any poll of it that is under way.
 
-        It first measures its links to the nodes `measure`. If the node does not answer, or is faulty, its last state
-        is kept.
+        If the node does not answer, or is faulty, its last state is kept.
         """
         # One poll at a time: two with the same last row would both store the rows after it.
         async with self._polling[name]:
@@ -90,7 +104,7 @@ class Monitor:
             if peer is None:  # the node left the cluster while this poll waited
                 return
             try:
-                report, last_row = await self._report(name, peer, measure)
+                report, last_row = await self._report(name, peer)
             except NodeLostError:
                 return
             self.heard(name)
@@ -109,9 +123,14 @@ class Monitor:
         return {name: state.standby.blocks for name, state in self.states.items()}
 
     async def _watch(self, name: str) -> None:
+        news = self._news[name]
         while name in self._peers and not self._stopped:
+            news.clear()
             await self.poll(name)
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(_LEAST_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S - _LEAST_PERIOD_S):
+                    await news.wait()
 
     def _store(self, name: str, report: NodeReport, last_row: int) -> None:
         self._last_row[name] = last_row
@@ -120,12 +139,12 @@ class Monitor:
         rows.nodes.extend(report.rows.nodes)
         rows.links.extend(report.rows.links)
         rows.blocks.extend(report.rows.blocks)
-        self.on_report(report.rows)
+        self.on_report(report.rows, report.time_s)
 
-    async def _report(self, name: str, peer: Peer, measure: Sequence[str]) -> tuple[NodeReport, int]:
+    async def _report(self, name: str, peer: Peer) -> tuple[NodeReport, int]:
         """The node's report with its new rows. With all rows if it restarted, because it then counts from 0 again."""
         known = self.states.get(name)
-        report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S, measure)
+        report, last_row = await peer.report(self._last_row.get(name, 0), _ANSWER_WITHIN_S)
         if known and known.pid != report.state.pid:
             report, last_row = await peer.report(0, _ANSWER_WITHIN_S)
         held = {*report.state.blocks, *report.state.copies, *report.state.standby.blocks}

@@ -1,4 +1,8 @@
-"""The estimated latency and bandwidth of each link, from messages of two sizes, relative to a cost model."""
+"""The estimated latency and bandwidth of each link, from messages of two sizes, relative to a cost model.
+
+The latency is half of a message's round trip, so the two directions between two nodes have one latency, and both ends
+measure it. A late message from one end is doubted if the other end's messages are as fast as usual.
+"""
 
 from __future__ import annotations
 
@@ -71,11 +75,15 @@ def bandwidth_ahead(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> Fl
     return bandwidth
 
 
+def _level() -> Level:
+    return Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S)
+
+
 @dataclass
 class _SeenTime:
-    """What was seen of the latency or of the seconds per byte of a link."""
+    """What was seen of the seconds per byte of a link."""
 
-    level: Level = field(default_factory=lambda: Level(_NOISE, _DRIFT, _LEAST, _MOMENTS, _APART_S))
+    level: Level = field(default_factory=_level)
     slower_s: float = -math.inf  # when it last became longer
 
     def log_factor(self, back: _SeenTime | None) -> float:
@@ -88,14 +96,22 @@ class _SeenTime:
 
 
 @dataclass
-class _SeenLink:
-    """What was seen of one link."""
+class _SeenLatency:
+    """What was seen of the latency between two nodes, which is `expected_s` by the cost model."""
 
-    latency: _SeenTime = field(default_factory=_SeenTime)
+    level: Level = field(default_factory=_level)
+    expected_s: float | None = None
+
+
+@dataclass
+class _SeenLink:
+    """What was seen of one link. `latency` is that of both directions."""
+
+    latency: _SeenLatency
     s_per_byte: _SeenTime = field(default_factory=_SeenTime)
     small_s: deque[float] = field(default_factory=lambda: deque(maxlen=2))  # the last small messages
     log_s_per_byte: Reverting = field(default_factory=Reverting)
-    expected: tuple[float | None, float | None] = (None, None)  # latency and seconds per byte by the cost model
+    expected_s_per_byte: float | None = None  # by the cost model
 
     @property
     def doubted(self) -> bool:
@@ -109,44 +125,58 @@ class LinkEstimates:
     def __init__(self) -> None:
         self._model: CostModel | None = None
         self._links: dict[tuple[str, str], _SeenLink] = {}
+        self._latencies: dict[tuple[str, str], _SeenLatency] = {}  # by two nodes in order of their names
         self._doubted: dict[tuple[str, str], None] = {}  # a set in order: a large cluster has 40,000 links
 
     def set_model(self, model: CostModel) -> None:
         """Use a new cost model. What is known of each link is counted from its times."""
         self._model = model
+        for pair, latency in self._latencies.items():
+            before_s, latency.expected_s = latency.expected_s, self._expected_latency_s(pair)
+            _shift(latency.level, before_s, latency.expected_s)
         for pair, link in self._links.items():
-            before, link.expected = link.expected, self._expected(pair)
-            if link.expected == before:
-                continue
-            for seen, old, new in zip((link.latency, link.s_per_byte), before, link.expected, strict=True):
-                if old and new:
-                    seen.level.shift(math.log(old / new))
+            before_s, link.expected_s_per_byte = link.expected_s_per_byte, self._expected_s_per_byte(pair)
+            _shift(link.s_per_byte.level, before_s, link.expected_s_per_byte)
 
     def observe(self, node: str, peer: str, payload_bytes: float, seconds: float, at_s: float) -> list[Change]:
         """Take the one-way time of a probe; returns the jump that it reveals."""
-        link = self._links.get((node, peer))
-        if link is None:
-            link = self._links[node, peer] = _SeenLink(expected=self._expected((node, peer)))
+        link = self._links.get((node, peer)) or self._new_link(node, peer)
         changes = self._observe(node, peer, link, payload_bytes, seconds, at_s)
-        if link.doubted:
-            self._doubted[node, peer] = None
-        else:
-            self._doubted.pop((node, peer), None)
+        for pair in ((node, peer), (peer, node)):
+            if pair in self._links and self._links[pair].doubted:
+                self._doubted[pair] = None
+            else:
+                self._doubted.pop(pair, None)
         return changes
+
+    def _new_link(self, node: str, peer: str) -> _SeenLink:
+        ends = min(node, peer), max(node, peer)
+        latency = self._latencies.get(ends)
+        if latency is None:
+            latency = self._latencies[ends] = _SeenLatency(expected_s=self._expected_latency_s(ends))
+        link = _SeenLink(latency, expected_s_per_byte=self._expected_s_per_byte((node, peer)))
+        self._links[node, peer] = link
+        return link
 
     def _observe(
         self, node: str, peer: str, link: _SeenLink, payload_bytes: float, seconds: float, at_s: float
     ) -> list[Change]:
-        expected_s, expected_s_per_byte = link.expected
+        expected_s_per_byte = link.expected_s_per_byte
         if payload_bytes < SMALL_BYTES:
             link.small_s.append(seconds)
-            return _observed(f"the latency from {node} to {peer}", link.latency, seconds, expected_s, at_s)
+            if at_s < link.latency.level.seen_s:  # the other end has measured since
+                return []
+            what = f"the latency between {min(node, peer)} and {max(node, peer)}"
+            return _observed(what, link.latency.level, seconds, link.latency.expected_s, at_s)
         small_s = min(link.small_s, default=math.inf)  # the other one may have been late
         if not small_s < seconds < math.inf:
             return []
         what = f"the transfer from {node} to {peer}"
         transfer_s = seconds - small_s
-        changes = _observed(what, link.s_per_byte, transfer_s, payload_bytes * (expected_s_per_byte or 0.0), at_s)
+        seen, expected_s = link.s_per_byte, payload_bytes * (expected_s_per_byte or 0.0)
+        changes = _observed(what, seen.level, transfer_s, expected_s, at_s)
+        if any(change.after > change.before for change in changes):
+            seen.slower_s = at_s
         if expected_s_per_byte:
             link.log_s_per_byte.observe(link.s_per_byte.level.mean + math.log(expected_s_per_byte), at_s)
         return changes
@@ -163,29 +193,40 @@ class LinkEstimates:
         back = self._links.get((pair[1], pair[0]))
         return LinkEstimate(
             *pair,
-            math.exp(link.latency.log_factor(back.latency if back else None)),
+            math.exp(link.latency.level.mean),
             math.exp(link.s_per_byte.log_factor(back.s_per_byte if back else None)),
             age_s(at_s, link.latency.level, link.s_per_byte.level),
             self._transfer_ahead(link, at_s),
         )
 
     def _transfer_ahead(self, link: _SeenLink, at_s: float) -> Forecast | None:
-        expected_s_per_byte = link.expected[1]
+        expected_s_per_byte = link.expected_s_per_byte
         if not expected_s_per_byte or not link.s_per_byte.level.known:
             return None
         now = link.s_per_byte.level.mean + math.log(expected_s_per_byte)
         forecast = link.log_s_per_byte.forecast(now, at_s)
         return Forecast(forecast.mean - now, forecast.deviation)
 
-    def _expected(self, pair: tuple[str, str]) -> tuple[float | None, float | None]:
-        """Latency and seconds per byte by the cost model; None where it has none."""
+    def _expected_latency_s(self, ends: tuple[str, str]) -> float | None:
+        """The mean latency of both directions by the cost model; None where it has none."""
+        links = [self._model.link(*pair) for pair in (ends, ends[::-1])] if self._model else []
+        known = [link.latency_s for link in links if link and link.latency_s]
+        return sum(known) / len(known) if known else None
+
+    def _expected_s_per_byte(self, pair: tuple[str, str]) -> float | None:
         link = self._model.link(*pair) if self._model else None
-        return (link.latency_s or None, 1 / link.bandwidth_bytes_per_s) if link else (None, None)
+        return 1 / link.bandwidth_bytes_per_s if link else None
 
 
-def _observed(what: str, seen: _SeenTime, seconds: float, expected_s: float | None, at_s: float) -> list[Change]:
+def _shift(level: Level, before_s: float | None, expected_s: float | None) -> None:
+    """Count what was seen from another expected time."""
+    if before_s and expected_s and before_s != expected_s:
+        level.shift(math.log(before_s / expected_s))
+
+
+def _observed(what: str, level: Level, seconds: float, expected_s: float | None, at_s: float) -> list[Change]:
     """Let a level take a measured time, of which the cost model expects `expected_s`."""
-    level, log_factor = seen.level, log_ratio(seconds, expected_s)
+    log_factor = log_ratio(seconds, expected_s)
     if log_factor is None or not expected_s:
         return []
     if not level.known:  # the model was fitted to such messages; a first one may be late
@@ -193,8 +234,6 @@ def _observed(what: str, seen: _SeenTime, seconds: float, expected_s: float | No
     before = level.mean
     if not level.observe(log_factor, at_s, _HICCUP_S / max(seconds, expected_s)):
         return []
-    if level.mean > before:
-        seen.slower_s = at_s
     if expected_s * abs(math.exp(level.mean) - math.exp(before)) < _LEAST_S:
         return []
     return [Change(at_s, what, "time", math.exp(before), math.exp(level.mean), level.deviation(at_s))]

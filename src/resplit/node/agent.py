@@ -54,6 +54,7 @@ class Agent:
         self.probe = Probe(name, self.hosting, self.connections)
         self.connections.on_lost = self.passes.lost
         self.connections.on_crossing = self.probe.crossed
+        self.probe.on_news = self.passes.tell_news
         self._command_lock = asyncio.Lock()
 
     async def obey(self, command: NodeCommand) -> Reply:

@@ -48,6 +48,12 @@ class Passes:
         self._follow_ups = FollowUps()
         hosting.permits.on_end = self._follow_ups.forget
 
+    def tell_news(self) -> None:
+        """Let each gateway know that this node's telemetry has news."""
+        for gateway in self.gateways.values():
+            with contextlib.suppress(CapacityError):
+                gateway.put(Token(news=True), 0)
+
     def accept(self, sender: str, step: Step) -> None:
         """Run a step's segment and send the result on, in the background.
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
+import statistics
 import sys
 import time
 from collections import defaultdict, deque
@@ -20,7 +22,7 @@ from resplit.errors import NodeLostError
 from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.hosting import Hosting
-from resplit.node.processor import ProcessorUse
+from resplit.node.processor import ProcessorUse, processor_wait_s
 from resplit.node.timings import Timing
 from resplit.status import ReportedState
 from resplit.telemetry.rows import MAX_REPORTED_ROWS, BlockRow, LinkRow, NodeRow, TelemetryRows
@@ -35,18 +37,30 @@ ECHO_BYTES = (64, 32 * 1024)
 # Messages to a link that is measured now begin so long after one another: what delays one has then passed for others.
 SMALL_AT_S, LARGE_AT_S = (0.0, 0.1, 0.2), (0.05, 0.15, 0.25)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
+# A small message goes to so many peers in each period, and a large one to one peer.
+MOST_ECHOES = 4
+# A message, or a node, is news if it differs from the ones before by this factor and by so many seconds. Others use
+# another share of a node if they use so much more or less.
+_NEWS_FACTOR, _NEWS_S, _NEWS_SHARE = 1.5, 0.01, 0.1
 
 
 class Probe:
-    """Collects rows for the controller to fetch (`rows_after`); `run` samples and measures periodically."""
+    """Collects rows for the controller to fetch (`rows_after`); `run` samples and measures periodically.
+
+    `on_news` is called when there are rows that it should fetch at once.
+    """
 
     def __init__(self, name: str, hosting: Hosting, connections: Connections) -> None:
+        self.on_news: Callable[[], None] = lambda: None
         self._name = name
         self._hosting = hosting
         self._connections = connections
         self._rows: deque[tuple[int, NodeRow | LinkRow | BlockRow]] = deque(maxlen=20_000)
         self._number = 0
         self._half_trips_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=3))  # by peer
+        self._transfers_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=3))  # of large messages
+        self._echoing: set[str] = set()  # peers whose regular messages are under way
+        self._sampled: tuple[float, float] | None = None  # the last reference time and background
         self._reference_s = math.nan
         self._processor = ProcessorUse()
         self._use_seen = self._processor.since_last()
@@ -74,16 +88,25 @@ class Probe:
             self._link_row(crossing.peer, crossing.payload_bytes, crossing.round_trip_s - back_s, "passive")
 
     async def run(self) -> None:
-        """Sample the node and measure one link in every period, until cancelled."""
-        turn = 0
-        while True:
-            await asyncio.sleep(PERIOD_S)
-            self.sample()
-            peers = list(self._connections.peers.values())
-            if peers:
-                with contextlib.suppress(NodeLostError):
-                    await self._echo(peers[turn % len(peers)])
-                turn += 1
+        """Sample the node and measure some links in every period, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for turn in itertools.count():
+                await asyncio.sleep(PERIOD_S)
+                self.sample()
+                peers = self._connections.peers
+                small, large = probed(list(peers), turn)
+                for name in {*small, *large} - self._echoing:
+                    tasks.create_task(self._probe_link(peers[name], name in large), name=f"probe {name}")
+
+    async def _probe_link(self, peer: Peer, also_large: bool) -> None:
+        self._echoing.add(peer.name)
+        try:
+            with contextlib.suppress(NodeLostError):
+                await self._echo_small(peer)
+                if also_large:
+                    await self._echo_large(peer)
+        finally:
+            self._echoing.discard(peer.name)
 
     async def echo_all(self, repeats: int = 3) -> None:
         """Measure every link now, `repeats` times; a peer that does not answer adds no rows."""
@@ -93,7 +116,8 @@ class Probe:
     async def measure(self, names: Collection[str]) -> None:
         """Measure the links to these nodes now, all at the same time, and this node if it is among them.
 
-        Each link is measured by small messages and large ones in turn. Unknown nodes are passed over.
+        Each link is measured by small messages and large ones in turn, and each result is news. Unknown nodes are
+        passed over.
         """
         peers = [peer for name, peer in self._connections.peers.items() if name in names]
         await asyncio.gather(*(self._echo_now(peer) for peer in peers))
@@ -104,6 +128,7 @@ class Probe:
         async def begin(echo: Callable[[Peer], Awaitable[None]], at_s: float) -> None:
             await asyncio.sleep(at_s)
             await echo(peer)
+            self.on_news()
 
         small = [begin(self._echo_small, at_s) for at_s in SMALL_AT_S]
         large = [begin(self._echo_large, at_s) for at_s in LARGE_AT_S]
@@ -139,6 +164,9 @@ class Probe:
             emulated=self._emulated,
         )
         self._add(row)
+        if self._sampled and differs(self._sampled, (row.reference_s, background)):
+            self.on_news()
+        self._sampled = row.reference_s, background
         if executor:
             timings = [executor.timings.popleft() for _ in range(len(executor.timings))]
             for timed in some_of_each([self._block_row(executor.engine.features, timing) for timing in timings]):
@@ -192,14 +220,30 @@ class Probe:
         await self._echo_large(peer)
 
     async def _echo_small(self, peer: Peer) -> None:
-        half_s = await peer.echo_s(ECHO_BYTES[0], _ECHO_WITHIN_S) / 2
-        self._half_trips_s[peer.name].append(half_s)
-        self._link_row(peer.name, ECHO_BYTES[0], half_s, "active")
+        before_s = self._half_trips_s[peer.name]
+        trip_s = await self._trip_s(peer, ECHO_BYTES[0], 2 * min(before_s, default=0.0))
+        self._note_echo(peer.name, ECHO_BYTES[0], trip_s / 2, before_s)
 
     async def _echo_large(self, peer: Peer) -> None:
-        trip_s = await peer.echo_s(ECHO_BYTES[1], _ECHO_WITHIN_S)
-        half_s = min(self._half_trips_s[peer.name], default=0.0)
-        self._link_row(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), "active")
+        before_s, half_s = self._transfers_s[peer.name], min(self._half_trips_s[peer.name], default=0.0)
+        trip_s = await self._trip_s(peer, ECHO_BYTES[1], half_s + min(before_s, default=0.0))
+        self._note_echo(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), before_s)
+
+    async def _trip_s(self, peer: Peer, payload_bytes: int, usual_s: float) -> float:
+        """The round trip of a message, without the time in which this process waited for a processor.
+
+        It is not taken to be less than usual: while the process waited, the message may have been under way.
+        """
+        waited_s = processor_wait_s()
+        trip_s = await peer.echo_s(payload_bytes, _ECHO_WITHIN_S)
+        waited_s = processor_wait_s() - waited_s
+        return max(trip_s - waited_s, min(trip_s, usual_s))
+
+    def _note_echo(self, peer: str, payload_bytes: int, seconds: float, before_s: deque[float]) -> None:
+        self._link_row(peer, payload_bytes, seconds, "active")
+        if is_news(seconds, before_s):
+            self.on_news()
+        before_s.append(seconds)
 
     def _link_row(self, peer: str, payload_bytes: int, seconds: float, source: str) -> None:
         self._add(LinkRow(time.time(), self._name, peer, payload_bytes, seconds, source, self._emulated))
@@ -230,6 +274,30 @@ class Probe:
     def _add(self, row: NodeRow | LinkRow | BlockRow) -> None:
         self._number += 1
         self._rows.append((self._number, row))
+
+
+def probed(peers: Sequence[str], turn: int) -> tuple[list[str], list[str]]:
+    """The peers that get a small message in this turn, and those that get a large one: in time, all of them."""
+    count = len(peers)
+    small = [peers[(turn * MOST_ECHOES + i) % count] for i in range(min(MOST_ECHOES, count))]
+    return small, [peers[turn % count]] if count else []
+
+
+def is_news(seconds: float, before_s: Collection[float]) -> bool:
+    """Whether a message took so much more or less time than usual, by the times of the last ones, that it is news."""
+    return bool(before_s) and _differ(seconds, statistics.median(before_s))
+
+
+def differs(before: tuple[float, float], now: tuple[float, float]) -> bool:
+    """Whether the reference time of a node, or the share that others use of it, is news."""
+    (old_s, old_share), (new_s, new_share) = before, now
+    slower, faster = new_s > _NEWS_FACTOR * old_s, old_s > _NEWS_FACTOR * new_s
+    return slower or faster or abs(new_share - old_share) > _NEWS_SHARE
+
+
+def _differ(one_s: float, other_s: float) -> bool:
+    least_s, most_s = min(one_s, other_s), max(one_s, other_s)
+    return most_s > _NEWS_FACTOR * least_s and most_s - least_s > _NEWS_S
 
 
 def some_of_each(rows: Sequence[BlockRow]) -> list[BlockRow]:

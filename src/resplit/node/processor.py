@@ -12,9 +12,20 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["ControlGroup", "ProcessorUse", "Use", "limiting_group", "own_groups"]
+__all__ = ["ControlGroup", "ProcessorUse", "Use", "limiting_group", "own_groups", "processor_wait_s"]
 
 _MAX_BACKGROUND = 0.99  # something is always left, if little
+
+
+_WAITS = Path("/proc/thread-self/schedstat")  # proc(5): time on a processor, time of waiting for one, time slices
+
+
+def processor_wait_s() -> float:
+    """For how long the calling thread has waited for a processor so far; 0 where the system does not tell."""
+    try:
+        return int(_WAITS.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from resplit.wire.node_pb2 import (
     CommandRequest,
     EchoReply,
     Hello,
+    MeasureReply,
     PermitReply,
     ReportReply,
     Step,
@@ -64,7 +65,7 @@ _REFUSED_AT_ONCE, _REFUSED_PER_S = 1000, 200
 _LONGEST_NAME_CHARS = 200
 _LONGEST_REFUSAL_CHARS = 500
 # The calls that come over streams of calls. All others come over gRPC.
-_FREQUENT = ("Report", "Echo", "TransferCache", "Permit", "Close")
+_FREQUENT = ("Report", "Measure", "Echo", "TransferCache", "Permit", "Close")
 _TOO_LONG = f"a name of more than {_LONGEST_NAME_CHARS} characters"
 
 
@@ -188,11 +189,17 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         """Answer with the node's state and its telemetry rows since the last report."""
         _only_the_controller(stream)
         request = await receive_one(stream)
-        await self._agent.probe.measure(set(request.measure))
         self._agent.probe.refresh()
         rows, last = self._agent.probe.rows_after(request.after)
-        report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows)
+        report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows, time.time())
         await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))
+
+    async def Measure(self, stream: ServedCall) -> None:  # noqa: N802
+        """Measure links now, and answer at the end. Reports have the results."""
+        _only_the_controller(stream)
+        request = await receive_one(stream)
+        await self._agent.probe.measure(set(request.nodes))
+        await stream.send_message(MeasureReply())
 
     async def Echo(self, stream: ServedCall) -> None:  # noqa: N802
         """Answer over the emulated link back to the caller: at once, if it has not asked very often."""

@@ -245,10 +245,8 @@ class Control:
             self._note(estimate.observe_report(node, report.reference_s, report.background_utilization, now_s))
             if estimate.doubts(node):
                 self._ask_again(node)
-        newest_s = max((echo.at_s for echo in report.links), default=0.0)
         for echo in report.links:
-            at_s = now_s - (newest_s - echo.at_s)
-            self._note(estimate.links.observe(node, echo.peer, echo.size_bytes, echo.seconds, at_s))
+            self._note(estimate.links.observe(node, echo.peer, echo.size_bytes, echo.seconds, echo.at_s))
         self._look_into(estimate.links.doubted())
 
     def _ask_again(self, node: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -13,7 +13,16 @@ import pandas as pd
 
 from resplit.node.batching import Batch
 from resplit.node.emulation import Load
-from resplit.node.probe import ECHO_BYTES, LARGE_AT_S, PERIOD_S, SMALL_AT_S, some_of_each
+from resplit.node.probe import (
+    ECHO_BYTES,
+    LARGE_AT_S,
+    PERIOD_S,
+    SMALL_AT_S,
+    differs,
+    is_news,
+    probed,
+    some_of_each,
+)
 from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
@@ -25,7 +34,7 @@ from resplit.types import BlockFeatures
 __all__ = ["Noise", "Report", "Reports"]
 
 _Row = NodeRow | LinkRow | BlockRow
-_ASKED_S = 0.05  # until a node that is asked has answered
+_ASKED_S = 0.05  # until a node that is asked has answered, or one that has news was asked
 
 
 @dataclass(frozen=True)
@@ -83,11 +92,12 @@ class Reports:
         self._noise = noise
         self._keep_s = keep_s
         self._turn = 0
+        self._usual_s: defaultdict[tuple[str, str, float], deque[float]] = defaultdict(lambda: deque(maxlen=3))
+        self._sampled: dict[str, tuple[float, float]] = {}  # the last reference time and background, by node
         self._busy_s = dict.fromkeys(machines, 0.0)
         self._timings: dict[str, list[BlockRow]] = {name: [] for name in machines}
         self._nodes, self._links, self._blocks = deque[NodeRow](), deque[LinkRow](), deque[BlockRow]()
-        self._names = list(machines)
-        self._places = {name: place for place, name in enumerate(machines)}
+        self._peers = {name: [other for other in machines if other != name] for name in machines}
         self._firsts: dict[tuple[int, int], dict[str, int]] = {}  # of each segment: the first block of each kind
         for machine in machines.values():
             machine.on_batch = self._batch
@@ -114,40 +124,44 @@ class Reports:
         """Probe links now, by small and large messages in turn. `then` is called once all results are known."""
         left = len(pairs)
 
-        def reported(report: Report) -> None:
+        def measured() -> None:
             nonlocal left
             left -= 1
-            if self.on_report is not None:
-                self.on_report(report)
             if not left:
                 then()
 
         for one, other in pairs:
-            self._measure(one, other, reported)
+            self._measure(one, other, measured)
 
-    def _measure(self, one: str, other: str, then: Callable[[Report], None]) -> None:
-        echoes: list[Echo] = []
+    def _measure(self, one: str, other: str, then: Callable[[], None]) -> None:
+        """Probe a link now. Each result is known at once; `then` is called after the last one."""
         moments = sorted([*((at_s, 0) for at_s in SMALL_AT_S), *((at_s, 1) for at_s in LARGE_AT_S)])
 
         def send(size: float, is_last: bool) -> None:
-            if self._machines[other].alive:
-                echoes.append(self._echo(one, other, size))
+            back_s = 0.0
+            if self._machines[one].alive and self._machines[other].alive:
+                echo = self._echo(one, other, size)
+                back_s = 2 * echo.seconds
+                self._agenda.after(back_s, self._deliver, Report(one, math.nan, math.nan, (echo,)))
             if is_last:
-                back_s = 2 * echoes[-1].seconds if echoes else 0.0
-                self._agenda.after(back_s, then, Report(one, math.nan, math.nan, tuple(echoes)))
+                self._agenda.after(back_s, then)
 
         for number, (at_s, size) in enumerate(moments, 1):
             self._agenda.after(at_s, send, ECHO_BYTES[size], number == len(moments))
 
+    def _deliver(self, report: Report) -> None:
+        if self.on_report is not None:
+            self.on_report(report)
+
     def ask(self, name: str) -> None:
         """Have a node report about itself now, besides its regular reports."""
         machine = self._machines[name]
-        if machine.alive and self.on_report is not None:
+        if machine.alive:
             report = Report(name, machine.hardware.node_s("layer"), self._background(machine), ())
-            self._agenda.after(_ASKED_S, self.on_report, report)
+            self._agenda.after(_ASKED_S, self._deliver, report)
 
     def _sample(self) -> None:
-        """Each machine that is up reports on itself and probes one link, each time another."""
+        """Each machine that is up reports on itself and probes some links, each time others."""
         self._turn += 1
         for name, machine in self._machines.items():
             if machine.alive:
@@ -178,19 +192,26 @@ class Reports:
         )
         timings, self._timings[name] = self._timings[name], []
         self._blocks.extend(some_of_each(timings))
-        peer = self._peer(name)
-        echoes = [self._echo(name, peer, size) for size in ECHO_BYTES] if peer and self._machines[peer].alive else []
-        if self.on_report is not None:
-            report = Report(name, reference_s, background, tuple(echoes))
-            self._agenda.after(self._noise.late_s, self.on_report, report)
+        sampled, before = (reference_s, background), self._sampled.get(name)
+        self._sampled[name] = sampled
+        echoes, urgent = self._probe(name)
+        urgent = urgent or (before is not None and differs(before, sampled))
+        report = Report(name, reference_s, background, echoes)
+        self._agenda.after(_ASKED_S if urgent else self._noise.late_s, self._deliver, report)
 
-    def _peer(self, name: str) -> str | None:
-        """The machine whose link is probed in this turn: the others one after another; None if there is no other."""
-        others = len(self._names) - 1
-        if not others:
-            return None
-        turn, own = self._turn % others, self._places[name]
-        return self._names[turn if turn < own else turn + 1]
+    def _probe(self, name: str) -> tuple[tuple[Echo, ...], bool]:
+        """The probes of one machine in this turn, and whether one of them is news."""
+        small, large = probed(self._peers[name], self._turn)
+        echoes, news = list[Echo](), False
+        for size, peers in zip(ECHO_BYTES, (small, large), strict=True):
+            for peer in peers:
+                if self._machines[peer].alive:
+                    echo = self._echo(name, peer, size)
+                    echoes.append(echo)
+                    before_s = self._usual_s[name, peer, size]
+                    news = news or is_news(echo.seconds, before_s)
+                    before_s.append(echo.seconds)
+        return tuple(echoes), news
 
     def _background(self, machine: Machine) -> float:
         """What the machine sees that others use of it."""

@@ -24,6 +24,8 @@ from resplit.wire.node_pb2 import (
     CloseRequest,
     EchoReply,
     EchoRequest,
+    MeasureReply,
+    MeasureRequest,
     PermitReply,
     PermitRequest,
     ReportReply,
@@ -59,6 +61,10 @@ class CallStream:
     async def report(self, request: ReportRequest, timeout_s: float) -> ReportReply:
         """The peer's state, and its telemetry rows since the last report."""
         return await self._call("Report", request, ReportReply, timeout_s)
+
+    async def measure(self, request: MeasureRequest, timeout_s: float) -> MeasureReply:
+        """Have the peer measure links."""
+        return await self._call("Measure", request, MeasureReply, timeout_s)
 
     async def transfer_cache(self, request: TransferRequest, timeout_s: float) -> TransferReply:
         """Have the peer send a session's caches to other nodes."""

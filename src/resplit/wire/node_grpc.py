@@ -23,6 +23,10 @@ class NodeBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def Measure(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.MeasureRequest, resplit.wire.node_pb2.MeasureReply]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def Echo(self, stream: 'grpclib.server.Stream[resplit.wire.node_pb2.EchoRequest, resplit.wire.node_pb2.EchoReply]') -> None:
         pass
 
@@ -51,6 +55,12 @@ class NodeBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 resplit.wire.node_pb2.ReportRequest,
                 resplit.wire.node_pb2.ReportReply,
+            ),
+            '/resplit.wire.Node/Measure': grpclib.const.Handler(
+                self.Measure,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                resplit.wire.node_pb2.MeasureRequest,
+                resplit.wire.node_pb2.MeasureReply,
             ),
             '/resplit.wire.Node/Echo': grpclib.const.Handler(
                 self.Echo,
@@ -93,6 +103,12 @@ class NodeStub:
             '/resplit.wire.Node/Report',
             resplit.wire.node_pb2.ReportRequest,
             resplit.wire.node_pb2.ReportReply,
+        )
+        self.Measure = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/resplit.wire.Node/Measure',
+            resplit.wire.node_pb2.MeasureRequest,
+            resplit.wire.node_pb2.MeasureReply,
         )
         self.Echo = grpclib.client.UnaryUnaryMethod(
             channel,

@@ -133,7 +133,7 @@ class Hello(_message.Message):
     def __init__(self, nonce: _Optional[str] = ..., epoch: _Optional[int] = ..., clock_s: _Optional[float] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed", "hello")
+    __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed", "hello", "news")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class Token(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
     session: str
     epoch: int
     position: int
@@ -156,7 +157,8 @@ class Token(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[Logprobs]
     followed: bool
     hello: Hello
-    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ...) -> None: ...
+    news: bool
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ..., attempt: _Optional[int] = ..., times: _Optional[_Iterable[_Union[SegmentTime, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., followed: _Optional[bool] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., news: _Optional[bool] = ...) -> None: ...
 
 class Call(_message.Message):
     __slots__ = ("number", "name", "content")
@@ -199,12 +201,10 @@ class CommandReply(_message.Message):
     def __init__(self, body: _Optional[str] = ..., error: _Optional[str] = ..., error_kind: _Optional[str] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("after", "measure")
+    __slots__ = ("after",)
     AFTER_FIELD_NUMBER: _ClassVar[int]
-    MEASURE_FIELD_NUMBER: _ClassVar[int]
     after: int
-    measure: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, after: _Optional[int] = ..., measure: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
 
 class ReportReply(_message.Message):
     __slots__ = ("body", "last")
@@ -213,6 +213,16 @@ class ReportReply(_message.Message):
     body: str
     last: int
     def __init__(self, body: _Optional[str] = ..., last: _Optional[int] = ...) -> None: ...
+
+class MeasureRequest(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class MeasureReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("payload",)

@@ -37,6 +37,7 @@ from resplit.wire.node_pb2 import (
     CloseRequest,
     CommandRequest,
     EchoRequest,
+    MeasureRequest,
     ReportRequest,
     Step,
     Token,
@@ -92,7 +93,8 @@ class Peer:
 
     Every call raises NodeLostError if the peer does not answer, and PeerFaultError if it answers what no node answers.
     `on_crossing` gets the time of each acknowledged step; `on_lost` gets the peer's name and the steps that were not
-    acknowledged when their stream broke; `on_fault` gets the peer's name and what it did.
+    acknowledged when their stream broke; `on_fault` gets the peer's name and what it did; `on_news` gets the name of a
+    peer whose report has news.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Peer:
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
     on_fault: Callable[[str, str], None] = lambda name, reason: None
+    on_news: Callable[[str], None] = lambda name: None
     vocabulary: int = 2**31
     hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
     fault_count: int = field(default=0, init=False)
@@ -182,13 +185,10 @@ class Peer:
         while self._unanswered:  # a scope can be ended once only
             self._unanswered.pop().reschedule(asyncio.get_running_loop().time())
 
-    async def report(self, after: int, timeout_s: float = 5.0, measure: Sequence[str] = ()) -> tuple[NodeReport, int]:
-        """The node's state and its telemetry rows numbered above `after`, and the number of the last of these rows.
-
-        It first measures its links to the nodes `measure`.
-        """
+    async def report(self, after: int, timeout_s: float = 5.0) -> tuple[NodeReport, int]:
+        """The node's state and its telemetry rows numbered above `after`, and the number of the last of these rows."""
         with self._asking():
-            reply = await self._calls.report(ReportRequest(after=after, measure=measure), timeout_s)
+            reply = await self._calls.report(ReportRequest(after=after), timeout_s)
         report = self._parsed(_REPORT, reply.body, "its report")
         rows: list[NodeRow | LinkRow | BlockRow] = [*report.rows.nodes, *report.rows.links, *report.rows.blocks]
         if len(rows) > MAX_REPORTED_ROWS:
@@ -196,6 +196,11 @@ class Peer:
         if others := {report.state.node, *(row.node for row in rows)} - {self.name}:
             raise self.fault(f"its report is about {min(others)!r:.60}")
         return report, reply.last
+
+    async def measure(self, nodes: Sequence[str], timeout_s: float = 5.0) -> None:
+        """Have the node measure its links to these nodes, and itself if it is one of them. Reports have the results."""
+        with self._asking():
+            await self._calls.measure(MeasureRequest(nodes=nodes), timeout_s)
 
     async def echo_s(self, payload_bytes: int, timeout_s: float = 10.0) -> float:
         """Round trip of a message of this size and an empty answer, in seconds."""
@@ -220,13 +225,15 @@ class Peer:
 
         def each(token: Token) -> None:
             nonlocal greeted
-            if greeted:
+            if greeted and token.news:
+                self.on_news(self.name)
+            elif greeted:
                 self._check(token)
                 take(token)
-                return
-            self._greet(token.hello, asked_s)
-            greeted = True
-            on_open()
+            else:
+                self._greet(token.hello, asked_s)
+                greeted = True
+                on_open()
 
         try:
             await stream.each(each)

@@ -66,6 +66,7 @@ class Router:
     on_lost: Callable[[str], None] = lambda node: None
     on_found: Callable[[str], None] = lambda node: None
     on_heard: Callable[[str], None] = lambda node: None
+    on_news: Callable[[str], None] = lambda node: None
     live: Route | None = None  # of the live epoch; None only before the first placement
     peers: dict[str, Peer] = field(default_factory=dict)  # every node of the cluster
     listening: set[str] = field(default_factory=set)  # the nodes whose stream of tokens is open; a subset of `peers`
@@ -118,6 +119,7 @@ class Router:
                     link,
                     on_lost=self._step_lost,
                     on_fault=self.fault,
+                    on_news=lambda name: self.on_news(name),  # the owner may replace it later
                     vocabulary=self.vocabulary,
                 )
                 self._start_listening(name)
