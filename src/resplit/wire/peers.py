@@ -337,7 +337,8 @@ class Peer:
             raise
         except GRPCError as error:
             if error.status not in _NO_FAULT:
-                raise self.fault(f"it answers {error.status.name}: {error.message or ''!s:.200}") from error
+                says = f"it answers {error.status.name}: {error.message or ''!s:.200}; is it of the same version?"
+                raise self.fault(says) from error
             raise self._lost(error) from error
         except _CONNECTION_ERRORS as error:
             raise self._lost(error) from error

@@ -13,6 +13,7 @@ from numba import njit, typeof
 
 from resplit.planner.bound.node_states import ROUNDING_UP
 from resplit.planner.budget import Budget
+from resplit.planner.kernels import kernel
 from resplit.types import FloatArray
 
 __all__ = ["MAX_SLOTS", "ChainArrays", "LabelPool", "PricingArrays", "cheapest_path"]
@@ -307,7 +308,7 @@ def _extend_on_node(chain, prices, pool, count, label, boundary):  # type: ignor
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _path(pool, label, atoms):  # type: ignore[no-untyped-def]
     nodes_of = np.full(atoms, -1, np.int64)
     end = atoms
@@ -334,7 +335,7 @@ _TYPES = tuple(map(typeof, _example()))
 _PROGRESS, _COUNT = map(typeof, (np.zeros(3, np.int64), 0))
 
 
-@njit([_TYPES], cache=True, nogil=True)
+@kernel([_TYPES])
 def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
     """Add the labels that enter a node before the first atom. Returns their number, or -1 if the pool is full."""
     count = 0
@@ -344,7 +345,7 @@ def _start(chain, prices, pool):  # type: ignore[no-untyped-def]
     return count
 
 
-@njit([(*_TYPES, _PROGRESS, _COUNT)], cache=True, nogil=True)
+@kernel([(*_TYPES, _PROGRESS, _COUNT)])
 def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def]
     """Extend at most `most` labels, boundary by boundary: first the leaving labels, then the entering ones.
 
@@ -368,7 +369,7 @@ def _extend(chain, prices, pool, progress, most):  # type: ignore[no-untyped-def
     return count >= 0 and turn < 2 * len(chain.hop_of)
 
 
-@njit([_TYPES], cache=True, nogil=True)
+@kernel([_TYPES])
 def _cheapest(chain, prices, pool):  # type: ignore[no-untyped-def]
     """Cost and nodes (A,) of the cheapest complete path."""
     atoms = len(chain.hop_of)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, typeof
+from numba import typeof
 
+from resplit.planner.kernels import kernel
 from resplit.planner.search.kernel_arrays import KernelArrays
 from resplit.types import FloatArray
 
@@ -34,7 +35,7 @@ State = np.ndarray[Any, np.dtype[np.uint64]]
 _MOVE_TABLE = np.repeat(np.arange(len(MOVE_WEIGHTS)), MOVE_WEIGHTS)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _bits(random):  # type: ignore[no-untyped-def]
     """64 random bits (xorshift64*)."""
     x = random[0]
@@ -45,19 +46,19 @@ def _bits(random):  # type: ignore[no-untyped-def]
     return x * np.uint64(2685821657736338717)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _below(random, n):  # type: ignore[no-untyped-def]
     """A random integer from 0 to n - 1."""
     return np.int64(((_bits(random) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _share(random):  # type: ignore[no-untyped-def]
     """A random number in [0, 1)."""
     return np.float64(_bits(random) >> np.uint64(11)) * (1.0 / (1 << 53))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _random_node(x, begin, end, nearest, random):  # type: ignore[no-untyped-def]
     """A node for atoms begin..end-1: half of the time any node, else one of the nearest to an adjacent atom's node."""
     nodes, count = nearest.shape
@@ -67,7 +68,7 @@ def _random_node(x, begin, end, nearest, random):  # type: ignore[no-untyped-def
     return nearest[x[begin - 1] if before else x[end], _below(random, count)]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _segment(x, atom):  # type: ignore[no-untyped-def]
     """First atom and end of the segment around `atom`."""
     begin, end = atom, atom + 1
@@ -78,35 +79,35 @@ def _segment(x, atom):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _fill(y, begin, end, node):  # type: ignore[no-untyped-def]
     """Put atoms begin..end-1 on `node`. A plain loop, as slices take ten times as long to compile."""
     for atom in range(begin, end):
         y[atom] = node
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _copy(y, at, x, begin, end):  # type: ignore[no-untyped-def]
     """Copy x[begin:end] to y[at:]."""
     for atom in range(begin, end):
         y[at + atom - begin] = x[atom]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _reverse(y, x, begin, end):  # type: ignore[no-untyped-def]
     """Copy x[begin:end] to the same place in y, in reverse order."""
     for atom in range(begin, end):
         y[begin + end - 1 - atom] = x[atom]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _swap_parts(y, x, begin, middle, end):  # type: ignore[no-untyped-def]
     """Copy x[begin:middle] and x[middle:end] to y, swapped."""
     _copy(y, begin, x, middle, end)
     _copy(y, begin + end - middle, x, begin, middle)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _move_interval(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Move an interval, more often a short one, to a random node."""
     begin = _below(random, len(x))
@@ -115,7 +116,7 @@ def _move_interval(x, y, nearest, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _move_segment(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Move a segment to a random node."""
     begin, end = _segment(x, _below(random, len(x)))
@@ -123,7 +124,7 @@ def _move_segment(x, y, nearest, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _move_boundary(x, y, random):  # type: ignore[no-untyped-def]
     """Shift a boundary between two segments, mostly by one atom."""
     begin, end = _segment(x, _below(random, len(x)))
@@ -136,7 +137,7 @@ def _move_boundary(x, y, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _shift_atoms(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """One segment loses one or a few atoms, another gains as many, and all boundaries between them shift.
 
@@ -155,7 +156,7 @@ def _shift_atoms(x, y, nearest, random):  # type: ignore[no-untyped-def]
     return min(giver, taker), max(giver, taker) + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _swap_nodes(x, y, nodes, random):  # type: ignore[no-untyped-def]
     """Swap two nodes in the whole placement."""
     one = x[_below(random, len(x))]
@@ -168,7 +169,7 @@ def _swap_nodes(x, y, nodes, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _swap_atoms(x, y, random):  # type: ignore[no-untyped-def]
     """Swap the nodes of two atoms."""
     one, other = _below(random, len(x)), _below(random, len(x))
@@ -176,7 +177,7 @@ def _swap_atoms(x, y, random):  # type: ignore[no-untyped-def]
     return min(one, other), max(one, other) + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _swap_segments(x, y, random):  # type: ignore[no-untyped-def]
     """Swap two segments, each with its number of atoms."""
     begin, middle = _segment(x, _below(random, len(x)))
@@ -190,7 +191,7 @@ def _swap_segments(x, y, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _reorder_segments(x, y, random):  # type: ignore[no-untyped-def]
     """Reverse consecutive segments, or swap them with the segments that follow."""
     begin = _segment(x, _below(random, len(x)))[0]
@@ -205,7 +206,7 @@ def _reorder_segments(x, y, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Make a segment adjacent to one on a nearby node.
 
@@ -234,7 +235,7 @@ def _join_segments(x, y, nearest, random):  # type: ignore[no-untyped-def]
     return begin, last
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _dissolve_segment(x, y, random):  # type: ignore[no-untyped-def]
     """Divide a segment between its neighbours."""
     begin, end = _segment(x, _below(random, len(x)))
@@ -250,7 +251,7 @@ def _dissolve_segment(x, y, random):  # type: ignore[no-untyped-def]
     return begin, end
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _random_neighbour(x, y, nearest, random):  # type: ignore[no-untyped-def]
     """Turn `y`, a copy of `x`, into a random neighbour. Returns the range begin..end-1 in which they may differ."""
     kind = _MOVE_TABLE[_below(random, len(_MOVE_TABLE))]
@@ -275,13 +276,13 @@ def _random_neighbour(x, y, nearest, random):  # type: ignore[no-untyped-def]
     return _join_segments(x, y, nearest, random)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _finite(cost):  # type: ignore[no-untyped-def]
     """(cost, 0) if `cost` is finite, else (0, 1)."""
     return (cost, 0.0) if cost < np.inf else (0.0, 1.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _node_cost(load, memory, memory_limit, headroom, free, queue_weight, unit_costs):  # type: ignore[no-untyped-def]
     """The cost of a node that holds atoms, with penalties for violated limits, and whether it violates any.
 
@@ -299,13 +300,13 @@ def _node_cost(load, memory, memory_limit, headroom, free, queue_weight, unit_co
     return cost + queue_weight * load / (free - load), broken
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _unit_costs(arrays, penalty):  # type: ignore[no-untyped-def]
     """The penalty per unit and the least excess counted, for memory and for load."""
     return penalty[0], arrays.min_excess[0], penalty[1], arrays.min_excess[1]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
     """The highest utilisation, where that of each node is cut off at its ceiling."""
     peak = lowest
@@ -314,7 +315,7 @@ def _peak(headroom, background, lowest, sums):  # type: ignore[no-untyped-def]
     return peak
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type: ignore[no-untyped-def]
     """`_peak` after a move. Only the changed nodes are considered if that suffices."""
     new = 0.0
@@ -326,7 +327,7 @@ def _new_peak(headroom, background, lowest, peak, sums, saved, touched):  # type
     return max(peak, new)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _transfer(x, atom, arrays):  # type: ignore[no-untyped-def]
     """`_finite` of the cost of the transfer to atom `atom`, where the number of atoms stands for the end."""
     if atom == 0:
@@ -336,7 +337,7 @@ def _transfer(x, atom, arrays):  # type: ignore[no-untyped-def]
     return _finite(arrays.hops[arrays.hop_of[atom], x[atom - 1], x[atom]])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore[no-untyped-def]
     """Update `sums` from `x` to `y`, which differ in atoms begin..end-1 only.
 
@@ -368,7 +369,7 @@ def _apply_move(x, y, begin, end, arrays, penalty, sums, saved):  # type: ignore
     return change + penalty[2] * missing, broken, touched
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _price_touched(change, broken, arrays, penalty, sums, saved, touched):  # type: ignore[no-untyped-def]
     """Price the nodes that a move changed anew.
 
@@ -396,7 +397,7 @@ def _price_touched(change, broken, arrays, penalty, sums, saved, touched):  # ty
     return change, broken
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     """Fill `sums` for a placement. Returns its cost with penalties, the number of violated limits, and its peak."""
     memory_limits, headroom, background = arrays.memory_limit, arrays.headroom, arrays.background
@@ -433,7 +434,7 @@ def _evaluate(x, arrays, penalty, sums):  # type: ignore[no-untyped-def]
     return cost + penalty[2] * missing + arrays.balance_weight * peak, broken, peak
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
     """Undo the last move, which changed `touched` nodes."""
     for at in range(touched):
@@ -442,7 +443,7 @@ def _undo_move(sums, saved, touched):  # type: ignore[no-untyped-def]
             sums[node, column] = saved[at, column]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _adapt_penalties(penalty, first, share_broken):  # type: ignore[no-untyped-def]
     """Raise the penalties if most steps violated limits, lower them if few did."""
     factor = 1.0
@@ -465,7 +466,7 @@ def _example() -> tuple[KernelArrays, FloatArray, Indices, float, int, State]:
 _ARRAYS, _LINE, _WHOLE, _NUMBER, _COUNT, _STATE = map(typeof, _example())
 
 
-@njit([(_WHOLE, _ARRAYS, _LINE)], cache=True, nogil=True)
+@kernel([(_WHOLE, _ARRAYS, _LINE)])
 def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
     """The objective of a placement `x` (A,) with `penalty` (LIMIT_KINDS,), and the number of violated limits.
 
@@ -475,7 +476,7 @@ def penalised_cost(x, arrays, penalty):  # type: ignore[no-untyped-def]
     return cost, broken
 
 
-@njit([(_WHOLE, _WHOLE, _NUMBER, _ARRAYS, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)], cache=True, nogil=True)
+@kernel([(_WHOLE, _WHOLE, _NUMBER, _ARRAYS, _LINE, _LINE, _NUMBER, _NUMBER, _COUNT, _STATE)])
 def walk(x, best, best_cost, arrays, penalty, first_penalty, hot, cold, steps, random):  # type: ignore[no-untyped-def]
     """Make `steps` random moves on `x` (A,), in place, while the temperature falls from `hot` to `cold`.
 
