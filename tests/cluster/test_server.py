@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -223,6 +224,23 @@ async def test_a_client_that_does_not_take_its_answer_is_disconnected(monkeypatc
         async with asyncio.timeout(5):
             await gone.wait()
         writer.transport.abort()
+
+
+async def test_a_broken_chunk_is_answered_without_a_traceback_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 403, "headers": []})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async with serving(answers) as address:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: gate\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n")
+        assert (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 400")
+        writer.close()
+        logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    assert [each for each in caplog.records if each.exc_info] == []
 
 
 @pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nHost: gateway\r\nX: "])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 import structlog
 import uvicorn
 from fastapi import FastAPI
@@ -332,7 +333,8 @@ def _http_server(app: ASGIApp, listener: Listener) -> _Server:
         peer = tuple(scope["client"])
 
         async def send_while_taken(message: Message) -> None:
-            with listener.sending(peer):
+            # After a request that breaks the protocol, the server answers by itself and closes.
+            with listener.sending(peer), contextlib.suppress(h11.LocalProtocolError):
                 await send(message)
 
         with listener.serving(peer):

@@ -37,9 +37,7 @@ class BrowserRules:
     def _check(self, headers: Headers) -> None:
         host = headers.get("host", "").lower()
         if self._hosts is not None and _name(host) not in self._hosts:
-            rule = (
-                "a gateway without API keys answers to loopback names and to those in `http.hosts` of the cluster file"
-            )
+            rule = "this gateway answers to loopback names and to those in `http.hosts` of the cluster file"
             raise http_error(403, f"the host {host[:100]!r} is not allowed: {rule}", "host_not_allowed")
         for origin in map(str.lower, headers.getlist("origin")):
             if origin not in self._origins and origin.partition("://")[2] != host:
