@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from numba import njit
 
 __all__ = ["kernel"]
 
 
-def kernel(signatures: Sequence[Any] | None = None, error_model: str = "python") -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    signatures: list[Any] | None = None, error_model: Literal["python", "numpy"] = "python"
+) -> Callable[[Callable[..., Any]], Any]:
     """A decorator for a function that is compiled, at once if it has `signatures`, and runs without the lock of Python.
 
     Where numba finds no folder to write to, as for a user without a home who runs root's installation, the function is
