@@ -105,7 +105,11 @@ def test_another_cluster_of_params_is_what_the_stages_depend_on() -> None:
     ("stage", "file", "others"),
     [
         # How a run is started, tracked and logged does not change what it finds.
-        ("simulated", "flows/simulated.py", {"flows/command.py", "flows/environment.py"} | TRACKING),
+        (
+            "simulated",
+            "flows/simulated.py",
+            {"flows/command.py", "flows/environment.py", "flows/orphans.py"} | TRACKING,
+        ),
         # Of these only types are used.
         ("report", "tasks/report.py", {"tasks/expectations.py", "tasks/telemetry_rules.py", "tasks/validate.py"}),
     ],

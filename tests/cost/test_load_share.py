@@ -14,7 +14,7 @@ from resplit.cost import CostModel, NodeReading, PassModel, PredictionError, fit
 from resplit.cost.per_token import node_times
 from resplit.telemetry.tables import BLOCK_COLUMNS, Telemetry, frame
 from resplit.types import BlockFeatures, RequestClass
-from tests.simulate.networks import hardware, latencies, poisson
+from tests.support.networks import hardware, latencies, poisson
 from tests.support.telemetry import MACHINES, block_rows
 
 LAYER = BlockFeatures("layer.0", "layer", 1, 0.0, 0.0, 8.0, 0.0, 4.0, True, 0.5)
