@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from resplit.security.authority import keys_command
 from tests.support.processes import run_resplit
 
 pytestmark = pytest.mark.processes
@@ -126,6 +127,8 @@ def test_a_command_that_a_nodes_installation_lacks_says_what_to_install(
 def test_a_model_that_cannot_be_obtained_is_named_and_no_partial_copy_stays(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    keys_command(state / "keys", ["alone"])  # they are read first: nobody should fetch a model in vain
     serve = ["serve", str(tmp_path / "cluster.yaml"), "--state", str(state)]
     done = run_resplit(*serve, "--model", str(tmp_path / "absent-model"), env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert_refused_last(done, tmp_path, "absent-model' cannot be read", "give a local folder")
