@@ -39,8 +39,8 @@ SMALL_AT_S, LARGE_AT_S = (0.0, 0.1, 0.2), (0.05, 0.15, 0.25)
 _ECHO_WITHIN_S = 5.0  # a neighbour that hangs must not hold up a command
 # A small message goes to so many peers in each period, and a large one to one peer.
 MOST_ECHOES = 4
-# A message, or a node, is news if it differs from the ones before by this factor and by so many seconds. Others use
-# another share of a node if they use so much more or less.
+# The time of a message is news if it differs from the last ones by this factor and by so many seconds. A node is news
+# if its speed differs from the last one by this factor, or the share that others use of it by so much.
 _NEWS_FACTOR, _NEWS_S, _NEWS_SHARE = 1.5, 0.01, 0.1
 
 
@@ -285,7 +285,10 @@ def probed(peers: Sequence[str], turn: int) -> tuple[list[str], list[str]]:
 
 def is_news(seconds: float, before_s: Collection[float]) -> bool:
     """Whether a message took so much more or less time than usual, by the times of the last ones, that it is news."""
-    return bool(before_s) and _differ(seconds, statistics.median(before_s))
+    if not before_s:
+        return False
+    usual_s = statistics.median(before_s)
+    return max(seconds, usual_s) > _NEWS_FACTOR * min(seconds, usual_s) and abs(seconds - usual_s) > _NEWS_S
 
 
 def differs(before: tuple[float, float], now: tuple[float, float]) -> bool:
@@ -293,11 +296,6 @@ def differs(before: tuple[float, float], now: tuple[float, float]) -> bool:
     (old_s, old_share), (new_s, new_share) = before, now
     slower, faster = new_s > _NEWS_FACTOR * old_s, old_s > _NEWS_FACTOR * new_s
     return slower or faster or abs(new_share - old_share) > _NEWS_SHARE
-
-
-def _differ(one_s: float, other_s: float) -> bool:
-    least_s, most_s = min(one_s, other_s), max(one_s, other_s)
-    return most_s > _NEWS_FACTOR * least_s and most_s - least_s > _NEWS_S
 
 
 def some_of_each(rows: Sequence[BlockRow]) -> list[BlockRow]:

@@ -15,8 +15,6 @@ import psutil
 __all__ = ["ControlGroup", "ProcessorUse", "Use", "limiting_group", "own_groups", "processor_wait_s"]
 
 _MAX_BACKGROUND = 0.99  # something is always left, if little
-
-
 _WAITS = Path("/proc/thread-self/schedstat")  # proc(5): time on a processor, time of waiting for one, time slices
 
 

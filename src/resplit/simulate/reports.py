@@ -34,7 +34,7 @@ from resplit.types import BlockFeatures
 __all__ = ["Noise", "Report", "Reports"]
 
 _Row = NodeRow | LinkRow | BlockRow
-_ASKED_S = 0.05  # until a node that is asked has answered, or one that has news was asked
+_ASKED_S = 0.05  # until a node that is asked has answered, or one with news was asked and has
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ class Reports:
         echoes, urgent = self._probe(name)
         urgent = urgent or (before is not None and differs(before, sampled))
         report = Report(name, reference_s, background, echoes)
-        self._agenda.after(_ASKED_S if urgent else self._noise.late_s, self._deliver, report)
+        answered_s = max((2 * echo.seconds for echo in echoes), default=0.0)
+        self._agenda.after(answered_s + _ASKED_S if urgent else self._noise.late_s, self._deliver, report)
 
     def _probe(self, name: str) -> tuple[tuple[Echo, ...], bool]:
         """The probes of one machine in this turn, and whether one of them is news."""

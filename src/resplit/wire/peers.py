@@ -93,8 +93,7 @@ class Peer:
 
     Every call raises NodeLostError if the peer does not answer, and PeerFaultError if it answers what no node answers.
     `on_crossing` gets the time of each acknowledged step; `on_lost` gets the peer's name and the steps that were not
-    acknowledged when their stream broke; `on_fault` gets the peer's name and what it did; `on_news` gets the name of a
-    peer whose report has news.
+    acknowledged when their stream broke; `on_fault` gets the peer's name and what it did.
     """
 
     name: str
@@ -104,7 +103,6 @@ class Peer:
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
     on_fault: Callable[[str, str], None] = lambda name, reason: None
-    on_news: Callable[[str], None] = lambda name: None
     vocabulary: int = 2**31
     hello: Hello | None = field(default=None, init=False)  # of the stream of tokens that was opened last
     fault_count: int = field(default=0, init=False)
@@ -211,7 +209,7 @@ class Peer:
         return time.monotonic() - begun_s
 
     async def listen(self, take: Callable[[Token], None], on_open: Callable[[], None] = lambda: None) -> None:
-        """Call `take` with every token (or error) that the node sends to this gateway, until the stream breaks.
+        """Call `take` with every token (error, or news) that the node sends to this gateway, until the stream breaks.
 
         `on_open` is called once the node has said its first words; then `hello` is that of its present process.
         NodeLostError at the end, or what `take` raises.
@@ -225,15 +223,13 @@ class Peer:
 
         def each(token: Token) -> None:
             nonlocal greeted
-            if greeted and token.news:
-                self.on_news(self.name)
-            elif greeted:
+            if greeted:
                 self._check(token)
                 take(token)
-            else:
-                self._greet(token.hello, asked_s)
-                greeted = True
-                on_open()
+                return
+            self._greet(token.hello, asked_s)
+            greeted = True
+            on_open()
 
         try:
             await stream.each(each)

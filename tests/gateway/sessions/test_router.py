@@ -121,12 +121,13 @@ async def test_faults_are_forgiven_one_by_one(
         assert nodes.sessions.suspects() == {C}
 
 
+@pytest.mark.parametrize("stray", [Token(session="s", epoch=1, token_ids=[3]), Token(news=True)], ids=["token", "news"])
 async def test_a_node_that_sends_many_tokens_of_no_pass_is_faulty_and_one_that_sends_few_is_not(
-    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stray: Token
 ) -> None:
     monkeypatch.setattr(router_module, "_STRAYS_AT_ONCE", 40)
     monkeypatch.setattr(router_module, "_STRAYS_PER_S", 1e-9)
-    gamma, strays = HostileNode(), [Token(session="s", epoch=1, token_ids=[3])] * 20
+    gamma, strays = HostileNode(), [stray] * 20
     async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
         controller = nodes.controller()
         await deploy(controller, [A, A, B, B, B, B, B, A])

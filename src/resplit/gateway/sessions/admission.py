@@ -7,8 +7,7 @@ A session gets more room as it grows, as long as all running ones can still fini
 algorithm, Dijkstra 1965). Otherwise it pauses, with its caches, until others have ended. Nobody new is admitted then.
 
 Refuses a request if the queue is full; but a client that has fewer requests than another takes the place of the other's
-last one. For classes with `shed_late`, it also refuses a request if its answer would be
-late according to the forecast.
+last one. For classes with `shed_late`, it also refuses a request if its answer would be late according to the forecast.
 """
 
 from __future__ import annotations

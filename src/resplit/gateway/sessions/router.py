@@ -37,7 +37,7 @@ _LONGEST_WAIT_S = 300.0
 # For each such time without a fault, a node is trusted to answer as after one fault less.
 _FORGIVEN_AFTER_S = 600.0
 # So many tokens of one node may be of no pass at once, and in each second. An honest node sends some when passes are
-# lost. One of so many bytes more counts as one more.
+# lost, and news without tokens, at most some dozens a second. One of so many bytes more counts as one more.
 _STRAYS_AT_ONCE, _STRAYS_PER_S, _STRAY_BYTES = 5000, 500, 256
 
 
@@ -119,7 +119,6 @@ class Router:
                     link,
                     on_lost=self._step_lost,
                     on_fault=self.fault,
-                    on_news=lambda name: self.on_news(name),  # the owner may replace it later
                     vocabulary=self.vocabulary,
                 )
                 self._start_listening(name)
@@ -292,11 +291,13 @@ class Router:
 
     def _heard(self, name: str, token: Token) -> None:
         self.on_heard(name)
-        if not self.on_token(name, token):
+        if token.news:
+            self.on_news(name)
+        if token.news or not self.on_token(name, token):
             self._bear(name, token)
 
     def _bear(self, name: str, token: Token) -> None:
-        """Note a token of no pass. PeerFaultError if they are so many that streams are late because of them."""
+        """Note a token of no pass, or news. PeerFaultError if they are so many that streams are late because of it."""
         if self._patience[name].note(time.monotonic(), 1 + token.ByteSize() // _STRAY_BYTES):
             del self._patience[name]
             raise self.peers[name].fault("it sends many tokens that belong to no pass")
