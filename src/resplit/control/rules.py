@@ -33,8 +33,9 @@ class PlacementRules:
         """The rule that a placement violates, in words; None if it keeps all rules."""
         if len(placement) != len(self.features):
             return f"{len(placement)} blocks placed, the model has {len(self.features)}"
+        known = set(self.cluster.node_names)
         for block, node in zip(self.features, placement, strict=True):
-            if node not in self.cluster.node_names:
+            if node not in known:
                 return f"block {block.name}: no node is called {node!r}"
             if node in self.drained:
                 return f"block {block.name}: {node} is drained; `resplit join {node}` lets it serve again"
