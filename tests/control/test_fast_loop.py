@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from resplit import planner
+from resplit.control import fast_loop as fast_loop_module
 from resplit.control.controller import Controller
 from resplit.control.fast_loop import concern_links
 from resplit.decide import Decision, History, PastMove, Settings
@@ -201,6 +202,20 @@ async def test_nothing_is_kept_about_links_to_nodes_that_do_not_exist(placed: Co
     real = LinkRow(0.0, "delta", B, 64.0, 0.01, "active", emulated=True)
     placed.fast_loop.reported(TelemetryRows(links=(*links, real)), 0.0)
     assert {each.peer for each in placed.fast_loop.estimates().links if each.node == "delta"} == {B}
+
+
+async def test_a_recording_begins_with_the_cost_model_of_its_oldest_observation(
+    placed: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = placed.fast_loop.recording()
+    assert whole.observations[0].cost == constant_model()
+    monkeypatch.setattr(fast_loop_module, "_OBSERVATIONS_KEPT", 5)
+    serve(placed, 20)  # more than are kept: the model itself was shown before them
+    kept = placed.fast_loop.recording()
+    assert kept.observations[0].cost == constant_model()
+    assert len(kept.observations[1:]) == 5
+    assert kept.changes() == []
+    assert kept.duration_s == kept.observations[-1].at_s - kept.observations[1].at_s
 
 
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:

@@ -101,7 +101,8 @@ class FastLoop:
         self._armed: Armed | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
-        self._observations: deque[Observation] = deque(maxlen=_OBSERVATIONS_KEPT)
+        self._observations: deque[Observation] = deque()
+        self._cost_before: CostModel | None = None  # that of the oldest observation
         self._measured_s: dict[str, float] = {}
         self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
         self._looks: set[asyncio.Task[None]] = set()
@@ -127,7 +128,11 @@ class FastLoop:
 
     def recording(self) -> Recording:
         """What the detector was shown in the last minutes, since a cost model was set."""
-        observations = tuple(itertools.dropwhile(lambda seen: seen.cost is None, self._observations))
+        if self._cost_before is None:
+            observations = tuple(itertools.dropwhile(lambda seen: seen.cost is None, self._observations))
+        else:
+            begun = Observation(self._observations[0].at_s, cost=self._cost_before)
+            observations = (begun, *self._observations)
         return Recording(self._view.rules.features, self._view.cluster.source, observations)
 
     def passed(self, done: PassTime) -> None:
@@ -160,6 +165,8 @@ class FastLoop:
 
     def _show(self, seen: Observation) -> None:
         self._observations.append(seen)
+        while len(self._observations) > _OBSERVATIONS_KEPT:
+            self._cost_before = self._observations.popleft().cost or self._cost_before
         self._note(show(self._estimate, seen))
 
     def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
