@@ -441,6 +441,15 @@ async def test_a_returned_node_is_sent_the_outcomes_that_it_missed(bench: Bench)
     assert bench.events == [f"commit {B} 2 (None)", f"abort {B} 3 (None)", f"release {B} 2 (None)"]
 
 
+async def test_a_node_that_returns_while_an_epoch_is_committed_is_sent_the_commit(bench: Bench) -> None:
+    await bench.deploy(SPREAD)
+    for step in ("proposed", "prepared", "committed"):  # the nodes have not answered yet
+        bench.log.append(2, step, {})
+    bench.events.clear()
+    await bench.deployment.resync(B, reporting(_report(prepared=(2,)), _report(epochs=(1,))))
+    assert bench.events[0] == f"commit {B} 2 (None)"
+
+
 @pytest.mark.parametrize(
     ("node", "epochs", "up_to_date"),
     [(C, (1,), True), (C, (), False), (B, (), True), (C, (1, 9), False), (B, (9,), True)],

@@ -358,7 +358,7 @@ class AnyPart(OutgoingPart):
         return [framed(message)]
 
 
-_FREQUENT: Mapping[str, type[Message]] = {
+_REPLIES: Mapping[str, type[Message]] = {
     "Report": ReportReply,
     "Measure": MeasureReply,
     "Echo": EchoReply,
@@ -402,13 +402,13 @@ class HostileClient:
 
     async def call(self, node: str, name: str, message: Sent) -> Any:
         """Make a call with one message and one answer."""
-        if name not in _FREQUENT:
-            return await getattr(self.stub(node), name)(message)
+        if name == "Command":
+            return await self.stub(node).Command(message)
         if node not in self._calls:
             context = self.member.client_context(CALLS)
             self._calls[node] = CallStream(node, self._addresses[node], context)
         request: Any = _Serialised(message) if isinstance(message, bytes) else message
-        return await self._calls[node]._call(name, request, _FREQUENT[name], 60.0)
+        return await self._calls[node]._call(name, request, _REPLIES.get(name, Ack), 60.0)
 
     async def steps(self, node: str, steps: Sequence[Step | bytes]) -> None:
         """Send steps on one stream, and wait for the acknowledgement of each.

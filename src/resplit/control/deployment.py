@@ -370,8 +370,10 @@ class Deployment:
         keep, so it prepares the epoch too; what it says changes nothing.
         """
         report, _ = await peer.report(0)
-        for epoch in set(report.state.prepared) - set(self._log.unfinished()):
-            outcome = Commit(epoch) if epoch == self.live_number else Abort(epoch)
+        epochs = self._log.epochs
+        for epoch in set(report.state.prepared) - {epochs.pending}:
+            # By the log: an epoch is committed there before it is live here, and its own commit may be on its way.
+            outcome = Commit(epoch) if epoch == epochs.live else Abort(epoch)
             await self._commands.notify({name: outcome}, epoch)
         await self._commands.notify({name: Release(self._oldest_used)}, self.live_number)
         async with self._changing:  # only until it is known what is live: the node must not hold up other epochs
