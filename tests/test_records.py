@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from resplit.decide import Decision
+from resplit.decide import Alternative, Decision, DecisionOutcome
 from resplit.errors import DataError
 from resplit.records import TABLES, RunRecord, table
 
@@ -50,9 +52,35 @@ def test_a_loaded_record_equals_the_saved_one(tmp_path: Path) -> None:
     assert plain == {key: value for key, value in vars(loaded).items() if key not in TABLES}
 
 
+def test_decisions_are_a_table_with_a_row_for_each(tmp_path: Path) -> None:
+    chosen = Alternative("re-split", ("hub", "attic"), latency_s=0.5, net_gain=7.0)
+    moved = Decision(1.0, "re-split", "faster", chosen=chosen, outcome=DecisionOutcome(deployed=2))
+    refused = replace(moved, at_s=2.0, outcome=DecisionOutcome(refused="attic is full"))
+    saved = record(decisions=(moved, refused, Decision(3.0, "keep", "no gain")))
+    saved.save(tmp_path)
+    found = pd.read_parquet(tmp_path / "decisions.parquet")
+    assert found.action.tolist() == ["re-split", "re-split", "keep"]
+    assert found.time_s.tolist() == [1.0, 2.0, 3.0]
+    assert found.net_gain[:2].tolist() == [7.0, 7.0]
+    assert found.net_gain.isna().tolist() == found.latency_s.isna().tolist() == [False, False, True]
+    assert found.epoch.isna().tolist() == [False, True, True]
+    assert found.refused.tolist() == ["", "attic is full", ""]
+    assert RunRecord.load(tmp_path).decisions == saved.decisions
+
+
 def test_a_run_without_emulation_has_no_emulation_error(tmp_path: Path) -> None:
     record().save(tmp_path)
     assert math.isnan(RunRecord.load(tmp_path).emulation_error)
+
+
+def test_a_record_of_an_earlier_version_has_its_decisions_in_the_json_file(tmp_path: Path) -> None:
+    saved = record(decisions=(Decision(1.0, "keep", "no gain"),))
+    saved.save(tmp_path)
+    (tmp_path / "decisions.parquet").unlink()
+    plain = json.loads((tmp_path / "run.json").read_text())
+    plain["decisions"] = [decision.to_json() for decision in saved.decisions]
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+    assert RunRecord.load(tmp_path).decisions == saved.decisions
 
 
 def test_a_row_that_lacks_a_column_is_refused_by_name() -> None:

@@ -1,4 +1,4 @@
-"""The record of a run: requests, tokens, node use, events and epochs as tables, and the decisions.
+"""The record of a run: requests, tokens, node use, events, epochs and decisions as tables.
 
 The columns and their units are defined here; `metrics` computes with them.
 """
@@ -6,12 +6,15 @@ The columns and their units are defined here; `metrics` computes with them.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from resplit.decide import Decision
+from resplit.decide import Decision, DecisionOutcome
 from resplit.telemetry.tables import frame
 
 # Columns `..._s` that hold a point in time count seconds from the start of the run.
@@ -50,6 +53,18 @@ EPOCH_COLUMNS = {
     "moved_bytes": "float64",
     "pause_s": "float64",
 }
+# One row for each decision. `decision` is the whole of it as JSON, with the alternatives and their prices; the other
+# columns are taken from it for queries.
+DECISION_COLUMNS = {
+    "time_s": "float64",
+    "action": "str",
+    "reason": "str",
+    "latency_s": "float64",  # predicted for the choice; NaN where nothing was chosen among alternatives, as `net_gain`
+    "net_gain": "float64",
+    "epoch": "Int64",  # that was deployed, if any
+    "refused": "str",  # why the controller refused it, or empty
+    "decision": "str",
+}
 TABLES = {
     "requests": REQUEST_COLUMNS,
     "tokens": TOKEN_COLUMNS,
@@ -57,6 +72,7 @@ TABLES = {
     "events": EVENT_COLUMNS,
     "epochs": EPOCH_COLUMNS,
 }
+_DECISIONS = "decisions.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +97,21 @@ class RunRecord:
     estimate_errors: dict[str, float] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write one Parquet file for each table, and `run.json`, into `folder`."""
+        """Write one Parquet file for each table, decisions included, and `run.json`, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
             getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False)
-        plain = {key: value for key, value in vars(self).items() if key not in TABLES}
-        plain["decisions"] = [decision.to_json() for decision in self.decisions]
+        _decision_table(self.decisions).to_parquet(folder / _DECISIONS, index=False)
+        plain = {key: value for key, value in vars(self).items() if key not in (*TABLES, "decisions")}
         (folder / "run.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
         """Read the files that `save` wrote into `folder`."""
         plain = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        plain["decisions"] = tuple(Decision.from_json(entry) for entry in plain["decisions"])
+        # Records of earlier runs have the decisions in `run.json`.
+        entries = plain["decisions"] if "decisions" in plain else _decision_entries(folder / _DECISIONS)
+        plain["decisions"] = tuple(Decision.from_json(entry) for entry in entries)
         plain["blocks"] = tuple(plain["blocks"])
         plain["emulated_nodes"] = tuple(plain["emulated_nodes"])
         return cls(**plain | {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES})
@@ -102,3 +120,25 @@ class RunRecord:
 def table(name: str, rows: list[dict[str, object]]) -> pd.DataFrame:
     """The table called `name`, from one dictionary for each row; DataError if a row lacks a column."""
     return frame(rows, TABLES[name])
+
+
+def _decision_table(decisions: Sequence[Decision]) -> pd.DataFrame:
+    return frame([_decision_row(decision) for decision in decisions], DECISION_COLUMNS)
+
+
+def _decision_row(decision: Decision) -> dict[str, object]:
+    chosen, outcome = decision.chosen, decision.outcome or DecisionOutcome()
+    return {
+        "time_s": decision.at_s,
+        "action": decision.action,
+        "reason": decision.reason,
+        "latency_s": chosen.latency_s if chosen else math.nan,
+        "net_gain": chosen.net_gain if chosen else math.nan,
+        "epoch": outcome.deployed,
+        "refused": outcome.refused or "",
+        "decision": json.dumps(decision.to_json()),
+    }
+
+
+def _decision_entries(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(entry) for entry in pd.read_parquet(path, columns=["decision"]).decision]

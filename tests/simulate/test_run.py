@@ -14,7 +14,7 @@ from resplit.decide import Decision, Ready
 from resplit.metrics import RunMetrics, summarise
 from resplit.policies import Situation, make_policy
 from resplit.policies.orchestrator import Orchestrator
-from resplit.records import RunRecord
+from resplit.records import TABLES, RunRecord
 from resplit.scenario import NodeChange
 from resplit.simulate.command import run_policy
 from resplit.simulate.run import Physics, simulate
@@ -80,6 +80,7 @@ def test_the_command_prints_one_object_and_leaves_the_tables_of_a_run(tmp_path: 
     found = json.loads(answer.stdout)
     assert (found["policy"], found["scenario"], found["seed"]) == ("static", "home-day", 7)
     assert summarise(RunRecord.load(tmp_path)).offered == found["offered"]
+    assert {path.stem for path in tmp_path.glob("*.parquet")} == {*TABLES, "decisions"}
 
 
 def test_blocks_that_stand_by_need_not_be_loaded(world: World, resplit: tuple[RunRecord, dict[str, object]]) -> None:
