@@ -62,18 +62,7 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
     for scenario in params.scenarios:
         for seed in range(params.first_seed, params.first_seed + params.seeds):
             runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in params.policies]
-            folders = {run: kept_in(records, run) for run in runs}
-            rivals = [run for run in runs if run.policy != ORACLE and run.policy not in ABLATIONS]
-            for run, folder in folders.items():
-                if run.policy != ORACLE:
-                    futures[run] = simulate_in_process.submit(run, folder)
-            for run, folder in folders.items():
-                if run.policy == ORACLE:
-                    compared = [folders[rival] for rival in rivals]
-                    waited_for = [futures[rival] for rival in rivals]
-                    futures[run] = simulate_in_process.submit(
-                        run, folder, compared, wait_for=waited_for, return_state=False
-                    )
+            futures |= _submitted(runs, records)
     found, failed = [], []
     for run, future in futures.items():
         future.wait()
@@ -88,6 +77,23 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
     if failed:
         raise ResplitError(f"{len(failed)} runs failed: {', '.join(failed)}; run again: what is done is kept")
     return found
+
+
+def _submitted(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, Any]:
+    """The futures of the runs of one scenario and seed."""
+    folders = {run: kept_in(records, run) for run in runs if run.policy != ORACLE}
+    futures = {run: simulate_in_process.submit(run, folder) for run, folder in folders.items()}
+    rivals = [run for run in folders if run.policy not in ABLATIONS]
+    for run in runs:
+        if run.policy == ORACLE:
+            futures[run] = simulate_in_process.submit(
+                run,
+                kept_in(records, run, rivals),
+                [folders[rival] for rival in rivals],
+                wait_for=[futures[rival] for rival in rivals],
+                return_state=False,
+            )
+    return futures
 
 
 def _task_runner(params: SimulatedParams) -> TaskRunner[Any]:

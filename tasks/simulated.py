@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,30 @@ class SimulatedRun:
         return f"{self.scenario.stem} {self.policy} {self.seed}"
 
 
-def kept_in(records: Path, run: SimulatedRun) -> Path:
-    """The folder of a run below `records`. Its name covers the code, the scenario with its traces, and the cluster."""
+def kept_in(records: Path, run: SimulatedRun, rivals: Sequence[SimulatedRun] = ()) -> Path:
+    """The folder of a run below `records`. Its name covers all that the run depends on.
+
+    That is the code, the policy's own included, what `learned` has learned, the scenario with its traces, the cluster,
+    the sizes of models, and for the oracle its `rivals`.
+    """
     scenario = load_scenario(run.scenario)
-    traces = [run.scenario.parent / trace.file for trace in scenario.traces]
-    files = [run.scenario, cluster_of(run.scenario), *sorted(_MODELS.glob("*.yaml")), *traces, *_code()]
-    return records / digest_of(files) / f"{run.scenario.stem}-{run.policy.replace(':', '.')}-{run.seed}"
+    named = [run.scenario.parent / file for file in scenario.files]
+    code = [*_code(), *_own_code(run.policy)]
+    files = [run.scenario, cluster_of(run.scenario), *sorted(_MODELS.glob("*.yaml")), *named, *code]
+    digest = digest_of(files, *(rival.policy for rival in rivals))
+    return records / digest / f"{run.scenario.stem}-{run.policy.replace(':', '.')}-{run.seed}"
 
 
 def _code() -> list[Path]:
-    return sorted(Path(resplit.__file__).parent.rglob("*.py"))
+    package = Path(resplit.__file__).parent
+    return sorted([*package.rglob("*.py"), *package.rglob("*.json")])
+
+
+def _own_code(policy: str) -> list[Path]:
+    """The module of anybody's own policy, which is called `package.module:Name`."""
+    module, _, name = policy.partition(":")
+    spec = find_spec(module) if name else None
+    return [Path(spec.origin)] if spec and spec.origin else []
 
 
 @task(task_run_name="{run}", retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)

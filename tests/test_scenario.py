@@ -41,6 +41,14 @@ def test_a_scenario_is_read_and_matches_its_cluster(tmp_path: Path) -> None:
     scenario.check_against(cluster(tmp_path), "day.yaml")
 
 
+def test_a_scenario_knows_the_files_that_it_names() -> None:
+    files = {name: load_scenario(Path(f"data/scenarios/{name}.yaml")).files for name in ("calm", "metropolis")}
+    assert files["calm"] == []
+    assert files["metropolis"] == ["../traces/topo_eua_melbourne_cbd.csv", "../traces/rtt_planetlab_pairs.csv.gz"]
+    assert load_scenario(Path("data/scenarios/llama-7b.yaml")).files == ["../models/Llama-2-7B-q40.yaml"]
+    assert "../traces/llm_azure2023_conv.csv" in load_scenario(Path("data/scenarios/chat-hours.yaml")).files
+
+
 @pytest.mark.parametrize(
     ("old", "new", "rule"),
     [

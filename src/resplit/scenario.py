@@ -170,6 +170,13 @@ class ScenarioConfig(Strict):
     load: tuple[LoadChange, ...] = ()
     traces: tuple[Trace, ...] = ()
 
+    @property
+    def files(self) -> list[str]:
+        """The files that it names beside the cluster: of the model's sizes, of traces and of its area."""
+        model = [self.model] if self.model else []
+        area = [self.area.positions, self.area.round_trips] if self.area else []
+        return [*model, *(trace.file for trace in self.traces), *area]
+
     def check_against(self, cluster: ClusterConfig, place: str) -> None:
         """ConfigError where the scenario names a node or class that the cluster does not have."""
         nodes, classes = cluster.node_names, [declared.name for declared in cluster.classes]

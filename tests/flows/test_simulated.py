@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from flows.params import SimulatedParams, load_params
 from flows.simulated import run_simulated_study
 from resplit.errors import ResplitError
+from resplit.policies import learned
 from tasks import simulated
 from tasks.mlflow_store import default_uri
 from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
@@ -54,6 +55,26 @@ def test_the_key_covers_the_code_and_the_scenario(tmp_path: Path, monkeypatch: p
     code.write_text("x = 2")
     assert len({before, one, kept_in(tmp_path, RUN), kept_in(tmp_path, SimulatedRun(HOME_DAY, "static", 2))}) == 4
     assert kept_in(tmp_path, RUN).parent != one.parent
+
+
+def test_the_key_covers_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "mine_to_change.py"
+    module.write_text("x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = SimulatedRun(HOME_DAY, "mine_to_change:Name", 1)
+    before = kept_in(tmp_path, run)
+    module.write_text("x = 2")
+    assert kept_in(tmp_path, run) != before
+
+
+def test_the_key_covers_what_was_learned() -> None:
+    assert simulated._code().count(Path(learned.__file__).with_suffix(".json")) == 1
+
+
+def test_the_key_of_the_oracle_covers_whom_it_compares(tmp_path: Path) -> None:
+    rivals = [SimulatedRun(HOME_DAY, policy, 1) for policy in ("static", "clairvoyant")]
+    oracle = SimulatedRun(HOME_DAY, "oracle", 1)
+    assert kept_in(tmp_path, oracle, rivals) != kept_in(tmp_path, oracle, rivals[:1])
 
 
 @pytest.mark.processes
