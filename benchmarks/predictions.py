@@ -21,8 +21,8 @@ import yaml
 
 from benchmarks.serving.load import Timed, stream
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import describe, proposal_of
 from resplit.cluster.local import Cluster, running
-from resplit.cluster.state import describe, proposal_of
 from resplit.control.planning import without
 from resplit.cost import fit_cost_model, node_readings, problem_from
 from resplit.planner.best_effort import solve_best_effort

@@ -20,8 +20,8 @@ from pathlib import Path
 import httpx
 
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running
-from resplit.cluster.state import first_plan
 from resplit.decide import Settings
 from resplit.types import segments_of
 

@@ -23,8 +23,8 @@ import yaml
 from benchmarks.serving.clusters import MODEL
 from benchmarks.serving.load import token_times_s
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running, start_process
-from resplit.cluster.state import first_plan
 from tests.support.processes import answering, poll_until
 
 PROMPT = [5, 17, 40, 200, 31, 8, 99, 7]

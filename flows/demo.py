@@ -22,8 +22,8 @@ from flows.adapt import adapt
 from flows.command import run_command
 from flows.params import Params, load_params
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running
-from resplit.cluster.state import first_plan
 from resplit.cluster.supervision import supervised
 from resplit.errors import ResplitError
 from resplit.scenario import ScenarioConfig, load_scenario

@@ -25,7 +25,7 @@ from flows.params import Params, load_params
 from flows.serving import Serving, supervised_cluster
 from flows.study import REPORTS, inputs, publish, serve_policies
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import plan_or_fail
+from resplit.cluster.first_plan import plan_or_fail
 from resplit.cost import block_timings, fit_cost_model, node_readings, prediction_error, problem_from
 from resplit.problem import plan_to_json, problem_from_json, problem_to_json
 from resplit.records import RunRecord

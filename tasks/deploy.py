@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import proposal_of
+from resplit.cluster.first_plan import proposal_of
 from resplit.decide import Decision
 from resplit.epochs import LiveEpoch
 from resplit.planner.best_effort import BestEffortPlan

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from resplit.cluster.client import ControlClient
-from resplit.cluster.state import plan_or_fail, problem_now
+from resplit.cluster.first_plan import plan_or_fail, problem_now
 from resplit.config import ClusterConfig
 from resplit.cost import CostModel
 from resplit.decide import Decision

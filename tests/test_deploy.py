@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from resplit.cli import app
 from resplit.config import load_cluster
-from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
+from resplit.gateway.openai.prometheus import RequestMetrics, Stopwatch
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]

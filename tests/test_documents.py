@@ -87,7 +87,7 @@ def test_named_commands_and_metrics_exist(document: Path) -> None:
         MAKE: set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)),
         SUBCOMMAND: {each.name or each.callback.__name__ for each in app.registered_commands if each.callback},
         RUN_MODULE: {name.removesuffix("/__main__").replace("/", ".") for name in map(without_suffix, source_names())},
-        METRIC: set(re.findall(r'"(resplit_\w+)"', (ROOT / "src/resplit/gateway/openai/metrics.py").read_text())),
+        METRIC: set(re.findall(r'"(resplit_\w+)"', (ROOT / "src/resplit/gateway/openai/prometheus.py").read_text())),
     }
     code = [*spans(document), *code_lines(document)]
     unknown = [name for kind in known for text in code for name in kind.findall(text) if name not in known[kind]]

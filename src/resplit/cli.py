@@ -70,9 +70,9 @@ def up(
     import signal
 
     from resplit.cluster.busy_machine import OthersUse, measured_again_when_quiet
+    from resplit.cluster.event_lines import news_told
+    from resplit.cluster.first_plan import first_plan, measure_again
     from resplit.cluster.local import running
-    from resplit.cluster.news import news_told
-    from resplit.cluster.state import first_plan, measure_again
     from resplit.cluster.supervision import supervised
 
     # SIGTERM acts like Ctrl-C from the start, because its default action would leave the node processes running.

@@ -16,7 +16,7 @@ from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.epochs import Proposal
 from resplit.errors import ConfigError, DataError, NodeLostError, ResplitError
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from tests.support.cluster_file import cluster
 from tests.support.controllers import FIRST, operator_of
 from tests.support.in_process import InProcessCluster

@@ -256,7 +256,7 @@ async def test_on_a_full_disk_a_move_is_made_and_logged_and_only_a_restart_forge
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resplit.control.moves.write_atomically", full)
+    monkeypatch.setattr("resplit.control.move_history.write_atomically", full)
     placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})
     await until(lambda: asyncio.sleep(0, bool(decisions(placed))))

@@ -25,7 +25,7 @@ from resplit.errors import (
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Emulate
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from tests.support.three_nodes import A, B, C, three_node_config
 
 FEATURES = tuple(BlockFeatures(f"layer.{i}", "layer", 1, 1, 1, 500, 10, 1, i == 0, 0) for i in range(3))

@@ -23,7 +23,7 @@ from resplit.shards.registry import Registry
 from resplit.shards.sealing import unwrap_key
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Abort, Commit, Release
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.routes import Route
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
 

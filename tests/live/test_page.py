@@ -26,7 +26,7 @@ from resplit.node.agent import Agent
 from resplit.node.server import NodeService
 from resplit.security.signing import CommandVerifier
 from resplit.wire.addresses import Address
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.listener import Listener
 from tests.support.controllers import FIRST, SECOND, operator_of
 from tests.support.in_process import InProcessCluster, deploy, in_process, until

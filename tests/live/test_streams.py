@@ -15,7 +15,7 @@ from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
 from resplit.decide import Decision, DecisionOutcome
 from resplit.errors import CapacityError
-from resplit.gateway.openai.metrics import RequestMetrics
+from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.live import streams as streams_module
 from resplit.live.observer import Observer
 from resplit.live.streams import MOST_STREAMS, PageStreams

@@ -13,7 +13,7 @@ from resplit.node.connections import Connections
 from resplit.security.authority import keys_command
 from resplit.security.identity import Member
 from resplit.wire.addresses import Address
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from tests.support.hostile import HostileNode
 from tests.support.in_process import in_process
 from tests.support.three_nodes import A, B, C, three_node_config

@@ -14,7 +14,7 @@ from resplit.model.source import StoredModel
 from resplit.node.executor import Executor
 from resplit.security.identity import CONTROLLER
 from resplit.wire.cache_stream import OutgoingPart
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.peers import CHUNK_BYTES
 from tests.support.in_process import InProcessCluster, in_process
 from tests.support.two_nodes import commit, layer_bytes, prepare, take_caches, two_node_config

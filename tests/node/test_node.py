@@ -20,7 +20,7 @@ from resplit.security.signing import CommandSigner
 from resplit.shards.registry import Registry
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Standby, to_body
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from resplit.wire.tensors import to_wire

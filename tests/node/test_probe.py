@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from resplit.model.source import StoredModel
 from resplit.node.probe import MOST_ECHOES, PERIOD_S, Probe, differs, is_news, probed, some_of_each
 from resplit.telemetry.rows import BlockRow
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from tests.support.in_process import in_process, until
 from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running
-from resplit.cluster.state import first_plan
 from tests.support.tokenizers import tiny_tokenizer
 
 MODEL = "tiny-llama"

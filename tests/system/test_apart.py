@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, free_ports
-from resplit.cluster.state import first_plan
 from resplit.config import load_cluster
 from resplit.epochs import Proposal
 from resplit.security.identity import CONTROLLER

@@ -26,7 +26,7 @@ from resplit.wire.commands import (
     parse_command,
     to_body,
 )
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.routes import Route
 from tests.support.telemetry import block_features
 

@@ -25,7 +25,7 @@ from resplit.node import probe
 from resplit.security.identity import Member
 from resplit.wire import message_limits, step_stream
 from resplit.wire.addresses import Address
-from resplit.wire.links import Link, Shape
+from resplit.wire.emulated_link import Link, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import Ack, CommandReply, ReportReply, Step, Token, TransferRequest
 from resplit.wire.peers import Peer

@@ -29,7 +29,7 @@ from resplit.status import ClusterStatus, wrong_clock
 from resplit.telemetry.rows import LinkRow
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Connect, to_body
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.peers import Peer
 
 _CONNECT_WITHIN_S = 3.0

@@ -37,7 +37,7 @@ from resplit.errors import ConfigError, NodeLostError
 from resplit.files import write_atomically
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
-from resplit.gateway.openai.metrics import PassMetrics
+from resplit.gateway.openai.prometheus import PassMetrics
 from resplit.gateway.openai.text import Text
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router

@@ -33,7 +33,7 @@ from resplit.strict_json import StrictRoute
 from resplit.telemetry.rows import TelemetryRows
 from resplit.types import RequestClass
 from resplit.wire.commands import Emulate
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 
 _Index = Annotated[int, Query(ge=0, lt=2**63)]
 _Seconds = Annotated[float, Query(ge=0, allow_inf_nan=False)]

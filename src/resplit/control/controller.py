@@ -16,7 +16,7 @@ from resplit.control.fast_loop import FastLoop
 from resplit.control.gateway import Gateway
 from resplit.control.log import EpochLog
 from resplit.control.membership import Membership
-from resplit.control.moves import Moves
+from resplit.control.move_history import Moves
 from resplit.control.node_commands import NodeCommands
 from resplit.control.outcomes import Outcomes
 from resplit.control.planning import ControllerPlanner

@@ -22,7 +22,7 @@ import structlog
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
-from resplit.control.moves import Moves
+from resplit.control.move_history import Moves
 from resplit.control.planning import DEMAND_WINDOW_S, ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel

@@ -11,7 +11,7 @@ from resplit.estimate import Forecast
 from resplit.session_records import RecoveredSessions, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.routes import Route
 
 

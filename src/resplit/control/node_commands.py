@@ -21,7 +21,7 @@ from resplit.shards.sealing import wrap_key
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
 from resplit.wire.commands import Connect, NodeCommand, Prepare, Profile, Reply, Standby, Trust, WrappedShard, to_body
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 

@@ -16,7 +16,7 @@ from resplit.control.planning import DEMAND_WINDOW_S
 from resplit.decide import Decision
 from resplit.errors import DataError
 from resplit.estimate import Estimates, NodeEstimate, under_estimates
-from resplit.gateway.openai.metrics import RequestMetrics
+from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.live.views import (
     FlowView,
     LinkView,

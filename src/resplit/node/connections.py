@@ -9,7 +9,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import DataError
 from resplit.security.identity import Member
 from resplit.wire.addresses import Address
-from resplit.wire.links import Link, Shape
+from resplit.wire.emulated_link import Link, Shape
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing

@@ -24,7 +24,7 @@ from resplit.node.pass_results import BatchTime, PassResult
 from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER
 from resplit.wire.choices import changes_from_wire, logprobs_to_wire, sampling_from_wire
-from resplit.wire.links import Sender
+from resplit.wire.emulated_link import Sender
 from resplit.wire.node_pb2 import SegmentTime, Step, Token
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route

@@ -31,7 +31,7 @@ from resplit.status import NodeReport
 from resplit.wire.addresses import Address
 from resplit.wire.call_server import MOST_CALL_BYTES, CallServer, ServedCall, caller_of
 from resplit.wire.commands import NodeCommand, parse_command
-from resplit.wire.links import Link, Sender
+from resplit.wire.emulated_link import Link, Sender
 from resplit.wire.listener import Listener
 from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer, Streams
 from resplit.wire.message_limits import Arriving, limited, receive_one

@@ -10,7 +10,7 @@ from resplit.errors import CapacityError
 from resplit.model.activation import Activation
 from resplit.wire.addresses import Address
 from resplit.wire.answered_stream import AnsweredStream
-from resplit.wire.links import until
+from resplit.wire.emulated_link import until
 from resplit.wire.message_stream import length_of
 from resplit.wire.node_pb2 import CachePart, CacheReply
 from resplit.wire.tensors import data_prefix

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic reads the one of `typing` fr
 
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.model.spec import ModelSpec
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.routes import AddressText, Route
 
 _Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=10_000)]

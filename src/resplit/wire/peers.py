@@ -29,7 +29,7 @@ from resplit.wire.cache_stream import CacheStream, OutgoingPart
 from resplit.wire.call_stream import CallStream
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
-from resplit.wire.links import Link
+from resplit.wire.emulated_link import Link
 from resplit.wire.message_limits import MAX_ANSWER_BYTES, BoundedChannel
 from resplit.wire.message_stream import connected
 from resplit.wire.node_grpc import NodeStub

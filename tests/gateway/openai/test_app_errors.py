@@ -22,8 +22,8 @@ from resplit.config import LimitsConfig
 from resplit.errors import ConfigError
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.app import create_app
-from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestLimits
+from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.gateway.openai.text import Text
 from tests.support.eventually import eventually
 

@@ -20,8 +20,8 @@ from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.messages import MOST_LEVELS
-from resplit.gateway.openai.metrics import RequestMetrics
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
+from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.service import Caller, CompletionService

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from resplit.gateway.engine import GeneratedToken, GenerationRequest, TokenEngine
 from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
-from resplit.gateway.openai.metrics import Stopwatch
+from resplit.gateway.openai.prometheus import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
 from resplit.gateway.openai.tools import Call, CallParser, Said, ToolForm
 from resplit.process.cancellation import cancel_and_wait

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from resplit.gateway.openai.completion import TextPiece
 from resplit.gateway.openai.http_errors import as_http, error_object
-from resplit.gateway.openai.metrics import Stopwatch
+from resplit.gateway.openai.prometheus import Stopwatch
 from resplit.process.cancellation import cancel_and_wait
 
 _log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from resplit.config import LimitsConfig
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.http_errors import response
-from resplit.gateway.openai.metrics import RequestMetrics, Stopwatch
+from resplit.gateway.openai.prometheus import RequestMetrics, Stopwatch
 from resplit.request_body import read_body
 
 _LIMITED = ("/v1/", "/tokenize")  # other applications that are mounted on the app have their own rules

@@ -20,7 +20,7 @@ from resplit.gateway.openai.event_stream import EventStream, begun, event_data
 from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.http_errors import http_error
 from resplit.gateway.openai.messages import Message
-from resplit.gateway.openai.metrics import Stopwatch
+from resplit.gateway.openai.prometheus import Stopwatch
 from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.responses import ResponseForm
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest

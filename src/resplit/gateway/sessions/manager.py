@@ -22,7 +22,7 @@ from resplit.pass_times import PassTime
 from resplit.session_records import RecoveredSessions, RequestArrival, SessionRecord
 from resplit.status import GatewayStatus
 from resplit.types import BlockFeatures, RequestClass
-from resplit.wire.links import Shape
+from resplit.wire.emulated_link import Shape
 from resplit.wire.node_pb2 import Token
 from resplit.wire.routes import Route
 

@@ -20,7 +20,7 @@ from resplit.security.identity import Member
 from resplit.status import wrong_clock
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
-from resplit.wire.links import Link, Shape
+from resplit.wire.emulated_link import Link, Shape
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.patience import Patience
 from resplit.wire.peers import Peer

@@ -1,7 +1,7 @@
 """False alarms: how often the detector of changes is alarmed in a calm cluster, from what it was shown.
 
-    python -m benchmarks.alarms record calm.json [--seconds 120] [--streams 2]
-    python -m benchmarks.alarms replay calm.json ...
+    python -m benchmarks.false_alarms record calm.json [--seconds 120] [--streams 2]
+    python -m benchmarks.false_alarms replay calm.json ...
 
 `record` runs the emulated home cluster under a load that does not change, with plans and blocks made ready and the fast
 loop armed, and writes all passes, reports and probes that the detector was shown. `replay` shows recordings to the
@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from benchmarks.reaction import MODEL, streams
 from resplit.cluster.client import ControlClient
+from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import running
-from resplit.cluster.state import first_plan
 from resplit.decide import Settings
 from resplit.errors import DataError
 from resplit.estimate import RECORDING, Recording
@@ -79,7 +79,7 @@ def main() -> None:
     recorder = commands.add_parser("record")
     recorder.add_argument("file", type=Path)
     recorder.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
-    recorder.add_argument("--state", type=Path, default=Path(".resplit/alarms"))
+    recorder.add_argument("--state", type=Path, default=Path(".resplit/false_alarms"))
     recorder.add_argument("--seconds", type=float, default=120.0)
     recorder.add_argument("--streams", type=int, default=2)
     commands.add_parser("replay").add_argument("files", type=Path, nargs="+")

@@ -8,7 +8,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from resplit.cluster.news import tell
+from resplit.cluster.event_lines import tell
 from resplit.errors import NodeLostError
 from resplit.status import ClusterStatus, NodeStatus
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resplit.control.moves import Moves
+from resplit.control.move_history import Moves
 from resplit.decide import History, PastMove, Settings
 from resplit.errors import CapacityError, ConfigError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from resplit.cluster.state import _warn_of_context
+from resplit.cluster.first_plan import _warn_of_context
 from resplit.model.source import StoredModel
 from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C, three_node_config

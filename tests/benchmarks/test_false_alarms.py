@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.alarms import read, replayed
+from benchmarks.false_alarms import read, replayed
 from resplit.errors import DataError
 from resplit.estimate import RECORDING
 from tests.support.near_and_far import PASSES, recorded

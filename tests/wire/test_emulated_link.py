@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError
-from resplit.wire.links import Link, Sender, Shape
+from resplit.wire.emulated_link import Link, Sender, Shape
 from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
