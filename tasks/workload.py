@@ -62,7 +62,7 @@ async def _send(
     begun_s = time.monotonic() + start_s - time.time()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=cluster.url, timeout=180.0, limits=limits) as client:
-        sender = _Sender(client, model, begun_s)
+        sender = _RequestSender(client, model, begun_s)
         reporting = asyncio.create_task(sender.report(len(requests)))
         changing = asyncio.create_task(play(control, cluster, phases, begun_s))
         again, until_s = itertools.cycle(requests), begun_s + scenario.duration
@@ -74,7 +74,7 @@ async def _send(
 
 
 @dataclass
-class _Sender:
+class _RequestSender:
     """Sends requests, and counts those that have ended. `begun_s` is the start of the run on the monotonic clock."""
 
     client: httpx.AsyncClient

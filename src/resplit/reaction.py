@@ -90,7 +90,7 @@ def false_alarms(record: RunRecord) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class _Phase:
+class _RecordedPhase:
     at_s: float
     what: str
     subjects: tuple[str, ...]
@@ -101,21 +101,21 @@ class _Phase:
         return self.what in (LOSS, RETURN) or any(_mentions(seen, subject) for subject in self.subjects)
 
 
-def _phases(record: RunRecord) -> list[_Phase]:
+def _phases(record: RunRecord) -> list[_RecordedPhase]:
     rows = _events(record, "phase")
     parts = [str(label).partition(": ") for label in rows.label]
     return [
-        _Phase(at_s, what, tuple(subjects.split()))
+        _RecordedPhase(at_s, what, tuple(subjects.split()))
         for at_s, (what, _, subjects) in zip(rows.time_s.tolist(), parts, strict=True)
     ]
 
 
-def _with_ends(record: RunRecord) -> list[tuple[_Phase, float]]:
+def _with_ends(record: RunRecord) -> list[tuple[_RecordedPhase, float]]:
     phases = _phases(record)
     return list(zip(phases, [*(phase.at_s for phase in phases[1:]), record.duration_s], strict=False))
 
 
-def _event_reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
+def _event_reaction(record: RunRecord, phase: _RecordedPhase, end_s: float) -> Reaction:
     first = next(
         (
             made
@@ -131,7 +131,7 @@ def _event_reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
     return Reaction(phase.subjects, phase.at_s, noticed_s, noticed_s + planned_s, live_s - phase.at_s, phase.what)
 
 
-def _reaction(record: RunRecord, phase: _Phase, end_s: float) -> Reaction:
+def _reaction(record: RunRecord, phase: _RecordedPhase, end_s: float) -> Reaction:
     subjects, from_s = phase.subjects, _first_touched_s(record, phase.at_s, end_s, phase.subjects)
     first = next((d for d in _decisions(record, phase.at_s, end_s) if _is_about(d, subjects)), None)
     if first is None:

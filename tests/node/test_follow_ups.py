@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from resplit.model.activation import token_ids
-from resplit.node.follow_ups import FollowUps
+from resplit.node.follow_ups import RequestedFollowUps
 from resplit.wire.node_pb2 import LogitChange, Step
 from resplit.wire.tensors import from_wire, to_wire
 
@@ -17,8 +17,8 @@ def step(start: int = 7, until: int = 10, values: tuple[int, ...] = (5,), **more
     return Step(start=start, follow_until=until, values=to_wire(token_ids(values)), **fields)
 
 
-def asked(first: Step) -> FollowUps:
-    follow_ups = FollowUps()
+def asked(first: Step) -> RequestedFollowUps:
+    follow_ups = RequestedFollowUps()
     follow_ups.ask(first)
     return follow_ups
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.standby import StandbyBlocks
+from resplit.simulate.standby import SimulatedStandby
 
 NODE = "node"
 LOAD_S, REST_S = 1.0, 3.0
@@ -18,7 +18,7 @@ class Bench:
         self.agenda = Agenda()
         self.held: set[int] = set()
         self.free_bytes = 3.0
-        self.blocks = StandbyBlocks(
+        self.blocks = SimulatedStandby(
             [NODE],
             [1.0] * 8,
             lambda node, block: LOAD_S,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resplit.errors import CapacityError
-from resplit.wire.emulated_link import Link, Sender, Shape
+from resplit.wire.emulated_link import EmulatedLink, Sender, Shape
 from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
@@ -24,7 +24,7 @@ def test_messages_keep_their_order_within_bandwidth_and_latency(
     shape: Shape, messages: list[tuple[float, int]]
 ) -> None:
     async def check(clock: SimulatedClock) -> None:
-        link, sent, due = Link(shape), [], []
+        link, sent, due = EmulatedLink(shape), [], []
         for pause_s, size in messages:
             clock.now_s += pause_s
             sent.append(clock.now_s)
@@ -50,7 +50,7 @@ def test_messages_keep_their_order_within_bandwidth_and_latency(
 @given(before=SHAPES, after=SHAPES, sizes=st.lists(st.integers(0, 10**6), min_size=2, max_size=10))
 def test_no_message_overtakes_another_when_the_link_gets_faster(before: Shape, after: Shape, sizes: list[int]) -> None:
     async def check(clock: SimulatedClock) -> None:
-        link = Link(before)
+        link = EmulatedLink(before)
         early = [link.due_s(size) for size in sizes]
         link.shape = after
         late = [link.due_s(size) for size in sizes]
@@ -62,8 +62,8 @@ def test_no_message_overtakes_another_when_the_link_gets_faster(before: Shape, a
 def test_a_link_without_a_shape_delays_nothing() -> None:
     async def check(clock: SimulatedClock) -> None:
         clock.now_s = 3.0
-        assert Link().due_s(10**9) == 3.0
-        await Link().cross(10**9)
+        assert EmulatedLink().due_s(10**9) == 3.0
+        await EmulatedLink().cross(10**9)
         assert clock.now_s == 3.0
 
     run_simulated(check)
@@ -71,7 +71,7 @@ def test_a_link_without_a_shape_delays_nothing() -> None:
 
 def test_an_idle_link_saves_up_no_bandwidth() -> None:
     async def check(clock: SimulatedClock) -> None:
-        link = Link(Shape(0.5, 100.0))
+        link = EmulatedLink(Shape(0.5, 100.0))
         assert link.due_s(100) == 1.5
         clock.now_s = 10.0
         assert link.due_s(100) == 11.5
@@ -88,8 +88,8 @@ def test_a_sender_sends_each_message_when_it_is_due(shape: Shape, sizes: list[in
         async def send(numbers: list[int]) -> None:
             arrived.extend((number, clock.time()) for number in numbers)
 
-        sender = Sender(Link(shape), send)
-        twin = Link(shape)
+        sender = Sender(EmulatedLink(shape), send)
+        twin = EmulatedLink(shape)
         for number, size in enumerate(sizes):
             sender.put(number, size)
         task = asyncio.create_task(sender.run())
@@ -108,7 +108,7 @@ async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
     async def send(messages: list[str]) -> None:
         await stuck.wait()
 
-    sender = Sender(Link(), send, bound=2)
+    sender = Sender(EmulatedLink(), send, bound=2)
     task = asyncio.create_task(sender.run())
     sender.put("on its way", 1)
     await asyncio.sleep(0)
@@ -121,7 +121,7 @@ async def test_a_sender_with_a_full_queue_raises_a_capacity_error() -> None:
 
 async def test_messages_that_wait_together_are_sent_together() -> None:
     sent: asyncio.Queue[list[str]] = asyncio.Queue()
-    sender = Sender(Link(), sent.put)
+    sender = Sender(EmulatedLink(), sent.put)
     task = asyncio.create_task(sender.run())
     for message in ("one", "two"):
         sender.put(message, 1)
@@ -135,7 +135,7 @@ async def test_a_failed_connection_ends_the_sender() -> None:
     async def send(messages: list[str]) -> None:
         raise ConnectionResetError
 
-    sender = Sender(Link(), send)
+    sender = Sender(EmulatedLink(), send)
     sender.put("lost", 1)
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(sender.run(), 1)
@@ -143,17 +143,17 @@ async def test_a_failed_connection_ends_the_sender() -> None:
 
 def test_a_slow_link_is_slow_for_large_messages_only() -> None:
     async def check(clock: SimulatedClock) -> None:
-        link = Link(Shape(0.002, 1e6))
+        link = EmulatedLink(Shape(0.002, 1e6))
         assert link.due_s(0) == pytest.approx(0.002)
-        assert Link(Shape(0.002, 1e6)).due_s(10**6) == pytest.approx(1.002)
-        assert math.isclose(Link(Shape(0.002, 1e9)).due_s(10**6), 0.003)
+        assert EmulatedLink(Shape(0.002, 1e6)).due_s(10**6) == pytest.approx(1.002)
+        assert math.isclose(EmulatedLink(Shape(0.002, 1e9)).due_s(10**6), 0.003)
 
     run_simulated(check)
 
 
 def test_a_link_is_idle_when_no_message_waits_for_its_bandwidth() -> None:
     async def check(clock: SimulatedClock) -> None:
-        link = Link(Shape(5.0, 1e6))  # the latency is long, but a message on its way does not count
+        link = EmulatedLink(Shape(5.0, 1e6))  # the latency is long, but a message on its way does not count
         await link.idle()
         assert clock.now_s == 0.0
         link.due_s(100_000)

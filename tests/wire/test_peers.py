@@ -25,7 +25,7 @@ from resplit.node import probe
 from resplit.security.identity import Member
 from resplit.wire import message_limits, step_stream
 from resplit.wire.addresses import Address
-from resplit.wire.emulated_link import Link, Shape
+from resplit.wire.emulated_link import EmulatedLink, Shape
 from resplit.wire.node_grpc import NodeBase
 from resplit.wire.node_pb2 import Ack, CommandReply, ReportReply, Step, Token, TransferRequest
 from resplit.wire.peers import Peer
@@ -58,14 +58,16 @@ async def nodes(config: ClusterConfig, stored_model: StoredModel, tmp_path: Path
 class Watched:
     """A peer, and the crossings and lost steps that it reported."""
 
-    def __init__(self, nodes: InProcessCluster, address: Address | None = None, link: Link | None = None) -> None:
+    def __init__(
+        self, nodes: InProcessCluster, address: Address | None = None, link: EmulatedLink | None = None
+    ) -> None:
         self.crossings: asyncio.Queue[Crossing] = asyncio.Queue()
         self.lost: asyncio.Queue[tuple[str, list[Step]]] = asyncio.Queue()
         self.peer = Peer(
             "far",
             address or nodes.addresses["far"],
             nodes.member,
-            link or Link(),
+            link or EmulatedLink(),
             self.crossings.put_nowait,
             lambda name, steps: self.lost.put_nowait((name, steps)),
         )
@@ -80,7 +82,7 @@ def large_step() -> Step:
 
 
 async def test_an_acknowledgement_reports_the_round_trip_of_its_step(nodes: InProcessCluster) -> None:
-    watched = Watched(nodes, link=Link(Shape(0.03, 1e9)))
+    watched = Watched(nodes, link=EmulatedLink(Shape(0.03, 1e9)))
     watched.peer.send(step())
     crossing = await asyncio.wait_for(watched.crossings.get(), 5)
     assert (crossing.peer, crossing.payload_bytes) == ("far", 16)
@@ -157,7 +159,7 @@ async def test_a_peer_that_accepts_a_connection_and_says_nothing_is_lost_within_
 async def test_steps_that_a_dead_peer_did_not_acknowledge_are_handed_back_and_later_ones_reach_it_again(
     nodes: InProcessCluster,
 ) -> None:
-    slow = Link(Shape(0.0, 1e9))
+    slow = EmulatedLink(Shape(0.0, 1e9))
     watched = Watched(nodes, link=slow)
     watched.peer.send(step("arrives"))
     await asyncio.wait_for(watched.crossings.get(), 5)
@@ -181,7 +183,7 @@ async def test_what_a_peer_leaves_unacknowledged_is_bounded(
     nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, sent: Callable[[], Step]
 ) -> None:
     monkeypatch.setattr(step_stream, limit, most)
-    link = Link(Shape(3600.0, 1e9))
+    link = EmulatedLink(Shape(3600.0, 1e9))
     watched = Watched(nodes, link=link)
     for _ in range(3):
         watched.peer.send(sent())
@@ -272,7 +274,7 @@ async def test_a_peer_with_another_name_in_its_certificate_is_refused(nodes: InP
 
 
 async def test_an_echo_takes_the_latency_and_bandwidth_of_its_link(nodes: InProcessCluster) -> None:
-    watched = Watched(nodes, link=Link(Shape(0.05, 1e6)))
+    watched = Watched(nodes, link=EmulatedLink(Shape(0.05, 1e6)))
     assert await watched.peer.echo_s(64) >= 0.05
     assert await watched.peer.echo_s(100_000) >= 0.15
     await watched.peer.disconnect()

@@ -126,7 +126,7 @@ async def serve(
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _Prerequisites:
     """What a gateway needs before it can be made: the packaged model, on a machine that is fast enough for the file."""
 
     model: StoredModel
@@ -136,7 +136,7 @@ class _Prepared:
 
 async def _prepare(
     cluster: ClusterConfig, obtain: Callable[[], StoredModel], paths: ServePaths, front: Front
-) -> _Prepared:
+) -> _Prerequisites:
     """Fetch and package the model. It may be killed at any point; `front` says how far it is."""
     front.doing = "the model is fetched and converted"
     model = await asyncio.to_thread(obtain)
@@ -150,7 +150,7 @@ async def _prepare(
     paths.state.mkdir(parents=True, exist_ok=True)
     keyring = Keyring(paths.state / "keyring.json")
     await asyncio.to_thread(package, model, Registry(paths.registry), keyring)
-    return _Prepared(model, keyring, emulation)
+    return _Prerequisites(model, keyring, emulation)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Parts:
 async def _gateway(
     content: Mapping[str, Any],
     desired: DesiredState,
-    prepared: _Prepared,
+    prepared: _Prerequisites,
     member: Member,
     paths: ServePaths,
     api_keys: Mapping[bytes, str],
@@ -202,7 +202,7 @@ async def _start(parts: _Parts, tasks: VitalTasks, ready: Callable[[], None]) ->
 def _assemble(
     content: Mapping[str, Any],
     desired: DesiredState,
-    prepared: _Prepared,
+    prepared: _Prerequisites,
     member: Member,
     log: EpochLog,
     paths: ServePaths,

@@ -41,14 +41,14 @@ class Restarts:
 
 
 @dataclass(frozen=True)
-class _Report:
+class _RestartReport:
     """`supervisor` is the process that supervises: once it has ended, the report is out of date."""
 
     supervisor: int
     processes: dict[str, Restarts]
 
 
-_REPORT = TypeAdapter(_Report)
+_REPORT = TypeAdapter(_RestartReport)
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Supervisor:
     def _report(self, name: str, restarts: Restarts) -> None:
         self._restarts[name] = restarts
         try:
-            content = _REPORT.dump_json(_Report(os.getpid(), self._restarts))
+            content = _REPORT.dump_json(_RestartReport(os.getpid(), self._restarts))
             write_atomically(_report_file(self._cluster.state), content, 0o600)
         except OSError as error:  # supervision goes on without its report
             _log.warning("the report of restarts cannot be written", error=str(error))

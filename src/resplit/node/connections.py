@@ -9,7 +9,7 @@ from resplit.config import ClusterConfig
 from resplit.errors import DataError
 from resplit.security.identity import Member
 from resplit.wire.addresses import Address
-from resplit.wire.emulated_link import Link, Shape
+from resplit.wire.emulated_link import EmulatedLink, Shape
 from resplit.wire.node_pb2 import Step
 from resplit.wire.peers import Peer
 from resplit.wire.step_stream import Crossing
@@ -32,9 +32,9 @@ class Connections:
         self._member = member
 
     @property
-    def link_to_gateway(self) -> Link:
+    def link_to_gateway(self) -> EmulatedLink:
         """The link to the gateway, which runs on the source node."""
-        return self.links.get(self._source) or Link()
+        return self.links.get(self._source) or EmulatedLink()
 
     def connect(self, addresses: Mapping[str, Address], shapes: Mapping[str, Shape] | None = None) -> None:
         """Set where the other nodes listen; a changed address makes a new connection.
@@ -44,7 +44,7 @@ class Connections:
         for name, address in addresses.items():
             known = self.peers.get(name)
             if name != self._name and (known is None or known.address != address):
-                link = self.links.setdefault(name, Link((shapes or {}).get(name)))
+                link = self.links.setdefault(name, EmulatedLink((shapes or {}).get(name)))
                 self.peers[name] = Peer(name, address, self._member, link, self.on_crossing, self.on_lost)
 
     async def forget_except(self, names: Collection[str]) -> None:
@@ -68,6 +68,6 @@ class Connections:
         await asyncio.gather(*(peer.disconnect() for peer in self.peers.values()))
 
 
-def _declared_link(cluster: ClusterConfig, name: str, other: str) -> Link:
+def _declared_link(cluster: ClusterConfig, name: str, other: str) -> EmulatedLink:
     shape = cluster.link(name, other)
-    return Link(Shape(shape.latency, shape.bandwidth) if shape else None)
+    return EmulatedLink(Shape(shape.latency, shape.bandwidth) if shape else None)

@@ -23,7 +23,7 @@ from resplit.model.sampling import Drawn, logprobs, sample
 from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, in_order, next_batch, still_waiting
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
-from resplit.node.pass_results import BatchTime, Caller, Follow, Outcome, PassResult, Queued, give, nothing_follows
+from resplit.node.pass_results import BatchTime, Follow, Outcome, PassResult, PassWaiter, Queued, give, nothing_follows
 from resplit.node.permits import Permits
 from resplit.node.timings import Timing, timings_of
 from resplit.types import Sampling
@@ -97,7 +97,7 @@ class Executor:
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        caller = Caller(follow, time.perf_counter() + left_s)
+        caller = PassWaiter(follow, time.perf_counter() + left_s)
         self._enqueue([Queued(work, caller=caller)])
         async with contextlib.aclosing(self._results(caller)) as results:
             async for result in results:
@@ -128,7 +128,7 @@ class Executor:
         queued.whole = not more and session not in self._in_parts
         (self._in_parts.add if more else self._in_parts.discard)(session)
 
-    async def _results(self, caller: Caller) -> AsyncGenerator[PassResult]:
+    async def _results(self, caller: PassWaiter) -> AsyncGenerator[PassResult]:
         try:
             while True:
                 result = await caller.results.get()

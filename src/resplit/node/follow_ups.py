@@ -24,7 +24,7 @@ class _Asked:
     stop_ids: frozenset[int]
 
 
-class FollowUps:
+class RequestedFollowUps:
     """What the gateway asked for, by session.
 
     The event loop's thread notes it. `after` is for the executor's thread, and takes a follow-up from it.

@@ -56,7 +56,7 @@ def nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
 
 
 @dataclass(eq=False)
-class Caller:
+class PassWaiter:
     """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
 
     follow: Follow = nothing_follows
@@ -70,7 +70,7 @@ class Caller:
 class Queued(Waiting):
     """A waiting pass, and who waits for it. `whole`: no part of the pass came before it, and none follows."""
 
-    caller: Caller = field(default_factory=Caller)
+    caller: PassWaiter = field(default_factory=PassWaiter)
     whole: bool = True
 
 

@@ -18,7 +18,7 @@ from resplit.model.activation import Activation
 from resplit.model.sampling import Drawn
 from resplit.node.batching import SegmentPass
 from resplit.node.connections import Connections
-from resplit.node.follow_ups import FollowUps
+from resplit.node.follow_ups import RequestedFollowUps
 from resplit.node.hosting import Hosting
 from resplit.node.pass_results import BatchTime, PassResult
 from resplit.process.cancellation import cancel_and_wait
@@ -45,7 +45,7 @@ class Passes:
         self._hosting = hosting
         self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
-        self._follow_ups = FollowUps()
+        self._follow_ups = RequestedFollowUps()
         hosting.permits.on_end = self._follow_ups.forget
 
     def tell_news(self) -> None:

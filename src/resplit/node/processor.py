@@ -81,7 +81,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Counters:
     """Readings of counters, all in seconds. `group_s` is None without a group that limits this process."""
 
     at_s: float
@@ -109,10 +109,10 @@ class ProcessorUse:
         self._last = now if self._group == group else self._seen()
         return _use(before, now, min(limit, self._machine_cores))
 
-    def _seen(self) -> _Seen:
+    def _seen(self) -> _Counters:
         machine = psutil.cpu_times()
         idle_s = machine.idle + getattr(machine, "iowait", 0.0) + getattr(machine, "guest", 0.0)
-        return _Seen(
+        return _Counters(
             time.monotonic(),
             time.process_time(),
             sum(machine) - idle_s,
@@ -145,7 +145,7 @@ def own_groups(process: Path = Path("/proc/self")) -> tuple[ControlGroup, ...]:
     return ()
 
 
-def _use(before: _Seen, now: _Seen, cores: float) -> Use:
+def _use(before: _Counters, now: _Counters, cores: float) -> Use:
     """What was used between two readings. Without a group the others are those of the whole machine."""
     available_s = max(now.at_s - before.at_s, 1e-3) * cores
     own_s = max(0.0, now.own_s - before.own_s)

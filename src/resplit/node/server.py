@@ -31,7 +31,7 @@ from resplit.status import NodeReport
 from resplit.wire.addresses import Address
 from resplit.wire.call_server import MOST_CALL_BYTES, CallServer, ServedCall, caller_of
 from resplit.wire.commands import NodeCommand, parse_command
-from resplit.wire.emulated_link import Link, Sender
+from resplit.wire.emulated_link import EmulatedLink, Sender
 from resplit.wire.listener import Listener
 from resplit.wire.member_server import PER_MEMBER, STRANGERS, MemberServer, Streams
 from resplit.wire.message_limits import Arriving, limited, receive_one
@@ -121,7 +121,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
 
     async def parts(self, stream: MessageStream[CachePart]) -> None:
         """Store parts of caches that another node sends. A transfer is answered at its end, and each refused part."""
-        replies: Sender[CacheReply] = Sender(Link(), stream.send)
+        replies: Sender[CacheReply] = Sender(EmulatedLink(), stream.send)
         replying = asyncio.create_task(replies.run())
         try:
             await stream.each(lambda part: self._store(part, stream, replies))
@@ -206,7 +206,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         await receive_one(stream)
         caller = caller_of(stream)
         await self._bear(caller)
-        await (self._agent.connections.links.get(caller) or Link()).cross(0)
+        await (self._agent.connections.links.get(caller) or EmulatedLink()).cross(0)
         await stream.send_message(EchoReply())
 
     async def TransferCache(self, stream: ServedCall) -> None:  # noqa: N802

@@ -131,7 +131,7 @@ class CommandVerifier:
         self._registry = JWSRegistry(algorithms=[_ALGORITHM])
         self._registry.max_payload_length = MAX_TOKEN_CHARS
         self._highest_epoch: Counter[str] = Counter()
-        self._seen = _Seen()
+        self._seen = _ObeyedIds()
 
     @property
     def highest_epoch(self) -> int:
@@ -205,7 +205,7 @@ class CommandVerifier:
             )
 
 
-class _Seen:
+class _ObeyedIds:
     """The ids of the obeyed commands that have not expired, at most `_MAX_REMEMBERED`."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.sessions import SimulatedRoute
-from resplit.simulate.standby import StandbyBlocks
+from resplit.simulate.standby import SimulatedStandby
 
 __all__ = ["Loading", "SimulatedDeployment"]
 
@@ -70,7 +70,7 @@ class SimulatedDeployment:
         self._held: dict[str, set[int]] = {name: set() for name in machines}  # the blocks that nodes have loaded
         gateway.on_settled = self._release
         self._weight_bytes = [feature.weight_bytes for feature in rules.features]
-        self._standby = StandbyBlocks(
+        self._standby = SimulatedStandby(
             tuple(machines), self._weight_bytes, self._load_s, self._holds, self._free_bytes, agenda
         )
 

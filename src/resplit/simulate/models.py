@@ -17,7 +17,7 @@ __all__ = ["load_model"]
 _Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Block(BaseModel):
+class _BlockSizes(BaseModel):
     """The sizes of one kind of block. Fields as in `types.BlockFeatures`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,16 +30,16 @@ class _Block(BaseModel):
     flops_per_context_token: _Count = 0.0
 
 
-class _Model(BaseModel):
+class _ModelSizes(BaseModel):
     """A chain embed, layer.0 .. layer.n-1, head with equal layers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     layers: Annotated[int, Field(ge=1)]
-    embed: _Block
-    layer: _Block
-    head: _Block
+    embed: _BlockSizes
+    layer: _BlockSizes
+    head: _BlockSizes
 
 
 def load_model(path: Path, private_layers: int) -> tuple[BlockFeatures, ...]:
@@ -48,7 +48,7 @@ def load_model(path: Path, private_layers: int) -> tuple[BlockFeatures, ...]:
     Embed, the first `private_layers` layers and head are private.
     """
     try:
-        model = _Model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        model = _ModelSizes.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -65,5 +65,7 @@ def load_model(path: Path, private_layers: int) -> tuple[BlockFeatures, ...]:
     return with_private_layers(blocks, private_layers)
 
 
-def _features(name: str, kind: Literal["embed", "layer", "head"], block: _Block, sensitivity: float) -> BlockFeatures:
+def _features(
+    name: str, kind: Literal["embed", "layer", "head"], block: _BlockSizes, sensitivity: float
+) -> BlockFeatures:
     return BlockFeatures(name=name, kind=kind, private=False, sensitivity=sensitivity, **block.model_dump())

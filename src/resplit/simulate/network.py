@@ -20,7 +20,7 @@ _LEAST_RETRY_S = 0.2  # TCP waits at least this long before it sends again (RFC 
 
 
 @dataclass
-class _Link:
+class _SimulatedLink:
     latency_s: float
     bandwidth_bytes_per_s: float
     free_s: float = 0.0
@@ -42,7 +42,7 @@ class SimulatedNetwork:
         self._declared = shape
         self._rng = rng
         self._hop_s = hop_s
-        self._links: dict[tuple[str, str], _Link] = {}
+        self._links: dict[tuple[str, str], _SimulatedLink] = {}
 
     def due_s(self, one: str, other: str, payload_bytes: float, now_s: float) -> float:
         """When a message that is sent now arrives, after all earlier ones; infinite if the link is cut for good."""
@@ -82,15 +82,15 @@ class SimulatedNetwork:
             link.latency_s, link.bandwidth_bytes_per_s = state.latency_s, state.bandwidth_bytes_per_s
             link.loss, link.down_until_s = state.loss, 0.0 if state.up else down_until_s
 
-    def _link(self, one: str, other: str) -> _Link:
+    def _link(self, one: str, other: str) -> _SimulatedLink:
         link = self._links.get((one, other))
         if link is None:
             shape = self._declared(one, other)
-            link = _Link(shape.latency, shape.bandwidth) if shape else _Link(0.0, math.inf)
+            link = _SimulatedLink(shape.latency, shape.bandwidth) if shape else _SimulatedLink(0.0, math.inf)
             self._links[one, other] = link
         return link
 
-    def _retries_s(self, link: _Link) -> float:
+    def _retries_s(self, link: _SimulatedLink) -> float:
         """The delay by repetitions of a message that is lost with probability `loss` each time it is sent."""
         if not link.loss:
             return 0.0

@@ -85,18 +85,22 @@ def simulate(
     same record. A `script` has placements with the times at which they become live, the first one at 0, whatever the
     policy says; with `free_moves` caches are there at once, too. InfeasibleError if the model has no first placement.
     """
-    run = _Run(cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics(), free_moves)
+    run = _SimulatedCluster(
+        cluster, tuple(features), scenario, policy, seed, loop or Loop(), physics or Physics(), free_moves
+    )
     with rare_collections():
         return run.record(arrivals, name, script)
 
 
 def declared_problem(cluster: ClusterConfig, features: Sequence[BlockFeatures], scenario: ScenarioConfig) -> Problem:
     """The problem of the declared demand, nodes and links, as it truly is in the simulation."""
-    run = _Run(cluster, tuple(features), scenario, make_policy("static"), 0, Loop(), Physics(profile_error=0.0))
+    run = _SimulatedCluster(
+        cluster, tuple(features), scenario, make_policy("static"), 0, Loop(), Physics(profile_error=0.0)
+    )
     return run.problem
 
 
-class _Run:
+class _SimulatedCluster:
     """One simulated cluster, with the state of the world beside it."""
 
     def __init__(

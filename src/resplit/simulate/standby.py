@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from resplit.node.standby import REST
 from resplit.simulate.agenda import Agenda
 
-__all__ = ["StandbyBlocks"]
+__all__ = ["SimulatedStandby"]
 
 
-class StandbyBlocks:
+class SimulatedStandby:
     """The blocks that stand by on each of `nodes`. `load_s` says how long a node takes to load a block.
 
     `holds` says whether a node has a block for an epoch, `free_bytes` how much memory a node has beside what epochs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from google.protobuf.message import Message
 from grpclib.const import Status
@@ -17,6 +17,7 @@ from grpclib.exceptions import GRPCError
 from resplit.wire.addresses import Address
 from resplit.wire.answered_stream import AnsweredStream
 from resplit.wire.message_limits import MAX_ANSWER_BYTES
+from resplit.wire.message_stream import Parsed
 from resplit.wire.node_pb2 import (
     Answer,
     Call,
@@ -35,11 +36,6 @@ from resplit.wire.node_pb2 import (
 )
 
 _Reply = TypeVar("_Reply", bound=Message)
-
-
-class _Parsed(Protocol):
-    @staticmethod
-    def FromString(content: bytes) -> Any: ...  # noqa: N802 - protobuf's name
 
 
 class CallStream:
@@ -96,4 +92,4 @@ class CallStream:
                         opened.stream.put(Call(number=number))
         if answered.status:
             raise GRPCError(Status(answered.status), answered.error)
-        return cast(_Reply, cast(_Parsed, kind).FromString(answered.content))
+        return cast(_Reply, cast(Parsed, kind).FromString(answered.content))

@@ -24,7 +24,7 @@ class Shape:
     bandwidth_bytes_per_s: float
 
 
-class Link:
+class EmulatedLink:
     """One direction between two members."""
 
     def __init__(self, shape: Shape | None = None) -> None:
@@ -57,7 +57,7 @@ class Sender(Generic[Message]):
     `put` never waits. The owner runs `run` in one task.
     """
 
-    def __init__(self, link: Link, send: Callable[[list[Message]], Awaitable[None]], bound: int = 1024) -> None:
+    def __init__(self, link: EmulatedLink, send: Callable[[list[Message]], Awaitable[None]], bound: int = 1024) -> None:
         self._link = link
         self._send = send
         self._bound = bound

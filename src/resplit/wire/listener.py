@@ -51,9 +51,11 @@ class Listener(socket.socket):
             raise _cannot_listen(address, error) from None
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.limit = limit if descriptors == resource.RLIM_INFINITY else min(limit, descriptors // 2)
-        self._open: set[_Connection] = set()
-        self._newest: dict[_Peer, _Connection] = {}  # a client may use its port again before its last end is noticed
-        self._idle: dict[_Connection, asyncio.TimerHandle] = {}  # a subset of `_open`, the oldest first
+        self._open: set[_AcceptedConnection] = set()
+        self._newest: dict[
+            _Peer, _AcceptedConnection
+        ] = {}  # a client may use its port again before its last end is noticed
+        self._idle: dict[_AcceptedConnection, asyncio.TimerHandle] = {}  # a subset of `_open`, the oldest first
         # Closed to accept one connection, and so to refuse it, when the process has no other descriptor.
         self._spare: int | None = _spare_descriptor()
         self._refused = 0
@@ -77,7 +79,7 @@ class Listener(socket.socket):
             accepted.close()
             self._note_refusal(f"{self.limit} connections are open", peer[0])
             raise BlockingIOError(errno.EAGAIN, "a connection was refused")
-        connection = _Connection(self, accepted, peer[:2])
+        connection = _AcceptedConnection(self, accepted, peer[:2])
         self._open.add(connection)
         self._newest[connection.peer] = connection
         self._becomes_idle(connection)
@@ -126,7 +128,7 @@ class Listener(socket.socket):
             if timer:
                 timer.cancel()
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: _AcceptedConnection) -> None:
         """A connection is closed."""
         self._is_not_idle(connection)
         self._open.discard(connection)
@@ -141,14 +143,14 @@ class Listener(socket.socket):
         elif len(self._open) >= self.limit and self._idle:
             self._end_idle(next(iter(self._idle)))
 
-    def _becomes_idle(self, connection: _Connection) -> None:
+    def _becomes_idle(self, connection: _AcceptedConnection) -> None:
         self._idle[connection] = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle, connection)
 
-    def _is_not_idle(self, connection: _Connection) -> None:
+    def _is_not_idle(self, connection: _AcceptedConnection) -> None:
         if timer := self._idle.pop(connection, None):
             timer.cancel()
 
-    def _end_idle(self, connection: _Connection) -> None:
+    def _end_idle(self, connection: _AcceptedConnection) -> None:
         self._is_not_idle(connection)
         _shut_down(connection)
 
@@ -175,7 +177,7 @@ class Listener(socket.socket):
 _Peer = tuple[str, int]
 
 
-class _Connection(socket.socket):
+class _AcceptedConnection(socket.socket):
     """A connection that tells its listener when it is closed. `served` counts the requests that are being served."""
 
     def __init__(self, listener: Listener, accepted: socket.socket, peer: _Peer) -> None:
@@ -189,7 +191,7 @@ class _Connection(socket.socket):
         super().close()
 
 
-def _shut_down(connection: _Connection) -> None:
+def _shut_down(connection: _AcceptedConnection) -> None:
     """Have its transport see the end of the connection and close it. Only the transport may close its socket."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -29,7 +29,7 @@ PER_MEMBER = 16
 STRANGERS = 128
 
 
-class _Connection(Protocol):
+class _MemberConnection(Protocol):
     """A connection of a member."""
 
     transport: asyncio.Transport
@@ -63,7 +63,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
         self._served = streams
         self._arriving = arriving
         self._listener = listener
-        self._open: defaultdict[str, list[_Connection]] = defaultdict(list)  # by member, the oldest first
+        self._open: defaultdict[str, list[_MemberConnection]] = defaultdict(list)  # by member, the oldest first
         self._patience: dict[str, Patience] = {}  # with the frames of each member
         self._streams: dict[MessageStream[Any], asyncio.Future[None]] = {}  # those that are open, and their tasks
 
@@ -111,14 +111,14 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
             call.add_done_callback(lambda _: self._forget(connection.handler))
         self._forget(connection.handler)
 
-    def _connected(self, connection: _Connection) -> None:
+    def _connected(self, connection: _MemberConnection) -> None:
         self._listener.begin(connection.transport.get_extra_info("peername")[:2])
         of_member = self._open[connection.member]
         of_member.append(connection)
         if len(of_member) > PER_MEMBER:
             of_member.pop(0).transport.abort()
 
-    def _disconnected(self, connection: _Connection) -> None:
+    def _disconnected(self, connection: _MemberConnection) -> None:
         with contextlib.suppress(ValueError):
             self._open[connection.member].remove(connection)
 

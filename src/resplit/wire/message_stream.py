@@ -31,7 +31,9 @@ _ROOM_BYTES, _KEPT_ROOM_BYTES = 16 * 1024, 512 * 1024
 _LENGTH = struct.Struct(">I")
 
 
-class _Parsed(Protocol):
+class Parsed(Protocol):
+    """A type of messages, as its own code reads one: protobuf does not declare it."""
+
     @staticmethod
     def FromString(content: bytes) -> Any: ...  # noqa: N802 - protobuf's name
 
@@ -59,7 +61,7 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         on_ended: Callable[[MessageStream[Incoming]], None] = lambda stream: None,
     ) -> None:
         self._kind = kind
-        self._parse = cast(_Parsed, kind).FromString
+        self._parse = cast(Parsed, kind).FromString
         self._most_bytes = most_bytes
         self._arriving = arriving or Arriving()
         self._on_ended = on_ended

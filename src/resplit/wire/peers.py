@@ -29,7 +29,7 @@ from resplit.wire.cache_stream import CacheStream, OutgoingPart
 from resplit.wire.call_stream import CallStream
 from resplit.wire.choices import are_logprobs
 from resplit.wire.commands import Reply
-from resplit.wire.emulated_link import Link
+from resplit.wire.emulated_link import EmulatedLink
 from resplit.wire.message_limits import MAX_ANSWER_BYTES, BoundedChannel
 from resplit.wire.message_stream import connected
 from resplit.wire.node_grpc import NodeStub
@@ -99,7 +99,7 @@ class Peer:
     name: str
     address: Address
     member: Member
-    link: Link = field(default_factory=Link)
+    link: EmulatedLink = field(default_factory=EmulatedLink)
     on_crossing: Callable[[Crossing], None] = lambda crossing: None
     on_lost: Callable[[str, list[Step]], None] = lambda name, steps: None
     on_fault: Callable[[str, str], None] = lambda name, reason: None

@@ -20,7 +20,7 @@ from resplit.errors import CapacityError
 from resplit.process.cancellation import cancel_and_wait
 from resplit.wire import message_limits
 from resplit.wire.addresses import Address
-from resplit.wire.emulated_link import Link, Sender
+from resplit.wire.emulated_link import EmulatedLink, Sender
 from resplit.wire.message_stream import MessageStream, connected
 from resplit.wire.node_pb2 import Ack, Step
 
@@ -54,7 +54,7 @@ class StepStream:
         peer: str,
         address: Address,
         context: ssl.SSLContext,
-        link: Link,
+        link: EmulatedLink,
         on_crossing: Callable[[Crossing], None],
         on_lost: Callable[[str, list[Step]], None],
     ) -> None:

@@ -43,11 +43,13 @@ def _is_text(part: object) -> bool:
 Str = Annotated[str, AfterValidator(utf8)]
 
 
-class _Lenient(BaseModel):
+class LenientPart(BaseModel):
+    """A part of a body whose unknown fields, such as `strict` of a tool, are ignored: they do not change the answer."""
+
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
-class TextPart(_Lenient):
+class TextPart(LenientPart):
     """A part of a message."""
 
     type: Literal["text"]
@@ -57,14 +59,14 @@ class TextPart(_Lenient):
 Content = Annotated[str | None, PlainValidator(_joined_or_none, json_schema_input_type=str | list[TextPart] | None)]
 
 
-class CalledFunction(_Lenient):
+class CalledFunction(LenientPart):
     """The function that an earlier answer called; `arguments` is JSON."""
 
     name: Str
     arguments: Str
 
 
-class ToolCall(_Lenient):
+class ToolCall(LenientPart):
     """A call in an earlier answer."""
 
     id: Str | None = None
@@ -80,7 +82,7 @@ class ToolCall(_Lenient):
         return {"type": "function", "function": function} | ({"id": self.id} if self.id else {})
 
 
-class Message(_Lenient):
+class Message(LenientPart):
     """One message of a conversation. A client may send an answer back unchanged, also that of another server."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from resplit.gateway.openai.messages import Message, Str
-from resplit.gateway.openai.schemas import ChatRequest, Neutral, RequestNotes, StrictRequest, Temperature, TopP
+from resplit.gateway.openai.schemas import ChatRequest, Neutral, RequestNotes, StrictBody, Temperature, TopP
 from resplit.gateway.openai.tool_schemas import JsonSchema, Name, ResponseFormat
 
 
@@ -25,7 +25,7 @@ Input = Annotated[
 ]
 
 
-class TextFormat(StrictRequest):
+class TextFormat(StrictBody):
     """The form of an answer: any text, any JSON object, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -39,14 +39,14 @@ class TextFormat(StrictRequest):
         return ResponseFormat(type=self.type, json_schema=JsonSchema(name=self.name or "answer", schema=self.schema_))
 
 
-class TextOptions(StrictRequest):
+class TextOptions(StrictBody):
     """How the answer is written."""
 
     format: TextFormat = TextFormat()
     verbosity: Annotated[Any, Neutral("medium")] = None
 
 
-class ResponseStreamOptions(StrictRequest):
+class ResponseStreamOptions(StrictBody):
     """What a stream contains besides the text."""
 
     include_obfuscation: Any = None

@@ -98,21 +98,21 @@ Prompts = Annotated[
 Stops = Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=str | list[str] | None)]
 
 
-class StrictRequest(BaseModel):
+class StrictBody(BaseModel):
     """A body, or a part of one."""
 
     # Unknown parameters are refused, as by OpenAI: if a misspelt one were ignored, the answer would be wrong.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class StreamOptions(StrictRequest):
+class StreamOptions(StrictBody):
     """What a stream contains besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: Any = None
 
 
-class RequestNotes(StrictRequest):
+class RequestNotes(StrictBody):
     """Keys of every request that do not change the answer. They are ignored."""
 
     user: Any = None
@@ -187,7 +187,7 @@ class _Generation(RequestNotes):
         return RequestSteering(bias, frequency, presence, grammar) if wanted else None
 
 
-class TokenizeRequest(StrictRequest):
+class TokenizeRequest(StrictBody):
     """Body of POST /tokenize: one of `prompt` and `messages`."""
 
     model: Str | None = None

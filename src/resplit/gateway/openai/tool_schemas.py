@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from resplit.gateway.openai.messages import LenientPart
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-class _Lenient(BaseModel):
-    # Fields such as `strict` and `description` of later versions do not change what is allowed.
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-
-class Function(_Lenient):
+class Function(LenientPart):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: Name
@@ -22,7 +19,7 @@ class Function(_Lenient):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(_Lenient):
+class Tool(LenientPart):
     """A tool; all are functions."""
 
     type: Literal["function"]
@@ -33,25 +30,25 @@ class Tool(_Lenient):
         return self.model_dump(exclude_none=True)
 
 
-class _NamedFunction(_Lenient):
+class _NamedFunction(LenientPart):
     name: Name
 
 
-class NamedTool(_Lenient):
+class NamedTool(LenientPart):
     """The one tool that must be called."""
 
     type: Literal["function"]
     function: _NamedFunction
 
 
-class JsonSchema(_Lenient):
+class JsonSchema(LenientPart):
     """A named schema."""
 
     name: Name
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
 
 
-class ResponseFormat(_Lenient):
+class ResponseFormat(LenientPart):
     """The form of an answer: any text, any JSON object, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema"]

@@ -20,7 +20,7 @@ from resplit.security.identity import Member
 from resplit.status import wrong_clock
 from resplit.types import BlockFeatures
 from resplit.wire.addresses import Address
-from resplit.wire.emulated_link import Link, Shape
+from resplit.wire.emulated_link import EmulatedLink, Shape
 from resplit.wire.node_pb2 import Step, Token
 from resplit.wire.patience import Patience
 from resplit.wire.peers import Peer
@@ -111,7 +111,7 @@ class Router:
             if known is None or known.address != address:
                 if name in self._listeners:
                     self._listeners[name].cancel()
-                link = Link(_shape(self.cluster.link(self.cluster.source, name)))
+                link = EmulatedLink(_shape(self.cluster.link(self.cluster.source, name)))
                 self.peers[name] = Peer(
                     name,
                     address,
