@@ -1,9 +1,12 @@
-"""After a crash-safe write, a file holds all of the new content or all of the old content."""
+"""Files are whole whenever a process ends, and its scratch folders do not stay."""
 
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resplit.files import write_atomically
+from resplit.files import delete_abandoned, scratch_folder, write_atomically
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 
@@ -97,3 +100,22 @@ def test_content_and_rename_are_both_forced_to_the_disk(tmp_path: Path, monkeypa
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "state.json", b"content")
+
+
+def test_the_scratch_folder_of_a_killed_process_is_deleted_and_one_in_use_is_not(tmp_path: Path) -> None:
+    holds = "import sys, pathlib, resplit.files as f\nwith f.scratch_folder(pathlib.Path(sys.argv[1])) as scratch:\n"
+    holds += "    (scratch / 'weights').write_text('half'); print(scratch, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", holds, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        abandoned = Path(process.stdout.readline().strip())
+        with scratch_folder(tmp_path) as own:
+            delete_abandoned(tmp_path)
+            assert sorted(tmp_path.iterdir()) == sorted([abandoned, own])
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert (abandoned / "weights").exists()
+            delete_abandoned(tmp_path)
+            assert list(tmp_path.iterdir()) == [own]
+    assert list(tmp_path.iterdir()) == []
+    delete_abandoned(tmp_path / "absent")

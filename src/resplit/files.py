@@ -1,18 +1,24 @@
-"""Files that survive crashes, and files that only their owner may access.
+"""Files that survive crashes, files that only their owner may access, and scratch folders that no crash leaves behind.
 
 A reader of a file written here sees the whole old content or the whole new content, never a part.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import stat
+import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from resplit.errors import ConfigError
 
 _OTHERS = 0o077  # what group and others may do
+_SCRATCH = "fetch-"
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> None:
@@ -36,6 +42,41 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
         partial.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, which is deleted at the end. Its process holds a lock on it until then."""
+    with locked(parent):  # nobody may take the folder for abandoned before it is locked
+        scratch = Path(tempfile.mkdtemp(dir=parent, prefix=_SCRATCH))
+        holding = contextlib.ExitStack()
+        holding.enter_context(locked(scratch))
+    with holding:
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def delete_abandoned(parent: Path) -> None:
+    """Delete the scratch folders in `parent` of processes that were killed; those in use remain."""
+    if not any(parent.glob(f"{_SCRATCH}*")):
+        return
+    with locked(parent):
+        for scratch in parent.glob(f"{_SCRATCH}*"):
+            with contextlib.suppress(OSError), locked(scratch, wait=False):  # BlockingIOError: it is in use
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process. Without `wait`: BlockingIOError if another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_to_others(mode: int) -> bool:

@@ -18,6 +18,8 @@ from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
 from resplit.status import ClusterStatus, NodeStatus
 from resplit.telemetry.rows import LinkRow
+from resplit.wire.node_pb2 import Hello, Token
+from tests.support.hostile import HostileNode, answers
 from tests.support.in_process import in_process
 from tests.support.three_nodes import A, B, C, three_node_config
 
@@ -124,7 +126,8 @@ def test_links_are_read_beside_rows_with_unknown_values() -> None:
 
 
 async def test_without_a_controller_the_nodes_are_asked_from_here(stored_model: StoredModel, tmp_path: Path) -> None:
-    async with in_process(three_node_config(), stored_model, tmp_path) as running:
+    beta = HostileNode()
+    async with in_process(three_node_config(), stored_model, tmp_path, {B: beta.service}) as running:
         await running.router.disconnect()
         await running.stop(C)
         config = ClusterConfig.model_validate(
@@ -143,3 +146,7 @@ async def test_without_a_controller_the_nodes_are_asked_from_here(stored_model: 
         }
         measured = {each.about: each.says for each in findings}[f"link {A} to {B}"]
         assert math.isfinite(float(measured.split(" ms")[0]))
+
+        beta.lies["Tokens"] = answers(Token(hello=Hello(nonce="5" * 32, clock_s=9)))
+        older = problems(await _network(config, tmp_path / "keys" / CONTROLLER))[f"node {B}"]
+        assert older.endswith(f"upgrade resplit on {B}, and restart it"), older

@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 import venv
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,27 @@ def test_an_interrupted_conversion_is_repeated(model_folder: Path, tmp_path: Pat
     assert again == stored
     assert len(again.content("head")) > 100
     assert json.loads((again.folder / "model.json").read_text())["note"] == ""
+
+
+def test_what_a_killed_conversion_left_is_deleted_at_the_next_start(model_folder: Path, tmp_path: Path) -> None:
+    stored = obtain(str(model_folder), tmp_path)
+    (tmp_path / "fetch-killed" / "packaged").mkdir(parents=True)
+    assert obtain(str(model_folder), tmp_path) == stored
+    assert list(tmp_path.iterdir()) == [stored.folder]
+
+
+def test_a_store_that_cannot_be_written_is_named_with_what_to_do(
+    model_folder: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with (
+        full_disk(1000),
+        pytest.raises(ModelError, match=r"store: the model cannot be stored \(File too large\); make"),
+    ):
+        obtain(str(model_folder), tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"file: the model cannot be stored \(File exists\); make room"):
+        obtain(str(model_folder), tmp_path / "file")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

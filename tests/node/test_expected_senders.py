@@ -15,6 +15,7 @@ import pytest
 import torch
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from structlog.testing import capture_logs
 
 from resplit.control.controller import Controller
 from resplit.model.activation import Activation, token_ids
@@ -32,10 +33,12 @@ from resplit.wire.node_pb2 import (
     Token,
     TokensRequest,
     TransferRequest,
+    Version,
 )
 from resplit.wire.patience import Patience
 from resplit.wire.permits import Permit
 from resplit.wire.tensors import to_wire
+from resplit.wire.version import own_version
 from tests.support.cluster import reference
 from tests.support.controllers import running_controller
 from tests.support.forgeries import forged_parts, forged_steps, forged_tokens
@@ -227,8 +230,26 @@ async def test_only_the_controller_gives_permits_and_asks_for_caches_reports_and
 
 
 async def test_only_the_controller_gets_tokens(nodes: InProcessCluster, liar: HostileClient) -> None:
-    assert await liar.raw(A, framed(TokensRequest()), waits_s=10, protocol=TOKENS) == b""  # the node ends the stream
+    asked = framed(TokensRequest(version=own_version().message()))
+    assert await liar.raw(A, asked, waits_s=10, protocol=TOKENS) == b""  # the node ends the stream
     assert (await nodes.state(A)).refusals == {"unexpected": 1}
+
+
+async def test_a_controller_of_another_version_is_named_in_the_log_and_one_without_a_version_is_refused(
+    nodes: InProcessCluster, tmp_path: Path
+) -> None:
+    controller = HostileClient(nodes.addresses, tmp_path / "keys" / CONTROLLER)
+    with capture_logs() as logs:
+        newer = framed(TokensRequest(version=Version(wire=10**6, release="9.1")))
+        assert own_version().release.encode() in await controller.raw(A, newer, waits_s=1, protocol=TOKENS)
+        assert await controller.raw(A, framed(TokensRequest()), waits_s=10, protocol=TOKENS) == b""
+    told = [line["version"] for line in logs if line["event"] == "the controller has another version"]
+    assert [each.split(":")[-1] for each in told] == [
+        f" upgrade resplit on {A}, and restart it",
+        f" upgrade resplit on {CONTROLLER}, and restart it",
+    ]
+    assert (await nodes.state(A)).refusals == {"unexpected": 1}
+    await controller.disconnect()
 
 
 def bear_only(most: int, monkeypatch: pytest.MonkeyPatch) -> None:

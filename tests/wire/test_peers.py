@@ -518,3 +518,17 @@ async def test_a_peer_whose_answers_cannot_be_read_counts_as_lost(nodes: InProce
         await watched.peer.disconnect()
         server.close()
         await server.wait_closed()
+
+
+async def test_a_node_that_does_not_know_the_stream_of_tokens_is_named_as_older(
+    nodes: InProcessCluster, tmp_path: Path
+) -> None:
+    context = Member.load(tmp_path / "keys" / "far").server_context()
+    context.set_alpn_protocols(["h2"])  # as nodes did before tokens had a stream of their own
+    port = free_ports(1)[0]
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", port, ssl=context)
+    async with server:
+        peer = Watched(nodes, Address("127.0.0.1", port)).peer
+        with pytest.raises(PeerFaultError, match=r"far: far runs a resplit that says no version.*resplit on far, and"):
+            await peer.listen(lambda token: None)
+        await peer.disconnect()

@@ -20,7 +20,7 @@ from typing import Literal
 from resplit.cluster.client import ControlClient
 from resplit.cluster.sizing import Sizing, describe, size
 from resplit.config import ClusterConfig
-from resplit.errors import NodeLostError, ResplitError
+from resplit.errors import NodeLostError, PeerFaultError, ResplitError
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER, Member
 from resplit.security.key_files import CERTIFICATE, read_certificate
@@ -214,7 +214,11 @@ async def _meet(peer: Peer) -> Diagnosis:
 
     listening = asyncio.create_task(peer.listen(lambda token: None, opened.set))
     try:
-        await asyncio.wait({listening, asyncio.ensure_future(opened.wait())}, timeout=_CONNECT_WITHIN_S)
+        opening = asyncio.ensure_future(opened.wait())
+        await asyncio.wait({listening, opening}, timeout=_CONNECT_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        opening.cancel()
+        if listening.done() and isinstance(fault := listening.exception(), PeerFaultError):
+            return Diagnosis("error", about, f"{fault}".removeprefix(f"{peer.name}: "))
         if not opened.is_set():
             says = f"something listens at {address}, and it is not this node with keys of this authority"
             return Diagnosis("error", about, f"{says}; copy `keys/{peer.name}` there and start `resplit node`")

