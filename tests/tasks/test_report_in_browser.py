@@ -68,4 +68,6 @@ def test_the_page_has_all_sections_and_the_console_is_quiet(
     assert set(tab.eval_on_selector_all("section", "all => all.map(one => one.id)")) >= SECTIONS
     # Wide tables and figures scroll by themselves, the page does not.
     assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    heights = tab.eval_on_selector_all(".log tr", "all => all.map(one => one.getBoundingClientRect().height)")
+    assert max(heights) < 500  # no column is so narrow that its text becomes a tower
     assert complaints == []
