@@ -53,6 +53,17 @@ def test_the_object_has_the_keys_of_the_metrics(resplit: tuple[RunRecord, dict[s
     assert found["latency_mean_s"] == pytest.approx(summarise(record).latency_mean_s, abs=1e-6)
 
 
+def test_reactions_are_counted_as_on_a_cluster(resplit: tuple[RunRecord, dict[str, object]]) -> None:
+    record, found = resplit
+    changes_s = record.events[record.events.kind == "change"].time_s.tolist()
+    assert record.events[record.events.kind == "foreseen"].time_s.isin(changes_s).all()
+    counted, moved, live_s = (found[f"reaction_{name}"] for name in ("changes", "moved", "live_p50_s"))
+    assert isinstance(counted, int)
+    assert isinstance(live_s, float)
+    assert 0 < moved <= counted <= len(set(changes_s))
+    assert 0.1 < live_s < 5.0
+
+
 def test_every_request_offered_ends_and_its_time_is_accounted_for(
     world: World, resplit: tuple[RunRecord, dict[str, object]]
 ) -> None:

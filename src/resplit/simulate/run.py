@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from resplit.node.emulation import Hardware
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
 from resplit.policies import Policy, make_policy
+from resplit.policies.foresight import foresee
 from resplit.process.garbage import rare_collections
 from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
@@ -159,6 +160,7 @@ class _SimulatedCluster:
                 agenda.at(at_s, self._switch, placement)
         else:
             self._place_first(problem)
+        foreseen_s = () if script else self._foreseen_s()
         self._schedule_changes(problem)
         self._control.start()
         agenda.after(_SAMPLE_S, self._sample_use)
@@ -167,7 +169,7 @@ class _SimulatedCluster:
         self._control.stop()
         while self._gateway.busy:  # the requests that are under way end; nothing new arrives
             agenda.run(agenda.now_s + 1.0)
-        return self._recorded(name)
+        return self._recorded(name, foreseen_s)
 
     def _switch(self, placement: Placement) -> None:
         """A placement of the script becomes live."""
@@ -183,6 +185,18 @@ class _SimulatedCluster:
             raise InfeasibleError(f"no placement: {plan.reason}")
         latency_s, bound = plan.terms.latency_s, plan.lower_bound
         self._deployment.switch(Proposal(plan.placement, "initial", 0, latency_s, bound, found.note))
+
+    def _foreseen_s(self) -> tuple[float, ...]:
+        """The changes at which a policy that knows the scenario moves: reactions to these count, as on a cluster.
+
+        None for a scenario that no cluster can play: its traces may change something thousands of times.
+        """
+        scenario, live = self._scenario, self._deployment.live
+        if live is None or scenario.simulated_only or len(phases_of(self._cluster, scenario)) == 1:
+            return ()
+        problem = replace(self.problem, current=live.placement)
+        moves = foresee(problem, self._cluster, scenario, make_policy("clairvoyant"), self._loop.settings)
+        return tuple(move.at_s for move in moves)
 
     def _arrive(self, arrivals: Iterator[tuple[int, Arrival]]) -> None:
         """The next request of the workload, and then those after it."""
@@ -235,7 +249,7 @@ class _SimulatedCluster:
             self._use.append((self._agenda.now_s, name, background + own, own))
         self._agenda.after(_SAMPLE_S, self._sample_use)
 
-    def _recorded(self, name: str) -> RunRecord:
+    def _recorded(self, name: str, foreseen_s: tuple[float, ...]) -> RunRecord:
         columns = ["time_s", "node", "cpu_utilization", "own_utilization"]
         observed = Observed(
             start_s=0.0,
@@ -246,6 +260,7 @@ class _SimulatedCluster:
             decisions=self._control.decisions,
             blocks=tuple(feature.name for feature in self._features),
             nodes=(),
+            foreseen_s=foreseen_s,
         )
         return run_record(observed, self._cluster, self._scenario, name, self._seed)
 
