@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install run demo test test-fast coverage mutants mutants-report bench chaos docs lint format proto ui clean
+.PHONY: help install run demo test test-fast test-random coverage mutants mutants-report bench chaos docs lint format proto ui clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-15s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test: .venv/installed-test ## all tests; those that start processes run one afte
 
 test-fast: .venv/installed-test ## the tests that start no processes, with a tenth of the random examples
 	RESPLIT_QUICK_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2
+
+test-random: .venv/installed-test ## the tests that start no processes, with random examples that no run has tried before
+	RESPLIT_RANDOM_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2
 
 coverage: .venv/installed-test ## all tests, with the share of lines and branches that they run, processes included
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
