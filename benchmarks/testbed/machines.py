@@ -24,6 +24,7 @@ from resplit.cluster.state_folder import in_use
 from resplit.config import ClusterConfig, parse_cluster, read_cluster
 from resplit.errors import ResplitError
 from resplit.files import write_atomically
+from resplit.model.source import obtain
 from resplit.phases import LinkState, NodeState
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
@@ -98,6 +99,8 @@ def _running(cluster_file: Path, state: Path, model: str, pace: Pace) -> Iterato
     content = faster(read_cluster(cluster_file), pace.load)
     declared = parse_cluster(content, str(cluster_file))
     config = _prepare(content, state)
+    # Before: the namespaces have no way to the package index.
+    obtain(model, state / "models", config.weights, config.split, config.engine)
     network, groups = Network(declared.node_names, links_of(declared)), Groups()
     cluster = Cluster(f"http://127.0.0.1:{_HTTP_PORT}", state, config, model)
     outside = f"/proc/{os.getpid()}/ns/net"

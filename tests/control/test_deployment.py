@@ -158,13 +158,13 @@ async def test_an_abort_does_not_wait_for_a_node_that_does_not_answer(
 
 async def test_an_epoch_that_is_proposed_ahead_is_prepared_at_once_and_goes_live_in_time(bench: Bench) -> None:
     await bench.deploy(SPREAD)
-    due_s = time.time() + 0.3
+    due_s = time.time() + 1.5
     ahead = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(TURNED), "re-split", 1, not_before_s=due_s)))
     await until(lambda: asyncio.sleep(0, f"prepare {C} 2 (proposed)" in bench.events))
     assert bench.steps(2) == ["proposed"]
     live = await ahead
     assert due_s <= live.committed_s < due_s + 5
-    assert live.prepare_s < 0.3
+    assert live.prepare_s < 1.5  # the wait is no part of it
     assert bench.deployment.live_number == 2
 
 

@@ -249,8 +249,8 @@ async def test_an_exclusion_needs_no_help_of_the_node_that_is_excluded(
     answer: Any,
     placement: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
-    monkeypatch.setattr(deployment_module, "_SUSPECTS_WITHIN_S", 0.3)
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 1.5)
+    monkeypatch.setattr(deployment_module, "_SUSPECTS_WITHIN_S", 1.5)
     tokens = await served(nodes, LONG)
     await controller.deploy(Proposal(placement, "re-split", 1))
     sent = steps_sent_to(nodes, B)
@@ -354,7 +354,7 @@ async def test_from_the_moment_that_trust_ends_a_running_transfer_of_private_cac
 async def test_a_node_that_hosts_nothing_vetoes_no_move_and_no_recovery_of_others(
     nodes: InProcessCluster, operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 1.5)
     monkeypatch.setattr(commands_module, "_ANSWER_WITHIN_S", {})
     await controller.deploy(Proposal((A, A, B, B, B, B, B, A), "re-split", 1))
     tokens = await served(nodes)
@@ -409,7 +409,7 @@ async def test_a_re_split_whose_node_hangs_gives_way_to_what_cannot_wait(
     monkeypatch: pytest.MonkeyPatch,
     what: Callable[[InProcessCluster, Operator], Any],
 ) -> None:
-    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 0.3)
+    monkeypatch.setattr(commands_module, "_OTHERWISE_WITHIN_S", 1.5)
     await controller.deploy(Proposal((A, A, B, B, B, B, B, A), "re-split", 1))
     tokens = await served(nodes)
     preparing = asyncio.Event()

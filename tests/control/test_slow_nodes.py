@@ -69,7 +69,7 @@ async def test_a_node_that_returns_and_does_not_report(
 async def test_a_host_that_never_answers_a_prepare_is_faulty_once_its_load_has_had_time(
     nodes: InProcessCluster, controller: Controller, gamma: HostileNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_commands, "_OTHERWISE_WITHIN_S", 0.5)  # its blocks have some kilobytes
+    monkeypatch.setattr(node_commands, "_OTHERWISE_WITHIN_S", 1.5)  # its blocks have some kilobytes
     gamma.lies["Command"] = hangs_in("prepare")
     async with asyncio.timeout(HELD_UP_S):
         with pytest.raises(ProposalRefusedError, match="gamma: it did not answer 'prepare' within") as refused:
