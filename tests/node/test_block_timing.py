@@ -13,7 +13,6 @@ import pytest
 from resplit.model.engines import open_engine
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
-from resplit.node import block_timing
 from resplit.node.batching import SegmentPass
 from resplit.node.block_timing import time_block
 from resplit.node.emulation import Hardware
@@ -60,19 +59,3 @@ async def test_the_median_decode_time_is_returned_even_if_the_probe_takes_the_ti
     steps = {(timing.sessions, timing.context_tokens) for timing in taken if timing.phase == "decode"}
     assert steps == {(1, 16), (1, 48), (1, 96), (1, 192), (4, 16), (8, 16)}
     assert executor.engine.sessions() == set()
-
-
-@pytest.mark.parametrize("emulated", [True, False])
-async def test_on_real_hardware_something_else_displaces_the_weights_from_the_cache_before_each_pass(
-    executor: RecordingExecutor, monkeypatch: pytest.MonkeyPatch, emulated: bool
-) -> None:
-    passes_before: list[int] = []
-
-    async def displace() -> None:
-        passes_before.append(len(executor.passes))
-
-    monkeypatch.setattr(block_timing, "displacing", lambda: displace)
-    if not emulated:
-        executor.hardware = None
-    await time_block(executor, 2)
-    assert passes_before == ([] if emulated else list(range(len(executor.passes))))
