@@ -72,8 +72,8 @@ def scenario(
 def compared(cluster: ClusterConfig, noise: ScenarioConfig, seed: int) -> Compared:
     """Simulate static and adaptive under the same noise and requests."""
     world = World(cluster, load_model(MODEL, cluster.private_layers), with_traces(noise, Path()))
-    static, adaptive = (run_policy(world, policy, seed)[1] for policy in ("static", "resplit"))
-    return Compared(seed, static["latency_mean_s"], adaptive["latency_mean_s"], adaptive["reconfigurations"])
+    static, adaptive = (run_policy(world, policy, seed)[1].metrics for policy in ("static", "resplit"))
+    return Compared(seed, static.latency_mean_s, adaptive.latency_mean_s, adaptive.reconfigurations)
 
 
 def summary(runs: list[Compared]) -> str:

@@ -78,7 +78,8 @@ def main() -> None:
         "processor_s": round(time.process_time() - begun_cpu_s, 1),
         "passes": len(record.tokens) * segments,
     }
-    kept = {key: found[key] for key in ("policy", "simulated_s", "offered", "completed", "latency_mean_s", "qos_met")}
+    printed = found.to_json()
+    kept = {key: printed[key] for key in ("policy", "simulated_s", "offered", "completed", "latency_mean_s", "qos_met")}
     sys.stdout.write(json.dumps(kept | took) + "\n")
 
 

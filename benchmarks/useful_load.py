@@ -60,7 +60,7 @@ def simulated(scenario_file: Path) -> Met:
         with tempfile.TemporaryDirectory() as folder:
             scaled = scaled_files(scenario_file, factor, Path(folder))
             world = World.load(scaled, model_file=_model_file(scenario_file))
-        return {policy: run_policy(world, policy, seed)[1]["qos_met"] for policy in POLICIES}
+        return {policy: run_policy(world, policy, seed)[1].metrics.qos_met for policy in POLICIES}
 
     return met
 

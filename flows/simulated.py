@@ -18,15 +18,18 @@ from typing import Any
 
 import structlog
 from prefect import flow
+from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows import STATE
 from flows.command import run_command
 from flows.params import SCENARIOS, SimulatedParams, load_params
 from resplit.errors import ConfigError, ResplitError
+from resplit.intervals import Interval
 from resplit.policies import ABLATIONS
-from resplit.simulate.comparison import Found, compared_runs, table_of
+from resplit.simulate.comparison import compared_runs, table_of
 from resplit.simulate.oracle import ORACLE
+from resplit.simulate.result import SimulatedResult
 from tasks.mlflow_store import default_uri
 from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
 from tasks.track import close_study, open_study, track_simulated
@@ -54,11 +57,11 @@ def run_simulated_study(
 
 
 @flow(name="simulated study", validate_parameters=False)
-def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> list[Found]:
+def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> list[SimulatedResult]:
     """Submit all runs, and track each in MLflow as it is done. The oracle waits for those that it compares."""
     about = {"policies": " ".join(params.policies), "seeds": params.seeds, "workers": params.workers}
     tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), "simulated", about)
-    futures: dict[SimulatedRun, Any] = {}
+    futures: dict[SimulatedRun, PrefectFuture[SimulatedResult]] = {}
     for scenario in params.scenarios:
         for seed in range(params.first_seed, params.first_seed + params.seeds):
             runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in params.policies]
@@ -79,7 +82,7 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
     return found
 
 
-def _submitted(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, Any]:
+def _submitted(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, PrefectFuture[SimulatedResult]]:
     """The futures of the runs of one scenario and seed."""
     folders = {run: kept_in(records, run) for run in runs if run.policy != ORACLE}
     futures = {run: simulate_in_process.submit(run, folder) for run, folder in folders.items()}
@@ -120,7 +123,7 @@ def _ray(workers: int) -> TaskRunner[Any]:
     return runner
 
 
-def _plain(compared: dict[str, dict[str, dict[str, tuple[float, float]]]]) -> dict[str, Any]:
+def _plain(compared: dict[str, dict[str, dict[str, Interval]]]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Each mean, and half of its interval as `NAME_ci95`; null where nothing is known."""
 
     def known(value: float) -> float | None:

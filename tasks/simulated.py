@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 import resplit
 from resplit.errors import ResplitError
 from resplit.scenario import cluster_of, load_scenario
+from resplit.simulate.result import SimulatedResult
 from tasks.study_records import digest_of
 
 __all__ = ["SimulatedRun", "kept_in", "simulate_in_process"]
@@ -66,8 +65,8 @@ def _own_code(policy: str) -> list[Path]:
 
 
 @task(task_run_name="{run}", retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)
-def simulate_in_process(run: SimulatedRun, folder: Path, rivals: Sequence[Path] = ()) -> dict[str, Any]:
-    """The object of `resplit simulate` about a run, whose tables are kept in `folder`; simulated if they are not there.
+def simulate_in_process(run: SimulatedRun, folder: Path, rivals: Sequence[Path] = ()) -> SimulatedResult:
+    """The result of a run, whose tables are kept in `folder`; simulated if they are not there.
 
     `rivals` are the folders of other policies' runs, for the oracle. A process that is killed costs this task only,
     which is tried again; so does a worker that is killed, whose process goes on in a folder of its own. ResplitError
@@ -86,5 +85,4 @@ def simulate_in_process(run: SimulatedRun, folder: Path, rivals: Sequence[Path] 
             raise ResplitError(f"{run}: the simulation failed: {said[-1]}")
         (unfinished / _OBJECT).write_text(done.stdout, encoding="utf-8")
         unfinished.replace(folder)
-    found: dict[str, Any] = json.loads((folder / _OBJECT).read_text(encoding="utf-8"))
-    return found
+    return SimulatedResult.from_json((folder / _OBJECT).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from prefect import task
@@ -28,6 +28,7 @@ from resplit.decide import Decision
 from resplit.errors import DataError
 from resplit.metrics import MeasuredEpoch, measured_epochs, series, summarise
 from resplit.records import RunRecord
+from resplit.simulate.result import SimulatedResult
 from resplit.types import Weights, segments_of
 from tasks import plot_style, plots
 from tasks.mlflow_store import Study, client_of, creating, experiment_id
@@ -87,9 +88,9 @@ def track_run(
 
 
 @task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def track_simulated(study: Study, found: Mapping[str, Any]) -> str:
-    """Record one simulated run, of which `found` is the object that `resplit simulate` prints; returns its id."""
-    client, alike = client_of(study.tracking_uri), ("policy", "scenario", "seed")
+def track_simulated(study: Study, result: SimulatedResult) -> str:
+    """Record one simulated run; returns its id."""
+    client, found, alike = client_of(study.tracking_uri), result.to_json(), ("policy", "scenario", "seed")
     name = " ".join(str(found[key]) for key in alike)
     run = client.create_run(study.experiment_id, run_name=name, tags={"mlflow.parentRunId": study.run_id})
     values = {key: value for key, value in found.items() if key not in alike and isinstance(value, int | float)}

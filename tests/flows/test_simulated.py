@@ -115,5 +115,5 @@ def test_a_process_that_is_killed_costs_one_attempt_and_leaves_nothing(
         with pytest.raises(ResplitError, match=rf"home-day static 1: the simulation failed: .* {-signal.SIGKILL}"):
             simulate_in_process.fn(RUN, folder)
     assert not folder.exists()
-    assert simulate_in_process.fn(RUN, folder)["policy"] == "static"
+    assert simulate_in_process.fn(RUN, folder).policy == "static"
     assert simulate_in_process.retries == 2

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from resplit.metrics import RunMetrics
 from resplit.simulate.comparison import compared_runs, table_of
+from resplit.simulate.result import SimulatedResult
 
 
-def run(policy: str, seed: int, latency_s: float | None) -> dict[str, object]:
-    return {"policy": policy, "scenario": "calm", "seed": seed, "wall_s": 9.0, "latency_mean_s": latency_s}
+def run(policy: str, seed: int, latency_s: float) -> SimulatedResult:
+    nothing = dict.fromkeys((field.name for field in dataclasses.fields(RunMetrics)), math.nan)
+    metrics = RunMetrics(**nothing | {"latency_mean_s": latency_s})  # type: ignore[arg-type]  # NaN for counts
+    return SimulatedResult(policy, "calm", seed, 60.0, 9.0, math.nan, metrics)
 
 
 RUNS = [run("static", 1, 1.0), run("static", 2, 3.0), run("oracle", 1, 0.5), run("oracle", 2, 1.0)]
@@ -26,7 +31,7 @@ def test_regret_is_paired_by_seed() -> None:
 
 def test_without_an_oracle_or_a_latency_there_is_no_regret() -> None:
     assert math.isnan(compared_runs(RUNS[:2])["calm"]["static"]["regret"][0])
-    none = compared_runs([run("static", 1, None), run("oracle", 1, 0.5)])
+    none = compared_runs([run("static", 1, math.nan), run("oracle", 1, 0.5)])
     assert math.isnan(none["calm"]["static"]["regret"][0])
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from resplit.policies.orchestrator import Orchestrator
 from resplit.records import TABLES, RunRecord
 from resplit.scenario import NodeChange
 from resplit.simulate.command import run_policy
+from resplit.simulate.result import SimulatedResult
 from resplit.simulate.run import Physics, simulate
 from resplit.simulate.world import World
 from resplit.workload import Arrival
@@ -30,27 +32,35 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def resplit(world: World) -> tuple[RunRecord, dict[str, object]]:
+def resplit(world: World) -> tuple[RunRecord, SimulatedResult]:
     return run_policy(world, "resplit", 7)
 
 
 def test_the_same_seed_gives_the_same_object_and_the_same_tables(
-    world: World, resplit: tuple[RunRecord, dict[str, object]]
+    world: World, resplit: tuple[RunRecord, SimulatedResult]
 ) -> None:
     record, found = resplit
     again, found_again = run_policy(world, "resplit", 7)
-    assert found | {"wall_s": 0} == found_again | {"wall_s": 0}
+    assert found.to_json() | {"wall_s": 0} == found_again.to_json() | {"wall_s": 0}
     assert record.requests.equals(again.requests)
     assert record.epochs.equals(again.epochs)
     assert record.decisions == again.decisions
 
 
-def test_the_object_has_the_keys_of_the_metrics(resplit: tuple[RunRecord, dict[str, object]]) -> None:
+def test_the_object_has_the_keys_of_the_metrics(resplit: tuple[RunRecord, SimulatedResult]) -> None:
     record, found = resplit
     names = [field.name for field in dataclasses.fields(RunMetrics)]
     first = ["policy", "scenario", "seed", "simulated_s", "wall_s", "energy_j_per_request"]
-    assert list(found) == first + names
-    assert found["latency_mean_s"] == pytest.approx(summarise(record).latency_mean_s, abs=1e-6)
+    assert list(found.to_json()) == first + names
+    assert found.to_json()["latency_mean_s"] == pytest.approx(summarise(record).latency_mean_s, abs=1e-6)
+
+
+def test_a_result_is_read_as_it_was_printed(resplit: tuple[RunRecord, SimulatedResult]) -> None:
+    printed = resplit[1].to_json()
+    assert None in printed.values()
+    again = SimulatedResult.from_json(json.dumps(printed))
+    assert again.to_json() == printed
+    assert math.isnan(again.metrics.busy_share_saturated)
 
 
 def test_reactions_are_counted_as_on_a_cluster(resplit: tuple[RunRecord, dict[str, object]]) -> None:
@@ -65,7 +75,7 @@ def test_reactions_are_counted_as_on_a_cluster(resplit: tuple[RunRecord, dict[st
 
 
 def test_every_request_offered_ends_and_its_time_is_accounted_for(
-    world: World, resplit: tuple[RunRecord, dict[str, object]]
+    world: World, resplit: tuple[RunRecord, SimulatedResult]
 ) -> None:
     requests = resplit[0].requests
     assert len(requests) == len(world.arrivals(7))
@@ -77,12 +87,12 @@ def test_every_request_offered_ends_and_its_time_is_accounted_for(
 
 
 def test_a_policy_that_adapts_beats_one_that_does_not_when_a_machine_is_taken(
-    world: World, resplit: tuple[RunRecord, dict[str, object]]
+    world: World, resplit: tuple[RunRecord, SimulatedResult]
 ) -> None:
     _, static = run_policy(world, "static", 7)
-    assert resplit[1]["latency_mean_s"] < 0.6 * static["latency_mean_s"]
-    assert static["reconfigurations"] == 0 < resplit[1]["reconfigurations"]
-    assert resplit[1]["privacy_violations"] == 0
+    assert resplit[1].metrics.latency_mean_s < 0.6 * static.metrics.latency_mean_s
+    assert static.metrics.reconfigurations == 0 < resplit[1].metrics.reconfigurations
+    assert resplit[1].metrics.privacy_violations == 0
 
 
 def test_the_command_prints_one_object_and_leaves_the_tables_of_a_run(tmp_path: Path) -> None:
@@ -94,12 +104,9 @@ def test_the_command_prints_one_object_and_leaves_the_tables_of_a_run(tmp_path: 
     assert {path.stem for path in tmp_path.glob("*.parquet")} == {*TABLES, "decisions"}
 
 
-def test_blocks_that_stand_by_need_not_be_loaded(world: World, resplit: tuple[RunRecord, dict[str, object]]) -> None:
+def test_blocks_that_stand_by_need_not_be_loaded(world: World, resplit: tuple[RunRecord, SimulatedResult]) -> None:
     _, without = run_policy(world, "resplit-without-standby", 7)
-    moved_bytes, its_bytes = resplit[1]["moved_bytes"], without["moved_bytes"]
-    assert isinstance(moved_bytes, float)
-    assert isinstance(its_bytes, float)
-    assert moved_bytes < 0.5 * its_bytes
+    assert resplit[1].metrics.moved_bytes < 0.5 * without.metrics.moved_bytes
 
 
 def test_a_tick_is_told_what_is_ready(world: World) -> None:
@@ -127,7 +134,7 @@ def test_the_first_move_is_priced_by_how_long_the_first_placement_took_to_load()
     assert max(option.transfer_s for option in first.alternatives) < 5.0
 
 
-def test_resplit_plans_only_at_ticks_with_news(resplit: tuple[RunRecord, dict[str, object]]) -> None:
+def test_resplit_plans_only_at_ticks_with_news(resplit: tuple[RunRecord, SimulatedResult]) -> None:
     decisions = resplit[0].decisions
     planned = [each for each in decisions if len(each.alternatives) > 1]
     assert 0 < len(planned) < len(decisions)

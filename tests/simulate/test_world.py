@@ -33,7 +33,7 @@ def test_a_token_of_the_7b_model_takes_as_long_as_was_published() -> None:
 def test_half_an_hour_of_the_7b_model_is_served_over_several_devices() -> None:
     record, found = run_policy(World.load(SCENARIOS / "llama-7b.yaml"), "static", 1)
     assert len(set(str(record.epochs.placement.iloc[0]).split(","))) > 1
-    assert (found["completed"], found["privacy_violations"]) == (found["offered"], 0)
+    assert (found.metrics.completed, found.metrics.privacy_violations) == (found.metrics.offered, 0)
 
 
 def test_traces_are_read_from_the_folder_that_is_given(tmp_path: Path) -> None:

@@ -1,31 +1,29 @@
-"""Simulated runs side by side: the objects of `resplit simulate` over seeds, with intervals and regret."""
+"""Simulated runs side by side: the results of `resplit simulate` over seeds, with intervals and regret."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from resplit.intervals import Interval, interval
 from resplit.simulate.oracle import ORACLE
+from resplit.simulate.result import SimulatedResult
 
-__all__ = ["Found", "compared_runs", "table_of"]
+__all__ = ["compared_runs", "table_of"]
 
-Found = Mapping[str, Any]  # one object of `resplit simulate`
 _SHOWN = ("latency_mean_s", "latency_p95_s", "qos_met", "regret", "reconfigurations", "energy_j_per_request")
-_NOT_COMPARED = ("policy", "scenario", "seed", "wall_s")
 
 
-def compared_runs(runs: Iterable[Found]) -> dict[str, dict[str, dict[str, Interval]]]:
+def compared_runs(runs: Iterable[SimulatedResult]) -> dict[str, dict[str, dict[str, Interval]]]:
     """By scenario and policy, each metric over the seeds: its mean, and half of its 95 % interval.
 
     `regret` is the mean latency of a run over that of the oracle with the same seed; NaN without an oracle.
     """
-    by_key = {(found["scenario"], found["policy"], found["seed"]): found for found in runs}
+    by_key = {(found.scenario, found.policy, found.seed): found for found in runs}
     values: dict[tuple[str, str], list[dict[str, float]]] = {}
     for (scenario, policy, seed), found in sorted(by_key.items()):
         best = by_key.get((scenario, ORACLE, seed))
-        values.setdefault((scenario, policy), []).append(_numbers(found) | {"regret": _regret(found, best)})
+        values.setdefault((scenario, policy), []).append(found.figures() | {"regret": _regret(found, best)})
     compared: dict[str, dict[str, dict[str, Interval]]] = {}
     for (scenario, policy), seeds in values.items():
         names = list(dict.fromkeys(name for each in seeds for name in each))
@@ -45,19 +43,10 @@ def table_of(compared: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _numbers(found: Found) -> dict[str, float]:
-    numbers = {name: math.nan if value is None else value for name, value in found.items()}
-    return {
-        name: float(value)
-        for name, value in numbers.items()
-        if isinstance(value, int | float) and name not in _NOT_COMPARED
-    }
-
-
-def _regret(found: Found, best: Found | None) -> float:
-    if best is None or not best["latency_mean_s"] or found["latency_mean_s"] is None:
+def _regret(found: SimulatedResult, best: SimulatedResult | None) -> float:
+    if best is None or not best.metrics.latency_mean_s:
         return math.nan
-    return float(found["latency_mean_s"]) / float(best["latency_mean_s"])
+    return found.metrics.latency_mean_s / best.metrics.latency_mean_s
 
 
 def _text(pair: Interval) -> str:
