@@ -90,7 +90,7 @@ def measure(cluster: Cluster, streams: Sequence[int], for_s: float, slower: floa
     demand = RequestClass(first.name, config.source, first.rate_rps, first.prompt_tokens, first.new_tokens)
     with ControlClient(cluster.url, cluster.token) as client:
         for node in config.node_names:
-            client.emulate_node({"node": node, "slowdown": slower})
+            client.emulate_node(node, slowdown=slower)
         client.profile()
         telemetry, features = client.telemetry(0.0), client.model().features
         problem = problem_from(

@@ -87,15 +87,16 @@ def changes(client: ControlClient, kind: str) -> tuple[TimedChange, TimedChange]
         one, other = next((pair for pair in pairs if node in pair), pairs[0])
         shape = cluster.link(one, other)
         near = {"latency_s": shape.latency, "bandwidth_bytes_per_s": shape.bandwidth}
-        begin, end = ({"between": [one, other]} | each for each in (FAR, near))
         words = f"{one} - {other}: 120 ms, 10 Mbit/s"
-        return _pair(words, lambda: client.emulate_link(begin), lambda: client.emulate_link(end))
+        return _pair(
+            words, lambda: client.emulate_link(one, other, **FAR), lambda: client.emulate_link(one, other, **near)
+        )
     value, otherwise = (0.8, 0.0) if kind == "background_utilization" else (5.0, 1.0)
     words = f"{node}: others use 80 %" if kind == "background_utilization" else f"{node}: 5 times slower"
     return _pair(
         words,
-        lambda: client.emulate_node({"node": node, kind: value}),
-        lambda: client.emulate_node({"node": node, kind: otherwise}),
+        lambda: client.emulate_node(node, **{kind: value}),
+        lambda: client.emulate_node(node, **{kind: otherwise}),
     )
 
 

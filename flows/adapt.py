@@ -108,7 +108,7 @@ def _tick(client: ControlClient, given: _Ticking) -> bool:
         outcome = _deploy(client, decision, live.epoch, situation.settings)
     if outcome.deployed is not None:
         configuration = state / "configurations" / str(outcome.deployed)
-        save_configuration(configuration, posed, decision.to_json(), valid.telemetry)
+        save_configuration(configuration, posed, decision, valid.telemetry)
     client.log_decision(replace(decision, outcome=outcome))
     _log.info("decided", action=decision.action, reason=decision.reason)
     return outcome.deployed is not None

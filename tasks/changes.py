@@ -12,7 +12,7 @@ from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
 from resplit.config import ClusterConfig
 from resplit.errors import ResplitError
-from resplit.phases import LinkState, NodeState, Pair, Phase, declared_phase, phases_of
+from resplit.phases import Pair, Phase, declared_phase, phases_of
 from resplit.scenario import ScenarioConfig
 
 __all__ = ["play", "reset"]
@@ -48,9 +48,11 @@ def _make(control: ControlClient, cluster: Cluster, phase: Phase, changed: Colle
     _await_nodes(control, returned)
     links = {pair for pair in phase.links if pair in changed or set(pair) & set(returned)}
     for name in sorted(name for name in phase.nodes if name in changed and name not in down):
-        control.emulate_node(_node_body(name, phase.nodes[name]))
+        node = phase.nodes[name]
+        control.emulate_node(name, node.slowdown, node.background_utilization)
     for pair in sorted(pair for pair in links if not down & set(pair)):
-        control.emulate_link(_link_body(pair, phase.links[pair]))
+        link = phase.links[pair]
+        control.emulate_link(*pair, link.latency_s, link.bandwidth_bytes_per_s)
 
 
 def _await_nodes(control: ControlClient, names: Collection[str]) -> None:
@@ -60,15 +62,3 @@ def _await_nodes(control: ControlClient, names: Collection[str]) -> None:
         if time.monotonic() > until_s:
             raise ResplitError(f"{', '.join(sorted(missing))} did not come back within {_BACK_WITHIN_S:.0f} s")
         time.sleep(_LOOK_EVERY_S)
-
-
-def _node_body(node: str, state: NodeState) -> dict[str, object]:
-    return {"node": node, "slowdown": state.slowdown, "background_utilization": state.background_utilization}
-
-
-def _link_body(pair: Pair, state: LinkState) -> dict[str, object]:
-    return {
-        "between": list(pair),
-        "latency_s": state.latency_s,
-        "bandwidth_bytes_per_s": state.bandwidth_bytes_per_s,
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from prefect import task
@@ -70,13 +69,13 @@ def save_fast_configurations(client: ControlClient, folder: Path, window_s: floa
             continue
         if (posed := client.problem_of(epoch)) is not None:
             telemetry = client.telemetry(decision.at_s - window_s)
-            save_configuration(folder / str(epoch), posed, decision.to_json(), telemetry)
+            save_configuration(folder / str(epoch), posed, decision, telemetry)
     return since
 
 
-def save_configuration(folder: Path, problem: Problem, placed: dict[str, Any], telemetry: Telemetry) -> None:
-    """Keep the inputs of one configuration: its problem, its plan or decision, and the telemetry."""
+def save_configuration(folder: Path, problem: Problem, decision: Decision, telemetry: Telemetry) -> None:
+    """Keep the inputs of one configuration: its problem, the decision for it, and the telemetry."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "problem.json").write_text(json.dumps(problem_to_json(problem), indent=1), encoding="utf-8")
-    (folder / "plan.json").write_text(json.dumps(placed, indent=1, default=str), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(decision.to_json(), indent=1), encoding="utf-8")
     telemetry.save(folder / "telemetry")

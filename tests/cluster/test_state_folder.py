@@ -166,7 +166,7 @@ def test_epochs_without_a_note_of_their_model_are_refused(state: Path) -> None:
 
 def test_only_its_owner_can_read_an_epoch_log(tmp_path: Path) -> None:
     log = EpochLog(tmp_path / "epochs.db")
-    log.append(1, "proposed", {})
+    log.append(1, "proposed")
     files = list(tmp_path.glob("epochs.db*"))
     assert len(files) == 3
     assert {mode(file) for file in files} == {0o600}

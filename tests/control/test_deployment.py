@@ -14,7 +14,7 @@ import pytest
 from resplit.control import deployment as deployment_module
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
-from resplit.control.log import EpochLog
+from resplit.control.log import Aborted, EpochLog
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import (
     CapacityError,
@@ -239,7 +239,7 @@ async def test_if_one_node_cannot_prepare_all_nodes_abort_and_the_old_epoch_stay
         f"abort {node} 2 (None)" for node in (A, B, C)
     ]
     assert bench.steps(2) == ["proposed", "aborted"]
-    assert bench.log.steps(2)[1].detail == {"reason": "the shard is corrupt"}
+    assert bench.log.steps(2)[1].detail == Aborted("the shard is corrupt")
     assert (bench.deployment.live_number, bench.deployment.broken, bench.outages) == (1, None, 0)
 
 
@@ -424,11 +424,11 @@ async def test_settling_waits_until_every_session_is_in_the_live_epoch(bench: Be
 
 
 async def test_an_epoch_that_an_earlier_controller_left_unfinished_is_aborted(bench: Bench) -> None:
-    bench.log.append(1, "proposed", {})
+    bench.log.append(1, "proposed")
     await bench.deployment.abort_unfinished()
     assert bench.steps(1) == ["proposed", "aborted"]
     assert bench.events == [f"abort {node} 1 (None)" for node in (A, B, C)]
-    bench.log.append(2, "proposed", {})
+    bench.log.append(2, "proposed")
     await bench.deploy(SPREAD)
     assert (bench.steps(2), bench.deployment.live_number) == (["proposed", "aborted"], 3)
 
@@ -444,7 +444,7 @@ async def test_a_returned_node_is_sent_the_outcomes_that_it_missed(bench: Bench)
 async def test_a_node_that_returns_while_an_epoch_is_committed_is_sent_the_commit(bench: Bench) -> None:
     await bench.deploy(SPREAD)
     for step in ("proposed", "prepared", "committed"):  # the nodes have not answered yet
-        bench.log.append(2, step, {})
+        bench.log.append(2, step)
     bench.events.clear()
     await bench.deployment.resync(B, reporting(_report(prepared=(2,)), _report(epochs=(1,))))
     assert bench.events[0] == f"commit {B} 2 (None)"

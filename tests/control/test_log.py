@@ -13,14 +13,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from resplit.control.log import EpochLog, Epochs, EpochStep, after
+from resplit.control.log import Aborted, EpochLog, Epochs, EpochStep, after
 from resplit.decide import Decision
 from resplit.epochs import Proposal
 from resplit.errors import CapacityError, ConfigError, DataError, ProposalRefusedError
@@ -90,11 +89,11 @@ class LogMachine(RuleBasedStateMachine):
     def _append(self, log: EpochLog, epoch: int, step: EpochStep) -> None:
         wanted = [*self.history, (epoch, step)]
         if is_legal(wanted):
-            log.append(epoch, step, {"count": len(wanted)})
+            log.append(epoch, step, Aborted(f"step {len(wanted)}"))
             self.history = wanted
         else:
             with pytest.raises(ProposalRefusedError):
-                log.append(epoch, step, {})
+                log.append(epoch, step)
 
     @rule(epoch=st.integers(0, 8), step=st.sampled_from(STEPS))
     def any_step(self, epoch: int, step: EpochStep) -> None:
@@ -150,7 +149,9 @@ class LogMachine(RuleBasedStateMachine):
     def the_log_has_exactly_the_steps_and_decisions_that_were_appended(self) -> None:
         for epoch in range(10):
             expected = [
-                (step, {"count": index + 1}) for index, (number, step) in enumerate(self.history) if number == epoch
+                (step, Aborted(f"step {count}"))
+                for count, (number, step) in enumerate(self.history, 1)
+                if number == epoch
             ]
             assert self.log.steps(epoch) == expected
         assert [decision.at_s for decision in self.log.decisions()] == self.decided
@@ -182,7 +183,7 @@ log = EpochLog(Path(sys.argv[1]))
 while True:
     epoch = log.next_epoch()
     for step in ("proposed", "prepared", "committed"):
-        log.append(epoch, step, {})
+        log.append(epoch, step)
         print(epoch, step, flush=True)
 """
 
@@ -214,17 +215,18 @@ def test_the_last_committed_epoch_comes_with_its_details(log: EpochLog) -> None:
     assert log.last_committed() is None
     proposals = [Proposal(("a", host), "re-split", epoch, 1.5, note="a note") for epoch, host in enumerate("abc")]
     for epoch, proposal in enumerate(proposals, 1):
-        log.append(epoch, "proposed", asdict(proposal))
+        log.append(epoch, "proposed", proposal)
         if epoch < 3:
-            log.append(epoch, "prepared", {})
-            log.append(epoch, "committed", asdict(proposal))
+            log.append(epoch, "prepared")
+            log.append(epoch, "committed", proposal)
     assert log.last_committed() == proposals[1]
-    assert log.steps(1)[0].detail["placement"] == ["a", "a"]
+    assert log.steps(1) == [("proposed", proposals[0]), ("prepared", None), ("committed", proposals[0])]
 
 
 def test_a_committed_step_that_is_no_proposal_is_a_clear_error(log: EpochLog) -> None:
     for step in ("proposed", "prepared", "committed"):
-        log.append(1, step, {"placement": "everywhere", "action": "re-split", "based_on": 0})  # type: ignore[arg-type]
+        log.append(1, step, Proposal(("a",), "re-split", 0))  # type: ignore[arg-type]
+    log._database.execute("update steps set detail = json_set(detail, '$.placement', 'everywhere')")
     with pytest.raises(DataError, match=r"log\.db: committed epoch 1 is no proposal: placement: "):
         log.last_committed()
 
@@ -261,11 +263,11 @@ def test_several_threads_may_append(log: EpochLog) -> None:
 def test_a_step_that_a_full_disk_refuses_changes_nothing(
     log: EpochLog, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    log.append(1, "proposed", {})
+    log.append(1, "proposed")
     with full_disk(100_000), pytest.raises(CapacityError, match="nothing was changed"):
-        log.append(1, "prepared", {"filling": "x" * 500_000})
+        log.append(1, "prepared", Aborted("x" * 500_000))
     assert [entry.step for entry in log.steps(1)] == ["proposed"]
-    log.append(1, "prepared", {})
+    log.append(1, "prepared")
 
 
 def test_a_log_locked_by_another_process_is_a_capacity_error(log: EpochLog, tmp_path: Path) -> None:
@@ -273,9 +275,9 @@ def test_a_log_locked_by_another_process_is_a_capacity_error(log: EpochLog, tmp_
     other.execute("begin immediate")
     log._database.execute("pragma busy_timeout = 10")
     with pytest.raises(CapacityError, match="locked"):
-        log.append(1, "proposed", {})
+        log.append(1, "proposed")
     other.execute("rollback")
-    log.append(1, "proposed", {})
+    log.append(1, "proposed")
 
 
 def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path) -> None:
@@ -284,16 +286,10 @@ def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path) -> None:
         EpochLog(tmp_path / "log.db")
 
 
-def test_details_that_are_not_json_change_nothing(log: EpochLog) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        log.append(1, "proposed", {"latency_s": float("nan")})
-    assert log.steps(1) == []
-
-
 def test_the_log_makes_the_folders_that_are_missing_and_files_that_only_their_owner_can_read(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "epochs.db"
     log = EpochLog(path)
-    log.append(1, "proposed", {})
+    log.append(1, "proposed")
     assert log.unfinished() == [1]
     assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
 
@@ -301,5 +297,5 @@ def test_the_log_makes_the_folders_that_are_missing_and_files_that_only_their_ow
 def test_a_number_that_json_lacks_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     log = EpochLog(tmp_path / "epochs.db")
     with pytest.raises(ValueError, match="JSON"):
-        log.append(1, "proposed", {"predicted_latency_s": float("nan")})
+        log.append(1, "proposed", Proposal(("a",), "re-split", 0, predicted_latency_s=float("nan")))
     assert log.steps(1) == []

@@ -51,13 +51,13 @@ class Playground:
         nodes = [SimpleNamespace(node=name, answers=name not in self.held_down) for name in DECLARED.node_names]
         return SimpleNamespace(nodes=nodes)
 
-    def emulate_node(self, body: dict[str, Any]) -> None:
-        assert body["node"] not in self.held_down
-        self.events.append((body["node"], body["slowdown"], body["background_utilization"]))
+    def emulate_node(self, node: str, slowdown: float, background_utilization: float) -> None:
+        assert node not in self.held_down
+        self.events.append((node, slowdown, background_utilization))
 
-    def emulate_link(self, body: dict[str, Any]) -> None:
-        assert not self.held_down & set(body["between"])
-        self.events.append((*body["between"], pytest.approx(body["latency_s"])))
+    def emulate_link(self, one: str, other: str, latency_s: float, _bandwidth_bytes_per_s: float) -> None:
+        assert not self.held_down & {one, other}
+        self.events.append((one, other, pytest.approx(latency_s)))
 
 
 async def test_changes_are_made_in_order_and_a_node_that_returns_learns_what_it_missed() -> None:

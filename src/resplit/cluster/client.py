@@ -83,7 +83,7 @@ class ControlClient:
 
     def apply(self, content: Mapping[str, Any]) -> list[str]:
         """Apply a changed cluster file. Returns the changes in words; ProposalRefusedError if it is refused."""
-        return self._operate("PUT", "/cluster", dict(content))
+        return self._operate("PUT", "/cluster", content)
 
     def drain(self, node: str) -> list[str]:
         """Move everything off a node and stop using it. Returns the changes in words."""
@@ -183,15 +183,21 @@ class ControlClient:
         """Have a placement deployed; ProposalRefusedError if the controller refuses it."""
         return self._parsed(_EPOCH, self._send("POST", "/proposals", body=proposal))
 
-    def emulate_node(self, change: Mapping[str, Any]) -> None:
-        """Change the emulated hardware of a node: keys `node`, `slowdown`, `background_utilization`."""
-        self._send("POST", "/emulation/node", body=change)
+    def emulate_node(
+        self, node: str, slowdown: float | None = None, background_utilization: float | None = None
+    ) -> None:
+        """Change the emulated hardware of a node; None leaves a value as it is."""
+        body = {"node": node, "slowdown": slowdown, "background_utilization": background_utilization}
+        self._send("POST", "/emulation/node", body=body)
 
-    def emulate_link(self, change: Mapping[str, Any]) -> None:
-        """Change an emulated link in both directions: keys `between`, `latency_s`, `bandwidth_bytes_per_s`."""
-        self._send("POST", "/emulation/link", body=change)
+    def emulate_link(
+        self, one: str, other: str, latency_s: float | None = None, bandwidth_bytes_per_s: float | None = None
+    ) -> None:
+        """Change an emulated link in both directions; None sets what the cluster file declares."""
+        body = {"between": [one, other], "latency_s": latency_s, "bandwidth_bytes_per_s": bandwidth_bytes_per_s}
+        self._send("POST", "/emulation/link", body=body)
 
-    def _operate(self, method: str, path: str, body: dict[str, Any]) -> list[str]:
+    def _operate(self, method: str, path: str, body: Mapping[str, object]) -> list[str]:
         return self._parsed(_CHANGES, self._send(method, path, body=body))["changes"]
 
     def _get(self, path: str, adapter: TypeAdapter[_Answer], **query: float) -> _Answer:

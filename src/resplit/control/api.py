@@ -50,6 +50,10 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Done(_Body):
+    """The reply of a call that only does something."""
+
+
 class TrustBody(_Body):
     """Whether a node is trusted from now on."""
 
@@ -193,23 +197,23 @@ def _decisions(controller: Controller) -> APIRouter:
         return [decision.to_json() for decision in controller.decisions(since)]
 
     @router.post("/decisions")
-    async def log_decision(decision: Decision) -> dict[str, Any]:
+    async def log_decision(decision: Decision) -> Done:
         controller.log.append_decision(decision)
-        return {}
+        return Done()
 
     @router.get("/moves")
     async def moves() -> History:
         return controller.moves.history
 
     @router.put("/moves")
-    async def set_moves(history: History) -> dict[str, Any]:
+    async def set_moves(history: History) -> Done:
         controller.moves.set(history)
-        return {}
+        return Done()
 
     @router.post("/moves")
-    async def add_move(body: MoveBody) -> dict[str, Any]:
+    async def add_move(body: MoveBody) -> Done:
         controller.moves.moved(body.move, body.settings)
-        return {}
+        return Done()
 
     return router
 
@@ -219,25 +223,25 @@ def _planning(controller: Controller, monitor: Monitor) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/profile")
-    async def profile() -> dict[str, Any]:
+    async def profile() -> Done:
         await controller.membership.introduce()
         await controller.membership.profile()
         for name in controller.view.reachable:
             await monitor.poll(name)
-        return {}
+        return Done()
 
     @router.post("/problem")
-    async def set_problem(body: ProblemBody) -> dict[str, Any]:
+    async def set_problem(body: ProblemBody) -> Done:
         cost = CostModel.from_plain(body.cost) if body.cost else None
         controller.planner.set_problem(problem_from_json(body.problem))
         if cost:
             controller.fast_loop.set_model(cost)
-        return {}
+        return Done()
 
     @router.put("/fast_loop")
-    async def arm(body: FastLoopBody) -> dict[str, Any]:
+    async def arm(body: FastLoopBody) -> Done:
         controller.fast_loop.arm(make_policy(body.policy), body.settings, body.for_s)
-        return {}
+        return Done()
 
     @router.post("/proposals")
     async def propose(proposal: Proposal) -> LiveEpoch:
@@ -278,12 +282,12 @@ def _emulation(controller: Controller) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
 
     @router.post("/emulation/node")
-    async def emulate_node(body: NodeEmulationBody) -> dict[str, Any]:
+    async def emulate_node(body: NodeEmulationBody) -> Done:
         await controller.membership.emulate(body.node, Emulate(body.slowdown, body.background_utilization))
-        return {}
+        return Done()
 
     @router.post("/emulation/link")
-    async def emulate_link(body: LinkEmulationBody) -> dict[str, Any]:
+    async def emulate_link(body: LinkEmulationBody) -> Done:
         one, other = body.between
         shape = _link_shape(controller.view.cluster, body)
         await controller.membership.emulate(one, Emulate(links={other: shape}))
@@ -291,12 +295,12 @@ def _emulation(controller: Controller) -> APIRouter:
         if controller.view.cluster.source in body.between:
             node = other if one == controller.view.cluster.source else one
             controller.view.gateway.set_link(node, shape)
-        return {}
+        return Done()
 
     @router.post("/emulation/kill")
-    async def kill_node(body: KillBody) -> dict[str, Any]:
+    async def kill_node(body: KillBody) -> Done:
         await controller.membership.kill(body.node)
-        return {}
+        return Done()
 
     return router
 

@@ -14,13 +14,12 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
 from typing import TypeVar
 
 import structlog
 
 from resplit.control.cluster_view import ClusterView
-from resplit.control.log import EpochLog
+from resplit.control.log import Aborted, EpochLog
 from resplit.control.node_commands import NodeCommands
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import CapacityError, CommandRefusedError, NodeLostError, ProposalRefusedError, ResplitError
@@ -140,9 +139,9 @@ class Deployment:
 
     async def _run(self, proposal: Proposal, suspects: Collection[str], gives_way: bool) -> LiveEpoch:
         """Both phases: prepare on all nodes, then commit. Aborts if a node of the placement cannot prepare."""
-        started_s, detail = time.monotonic(), asdict(proposal)
+        started_s = time.monotonic()
         route = Route(self._next_epoch(), proposal.placement, dict(self._view.addresses))
-        self._log.append(route.epoch, "proposed", detail)
+        self._log.append(route.epoch, "proposed", proposal)
         async with contextlib.AsyncExitStack() as pause:
             try:
                 preparing = self._prepare(route, proposal.action == RECOVER, suspects)
@@ -151,8 +150,8 @@ class Deployment:
                 if full:
                     await pause.enter_async_context(self._paused(route.epoch))
                     loaded += await self._prepare_staged(route, full)
-                self._log.append(route.epoch, "prepared", {})
-                self._log.append(route.epoch, "committed", detail)
+                self._log.append(route.epoch, "prepared")
+                self._log.append(route.epoch, "committed", proposal)
             except BaseException as error:  # also when cancelled: a pending epoch would block every later one
                 await self._abort(route.epoch, str(error))
                 if proposal.action == RECOVER and self.live:  # its blocks were dropped first
@@ -295,7 +294,7 @@ class Deployment:
     async def _abort(self, epoch: int, reason: str) -> None:
         _log.warning("epoch is aborted", epoch=epoch, reason=reason)
         with contextlib.suppress(CapacityError):  # a full disk: it is aborted before the next one is proposed
-            self._log.append(epoch, "aborted", {"reason": reason})
+            self._log.append(epoch, "aborted", Aborted(reason))
         await self._tell(dict.fromkeys(self._view.reachable, Abort(epoch)), epoch, _OTHERS_ANSWER_WITHIN_S)
 
     def _go_live(
@@ -361,7 +360,7 @@ class Deployment:
             with contextlib.suppress(CapacityError):  # a full disk: the next release writes it
                 for epoch in self._log.unreleased():
                     if epoch < oldest:
-                        self._log.append(epoch, "released", {})
+                        self._log.append(epoch, "released")
 
     async def resync(self, name: str, peer: Peer) -> bool:
         """Send a node again the commit, abort or release that it may have missed. Returns whether it is up to date.

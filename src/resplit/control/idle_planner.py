@@ -11,10 +11,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import structlog
+from pydantic import TypeAdapter
 
 from resplit.control.ready_plans import plan_ahead
 from resplit.problem import problem_from_json, problem_to_json
@@ -26,6 +26,17 @@ _NICENESS = 5
 _TIME_LIMIT_S = 0.3
 _ANSWER_WITHIN_S = 60.0  # its start included, which compiles the planner's kernels where that was never done
 _LONGEST_LINE = 2**24
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A placement, if there is one, and what the plan took."""
+
+    placement: tuple[str, ...] | None
+    processor_s: float
+
+
+_ANSWER = TypeAdapter(_Answer)
 
 
 class IdlePlanner:
@@ -44,8 +55,8 @@ class IdlePlanner:
             _log.warning("planning ahead failed", error=str(error) or type(error).__name__)
             await self.stop()
             return None
-        self.processor_s += answer["processor_s"]
-        return tuple(answer["placement"]) if answer["placement"] else None
+        self.processor_s += answer.processor_s
+        return answer.placement
 
     async def stop(self) -> None:
         """End the process."""
@@ -55,7 +66,7 @@ class IdlePlanner:
                 process.kill()
             await process.wait()
 
-    async def _ask(self, problem: Problem) -> Mapping[str, Any]:
+    async def _ask(self, problem: Problem) -> _Answer:
         if self._process is None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -70,15 +81,14 @@ class IdlePlanner:
         assert reader is not None
         writer.write(json.dumps(problem_to_json(problem)).encode() + b"\n")
         await writer.drain()
-        answer: Mapping[str, Any] = json.loads(await reader.readuntil())
-        return answer
+        return _ANSWER.validate_json(await reader.readuntil())
 
 
 def answer(line: str) -> str:
     """The plan for the problem in a line, as a line: its placement or null, and the seconds of processor time."""
     begun_s = sum(os.times()[:2])
     placement = plan_ahead(problem_from_json(json.loads(line)), _TIME_LIMIT_S)
-    return json.dumps({"placement": placement, "processor_s": sum(os.times()[:2]) - begun_s})
+    return _ANSWER.dump_json(_Answer(placement, sum(os.times()[:2]) - begun_s)).decode()
 
 
 def main() -> None:

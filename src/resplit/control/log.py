@@ -9,12 +9,12 @@ import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from resplit.decide import Brought, Decision
 from resplit.epochs import Proposal
@@ -32,11 +32,24 @@ _PROPOSAL = TypeAdapter(Proposal)
 _BUSY_TIMEOUT_S = 5.0  # how long a write waits for a lock of another process
 
 
+@dataclass(frozen=True)
+class Aborted:
+    """Why an epoch was aborted."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    reason: str
+
+
+Detail = Proposal | Aborted
+_DETAIL: TypeAdapter[Detail] = TypeAdapter(Detail)
+
+
 class Entry(NamedTuple):
-    """One step of an epoch, with its details (JSON)."""
+    """One step of an epoch; with its proposal if it is proposed or committed, with the reason if it is aborted."""
 
     step: EpochStep
-    detail: dict[str, Any]
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +133,13 @@ class EpochLog:
             self._catch_up()
             return self._epochs
 
-    def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
-        """Write one step, before the controller acts on it; `detail` is JSON.
+    def append(self, epoch: int, step: EpochStep, detail: Detail | None = None) -> None:
+        """Write one step, before the controller acts on it; `detail` as in `Entry`.
 
         ProposalRefusedError if the step may not happen now (`after`), CapacityError if it cannot be written. In both
         cases the log is unchanged.
         """
-        content = json.dumps(dict(detail), allow_nan=False)
+        content = json.dumps(asdict(detail) if detail else {}, allow_nan=False)
         with self._transaction():
             self._catch_up()
             after(self._epochs, epoch, step)
@@ -135,7 +148,7 @@ class EpochLog:
     def steps(self, epoch: int) -> list[Entry]:
         """The steps of `epoch`, in order."""
         rows = self._rows("select step, detail from steps where epoch = ? order by id", epoch)
-        return [Entry(step, json.loads(detail)) for step, detail in rows]
+        return [Entry(step, _DETAIL.validate_json(detail) if detail != "{}" else None) for step, detail in rows]
 
     def last_committed(self) -> Proposal | None:
         """The proposal that was committed last; None before the first. DataError if it cannot be read."""
