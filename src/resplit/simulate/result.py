@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from pydantic import TypeAdapter
+
 from resplit.metrics import RunMetrics, energy_j_per_request, summarise
 from resplit.records import RunRecord
 from resplit.simulate.world import World
@@ -46,8 +48,8 @@ class SimulatedResult:
     def from_json(cls, content: str) -> SimulatedResult:
         """The result whose `to_json` is `content`, up to the rounding."""
         found = {name: math.nan if value is None else value for name, value in json.loads(content).items()}
-        metrics = RunMetrics(**{each.name: found.pop(each.name) for each in fields(RunMetrics)})
-        return cls(**found, metrics=metrics)
+        metrics = {each.name: found.pop(each.name) for each in fields(RunMetrics)}
+        return _RESULT.validate_python(found | {"metrics": metrics})
 
     def to_json(self) -> dict[str, str | int | float | None]:
         """One flat object: rounded as in reports/metrics.json, null for NaN."""
@@ -61,6 +63,9 @@ class SimulatedResult:
         flat = asdict(self)
         metrics: dict[str, float] = flat.pop("metrics")
         return flat | metrics
+
+
+_RESULT = TypeAdapter(SimulatedResult)
 
 
 def _plain(value: str | float) -> str | int | float | None:
