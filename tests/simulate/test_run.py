@@ -63,11 +63,11 @@ def test_a_result_is_read_as_it_was_printed(resplit: tuple[RunRecord, SimulatedR
     assert math.isnan(again.metrics.busy_share_saturated)
 
 
-def test_reactions_are_counted_as_on_a_cluster(resplit: tuple[RunRecord, dict[str, object]]) -> None:
+def test_reactions_are_counted_as_on_a_cluster(resplit: tuple[RunRecord, SimulatedResult]) -> None:
     record, found = resplit
     changes_s = record.events[record.events.kind == "change"].time_s.tolist()
     assert record.events[record.events.kind == "foreseen"].time_s.isin(changes_s).all()
-    counted, moved, live_s = (found[f"reaction_{name}"] for name in ("changes", "moved", "live_p50_s"))
+    counted, moved, live_s = (getattr(found.metrics, f"reaction_{name}") for name in ("changes", "moved", "live_p50_s"))
     assert isinstance(counted, int)
     assert isinstance(live_s, float)
     assert 0 < moved <= counted <= len(set(changes_s))
