@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 import threading
+from asyncio import base_events, events, selector_events
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 import prometheus_client
 import pydantic
 import structlog
-from asyncio import base_events, events, selector_events
 
 from resplit.cli import main
 from resplit.files import write_atomically

@@ -226,6 +226,20 @@ async def test_a_client_that_does_not_take_its_answer_is_disconnected(monkeypatc
         writer.transport.abort()
 
 
+async def test_a_client_that_takes_each_part_of_a_long_answer_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "IDLE_S", 0.1)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(12):
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+            await asyncio.sleep(0.03)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(slow) as address, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://{address}/")).text == 12 * "part"
+
+
 async def test_a_broken_chunk_is_answered_without_a_traceback_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -235,13 +235,12 @@ def _assemble(
 
 
 def _mount_page(app: FastAPI, controller: Controller, monitor: Monitor, sessions: Sessions, token: str) -> PageStreams:
-    """Serve the live page; passes go to the controller, to the metrics and to the page."""
+    """Serve the live page; passes go to the controller, from which the metrics read them, and to the page."""
     page = PageStreams(Observer(controller, monitor, app.state.metrics))
-    pass_metrics = PassMetrics(app.state.metrics.registry)
+    PassMetrics(app.state.metrics.registry, controller.spent)
 
     def passed(done: PassTime) -> None:
         controller.passed(done)
-        pass_metrics.passed(done)
         page.passed(done)
 
     sessions.on_pass = passed

@@ -7,6 +7,7 @@ groups of Linux, version 1 and 2 (cgroups(7), and Documentation/scheduler/sched-
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,9 @@ class ProcessorUse:
         """The use since the last call, or since the start."""
         before, group = self._last, self._group
         now = self._seen()
-        limit = (group.cores() if group else None) or self._machine_cores
-        self._group = limiting_group(self._groups, self._machine_cores)
+        quotas = {each: each.cores() for each in self._groups}  # each file is read once: that costs an idle node most
+        limit = (quotas[group] if group else None) or self._machine_cores
+        self._group = _least(quotas, self._machine_cores)
         self._last = now if self._group == group else self._seen()
         return _use(before, now, min(limit, self._machine_cores))
 
@@ -123,8 +125,12 @@ class ProcessorUse:
 
 def limiting_group(groups: tuple[ControlGroup, ...], machine_cores: float) -> ControlGroup | None:
     """The group with the least quota, the innermost of equal ones; None if none has less than the machine."""
-    quotas = [(cores, group) for group in groups if (cores := group.cores()) is not None and cores < machine_cores]
-    return min(quotas, key=lambda each: each[0])[1] if quotas else None
+    return _least({group: group.cores() for group in groups}, machine_cores)
+
+
+def _least(quotas: Mapping[ControlGroup, float | None], machine_cores: float) -> ControlGroup | None:
+    least = min(quotas, key=lambda group: quotas[group] or machine_cores, default=None)
+    return least if least and (quotas[least] or machine_cores) < machine_cores else None
 
 
 def own_groups(process: Path = Path("/proc/self")) -> tuple[ControlGroup, ...]:

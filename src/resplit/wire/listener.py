@@ -121,12 +121,16 @@ class Listener(socket.socket):
         The connection of such a client is not idle, so it would otherwise stay for ever and never make way.
         """
         connection = self._newest.get(peer)
-        timer = connection and asyncio.get_running_loop().call_later(IDLE_S, _shut_down, connection)
+        if connection is None:
+            yield
+            return
+        connection.sends_since_s = asyncio.get_running_loop().time()
+        if connection.watch is None:
+            connection.watch_sending()
         try:
             yield
         finally:
-            if timer:
-                timer.cancel()
+            connection.sends_since_s = None
 
     def forget(self, connection: _AcceptedConnection) -> None:
         """A connection is closed."""
@@ -184,9 +188,24 @@ class _AcceptedConnection(socket.socket):
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.peer = peer
         self.served = 0
+        self.sends_since_s: float | None = None  # the part of an answer that is sent now (event loop's clock)
+        self.watch: asyncio.TimerHandle | None = None
         self._listener = listener
 
+    def watch_sending(self) -> None:
+        """Shut it down once a part of an answer was not taken for `IDLE_S`. One timer serves all parts of that time."""
+        self.watch, loop = None, asyncio.get_running_loop()
+        if self.sends_since_s is None:
+            return
+        due_s = self.sends_since_s + IDLE_S
+        if loop.time() >= due_s:
+            _shut_down(self)
+        else:
+            self.watch = loop.call_at(due_s, self.watch_sending)
+
     def close(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
         self._listener.forget(self)
         super().close()
 

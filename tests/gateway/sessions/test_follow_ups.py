@@ -438,3 +438,30 @@ def test_whatever_happens_each_token_comes_once_and_in_order(events: list[str]) 
     tokens = asyncio.run(play())
     assert [token.token_id for token in tokens] == EXPECTED[:60]
     assert [token.index for token in tokens] == list(range(60))
+
+
+async def test_the_deadline_of_a_request_ends_follow_ups_that_are_not_answered() -> None:
+    gateway = Gateway()
+    stream = gateway.start(deadline_s=0.3)
+    await decode(stream, 5)
+    gateway.answering = False
+    with pytest.raises(TimeoutError):
+        await decode(stream, 35)
+    assert gateway.sessions.session_names() == []
+    async with gateway.sessions.paused():  # nothing holds it up any more
+        pass
+
+
+async def test_a_defect_in_taking_an_answer_reaches_the_request_and_not_the_connection() -> None:
+    def defective(answer: Token, took_s: float) -> New:
+        raise ZeroDivisionError
+
+    alone = Alone(until=20)
+    alone.follow_ups = FollowUps(SessionPermits("s", 100, {}), alone.answers, PauseGate(), defective)
+    alone.answer(8)
+    await alone.answers.last()
+    alone.follow_ups.begin()
+    alone.answer(9)
+    with pytest.raises(ZeroDivisionError):
+        await alone.follow_ups.next()
+    assert not alone.follow_ups.are_under_way

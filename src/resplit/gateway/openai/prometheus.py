@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from resplit.errors import CLIENT_GONE_STATUS
-from resplit.pass_times import PassTime
+from resplit.pass_times import TimeByNode
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _UNKNOWN = "unknown"
@@ -60,23 +63,28 @@ class RequestMetrics:
         return Histogram(name, text, ("request_class",), buckets=_SECONDS, registry=self.registry)
 
 
-class PassMetrics:
-    """Where the time of passes goes: in queues of nodes, in their batches, between nodes."""
+class PassMetrics(Collector):
+    """Where the time of passes goes: in queues of nodes, in their batches, between nodes.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._spent_s = Counter(
+    `spent` is read when the metrics are, so that a pass updates none.
+    """
+
+    def __init__(self, registry: CollectorRegistry, spent: TimeByNode) -> None:
+        self._spent = spent
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The times of all passes so far."""
+        family = CounterMetricFamily(
             "resplit_pass_seconds_total",
             "Time of passes by part (waited, computed, hops) and node; hops are between nodes, and have none",
-            ("part", "node"),
-            registry=registry,
+            labels=("part", "node"),
         )
-
-    def passed(self, done: PassTime) -> None:
-        """Add the times of a pass."""
-        self._spent_s.labels("hops", "").inc(done.hops_s)
-        for segment in done.segments:
-            self._spent_s.labels("waited", segment.node).inc(segment.waited_s)
-            self._spent_s.labels("computed", segment.node).inc(segment.computed_s)
+        family.add_metric(("hops", ""), self._spent.hops_s)
+        for name, node in self._spent.nodes.items():
+            family.add_metric(("waited", name), node.waited_s)
+            family.add_metric(("computed", name), node.computed_s)
+        yield family
 
 
 class Stopwatch:
@@ -87,6 +95,8 @@ class Stopwatch:
         self._class, self._prompt_tokens = _UNKNOWN, 0
         self._stage: Stage = "reading"
         self._last_token_s = 0.0
+        self._token_s: Histogram | None = None  # of the request's class, once it has a token
+        self._new_tokens: Counter | None = None
         self.arrival_s = time.monotonic()
         self.status = CLIENT_GONE_STATUS
 
@@ -98,13 +108,15 @@ class Stopwatch:
     def token(self) -> None:
         """Record a token. The first one also counts the prompt's."""
         now_s = time.monotonic()
-        if self._stage == "waiting":
+        if self._token_s is None or self._new_tokens is None:
+            self._token_s = self._metrics.token_s.labels(self._class)
+            self._new_tokens = self._metrics.new_tokens.labels(self._class)
             self._enter("decoding")
             self._metrics.first_token_s.labels(self._class).observe(now_s - self.arrival_s)
             self._metrics.prompt_tokens.labels(self._class).inc(self._prompt_tokens)
         else:
-            self._metrics.token_s.labels(self._class).observe(now_s - self._last_token_s)
-        self._metrics.new_tokens.labels(self._class).inc()
+            self._token_s.observe(now_s - self._last_token_s)
+        self._new_tokens.inc()
         self._last_token_s = now_s
 
     def leave(self) -> None:

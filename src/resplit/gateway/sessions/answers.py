@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from resplit.errors import error_from_wire
@@ -76,6 +77,7 @@ class PassAnswers:
         self.awaited: Awaited | None = None
         self._prompt_tokens = prompt_tokens
         self._queue: asyncio.Queue[Token] = asyncio.Queue()
+        self._take: Callable[[Token], None] = self._queue.put_nowait
 
     def expect(self, awaited: Awaited) -> None:
         """A pass is under way from now on."""
@@ -97,25 +99,36 @@ class PassAnswers:
         if answer.error_kind or answer.token_ids:
             self.awaited = awaited.following() if answer.followed and not answer.error_kind else None
             answer.followed = self.awaited is not None
-        self._queue.put_nowait(answer)
+        self._take(answer)
         return True
 
     def lose(self, lost: Token) -> None:
         """End the pass under way, or the next one if there is none, with `lost`."""
         self.awaited = None
-        self._queue.put_nowait(lost)
+        self._take(lost)
 
     def forget(self) -> None:
         """Forget what was queued: a new attempt begins."""
         self.awaited = None
         self._queue = asyncio.Queue()
+        self._take = self._queue.put_nowait
+
+    def redirect(self, take: Callable[[Token], None]) -> None:
+        """Have `take` get the answers that are queued, and each later one as it comes, until `queue_again`."""
+        self._take = take
+        while self._take is take and not self._queue.empty():
+            take(self._queue.get_nowait())
+
+    def queue_again(self) -> None:
+        """Queue the answers from now on, for `last`."""
+        self._take = self._queue.put_nowait
 
     async def last(self) -> Token:
         """The answer that ends the pass under way; raises its error. Parts of a scored prompt come before it."""
         while not (answer := await self._queue.get()).token_ids and not answer.error_kind:
             self._note_scores(answer)
         if answer.error_kind:
-            raise _error_of(answer)
+            raise error_of(answer)
         if len(answer.logprobs) > len(answer.token_ids):
             self._note_scores(answer)
             del answer.logprobs[: -len(answer.token_ids)]
@@ -129,7 +142,7 @@ class PassAnswers:
                 self.scores[place] = found
 
 
-def _error_of(answer: Token) -> Exception:
+def error_of(answer: Token) -> Exception:
     """The error with which a pass ended."""
     # A node that restarted has neither the epoch nor the caches: for the session it is lost.
     word = "lost" if answer.error_kind == "stale" else answer.error_kind

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 
 from resplit.errors import CapacityError, NodeLostError
-from resplit.gateway.sessions.answers import Awaited, New, PassAnswers
+from resplit.gateway.sessions.answers import Awaited, New, PassAnswers, error_of
 from resplit.gateway.sessions.pause_gate import PauseGate
 from resplit.gateway.sessions.permits import SessionPermits
 from resplit.wire.node_pb2 import Step, Token
@@ -41,7 +42,10 @@ class FollowUps:
         self._answers = answers
         self._gate = gate
         self._take = take
-        self._task: asyncio.Task[None] | None = None
+        self._leave: Callable[[object], None] | None = None  # the gate; set while answers are awaited
+        self._before_s = 0.0  # when the last answer came
+        self._unread = False  # whether `next` has more to say
+        self._deadline: asyncio.TimerHandle | None = None
         self._taken: asyncio.Queue[New | Exception | None] = asyncio.Queue()  # None: there are no more
 
     def until(self, end: int, most: int, limit: int) -> int:
@@ -74,40 +78,57 @@ class FollowUps:
     @property
     def are_under_way(self) -> bool:
         """Whether `next` has more to say."""
-        return self._task is not None
+        return self._unread
 
-    def begin(self) -> None:
-        """After a pass that is followed, within the gate: take the answers of all that come after it."""
-        self._task = asyncio.create_task(self._run(), name="follow-ups")
-        self._task.add_done_callback(self._gate.stay())
+    def begin(self, due_s: float = math.inf) -> None:
+        """After a pass that is followed, within the gate: take the answers of all that come after it.
+
+        They end with TimeoutError at `due_s` (event loop's clock).
+        """
+        self._unread, self._leave, self._before_s = True, self._gate.stay(), time.monotonic()
+        if due_s < math.inf:
+            self._deadline = asyncio.get_running_loop().call_at(due_s, self._end, TimeoutError())
+        self._answers.redirect(self._accept)
 
     async def next(self) -> New | None:
         """The new tokens of the next one; None if there are no more. Raises the error with which they ended."""
         taken = await self._taken.get()
         if isinstance(taken, New):
             return taken
-        self._task = None
+        self._unread = False
         if taken is not None:
             raise taken
         return None
 
     def stop(self) -> None:
         """Take no more answers."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._leave is not None:
+            self._end(None)
 
-    async def _run(self) -> None:
-        before_s, followed = time.monotonic(), True
+    def _accept(self, answer: Token) -> None:
+        """Take an answer in the turn in which it came: a task for it would cost more than what is done here."""
         try:
-            while followed:
-                answer = await self._answers.last()
-                now_s = time.monotonic()
-                self._taken.put_nowait(self._take(answer, now_s - before_s))
-                before_s, followed = now_s, answer.followed
+            if answer.error_kind:
+                raise error_of(answer)
+            now_s = time.monotonic()
+            new = self._take(answer, now_s - self._before_s)
         except Exception as error:  # a defect, too, must reach the request
+            self._end(error)
+            return
+        self._before_s = now_s
+        self._taken.put_nowait(new)
+        if not answer.followed:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._answers.queue_again()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave(None)
             self._taken.put_nowait(error)
-        else:
-            self._taken.put_nowait(None)
 
     def _ask(self, awaited: Awaited, until: int) -> None:
         """Replace the position up to which the node of the head may begin the passes after the one under way."""

@@ -109,10 +109,11 @@ class SessionPermits:
 
         NodeLostError if a node does not answer.
         """
-        self._holders |= {(node, block) for node, blocks in senders.items() for block in blocks}
-        answers = await self._tell(
-            senders.keys(), lambda node, told: replace(told, senders={**told.senders, **senders[node]})
-        )
+        new = {node: blocks for node, blocks in senders.items() if not self._accepts(node, blocks)}
+        if not new:
+            return
+        self._holders |= {(node, block) for node, blocks in new.items() for block in blocks}
+        answers = await self._tell(new, lambda node, told: replace(told, senders={**told.senders, **new[node]}))
         _raise_first(answers)
 
     async def keep_only(self, route: Route) -> None:
@@ -147,6 +148,11 @@ class SessionPermits:
         """Give up what `keep_only_soon` has begun."""
         for task in self._changing:
             task.cancel()
+
+    def _accepts(self, node: str, senders: Mapping[int, str]) -> bool:
+        """Whether a node has been told to accept caches from these senders, and nothing else is on its way to it."""
+        told = self._told.get(node)
+        return told is not None and not self._locks[node].locked() and senders.items() <= told.senders.items()
 
     def _for_passes(self, route: Route) -> Permit:
         return replace(self._empty, epochs=frozenset({route.epoch}))

@@ -119,8 +119,7 @@ class Session:
         made = self._made
         while len(made) < self.request.max_new_tokens:
             begun_s = time.monotonic()
-            async with asyncio.timeout_at(self.due_s):
-                new = await self._next_tokens()
+            new = await self._next_tokens()
             took_s = new.took_s or (time.monotonic() - begun_s) / len(new.token_ids)
             for token_id, logprobs in itertools.zip_longest(new.token_ids, new.logprobs):
                 self.context.admission.made_token(self.reservation, took_s)
@@ -144,23 +143,23 @@ class Session:
         return GeneratedToken(token_id, made - 1, finish, logprobs, tuple(found for _, found in scores))
 
     async def _next_tokens(self) -> New:
-        """The tokens of the next pass. After a loss the session recovers and repeats the pass."""
+        """The tokens of the next pass. After a loss the session recovers and repeats the pass.
+
+        TimeoutError at its deadline. Follow-ups have a timer for all of them, instead of one for each token.
+        """
         recalled = False
         while True:
             if not self.follow_ups.are_under_way and self.context.router.violation(self.route):
-                await self.context.router.until_ready()
+                async with asyncio.timeout_at(self.due_s):
+                    await self.context.router.until_ready()
             begun_s = time.monotonic()
             try:
-                if self.follow_ups.are_under_way:
-                    if new := await self.follow_ups.next():
-                        self._ask_for_more()
-                        return new
-                    continue
-                step = (self._last,) if self.steps else self.request.prompt_ids
-                await self._until_room(self.position + len(step))
-                async with self.context.gate.passing():
-                    await self._follow_live_epoch(at_once=recalled)
-                    return await self._verify(step)
+                if not self.follow_ups.are_under_way:
+                    async with asyncio.timeout_at(self.due_s):
+                        return await self._begin_pass(at_once=recalled)
+                if new := await self.follow_ups.next():
+                    self._ask_for_more()
+                    return new
             except CommandRefusedError as error:
                 if error.reason != RECALLED:
                     raise
@@ -168,7 +167,16 @@ class Session:
                 self.recalls += 1
             except NodeLostError as error:
                 _log.warning("session recovers from a loss", session=self.name, done=self.position, error=str(error))
-                await self._recover(time.monotonic() - begun_s)
+                async with asyncio.timeout_at(self.due_s):
+                    await self._recover(time.monotonic() - begun_s)
+
+    async def _begin_pass(self, at_once: bool) -> New:
+        """The tokens of a pass that the gateway begins. With `at_once`, a move to a newer epoch ends before it."""
+        step = (self._last,) if self.steps else self.request.prompt_ids
+        await self._until_room(self.position + len(step))
+        async with self.context.gate.passing():
+            await self._follow_live_epoch(at_once)
+            return await self._verify(step)
 
     async def _until_room(self, positions: int) -> None:
         """Wait until the caches may grow to so many positions. A session that waits moves on with the live epoch."""
@@ -202,7 +210,7 @@ class Session:
         self._last = new[-1]
         self._replicate()
         if answer.followed:
-            self.follow_ups.begin()
+            self.follow_ups.begin(self.due_s)
         return New(new, logprobs_from_wire(answer.logprobs[: len(new)]))
 
     def _drafts(self, end: int) -> tuple[int, ...]:
