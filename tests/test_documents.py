@@ -6,15 +6,16 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import pytest
 import yaml
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from resplit.cli import app
 from resplit.config import ClusterConfig
+from tests.support.cluster_file import keys_of, sections
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 100
@@ -246,7 +247,7 @@ def test_the_reference_of_the_cluster_file_has_every_key_with_its_default_and_a_
     documented = {
         key.replace("KIND", kind): cells for key, cells in rows.items() for kind in ("embed", "layer", "head")
     }
-    fields = dict(cluster_file_keys(ClusterConfig))
+    fields = dict(keys_of(ClusterConfig))
     wrong = [key for key, cells in documented.items() if key in fields and not describes(cells, fields[key])]
     assert documented.keys() - fields.keys() == set()
     assert {key for key, field in fields.items() if not sections(field)} - documented.keys() == set()
@@ -256,24 +257,6 @@ def test_the_reference_of_the_cluster_file_has_every_key_with_its_default_and_a_
 def test_the_example_of_the_cluster_file_is_valid() -> None:
     example = "\n".join(code_lines(CLUSTER_FILE))
     assert ClusterConfig.model_validate(yaml.safe_load(example)).source == "hub"
-
-
-def cluster_file_keys(schema: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a part of the cluster file, with dots between levels."""
-    for name, field in schema.model_fields.items():
-        yield place + name, field
-        for section in sections(field):
-            yield from cluster_file_keys(section, f"{place}{name}.")
-
-
-def sections(field: FieldInfo) -> list[type[BaseModel]]:
-    """The sections that a key holds, in a list or as a choice."""
-    parts, found = [field.annotation], []
-    while parts:
-        part = parts.pop()
-        parts += get_args(part)
-        found += [part] if isinstance(part, type) and issubclass(part, BaseModel) else []
-    return found
 
 
 def describes(cells: list[str], field: FieldInfo) -> bool:

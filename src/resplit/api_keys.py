@@ -55,7 +55,9 @@ class ApiKeySource(BaseModel):
 
 
 def hidden(entry: Any) -> Any:
-    """An entry of `api_keys` without a key in clear."""
+    """An entry of `api_keys` without a key in clear; ValueError for a key that no client can send."""
+    if isinstance(entry, str) and (not entry or entry.split() != [entry]):
+        raise ValueError("a key has at least one character, and no white space")
     return {"sha256": digest(entry).hex()} if isinstance(entry, str) else entry
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from resplit.api_keys import ApiKeySource, hidden
 from resplit.errors import ConfigError
+from resplit.host_port import checked_host_port
 from resplit.types import Device, EngineChoice, Split, Weights, Width
-from resplit.units import Bytes, BytesPerSecond, Seconds, Watts
+from resplit.units import Bytes, BytesPerSecond, Count, Number, Seconds, Watts
 from resplit.yaml_files import Strict, first_error, known, load_file, unique
 
 
@@ -61,7 +62,7 @@ class Emulation(Strict):
 
     decode_per_token: DecodeTimes
     prefill_per_token: BlockTimes
-    background_utilization: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    background_utilization: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
 
 class NodeConfig(Strict):
@@ -72,11 +73,11 @@ class NodeConfig(Strict):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    address: str | None = None
+    address: Annotated[str, AfterValidator(checked_host_port)] | None = None
     memory: Bytes
-    max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    max_utilization: Annotated[Number, Field(gt=0, lt=1)] = 0.95
     compute_w: Watts | None = None
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[Count, Field(ge=1)] = 1
     device: Device = "auto"
     emulate: Emulation | None = None
 
@@ -112,12 +113,12 @@ class ClassConfig(Strict):
     `shed_late`: refuse a request at once if it could not be answered within `slo`.
     """
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=100)]
     slo: Seconds | None = None
     shed_late: bool = False
-    rate_rps: Annotated[float, Field(gt=0)]
-    prompt_tokens: Annotated[float, Field(ge=1)]
-    new_tokens: Annotated[float, Field(ge=1)]
+    rate_rps: Annotated[Number, Field(gt=0)]
+    prompt_tokens: Annotated[Number, Field(ge=1)]
+    new_tokens: Annotated[Number, Field(ge=1)]
     api_keys: tuple[ApiKeySource, ...] = ()
 
     @model_validator(mode="after")
@@ -136,14 +137,14 @@ class LimitsConfig(Strict):
     A pass verifies at most `drafts` tokens that were guessed, where that pays; 0 turns speculation off.
     """
 
-    context_tokens: Annotated[int, Field(ge=1)] = 512
-    sessions: Annotated[int, Field(ge=1)] = 16
-    queue: Annotated[int, Field(ge=0)] = 64
+    context_tokens: Annotated[Count, Field(ge=1)] = 512
+    sessions: Annotated[Count, Field(ge=1)] = 16
+    queue: Annotated[Count, Field(ge=0)] = 64
     body: Bytes = 2**20
     deadline: Seconds = 120.0
-    copy_every: Annotated[int, Field(ge=0)] = 16
-    drafts: Annotated[int, Field(ge=0, le=63)] = 15
-    connections: Annotated[int, Field(ge=1)] = 512
+    copy_every: Annotated[Count, Field(ge=0)] = 16
+    drafts: Annotated[Count, Field(ge=0, le=63)] = 15
+    connections: Annotated[Count, Field(ge=1)] = 512
 
 
 class HttpConfig(Strict):
@@ -160,10 +161,10 @@ class HttpConfig(Strict):
 class ObjectiveConfig(Strict):
     """alpha, beta, gamma and delta (per joule) of the planning objective."""
 
-    latency: Annotated[float, Field(ge=0)] = 1.0
-    balance: Annotated[float, Field(ge=0)] = 0.0
-    privacy: Annotated[float, Field(ge=0)] = 0.0
-    energy: Annotated[float, Field(ge=0)] = 0.0
+    latency: Annotated[Number, Field(ge=0)] = 1.0
+    balance: Annotated[Number, Field(ge=0)] = 0.0
+    privacy: Annotated[Number, Field(ge=0)] = 0.0
+    energy: Annotated[Number, Field(ge=0)] = 0.0
 
     def values(self) -> Weights:
         """These weights as the type that the planner uses."""
@@ -176,7 +177,7 @@ class ClusterConfig(Strict):
     With `allow_special_tokens`, prompts of /v1/completions may contain special tokens.
     """
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=100)]
     source: str
     nodes: Annotated[tuple[NodeConfig, ...], Field(min_length=1)]
     trusted: tuple[str, ...]
@@ -185,12 +186,12 @@ class ClusterConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     http: HttpConfig = HttpConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    kv_tokens: Annotated[int, Field(ge=1)]
+    kv_tokens: Annotated[Count, Field(ge=1)]
     weights: Width = "float32"
     engine: EngineChoice = "auto"
     split: Split = "layer"
     allow_special_tokens: bool = False
-    private_layers: Annotated[int, Field(ge=0)] = 1
+    private_layers: Annotated[Count, Field(ge=0)] = 1
 
     @model_validator(mode="after")
     def _names_are_known(self) -> ClusterConfig:

@@ -46,15 +46,25 @@ def load_file(path: Path, schema: type[_File]) -> _File:
 
 
 def first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
-    """Key and rule of the first error; a misspelt key comes before the key that is missing because of it."""
-    first = min(error.errors(), key=lambda each: each["type"] == "missing")
-    # Where a key may have a value of two types, pydantic adds the name of the type; no key has such a name.
-    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and _TYPE_NAME.search(part)))
-    rule = first["msg"].removeprefix("Value error, ")
+    """Key and rule of the first error; a misspelt key comes before the key that is missing because of it.
+
+    Where a key may have a value of two types, an error inside of one of them comes before that it is not the other.
+    """
+    errors = sorted(error.errors(), key=lambda each: each["type"] == "missing")
+    first = _keys(errors[0]["loc"])
+    inside = [each for each in errors if each["type"] != "missing" and _keys(each["loc"])[:-1] == first]
+    chosen = (inside or errors)[0]
+    location = _keys(chosen["loc"])
+    rule = chosen["msg"].removeprefix("Value error, ")
     if not location and ": " in rule:  # a rule over the whole file names its key in the message
         key, rule = rule.split(": ", 1)
         location = tuple(key.split("."))
     return location, rule
+
+
+def _keys(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The keys on the way to an error. Of two types, pydantic adds the name; no key has such a name."""
+    return tuple(part for part in location if not (isinstance(part, str) and _TYPE_NAME.search(part)))
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:

@@ -1,8 +1,13 @@
-"""A cluster file of two nodes, as text that tests change."""
+"""A cluster file of two nodes, as text that tests change, and the keys that such a file may have."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from resplit.config import ClusterConfig, load_cluster
 
@@ -37,3 +42,21 @@ def written(folder: Path, text: str) -> Path:
 def cluster(folder: Path, old: str = "", new: str = "") -> ClusterConfig:
     assert old in CLUSTER
     return load_cluster(written(folder, CLUSTER.replace(old, new, 1)))
+
+
+def keys_of(schema: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a part of the cluster file, with dots between levels."""
+    for name, field in schema.model_fields.items():
+        yield place + name, field
+        for section in sections(field):
+            yield from keys_of(section, f"{place}{name}.")
+
+
+def sections(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections that a key holds, in a list or as a choice."""
+    parts, found = [field.annotation], []
+    while parts:
+        part = parts.pop()
+        parts += get_args(part)
+        found += [part] if isinstance(part, type) and issubclass(part, BaseModel) else []
+    return found

@@ -227,14 +227,7 @@ def addresses_of(desired: DesiredState) -> dict[str, Address]:
         raise ConfigError(
             f"nodes: {missing[0]}", "has no address; `resplit serve` needs `address: host:port` of every node"
         )
-    return {node.name: _address(node.name, node.address) for node in desired.cluster.nodes if node.address}
-
-
-def _address(name: str, text: str) -> Address:
-    try:
-        return Address.parse(text)
-    except ConfigError as error:
-        raise ConfigError(f"nodes: {name}: address {error.place}", error.rule) from None
+    return {node.name: Address.parse(node.address) for node in desired.cluster.nodes if node.address}
 
 
 def _narrows_trust(old: DesiredState, new: DesiredState) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from resplit.errors import ConfigError
-
-_ADDRESS = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(\d{1,5})")
+from resplit.host_port import split_host_port
 
 
 @dataclass(frozen=True)
@@ -20,10 +18,10 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse `host:port` or, for IPv6, `[host]:port`; ConfigError for any other text."""
-        found = _ADDRESS.fullmatch(text)
-        if found is None or not 0 < int(found[3]) < 65536:
-            raise ConfigError(repr(text), "is not host:port, with an IPv6 address in brackets: [::1]:7001")
-        return cls(found[1] or found[2], int(found[3]))
+        try:
+            return cls(*split_host_port(text))
+        except ValueError as error:
+            raise ConfigError(f"{text!r:.100}", str(error)) from None
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
