@@ -154,7 +154,7 @@ async def test_a_node_that_is_added_and_does_not_answer_is_named(
     [
         ({"address": "127.0.0.1:9"}, "delta"),  # no keys were made for it
         ({}, "nodes: delta: has no address"),
-        ({"address": "nowhere"}, "nodes: delta: address"),
+        ({"address": "nowhere"}, r"nodes\.3\.address: 'nowhere' is not host:port"),
     ],
 )
 async def test_a_node_that_cannot_be_added_changes_nothing(
