@@ -84,7 +84,7 @@ def problem_in(problem: Problem, phase: Phase, declared: Phase) -> Problem:
     """`problem`, which was posed while `declared` held, as it truly is in `phase`.
 
     Times and bandwidths scale, background load and latency are added to, rates are those of the phase. A node that is
-    down runs no block; a link that is down is none.
+    down runs no block; a link that is down connects nothing.
     """
     names = [node.name for node in problem.nodes]
     before = [declared.nodes[name] for name in names]

@@ -278,7 +278,7 @@ async def test_from_the_moment_that_trust_ends_no_step_follows_a_route_that_brea
     stream = asyncio.create_task(served(nodes, LONG))
     await until(lambda: started(nodes, 1))
     distrusting = asyncio.create_task(operator.trust(B, False))
-    await preparing.wait()  # the rule holds, and no lawful placement is live yet
+    await preparing.wait()  # the rule holds, and no allowed placement is live yet
     sent.clear()
     waiting = asyncio.create_task(served(nodes, LONG))
     reason = nodes.sessions.ready()

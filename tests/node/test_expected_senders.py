@@ -253,7 +253,7 @@ async def test_a_controller_of_another_version_is_named_in_the_log_and_one_witho
 
 
 def bear_only(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on each node bears so many refused messages of a member, and none for an hour after that."""
+    """From now on each node accepts so many refused messages of a member, and none for an hour after that."""
     noted, note = Counter[int](), Patience.note
 
     def note_some(self: Patience, now_s: float, weight: float = 1.0) -> float:

@@ -197,7 +197,7 @@ async def test_from_the_moment_that_trust_ends_nothing_private_goes_to_a_node_ev
             distrusting = asyncio.create_task(asyncio.to_thread(client.trust, MALLORY, False))
             await poll_until(lambda: not ready(client))
             mallory.heard.clear()
-            with pytest.raises(TimeoutError):  # it waits for a lawful placement
+            with pytest.raises(TimeoutError):  # it waits for an allowed placement
                 await asyncio.wait_for(request, 1.0)
         assert not await heard_prompts(mallory)
         await asyncio.wait_for(distrusting, EXCLUDED_WITHIN_S)

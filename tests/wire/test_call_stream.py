@@ -48,7 +48,7 @@ class Node:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     begun: list[str] = field(default_factory=list)  # the sessions of the transfers that began
     called_off: list[str] = field(default_factory=list)
-    borne: list[str] = field(default_factory=list)  # the callers of refused calls
+    throttled: list[str] = field(default_factory=list)  # the callers of refused calls
     ended: list[ResplitError] = field(default_factory=list)  # why streams ended
     answer: Callable[[Call], bytes] | None = None  # instead of serving: what is written for each call
 
@@ -74,7 +74,7 @@ class Node:
         }
 
     async def _bear(self, caller: str) -> None:
-        self.borne.append(caller)
+        self.throttled.append(caller)
 
     async def _echo(self, call: ServedCall) -> None:
         await call.recv_message()
@@ -239,7 +239,7 @@ async def test_a_refused_call_is_borne_and_ends_only_itself(
 
     await until(both_answered)
     assert {answer.number: answer.status for answer in answers} == {7: status.value, 8: 0}
-    assert node.borne == ["alpha"]
+    assert node.throttled == ["alpha"]
     stream.abort()
     await reading
 

@@ -1,4 +1,4 @@
-"""Some useless messages are borne at once, and a few in each second."""
+"""Some useless messages are accepted at once, and a few in each second."""
 
 from __future__ import annotations
 

@@ -130,9 +130,9 @@ class Deployment:
             raise ProposalRefusedError(
                 f"it comes more than {_MOST_AHEAD_S:.0f} s before it may go live; propose it later"
             )
-        self._ensure_lawful(proposal.placement)
+        self._ensure_allowed(proposal.placement)
 
-    def _ensure_lawful(self, placement: tuple[str, ...]) -> None:
+    def _ensure_allowed(self, placement: tuple[str, ...]) -> None:
         """ProposalRefusedError for a placement that violates a rule. Rules may change while an epoch is prepared."""
         if violation := self._view.rules.violation(placement):
             raise ProposalRefusedError(violation)
@@ -204,7 +204,7 @@ class Deployment:
         answers = await self._send(commands, route, dict.fromkeys(suspects, _SUSPECTS_WITHIN_S))
         full = sorted(node for node, answer in answers.items() if _is_full(answer))
         replies = _accepted({node: answer for node, answer in answers.items() if node not in full})
-        self._ensure_lawful(route.placement)
+        self._ensure_allowed(route.placement)
         return _loaded(replies, route), full
 
     async def _wait_for(self, proposal: Proposal) -> float:
@@ -213,7 +213,7 @@ class Deployment:
             return 0.0
         begun_s = time.monotonic()
         await self._unless_others_come(asyncio.sleep(max(0.0, proposal.not_before_s - time.time())))
-        self._ensure_lawful(proposal.placement)
+        self._ensure_allowed(proposal.placement)
         return time.monotonic() - begun_s
 
     async def _unless_others_come(self, preparing: Awaitable[_Answer]) -> _Answer:
@@ -275,7 +275,7 @@ class Deployment:
             await self._gateway.move_all(route)
             commands = {name: self._commands.prepare(name, route, self._view.rules, True) for name in nodes}
             replies = _accepted(await self._commands.send(commands, route.epoch))
-            self._ensure_lawful(route.placement)
+            self._ensure_allowed(route.placement)
         except BaseException as error:
             self.broken = f"a staged move failed: {error}"
             self.on_outage()

@@ -106,7 +106,7 @@ class Readiness:
 
     def _lawful(self) -> list[tuple[str, ...]]:
         """The placements for the live epoch that keep the rules."""
-        return self._plans.lawful(self._deployment.live_number, self._view.rules)
+        return self._plans.allowed(self._deployment.live_number, self._view.rules)
 
     async def _tell(self) -> None:
         """Tell each node which blocks to keep ready: first those that it hosts, then those of each plan."""

@@ -63,7 +63,7 @@ class ReadyPlans:
             if change.lost:
                 self._lost[change.lost] = placement
 
-    def lawful(self, epoch: int, rules: PlacementRules) -> list[_Placement]:
+    def allowed(self, epoch: int, rules: PlacementRules) -> list[_Placement]:
         """The placements that are ready while `epoch` is live and keep the rules."""
         if epoch != self._epoch:
             return []
@@ -72,13 +72,13 @@ class ReadyPlans:
     def after_loss(self, epoch: int, lost: Sequence[str], rules: PlacementRules) -> _Placement | None:
         """The placement that was planned for the loss of this node in the live epoch; None if there is none."""
         placement = self._lost.get(lost[0]) if len(lost) == 1 else None
-        return placement if placement in self.lawful(epoch, rules) else None
+        return placement if placement in self.allowed(epoch, rules) else None
 
     def wanted(self, node: str, epoch: int, live: _Placement, rules: PlacementRules) -> tuple[int, ...]:
         """The blocks that a node should keep ready, the most wanted first: those that it hosts, then those of plans."""
         if node in rules.drained:
             return ()
-        placements = (live, *self.lawful(epoch, rules))
+        placements = (live, *self.allowed(epoch, rules))
         blocks = dict.fromkeys(block for each in placements for block, host in enumerate(each) if host == node)
         trusted = node in rules.cluster.trusted
         return tuple(block for block in blocks if trusted or block not in rules.private)

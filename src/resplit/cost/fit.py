@@ -65,18 +65,15 @@ def fit_cost_model(
     known = {} if previous is None else {(fit.node, fit.phase, fit.kind): fit for fit in previous.passes}
     pooled = fit_pooled(cells, kinds, reference_s, known)
     fitted = fit_nodes(cells, kinds, reference_s, pooled, known, before, drift)
-    if hold_out or previous is None:
-        errors = held_out_contexts(cells, kinds, reference_s), held_out_nodes(cells, kinds, reference_s)
-    else:
-        errors = previous.held_out_contexts, previous.held_out_nodes
+    kept = None if hold_out else previous
     newest = telemetry.nodes if len(telemetry.nodes) else telemetry.blocks
     return CostModel(
         fitted_at_s=float(newest["time_s"].max()),
         reference_s=reference_s,
         passes=(*pooled.values(), *fitted.values()),
         links=fit_links(telemetry.links, () if previous is None else previous.links),
-        held_out_contexts=errors[0],
-        held_out_nodes=errors[1],
+        held_out_contexts=kept.held_out_contexts if kept else held_out_contexts(cells, kinds, reference_s),
+        held_out_nodes=kept.held_out_nodes if kept else held_out_nodes(cells, kinds, reference_s),
         emulated=_emulated(telemetry, previous),
     )
 

@@ -59,11 +59,7 @@ def decide(
     """
     if problem.current is None:
         raise DataError("there is no current placement to decide about: deploy a first plan")
-    priced = _priced(problem, settings, ready, solve)
-    if not priced.has_plan:
-        priced = (
-            under_higher_ceilings(problem, lambda posed: _priced_if_planned(posed, settings, ready, solve)) or priced
-        )
+    priced = _best_effort(problem, settings, ready, solve)
     current, plans = priced.current, priced.plans
     rollback = _failed_trial_rollback(priced.problem, current, settings, history, measured, now_s)
     hysteresis = _Hysteresis(settings, history, now_s, settings.threshold + settings.uncertainty_weight * uncertainty)
@@ -106,9 +102,15 @@ def _priced(problem: Problem, settings: Settings, ready: Ready, solve: Solve) ->
     return _Priced(problem, current, plans)
 
 
-def _priced_if_planned(problem: Problem, settings: Settings, ready: Ready, solve: Solve) -> _Priced | None:
+def _best_effort(problem: Problem, settings: Settings, ready: Ready, solve: Solve) -> _Priced:
+    """What is priced under `problem`, or under higher ceilings if no plan keeps its ceilings and one keeps those."""
+
+    def if_planned(posed: Problem) -> _Priced | None:
+        priced = _priced(posed, settings, ready, solve)
+        return priced if priced.has_plan else None
+
     priced = _priced(problem, settings, ready, solve)
-    return priced if priced.has_plan else None
+    return priced if priced.has_plan else under_higher_ceilings(problem, if_planned) or priced
 
 
 def _choose(

@@ -79,7 +79,7 @@ class SimulatedDeployment:
 
         A cluster has seen how long the blocks of the first one took to load, and so has this.
         """
-        self._ensure_lawful(proposal)
+        self._ensure_allowed(proposal)
         prepared = self._first_load(proposal.placement) if self.live is None else _Prepared(0.0)
         self._go_live(self._route(proposal), proposal, prepared)
 
@@ -93,7 +93,7 @@ class SimulatedDeployment:
             raise ProposalRefusedError("another epoch is being prepared; plan again")
         if self.live is not None and proposal.based_on != self.live.epoch:
             raise ProposalRefusedError(f"planned against epoch {proposal.based_on}, but {self.live.epoch} is live")
-        self._ensure_lawful(proposal)
+        self._ensure_allowed(proposal)
         route, begun_s, self._busy = self._route(proposal), self._agenda.now_s, True
         if proposal.action == RECOVER:  # the old epoch cannot serve: its blocks make room
             self._drop(route.placement, self._held)
@@ -211,7 +211,7 @@ class SimulatedDeployment:
         trusted, features = rules.cluster.trusted, rules.features
         return SimulatedRoute.of(number, proposal.placement, self._machines, features, trusted, self._token_bytes)
 
-    def _ensure_lawful(self, proposal: Proposal) -> None:
+    def _ensure_allowed(self, proposal: Proposal) -> None:
         if violation := self._rules.violation(proposal.placement):
             raise ProposalRefusedError(violation)
         if down := self._down(proposal.placement):

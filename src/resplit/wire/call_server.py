@@ -60,11 +60,11 @@ def caller_of(call: Stream[Any, Any] | ServedCall) -> str:
 
 
 class CallServer:
-    """`handlers` serve the calls, by name. `bear` is awaited, with the caller's name, before a call is refused."""
+    """`handlers` serve the calls, by name. `throttle` is awaited, with the caller's name, before a call is refused."""
 
-    def __init__(self, handlers: Mapping[str, Handler], bear: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], throttle: Callable[[str], Awaitable[None]]) -> None:
         self._handlers = handlers
-        self._bear = bear
+        self._throttle = throttle
         self._patience = defaultdict[str, Patience](lambda: Patience(_AT_ONCE, _PER_S))
 
     async def serve(self, stream: MessageStream[Call]) -> None:
@@ -112,7 +112,7 @@ class CallServer:
             refusal = GRPCError(Status.UNKNOWN, "internal error")
         else:
             return
-        await self._bear(stream.member)
+        await self._throttle(stream.member)
         reason = (refusal.message or "")[:_MOST_ERROR_CHARS]
         await stream.send([Answer(number=call.number, status=refusal.status.value, error=reason)])
 

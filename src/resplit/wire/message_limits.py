@@ -103,16 +103,16 @@ class Arriving:
 
 
 def limited(
-    mapping: dict[str, Handler], arriving: Arriving, bear: Callable[[str], Awaitable[None]]
+    mapping: dict[str, Handler], arriving: Arriving, throttle: Callable[[str], Awaitable[None]]
 ) -> dict[str, Handler]:
     """Limit the handlers of a service: INVALID_ARGUMENT for a malformed message, RESOURCE_EXHAUSTED for a long one.
 
-    `bear` is awaited, with the caller's name, before a call is refused in such a way, or as the handler says.
+    `throttle` is awaited, with the caller's name, before a call is refused in such a way, or as the handler says.
     """
-    return {path: handler._replace(func=_limited(handler, arriving, bear)) for path, handler in mapping.items()}
+    return {path: handler._replace(func=_limited(handler, arriving, throttle)) for path, handler in mapping.items()}
 
 
-def _limited(handler: Handler, arriving: Arriving, bear: Callable[[str], Awaitable[None]]) -> Any:
+def _limited(handler: Handler, arriving: Arriving, throttle: Callable[[str], Awaitable[None]]) -> Any:
     async def limited_handle(stream: Stream[Any, Any]) -> None:
         incoming: Any = stream._stream
         sender = caller_of(stream)
@@ -142,10 +142,10 @@ def _limited(handler: Handler, arriving: Arriving, bear: Callable[[str], Awaitab
         except StreamTerminatedError:  # nobody waits for an answer; a log of the error would keep what had arrived
             pass
         except (DecodeError, NotImplementedError):  # malformed, or compressed
-            await bear(sender)
+            await throttle(sender)
             raise _malformed() from None
         except GRPCError:
-            await bear(sender)
+            await throttle(sender)
             raise
 
     return limited_handle

@@ -1,4 +1,4 @@
-"""How much of one member is borne, useless messages or seconds of work: some at once, and a little in each second."""
+"""How much is accepted from one member, useless messages or seconds of work: some at once, and a little each second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Patience:
     _last_s: float = 0.0
 
     def note(self, now_s: float, weight: float = 1.0) -> float:
-        """Note `weight` more. Returns the seconds until anything more is borne."""
+        """Note `weight` more. Returns the seconds until anything more is accepted."""
         self._noted = max(0.0, self._noted - self.per_s * (now_s - self._last_s)) + weight
         self._last_s = now_s
         return max(0.0, (self._noted - self.most) / self.per_s)

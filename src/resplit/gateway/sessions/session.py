@@ -328,7 +328,7 @@ class Session:
         A route that breaks a rule is left at once, and never entered.
         """
         live = self.context.router.live_route
-        if self.context.router.violation(live):  # a lawful one will follow
+        if self.context.router.violation(live):  # one that violates none will follow
             return
         if self.route.epoch != live.epoch and self.context.router.violation(self.route):
             await self.move(live, _MOVE_WITHIN_S)

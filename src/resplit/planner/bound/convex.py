@@ -54,8 +54,7 @@ def relax_convex(instance: Instance) -> Relaxation | None:
     loaded = u >= instance.background + load
     stored = (instance.memory / instance.memory.mean()) @ x <= instance.memory_limit / instance.memory.mean()
     peaked = m >= u
-    transfers = [_at_an_end(x[0], instance.start), _at_an_end(x[atoms - 1], instance.end)]
-    transfers += [_along_the_chain(x[b - 1], x[b], instance.hop(b)) for b in range(1, atoms)]
+    transfers, flow = _transfers(instance, x)
     constraints = [
         cp.sum(x, axis=1) == 1,
         *_zero(x, ~runs),
@@ -63,11 +62,11 @@ def relax_convex(instance: Instance) -> Relaxation | None:
         loaded,
         stored,
         peaked,
-        *(constraint for _, constraints in transfers for constraint in constraints),
+        *flow,
     ]
     queues = cp.sum(cp.multiply(instance.queue_weight * (1 - instance.background), cp.inv_pos(1 - u)))
     cost = (
-        sum(cost for cost, _ in transfers)
+        transfers
         + cp.sum(cp.multiply(instance.fixed, x))
         + (queues - instance.queue_weight.sum())
         + instance.balance_weight * m
@@ -78,6 +77,14 @@ def relax_convex(instance: Instance) -> Relaxation | None:
         return None
     prices = Prices(np.zeros(nodes), loaded.dual_value, stored.dual_value[None], np.zeros(0), peaked.dual_value)
     return Relaxation(float(program.value), x.value, prices)
+
+
+def _transfers(instance: Instance, x: Any) -> tuple[Any, list[Any]]:
+    """The cost of all transfers from the start of the chain to its end under `x` (A, N), and their constraints."""
+    last = instance.shape[0] - 1
+    parts = [_at_an_end(x[0], instance.start), _at_an_end(x[last], instance.end)]
+    parts += [_along_the_chain(x[b - 1], x[b], instance.hop(b)) for b in range(1, last + 1)]
+    return sum(cost for cost, _ in parts), [constraint for _, constraints in parts for constraint in constraints]
 
 
 def _at_an_end(x: Any, cost: FloatArray) -> tuple[Any, list[Any]]:
