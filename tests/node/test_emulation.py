@@ -22,6 +22,7 @@ from resplit.node.batching import SegmentPass
 from resplit.node.emulation import Hardware, Load, Padding, median_error
 from resplit.node.executor import Executor
 from tests.support.engines import stored_engine
+from tests.support.executor_results import results_of
 
 HARDWARE = Hardware(
     fixed_s={"embed": 0.0, "layer": 0.0, "head": 0.0},
@@ -80,7 +81,7 @@ async def pass_s(executor: Executor, first: int, last: int, start: int, tokens: 
 
 async def run_pass(executor: Executor, first: int, last: int, start: int, tokens: int) -> None:
     values = executor.engine.blank_input(first, tokens)
-    async for _ in executor.run(SegmentPass("one", first, last, start, 128, values, None)):
+    async for _ in results_of(executor, SegmentPass("one", first, last, start, 128, values, None)):
         pass
 
 

@@ -22,6 +22,7 @@ from resplit.node.pass_results import PassResult
 from resplit.types import Sampling
 from resplit.wire.permits import Permit
 from tests.support.engines import stored_engine
+from tests.support.executor_results import results_of
 
 LAST = 7
 PROMPT = [(5 * position) % 50 for position in range(75)]
@@ -39,7 +40,7 @@ def whole(session: str, start: int, tokens: list[int], **more: Any) -> SegmentPa
 
 
 async def results(executor: Executor, work: SegmentPass) -> list[PassResult]:
-    return [result async for result in executor.run(work)]
+    return [result async for result in results_of(executor, work)]
 
 
 async def generated(executor: Executor, session: str, prompt: list[int], count: int) -> list[int]:
@@ -98,7 +99,7 @@ def following(session: str, until: int) -> Callable[[int, tuple[int, ...]], Segm
 
 
 async def followed(executor: Executor, session: str, until: int) -> list[PassResult]:
-    return [result async for result in executor.run(whole(session, 3, [4]), following(session, until))]
+    return [result async for result in results_of(executor, whole(session, 3, [4]), following(session, until))]
 
 
 async def test_passes_follow_one_another_with_the_same_tokens_without_a_turn_of_the_event_loop(
@@ -120,7 +121,9 @@ async def test_passes_follow_one_another_with_the_same_tokens_without_a_turn_of_
         assert [result.value for result in each] == [result.value for result in done[0]]
     alone = await generated(executor, "alone", [1, 2, 3, 4], 9)
     assert len(set(alone)) > 1  # a follow-up with an older token would show
-    again = [result.value async for result in executor.run(whole("again", 0, [1, 2, 3, 4]), following("again", 12))]
+    again = [
+        result.value async for result in results_of(executor, whole("again", 0, [1, 2, 3, 4]), following("again", 12))
+    ]
     assert [value.token_ids for value in again if isinstance(value, Drawn)] == [(token,) for token in alone]
 
 
@@ -128,7 +131,7 @@ async def test_a_defect_in_what_follows_is_answered_and_stops_no_other(executor:
     def defective(end: int, token_ids: tuple[int, ...]) -> SegmentPass:
         raise ValueError("not known")
 
-    running = executor.run(whole("s", 0, [1, 2]), defective)
+    running = results_of(executor, whole("s", 0, [1, 2]), defective)
     with pytest.raises(ValueError, match="not known"):
         await anext(running)
     assert len(await results(executor, whole("s", 2, [1]))) == 1

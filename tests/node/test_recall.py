@@ -22,6 +22,7 @@ from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
 from resplit.node.executor import Executor
 from resplit.types import Sampling
+from tests.support.executor_results import results_of
 from tests.support.properties import examples
 
 LAST = 7
@@ -60,7 +61,7 @@ def whole(session: str, start: int, tokens: list[int], epoch: int, **more: Any) 
 
 async def answer(executor: Executor, work: SegmentPass) -> tuple[int, ...]:
     """The tokens of a pass."""
-    values = [result.value async for result in executor.run(work)]
+    values = [result.value async for result in results_of(executor, work)]
     assert isinstance(values[-1], Drawn)
     return values[-1].token_ids
 
@@ -78,7 +79,7 @@ async def generated(gated: Gated, session: str, count: int, epoch: list[int], ah
             return whole(session, end, list(new), now) if end < until and epoch[0] == now else None
 
         try:
-            async for result in gated.executor.run(whole(session, start, step, now), follow):
+            async for result in results_of(gated.executor, whole(session, start, step, now), follow):
                 assert isinstance(result.value, Drawn)
                 start, step = result.start + result.tokens, list(result.value.token_ids)
                 tokens += step
@@ -146,7 +147,7 @@ async def test_a_pass_that_follows_is_given_back_too_and_none_follows_in_an_olde
     def follow(end: int, new: tuple[int, ...]) -> SegmentPass | None:
         return whole("s", end, list(new), 1) if epoch[0] == 1 else None
 
-    running = gated.executor.run(whole("s", 0, [1, 2], 1), follow)
+    running = results_of(gated.executor, whole("s", 0, [1, 2], 1), follow)
     gated.let_begin(1)
     assert (await anext(running)).followed
     epoch[0] = 2
@@ -159,7 +160,7 @@ async def test_a_pass_that_follows_is_given_back_too_and_none_follows_in_an_olde
 
 async def test_nothing_follows_for_a_caller_that_has_left(stored_model: StoredModel) -> None:
     gated = Gated(stored_model)
-    running = gated.executor.run(whole("s", 0, [1, 2], 1), lambda end, new: whole("s", end, list(new), 1))
+    running = results_of(gated.executor, whole("s", 0, [1, 2], 1), lambda end, new: whole("s", end, list(new), 1))
     gated.let_begin(1)
     assert (await anext(running)).followed
     while gated.begun["s", 2] == 0:  # noqa: ASYNC110 - another thread begins it
@@ -179,7 +180,7 @@ async def test_a_part_of_a_pass_is_not_given_back(stored_model: StoredModel) -> 
     rest = whole("s", 8, prompt[8:], 1)
 
     async def ended(work: SegmentPass) -> Activation | Drawn | None:
-        return [result.value async for result in gated.executor.run(work)][-1]
+        return [result.value async for result in results_of(gated.executor, work)][-1]
 
     tasks = [asyncio.create_task(ended(work)) for work in (first, rest)]
     await asyncio.sleep(0)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -82,37 +81,58 @@ class Executor:
         self._thread = threading.Thread(target=self._work, name="executor", daemon=True)
         self._thread.start()
 
-    async def run(
-        self, work: SegmentPass, follow: Follow = nothing_follows, left_s: float = 0.0
-    ) -> AsyncGenerator[PassResult]:
-        """Run a pass and those that follow it, and yield the result of each part as it is done.
+    def submit(
+        self,
+        work: SegmentPass,
+        take: Callable[[PassResult | Exception], None],
+        follow: Follow = nothing_follows,
+        left_s: float = 0.0,
+    ) -> PassWaiter:
+        """Run a pass and those that follow it. In this event loop, `take` gets the result of each part as it is done.
 
-        Most passes have one part. `follow` is asked in the executor's thread, with the lock held under which passes
-        are recalled, so that a pass either follows before that, or sees what came before it. `left_s` is left of the
-        request's objective.
+        Most passes have one part. `take` raises nothing, and gets nothing more after an error or after `leave`.
+        `follow` is asked in the executor's thread, with the lock held under which passes are recalled, so that a pass
+        either follows before that, or sees what came before it. `left_s` is left of the request's objective.
 
-        CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches do not fit;
-        DataError for values or positions that do not match what is held.
+        The errors are CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches
+        do not fit; DataError for values or positions that do not match what is held. Malformed values raise it at once.
         """
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        caller = PassWaiter(follow, time.perf_counter() + left_s)
+        caller = PassWaiter(take, follow, time.perf_counter() + left_s)
         self._enqueue([Queued(work, caller=caller)])
-        async with contextlib.aclosing(self._results(caller)) as results:
-            async for result in results:
-                yield result
+        return caller
+
+    def leave(self, caller: PassWaiter) -> None:
+        """Give up what a caller still waits for. A pass that has begun ends, and none follows it."""
+        with self._changed:
+            caller.has_left = True
+            self._waiting = [each for each in self._waiting if each.caller is not caller]
 
     async def shared_pass_s(self, works: Sequence[SegmentPass]) -> float:
         """Run passes of different sessions through one segment together, and with no others.
 
-        Returns their node time in seconds, without the time that background load added. Errors as for `run`.
+        Returns their node time in seconds, without the time that background load added. Errors as for `submit`.
         """
-        queued = [Queued(replace(work, timed=True)) for work in works]
-        self._enqueue(queued)
-        results = [result for each in queued async for result in self._results(each.caller)]
-        assert results[0].time is not None
-        return results[0].time.node_s
+        results: asyncio.Queue[PassResult | Exception] = asyncio.Queue()
+        callers = [PassWaiter(results.put_nowait) for _ in works]
+        self._enqueue(
+            [Queued(replace(work, timed=True), caller=caller) for work, caller in zip(works, callers, strict=True)]
+        )
+        try:
+            ended, node_s = 0, math.nan
+            while ended < len(works):
+                result = await results.get()
+                if isinstance(result, Exception):
+                    raise result
+                assert result.time is not None
+                node_s = result.time.node_s if math.isnan(node_s) else node_s
+                ended += result.is_last
+            return node_s
+        finally:
+            for caller in callers:
+                self.leave(caller)
 
     def _enqueue(self, queued: Sequence[Queued]) -> None:
         with self._changed:
@@ -127,20 +147,6 @@ class Executor:
         session, more = queued.work.session, queued.work.more
         queued.whole = not more and session not in self._in_parts
         (self._in_parts.add if more else self._in_parts.discard)(session)
-
-    async def _results(self, caller: PassWaiter) -> AsyncGenerator[PassResult]:
-        try:
-            while True:
-                result = await caller.results.get()
-                if isinstance(result, Exception):
-                    raise result
-                yield result
-                if result.is_last and not result.followed:
-                    return
-        finally:
-            with self._changed:
-                caller.has_left = True
-                self._waiting = [each for each in self._waiting if each.caller is not caller]
 
     def recall(self, epoch: int) -> int:
         """Give back the whole passes of earlier epochs that wait and have not begun. Returns how many there were.

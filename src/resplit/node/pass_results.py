@@ -57,11 +57,14 @@ def nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
 
 @dataclass(eq=False)
 class PassWaiter:
-    """The task that waits for a pass, and for those that follow it. Made in that task's event loop."""
+    """Who waits for a pass, and for those that follow it. Made in the event loop in which `take` is called.
 
+    `take` gets the result of each part, and raises nothing. An error is the last that it gets.
+    """
+
+    take: Callable[[PassResult | Exception], None]
     follow: Follow = nothing_follows
     late_s: float = 0.0  # when its request misses its objective
-    results: asyncio.Queue[PassResult | Exception] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     has_left: bool = False  # guarded by the executor's lock
 
@@ -70,7 +73,7 @@ class PassWaiter:
 class Queued(Waiting):
     """A waiting pass, and who waits for it. `whole`: no part of the pass came before it, and none follows."""
 
-    caller: PassWaiter = field(default_factory=PassWaiter)
+    caller: PassWaiter = field(kw_only=True)
     whole: bool = True
 
 
@@ -89,4 +92,5 @@ def give(outcomes: Sequence[Outcome]) -> None:
 
 def _put(results: Sequence[Outcome]) -> None:
     for queued, result in results:
-        queued.caller.results.put_nowait(result)
+        if not queued.caller.has_left:
+            queued.caller.take(result)

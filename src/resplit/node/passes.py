@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -36,8 +37,20 @@ _LONGEST_LEFT_S = 3600.0  # what a member says may be anything
 _NOTHING = Drawn(())
 
 
+@dataclass(eq=False)
+class _RunningStep:
+    """A step that runs here, and the follow-ups after it."""
+
+    steps: deque[Step]  # that are not done; the executor's thread appends what follows
+    route: Route | None = None
+    leave: Callable[[], None] | None = None  # gives up what is left of them
+
+
 class Passes:
-    """Runs the steps that arrive, each in a task of its own; `gateways` are the open streams of tokens, by name."""
+    """Runs the steps that arrive; `gateways` are the open streams of tokens, by name.
+
+    A step has no task, except while it waits for its session's permit.
+    """
 
     def __init__(self, name: str, hosting: Hosting, connections: Connections) -> None:
         self.gateways: dict[str, Sender[Token]] = {}
@@ -45,6 +58,8 @@ class Passes:
         self._hosting = hosting
         self._connections = connections
         self._tasks: set[asyncio.Task[None]] = set()
+        self._arriving: Counter[str] = Counter()  # steps that wait for a permit, by session
+        self._closed = False
         self._follow_ups = RequestedFollowUps()
         hosting.permits.on_end = self._follow_ups.forget
 
@@ -76,7 +91,11 @@ class Passes:
             raise CommandRefusedError("unexpected", reason)
         if sender == CONTROLLER and not self._hosting.permits.has_ended(step.session):
             self._follow_ups.ask(step)
-        task = asyncio.create_task(self._serve(sender, step))
+        if self._hosting.permits.known(step.session) and step.session not in self._arriving:
+            self._begin(step)
+            return
+        self._arriving[step.session] += 1  # what comes after it must not overtake it
+        task = asyncio.create_task(self._begin_permitted(sender, step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -98,40 +117,62 @@ class Passes:
             self._answer(step, error=NodeLostError(f"{self._name} lost its connection to {peer} during a step"))
 
     async def cancel(self) -> None:
-        """Cancel the running passes."""
+        """Send no more results on."""
+        self._closed = True
         await cancel_and_wait(self._tasks)
 
-    async def _serve(self, sender: str, step: Step) -> None:
-        """Run a step and the follow-ups after it, and send their results on."""
-        steps = deque([step])  # that are not done; the executor's thread appends what follows
-        route: Route | None = None
+    async def _begin_permitted(self, sender: str, step: Step) -> None:
+        """Begin a step whose session's permit may still be on its way."""
         try:
-            route, permit = await self._permitted(sender, step)
+            await self._hosting.permits.arrival(step.session, sender, len(step.values.data))
+        finally:
+            self._arriving[step.session] -= 1
+            self._arriving += Counter()  # without those at 0
+        self._begin(step)
+
+    def _begin(self, step: Step) -> None:
+        """Have a step and the follow-ups after it run, if the session's permit allows it."""
+        running = _RunningStep(deque([step]))
+        try:
+            running.route = route = self._route(step)
+            permit = self._hosting.permits.of(step.session, step.attempt)
+            if step.epoch not in permit.epochs:
+                raise CommandRefusedError("stale", f"session {step.session} does not run in epoch {step.epoch}")
             work = _segment_pass(step, route, permit.capacity)
             left_s = step.left_s if 0 <= step.left_s <= _LONGEST_LEFT_S else _LONGEST_LEFT_S
-            computing = self._hosting.running().run(work, partial(self._follow, steps), left_s)
-            async with contextlib.aclosing(computing) as results:
-                async for result in results:
-                    self._forward(steps[0], result)
-                    if result.is_last:
-                        steps.popleft()
-        except ResplitError as error:
-            # The epoch may have ended and its blocks been dropped during the pass.
-            ended = isinstance(error, DataError) and self._hosting.routes.get(step.epoch) is not route
-            self._answer(steps[0], error=self._stale(step) if ended else error)
+            executor, follow = self._hosting.running(), partial(self._follow, running.steps)
+            caller = executor.submit(work, partial(self._take, running), follow, left_s)
+            running.leave = partial(executor.leave, caller)
         except Exception as error:
-            # Even after a defect the gateway must get an answer, or its request waits until the deadline.
-            _log.exception("a pass failed because of a defect", node=self._name, session=step.session)
-            self._answer(steps[0], error=error)
+            self._fail(running, error)
 
-    async def _permitted(self, sender: str, step: Step) -> tuple[Route, Permit]:
-        """The route of a step, and its session's permit, which may still be on its way."""
-        route, permits = self._route(step), self._hosting.permits
-        await permits.arrival(step.session, sender, len(step.values.data))
-        permit = permits.of(step.session, step.attempt)
-        if step.epoch not in permit.epochs:
-            raise CommandRefusedError("stale", f"session {step.session} does not run in epoch {step.epoch}")
-        return route, permit
+    def _take(self, running: _RunningStep, result: PassResult | Exception) -> None:
+        """Send the result of a part of a pass on."""
+        if self._closed:
+            return
+        try:
+            if isinstance(result, Exception):
+                raise result
+            self._forward(running.steps[0], result)
+            if result.is_last:
+                running.steps.popleft()
+            if result.is_last and not result.followed:
+                running.leave = None  # else they would keep each other alive
+        except Exception as error:
+            self._fail(running, error)
+
+    def _fail(self, running: _RunningStep, error: Exception) -> None:
+        """Answer the first step that is not done with the error, and give up the others."""
+        if running.leave:
+            running.leave()
+            running.leave = None
+        step = running.steps[0]
+        if not isinstance(error, ResplitError):
+            # Even after a defect the gateway must get an answer, or its request waits until the deadline.
+            _log.error("a pass failed because of a defect", node=self._name, session=step.session, exc_info=error)
+        # The epoch may have ended and its blocks been dropped during the pass.
+        ended = isinstance(error, DataError) and self._hosting.routes.get(step.epoch) is not running.route
+        self._answer(step, error=self._stale(step) if ended else error)
 
     def _follow(self, steps: deque[Step], end: int, token_ids: tuple[int, ...]) -> SegmentPass | None:
         """The pass that follows the last of `steps`, which ended at position `end` with these tokens.

@@ -69,7 +69,7 @@ class Permits:
 
         Returns at once if many steps of its sender wait already, or large ones.
         """
-        if self._known(session):
+        if self.known(session):
             return
         waiting = self._waiting[sender]
         if len(waiting) >= _MOST_WAITING or sum(waiting) + size_bytes > _MOST_WAITING_BYTES:
@@ -77,7 +77,7 @@ class Permits:
         waiting.append(size_bytes)
         try:
             async with asyncio.timeout(_ARRIVES_WITHIN_S):
-                while not self._known(session):
+                while not self.known(session):
                     await self._given.wait()
         except TimeoutError:
             pass
@@ -109,7 +109,8 @@ class Permits:
         """Sessions with a permit."""
         return set(self._permits)
 
-    def _known(self, session: str) -> bool:
+    def known(self, session: str) -> bool:
+        """Whether the session has a permit, or has ended: what it may do is decided."""
         return session in self._permits or session in self._ended
 
     def _stale(self, session: str, attempt: int) -> CommandRefusedError:
