@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NewType
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -249,24 +249,28 @@ class ClusterConfig(Strict):
         return self.links.of_pairs.get(frozenset((one, other)), self.links.default)
 
 
+# The content of a valid cluster file as it was written, but with API keys as their SHA-256.
+ClusterFile = NewType("ClusterFile", Mapping[str, Any])
+
+
 def load_cluster(path: Path) -> ClusterConfig:
     """Read a cluster file; ConfigError names file, line, key and rule."""
     return load_file(path, ClusterConfig)
 
 
-def read_cluster(path: Path) -> dict[str, Any]:
+def read_cluster(path: Path) -> ClusterFile:
     """The content of a cluster file, checked, without API keys in clear; ConfigError as `load_cluster`."""
     load_cluster(path)
     return without_clear_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def without_clear_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+def without_clear_keys(content: Mapping[str, Any]) -> ClusterFile:
     """The content of a valid cluster file with the same meaning, in which API keys stand as their SHA-256."""
     classes = [
         {**each, "api_keys": list(map(hidden, each["api_keys"]))} if "api_keys" in each else each
         for each in content["classes"]
     ]
-    return {**content, "classes": classes}
+    return ClusterFile({**content, "classes": classes})
 
 
 def parse_cluster(content: object, place: str) -> ClusterConfig:

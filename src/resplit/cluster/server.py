@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h11
 import structlog
@@ -26,7 +25,7 @@ from resplit.cluster.busy_machine import EmulationCheck, OthersUse
 from resplit.cluster.front import Front
 from resplit.cluster.model_check import ensure_servable
 from resplit.cluster.state_folder import claim_for_model
-from resplit.config import ClusterConfig, HttpConfig
+from resplit.config import ClusterConfig, ClusterFile, HttpConfig
 from resplit.control.api import create_control_api
 from resplit.control.controller import Controller
 from resplit.control.desired_state import DesiredState, load_desired_state
@@ -85,7 +84,7 @@ class ServePaths:
 
 
 async def serve(
-    content: Mapping[str, Any],
+    content: ClusterFile,
     obtain: Callable[[], StoredModel],
     paths: ServePaths,
     stop: asyncio.Event,
@@ -169,7 +168,7 @@ class _Parts:
 
 @contextlib.asynccontextmanager
 async def _gateway(
-    content: Mapping[str, Any],
+    content: ClusterFile,
     desired: DesiredState,
     prepared: _Prerequisites,
     member: Member,
@@ -200,7 +199,7 @@ async def _start(parts: _Parts, tasks: VitalTasks, ready: Callable[[], None]) ->
 
 
 def _assemble(
-    content: Mapping[str, Any],
+    content: ClusterFile,
     desired: DesiredState,
     prepared: _Prerequisites,
     member: Member,

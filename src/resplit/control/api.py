@@ -256,7 +256,7 @@ def _operation(operator: Operator) -> APIRouter:
 
     @router.get("/cluster")
     async def cluster() -> dict[str, Any]:
-        return operator.desired.effective
+        return dict(operator.desired.effective)
 
     @router.put("/cluster")
     async def apply(content: dict[str, Any]) -> dict[str, list[str]]:

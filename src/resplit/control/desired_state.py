@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from resplit.config import ClusterConfig, NodeConfig, parse_cluster, without_clear_keys
+from resplit.config import ClusterConfig, ClusterFile, NodeConfig, parse_cluster, without_clear_keys
 from resplit.errors import ConfigError
 from resplit.files import write_atomically
 
@@ -26,7 +26,7 @@ _RESTART = "cannot change on a running cluster; restart `resplit serve` and the 
 class DesiredState:
     """The `content` of the cluster file as parsed from YAML, the nodes that are drained, and trust set by command."""
 
-    content: Mapping[str, Any]
+    content: ClusterFile
     drained: frozenset[str] = frozenset()
     trust: Mapping[str, bool] = field(default_factory=dict)
 
@@ -38,9 +38,9 @@ class DesiredState:
         return file.model_copy(update={"trusted": trusted})
 
     @property
-    def effective(self) -> dict[str, Any]:
+    def effective(self) -> ClusterFile:
         """The content of a cluster file with the same meaning, except for drained nodes."""
-        return {**self.content, "trusted": list(self.cluster.trusted)}
+        return ClusterFile({**self.content, "trusted": list(self.cluster.trusted)})
 
     def with_drained(self, node: str) -> DesiredState:
         """With a node that may run no block; ConfigError for an unknown node."""
@@ -62,14 +62,13 @@ class DesiredState:
         """
         known = {node.name: node.address for node in self.cluster.nodes if node.address}
         parse_cluster(content, "cluster file")
-        content = without_clear_keys(content)
+        file = without_clear_keys(content)
         nodes = [
-            {"address": known[node["name"]], **node} if node["name"] in known else dict(node)
-            for node in content["nodes"]
+            {"address": known[node["name"]], **node} if node["name"] in known else dict(node) for node in file["nodes"]
         ]
         names = {node["name"] for node in nodes}
         distrusted = {name: False for name, on in self.trust.items() if not on and name in names}
-        return DesiredState({**content, "nodes": nodes}, self.drained & names, distrusted)
+        return DesiredState(ClusterFile({**file, "nodes": nodes}), self.drained & names, distrusted)
 
     def _known(self, node: str) -> str:
         if node not in self.cluster.node_names:
@@ -135,7 +134,7 @@ def _demand_changes(before: ClusterConfig, after: ClusterConfig) -> list[str]:
     return found if before.objective == after.objective else [*found, "the objective is changed"]
 
 
-def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
+def load_desired_state(path: Path, content: ClusterFile) -> DesiredState:
     """The state saved at `path`, for a controller that starts with a cluster file of this content.
 
     A cluster file that differs from the saved one is applied (`DesiredState.with_file`). ConfigError if the file at
@@ -155,7 +154,7 @@ def load_desired_state(path: Path, content: Mapping[str, Any]) -> DesiredState:
     return desired if content in (desired.content, started_with) else desired.with_file(content)
 
 
-def save_desired_state(desired: DesiredState, started_with: Mapping[str, Any], path: Path) -> None:
+def save_desired_state(desired: DesiredState, started_with: ClusterFile, path: Path) -> None:
     """Save a state; a crash leaves the previous one. ConfigError if the file cannot be written."""
     kept = {
         "content": desired.content,

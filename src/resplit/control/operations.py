@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from resplit.config import ClusterFile
 from resplit.control.controller import Controller
 from resplit.control.desired_state import DesiredState, changes, load_desired_state, save_desired_state
 from resplit.errors import ConfigError, DataError, InfeasibleError, ProposalRefusedError, ResplitError
@@ -46,7 +47,7 @@ class Operator:
     Every operation returns its changes, one sentence for each. `file` holds the desired state between restarts.
     """
 
-    def __init__(self, controller: Controller, network: Network, content: Mapping[str, Any], file: Path) -> None:
+    def __init__(self, controller: Controller, network: Network, content: ClusterFile, file: Path) -> None:
         self._view = controller.view
         self._planner = controller.planner
         self._deployment = controller.deployment

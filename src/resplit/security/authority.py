@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -27,6 +27,7 @@ from resplit.security.key_files import (
     COMMANDS_KEY,
     KEY,
     WRAP_KEY,
+    PublicJwk,
     key_set,
     public_wrap_key_name,
     read,
@@ -103,7 +104,7 @@ def rotate(folder: Path, *, honour_old_s: float = HONOUR_OLD_S) -> None:
     home = folder / AUTHORITY
     new, retires_s = Ed25519PrivateKey.generate(), int(time.time() + honour_old_s)
     old = read_key_set(home / COMMANDS)[0]
-    kept = [{**old, "exp": retires_s}] if honour_old_s > 0 else []
+    kept: list[PublicJwk] = [{**old, "exp": retires_s}] if honour_old_s > 0 else []
     # The public keys are written first. A process that is killed in between leaves a controller that signs with the
     # old key, which members still accept; the operator then rotates again.
     store(home, {COMMANDS: key_set([_public_jwk(new), *kept]), COMMANDS_KEY: _private_pem(new)})
@@ -248,6 +249,7 @@ def _private_pem(key: Ed25519PrivateKey | X25519PrivateKey) -> bytes:
     )
 
 
-def _public_jwk(key: Ed25519PrivateKey) -> dict[str, Any]:
+def _public_jwk(key: Ed25519PrivateKey) -> PublicJwk:
     public = OKPKey.import_key(key.public_key())
-    return {**public.as_dict(private=False), "kid": public.thumbprint()}
+    parts = public.as_dict(private=False)
+    return PublicJwk(kty=parts["kty"], crv=parts["crv"], x=parts["x"], kid=public.thumbprint())

@@ -17,6 +17,7 @@ from resplit.security.key_files import (
     COMMANDS_KEY,
     KEY,
     WRAP_KEY,
+    PublicJwk,
     public_wrap_key_name,
     read,
     read_certificate,
@@ -50,7 +51,7 @@ class Member:
 
     name: str
     folder: Path
-    command_keys: tuple[dict[str, Any], ...]
+    command_keys: tuple[PublicJwk, ...]
     signing_key: bytes | None = field(default=None, repr=False)
     wrap_key: bytes | None = field(default=None, repr=False)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -19,6 +19,16 @@ CERTIFICATE, KEY = "cert.pem", "key.pem"
 COMMANDS, COMMANDS_KEY = "commands.jwks", "commands.key"
 WRAP_KEY = "wrap.key"
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+
+
+class PublicJwk(TypedDict):
+    """A public Ed25519 key as a JSON Web Key (RFC 8037). `exp` is when it expires, in seconds since 1970."""
+
+    kty: str
+    crv: str
+    x: str
+    kid: str
+    exp: NotRequired[float]
 
 
 def public_wrap_key_name(node: str) -> str:
@@ -55,12 +65,12 @@ def subject_name(certificate: x509.Certificate) -> str:
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
-def key_set(keys: list[dict[str, Any]]) -> bytes:
+def key_set(keys: Sequence[PublicJwk]) -> bytes:
     """Public keys as a JSON Web Key Set (RFC 7517)."""
     return json.dumps({"keys": keys}).encode()
 
 
-def read_key_set(path: Path) -> tuple[dict[str, Any], ...]:
+def read_key_set(path: Path) -> tuple[PublicJwk, ...]:
     """The public keys in the set at `path`, newest first, at least one; ConfigError if it is not such a set."""
     try:
         newest, *older = json.loads(read(path))["keys"]

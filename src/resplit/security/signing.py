@@ -24,6 +24,7 @@ from joserfc.jws import CompactSignature, JWSRegistry
 
 from resplit.errors import CommandRefusedError, ConfigError
 from resplit.security.identity import Member
+from resplit.security.key_files import PublicJwk
 
 _log = structlog.get_logger(__name__)
 
@@ -225,9 +226,9 @@ class _ObeyedIds:
         heapq.heappush(self._by_expiry, (expires_s, unique_id))
 
 
-def _imported(key: dict[str, Any]) -> tuple[OKPKey, float]:
+def _imported(key: PublicJwk) -> tuple[OKPKey, float]:
     """A public key, and the time in seconds since 1970 until which it is accepted."""
-    public = {part: key[part] for part in ("kty", "crv", "x")}
+    public = {"kty": key["kty"], "crv": key["crv"], "x": key["x"]}
     return OKPKey.import_key(public), float(key.get("exp", math.inf))
 
 
