@@ -245,8 +245,8 @@ async def test_a_controller_of_another_version_is_named_in_the_log_and_one_witho
         assert await controller.raw(A, framed(TokensRequest()), waits_s=10, protocol=TOKENS) == b""
     told = [line["version"] for line in logs if line["event"] == "the controller has another version"]
     assert [each.split(":")[-1] for each in told] == [
-        f" upgrade resplit on {A}, and restart it",
-        f" upgrade resplit on {CONTROLLER}, and restart it",
+        f" upgrade resplit on {A}",
+        f" upgrade resplit on {CONTROLLER}",
     ]
     assert (await nodes.state(A)).refusals == {"unexpected": 1}
     await controller.disconnect()

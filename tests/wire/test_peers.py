@@ -529,6 +529,6 @@ async def test_a_node_that_does_not_know_the_stream_of_tokens_is_named_as_older(
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", port, ssl=context)
     async with server:
         peer = Watched(nodes, Address("127.0.0.1", port)).peer
-        with pytest.raises(PeerFaultError, match=r"far: far runs a resplit that says no version.*resplit on far, and"):
+        with pytest.raises(PeerFaultError, match=r"far: far runs a resplit that says no version.*resplit on far"):
             await peer.listen(lambda token: None)
         await peer.disconnect()

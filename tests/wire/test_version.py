@@ -37,11 +37,11 @@ def test_the_older_end_is_told_to_upgrade() -> None:
     ours = own_version()
     assert mismatch("garage", Version(WIRE_VERSION, "0.0.9"), "controller") == ""
     older = mismatch("garage", Version(WIRE_VERSION - 1, "0.0.9") if WIRE_VERSION > 1 else NO_VERSION, "controller")
-    assert older.endswith(f"controller runs {ours}: upgrade resplit on garage, and restart it")
+    assert older.endswith(f"controller runs {ours}: upgrade resplit on garage")
     newer = mismatch("garage", Version(WIRE_VERSION + 1, "9.1"), "controller")
     assert newer == (
         f"garage runs resplit 9.1 (wire version {WIRE_VERSION + 1}), and controller runs {ours}: "
-        "upgrade resplit on controller, and restart it"
+        "upgrade resplit on controller"
     )
 
 

@@ -53,4 +53,4 @@ def mismatch(other: str, theirs: Version, here: str) -> str:
     if theirs.wire == ours.wire:
         return ""
     older = other if theirs.wire < ours.wire else here
-    return f"{other} runs {theirs}, and {here} runs {ours}: upgrade resplit on {older}, and restart it"
+    return f"{other} runs {theirs}, and {here} runs {ours}: upgrade resplit on {older}"
