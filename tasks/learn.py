@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,24 +13,14 @@ from prefect.cache_policies import NO_CACHE
 from sklearn.linear_model import Ridge
 
 from resplit.policies import Policy
-from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned, Pull
-from resplit.records import RunRecord
+from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned, Rewarded, rewards_of
 from resplit.simulate.run import simulate
 from resplit.simulate.world import World
 
-__all__ = ["Rewarded", "fit_bandit", "rewards_of", "try_arms"]
+__all__ = ["fit_bandit", "try_arms"]
 
-_REWARDED_S = 12.0  # requests that arrive within this time show what a choice was worth
 _WORK_LIMIT = 300  # solver steps of a plan: many choices between fair plans teach more than few between the best
 _NOBODY = Bandit(((0.0,) * len(FEATURES),) * len(ARMS), (0.0,) * len(ARMS))
-
-
-@dataclass(frozen=True)
-class Rewarded:
-    """A pull with its reward: minus the logarithm of the mean latency afterwards."""
-
-    pull: Pull
-    reward: float
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{scenario} {seed}")
@@ -44,17 +34,6 @@ def try_arms(scenario: Path, seed: int) -> list[Rewarded]:
         name="learned", seed=seed, loop=loop,
     )  # fmt: skip
     return rewards_of(record, policy.pulls)
-
-
-def rewards_of(record: RunRecord, pulls: Sequence[Pull]) -> list[Rewarded]:
-    """The pulls after which requests arrived and were served."""
-    done = record.requests[record.requests.status == 200]
-    rewarded = []
-    for pull in pulls:
-        after = done[done.arrival_s.between(pull.at_s, pull.at_s + _REWARDED_S)]
-        if len(after):
-            rewarded.append(Rewarded(pull, -float(np.log((after.end_s - after.arrival_s).mean()))))
-    return rewarded
 
 
 def fit_bandit(rewarded: Sequence[Rewarded]) -> Bandit:

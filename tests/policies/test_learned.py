@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from resplit.decide import History, PastMove
 from resplit.policies import Situation, learned
-from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned
+from resplit.policies.learned import ARMS, FEATURES, Bandit, Learned, Pull, rewards_of
 from tests.support.decisions import FAST, SETTINGS, SLOW, halves, problem
+from tests.support.runs import synthetic_run
 
 WORSE = halves(FAST, SLOW, 2)
 SITUATION = Situation(1000.0, problem(WORSE), SETTINGS)
@@ -59,3 +61,11 @@ def test_the_shipped_models_are_for_these_arms_and_features() -> None:
     shipped = json.loads(Path(learned.__file__).with_name("learned.json").read_text())
     assert (tuple(shipped["arms"]), tuple(shipped["features"])) == (ARMS, FEATURES)
     assert np.array(shipped["weights"]).shape == (len(ARMS), len(FEATURES))
+
+
+def test_the_reward_is_the_latency_of_the_requests_that_arrive_next() -> None:
+    record = synthetic_run("static", duration_s=40.0)
+    done = record.requests[record.requests.status == 200]
+    after = done[done.arrival_s.between(5.0, 17.0)]
+    [only] = rewards_of(record, [Pull(5.0, (), 1), Pull(1e6, (), 0)])
+    assert only.reward == pytest.approx(-np.log((after.end_s - after.arrival_s).mean()))

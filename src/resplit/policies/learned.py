@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -16,8 +17,9 @@ import numpy as np
 
 from resplit.decide import Decision
 from resplit.policies.base import Occasion, Situation, best_placement, keep, move, utilization
+from resplit.records import RunRecord
 
-__all__ = ["ARMS", "FEATURES", "Bandit", "Learned", "Pull"]
+__all__ = ["ARMS", "FEATURES", "Bandit", "Learned", "Pull", "Rewarded", "rewards_of"]
 
 ARMS = ("keep", "best plan")
 FEATURES = (
@@ -29,6 +31,7 @@ FEATURES = (
     "objective missed",
 )
 _TRAINED = Path(__file__).with_name("learned.json")
+_REWARDED_S = 12.0  # requests that arrive within this time show what a choice was worth
 _LOG_LIMIT = 3.0  # of the logarithms, which are infinite where nothing can serve
 
 
@@ -62,6 +65,25 @@ class Pull:
     at_s: float
     context: tuple[float, ...]
     arm: int
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """A pull with its reward: minus the logarithm of the mean latency afterwards."""
+
+    pull: Pull
+    reward: float
+
+
+def rewards_of(record: RunRecord, pulls: Sequence[Pull]) -> list[Rewarded]:
+    """The pulls after which requests arrived and were served."""
+    done = record.requests[record.requests.status == 200]
+    rewarded = []
+    for pull in pulls:
+        after = done[done.arrival_s.between(pull.at_s, pull.at_s + _REWARDED_S)]
+        if len(after):
+            rewarded.append(Rewarded(pull, -math.log((after.end_s - after.arrival_s).mean())))
+    return rewarded
 
 
 class Learned:
