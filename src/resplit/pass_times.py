@@ -92,9 +92,10 @@ class TimeSpent:
 
     def add(self, done: PassTime) -> None:
         """Add a pass."""
-        self.waited_s += done.waited_s
-        self.computed_s += done.computed_s
-        self.hops_s += done.hops_s
+        waited_s, computed_s = done.waited_s, done.computed_s
+        self.waited_s += waited_s
+        self.computed_s += computed_s
+        self.hops_s += max(0.0, done.total_s - waited_s - computed_s)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import structlog
 from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
+from pydantic_core import to_json
 
 from resplit.config import ClusterConfig
 from resplit.errors import CommandRefusedError, DataError, ResplitError, wire_word
@@ -210,7 +211,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         self._agent.probe.refresh()
         rows, last = self._agent.probe.rows_after(request.after)
         report = NodeReport(replace(self._agent.probe.state(), refusals=dict(self._refusals)), rows, time.time())
-        await stream.send_message(ReportReply(body=json.dumps(asdict(report)), last=last))
+        await stream.send_message(ReportReply(body=to_json(report, inf_nan_mode="constants").decode(), last=last))
 
     async def Measure(self, stream: ServedCall) -> None:  # noqa: N802
         """Measure links now, and answer at the end. Reports have the results."""

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import structlog
@@ -114,23 +115,13 @@ class Listener(socket.socket):
         finally:
             self.end(peer)
 
-    @contextlib.contextmanager
-    def sending(self, peer: _Peer) -> Iterator[None]:
+    def sending(self, peer: _Peer) -> AbstractContextManager[None]:
         """A context in which a part of an answer is sent: a client that takes none of it for `IDLE_S` is disconnected.
 
         The connection of such a client is not idle, so it would otherwise stay for ever and never make way.
         """
         connection = self._newest.get(peer)
-        if connection is None:
-            yield
-            return
-        connection.sends_since_s = asyncio.get_running_loop().time()
-        if connection.watch is None:
-            connection.watch_sending()
-        try:
-            yield
-        finally:
-            connection.sends_since_s = None
+        return connection.sending if connection else contextlib.nullcontext()
 
     def forget(self, connection: _AcceptedConnection) -> None:
         """A connection is closed."""
@@ -188,26 +179,46 @@ class _AcceptedConnection(socket.socket):
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.peer = peer
         self.served = 0
-        self.sends_since_s: float | None = None  # the part of an answer that is sent now (event loop's clock)
-        self.watch: asyncio.TimerHandle | None = None
+        self.sending = _Sending(self)
         self._listener = listener
 
-    def watch_sending(self) -> None:
-        """Shut it down once a part of an answer was not taken for `IDLE_S`. One timer serves all parts of that time."""
-        self.watch, loop = None, asyncio.get_running_loop()
-        if self.sends_since_s is None:
-            return
-        due_s = self.sends_since_s + IDLE_S
-        if loop.time() >= due_s:
-            _shut_down(self)
-        else:
-            self.watch = loop.call_at(due_s, self.watch_sending)
-
     def close(self) -> None:
-        if self.watch is not None:
-            self.watch.cancel()
+        self.sending.stop()
         self._listener.forget(self)
         super().close()
+
+
+class _Sending(AbstractContextManager[None]):
+    """In it a part of an answer is sent. One timer serves all parts of `IDLE_S`: a token of a stream is a part."""
+
+    def __init__(self, connection: _AcceptedConnection) -> None:
+        self._connection = connection
+        self._since_s: float | None = None  # event loop's clock; None: nothing is sent now
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        self._since_s = asyncio.get_running_loop().time()
+        if self._timer is None:
+            self._watch()
+
+    def __exit__(self, *_: object) -> None:
+        self._since_s = None
+
+    def stop(self) -> None:
+        """The connection is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        """Shut the connection down if what is sent now was not taken for `IDLE_S`; otherwise look again then."""
+        self._timer, loop = None, asyncio.get_running_loop()
+        if self._since_s is None:
+            return
+        due_s = self._since_s + IDLE_S
+        if loop.time() >= due_s:
+            _shut_down(self._connection)
+        else:
+            self._timer = loop.call_at(due_s, self._watch)
 
 
 def _shut_down(connection: _AcceptedConnection) -> None:
