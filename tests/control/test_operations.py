@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,22 @@ import numpy as np
 import pytest
 from grpclib.server import Stream
 
+from resplit.cluster.local import free_ports
 from resplit.control import deployment as deployment_module
 from resplit.control import node_commands as commands_module
 from resplit.control import operations as operations_module
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
-from resplit.epochs import Proposal
+from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError
+from resplit.types import Problem
+from resplit.wire.addresses import Address
 from resplit.wire.node_pb2 import CachePart, CacheReply, CommandReply, CommandRequest, Step, Token
 from tests.support.controllers import FIRST, LONG, operator_of, placed, served, slow_to_prepare, started
 from tests.support.hostile import Honest, HostileNode, alters
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.three_nodes import A, B, C
 
 
@@ -93,12 +97,16 @@ async def test_a_drain_that_fails_for_lack_of_the_registry_leaves_the_node_in_us
     assert await served(nodes, LONG) == tokens
 
 
+def problem_with_fast_beta(nodes: InProcessCluster) -> Problem:
+    problem = problem_of(nodes.config, nodes.features, FIRST)
+    times = np.tile([1e-3, 1e-6, 1e-3], (len(nodes.features), 1))  # (blocks, nodes)
+    return replace(problem, prefill_s_per_token=times, decode_s_per_token=times)
+
+
 async def test_a_node_that_joins_gets_blocks_at_once_if_a_plan_places_some_on_it(
     nodes: InProcessCluster, controller: Controller
 ) -> None:
-    problem = problem_of(nodes.config, nodes.features, FIRST)
-    fast_beta = np.tile([1e-3, 1e-6, 1e-3], (len(nodes.features), 1))  # (blocks, nodes)
-    controller.planner.set_problem(replace(problem, prefill_s_per_token=fast_beta, decode_s_per_token=fast_beta))
+    controller.planner.set_problem(problem_with_fast_beta(nodes))
     operator = operator_of(nodes, controller)
     await deploy(controller, FIRST)
     await operator.drain(B)
@@ -118,6 +126,83 @@ async def test_a_node_that_joins_and_is_not_needed_changes_no_placement(
     assert await operator.join(C) == []
     assert controller.live is live
     assert operator.desired.drained == frozenset()
+
+
+class RefusingBeta:
+    """Deploys for a controller, but refuses placements on beta; with `always`, all placements in beta's name."""
+
+    def __init__(self, controller: Controller, always: bool = False) -> None:
+        self._deploy = controller.deployment.deploy
+        self._always = always
+        self.tried: list[tuple[str, ...]] = []
+
+    async def __call__(self, proposal: Proposal, suspects: Collection[str] = ()) -> LiveEpoch:
+        self.tried.append(proposal.placement)
+        if self._always or B in proposal.placement:
+            raise ProposalRefusedError("beta: its disk is full", frozenset({B}))
+        return await self._deploy(proposal, suspects)
+
+
+async def test_a_drain_does_without_a_node_that_refuses_its_part_of_the_plan(
+    nodes: InProcessCluster, operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller.planner.set_problem(problem_with_fast_beta(nodes))
+    refusing = RefusingBeta(controller)
+    monkeypatch.setattr(controller.deployment, "deploy", refusing)
+    assert await operator.drain(C) == ["gamma is drained"]
+    assert [B in placement for placement in refusing.tried] == [True, False]
+    assert controller.live is not None
+    assert set(controller.live.placement) == {A}
+
+
+async def test_a_drain_ends_once_the_same_node_refuses_again(
+    operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing, before = RefusingBeta(controller, always=True), operator.desired
+    monkeypatch.setattr(controller.deployment, "deploy", refusing)
+    with pytest.raises(ProposalRefusedError, match="beta: its disk is full"):
+        await operator.drain(C)
+    assert len(refusing.tried) == 2
+    assert operator.desired is before
+    assert controller.view.rules.drained == frozenset()
+
+
+async def test_a_drain_is_planned_again_while_other_epochs_go_live_but_not_for_ever(
+    operator: Operator, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy_, tried = controller.deployment.deploy, []
+
+    async def overtaken(proposal: Proposal, suspects: Collection[str] = ()) -> LiveEpoch:
+        tried.append(proposal.based_on)
+        controller.deployment.live = replace(controller.deployment.live, epoch=proposal.based_on + 1)  # type: ignore[type-var]
+        return await deploy_(proposal, suspects)
+
+    monkeypatch.setattr(controller.deployment, "deploy", overtaken)
+    with pytest.raises(ProposalRefusedError, match="planned against epoch 3, but 4 is live"):
+        await operator.drain(C)
+    assert tried == [1, 2, 3]
+
+
+async def test_a_node_whose_address_changes_is_reached_at_the_new_one_and_keeps_no_stream_waiting(
+    nodes: InProcessCluster, operator: Operator, controller: Controller
+) -> None:
+    tokens = await served(nodes, LONG)
+    proxy = TcpProxy(Address("127.0.0.1", free_ports(1)[0]), nodes.addresses[C])
+    await proxy.open()
+    try:
+        content = dict(operator.desired.effective)
+        moved = [node | ({"address": str(proxy.outside)} if node["name"] == C else {}) for node in content["nodes"]]
+        assert await operator.apply({**content, "nodes": moved}) == [f"gamma is at {proxy.outside}"]
+        assert controller.live is not None
+        assert C not in controller.live.placement  # its blocks left before it was reached at another address
+        assert controller.view.addresses[C] == proxy.outside
+        assert controller.view.rules.drained == frozenset()
+        await nodes.router.wait_for([C], 10.0)
+        await controller.membership.introduce()
+        await deploy(controller, FIRST)
+        assert await served(nodes, LONG) == tokens
+    finally:
+        proxy.close()
 
 
 def content_without(operator: Operator, name: str) -> dict[str, Any]:
