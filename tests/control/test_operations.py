@@ -197,7 +197,7 @@ async def test_a_node_whose_address_changes_is_reached_at_the_new_one_and_keeps_
         assert C not in controller.live.placement  # its blocks left before it was reached at another address
         assert controller.view.addresses[C] == proxy.outside
         assert controller.view.rules.drained == frozenset()
-        await nodes.router.wait_for([C], 10.0)
+        await nodes.router.wait_for({C}, 10.0)
         await controller.membership.introduce()
         await deploy(controller, FIRST)
         assert await served(nodes, LONG) == tokens
