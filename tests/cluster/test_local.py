@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -62,4 +64,15 @@ def test_a_process_that_ends_before_the_cluster_is_ready_is_an_error_with_its_la
     start_process(cluster, CONTROLLER, LIVES)
     start_process(cluster, "alpha", [sys.executable, "-S", "-c", "import sys; sys.exit('resplit: no keys here')"])
     with pytest.raises(ResplitError, match="alpha ended before the cluster was ready: no keys here"):
+        await_ready(cluster)
+
+
+def test_a_process_that_could_not_write_its_log_ended_because_the_disk_is_full(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_process(cluster, CONTROLLER, [sys.executable, "-c", "pass"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(
+        ResplitError, match="controller ended before the cluster was ready: the disk is full, and no log"
+    ):
         await_ready(cluster)

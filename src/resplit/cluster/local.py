@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from resplit.security.identity import CONTROLLER
 
 _log = structlog.get_logger(__name__)
 _STOP_WITHIN_S = 5.0
+_LOGS_NEED_BYTES = 2**20  # with less, a process may end without a word
 
 
 @dataclass
@@ -209,7 +211,11 @@ def last_error(state: Path, name: str) -> str:
     log = state / "log" / f"{name}.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     prefix = "resplit: "
-    return lines[-1].removeprefix(prefix) if lines and lines[-1].startswith(prefix) else f"see {log}"
+    if lines and lines[-1].startswith(prefix):
+        return lines[-1].removeprefix(prefix)
+    if shutil.disk_usage(state).free < _LOGS_NEED_BYTES:
+        return f"the disk is full, and no log could be written; make room in {state}, or choose another --state"
+    return f"see {log}"
 
 
 @contextlib.contextmanager
