@@ -32,7 +32,10 @@ from tests.support.streams import PROMPTS, all_answers, expected_tokens
 pytestmark = pytest.mark.processes
 
 NODES = {"alpha": "127.0.0.2", "beta": "127.0.0.3", "gamma": "::1"}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SOON_MS = 1000  # what happens is on the page within this time
 NEW_TOKENS = 64
+SPREAD = ("alpha", "beta", "gamma", "beta", "gamma", "gamma", "alpha", "beta")
 CLUSTER = """
 name: apart
 source: alpha
@@ -156,8 +159,7 @@ async def test_separate_machines_serve_resplit_and_recover_while_they_share_only
             assert await serving == expected
 
         def resplit() -> None:
-            spread = ("alpha", "beta", "gamma", "beta", "gamma", "gamma", "alpha", "beta")
-            client.propose(Proposal(spread, "re-split", client.model().epoch))
+            client.propose(Proposal(SPREAD, "re-split", client.model().epoch))
 
         def kill() -> None:
             machines.processes["gamma"].send_signal(signal.SIGKILL)
@@ -171,3 +173,27 @@ async def test_separate_machines_serve_resplit_and_recover_while_they_share_only
     assert statuses == {200}
     for name in NODES:  # a member writes nothing but its log
         assert {path.name for path in (machines.folder / name).iterdir()} == {"cluster.yaml", "keys", "log"}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH; install one, such as Debian's `chromium`")
+async def test_a_move_and_a_killed_process_are_on_the_page_within_a_second(apart: tuple[Machines, Cluster]) -> None:
+    playwright = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")
+    machines, cluster = apart
+    complaints: list[str] = []
+    with ControlClient(cluster.url, cluster.token) as client:
+        async with playwright.async_playwright() as started:
+            browser = await started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            tab = await browser.new_page()
+            tab.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
+            tab.on("pageerror", lambda error: complaints.append(str(error)))
+            await tab.goto(cluster.url)
+            await tab.wait_for_selector("#map .cell")
+
+            live = await asyncio.to_thread(client.propose, Proposal(SPREAD, "re-split", client.model().epoch))
+            await tab.wait_for_selector(f"#news li:has-text('epoch {live.epoch} (re-split)')", timeout=SOON_MS)
+            cells = await tab.eval_on_selector_all("#map .cell", "cells => cells.map(cell => cell.dataset.node)")
+            assert {name: cells.count(name) for name in NODES} == {name: SPREAD.count(name) for name in NODES}
+
+            machines.processes["gamma"].send_signal(signal.SIGKILL)
+            await tab.wait_for_selector("#map .node.lost[data-node=gamma]", timeout=SOON_MS)
+            assert complaints == []
