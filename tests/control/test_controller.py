@@ -6,7 +6,6 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -314,7 +313,7 @@ async def test_a_controller_whose_log_is_an_older_copy_numbers_above_what_the_no
     await nodes.router.disconnect()
     older = EpochLog(nodes.folder / "older.db")
     for step in ("proposed", "prepared", "committed"):
-        older.append(1, step, asdict(Proposal(tuple(FIRST), "initial", 0)))
+        older.append(1, step, None if step == "prepared" else Proposal(tuple(FIRST), "initial", 0))
     nodes.start_gateway()
     nodes.router.connect(nodes.addresses)
     await nodes.router.wait_for({A, B, C}, 10)

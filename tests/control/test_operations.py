@@ -268,6 +268,27 @@ async def test_more_private_layers_hold_at_once_although_no_placement_can_be_pre
     assert await served(nodes) == tokens
 
 
+async def test_a_join_returns_although_a_lost_node_cannot_be_replaced_for_lack_of_the_registry(
+    nodes: InProcessCluster,
+    operator: Operator,
+    controller: Controller,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(operations_module, "_RECOVERS_WITHIN_S", 0.5)
+    tokens = await served(nodes)
+    await operator.drain(C)
+    await deploy(controller, [A, A, B, B, B, B, B, A])
+    registry, away = nodes.folder / "registry", tmp_path / "away"
+    registry.rename(away)
+    await nodes.stop(B)
+    async with asyncio.timeout(20):
+        told = await operator.join(C)
+    assert told == ["gamma is used again", "no placement can be prepared yet; requests wait for one"]
+    away.rename(registry)
+    assert await served(nodes) == tokens
+
+
 async def test_streams_that_do_not_leave_a_drained_node_in_time_are_replayed(
     nodes: InProcessCluster, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

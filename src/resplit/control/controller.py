@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class Controller:
         self.fast_loop = FastLoop(self.view, self.planner, self.deployment, self.readiness, log, self.moves, self.tasks)
         self.recovery = Recovery(self.view, self.deployment, self.planner, log)
         self.membership = Membership(self.view, commands, self.deployment, self.recovery, peers)
-        self.deployment.on_outage = self._recover
+        self.deployment.on_outage = self.recover
         outcomes = Outcomes(gateway, log)
         self.deployment.on_live = lambda epoch: self._start(lambda: outcomes.judge(epoch), f"judge epoch {epoch.epoch}")
         self.spent = TimeByNode()  # of all passes so far
@@ -104,7 +105,7 @@ class Controller:
     def node_lost(self, name: str) -> None:
         """A node is lost: if the live epoch uses it, recover without it."""
         if self.live and name in self.live.placement:
-            self._recover()
+            self.recover()
 
     def node_found(self, name: str) -> None:
         """A node answers, for the first time or again: bring it up to date."""
@@ -117,11 +118,12 @@ class Controller:
         """Cancel the background tasks."""
         await self.tasks.stop()
 
-    def _recover(self) -> None:
-        self._start(self.recovery.recover, "recover")
+    def recover(self) -> asyncio.Task[None]:
+        """Begin to restore the service, if it is out; while the registry is away that tries without end."""
+        return self._start(self.recovery.restore, "recover")
 
-    def _start(self, work: _Work, name: str) -> None:
-        self.tasks.spawn(_unless_refused(work, name), name)
+    def _start(self, work: _Work, name: str) -> asyncio.Task[None]:
+        return self.tasks.spawn(_unless_refused(work, name), name)
 
 
 def _with_sessions(decision: Decision, gateway: Gateway) -> Decision:

@@ -56,8 +56,8 @@ class Deployment:
         self._log = log
         self._tasks = tasks
         self._gateway = view.gateway
-        self.on_outage: Callable[[], None] = lambda: None
-        self.on_live: Callable[[LiveEpoch], None] = lambda epoch: None
+        self.on_outage: Callable[[], object] = lambda: None
+        self.on_live: Callable[[LiveEpoch], object] = lambda epoch: None
         # The committed epoch that serves: the log's live epoch. None before the first one, and after a restart until
         # an epoch is deployed again.
         self.live: Route | None = None

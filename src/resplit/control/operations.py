@@ -23,6 +23,7 @@ _log = structlog.get_logger(__name__)
 _RELOCATE_TRIES = 3  # a plan is outdated if another epoch went live meanwhile
 _SETTLE_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 10.0
+_RECOVERS_WITHIN_S = 10.0  # while the registry is away, a recovery tries without end
 
 
 class Network(Protocol):
@@ -51,7 +52,7 @@ class Operator:
         self._view = controller.view
         self._planner = controller.planner
         self._deployment = controller.deployment
-        self._recovery = controller.recovery
+        self._recover = controller.recover
         self._membership = controller.membership
         self._member = controller.member
         self._network = network
@@ -134,9 +135,9 @@ class Operator:
             raise
         pending = await self._settle(new)
         self._connect(new)
-        await self._recovery.resume()
-        await self._recovery.recover()
-        return pending
+        recovering = self._recover()
+        await asyncio.wait({recovering}, timeout=_RECOVERS_WITHIN_S)
+        return pending if recovering.done() else [*pending, "no placement can be prepared yet; requests wait for one"]
 
     async def _enforce(self, new: DesiredState) -> list[str]:
         """Take private blocks off nodes that may not hold them any more, even if that ends service.
@@ -155,8 +156,7 @@ class Operator:
         finally:
             pending = await self._settle(new)
             unanswered = await self._membership.send_trust()
-        # Not awaited: while the registry is away, a recovery tries without end, and the rule holds already.
-        self._deployment.on_outage()
+        self._recover()  # not awaited: the rule holds already
         untrusted = set(new.cluster.node_names) - set(new.cluster.trusted)
         silent = sorted((set(self._view.unreachable) | set(unanswered)) & untrusted)
         self._connect(new)

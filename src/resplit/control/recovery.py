@@ -42,6 +42,11 @@ class Recovery:
         self._returned.set()
         self._returned = asyncio.Event()
 
+    async def restore(self) -> None:
+        """Whatever is needed for an epoch that serves: `resume`, then `recover`."""
+        await self.resume()
+        await self.recover()
+
     async def recover(self) -> None:
         """Deploy plans for the remaining nodes until the live epoch can serve, or no plan is possible."""
         async with self._recovering:
