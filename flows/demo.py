@@ -26,6 +26,7 @@ from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running
 from resplit.cluster.supervision import supervised
 from resplit.errors import ResplitError
+from resplit.process.logs import log_errors_only
 from resplit.scenario import ScenarioConfig, load_scenario
 from resplit.workload import schedule_requests
 from tasks.changes import reset
@@ -57,6 +58,7 @@ def demo(params: Params, port: int, undisturbed: bool, state: Path = STATE) -> N
             _adapt(cluster, params, state)
         finally:
             sys.stderr.write("stopping\n")
+            log_errors_only()  # requests are under way
 
 
 def _serve(cluster: Cluster, params: Params, scenario: ScenarioConfig) -> None:

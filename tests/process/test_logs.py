@@ -8,7 +8,7 @@ import io
 import pytest
 import structlog
 
-from resplit.process.logs import LossyStream, Throttle, log_to_stderr
+from resplit.process.logs import LossyStream, Throttle, log_errors_only, log_to_stderr
 
 
 class FullDisk(io.StringIO):
@@ -79,3 +79,17 @@ def test_the_log_of_a_process_is_throttled(capsys: pytest.CaptureFixture[str]) -
     finally:
         structlog.reset_defaults()
     assert 20 <= capsys.readouterr().err.count("answer ignored") <= 40
+
+
+def test_a_process_that_stops_logs_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        log_to_stderr()
+        log = structlog.get_logger("test")
+        log_errors_only()
+        log.warning("the connection of a request failed")
+        log.error("a defect")
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "a defect" in said
+    assert "failed" not in said
