@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from resplit.cli import main
-from resplit.control.log import EpochLog, EpochStep
+from resplit.control.log import Detail, EpochLog, EpochStep
 
 
 def kill_at(when: str, number: int) -> None:
     """Kill this process (SIGKILL) before or after append number `number`, counted from 1, to the epoch log."""
     append, appended = EpochLog.append, 0
 
-    def controller(self: EpochLog, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
+    def controller(self: EpochLog, epoch: int, step: EpochStep, detail: Detail | None = None) -> None:
         nonlocal appended
         appended += 1
         if appended == number and when == "before":

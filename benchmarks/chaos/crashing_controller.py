@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
-from resplit.control.log import EpochLog, EpochStep
+from resplit.control.log import Detail, EpochLog, EpochStep
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import NodeLostError, ResplitError
 from resplit.gateway.engine import GenerationRequest
 from resplit.model.source import StoredModel
 from resplit.status import ReportedState
 from resplit.types import Sampling
+from resplit.wire.commands import Reply
 from resplit.wire.peers import Peer
 from tests.support.cluster import TRUSTED
 from tests.support.in_process import InProcessCluster, until
@@ -63,7 +64,7 @@ class CrashingLog(EpochLog):
         super().__init__(path)
         self._crash_point = crash_point
 
-    def append(self, epoch: int, step: EpochStep, detail: Mapping[str, Any]) -> None:
+    def append(self, epoch: int, step: EpochStep, detail: Detail | None = None) -> None:
         """Append, with a chance to crash before and after."""
         self._crash_point.event(f"before {step}")
         super().append(epoch, step, detail)
@@ -80,7 +81,7 @@ class FaultyPeer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peer, name)
 
-    async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> Reply:
         """Send a command, subject to the fault that the trial holds for it."""
         trial, name = self._trial, self._peer.name
         crash_point = trial.crash_point
