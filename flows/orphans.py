@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
 import psutil
 
-__all__ = ["watch_this_process"]
+__all__ = ["keep_servers_from_ctrl_c", "watch_this_process"]
 
 _MARK = "RESPLIT_FLOW_PID"  # the servers of a flow inherit it
 _SERVER_MARK = "PREFECT__SERVER_EPHEMERAL"
@@ -26,6 +27,25 @@ def watch_this_process() -> None:
     # Ctrl-C is not for the watcher, and who reads this process's output does not wait for it.
     subprocess.Popen(command, stdin=watched, stdout=subprocess.DEVNULL, start_new_session=True)
     os.close(watched)
+
+
+def keep_servers_from_ctrl_c() -> None:
+    """Have the Prefect servers that this process starts outlive Ctrl-C, which a terminal sends to all its processes.
+
+    The flow tells its server that it was interrupted. Without a server it would try for a minute.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    start = SubprocessASGIServer._run_uvicorn_command
+
+    def start_blocked(server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+        try:
+            return start(server)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    SubprocessASGIServer._run_uvicorn_command = start_blocked  # type: ignore[method-assign]
 
 
 def _end_servers(flow: str) -> None:

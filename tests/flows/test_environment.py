@@ -79,3 +79,40 @@ run_command(work)
             assert other.is_running()
         finally:
             other.kill()
+
+
+def test_ctrl_c_ends_a_flow_at_once_although_its_server_is_of_the_same_terminal(tmp_path: Path) -> None:
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+from flows.environment import prepare
+prepare()
+from prefect import flow, task
+from flows.command import run_command
+
+@task
+def wait():
+    print("waits", flush=True)
+    time.sleep(60)
+
+@flow
+def waiting():
+    wait()
+
+run_command(waiting)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"waits\n"
+        server = next(child for child in psutil.Process(running.pid).children() if "uvicorn" in child.cmdline())
+        os.killpg(running.pid, signal.SIGINT)
+        try:
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
+        assert eventually(lambda: not server.is_running())
