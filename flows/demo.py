@@ -59,6 +59,7 @@ def demo(params: Params, port: int, undisturbed: bool, state: Path = STATE) -> N
         finally:
             sys.stderr.write("stopping\n")
             log_errors_only()  # requests are under way
+            threading.excepthook = lambda broken: None  # so is the thread of the load
 
 
 def _serve(cluster: Cluster, params: Params, scenario: ScenarioConfig) -> None:

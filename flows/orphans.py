@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import psutil
 
@@ -38,10 +39,10 @@ def keep_servers_from_ctrl_c() -> None:
 
     start = SubprocessASGIServer._run_uvicorn_command
 
-    def start_blocked(server: SubprocessASGIServer) -> subprocess.Popen[bytes]:
+    def start_blocked(self: SubprocessASGIServer) -> subprocess.Popen[Any]:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
         try:
-            return start(server)
+            return start(self)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
