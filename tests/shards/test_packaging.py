@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,3 +57,16 @@ def test_only_changed_and_lost_blocks_are_sealed_again(registry: Registry, keyri
     assert package(Model({"embed": b"a", "layer.0": b"changed", "head": b"c"}), registry, keyring) == 2
     assert keyring["embed"] == embed
     assert keyring["head"].key != head.key, "a key seals one shard only"
+
+
+def test_what_a_killed_packaging_left_half_written_is_deleted_later(
+    registry: Registry, keyring: Keyring, tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "registry", Model({"embed": b"a"})
+    package(model, registry, keyring)
+    left, written_now = folder / f".{'0' * 32}.new", folder / f".{'1' * 32}.new"
+    for part in (left, written_now):
+        part.write_bytes(b"half")
+    os.utime(left, (time.time() - 7200,) * 2)
+    package(model, registry, keyring)
+    assert sorted(folder.iterdir()) == sorted([written_now, folder / keyring["embed"].shard])

@@ -20,6 +20,7 @@ def package(model: StoredModel, registry: Registry, keyring: Keyring) -> int:
 
     A second call for the same model writes nothing. ShardError if the registry or the keyring cannot be written.
     """
+    registry.delete_abandoned()
     written = 0
     for block in model.spec.blocks:
         plain = model.content(block.name)

@@ -11,10 +11,12 @@ import os
 import re
 import stat
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import fsspec
@@ -24,6 +26,7 @@ from resplit.errors import ShardError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _ACCESS_WITHIN_S = 45.0
+_ABANDONED_AFTER_S = 3600.0
 Result = TypeVar("Result")
 
 
@@ -88,6 +91,16 @@ class Registry:
         path = self._path(name)
         with contextlib.suppress(FileNotFoundError):
             self._access(lambda: self._files.rm_file(path), "check that it can be written to")
+
+    def delete_abandoned(self) -> None:
+        """Delete from a folder what killed writers left half written: whatever is too old to be still written."""
+        if not self.is_folder:
+            return
+        oldest_s = time.time() - _ABANDONED_AFTER_S
+        for part in Path(self._root).glob(".*.new"):
+            with contextlib.suppress(OSError):  # another process may be faster
+                if part.stat().st_mtime < oldest_s:
+                    part.unlink()
 
     def _read(self, path: str, size_bytes: int) -> bytes:
         if isinstance(self._files, LocalFileSystem):
