@@ -112,7 +112,11 @@ def node(
 
     key_folder = keys or state / "keys" / name
     url, kept = registry or str(state / "registry"), state / "shards" / name
-    _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, Address.parse(address), stop, kept=kept))
+    try:
+        at = Address.parse(address)
+    except ConfigError as error:  # those in the file are checked already
+        raise ConfigError(f"--listen {error.place}", error.rule) from None
+    _run_until_stopped(lambda stop: serve_node(name, config, key_folder, url, at, stop, kept=kept))
 
 
 @app.command()

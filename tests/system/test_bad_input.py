@@ -91,6 +91,8 @@ def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) ->
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     done = run_resplit("node", str(tmp_path / "cluster.yaml"), "--name", "attic")
     assert_refused(done, tmp_path, "--name: 'attic' is not in", "it has alone")
+    done = run_resplit("node", str(tmp_path / "cluster.yaml"), "--name", "alone", "--listen", "nowhere")
+    assert_refused(done, tmp_path, "--listen 'nowhere': is not host:port")
 
 
 def test_the_keys_of_another_member_are_refused_at_the_start(tmp_path: Path) -> None:
