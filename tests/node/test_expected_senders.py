@@ -21,6 +21,7 @@ from resplit.control.controller import Controller
 from resplit.model.activation import Activation, token_ids
 from resplit.model.source import StoredModel
 from resplit.node import server
+from resplit.process.cancellation import cancel_and_wait
 from resplit.security.identity import CONTROLLER, STEPS, TOKENS
 from resplit.wire.node_pb2 import (
     CloseRequest,
@@ -284,13 +285,18 @@ async def test_a_flood_of_refused_steps_is_read_slowly_and_brings_the_gateway_fe
 
     nodes.router.on_token = record
     flood = framed(Step(session="flood", epoch=epoch, gateway=CONTROLLER, acknowledge=True)) * 500
-    await liar.raw(A, flood, waits_s=1.0, protocol=STEPS)
-    await liar.raw(A, flood, waits_s=1.0, protocol=STEPS)
+    streams = [asyncio.create_task(liar.raw(A, flood, waits_s=60.0, protocol=STEPS)) for _ in range(2)]
+
+    async def are_read() -> bool:
+        return sum((await nodes.state(A)).refusals.values()) >= 7
+
+    await until(are_read)
     expected = reference(unsplit_model, list(PROMPT), NEW_TOKENS)
     assert await generate(nodes.sessions, generation_request(NEW_TOKENS)) == expected
     refused = (await nodes.state(A)).refusals
     assert sum(refused.values()) == 7, "five at once, then one more on each stream"
     assert answers.count("flood") == (7 if epoch == 99 else 0)
+    await cancel_and_wait(streams)
 
 
 async def test_refused_calls_of_one_member_wait_once_they_are_many_and_others_do_not(
