@@ -21,8 +21,9 @@ import pandas as pd
 from resplit.config import ClusterConfig, load_cluster
 from resplit.intervals import interval
 from resplit.scenario import BackgroundTrace, BandwidthTrace, ScenarioConfig
-from resplit.simulate.command import World, run_policy
+from resplit.simulate.command import run_policy
 from resplit.simulate.models import load_model
+from resplit.simulate.world import World
 from resplit.traces import with_traces
 
 HOME = Path("data/clusters/home.yaml")
@@ -54,14 +55,16 @@ def scenario(
     for node in cluster.nodes:
         machine, shift_s = _drawn(machines, duration_s * speed, rng)
         backgrounds.append(
-            BackgroundTrace(
-                kind="background", file=str(background), vm=machine, node=node.name, shift=f"{shift_s} s", speed=speed
+            BackgroundTrace.model_validate(
+                {"kind": "background", "file": str(background), "vm": machine}
+                | {"node": node.name, "shift": f"{shift_s} s", "speed": speed}
             )
         )
     link, shift_s = _drawn(links, duration_s, rng)
     bandwidths = [
-        BandwidthTrace(
-            kind="bandwidth", file=str(bandwidth), trace_id=link, between=(node.name, FAR), shift=f"{shift_s} s"
+        BandwidthTrace.model_validate(
+            {"kind": "bandwidth", "file": str(bandwidth), "trace_id": link}
+            | {"between": (node.name, FAR), "shift": f"{shift_s} s"}
         )
         for node in cluster.nodes
         if node.name != FAR

@@ -253,10 +253,8 @@ def draw(rows: list[SolverRow], path: Path) -> None:
     best = best_of(rows)
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for run, mine in by_run(rows).items():
-        solved = [r for r in mine if r.objective is not None]
-        axes.scatter(
-            [max(r.solve_s, 1e-4) for r in solved], [r.objective / best[r.instance] for r in solved], s=14, label=run
-        )
+        points = [(max(r.solve_s, 1e-4), r.objective / best[r.instance]) for r in mine if r.objective is not None]
+        axes.scatter([solve_s for solve_s, _ in points], [ratio for _, ratio in points], s=14, label=run)
     axes.set(xscale="log", yscale="log", xlabel="solve time (s)", ylabel="objective / best known")
     axes.legend(fontsize=7, ncols=2)
     figure.tight_layout()

@@ -135,7 +135,7 @@ def generate(spec: Spec) -> dict[str, Any]:
 def drifted(problem: dict[str, Any], seed: int, size: float = 0.15) -> dict[str, Any]:
     """The same problem after a drift: background load, rates, times and links change by about `size` (relative)."""
     rng = np.random.default_rng(seed)
-    new = json.loads(json.dumps(problem))
+    new: dict[str, Any] = json.loads(json.dumps(problem))
     for node in new["nodes"]:
         node["background_utilization"] = float(
             np.clip(node["background_utilization"] + rng.normal(0, size / 2), 0, 0.9)

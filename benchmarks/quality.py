@@ -19,10 +19,11 @@ from resplit.model.activation import Activation, token_ids
 from resplit.model.engines.base import SessionRows
 from resplit.model.sampling import to_float32
 from resplit.model.source import StoredModel, obtain
+from resplit.types import Width
 from tests.support.engines import stored_engine
 
 WINDOW, CHUNK = 256, 64
-WIDTHS = ("float32", "int8", "int4")
+WIDTHS: tuple[Width, ...] = ("float32", "int8", "int4")
 
 
 def logits_of(model: StoredModel, windows: list[list[int]]) -> np.ndarray:

@@ -86,6 +86,7 @@ def changes(client: ControlClient, kind: str) -> tuple[TimedChange, TimedChange]
         pairs = [(one, other) for one, other in itertools.pairwise(stops) if one != other]
         one, other = next((pair for pair in pairs if node in pair), pairs[0])
         shape = cluster.link(one, other)
+        assert shape is not None, "the home cluster declares all links"
         near = {"latency_s": shape.latency, "bandwidth_bytes_per_s": shape.bandwidth}
         words = f"{one} - {other}: 120 ms, 10 Mbit/s"
         return _pair(

@@ -32,7 +32,8 @@ def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:
     """Measured and simulated metrics, and for each configuration the relative error of its latency."""
     real, ours = summarise(run), summarise(simulated)
     # A run may end before its last epoch serves a request, so that only one of the two tables has it.
-    epochs = zip(epoch_latency(run).itertuples(), epoch_latency(simulated).itertuples(), strict=False)
+    tables = (epoch_latency(each).to_dict("records") for each in (run, simulated))
+    epochs = zip(*tables, strict=False)
     return {
         "policy": run.policy,
         "scenario": run.scenario,
@@ -41,7 +42,7 @@ def compared(run: RunRecord, simulated: RunRecord) -> dict[str, object]:
             name: [round(getattr(real, name), 4), round(getattr(ours, name), 4)] for name in _COMPARED
         },
         "configurations": [
-            [int(one.requests), round(one.measured_latency_s, 4), round(other.measured_latency_s, 4)]
+            [one["requests"], round(one["measured_latency_s"], 4), round(other["measured_latency_s"], 4)]
             for one, other in epochs
         ],
     }  # fmt: skip

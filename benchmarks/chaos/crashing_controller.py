@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from resplit.config import ClusterConfig
 from resplit.control.controller import Controller
@@ -111,8 +111,7 @@ class FaultyPeers(Mapping[str, Peer]):
         self._trial = trial
 
     def __getitem__(self, name: str) -> Peer:
-        peer: Any = FaultyPeer(self._trial.nodes.router.peers[name], self._trial)
-        return peer
+        return cast(Peer, FaultyPeer(self._trial.nodes.router.peers[name], self._trial))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._trial.nodes.router.peers)

@@ -126,7 +126,7 @@ class HostileMember:
                 self.private_s.append(time.time())
             return message
 
-        stream.recv_message = noted  # type: ignore[method-assign]
+        stream.recv_message = noted
 
     def _some_session(self) -> tuple[str, int]:
         session, attempt = self.rng.choice(self.sessions) if self.sessions else ("none", 0)

@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -120,7 +121,7 @@ async def measure(client: ControlClient, streams: Streams, pauses: Pauses, switc
         await asyncio.sleep(2.4 * window_s)
         begun_s = time.monotonic()
         epoch = await asyncio.to_thread(propose, client, number)
-        await poll_until(lambda epoch=epoch: only(client, epoch), 120, every_s=0.1)
+        await poll_until(partial(only, client, epoch), 120, every_s=0.1)
         pauses.took_s.append(time.monotonic() - begun_s)
         window_s = max(SHORTEST_WINDOW_S, pauses.took_s[-1])
         await asyncio.sleep(max(0.0, window_s - pauses.took_s[-1]) + 0.2)

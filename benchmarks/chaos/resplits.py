@@ -50,7 +50,7 @@ def deploy_one_after_another(client: ControlClient, count: int, rng: random.Rand
     for number in range(count):
         live = client.model()
         blocks = len(live.features)
-        placement = redistributed(live.placement, rng) if number % 2 else random_placement(blocks, rng)
+        placement = redistributed(live.placement or (), rng) if number % 2 else random_placement(blocks, rng)
         action = "redistribute" if number % 2 else "re-split"
         deployed = client.propose(Proposal(placement, action, live.epoch))
         took_s.append(deployed.prepare_s)

@@ -33,7 +33,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
     right, violations = 0, 0
     with started(folder, model, SMALL) as cluster, ControlClient(cluster.url, cluster.token) as client:
         for victims in [("gamma", "delta"), TRUSTED] * max(1, round(ROUNDS * scale)):
-            used = sorted(set(client.model().placement) & set(victims))
+            used = sorted(set(client.model().placement or ()) & set(victims))
             assert used, "a victim that serves"
             killed_s = min([kill(cluster, victim) for victim in victims])
             reasons.append(await refusal(cluster))

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.serving import llama_cpp
@@ -113,14 +114,14 @@ def _serve(
 
 def _decode(cluster: Cluster, repeats: int) -> dict[str, float]:
     """Decode rates of 1 and of 8 streams."""
-    return {f"decode_{n}": _median(repeats, lambda n=n: decode_rate(cluster.url, n)) for n in (1, 8)}
+    return {f"decode_{n}": _median(repeats, partial(decode_rate, cluster.url, n)) for n in (1, 8)}
 
 
 def _one_node(cluster: Cluster, repeats: int) -> dict[str, float]:
     """What is measured on one node only, beside the decode rates."""
     found = _decode(cluster, repeats)
     found["prefill"] = _median(repeats, lambda: prefill_rate(cluster.url))
-    found |= {f"ttft_{n}": _median(repeats, lambda n=n: first_token_s(cluster.url, n)) for n in (0, 8)}
+    found |= {f"ttft_{n}": _median(repeats, partial(first_token_s, cluster.url, n)) for n in (0, 8)}
     found["longest_gap_ratio"] = _median(repeats, lambda: longest_gap_ratio(cluster.url))
     costs = [_cost_per_token(cluster) for _ in range(repeats)]
     found |= {name: statistics.median(cost[name] for cost in costs) for name in costs[0]}

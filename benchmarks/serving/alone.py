@@ -59,7 +59,8 @@ def generate_rate(models: Path, repeats: int) -> float:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(plain.pop("model_type"), **plain)).eval()
     from resplit.model.engines.torch.engine import chain_of
 
-    chain, state = chain_of(stored.spec.config, "layer"), {}
+    chain = chain_of(stored.spec.config, "layer")
+    state: dict[str, torch.Tensor] = {}
     for index, block in enumerate(chain.specs):
         tensors = load(stored.content(block.name))
         state |= {path: tensors[name] for name, path in chain.tensor_names(index).items()}

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.serving.clusters import MODEL
 from resplit.model.activation import token_ids
@@ -26,7 +27,7 @@ CHUNKS = (CHUNK_TOKENS, 2 * CHUNK_TOKENS)
 class Passes:
     """One stream that decodes, and one prompt that is computed in chunks beside it."""
 
-    def __init__(self, engine: Engine[object], last: int) -> None:
+    def __init__(self, engine: Engine[Any], last: int) -> None:
         self._engine = engine
         self._last = last
         self._positions = itertools.count(64)

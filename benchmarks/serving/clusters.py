@@ -14,7 +14,7 @@ import yaml
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster, running, start_process
-from resplit.decide.decision import Proposal
+from resplit.epochs import Proposal
 from resplit.security.identity import CONTROLLER
 
 MODEL = "SmolLM2-135M-Instruct"

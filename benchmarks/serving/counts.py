@@ -27,7 +27,7 @@ STREAMS, NEW_TOKENS = 8, 192
 def counts(models: Path, weights: str, copy_every: int) -> dict[str, dict[str, float]]:
     """What was counted for a token, by process."""
     usual = local._command
-    local._command = _counted_command  # type: ignore[assignment]
+    local._command = _counted_command
     try:
         with serving(Setup(2, weights, copy_every), models) as cluster:
             decode_rate(cluster.url, STREAMS, new_tokens=16)

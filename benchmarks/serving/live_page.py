@@ -22,7 +22,8 @@ def live_page_figures(cluster: Cluster, repeats: int) -> dict[str, float]:
 
     Measurements with and without the page alternate.
     """
-    cores, rates = {True: [], False: []}, {True: [], False: []}
+    cores: dict[bool, list[float]] = {True: [], False: []}
+    rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(repeats):
         for is_open in (False, True):
             with _page(cluster.url) if is_open else contextlib.nullcontext():

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -74,7 +75,13 @@ async def token_times_s(
     client: httpx.AsyncClient, prompt: list[int] | str, new_tokens: int, more: Mapping[str, float] | None = None
 ) -> AsyncIterator[float]:
     """The moment of each token of one streamed request, on the monotonic clock. `more` are fields of its body."""
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": new_tokens, "stream": True, "ignore_eos": True}
+    body: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "stream": True,
+        "ignore_eos": True,
+    }
     body |= {"return_token_ids": True, **(more or {})}
     async with client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200, await response.aread()

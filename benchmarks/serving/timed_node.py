@@ -10,7 +10,6 @@ import atexit
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -39,12 +38,14 @@ class TimedExecutor(Executor):
 
     passes: ClassVar[list[Pass]] = []
 
-    def _outcomes(self, batch: Batch) -> Sequence[tuple[Part, PassResult | Exception]]:
+    def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
         begin_s, used_s = time.perf_counter(), time.thread_time()
         outcomes = super()._outcomes(batch)
         end_s, compute_s = time.perf_counter(), time.thread_time() - used_s
         works = [part.waiting.work for part in batch.parts]
-        self.passes += [Pass(work.session, work.first, work.start, begin_s, end_s, compute_s) for work in works]
+        TimedExecutor.passes += [
+            Pass(work.session, work.first, work.start, begin_s, end_s, compute_s) for work in works
+        ]
         return outcomes
 
 
@@ -54,6 +55,6 @@ def _write(file: Path) -> None:
 
 if __name__ == "__main__":
     atexit.register(_write, Path(sys.argv[1]))
-    hosting.Executor = TimedExecutor  # type: ignore[misc]
+    hosting.Executor = TimedExecutor  # type: ignore[attr-defined]
     sys.argv = ["resplit", *sys.argv[2:]]
     main()

@@ -24,7 +24,7 @@ import httpx
 
 from resplit.cluster.client import ControlClient
 from resplit.cluster.local import Cluster
-from resplit.decide.decision import Proposal
+from resplit.epochs import Proposal
 
 _STREAMS, _TOKENS = 8, 160
 _CLUSTER = """

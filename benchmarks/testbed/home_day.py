@@ -88,7 +88,7 @@ def calibrated(testbed: Testbed, client: ControlClient) -> Start:
     testbed.limit(kinds, full_speed_s)
     cost, posed = _measured(testbed, client)
     found = plan(posed)
-    _log.info("first plan", placement=" ".join(found.plan.placement))
+    _log.info("first plan", placement=" ".join(found.plan.placement or ()))
     return Start(cost, posed, found)
 
 
