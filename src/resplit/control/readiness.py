@@ -56,7 +56,7 @@ class Readiness:
     def ready(self) -> Ready:
         """What is ready for a move away from the live epoch, under the present rules."""
         loaded = {(block, node) for node, blocks in self.standby().items() for block in blocks}
-        return Ready(tuple(dict.fromkeys(self._lawful())), frozenset(loaded))
+        return Ready(tuple(dict.fromkeys(self._allowed())), frozenset(loaded))
 
     def after_loss(self, epoch: int, lost: Sequence[str]) -> tuple[str, ...] | None:
         """The placement that was planned for the loss of this node in the live epoch; None if there is none."""
@@ -104,7 +104,7 @@ class Readiness:
         history = self._deployment.history
         return history[-2].placement if len(history) > 1 else None
 
-    def _lawful(self) -> list[tuple[str, ...]]:
+    def _allowed(self) -> list[tuple[str, ...]]:
         """The placements for the live epoch that keep the rules."""
         return self._plans.allowed(self._deployment.live_number, self._view.rules)
 

@@ -53,9 +53,8 @@ class Listener(socket.socket):
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.limit = limit if descriptors == resource.RLIM_INFINITY else min(limit, descriptors // 2)
         self._open: set[_AcceptedConnection] = set()
-        self._newest: dict[
-            _Peer, _AcceptedConnection
-        ] = {}  # a client may use its port again before its last end is noticed
+        # A client may use its port again before its last end is noticed.
+        self._newest: dict[_Peer, _AcceptedConnection] = {}
         self._idle: dict[_AcceptedConnection, asyncio.TimerHandle] = {}  # a subset of `_open`, the oldest first
         # Closed to accept one connection, and so to refuse it, when the process has no other descriptor.
         self._spare: int | None = _spare_descriptor()
