@@ -33,6 +33,14 @@ def test_a_planned_policy_takes_the_plan_of_its_planner_and_then_waits_for_its_c
     assert ask(make_policy(policy), just_moved).action == "keep"
 
 
+@pytest.mark.parametrize("policy", ["static-uniform", "memory"])
+def test_a_rule_that_does_not_know_trust_is_applied_to_the_trusted_nodes_where_it_would_break_it(policy: str) -> None:
+    private_end = replace(TICK.problem.blocks[-1], private=True)  # both put it on `far`, which is not trusted
+    posed = replace(problem(halves(FAST, SLOW, 2)), blocks=(*TICK.problem.blocks[:-1], private_end))
+    assert solve(posed, solver="uniform").placement is None
+    assert ask(make_policy(policy), replace(TICK, problem=posed)).placement == PLACED
+
+
 def test_equal_parts_are_placed_once() -> None:
     policy = make_policy("static-uniform")
     assert ask(policy, TICK).action in ("keep", "redistribute", "re-split")

@@ -16,7 +16,7 @@ from resplit.planner.evaluate import block_bytes
 from resplit.planner.mean_request import block_seconds, link_seconds
 from resplit.types import FloatArray, Plan, Problem
 
-__all__ = ["SHORTLISTED", "shortlist", "solve_shortlisted"]
+__all__ = ["SHORTLISTED", "restricted", "shortlist", "solve_shortlisted"]
 
 SHORTLISTED = 24  # nodes
 _TRUSTED = 6  # of them at most, if no others come first
@@ -66,7 +66,7 @@ def shortlist(problem: Problem, kept: Collection[str] = (), most: int = SHORTLIS
         if not found:
             break
         chosen |= set(found)
-    return _restricted(problem, sorted(chosen))
+    return restricted(problem, sorted(chosen))
 
 
 def _best(scores: FloatArray, most: int) -> list[int]:
@@ -94,7 +94,7 @@ def _scores(problem: Problem, core: Sequence[int]) -> FloatArray:
     return np.where(room > 0, scores, np.inf)
 
 
-def _restricted(problem: Problem, chosen: Sequence[int]) -> Problem:
+def restricted(problem: Problem, chosen: Sequence[int]) -> Problem:
     """The problem with the nodes at these indices only."""
     pairs = np.ix_(chosen, chosen)
     return replace(

@@ -3,17 +3,23 @@
 `memory` is the rule of exo: blocks in proportion to memory. `latency-dp` is EdgeShard's dynamic programme, run again.
 `swarm` is the rule of Petals: a server moves where the swarm is weakest. `greedy` takes the cheapest node block by
 block. `static-uniform` cuts the model into equal parts once, and keeps them.
+
+Some of these rules do not know that private blocks need trusted nodes. Where the plan for all nodes is none that may
+be deployed, the rule is applied to the trusted nodes alone, as a careful operator would.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
-from resplit.decide import Decision
+from resplit.decide import Decision, Settings
 from resplit.planner import solve
+from resplit.planner.shortlist import restricted
 from resplit.policies.base import Occasion, Situation, keep, move
+from resplit.types import Plan, Problem
 
 __all__ = ["Greedy", "LatencyDp", "MemoryShares", "StaticUniform", "Swarm"]
 
@@ -29,13 +35,13 @@ class _Planned:
         last, settings = situation.history.last, situation.settings
         if last is not None and situation.now_s < last.at_s + settings.cooldown_s:
             return keep(situation, f"the last move was {situation.now_s - last.at_s:.0f} s ago")
-        plan = solve(
-            situation.problem,
-            solver=self.solver,
-            time_limit_s=settings.time_limit_s,
-            work_limit=settings.work_limit,
-        )
+        plan = self._plan(situation.problem, settings)
+        if plan.placement is None and (trusted := _among_trusted(situation.problem)):
+            plan = self._plan(trusted, settings)
         return move(situation, plan.placement, plan.reason or f"the plan of {self.solver}")
+
+    def _plan(self, problem: Problem, settings: Settings) -> Plan:
+        return solve(problem, solver=self.solver, time_limit_s=settings.time_limit_s, work_limit=settings.work_limit)
 
 
 class MemoryShares(_Planned):
@@ -72,3 +78,12 @@ class StaticUniform(_Planned):
         if situation.history.last is not None:
             return keep(situation, "the first placement is kept")
         return super().decide(situation, rng)
+
+
+def _among_trusted(problem: Problem) -> Problem | None:
+    """The problem with its trusted nodes only; None if these are all nodes, or if a source is not among them."""
+    trusted = [index for index, node in enumerate(problem.nodes) if node.trusted]
+    names = {problem.nodes[index].name for index in trusted}
+    if len(trusted) == len(problem.nodes) or not {each.source for each in problem.classes} <= names:
+        return None
+    return restricted(replace(problem, current=None), trusted)
