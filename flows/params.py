@@ -36,7 +36,10 @@ class AdaptParams(BaseModel):
 
 
 class SimulatedParams(BaseModel):
-    """The simulated study: what is simulated, and on what. `seeds` counts from `first_seed`."""
+    """The simulated study: what is simulated, and on what. `seeds` counts from `first_seed`.
+
+    Among the policies, "all" and "ablations" stand for groups of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -26,7 +26,7 @@ from flows.command import run_command
 from flows.params import SCENARIOS, SimulatedParams, load_params
 from resplit.errors import ConfigError, ResplitError
 from resplit.intervals import Interval
-from resplit.policies import ABLATIONS
+from resplit.policies import ABLATIONS, POLICIES
 from resplit.simulate.comparison import compared_runs, table_of
 from resplit.simulate.oracle import ORACLE
 from resplit.simulate.result import SimulatedResult
@@ -34,9 +34,10 @@ from tasks.mlflow_store import default_uri
 from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
 from tasks.track import close_study, open_study, track_simulated
 
-__all__ = ["run_simulated_study"]
+__all__ = ["named_policies", "run_simulated_study"]
 
 RECORDS, REPORTS = Path("data/generated/simulated"), Path("reports/simulated")
+GROUPS = {"all": (*POLICIES, ORACLE), "ablations": tuple(ABLATIONS)}  # of policies, by the names in `params.yaml`
 _log = structlog.get_logger(__name__)
 
 
@@ -59,12 +60,13 @@ def run_simulated_study(
 @flow(name="simulated study", validate_parameters=False)
 def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> list[SimulatedResult]:
     """Submit all runs, and track each in MLflow as it is done. The oracle waits for those that it compares."""
-    about = {"policies": " ".join(params.policies), "seeds": params.seeds, "workers": params.workers}
+    policies = named_policies(params.policies)
+    about = {"policies": " ".join(policies), "seeds": params.seeds, "workers": params.workers}
     tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), "simulated", about)
     futures: dict[SimulatedRun, PrefectFuture[SimulatedResult]] = {}
     for scenario in params.scenarios:
         for seed in range(params.first_seed, params.first_seed + params.seeds):
-            runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in params.policies]
+            runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in policies]
             futures |= _submitted(runs, records)
     found, failed = [], []
     for run, future in futures.items():
@@ -80,6 +82,11 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
     if failed:
         raise ResplitError(f"{len(failed)} runs failed: {', '.join(failed)}; run again: what is done is kept")
     return found
+
+
+def named_policies(names: Sequence[str]) -> list[str]:
+    """The policies that `names` are, with the members of `GROUPS` in place of their names; each one once."""
+    return list(dict.fromkeys(policy for name in names for policy in GROUPS.get(name, (name,))))
 
 
 def _submitted(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, PrefectFuture[SimulatedResult]]:

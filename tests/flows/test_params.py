@@ -8,7 +8,6 @@ import pytest
 
 from flows.params import load_params
 from resplit.errors import ConfigError
-from resplit.policies import ABLATIONS
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,10 +15,6 @@ ROOT = Path(__file__).parents[2]
 def test_the_parameters_of_the_project_name_existing_files() -> None:
     params = load_params(ROOT / "params.yaml")
     assert all((ROOT / path).exists() for path in (params.cluster, params.scenario, params.prompts))
-
-
-def test_the_simulated_study_has_every_ablation() -> None:
-    assert set(ABLATIONS) <= set(load_params(ROOT / "params.yaml").simulated.policies)
 
 
 def test_the_environment_can_override_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

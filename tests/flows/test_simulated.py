@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.params import SimulatedParams, load_params
-from flows.simulated import run_simulated_study
+from flows.simulated import named_policies, run_simulated_study
 from resplit.errors import ResplitError
-from resplit.policies import learned
+from resplit.policies import ABLATIONS, POLICIES, learned
 from tasks import simulated
 from tasks.mlflow_store import default_uri
 from tasks.simulated import SimulatedRun, kept_in, simulate_in_process
@@ -45,6 +45,13 @@ def test_a_study_resumes_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     assert sorted(run.data.params["policy"] for run in children) == sorted(2 * PARAMS.policies)
     assert all(run.data.metrics["latency_mean_s"] > 0 for run in children)
     assert study(PARAMS, tmp_path, "again") == (table, metrics)
+
+
+def test_groups_of_policies_have_names_and_nobody_runs_twice() -> None:
+    assert named_policies(["static", "oracle"]) == ["static", "oracle"]
+    found = named_policies(["resplit", "all", "ablations"])
+    assert found[0] == "resplit"
+    assert sorted(found) == sorted([*POLICIES, "oracle", *ABLATIONS])
 
 
 def test_the_key_covers_the_code_and_the_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
