@@ -16,9 +16,10 @@ from resplit.model.activation import Activation, token_ids
 from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
-from resplit.node.emulation import Load
+from resplit.node.emulation import Hardware, Load
 from resplit.node.executor import Executor
 from resplit.node.pass_results import PassResult
+from resplit.pass_times import SegmentTime
 from resplit.types import Sampling
 from resplit.wire.permits import Permit
 from tests.support.engines import stored_engine
@@ -242,3 +243,23 @@ async def test_a_caller_that_leaves_while_it_waits_for_a_batch_stops_nothing(
     async with asyncio.timeout(10):
         await decoding
         assert len(await results(executor, whole("s", 4, [5]))) == 1
+
+
+@pytest.mark.parametrize(("blocks", "first_half"), [(2, 1), (3, 1), (4, 2), (5, 2)])
+async def test_the_first_half_of_a_segment_is_timed_over_its_blocks(
+    stored_model: StoredModel, blocks: int, first_half: int
+) -> None:
+    slow = Hardware(fixed_s={"layer": 0.05}, session_s={"layer": 0.0}, prefill_s={"layer": 0.0})
+    executor = Executor(stored_engine(stored_model), math.inf, slow)
+    hidden = executor.engine.blank_input(1, 1)
+    try:
+        (result,) = await results(executor, SegmentPass("s", 1, blocks, 0, 64, hidden, None))
+    finally:
+        executor.close()
+    assert result.time is not None
+    time = SegmentTime("node", 1, blocks, 0.0, result.time.computed_s, 0.0, 1, 0, result.time.first_half_s)
+    halves = [(half.last - half.first + 1, half.computed_s) for half in time.halves()]
+    assert halves == [
+        (first_half, pytest.approx(first_half * 0.05, abs=0.02)),
+        (blocks - first_half, pytest.approx((blocks - first_half) * 0.05, abs=0.02)),
+    ]

@@ -337,7 +337,8 @@ class Executor:
                 padding.finish()
             self._record(batch, begun, padding.ends_s(ends_s[-1]) if padding else ends_s)
             self._pace.ran(batch, begun.node_s(computed_s), time.perf_counter())
-        first_half_s = max(0.0, ends_s[len(ends_s) // 2] - begun.at_s) if len(ends_s) > 2 else 0.0
+        blocks = len(ends_s) - 1
+        first_half_s = max(0.0, ends_s[blocks // 2] - begun.at_s) if blocks > 1 else 0.0
         took = BatchTime(0.0, computed_s, load, begun.background_utilization, first_half_s)
         return [
             (part, _with_time(part, result, begun, took)) for part, result in zip(batch.parts, results, strict=True)
