@@ -70,41 +70,36 @@ class Hardware:
 class Padding:
     """Pads one pass, block by block, to the declared time.
 
-    Each block is due at the sum of the declared times so far, so that errors of single blocks do not add up.
+    Each block is due at the sum of the declared times so far, so that errors of single blocks do not add up. What the
+    host adds is no time of the device: other emulated nodes share its cores, and this node loads blocks beside its
+    passes. So a pass takes the declared time, or the processor time of its thread where that is longer.
     """
 
     def __init__(self, hardware: Hardware, errors: deque[float]) -> None:
         self._hardware = hardware
         self._errors = errors
-        self._begun_s = time.perf_counter()
-        self._dues_s = [self._begun_s]  # of the blocks so far
+        self._begun_s, self._begun_cpu_s = time.perf_counter(), time.thread_time()
+        self._dues_s = [0.0]  # of the blocks so far, from the begin of the pass
 
-    def after_block(self, kind: str, load: Load) -> float:
-        """Sleep until the block would be done on the emulated hardware. Returns the moment at which it is done there.
-
-        The host may wake this thread later: that is no time of the block.
-        """
+    def after_block(self, kind: str, load: Load) -> None:
+        """Sleep until the block would be done on the emulated hardware."""
         due_s = self._dues_s[-1] + self._hardware.elapsed_s(kind, load)
         self._dues_s.append(due_s)
-        now_s = time.perf_counter()
-        if now_s >= due_s:
-            return now_s
-        time.sleep(due_s - now_s)
-        return due_s
+        if (left_s := due_s - (time.perf_counter() - self._begun_s)) > 0:
+            time.sleep(left_s)
 
-    def ends_s(self, end_s: float) -> list[float]:
-        """The begin and the ends of the blocks of a pass that ended at `end_s`: late in proportion to their times.
+    def finish(self) -> list[float]:
+        """When each block of the pass was done on the emulated hardware, in seconds from the begin of the pass, which
+        comes first. Records the relative error of the pass on the clock.
 
-        Single blocks must not be timed: one after a late block is shorter than declared, until the pass is on time
-        again. No hardware does that, and a fit to such times would follow them.
+        Where the processor time was longer than declared, all blocks took longer in proportion. Single blocks must not
+        be timed: one after a late block is shorter than declared, until the pass is on time again. No hardware does
+        that, and a fit to such times would follow them.
         """
-        longer = (end_s - self._begun_s) / (self._dues_s[-1] - self._begun_s)
-        return [self._begun_s + longer * (due_s - self._begun_s) for due_s in self._dues_s]
-
-    def finish(self) -> None:
-        """Record the relative error of the whole pass."""
-        declared_s = self._dues_s[-1] - self._begun_s
+        declared_s = self._dues_s[-1]
         self._errors.append((time.perf_counter() - self._begun_s) / declared_s - 1)
+        longer = max(1.0, (time.thread_time() - self._begun_cpu_s) / declared_s)
+        return [longer * due_s for due_s in self._dues_s]
 
 
 def median_error(errors: deque[float]) -> float:

@@ -37,7 +37,7 @@ class _Begun:
     at_s: float
     background_utilization: float
 
-    def computed_s(self) -> float:
+    def elapsed_s(self) -> float:
         """Seconds on the clock since then."""
         return time.perf_counter() - self.at_s
 
@@ -323,23 +323,27 @@ class Executor:
         """Run a batch, padded on emulated hardware, and keep the timings of its blocks."""
         load = Load(batch.decodes, batch.prefill_tokens)
         padding = Padding(self.hardware, self.errors) if self.hardware else None
-        ends_s = [begun.at_s]
+        ends_s = [0.0]  # of the blocks, from the begin of the batch
 
         def after_block(block: int) -> None:
-            kind = self.engine.kinds[block]
-            ends_s.append(padding.after_block(kind, load) if padding else time.perf_counter())
+            if padding:
+                padding.after_block(self.engine.kinds[block], load)
+            ends_s.append(begun.elapsed_s())
 
         answers = self.engine.run(batch.first, batch.last, [part.rows() for part in batch.parts], after_block)
+        has_run = len(ends_s) > 1  # else no pass of the batch could
+        if padding and has_run:
+            ends_s = padding.finish()
         results = [self._result(part, answer) for part, answer in zip(batch.parts, answers, strict=True)]
-        computed_s = begun.computed_s()
-        if len(ends_s) > 1:  # else no pass of the batch could run
-            if padding:
-                padding.finish()
-            self._record(batch, begun, padding.ends_s(ends_s[-1]) if padding else ends_s)
-            self._pace.ran(batch, begun.node_s(computed_s), time.perf_counter())
+        elapsed_s = begun.elapsed_s()
+        if has_run:
+            self._record(batch, begun, ends_s)
+            self._pace.ran(batch, begun.node_s(elapsed_s), time.perf_counter())
+        # What the host of an emulated node adds is no time of its device.
+        computed_s = ends_s[-1] if padding else elapsed_s
         blocks = len(ends_s) - 1
-        first_half_s = max(0.0, ends_s[blocks // 2] - begun.at_s) if blocks > 1 else 0.0
-        took = BatchTime(0.0, computed_s, load, begun.background_utilization, first_half_s)
+        first_half_s = ends_s[blocks // 2] if blocks > 1 else 0.0
+        took = BatchTime(max(0.0, elapsed_s - computed_s), computed_s, load, begun.background_utilization, first_half_s)
         return [
             (part, _with_time(part, result, begun, took)) for part, result in zip(batch.parts, results, strict=True)
         ]
@@ -358,7 +362,7 @@ class Executor:
         return PassResult(start, part.tokens, value, part.is_last)
 
     def _record(self, batch: Batch, begun: _Begun, ends_s: Sequence[float]) -> None:
-        """Keep timings of a batch whose block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]`."""
+        """Keep timings of a batch whose block `first + i` ran from `ends_s[i]` to `ends_s[i + 1]` after its begin."""
         block_s = [begun.node_s(end_s - start_s) for start_s, end_s in itertools.pairwise(ends_s)]
         timings = timings_of(batch, self.engine.kinds, block_s, self._recorded, time.time())
         self.timings += timings
@@ -384,4 +388,4 @@ def _with_time(
     if isinstance(result, ResplitError):
         return result
     waited_s = max(0.0, begun.at_s - part.waiting.since_s)
-    return replace(result, time=replace(took, waited_s=waited_s))
+    return replace(result, time=replace(took, waited_s=took.waited_s + waited_s))

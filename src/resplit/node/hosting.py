@@ -7,9 +7,6 @@ the order of epochs does not allow.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +40,6 @@ from resplit.wire.commands import (
 )
 from resplit.wire.routes import Route
 
-_LOADER_NICENESS = 10
 # The part of a command's time after which a node gives up loading, so that its answer, with the reason, comes in time.
 _LOAD_SHARE = 0.8
 
@@ -77,7 +73,7 @@ class Hosting:
         self._threads, self._device = config.threads, config.device
         self._shards = shards
         self._unwrap = unwrap
-        self._loader = ThreadPoolExecutor(1, "loader", initializer=_yield_to_passes)
+        self._loader = ThreadPoolExecutor(1, "loader")
         self._loading = asyncio.Lock()
         self.standby = StandbyBlocks(shards, unwrap, self._may_hold, self._loader, self._loading, self.tasks)
         self._spec: ModelSpec | None = None
@@ -302,12 +298,6 @@ class Hosting:
             else:
                 (drop or executor.engine.drop)(block)
         return unwanted
-
-
-def _yield_to_passes() -> None:
-    """Lower the priority of this thread: streams that run must not wait for blocks that are being loaded."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICENESS)
 
 
 async def _until_ended(executor: Executor) -> None:

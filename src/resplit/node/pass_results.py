@@ -20,7 +20,8 @@ Follow = Callable[[int, tuple[int, ...]], SegmentPass | None]
 class BatchTime:
     """How long a part of a pass waited for its batch, and how long the batch ran, both on the clock.
 
-    `load` is what the batch computed, `background_utilization` the share of the node that others used meanwhile.
+    Where the node is emulated, what its host adds to the time of the batch counts as waiting. `load` is what the batch
+    computed, `background_utilization` the share of the node that others used meanwhile.
     """
 
     waited_s: float
