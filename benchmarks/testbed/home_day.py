@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import structlog
 from prefect import flow
 
@@ -80,26 +79,12 @@ def client_of(testbed: Testbed) -> ControlClient:
 
 
 def calibrated(testbed: Testbed, client: ControlClient) -> Start:
-    """Time a token on whole cores, set the quotas by that, and plan for what the nodes then measure of themselves."""
-    kinds = tuple(block.kind for block in client.model().features)
-    valid, _ = profile(testbed.cluster.url, testbed.cluster.state)
-    full_speed_s = token_on_a_core_s(valid.telemetry.blocks, kinds)
-    _log.info("a token on a whole core", seconds=round(full_speed_s, 4))
-    testbed.limit(kinds, full_speed_s)
+    """Set the quotas, and plan for what the nodes then measure of themselves."""
+    testbed.limit(tuple(block.kind for block in client.model().features))
     cost, posed = _measured(testbed, client)
     found = plan(posed)
     _log.info("first plan", placement=" ".join(found.plan.placement or ()))
     return Start(cost, posed, found)
-
-
-def token_on_a_core_s(timed: pd.DataFrame, kinds: tuple[str, ...]) -> float:
-    """Seconds of a decode step of one session through blocks of these kinds: the quickest tenth of the timings.
-
-    All nodes are timed at once, and are more than there are cores.
-    """
-    steps = timed[(timed.phase == "decode") & (timed.sessions == 1) & (timed.tokens == 1)]
-    quick_s = steps.groupby("kind").seconds.quantile(0.1)
-    return float(sum(quick_s[kind] for kind in kinds))
 
 
 def _measured(testbed: Testbed, client: ControlClient) -> tuple[CostModel, Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,9 @@ from resplit.cluster.state_folder import in_use
 from resplit.config import ClusterConfig, parse_cluster, read_cluster
 from resplit.errors import ResplitError
 from resplit.files import write_atomically
-from resplit.model.source import obtain
+from resplit.model.engines import open_engine
+from resplit.model.engines.base import SessionRows
+from resplit.model.source import StoredModel, obtain
 from resplit.phases import LinkState, NodeState
 from resplit.security.authority import keys_command
 from resplit.security.identity import CONTROLLER
@@ -35,6 +38,7 @@ _log = structlog.get_logger(__name__)
 _HTTP_PORT = 8080
 LOCK = Path("/run/resplit-testbed")
 _READY_WITHIN_S = 300.0
+_CONTEXT, _STEPS = 64, 32  # cached tokens, and decode steps, by which a token is timed
 _STALE = ("ready", "latest_problem.json", "history.json", "desired_state.json", "cost.json")
 
 
@@ -58,12 +62,13 @@ class Testbed:
     speed: float
     network: Network
     groups: Groups
+    token_s: float  # of a decode step through the whole model, on a whole core
     shares: dict[str, float] = field(default_factory=dict)
     cores: dict[str, int] = field(default_factory=dict)
 
-    def limit(self, kinds: tuple[str, ...], full_speed_s: float) -> None:
+    def limit(self, kinds: tuple[str, ...]) -> None:
         """Give each node the quota with which a token takes 1 / `speed` of its declared time; see `layout.shares`."""
-        self.shares = shares(self.declared, kinds, full_speed_s, self.speed)
+        self.shares = shares(self.declared, kinds, self.token_s, self.speed)
         self.cores = cores_of(self.shares, os.cpu_count() or 1)
         for name in self.shares:
             self.set_node(name, NodeState())
@@ -100,7 +105,10 @@ def _running(cluster_file: Path, state: Path, model: str, pace: Pace) -> Iterato
     declared = parse_cluster(content, str(cluster_file))
     config = _prepare(content, state)
     # Before: the namespaces have no way to the package index.
-    obtain(model, state / "models", config.weights, config.split, config.engine)
+    stored = obtain(model, state / "models", config.weights, config.split, config.engine)
+    # Before the nodes share the cores.
+    token_s = decode_step_s(stored)
+    _log.info("a token on a whole core", seconds=round(token_s, 4))
     network, groups = Network(declared.node_names, links_of(declared)), Groups()
     cluster = Cluster(f"http://127.0.0.1:{_HTTP_PORT}", state, config, model)
     outside = f"/proc/{os.getpid()}/ns/net"
@@ -114,7 +122,7 @@ def _running(cluster_file: Path, state: Path, model: str, pace: Pace) -> Iterato
         start_process(cluster, CONTROLLER, within(namespace(declared.source), _command(cluster, CONTROLLER)))
         enter(f"/run/netns/{namespace(declared.source)}")
         _await_ready(cluster)
-        yield Testbed(cluster, declared, pace.speed, network, groups)
+        yield Testbed(cluster, declared, pace.speed, network, groups, token_s)
     finally:
         enter(f"/proc/self/fd/{home}")
         os.close(home)
@@ -122,6 +130,22 @@ def _running(cluster_file: Path, state: Path, model: str, pace: Pace) -> Iterato
         cluster.stop()
         network.stop()
         remove_groups()
+
+
+def decode_step_s(model: StoredModel) -> float:
+    """Processor time of a decode step of one session through all blocks: the median over some steps."""
+    engine = open_engine(model.spec)
+    for block, feature in enumerate(engine.features):
+        engine.load(block, model.content(feature.name))
+
+    def step_s(start: int, tokens: int) -> float:
+        rows = SessionRows("a session", start, _CONTEXT + _STEPS, engine.blank_input(0, tokens))
+        begun_s = time.thread_time()
+        engine.run(0, len(engine.kinds) - 1, [rows])
+        return time.thread_time() - begun_s
+
+    step_s(0, _CONTEXT)
+    return statistics.median(step_s(_CONTEXT + step, 1) for step in range(_STEPS))
 
 
 def pin(process: int, core: int) -> None:
