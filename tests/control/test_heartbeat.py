@@ -11,6 +11,7 @@ import pytest
 
 from resplit.control.heartbeat import BEAT_S, HANGS_AFTER_S, AnswerTime, Heartbeats
 from resplit.errors import NodeLostError
+from resplit.wire.peers import Echo
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 
@@ -24,7 +25,7 @@ class FakeNode:
         self.down = False
         self.calls: list[tuple[int, float]] = []  # payload and timeout of each echo
 
-    async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+    async def echo(self, payload_bytes: int, timeout_s: float) -> Echo:
         self.calls.append((payload_bytes, timeout_s))
         if self.down:
             raise NodeLostError("down")
@@ -32,7 +33,7 @@ class FakeNode:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self.awake.wait()
-                return self.delay_s
+                return Echo(self.delay_s)
         raise NodeLostError("hangs")
 
 

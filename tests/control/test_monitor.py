@@ -14,6 +14,7 @@ from resplit.control.monitor import KEEP_S, PERIOD_S, Monitor
 from resplit.errors import NodeLostError, PeerFaultError
 from resplit.status import NodeReport, ReportedState, StandbyState
 from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow, TelemetryRows
+from resplit.wire.peers import Echo
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 
 
@@ -63,10 +64,10 @@ class ReportingPeer:
         self.faults.append(reason)
         return PeerFaultError(reason)
 
-    async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+    async def echo(self, payload_bytes: int, timeout_s: float) -> Echo:
         if self.echo_error:
             raise self.echo_error
-        return 0.001
+        return Echo(0.001)
 
 
 async def test_rows_are_kept_once_and_handed_out_by_age() -> None:

@@ -172,9 +172,9 @@ async def test_a_message_above_the_size_limit_is_refused_before_it_is_read(
 
 async def test_a_call_above_its_size_limit_ends_its_stream_before_it_is_read(nodes: InProcessCluster) -> None:
     with pytest.raises(NodeLostError):
-        await nodes.peer("plain").echo_s(2 * MOST_CALL_BYTES)
+        await nodes.peer("plain").echo(2 * MOST_CALL_BYTES)
     assert (await nodes.state("plain")).refusals == {"capacity": 1}
-    assert await nodes.peer("plain").echo_s(64) > 0
+    assert (await nodes.peer("plain").echo(64)).round_trip_s > 0
 
 
 NO_MESSAGES = {

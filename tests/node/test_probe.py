@@ -19,6 +19,7 @@ from resplit.model.source import StoredModel
 from resplit.node.probe import MOST_ECHOES, PERIOD_S, Probe, differs, is_news, probed, some_of_each
 from resplit.telemetry.rows import BlockRow
 from resplit.wire.emulated_link import Shape
+from resplit.wire.peers import Echo
 from tests.support.in_process import in_process, until
 from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
@@ -124,16 +125,17 @@ async def test_a_node_tells_the_gateway_when_its_link_or_itself_has_changed(
 
 @dataclass
 class Neighbour:
-    """A peer as the probe sees it: its answers take `trip_s` on the simulated clock."""
+    """A peer as the probe sees it: its answers take `trip_s` on the simulated clock, and it was absent for so long."""
 
     name: str
     trip_s: float
+    absent_s: float = 0.0
     asked: list[tuple[float, int]] = field(default_factory=list)  # when, and for how many bytes
 
-    async def echo_s(self, payload_bytes: int, timeout_s: float) -> float:
+    async def echo(self, payload_bytes: int, timeout_s: float) -> Echo:
         self.asked.append((asyncio.get_running_loop().time(), payload_bytes))
         await asyncio.sleep(self.trip_s)
-        return self.trip_s
+        return Echo(self.trip_s, self.absent_s)
 
 
 def test_every_link_is_measured_in_every_period_and_a_change_is_news_once() -> None:
@@ -160,3 +162,19 @@ async def _news_once(clock: SimulatedClock) -> None:
     assert len(news) == 6
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+def test_the_time_for_which_a_busy_peer_keeps_messages_is_not_that_of_the_link() -> None:
+    run_simulated(_busy_peer)
+
+
+async def _busy_peer(clock: SimulatedClock) -> None:
+    busy = Neighbour("busy", 0.002)
+    probe = Probe("here", SimpleNamespace(hardware=None), SimpleNamespace(peers={"busy": busy}))  # type: ignore[arg-type]
+    await probe.echo_all(1)
+    busy.trip_s, busy.absent_s = 0.052, 0.08  # as usual, and 50 ms of its absence
+    await probe.echo_all(1)
+    busy.trip_s, busy.absent_s = 0.2, 0.05  # much longer than that explains
+    await probe.echo_all(1)
+    small = [row.seconds for row in probe.rows_after(0)[0].links if row.payload_bytes < 1024]
+    assert small == pytest.approx([0.001, 0.001, 0.075], abs=5e-4)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from resplit.node.processor import ControlGroup, ProcessorUse, limiting_group, own_groups, processor_wait_s
+from resplit.node.processor import ControlGroup, ProcessorUse, limiting_group, own_groups
 
 
 @dataclass
@@ -166,13 +165,3 @@ def test_without_a_quota_the_machine_counts() -> None:
     assert 0.0 <= seen.background <= 0.99
     assert 0.0 <= seen.own <= 1.0
     assert seen.background + seen.own <= 1.0
-
-
-def test_each_thread_reads_how_long_it_waited_itself() -> None:
-    def waited_s() -> tuple[float, float, float]:
-        first_s = processor_wait_s()
-        told_s = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-        return first_s, told_s, processor_wait_s()
-
-    for first_s, told_s, last_s in (waited_s(), ThreadPoolExecutor(1).submit(waited_s).result()):
-        assert first_s <= told_s <= last_s

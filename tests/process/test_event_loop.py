@@ -12,14 +12,14 @@ from statistics import median
 
 import pytest
 
-from resplit.process.event_loop import FineEpollSelector, new_event_loop
+from resplit.process.event_loop import Absences, EventLoop, FineEpollSelector, absent_s
 
 BEYOND_SELECT = 1024
 
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    with contextlib.closing(new_event_loop()) as opened:
+    with contextlib.closing(EventLoop()) as opened:
         yield opened
 
 
@@ -69,3 +69,40 @@ def test_a_descriptor_that_becomes_ready_ends_the_wait_at_once() -> None:
         there.recv(1)
         assert selector.select(0.0001) == []
         assert selector.select(0) == []
+
+
+def work(seconds: float) -> None:
+    """Do something else than wait for descriptors."""
+    time.sleep(seconds)
+
+
+def test_an_absence_is_remembered_for_half_a_second_at_least(loop: asyncio.AbstractEventLoop) -> None:
+    async def absences_s() -> tuple[float, float, float]:
+        await asyncio.sleep(0)
+        work(0.05)
+        within_s = absent_s()
+        await asyncio.sleep(0.1)
+        after_s = absent_s()
+        await asyncio.sleep(1.5)
+        return within_s, after_s, absent_s()
+
+    within_s, after_s, later_s = loop.run_until_complete(absences_s())
+
+    assert 0.05 <= within_s <= after_s
+    assert later_s < 0.05
+
+
+def test_waiting_for_a_processor_is_an_absence() -> None:
+    absences = Absences()
+    now_s = time.perf_counter()
+    absences.enter(now_s, 1.0)
+    absences.leave(now_s + 0.001)
+    absences.enter(now_s + 0.3, 1.02)  # 20 ms late, after it had waited for messages
+    assert absences.longest_s(now_s + 0.3) >= 0.02 - 1e-9
+
+
+def test_a_loop_of_another_kind_tells_no_absence() -> None:
+    async def absence_s() -> float:
+        return absent_s()
+
+    assert asyncio.run(absence_s()) == 0.0

@@ -128,7 +128,7 @@ async def test_steps_to_an_absent_peer_are_handed_back_and_calls_raise_node_lost
     with pytest.raises(NodeLostError):
         await watched.peer.command("connect", "any")
     with pytest.raises(NodeLostError):
-        await watched.peer.echo_s(64)
+        await watched.peer.echo(64)
     with pytest.raises(NodeLostError):
         await watched.peer.listen(lambda token: None)
     await watched.peer.close_sessions(["a lost member has none"])
@@ -275,8 +275,8 @@ async def test_a_peer_with_another_name_in_its_certificate_is_refused(nodes: InP
 
 async def test_an_echo_takes_the_latency_and_bandwidth_of_its_link(nodes: InProcessCluster) -> None:
     watched = Watched(nodes, link=EmulatedLink(Shape(0.05, 1e6)))
-    assert await watched.peer.echo_s(64) >= 0.05
-    assert await watched.peer.echo_s(100_000) >= 0.15
+    assert (await watched.peer.echo(64)).round_trip_s >= 0.05
+    assert (await watched.peer.echo(100_000)).round_trip_s >= 0.15
     await watched.peer.disconnect()
 
 
@@ -434,7 +434,7 @@ async def test_an_answer_that_cannot_be_read_is_a_fault_and_silence_is_none(
     calls: Any = peer._calls
     calls.report = calls.echo = calls.permit = calls.transfer_cache = call
     permit = peer.permit("s", Permit(1, 8), keep=True)
-    for ask in (peer.report(0), peer.echo_s(64), permit, peer.transfer_cache(TransferRequest())):
+    for ask in (peer.report(0), peer.echo(64), permit, peer.transfer_cache(TransferRequest())):
         with pytest.raises(PeerFaultError if is_fault else NodeLostError):
             await ask
     assert len(faults) == (4 if is_fault else 0)

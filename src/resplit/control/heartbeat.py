@@ -102,11 +102,11 @@ class Heartbeats:
     async def _beat(self, name: str, peer: Peer) -> None:
         while self._peers.get(name) is peer and not self._stopped:
             try:
-                answer_s = await peer.echo_s(0, _ANSWER_WITHIN_S)
+                echo = await peer.echo(0, _ANSWER_WITHIN_S)
             except NodeLostError:
                 pass
             else:
-                self._answers[name].add(answer_s, hung=name in self.silent)
+                self._answers[name].add(echo.round_trip_s, hung=name in self.silent)
                 self.heard(name)
             await asyncio.sleep(BEAT_S)
 

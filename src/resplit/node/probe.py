@@ -22,8 +22,9 @@ from resplit.errors import NodeLostError
 from resplit.node.connections import Connections
 from resplit.node.emulation import median_error
 from resplit.node.hosting import Hosting
-from resplit.node.processor import ProcessorUse, processor_wait_s
+from resplit.node.processor import ProcessorUse
 from resplit.node.timings import Timing
+from resplit.process.processor_wait import processor_wait_s
 from resplit.status import ReportedState
 from resplit.telemetry.rows import MAX_REPORTED_ROWS, BlockRow, LinkRow, NodeRow, TelemetryRows
 from resplit.types import BlockFeatures
@@ -230,14 +231,15 @@ class Probe:
         self._note_echo(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), before_s)
 
     async def _trip_s(self, peer: Peer, payload_bytes: int, usual_s: float) -> float:
-        """The round trip of a message, without the time in which this process waited for a processor.
+        """The round trip of a message, without the time for which either end may have kept it waiting.
 
-        It is not taken to be less than usual: while the process waited, the message may have been under way.
+        That is the time in which this process waited for a processor, and the absence that the peer tells. The round
+        trip is not taken to be less than usual: meanwhile, the message may have been under way.
         """
         waited_s = processor_wait_s()
-        trip_s = await peer.echo_s(payload_bytes, _ECHO_WITHIN_S)
-        waited_s = processor_wait_s() - waited_s
-        return max(trip_s - waited_s, min(trip_s, usual_s))
+        echo = await peer.echo(payload_bytes, _ECHO_WITHIN_S)
+        kept_s = processor_wait_s() - waited_s + echo.absent_s
+        return max(echo.round_trip_s - kept_s, min(echo.round_trip_s, usual_s))
 
     def _note_echo(self, peer: str, payload_bytes: int, seconds: float, before_s: deque[float]) -> None:
         self._link_row(peer, payload_bytes, seconds, "active")

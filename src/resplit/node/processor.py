@@ -7,7 +7,6 @@ groups of Linux, version 1 and 2 (cgroups(7), and Documentation/scheduler/sched-
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,22 +14,10 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["ControlGroup", "ProcessorUse", "Use", "limiting_group", "own_groups", "processor_wait_s"]
+__all__ = ["ControlGroup", "ProcessorUse", "Use", "limiting_group", "own_groups"]
 
 _SMALL_BYTES = 16 * 1024  # of a file of the kernel at most
 _MAX_BACKGROUND = 0.99  # something is always left, if little
-_WAITS = Path("/proc/thread-self/schedstat")  # proc(5): time on a processor, time of waiting for one, time slices
-_of_thread = threading.local()  # has that file, which stays open: to open it takes ten times as long as to read it
-
-
-def processor_wait_s() -> float:
-    """For how long the calling thread has waited for a processor so far; 0 where the system does not tell."""
-    try:
-        if not hasattr(_of_thread, "waits"):
-            _of_thread.waits = _WAITS.open("rb", buffering=0)
-        return int(os.pread(_of_thread.waits.fileno(), _SMALL_BYTES, 0).split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 @dataclass(frozen=True)

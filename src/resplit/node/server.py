@@ -23,6 +23,7 @@ from resplit.errors import CommandRefusedError, DataError, ResplitError, wire_wo
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
+from resplit.process.event_loop import absent_s
 from resplit.security import signing
 from resplit.security.identity import CACHES, CALLS, CONTROLLER, STEPS, TOKENS, Member
 from resplit.shards.kept import KeptShards
@@ -226,7 +227,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         caller = caller_of(stream)
         await self._bear(caller)
         await (self._agent.connections.links.get(caller) or EmulatedLink()).cross(0)
-        await stream.send_message(EchoReply())
+        await stream.send_message(EchoReply(absent_s=absent_s()))
 
     async def TransferCache(self, stream: ServedCall) -> None:  # noqa: N802
         """Send a session's caches to other nodes."""

@@ -243,8 +243,10 @@ class EchoRequest(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
 
 class EchoReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("absent_s",)
+    ABSENT_S_FIELD_NUMBER: _ClassVar[int]
+    absent_s: float
+    def __init__(self, absent_s: _Optional[float] = ...) -> None: ...
 
 class CachePart(_message.Message):
     __slots__ = ("session", "blocks", "first", "values", "attempt", "transfer", "ends")

@@ -86,6 +86,14 @@ _REPLY = TypeAdapter(Reply)
 _Answer = TypeVar("_Answer")
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A message and its empty answer took `round_trip_s`, of which the peer kept the message for `absent_s` at most."""
+
+    round_trip_s: float
+    absent_s: float = 0.0
+
+
 @dataclass
 class Peer:
     """A node to which `member` connects with its certificate. `link` delays the messages to it.
@@ -201,13 +209,14 @@ class Peer:
         with self._asking():
             await self._calls.measure(MeasureRequest(nodes=nodes), timeout_s)
 
-    async def echo_s(self, payload_bytes: int, timeout_s: float = 10.0) -> float:
-        """Round trip of a message of this size and an empty answer, in seconds."""
+    async def echo(self, payload_bytes: int, timeout_s: float = 10.0) -> Echo:
+        """Send a message of this size, and wait for an empty answer."""
         begun_s = time.monotonic()
         await self.link.cross(payload_bytes)
         with self._asking():
-            await self._calls.echo(EchoRequest(payload=bytes(payload_bytes)), timeout_s)
-        return time.monotonic() - begun_s
+            reply = await self._calls.echo(EchoRequest(payload=bytes(payload_bytes)), timeout_s)
+        trip_s = time.monotonic() - begun_s
+        return Echo(trip_s, min(reply.absent_s, trip_s) if reply.absent_s > 0 else 0.0)
 
     async def listen(self, take: Callable[[Token], None], on_open: Callable[[], None] = lambda: None) -> None:
         """Call `take` with every token (error, or news) that the node sends to this gateway, until the stream breaks.
