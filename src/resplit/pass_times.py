@@ -6,7 +6,7 @@ the hops between nodes, messages and all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 __all__ = ["PassTime", "SegmentTime", "TimeByNode", "TimeSpent"]
 
@@ -40,8 +40,21 @@ class SegmentTime:
             return (self,)
         middle = self.first + blocks // 2
         return (
-            replace(self, last=middle - 1, computed_s=self.first_half_s, first_half_s=0.0),
-            replace(self, first=middle, computed_s=self.computed_s - self.first_half_s, first_half_s=0.0),
+            self._part(self.first, middle - 1, self.first_half_s),
+            self._part(middle, self.last, self.computed_s - self.first_half_s),
+        )
+
+    def _part(self, first: int, last: int, computed_s: float) -> SegmentTime:
+        """As `dataclasses.replace` makes it, in a third of the time: each pass needs two."""
+        return SegmentTime(
+            self.node,
+            first,
+            last,
+            self.waited_s,
+            computed_s,
+            self.background_utilization,
+            self.decodes,
+            self.prefill_tokens,
         )
 
     @property
@@ -66,20 +79,16 @@ class PassTime:
     segments: tuple[SegmentTime, ...]
     followed: bool = False
 
-    @property
-    def waited_s(self) -> float:
-        """Time in the queues of all nodes."""
-        return sum(segment.waited_s for segment in self.segments)
+    def spent_s(self) -> tuple[float, float, float]:
+        """Seconds in the queues of all nodes, in their batches, and between the nodes.
 
-    @property
-    def computed_s(self) -> float:
-        """Time in the batches of all nodes."""
-        return sum(segment.computed_s for segment in self.segments)
-
-    @property
-    def hops_s(self) -> float:
-        """Time between the nodes, and between them and the gateway unless it followed another pass."""
-        return max(0.0, self.total_s - self.waited_s - self.computed_s)
+        Those between the nodes and the gateway are among the latter, unless the pass followed another one.
+        """
+        waited_s = computed_s = 0.0
+        for segment in self.segments:
+            waited_s += segment.waited_s
+            computed_s += segment.computed_s
+        return waited_s, computed_s, max(0.0, self.total_s - waited_s - computed_s)
 
 
 @dataclass
@@ -92,10 +101,10 @@ class TimeSpent:
 
     def add(self, done: PassTime) -> None:
         """Add a pass."""
-        waited_s, computed_s = done.waited_s, done.computed_s
+        waited_s, computed_s, hops_s = done.spent_s()
         self.waited_s += waited_s
         self.computed_s += computed_s
-        self.hops_s += max(0.0, done.total_s - waited_s - computed_s)
+        self.hops_s += hops_s
 
 
 @dataclass
@@ -110,6 +119,6 @@ class TimeByNode(TimeSpent):
         super().add(done)
         self.passes += 1
         for segment in done.segments:
-            node = self.nodes.setdefault(segment.node, TimeSpent())
+            node = self.nodes.get(segment.node) or self.nodes.setdefault(segment.node, TimeSpent())
             node.waited_s += segment.waited_s
             node.computed_s += segment.computed_s

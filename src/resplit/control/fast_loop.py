@@ -140,7 +140,8 @@ class FastLoop:
         if done.at_s - done.total_s <= self._deployment.disturbed_until_s:
             return
         self._show(Observation(done.at_s, done=done))
-        self._look_into(both_ways(self._estimate.suspects(done)))
+        if suspects := self._estimate.suspects(done):
+            self._look_into(both_ways(suspects))
 
     def reported(self, rows: TelemetryRows, time_s: float) -> None:
         """Take the new rows of a node, reported at `time_s` of its clock: the newest about itself, and all its probes.

@@ -207,7 +207,8 @@ class ClusterEstimate:
         if done.epoch < self._hops[0]:
             return []
         level = self._hops[1][done.followed]
-        if not level.observe(done.hops_s, done.at_s) and not level.doubted:
+        _, _, hops_s = done.spent_s()
+        if not level.observe(hops_s, done.at_s) and not level.doubted:
             return []
         nodes = tuple(segment.node for segment in done.segments)
         # A pass that follows another one begins where that one ended.

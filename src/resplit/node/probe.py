@@ -72,7 +72,8 @@ class Probe:
 
         They are at most as many as one report may have. The next report continues with the rows after them.
         """
-        numbered = [each for each in self._rows if each[0] > number][:MAX_REPORTED_ROWS]
+        first = max(0, len(self._rows) - max(0, self._number - number))  # the numbers have no gaps
+        numbered = [self._rows[index] for index in range(first, min(len(self._rows), first + MAX_REPORTED_ROWS))]
         new = [row for _, row in numbered]
         rows = TelemetryRows(
             nodes=tuple(row for row in new if isinstance(row, NodeRow)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from resplit.pass_times import SegmentTime
-from resplit.wire.node_pb2 import SegmentTime as SegmentTimeMessage
 from resplit.wire.node_pb2 import Token
 from resplit.wire.routes import Route
 
@@ -18,31 +17,29 @@ def segment_times(answer: Token, route: Route) -> tuple[SegmentTime, ...]:
 
     Any host of the route may have changed them, so they are no reason to hold anything against one.
     """
-    if len(answer.times) != len(route.segments) or not all(map(_plausible, answer.times)):
+    if len(answer.times) != len(route.segments):
         return ()
-    return tuple(
-        SegmentTime(
-            segment.node,
-            segment.first,
-            segment.last,
-            time.waited_s,
-            time.computed_s,
-            time.background_utilization,
-            time.decodes,
-            time.prefill_tokens,
-            time.first_half_s,
+    times = []
+    for segment, told in zip(route.segments, answer.times, strict=True):
+        waited_s, computed_s, first_half_s = told.waited_s, told.computed_s, told.first_half_s
+        background, decodes, prefill_tokens = told.background_utilization, told.decodes, told.prefill_tokens
+        # Each comparison is false for NaN.
+        seconds = 0 <= waited_s < _LONGEST_S and 0 <= computed_s < _LONGEST_S and 0 <= first_half_s < math.inf
+        if not (seconds and waited_s + computed_s < _LONGEST_S and 0 <= background < 1):
+            return ()
+        if decodes + prefill_tokens > _MOST:
+            return ()
+        times.append(
+            SegmentTime(
+                segment.node,
+                segment.first,
+                segment.last,
+                waited_s,
+                computed_s,
+                background,
+                decodes,
+                prefill_tokens,
+                first_half_s,
+            )
         )
-        for segment, time in zip(route.segments, answer.times, strict=True)
-    )
-
-
-def _plausible(time: SegmentTimeMessage) -> bool:
-    seconds = math.isfinite(time.waited_s + time.computed_s + time.first_half_s)
-    seconds = seconds and min(time.waited_s, time.computed_s, time.first_half_s) >= 0
-    share = 0 <= time.background_utilization < 1
-    return (
-        seconds
-        and share
-        and time.waited_s + time.computed_s < _LONGEST_S
-        and time.decodes + time.prefill_tokens <= _MOST
-    )
+    return tuple(times)

@@ -447,5 +447,4 @@ async def test_the_times_of_a_pass_are_passed_on_unless_they_are_incomplete_or_o
     assert (record.waited_s, record.computed_s) == (1.0, 0.5)
     assert (done.epoch, done.start, done.tokens) == (1, 0, len(PROMPT))
     assert [(each.node, each.first, each.last, each.decodes) for each in done.segments] == [(A, 0, 0, 2), (B, 1, 2, 2)]
-    assert (done.waited_s, done.computed_s, done.segments[0].node_s) == (1.0, 0.5, 0.125)
-    assert done.hops_s == 0.0
+    assert (*done.spent_s(), done.segments[0].node_s) == (1.0, 0.5, 0.0, 0.125)
