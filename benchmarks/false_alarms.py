@@ -2,19 +2,24 @@
 
     python -m benchmarks.false_alarms record calm.json [--seconds 120] [--streams 2]
     python -m benchmarks.false_alarms replay calm.json ...
+    python -m benchmarks.false_alarms watch [--seconds 3600]
 
 `record` runs the emulated home cluster under a load that does not change, with plans and blocks made ready and the fast
 loop armed, and writes all passes, reports and probes that the detector was shown. `replay` shows recordings to the
 detector of this version, and prints every alarm, and the alarms in an hour of exposure. Nothing changed, so each of
-them is false. At its end, `record` also compares the estimate with what the cluster file declares.
+them is false. At its end, `record` also compares the estimate with what the cluster file declares. A controller keeps
+what its detector was shown for some minutes only, so longer runs are watched: `watch` prints each alarm of a running
+detector, and counts the moves.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -39,15 +44,34 @@ async def calm(url: str, count: int, seconds: float) -> None:
     await streams(url, count, stop, [])
 
 
-def record(cluster_file: Path, state: Path, count: int, seconds: float) -> tuple[Recording, EstimateErrors]:
-    """What the detector is shown in a calm run of a cluster, and the errors of the estimate at its end."""
+@contextlib.contextmanager
+def calm_cluster(cluster_file: Path, state: Path, count: int, seconds: float) -> Iterator[ControlClient]:
+    """A cluster after so many seconds of a calm run with the fast loop armed."""
     with running(cluster_file, state, MODEL) as cluster, ControlClient(cluster.url, cluster.token) as client:
         first_plan(cluster)
         client.arm_fast_loop(SETTINGS, HOUR_S)
         asyncio.run(calm(cluster.url, count, seconds))
+        yield client
+
+
+def record(cluster_file: Path, state: Path, count: int, seconds: float) -> tuple[Recording, EstimateErrors]:
+    """What the detector is shown in a calm run of a cluster, and the errors of the estimate at its end."""
+    with calm_cluster(cluster_file, state, count, seconds) as client:
         recording = client.observations()
         cost = next(seen.cost for seen in reversed(recording.observations) if seen.cost)
         return recording, estimate_errors(client.cluster(), recording.features, cost, client.estimates())
+
+
+def watched(cluster_file: Path, state: Path, count: int, seconds: float) -> str:
+    """The alarms of a calm run, the moves, and how many alarms that are in an hour."""
+    begun_s = time.time()
+    with calm_cluster(cluster_file, state, count, seconds) as client:
+        decisions = client.decisions()
+    alarms = [(decision, seen) for decision in decisions for seen in decision.seen]
+    lines = [f"{decision.at_s - begun_s:.1f} s: {seen} ({decision.action})" for decision, seen in alarms]
+    moves = sum(decision.action != "keep" for decision in decisions)
+    rate = f"{len(alarms)} alarms in {seconds:.0f} s: {HOUR_S * len(alarms) / seconds:.1f} in an hour; {moves} moves"
+    return "\n".join([*lines, rate])
 
 
 def read(path: Path) -> Recording:
@@ -78,16 +102,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     recorder = commands.add_parser("record")
     recorder.add_argument("file", type=Path)
-    recorder.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
-    recorder.add_argument("--state", type=Path, default=Path(".resplit/false_alarms"))
-    recorder.add_argument("--seconds", type=float, default=120.0)
-    recorder.add_argument("--streams", type=int, default=2)
+    for each in (recorder, commands.add_parser("watch")):
+        each.add_argument("--cluster", type=Path, default=Path("data/clusters/home.yaml"))
+        each.add_argument("--state", type=Path, default=Path(".resplit/false_alarms"))
+        each.add_argument("--seconds", type=float, default=120.0)
+        each.add_argument("--streams", type=int, default=2)
     commands.add_parser("replay").add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
     if given.command == "replay":
         sys.stdout.write(f"{replayed(given.files)}\n")
         return
-    recording, errors = record(given.cluster, given.state, given.streams, given.seconds)
+    run = given.cluster, given.state, given.streams, given.seconds
+    if given.command == "watch":
+        sys.stdout.write(f"{watched(*run)}\n")
+        return
+    recording, errors = record(*run)
     given.file.write_bytes(RECORDING.dump_json(recording))
     sys.stdout.write(f"{replayed([given.file])}\n\n{errors}\n")
 
