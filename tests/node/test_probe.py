@@ -169,7 +169,7 @@ def test_the_time_for_which_a_busy_peer_keeps_messages_is_not_that_of_the_link()
 
 
 async def _busy_peer(clock: SimulatedClock) -> None:
-    busy = Neighbour("busy", 0.002)
+    busy = Neighbour("busy", 0.002, absent_s=0.002)  # nothing is known yet: it is not left out
     probe = Probe("here", SimpleNamespace(hardware=None), SimpleNamespace(peers={"busy": busy}))  # type: ignore[arg-type]
     await probe.echo_all(1)
     busy.trip_s, busy.absent_s = 0.052, 0.08  # as usual, and 50 ms of its absence

@@ -223,19 +223,20 @@ class Probe:
 
     async def _echo_small(self, peer: Peer) -> None:
         before_s = self._half_trips_s[peer.name]
-        trip_s = await self._trip_s(peer, ECHO_BYTES[0], 2 * min(before_s, default=0.0))
+        trip_s = await self._trip_s(peer, ECHO_BYTES[0], 2 * min(before_s, default=math.inf))
         self._note_echo(peer.name, ECHO_BYTES[0], trip_s / 2, before_s)
 
     async def _echo_large(self, peer: Peer) -> None:
         before_s, half_s = self._transfers_s[peer.name], min(self._half_trips_s[peer.name], default=0.0)
-        trip_s = await self._trip_s(peer, ECHO_BYTES[1], half_s + min(before_s, default=0.0))
+        trip_s = await self._trip_s(peer, ECHO_BYTES[1], half_s + min(before_s, default=math.inf))
         self._note_echo(peer.name, ECHO_BYTES[1], max(half_s, trip_s - half_s), before_s)
 
     async def _trip_s(self, peer: Peer, payload_bytes: int, usual_s: float) -> float:
         """The round trip of a message, without the time for which either end may have kept it waiting.
 
         That is the time in which this process waited for a processor, and the absence that the peer tells. The round
-        trip is not taken to be less than usual: meanwhile, the message may have been under way.
+        trip is not taken to be less than usual: meanwhile, the message may have been under way. Of a first message
+        nothing is left out.
         """
         waited_s = processor_wait_s()
         echo = await peer.echo(payload_bytes, _ECHO_WITHIN_S)
