@@ -126,7 +126,13 @@ class Control:
         """What makes plans ahead and lets blocks stand by."""
         rules, loop = PlacementRules(self._cluster, tuple(self._features)), self._loop
         return SimulatedReadiness(
-            rules, self._deployment, self._agenda, self._pose_ahead, loop.ahead_s, loop.settings.work_limit
+            rules,
+            self._deployment,
+            self._agenda,
+            self._is_idle,
+            self._present_problem,
+            loop.ahead_s,
+            loop.settings.work_limit,
         )
 
     def start(self) -> None:
@@ -373,10 +379,10 @@ class Control:
         if self._readiness is not None and self._armed:
             self._readiness.look()
 
-    def _pose_ahead(self) -> Problem | None:
-        """The present problem, unless something else is being decided."""
+    def _is_idle(self) -> bool:
+        """Whether there is a problem to prepare for, and nothing else is being decided."""
         idle = not self._reacting and not self._stopped and self._problem is not None
-        return self._present_problem() if idle and self._deployment.live is not None else None
+        return idle and self._deployment.live is not None
 
     def _ready(self) -> Ready:
         return NOTHING_READY if self._readiness is None else self._readiness.ready()

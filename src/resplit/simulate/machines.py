@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from resplit.model.activation import Activation
-from resplit.node.batching import Batch, ChunkPace, SegmentPass, Waiting, in_order, next_batch, still_waiting
+from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, in_order, next_batch, still_waiting
 from resplit.node.emulation import ONE_STEP, Hardware, Load
 from resplit.simulate.agenda import Agenda
 
@@ -31,7 +31,7 @@ class Visit(Waiting):
     give_back: Callable[[], None] | None = field(default=None, kw_only=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one for each pass at each segment, and that would take longer
 class Ran:
     """What a visit is told about a batch: how many of its own `tokens` it had, and its times and load as a whole."""
 
@@ -127,16 +127,25 @@ class Machine:
 
     def _begin(self) -> None:
         """Compute the next batch of the waiting passes."""
-        now_s, waiting = self._agenda.now_s, in_order(self._waiting)
-        most_decodes = self._pace.fair_share(waiting[0].work.stages, now_s) if self._shares else 1
-        batch = next_batch(waiting, self._pace.chunk_tokens(now_s, waiting), most_decodes)
-        self._waiting = still_waiting(waiting, batch, now_s)
+        batch = self._next_batch()
         load = Load(batch.decodes, batch.prefill_tokens)
         declared_s = self._node_s(batch.first, batch.last, load)
         node_s = declared_s if self._service is None else self._service(declared_s)
         background = self.hardware.background_utilization
         self._running = batch
         self._agenda.after(node_s / (1 - background), self._end, batch, load, declared_s, node_s, background)
+
+    def _next_batch(self) -> Batch:
+        """Take the next batch of the waiting passes."""
+        now_s, first = self._agenda.now_s, self._waiting[0]
+        if len(self._waiting) == 1 and first.work.decoding:  # very often: there is nothing to choose
+            self._waiting = []
+            return Batch(first.work.first, first.work.last, [Part(first, first.left)])
+        waiting = in_order(self._waiting)
+        most_decodes = self._pace.fair_share(waiting[0].work.stages, now_s) if self._shares else 1
+        batch = next_batch(waiting, self._pace.chunk_tokens(now_s, waiting), most_decodes)
+        self._waiting = still_waiting(waiting, batch, now_s)
+        return batch
 
     def _end(self, batch: Batch, load: Load, declared_s: float, node_s: float, background: float) -> None:
         if self._running is not batch:  # the machine went down meanwhile

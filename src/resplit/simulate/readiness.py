@@ -16,7 +16,7 @@ __all__ = ["SimulatedReadiness"]
 
 
 class SimulatedReadiness:
-    """Keeps one cluster ready. `pose` gives the present problem; None while nothing should be prepared.
+    """Keeps one cluster ready while it `is_idle`. `pose` gives the present problem, which takes long for many links.
 
     A plan takes `plan_s`; it has `work_limit` steps.
     """
@@ -26,13 +26,15 @@ class SimulatedReadiness:
         rules: PlacementRules,
         deployment: SimulatedDeployment,
         agenda: Agenda,
-        pose: Callable[[], Problem | None],
+        is_idle: Callable[[], bool],
+        pose: Callable[[], Problem],
         plan_s: float,
         work_limit: int | None,
     ) -> None:
         self._rules = rules
         self._deployment = deployment
         self._agenda = agenda
+        self._is_idle = is_idle
         self._pose = pose
         self._plan_s = plan_s
         self._work_limit = work_limit
@@ -42,10 +44,10 @@ class SimulatedReadiness:
     def look(self) -> None:
         """Check whether new plans are needed: the live epoch or the state of the cluster may have changed."""
         live, now_s = self._deployment.live, self._agenda.now_s
-        if self._planning or live is None or (problem := self._pose()) is None:
+        if self._planning or live is None or not self._is_idle():
             return
         if self._plans.are_due(live.epoch, now_s):
-            self._plans.begin(live.epoch, problem, self._previous(), now_s)
+            self._plans.begin(live.epoch, self._pose(), self._previous(), now_s)
         if self._plans.left:
             self._planning = True
             change = self._plans.left.pop(0)

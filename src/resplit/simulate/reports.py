@@ -27,13 +27,13 @@ from resplit.simulate.agenda import Agenda
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.noise import normals
-from resplit.telemetry.rows import BlockRow, LinkRow, NodeRow
+from resplit.telemetry.rows import BlockRow, NodeRow
 from resplit.telemetry.tables import BLOCK_COLUMNS, LINK_COLUMNS, NODE_COLUMNS, Telemetry
 from resplit.types import BlockFeatures
 
 __all__ = ["Noise", "Report", "Reports"]
 
-_Row = NodeRow | LinkRow | BlockRow
+_Row = NodeRow | BlockRow
 _ASKED_S = 0.05  # until a node that is asked has answered, or one with news was asked and has
 
 
@@ -57,7 +57,7 @@ class Report:
     links: tuple[Echo, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: many nodes make hundreds of them a second, and that would take longer
 class Echo:
     """A probe of the link to a peer."""
 
@@ -96,7 +96,8 @@ class Reports:
         self._sampled: dict[str, tuple[float, float]] = {}  # the last reference time and background, by node
         self._busy_s = dict.fromkeys(machines, 0.0)
         self._timings: dict[str, list[BlockRow]] = {name: [] for name in machines}
-        self._nodes, self._links, self._blocks = deque[NodeRow](), deque[LinkRow](), deque[BlockRow]()
+        self._nodes, self._blocks = deque[NodeRow](), deque[BlockRow]()
+        self._echoes = deque[tuple[str, Echo]]()  # with the node that sent them
         self._peers = {name: [other for other in machines if other != name] for name in machines}
         self._firsts: dict[tuple[int, int], dict[str, int]] = {}  # of each segment: the first block of each kind
         for machine in machines.values():
@@ -105,11 +106,8 @@ class Reports:
 
     def window(self, since_s: float) -> Telemetry:
         """All rows from `since_s` on that are known now."""
-        links, blocks = (
-            self._table(self._links, LINK_COLUMNS, since_s),
-            self._table(self._blocks, BLOCK_COLUMNS, since_s),
-        )
-        return Telemetry(self.node_table(since_s), links, blocks)
+        blocks = self._table(self._blocks, BLOCK_COLUMNS, since_s)
+        return Telemetry(self.node_table(since_s), self._link_table(since_s), blocks)
 
     def node_table(self, since_s: float) -> pd.DataFrame:
         """The reports of nodes in that window: without the other tables, which are many times longer."""
@@ -119,6 +117,20 @@ class Reports:
         known_s = self._agenda.now_s - self._noise.late_s
         known = [row for row in rows if since_s <= row.time_s <= known_s]
         return pd.DataFrame({name: list(map(attrgetter(name), known)) for name in columns}).astype(columns)
+
+    def _link_table(self, since_s: float) -> pd.DataFrame:
+        known_s = self._agenda.now_s - self._noise.late_s
+        known = [(node, echo) for node, echo in self._echoes if since_s <= echo.at_s <= known_s]
+        columns = {
+            "time_s": [echo.at_s for _, echo in known],
+            "node": [node for node, _ in known],
+            "peer": [echo.peer for _, echo in known],
+            "payload_bytes": [echo.size_bytes for _, echo in known],
+            "seconds": [echo.seconds for _, echo in known],
+            "source": ["active"] * len(known),
+            "emulated": [True] * len(known),
+        }
+        return pd.DataFrame(columns).astype(LINK_COLUMNS)
 
     def measure(self, pairs: Sequence[tuple[str, str]], then: Callable[[], None]) -> None:
         """Probe links now, by small and large messages in turn. `then` is called once all results are known."""
@@ -223,18 +235,9 @@ class Reports:
         """A probe of one link, now."""
         now_s = self._agenda.now_s
         seconds = self._network.seconds(name, peer, size_bytes, now_s) * self._factor(self._noise.link_s)
-        self._links.append(
-            LinkRow(
-                time_s=now_s,
-                node=name,
-                peer=peer,
-                payload_bytes=float(size_bytes),
-                seconds=seconds,
-                source="active",
-                emulated=True,
-            )
-        )
-        return Echo(peer, float(size_bytes), seconds, now_s)
+        echo = Echo(peer, float(size_bytes), seconds, now_s)
+        self._echoes.append((name, echo))
+        return echo
 
     def _batch(self, machine: Machine, batch: Batch, load: Load, factor: float) -> None:
         """Keep the timing of one block of each kind. A batch of decode steps and a prompt is of neither phase."""
@@ -270,10 +273,12 @@ class Reports:
 
     def _forget(self) -> None:
         since_s = self._agenda.now_s - self._keep_s
-        tables: tuple[deque[NodeRow] | deque[LinkRow] | deque[BlockRow], ...] = self._nodes, self._links, self._blocks
+        tables: tuple[deque[NodeRow] | deque[BlockRow], ...] = self._nodes, self._blocks
         for rows in tables:
             while rows and rows[0].time_s < since_s:
                 rows.popleft()
+        while self._echoes and self._echoes[0][1].at_s < since_s:
+            self._echoes.popleft()
 
     def _factor(self, deviation: float) -> float:
         return math.exp(deviation * next(self._normals)) if deviation else 1.0
