@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from resplit.config import LimitsConfig
 from resplit.errors import ResplitError
 from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
+from resplit.gateway.openai.bodies import ModelCard, ModelList, TokenizedPrompt
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.messages import MOST_LEVELS
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
@@ -125,20 +126,20 @@ async def responses(body: ResponseRequest, request: Request, service: _Service, 
 
 @_router.get("/v1/models")
 @_router.get("/v1/models/", include_in_schema=False)
-async def models(service: _Service, caller: _Caller) -> dict[str, Any]:
+async def models(service: _Service, caller: _Caller) -> ModelList:
     """List the one model that is served."""
     return {"object": "list", "data": [service.model_card()]}
 
 
 @_router.get("/v1/models/{name:path}")
-async def model(name: str, service: _Service, caller: _Caller) -> dict[str, Any]:
+async def model(name: str, service: _Service, caller: _Caller) -> ModelCard:
     """Describe the model of that name."""
     service.check_model(name)
     return service.model_card()
 
 
 @_router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, service: _Service, caller: _Caller) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, service: _Service, caller: _Caller) -> TokenizedPrompt:
     """The token ids of a prompt or of a conversation."""
     ids = service.tokenize(body)
     return {"count": len(ids), "max_model_len": service.engine.context_tokens, "tokens": ids}

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 from resplit.errors import ModelError, RequestError
+from resplit.gateway.openai.template_input import TemplateMessage, TemplateTool
 from resplit.gateway.openai.tools import explained, form_of
 
 
@@ -75,7 +76,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise ModelError(f"the model's chat template is malformed: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    def render(self, messages: Sequence[TemplateMessage], tools: Sequence[TemplateTool] = ()) -> str:
         """The conversation as text, up to the start of the assistant's answer; RequestError if it is refused.
 
         A template that does not know `tools` gets them in the conversation.

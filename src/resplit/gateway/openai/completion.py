@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 from resplit.gateway.engine import GeneratedToken, GenerationRequest, TokenEngine
+from resplit.gateway.openai.bodies import (
+    AssistantMessage,
+    ChoiceBody,
+    ChoiceContent,
+    CompletionBody,
+    Delta,
+    ErrorBody,
+    ErrorObject,
+    Finish,
+    Usage,
+)
 from resplit.gateway.openai.logprob_bodies import Scored, chat_logprobs, completion_logprobs
 from resplit.gateway.openai.prometheus import Stopwatch
 from resplit.gateway.openai.text import Detokenizer, StopStrings, Text
 from resplit.gateway.openai.tools import Call, CallParser, Said, ToolForm
 from resplit.process.cancellation import cancel_and_wait
 
-Finish = Literal["stop", "length", "tool_calls"]
 _AT_ONCE = 8  # choices of one request that run or wait in the queue together
 
 
@@ -172,44 +182,44 @@ class Envelope:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[Sequence[TextPiece]]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Sequence[TextPiece]]) -> CompletionBody:
         """The body of an answer that is not streamed; `choices` are the pieces of each choice."""
         made = sum(len(part.token_ids) for parts in choices for part in parts)
         bodies = [self._whole_choice(index, parts) for index, parts in enumerate(choices)]
         return self._body("chat.completion", bodies) | {"usage": self._usage(made)}
 
-    def opening(self, choices: int) -> list[dict[str, Any]]:
+    def opening(self, choices: int) -> list[CompletionBody]:
         """The chunks before the first token."""
-        role = {"delta": {"role": "assistant", "content": ""}}
+        role: ChoiceContent = {"delta": {"role": "assistant", "content": ""}}
         empty = TextPiece("", (), None)
         return [self._chunk([self._choice(index, role, empty)]) for index in range(choices if self.chat else 0)]
 
-    def chunk(self, index: int, piece: TextPiece) -> list[dict[str, Any]]:
+    def chunk(self, index: int, piece: TextPiece) -> list[CompletionBody]:
         """The chunk of one piece; none if the piece adds nothing."""
         if not (piece.text or piece.finish or piece.scored or piece.calls or self.token_ids):
             return []
-        content: dict[str, Any] = {"text": piece.text}
+        content: ChoiceContent = {"text": piece.text}
         if self.chat:
-            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            delta: Delta = {"content": piece.text} if piece.text else {}
             if piece.calls:
-                delta["tool_calls"] = [call.body(number) for number, call in piece.calls]
+                delta["tool_calls"] = [call.delta(number) for number, call in piece.calls]
             content = {"delta": delta}
         return [self._chunk([self._choice(index, content, piece)])]
 
-    def closing(self, new_tokens: int) -> list[dict[str, Any]]:
+    def closing(self, new_tokens: int) -> list[CompletionBody]:
         """The chunks after the last token."""
         return [self._chunk([]) | {"usage": self._usage(new_tokens)}] if self.include_usage else []
 
-    def failure(self, error: Mapping[str, Any]) -> dict[str, Any]:
+    def failure(self, error: ErrorObject) -> ErrorBody:
         """The last event of a stream that fails."""
         return {"error": error}
 
-    def _whole_choice(self, index: int, parts: Sequence[TextPiece]) -> dict[str, Any]:
+    def _whole_choice(self, index: int, parts: Sequence[TextPiece]) -> ChoiceBody:
         text = "".join(part.text for part in parts)
-        content: dict[str, Any] = {"text": text}
+        content: ChoiceContent = {"text": text}
         if self.chat:
             calls = [call.body() for part in parts for _, call in part.calls]
-            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
             if calls:
                 message |= {"content": text or None, "tool_calls": calls}
             content = {"message": message}
@@ -217,18 +227,22 @@ class Envelope:
         scored = tuple(each for part in parts for each in part.scored)
         return self._choice(index, content, TextPiece(text, ids, parts[-1].finish, scored))
 
-    def _choice(self, index: int, content: dict[str, Any], piece: TextPiece) -> dict[str, Any]:
+    def _choice(self, index: int, content: ChoiceContent, piece: TextPiece) -> ChoiceBody:
         logprobs = None
         if piece.scored:
             logprobs = (chat_logprobs if self.chat else completion_logprobs)(self.text, piece.scored)
-        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": piece.finish}
-        return choice | {"token_ids": list(piece.token_ids)} if self.token_ids else choice
+        choice: ChoiceBody = {"index": index, **content, "logprobs": logprobs, "finish_reason": piece.finish}
+        if self.token_ids:
+            choice["token_ids"] = list(piece.token_ids)
+        return choice
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        no_usage = {"usage": None} if self.include_usage else {}
-        return self._body("chat.completion.chunk", choices) | no_usage
+    def _chunk(self, choices: list[ChoiceBody]) -> CompletionBody:
+        body = self._body("chat.completion.chunk", choices)
+        if self.include_usage:
+            body["usage"] = None
+        return body
 
-    def _body(self, chat_object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _body(self, chat_object: str, choices: list[ChoiceBody]) -> CompletionBody:
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.key}",
             "object": chat_object if self.chat else "text_completion",
@@ -237,6 +251,6 @@ class Envelope:
             "choices": choices,
         }
 
-    def _usage(self, new_tokens: int) -> dict[str, int]:
+    def _usage(self, new_tokens: int) -> Usage:
         total = self.prompt_tokens + new_tokens
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new_tokens, "total_tokens": total}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from resplit.gateway.openai.bodies import ErrorObject, Event
 from resplit.gateway.openai.completion import TextPiece
 from resplit.gateway.openai.http_errors import as_http, error_object
 from resplit.gateway.openai.prometheus import Stopwatch
@@ -36,16 +37,16 @@ class AnswerForm(Protocol):
     def ends_with_done(self) -> bool:
         """Whether `[DONE]` follows the last event."""
 
-    def opening(self, choices: int) -> list[dict[str, Any]]:
+    def opening(self, choices: int) -> Sequence[Event]:
         """The events before the first token."""
 
-    def chunk(self, index: int, piece: TextPiece) -> list[dict[str, Any]]:
+    def chunk(self, index: int, piece: TextPiece) -> Sequence[Event]:
         """The events of one piece of a choice."""
 
-    def closing(self, new_tokens: int) -> list[dict[str, Any]]:
+    def closing(self, new_tokens: int) -> Sequence[Event]:
         """The events after the last token."""
 
-    def failure(self, error: Mapping[str, Any]) -> dict[str, Any]:
+    def failure(self, error: ErrorObject) -> Event:
         """The event of an error object, after which no other comes."""
 
 
@@ -131,6 +132,7 @@ async def event_data(
             yield _event(form.failure(error_object(answer)))
 
 
-def _event(event: Mapping[str, Any]) -> str:
-    name = f"event: {event['type']}\n" if "type" in event else ""
+def _event(event: Event) -> str:
+    kind = event.get("type")
+    name = f"event: {kind}\n" if kind else ""
     return f"{name}data: {json.dumps(event)}\n\n"

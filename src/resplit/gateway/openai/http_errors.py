@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from resplit.errors import CapacityError, http_status
+from resplit.gateway.openai.bodies import ErrorObject
 
 _CODES = {413: "too_large", 429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
 RETRY_AFTER_S = "2"  # while nodes are lost: a new placement takes about so long
@@ -52,12 +53,12 @@ def as_http(error: Exception) -> HTTPException:
     return http_error(status, message, _CODES.get(status), headers={"Retry-After": wait_s} if wait_s else None)
 
 
-def error_object(error: HTTPException) -> dict[str, Any]:
+def error_object(error: HTTPException) -> ErrorObject:
     """What was given to `http_error`.
 
     As JSON it must be ASCII, because a message may repeat input that is not valid Unicode.
     """
-    return dict(error.detail)  # type: ignore[arg-type]
+    return cast("ErrorObject", error.detail)
 
 
 def response(error: Exception) -> Response:

@@ -5,10 +5,11 @@ Clients replay what other servers answered, so fields that do not change the ans
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 
+from resplit.gateway.openai.template_input import TemplateCall, TemplateMessage
 from resplit.strict_json import read_json
 
 MOST_LEVELS = 200  # of JSON in a request: schemas are nested
@@ -72,14 +73,16 @@ class ToolCall(LenientPart):
     id: Str | None = None
     function: CalledFunction
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> TemplateCall:
         """The call for a chat template, which gets the arguments as an object where they are valid JSON."""
         try:
             arguments = read_json(self.function.arguments, MOST_LEVELS)
         except ValueError:
             arguments = self.function.arguments
-        function = {"name": self.function.name, "arguments": arguments}
-        return {"type": "function", "function": function} | ({"id": self.id} if self.id else {})
+        call: TemplateCall = {"type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        if self.id:
+            call["id"] = self.id
+        return call
 
 
 class Message(LenientPart):
@@ -97,12 +100,15 @@ class Message(LenientPart):
             raise ValueError(f"a message of role '{self.role}' needs a 'content'")
         return self
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> TemplateMessage:
         """The message for a chat template: templates still call the role `developer` `system`."""
         role = "system" if self.role == "developer" else self.role
-        message: dict[str, Any] = {"role": role, "content": self.content or ""}
+        message: TemplateMessage = {"role": role, "content": self.content or ""}
         if self.tool_calls:
             message["tool_calls"] = [call.plain() for call in self.tool_calls]
         if self.role == "tool":
-            message |= {key: value for key in ("name", "tool_call_id") if (value := getattr(self, key))}
+            if self.name:
+                message["name"] = self.name
+            if self.tool_call_id:
+                message["tool_call_id"] = self.tool_call_id
         return message

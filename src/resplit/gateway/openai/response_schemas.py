@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from resplit.gateway.openai.messages import Message, Str
 from resplit.gateway.openai.schemas import ChatRequest, Neutral, RequestNotes, StrictBody, Temperature, TopP
+from resplit.gateway.openai.template_input import Schema
 from resplit.gateway.openai.tool_schemas import JsonSchema, Name, ResponseFormat
 
 
@@ -30,7 +31,7 @@ class TextFormat(StrictBody):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Name | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")] = Field(default_factory=dict)
+    schema_: Annotated[Schema, Field(alias="schema")] = Field(default_factory=dict)
     description: Any = None
     strict: Any = None
 

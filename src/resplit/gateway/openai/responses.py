@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-from resplit.gateway.openai.completion import Finish, TextPiece
+from typing_extensions import Unpack
+
+from resplit.gateway.openai.bodies import (
+    ErrorObject,
+    EventContent,
+    Finish,
+    OutputMessage,
+    OutputText,
+    PartContent,
+    ResponseBody,
+    ResponseEvent,
+    ResponseUsage,
+    Status,
+)
+from resplit.gateway.openai.completion import TextPiece
 from resplit.gateway.openai.response_schemas import ResponseRequest
-
-Status = Literal["in_progress", "completed", "incomplete"]
 
 
 @dataclass(eq=False)
@@ -28,14 +40,14 @@ class ResponseForm:
     _finish: Finish | None = None
     _events: int = 0
 
-    def whole(self, choices: Sequence[Sequence[TextPiece]]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Sequence[TextPiece]]) -> ResponseBody:
         """The body of an answer that is not streamed."""
         (parts,) = choices
         for part in parts:
             self._add(part)
         return self._ended(sum(len(part.token_ids) for part in parts))
 
-    def opening(self, _choices: int) -> list[dict[str, Any]]:
+    def opening(self, _choices: int) -> list[ResponseEvent]:
         """The events before the first token."""
         begun = self._response("in_progress", [])
         return [
@@ -45,14 +57,14 @@ class ResponseForm:
             self._part_event("response.content_part.added", part=self._part()),
         ]
 
-    def chunk(self, _index: int, piece: TextPiece) -> list[dict[str, Any]]:
+    def chunk(self, _index: int, piece: TextPiece) -> list[ResponseEvent]:
         """The event of one piece; none if the piece adds nothing."""
         self._add(piece)
         if not piece.text:
             return []
         return [self._part_event("response.output_text.delta", delta=piece.text, logprobs=[])]
 
-    def closing(self, new_tokens: int) -> list[dict[str, Any]]:
+    def closing(self, new_tokens: int) -> list[ResponseEvent]:
         """The events after the last token."""
         ended = self._ended(new_tokens)
         return [
@@ -62,21 +74,21 @@ class ResponseForm:
             self._event(f"response.{ended['status']}", response=ended),
         ]
 
-    def failure(self, error: Mapping[str, Any]) -> dict[str, Any]:
+    def failure(self, error: ErrorObject) -> ResponseEvent:
         """The last event of a stream that fails. By its `error` the client knows that it has to raise."""
-        shown = {key: error[key] for key in ("code", "message", "param")}
-        return self._event("error", **shown, error=error)
+        code, message, param = error["code"], error["message"], error["param"]
+        return self._event("error", code=code, message=message, param=param, error=error)
 
     def _add(self, piece: TextPiece) -> None:
         self._text += piece.text
         self._finish = piece.finish
 
-    def _ended(self, new_tokens: int) -> dict[str, Any]:
+    def _ended(self, new_tokens: int) -> ResponseBody:
         status: Status = "incomplete" if self._finish == "length" else "completed"
         output = [self._message(status, [self._part()])]
         return self._response(status, output) | {"usage": self._usage(new_tokens)}
 
-    def _response(self, status: Status, output: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _response(self, status: Status, output: list[OutputMessage]) -> ResponseBody:
         request = self.request
         return {
             "id": f"resp_{self.key}",
@@ -102,16 +114,16 @@ class ResponseForm:
             "usage": None,
         }
 
-    def _message(self, status: Status, content: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _message(self, status: Status, content: list[OutputText]) -> OutputMessage:
         return {"id": self._message_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
-    def _part(self) -> dict[str, Any]:
+    def _part(self) -> OutputText:
         return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
 
-    def _part_event(self, kind: str, **content: object) -> dict[str, Any]:
+    def _part_event(self, kind: str, **content: Unpack[PartContent]) -> ResponseEvent:
         return self._event(kind, item_id=self._message_id, output_index=0, content_index=0, **content)
 
-    def _event(self, kind: str, **content: object) -> dict[str, Any]:
+    def _event(self, kind: str, **content: Unpack[EventContent]) -> ResponseEvent:
         self._events += 1
         return {"type": kind, "sequence_number": self._events - 1, **content}
 
@@ -119,7 +131,7 @@ class ResponseForm:
     def _message_id(self) -> str:
         return f"msg_{self.key}"
 
-    def _usage(self, new_tokens: int) -> dict[str, Any]:
+    def _usage(self, new_tokens: int) -> ResponseUsage:
         return {
             "input_tokens": self.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

@@ -26,6 +26,7 @@ from resplit.gateway.openai.grammars import json_rule
 from resplit.gateway.openai.messages import Message, Str, utf8
 from resplit.gateway.openai.schema_cost import ensure_compilable
 from resplit.gateway.openai.steering import Grammar, RequestSteering
+from resplit.gateway.openai.template_input import Schema, TemplateTool
 from resplit.gateway.openai.tool_schemas import NamedTool, ResponseFormat, Tool, ToolChoice
 from resplit.gateway.openai.tools import ToolForm, answer_grammar
 from resplit.types import Sampling
@@ -49,7 +50,7 @@ class Neutral:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
-    def __get_pydantic_json_schema__(self, _core: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, _core: CoreSchema, _handler: GetJsonSchemaHandler) -> Schema:
         return {"enum": list(self._values)}
 
     def _check(self, value: object) -> object:
@@ -277,7 +278,7 @@ class ChatRequest(_Generation):
             raise ValueError("'tool_choice' requires a tool that is not in 'tools'")
         return self
 
-    def callable_tools(self) -> list[dict[str, Any]]:
+    def callable_tools(self) -> list[TemplateTool]:
         """The tools that may be called, for a chat template."""
         return [] if self.tool_choice == "none" else [tool.plain() for tool in self.tools or ()]
 

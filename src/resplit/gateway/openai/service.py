@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from resplit.errors import RequestError
 from resplit.gateway.engine import GenerationRequest, TokenEngine
+from resplit.gateway.openai.bodies import ModelCard
 from resplit.gateway.openai.completion import Choice, Envelope, TextPiece, merged, pieces
 from resplit.gateway.openai.event_stream import EventStream, begun, event_data
 from resplit.gateway.openai.grammars import Grammars
@@ -25,6 +25,7 @@ from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.responses import ResponseForm
 from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
 from resplit.gateway.openai.special_tokens import texts
+from resplit.gateway.openai.template_input import TemplateTool
 from resplit.gateway.openai.text import Text
 
 
@@ -47,10 +48,15 @@ class CompletionService:
     grammars: Grammars
     started_s: int = field(default_factory=lambda: int(time.time()))
 
-    def model_card(self) -> dict[str, Any]:
+    def model_card(self) -> ModelCard:
         """The model as /v1/models lists it."""
-        card = {"id": self.model_name, "object": "model", "created": self.started_s, "owned_by": "resplit"}
-        return card | {"max_model_len": self.engine.context_tokens}
+        return {
+            "id": self.model_name,
+            "object": "model",
+            "created": self.started_s,
+            "owned_by": "resplit",
+            "max_model_len": self.engine.context_tokens,
+        }
 
     def check_model(self, name: str) -> None:
         """HTTPException (404) unless `name` is the model that is served."""
@@ -168,7 +174,7 @@ class CompletionService:
                 found[index].append(piece)
         return JSONResponse(form.whole(found))
 
-    def _encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> tuple[int, ...]:
+    def _encode_chat(self, messages: Sequence[Message], tools: Sequence[TemplateTool] = ()) -> tuple[int, ...]:
         if len(messages) > self.engine.context_tokens:
             raise self._too_long(f"the conversation has {len(messages)} messages")
         plain = [message.plain() for message in messages]

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from resplit.errors import RequestError
+from resplit.gateway.openai.template_input import TemplateMessage, TemplateTool
 
 _PRIVATE_USE = range(0xE000, 0xF8FF)
 
@@ -27,7 +28,7 @@ class SpecialTokens:
         names = sorted(filter(None, self._ids), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names))) if names else None
 
-    def mark_for(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
+    def mark_for(self, messages: Sequence[TemplateMessage | TemplateTool]) -> str | None:
         """A character that the messages do not contain; None if they contain no special token.
 
         RequestError if they contain every character that may be one.

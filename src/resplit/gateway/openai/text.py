@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from resplit.errors import ModelError, RequestError
 from resplit.gateway.openai.chat_template import ChatTemplate
 from resplit.gateway.openai.grammars import Grammars
 from resplit.gateway.openai.special_tokens import SpecialTokens
+from resplit.gateway.openai.template_input import TemplateMessage, TemplateTool
 from resplit.gateway.openai.tools import TAGGED, ToolForm
 
 # Decoders show this for bytes that are not a complete character.
@@ -101,9 +102,7 @@ class Text:
         """A compiler of grammars for the model's tokens."""
         return Grammars(self._tokenizer.to_str(), self.stop_ids, self.vocabulary)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[TemplateMessage], tools: Sequence[TemplateTool] = ()) -> tuple[int, ...]:
         """Token ids of a conversation (`role` and `content` each), up to the start of the assistant's answer.
 
         The answer may call `tools`.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
 
 from resplit.gateway.openai.messages import LenientPart
+from resplit.gateway.openai.template_input import Schema, TemplateTool
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -16,7 +17,7 @@ class Function(LenientPart):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Schema | None = None
 
 
 class Tool(LenientPart):
@@ -25,9 +26,9 @@ class Tool(LenientPart):
     type: Literal["function"]
     function: Function
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> TemplateTool:
         """The tool for a chat template."""
-        return self.model_dump(exclude_none=True)
+        return cast("TemplateTool", self.model_dump(exclude_none=True))
 
 
 class _NamedFunction(LenientPart):
@@ -45,7 +46,7 @@ class JsonSchema(LenientPart):
     """A named schema."""
 
     name: Name
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    schema_: Schema = Field(default_factory=dict, alias="schema")
 
 
 class ResponseFormat(LenientPart):
@@ -54,7 +55,7 @@ class ResponseFormat(LenientPart):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
-    def schema_of_answer(self) -> dict[str, Any] | None:
+    def schema_of_answer(self) -> Schema | None:
         """The schema that the answer follows; None for any text."""
         if self.type == "json_schema":
             return self.json_schema.schema_ if self.json_schema else {}

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from resplit.gateway.openai.bodies import ToolCallBody
 from resplit.gateway.openai.grammars import json_rule
+from resplit.gateway.openai.template_input import Schema, TemplateMessage, TemplateTool
 
 _TAGGED = re.compile(r"\s*<tool_call>\s*(.*?)\s*</tool_call>\s*", re.DOTALL)
 _TAG = "<tool_call>"
@@ -41,13 +42,13 @@ class Call:
     arguments: str
     key: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
 
-    def body(self, index: int | None = None) -> dict[str, Any]:
-        """The call in an answer, or with its index in a chunk of one."""
-        place = {} if index is None else {"index": index}
-        return {**place, "id": self.key, "type": "function", "function": self._function()}
+    def body(self) -> ToolCallBody:
+        """The call in an answer."""
+        return {"id": self.key, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
-    def _function(self) -> dict[str, str]:
-        return {"name": self.name, "arguments": self.arguments}
+    def delta(self, index: int) -> ToolCallBody:
+        """The call in a chunk of an answer, with its index."""
+        return {"index": index, **self.body()}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ToolForm:
     arguments: str = "arguments"
     one_only: bool = False
 
-    def rules(self, tools: Sequence[Mapping[str, Any]], several: bool) -> str:
+    def rules(self, tools: Sequence[TemplateTool], several: bool) -> str:
         """Lark rules for `calls`, of any of these functions."""
         more = f"({json.dumps(self.between)} call)*" if several and not self.one_only else ""
         closing = self.closing and json.dumps(self.closing)
@@ -102,7 +103,7 @@ def form_of(template: str) -> ToolForm:
 
 
 def answer_grammar(
-    form: ToolForm, tools: Sequence[Mapping[str, Any]], must_call: bool, several: bool, schema: Mapping[str, Any] | None
+    form: ToolForm, tools: Sequence[TemplateTool], must_call: bool, several: bool, schema: Schema | None
 ) -> str:
     """The Lark grammar of answers with calls of tools, or, unless one must be called, of other answers.
 
@@ -117,7 +118,7 @@ def answer_grammar(
     return f"start: TEXT | {calls}\n{rules}{form.text_rule()}"
 
 
-def explained(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def explained(messages: Sequence[TemplateMessage], tools: Sequence[TemplateTool]) -> list[TemplateMessage]:
     """A conversation in which tools, calls and their results are text, for a template that does not know them."""
     plain = [_as_text(message) for message in messages]
     if not tools:
@@ -128,7 +129,7 @@ def explained(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str
     return [{"role": "system", "content": preamble}, *plain]
 
 
-def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
+def _as_text(message: TemplateMessage) -> TemplateMessage:
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
