@@ -11,8 +11,13 @@ def main() -> None:
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     model = client.models.list().data[0].id
-    messages = [{"role": "user", "content": "Name three fruits."}]
-    stream = client.chat.completions.create(model=model, messages=messages, max_tokens=20, temperature=0, stream=True)
+    stream = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Name three fruits."}],
+        max_tokens=20,
+        temperature=0,
+        stream=True,
+    )
     print(f"{model}: ", end="")
     for chunk in stream:
         print(chunk.choices[0].delta.content or "", end="", flush=True)

@@ -7,12 +7,13 @@ An experiment is a module of this package with `async def run(scale: float, fold
 from __future__ import annotations
 
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from benchmarks.chaos.findings import Finding
 
-Experiment = Callable[[float, Path], Awaitable[list[Finding]]]
+Experiment = Callable[[float, Path], Coroutine[Any, Any, list[Finding]]]
 EXPERIMENTS = (
     "resplits",
     "pauses",

@@ -18,7 +18,7 @@ from resplit.epochs import Proposal
 from resplit.errors import ResplitError
 from resplit.security.identity import CONTROLLER
 from tests.support.cluster import load_unsplit, make_model, started
-from tests.support.processes import poll_until, ready, settled
+from tests.support.processes import command_of, poll_until, ready, settled
 from tests.support.streams import expected_tokens, request_completion
 
 NEW_TOKENS = 24
@@ -77,7 +77,7 @@ async def change_until_killed(
     process.kill()
     process.wait()
     crashing = [sys.executable, "-m", "benchmarks.chaos.crash_at_step", when, str(number)]
-    start_process(cluster, CONTROLLER, [*crashing, *process.args[3:]])
+    start_process(cluster, CONTROLLER, [*crashing, *command_of(process)[3:]])
     controller = cluster.processes[CONTROLLER]
     await poll_until(lambda: controller.poll() is not None or ready(client), 60)
     with contextlib.suppress(ResplitError):

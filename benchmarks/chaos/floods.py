@@ -112,7 +112,10 @@ class _Flood:
         if kind in BYTES:
             works = [self._bytes(node, *BYTES[kind](epoch)) for node in OTHERS]
         elif not works:
-            calls = {"commands": ("Command", CommandRequest(signed="A" * 2000)), "echoes": ("Echo", EchoRequest())}
+            calls: dict[str, tuple[str, CommandRequest | EchoRequest]] = {
+                "commands": ("Command", CommandRequest(signed="A" * 2000)),
+                "echoes": ("Echo", EchoRequest()),
+            }
             works = [self._calls(node, *calls[kind]) for node in OTHERS for _ in range(100)]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._lasts_s):

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import requests
 import schemathesis
 from hypothesis import strategies as st
+from schemathesis.core.result import Ok
 
 from benchmarks.chaos.findings import Finding, stream_findings
 from benchmarks.chaos.fuzz_wire import LIGHT
@@ -54,6 +56,12 @@ _RAW = st.binary(max_size=300) | st.sampled_from(
 )
 
 
+class _Answer(Protocol):
+    """What both HTTP clients return."""
+
+    status_code: int
+
+
 @dataclass
 class CountingClient:
     """Calls one gateway and counts the outcomes."""
@@ -63,7 +71,7 @@ class CountingClient:
     outcomes: Counter[str] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
 
-    def described(self, case: schemathesis.Case) -> None:
+    def described(self, case: schemathesis.Case[Any]) -> None:
         """A request generated from the service's OpenAPI schema, valid or not."""
         if isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = MODEL  # a random name would always give 404
@@ -90,7 +98,7 @@ class CountingClient:
                 self.broken[f"raw: {answer[:40]!r}"] += 1
         self.outcomes["raw"] += 1
 
-    def _count(self, what: str, call: Callable[[], requests.Response], late: bool) -> None:
+    def _count(self, what: str, call: Callable[[], _Answer], late: bool) -> None:
         try:
             status = call().status_code
         except requests.Timeout:
@@ -111,6 +119,7 @@ def calls(caller: CountingClient) -> st.SearchStrategy[Callable[[], None]]:
         schema = schemathesis.openapi.from_url(f"{root}/openapi.json", headers=headers)
         schema.config.update(headers=headers)
         for operation in schema.get_all_operations():
+            assert isinstance(operation, Ok), operation
             one = operation.ok()
             if (root.removeprefix(caller.url) + one.path) not in _NOT_THESE:
                 described += [one.as_strategy(generation_mode=mode) for mode in schemathesis.GenerationMode]

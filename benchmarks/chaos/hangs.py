@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.findings import Finding, quantile, spread, stream_findings
@@ -36,7 +37,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                     lost_for_short += await short_stop(cluster, client, victim)
                 else:
                     noticed_s.append(await long_stop(cluster, client, victim, rng.uniform(2.0, 5.0)))
-                await poll_until(lambda victim=victim: answering(client, victim))
+                await poll_until(partial(answering, client, victim))
         await poll_until(lambda: settled(client))
     return [
         *stream_findings("hangs", streams),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,7 @@ from resplit.cluster.local import Cluster, free_ports, start_process
 from resplit.security.identity import CONTROLLER
 from resplit.wire.addresses import Address
 from tests.support.cluster import NODES, load_unsplit, make_model, started
-from tests.support.processes import answering, kill, poll_until, ready, settled
+from tests.support.processes import answering, command_of, kill, poll_until, ready, settled
 from tests.support.streams import expected_tokens, streaming
 from tests.support.tcp_proxy import TcpProxy
 
@@ -37,7 +38,7 @@ async def run(scale: float, folder: Path) -> list[Finding]:
                 await asyncio.sleep(rng.uniform(0.1, 1.0))
                 victim = rng.choice(NODES)
                 await cut(proxies[victim], broken=number % 2 == 0)
-                await poll_until(lambda victim=victim: answering(client, victim))
+                await poll_until(partial(answering, client, victim))
         await poll_until(lambda: settled(client))
     for proxy in proxies.values():
         proxy.close()
@@ -62,7 +63,8 @@ async def start_proxies(cluster: Cluster) -> dict[str, TcpProxy]:
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     kill(cluster, CONTROLLER)
     old, new = str(cluster.state / "cluster.yaml"), str(file)
-    start_process(cluster, CONTROLLER, [new if part == old else part for part in cluster.processes[CONTROLLER].args])
+    command = command_of(cluster.processes[CONTROLLER])
+    start_process(cluster, CONTROLLER, [new if part == old else part for part in command])
     return proxies
 
 

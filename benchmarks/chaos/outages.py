@@ -79,7 +79,7 @@ async def lose_with_full_disks(cluster: Cluster, client: ControlClient, victim: 
         kill(cluster, victim)
         await poll_until(lambda: lost(client, victim))
         await asyncio.sleep(_LASTS_S)
-    await poll_until(lambda: victim not in client.model().placement)
+    await poll_until(lambda: victim not in (client.model().placement or ()))
     start_process(cluster, victim)
     await poll_until(lambda: answering(client, victim))
 

@@ -35,8 +35,8 @@ _COUNTED: dict[str, tuple[tuple[Any, str], ...]] = {
     "timers": ((base_events.BaseEventLoop, "call_at"),),
     "wakes from another thread": ((base_events.BaseEventLoop, "call_soon_threadsafe"),),
     "wakes of another thread": ((threading.Condition, "notify"),),
-    "reads from sockets": ((selector_events._SelectorSocketTransport, "_read_ready"),),
-    "writes to sockets": ((selector_events._SelectorSocketTransport, "write"),),
+    "reads from sockets": ((selector_events._SelectorSocketTransport, "_read_ready"),),  # type: ignore[attr-defined]
+    "writes to sockets": ((selector_events._SelectorSocketTransport, "write"),),  # type: ignore[attr-defined]
     "messages received": ((MessageStream, "_next"),),
     "metric updates": (
         (prometheus_client.Counter, "inc"),

@@ -27,6 +27,12 @@ async def poll_until(condition: Callable[[], bool], timeout_s: float = 90.0, eve
     return time.monotonic() - begun_s
 
 
+def command_of(process: subprocess.Popen[bytes]) -> list[str]:
+    """The command with which a process of a cluster was started."""
+    assert isinstance(process.args, list)
+    return process.args
+
+
 def log_lines(cluster: Cluster, event: str, name: str = CONTROLLER) -> list[str]:
     """The lines of a process's log that contain `event`."""
     log = cluster.state / "log" / f"{name}.log"
