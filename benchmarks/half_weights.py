@@ -109,7 +109,7 @@ def _held_exactly(matrix: Weights) -> tuple[int, int]:
     exponents = np.frexp(np.abs(matrix).max(axis=0))[1]  # (outputs)
     scaled = np.ldexp(matrix, 15 - exponents)
     as_half = np.count_nonzero(scaled.astype(np.float16).astype(np.float32) == scaled)
-    return as_half, np.count_nonzero((matrix.view(np.uint32) & 0xFFFF) == 0)
+    return int(as_half), int(np.count_nonzero((matrix.view(np.uint32) & 0xFFFF) == 0))
 
 
 def count_exact(model: StoredModel) -> None:
