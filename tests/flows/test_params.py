@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.params import load_params
+from flows.simulated import named_policies
 from resplit.errors import ConfigError
+from resplit.policies import ABLATIONS, POLICIES
+from resplit.simulate.oracle import ORACLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,6 +18,11 @@ ROOT = Path(__file__).parents[2]
 def test_the_parameters_of_the_project_name_existing_files() -> None:
     params = load_params(ROOT / "params.yaml")
     assert all((ROOT / path).exists() for path in (params.cluster, params.scenario, params.prompts))
+
+
+def test_the_simulated_study_has_every_policy_and_every_ablation() -> None:
+    policies = named_policies(load_params(ROOT / "params.yaml").simulated.policies)
+    assert {*POLICIES, ORACLE, *ABLATIONS} == set(policies)
 
 
 def test_the_environment_can_override_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
