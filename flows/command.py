@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 from flows.orphans import keep_servers_from_ctrl_c, watch_this_process
 from resplit.errors import ResplitError
 from resplit.process.logs import log_to_stderr
+
+_STOP_WITHIN_S = 15.0
 
 
 def run_command(work: Callable[[], object]) -> None:
@@ -16,12 +21,24 @@ def run_command(work: Callable[[], object]) -> None:
     log_to_stderr()
     watch_this_process()
     keep_servers_from_ctrl_c()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `environment.prepare`
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's `&` has it ignored
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         work()
     except ResplitError as error:
         sys.exit(f"resplit: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, and end this process if its orderly end takes longer than `_STOP_WITHIN_S`.
+
+    Prefect tells its server what ended, which takes long on a busy machine. Nothing is left running: the processes of
+    a cluster end with this one, and so do Prefect's servers.
+    """
+    late = threading.Timer(_STOP_WITHIN_S, os._exit, [130])
+    late.daemon = True  # the orderly end does not wait for it
+    late.start()
+    signal.default_int_handler(number, frame)

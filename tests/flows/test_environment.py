@@ -55,6 +55,34 @@ def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int,
     assert (done.returncode, done.stderr) == (status, "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_flow_ends_although_its_end_takes_too_long(number: int, tmp_path: Path) -> None:
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+from flows import command
+
+def work():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+
+command._STOP_WITHIN_S = 0.1
+command.run_command(work)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as flow:
+        assert flow.stdout is not None
+        assert flow.stdout.readline() == b"begun\n"
+        flow.send_signal(number)
+        try:
+            assert flow.wait(timeout=30) == 130
+        finally:
+            flow.kill()
+
+
 def test_a_flow_that_is_killed_leaves_no_server_of_prefect(tmp_path: Path) -> None:
     code = """
 import os, subprocess, sys, time
