@@ -54,11 +54,11 @@ class Report:
     node: str
     reference_s: float
     background_utilization: float
-    links: tuple[Echo, ...]
+    links: tuple[LinkProbe, ...]
 
 
 @dataclass(slots=True)  # not frozen: many nodes make hundreds of them a second, and that would take longer
-class Echo:
+class LinkProbe:
     """A probe of the link to a peer."""
 
     peer: str
@@ -97,7 +97,7 @@ class Reports:
         self._busy_s = dict.fromkeys(machines, 0.0)
         self._timings: dict[str, list[BlockRow]] = {name: [] for name in machines}
         self._nodes, self._blocks = deque[NodeRow](), deque[BlockRow]()
-        self._echoes = deque[tuple[str, Echo]]()  # with the node that sent them
+        self._probes = deque[tuple[str, LinkProbe]]()  # with the node that sent them
         self._peers = {name: [other for other in machines if other != name] for name in machines}
         self._firsts: dict[tuple[int, int], dict[str, int]] = {}  # of each segment: the first block of each kind
         for machine in machines.values():
@@ -120,13 +120,13 @@ class Reports:
 
     def _link_table(self, since_s: float) -> pd.DataFrame:
         known_s = self._agenda.now_s - self._noise.late_s
-        known = [(node, echo) for node, echo in self._echoes if since_s <= echo.at_s <= known_s]
+        known = [(node, probe) for node, probe in self._probes if since_s <= probe.at_s <= known_s]
         columns = {
-            "time_s": [echo.at_s for _, echo in known],
+            "time_s": [probe.at_s for _, probe in known],
             "node": [node for node, _ in known],
-            "peer": [echo.peer for _, echo in known],
-            "payload_bytes": [echo.size_bytes for _, echo in known],
-            "seconds": [echo.seconds for _, echo in known],
+            "peer": [probe.peer for _, probe in known],
+            "payload_bytes": [probe.size_bytes for _, probe in known],
+            "seconds": [probe.seconds for _, probe in known],
             "source": ["active"] * len(known),
             "emulated": [True] * len(known),
         }
@@ -152,9 +152,9 @@ class Reports:
         def send(size: float, is_last: bool) -> None:
             back_s = 0.0
             if self._machines[one].alive and self._machines[other].alive:
-                echo = self._echo(one, other, size)
-                back_s = 2 * echo.seconds
-                self._agenda.after(back_s, self._deliver, Report(one, math.nan, math.nan, (echo,)))
+                probe = self._probe_link(one, other, size)
+                back_s = 2 * probe.seconds
+                self._agenda.after(back_s, self._deliver, Report(one, math.nan, math.nan, (probe,)))
             if is_last:
                 self._agenda.after(back_s, then)
 
@@ -206,38 +206,38 @@ class Reports:
         self._blocks.extend(some_of_each(timings))
         sampled, before = (reference_s, background), self._sampled.get(name)
         self._sampled[name] = sampled
-        echoes, urgent = self._probe(name)
+        probes, urgent = self._probe_links(name)
         urgent = urgent or (before is not None and differs(before, sampled))
-        report = Report(name, reference_s, background, echoes)
-        answered_s = max((2 * echo.seconds for echo in echoes), default=0.0)
+        report = Report(name, reference_s, background, probes)
+        answered_s = max((2 * probe.seconds for probe in probes), default=0.0)
         self._agenda.after(answered_s + _ASKED_S if urgent else self._noise.late_s, self._deliver, report)
 
-    def _probe(self, name: str) -> tuple[tuple[Echo, ...], bool]:
+    def _probe_links(self, name: str) -> tuple[tuple[LinkProbe, ...], bool]:
         """The probes of one machine in this turn, and whether one of them is news."""
         small, large = probed(self._peers[name], self._turn)
-        echoes, news = list[Echo](), False
+        probes, news = list[LinkProbe](), False
         for size, peers in zip(ECHO_BYTES, (small, large), strict=True):
             for peer in peers:
                 if self._machines[peer].alive:
-                    echo = self._echo(name, peer, size)
-                    echoes.append(echo)
+                    probe = self._probe_link(name, peer, size)
+                    probes.append(probe)
                     before_s = self._usual_s[name, peer, size]
-                    news = news or is_news(echo.seconds, before_s)
-                    before_s.append(echo.seconds)
-        return tuple(echoes), news
+                    news = news or is_news(probe.seconds, before_s)
+                    before_s.append(probe.seconds)
+        return tuple(probes), news
 
     def _background(self, machine: Machine) -> float:
         """What the machine sees that others use of it."""
         truth = machine.hardware.background_utilization
         return min(1.0, max(0.0, truth + self._noise.share * next(self._normals))) if truth else 0.0
 
-    def _echo(self, name: str, peer: str, size_bytes: float) -> Echo:
+    def _probe_link(self, name: str, peer: str, size_bytes: float) -> LinkProbe:
         """A probe of one link, now."""
         now_s = self._agenda.now_s
         seconds = self._network.seconds(name, peer, size_bytes, now_s) * self._factor(self._noise.link_s)
-        echo = Echo(peer, float(size_bytes), seconds, now_s)
-        self._echoes.append((name, echo))
-        return echo
+        probe = LinkProbe(peer, float(size_bytes), seconds, now_s)
+        self._probes.append((name, probe))
+        return probe
 
     def _batch(self, machine: Machine, batch: Batch, load: Load, factor: float) -> None:
         """Keep the timing of one block of each kind. A batch of decode steps and a prompt is of neither phase."""
@@ -277,8 +277,8 @@ class Reports:
         for rows in tables:
             while rows and rows[0].time_s < since_s:
                 rows.popleft()
-        while self._echoes and self._echoes[0][1].at_s < since_s:
-            self._echoes.popleft()
+        while self._probes and self._probes[0][1].at_s < since_s:
+            self._probes.popleft()
 
     def _factor(self, deviation: float) -> float:
         return math.exp(deviation * next(self._normals)) if deviation else 1.0

@@ -23,7 +23,7 @@ class TemplateTool(TypedDict):
     function: TemplateFunction
 
 
-class CalledFunction(TypedDict):
+class TemplateFunctionCall(TypedDict):
     """A function that was called. The arguments are an object, or the text that the client sent if that is no JSON."""
 
     name: str
@@ -35,7 +35,7 @@ class TemplateCall(TypedDict):
 
     id: NotRequired[str]
     type: Literal["function"]
-    function: CalledFunction
+    function: TemplateFunctionCall
 
 
 class TemplateMessage(TypedDict):
