@@ -1,4 +1,4 @@
-"""The whole study: all scenarios, all policies, several seeds. What is done is not done again."""
+"""The whole study: all scenarios, all policies, several seeds. Runs that are complete are not repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks.track import close_study, open_study, track_run
 __all__ = ["LABELS", "live_scenarios", "main_all", "study_scenario"]
 
 LABELS = (UNDISTURBED, "static", "adaptive", "threshold", "clairvoyant", f"static-{SATURATED}", f"adaptive-{SATURATED}")
-_POLICIES = {UNDISTURBED: "static", "adaptive": "resplit"}  # of the labels; the others are called like their policy
+_POLICIES = {UNDISTURBED: "static", "adaptive": "resplit"}  # of the labels; other labels are the names of policies
 _RECORDS = Path("data/generated/study")
 _log = structlog.get_logger(__name__)
 

@@ -173,7 +173,7 @@ def start_process(cluster: Cluster, name: str, command: Sequence[str] | None = N
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=() if cluster.lock is None else (cluster.lock,),
-            process_group=0,  # Ctrl-C is for this process, which ends the others. A session would make niceness void.
+            process_group=0,  # Ctrl-C is for this process, which ends the others. A session would disable niceness.
         ).result()
 
 

@@ -26,8 +26,8 @@ from resplit.wire.peers import Peer
 from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
-# A node that does not answer in time is faulty. To profile it times blocks, to connect it measures links. Where it
-# loads blocks, it gets as much more as their bytes need.
+# A node that does not answer in time is faulty. Timing blocks (`profile`) and measuring links (`connect`) take longer.
+# A node that loads blocks gets more time, by their size.
 _ANSWER_WITHIN_S = {"profile": 60.0, "connect": 30.0}
 _OTHERWISE_WITHIN_S = 10.0
 # Refusals that an honest node gives too: it was absent when an earlier command was sent, or its epoch is later.

@@ -130,7 +130,7 @@ class MemberServer(Server):  # type: ignore[misc]  # grpclib has no types
 class _MemberProtocol(PacedProtocol):
     """A copy of `protocol` that reports when its connection to a member is made, and when it is lost.
 
-    `begin_stream` takes a connection that carries a stream, and then it is no concern of this protocol any more.
+    `begin_stream` takes a connection that carries a stream, which this protocol then leaves alone.
     """
 
     member: str

@@ -228,7 +228,7 @@ class CompletionRequest(_Generation):
 
     @property
     def most_likely(self) -> int | None:
-        """How many of the most likely tokens are wanted with log probabilities; None: none of both."""
+        """How many of the most likely tokens are wanted with log probabilities; None if neither is wanted."""
         return self.logprobs
 
     @property

@@ -43,14 +43,14 @@ _STRAYS_AT_ONCE, _STRAYS_PER_S, _STRAY_BYTES = 5000, 500, 256
 
 @dataclass(frozen=True)
 class Fault:
-    """What a node did that no node does, and how long it is not tried again. `until_s` is on the monotonic clock."""
+    """A fault of a node: what it did, and until when it is not tried again. `until_s` is on the monotonic clock."""
 
     reason: str
     wait_s: float
     until_s: float
 
     def remembered_s(self, now_s: float) -> float:
-        """The wait as if the faults that are forgiven by now had not been; below `_FIRST_WAIT_S` if all are."""
+        """The wait without the faults that are forgiven by now; below `_FIRST_WAIT_S` if all are."""
         return float(self.wait_s * 0.5 ** max(0, (now_s - self.until_s) // _FORGIVEN_AFTER_S))
 
 
