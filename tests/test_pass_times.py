@@ -31,6 +31,9 @@ def test_the_halves_of_a_segment_have_its_blocks_and_its_time() -> None:
         (4, 6, pytest.approx(0.3)),
     ]
     assert first.halves() == (first,)
+    for prompt_half, tokens in ((0, [8, 8]), (1, [8, 0]), (2, [0, 8])):
+        mixed = SegmentTime("a", 2, 6, 0.1, 0.5, 0.0, 1, 8, first_half_s=0.2, prompt_half=prompt_half)
+        assert [(half.prefill_tokens, half.prompt_half) for half in mixed.halves()] == [(each, 0) for each in tokens]
     for first_half_s in (0.0, 0.5, 0.7, -1.0):  # not known, or no time of a part
         whole = SegmentTime("a", 2, 6, 0.1, 0.5, 0.0, 1, 0, first_half_s=first_half_s)
         assert whole.halves() == (whole,)

@@ -17,7 +17,8 @@ class SegmentTime:
 
     It waited `waited_s` for a batch that took `computed_s`. The batch computed a decode step of `decodes` sessions and
     `prefill_tokens` tokens of a prompt. `background_utilization` is the share of the node that others used meanwhile.
-    The first half of the blocks took `first_half_s` of the batch; 0 where that is not known.
+    The first half of the blocks took `first_half_s` of the batch; 0 where that is not known. The prompt's tokens ran
+    through all blocks, or through the first or the second half of them only (`prompt_half` 1 or 2).
     """
 
     node: str
@@ -29,6 +30,7 @@ class SegmentTime:
     decodes: int
     prefill_tokens: int
     first_half_s: float = 0.0
+    prompt_half: int = 0
 
     def halves(self) -> tuple[SegmentTime, ...]:
         """The segment as two, one for each half of its blocks, if the time of the first one is known.
@@ -40,11 +42,11 @@ class SegmentTime:
             return (self,)
         middle = self.first + blocks // 2
         return (
-            self._part(self.first, middle - 1, self.first_half_s),
-            self._part(middle, self.last, self.computed_s - self.first_half_s),
+            self._part(self.first, middle - 1, self.first_half_s, self.prompt_half != 2),
+            self._part(middle, self.last, self.computed_s - self.first_half_s, self.prompt_half != 1),
         )
 
-    def _part(self, first: int, last: int, computed_s: float) -> SegmentTime:
+    def _part(self, first: int, last: int, computed_s: float, prefills: bool) -> SegmentTime:
         """As `dataclasses.replace` makes it, in a third of the time: each pass needs two."""
         return SegmentTime(
             self.node,
@@ -54,7 +56,7 @@ class SegmentTime:
             computed_s,
             self.background_utilization,
             self.decodes,
-            self.prefill_tokens,
+            self.prefill_tokens if prefills else 0,
         )
 
     @property

@@ -50,6 +50,28 @@ def test_a_node_that_recovers_is_noticed_too(estimate: ClusterEstimate) -> None:
     assert seen(estimate, far=1.0) == ["far became 5 times faster"]
 
 
+@pytest.mark.parametrize("prompt_half", [1, 2])
+def test_a_prompt_that_runs_through_one_half_of_the_blocks_is_expected_there_only(
+    estimate: ClusterEstimate, prompt_half: int
+) -> None:
+    """A decode step and a prompt take as long as both one after the other; without a prompt, a half takes one step."""
+
+    def halved(at_s: float, factor: float, first_half_s: float | None = None) -> PassTime:
+        done = a_pass(at_s)
+        segments = []
+        for segment in done.segments:
+            halves_s = [factor * LAYER_S[segment.node] * (2 if half == prompt_half else 1) for half in (1, 2)]
+            known_s = halves_s[0] if first_half_s is None else first_half_s
+            mixed = replace(segment, computed_s=sum(halves_s), prefill_tokens=8, prompt_half=prompt_half)
+            segments.append(replace(mixed, first_half_s=known_s))
+        return replace(done, segments=tuple(segments))
+
+    assert [estimate.observe(halved(2.0 + index * 0.1, 1.0)) for index in range(10)] == [[]] * 10
+    assert [estimate.observe(halved(3.0 + index * 0.1, 9.0, 0.0)) for index in range(10)] == [[]] * 10  # not known
+    found = [change for index in range(5) for change in estimate.observe(halved(4.0 + index * 0.1, 5.0))]
+    assert {change.subject for change in found} == {"near", "far"}
+
+
 def test_other_load_is_no_change_of_speed(estimate: ClusterEstimate) -> None:
     first, second = (estimate.observe(a_pass(at_s, background=0.75)) for at_s in (2.0, 2.1))
     assert first == []

@@ -12,6 +12,7 @@ from resplit.node.batching import (
     MOST_SESSIONS,
     Batch,
     ChunkPace,
+    Half,
     Part,
     SegmentPass,
     Waiting,
@@ -25,8 +26,10 @@ def step(session: str, start: int = 5, segment: tuple[int, int] = (0, 3)) -> Wai
     return Waiting(SegmentPass(session, *segment, start, 64, token_ids([1]), None))
 
 
-def prompt(session: str, tokens: int, done: int = 0, start: int = 0, timed: bool = False) -> Waiting:
-    return Waiting(SegmentPass(session, 0, 3, start, 4096, token_ids([1] * tokens), None, timed=timed), done)
+def prompt(
+    session: str, tokens: int, done: int = 0, start: int = 0, timed: bool = False, segment: tuple[int, int] = (0, 3)
+) -> Waiting:
+    return Waiting(SegmentPass(session, *segment, start, 4096, token_ids([1] * tokens), None, timed=timed), done)
 
 
 def chosen(waiting: list[Waiting], chunk: int = 32) -> list[tuple[str, int]]:
@@ -161,6 +164,30 @@ def test_two_chunks_delay_a_stream_by_three_of_its_gaps() -> None:
     assert pace(gap_s=0.040, prefill_token_s=0.0022).chunk_tokens(1.001) == 24
     assert pace(gap_s=1.0, prefill_token_s=0.001).chunk_tokens(1.001) == 128
     assert pace(gap_s=0.001, prefill_token_s=0.1).chunk_tokens(1.001) == CHUNK_TOKENS
+
+
+def test_the_shortest_chunk_is_halved_where_it_takes_more_than_its_share_of_a_gap() -> None:
+    assert not ChunkPace().must_halve(CHUNK_TOKENS)
+    for token_s, halve in ((0.0024, False), (0.0025, True)):  # 8 of them against 1.5 gaps of 13 ms
+        assert pace(gap_s=0.013, prefill_token_s=token_s).must_halve(CHUNK_TOKENS) is halve
+    slow = pace(gap_s=0.013, prefill_token_s=0.0)
+    for half in (Half.FIRST, Half.SECOND):
+        slow.ran(Batch(0, 3, [Part(prompt("b", 20), 8, half)]), 0.010, 1.0)  # 20 ms for all blocks
+    assert slow.must_halve(CHUNK_TOKENS)
+
+
+def test_only_a_chunk_beside_a_stream_is_halved_and_its_second_half_comes_before_the_next_chunk() -> None:
+    long = prompt("b", 20)
+    assert next_batch([long], 8, halve=True).prompt_half is Half.BOTH
+    assert (
+        next_batch([step("a", segment=(4, 4)), prompt("b", 20, segment=(4, 4))], 8, halve=True).prompt_half is Half.BOTH
+    )
+    assert next_batch([step("a"), long], 8, halve=True).parts[1] == Part(long, 8, Half.FIRST)
+    long.halfway = token_ids([1] * 8)
+    for waiting in ([step("a"), long], [long]):
+        (*_, part) = next_batch(waiting, 128).parts
+        assert (part.tokens, part.done_tokens, part.half) == (8, 8, Half.SECOND)
+        assert part.rows().values == long.halfway
 
 
 def test_a_chunk_is_long_while_no_stream_decodes() -> None:

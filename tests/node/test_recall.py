@@ -19,7 +19,7 @@ from resplit.model.engines import open_engine
 from resplit.model.engines.base import SessionRows
 from resplit.model.sampling import Drawn
 from resplit.model.source import StoredModel
-from resplit.node.batching import SegmentPass
+from resplit.node.batching import LONGEST_CHUNK, SegmentPass
 from resplit.node.executor import Executor
 from resplit.types import Sampling
 from tests.support.executor_results import results_of
@@ -169,6 +169,19 @@ async def test_nothing_follows_for_a_caller_that_has_left(stored_model: StoredMo
     gated.let_begin(1000)
     assert await answer(gated.executor, whole("other", 0, [1, 2], 1))
     assert {start for session, start in gated.begun if session == "s"} == {0, 2}
+    gated.close()
+
+
+async def test_a_pass_whose_first_chunk_runs_is_not_given_back(stored_model: StoredModel) -> None:
+    gated = Gated(stored_model)
+    prompt = [position % 50 for position in range(LONGEST_CHUNK + 9)]
+    work = SegmentPass("s", 0, LAST, 0, 256, token_ids(prompt), Sampling(), epoch=1)
+    running = asyncio.create_task(answer(gated.executor, work))
+    while not gated.begun:  # noqa: ASYNC110 - another thread begins it
+        await asyncio.sleep(0.001)
+    assert gated.executor.recall(2) == 0
+    gated.let_begin(1000)
+    assert await running
     gated.close()
 
 

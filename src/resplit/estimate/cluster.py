@@ -236,6 +236,8 @@ class ClusterEstimate:
 
     def _log_factors(self, node: str, segment: SegmentTime, context_tokens: float) -> tuple[float, float] | None:
         """The logarithm of measured over expected time, the least and the most; None where neither is known."""
+        if segment.prompt_half:  # the model has only batches that run as one through all blocks
+            return None
         expected_s = self._expected.batch_s(node, segment, context_tokens) if self._expected else None
         if expected_s is None:
             return None

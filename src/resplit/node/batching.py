@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from resplit.model.engines.base import CHUNK_TOKENS, SessionRows
 from resplit.types import LogitChange, Sampling
 
 MOST_SESSIONS = 32
-# A chunk takes at most this many of the usual gaps of the streams that decode meanwhile. A stream may wait for two
-# chunks: if it is late, its next step comes back when the second one has begun.
+# A chunk takes at most this many of the usual gaps of the streams that decode meanwhile: if the shortest one takes
+# longer, one half of the blocks computes it in a pass. A stream may wait for two chunks: if it is late, its next step
+# comes back when the second one has begun.
 _MOST_DELAY = 1.5
 LONGEST_CHUNK = 16 * CHUNK_TOKENS
 _SMOOTHING = 0.2  # weight of the newest value
@@ -27,6 +29,14 @@ _IDLE_S = 0.25  # a stream's next step may be late by this much; after it, no st
 # this many of its usual times away.
 _MOST_WAIT = 0.2
 _LATE = 2.0
+
+
+class Half(IntEnum):
+    """Which blocks of its segment a part of a pass runs through in one batch. The numbers are those on the wire."""
+
+    BOTH = 0
+    FIRST = 1
+    SECOND = 2
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,8 @@ class SegmentPass:
 class Waiting:
     """A pass that waits; the first `done` of its tokens have been computed in earlier chunks.
 
+    The chunk after them may have run through the first half of the blocks: `halfway` is what that gave. It `has_begun`
+    once a batch with a part of it was taken.
     It waits since `since_s`, on the clock of its caller, and its turn counts from `turn_s` on: that of a prompt from
     the last chunk that was taken. When it arrived, `left_s` was left until its request would miss its objective.
     """
@@ -84,6 +96,8 @@ class Waiting:
     since_s: float = 0.0
     turn_s: float = 0.0
     left_s: float = 0.0
+    has_begun: bool = False
+    halfway: Activation | None = None
 
     def arrives(self, now_s: float, late_s: float = 0.0) -> None:
         """It waits from now on. At `late_s` its request misses its objective."""
@@ -106,22 +120,32 @@ _Waiting = TypeVar("_Waiting", bound=Waiting)
 
 @dataclass(frozen=True)
 class Part:
-    """The next `tokens` of a waiting pass."""
+    """The next `tokens` of a waiting pass, through all blocks of the segment or one half of them."""
 
     waiting: Waiting
     tokens: int
+    half: Half = Half.BOTH
+
+    @property
+    def done_tokens(self) -> int:
+        """The tokens that have passed the whole segment afterwards."""
+        return 0 if self.half is Half.FIRST else self.tokens
 
     @property
     def is_last(self) -> bool:
         """Whether nothing of the pass is left afterwards."""
-        return self.tokens >= self.waiting.left
+        return self.done_tokens >= self.waiting.left
 
     def rows(self) -> SessionRows:
         """The rows that the engine computes."""
         work, done = self.waiting.work, self.waiting.done
-        values = work.values if done == 0 and self.is_last else _slice(work.values, done, done + self.tokens)
-        logits = self.is_last and not work.more
-        drafts = work.drafts if self.is_last else 0
+        ends = self.tokens >= self.waiting.left
+        if self.half is Half.SECOND and self.waiting.halfway is not None:
+            values = self.waiting.halfway
+        else:
+            values = work.values if done == 0 and ends else _slice(work.values, done, done + self.tokens)
+        logits = ends and not work.more
+        drafts = work.drafts if ends else 0
         start, scored = work.start + done, bool(work.scored)
         return SessionRows(work.session, start, work.capacity, values, work.stepwise, drafts, logits, scored)
 
@@ -133,6 +157,16 @@ class Batch:
     first: int
     last: int
     parts: list[Part] = field(default_factory=list)
+
+    @property
+    def second_half(self) -> int:
+        """The first block of the second half of the segment."""
+        return self.first + (self.last - self.first + 1) // 2
+
+    @property
+    def prompt_half(self) -> Half:
+        """Through which of the blocks the prompt runs."""
+        return max((part.half for part in self.parts), default=Half.BOTH)
 
     @property
     def decodes(self) -> int:
@@ -159,12 +193,15 @@ def in_order(waiting: Sequence[_Waiting]) -> list[_Waiting]:
     return [*sorted(waiting[:timed], key=lambda each: due_s[each.work.session]), *waiting[timed:]]
 
 
-def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int = MOST_SESSIONS) -> Batch:
+def next_batch(
+    waiting: Sequence[Waiting], most_tokens: int, most_decodes: int = MOST_SESSIONS, halve: bool = False
+) -> Batch:
     """The next batch of `waiting`, which is in order and not empty.
 
     It runs the segment of the first pass: the decode steps for that segment, `most_decodes` of them at most, and one
-    chunk of the first prompt, of at most `most_tokens`. A session has one pass in a batch, its oldest. Timed passes
-    that wait one behind the other run together, whole.
+    chunk of the first prompt, of at most `most_tokens`. With `halve`, a chunk beside decode steps runs through the
+    first half of the blocks in this batch, and through the second half in a later one. A session has one pass in a
+    batch, its oldest. Timed passes that wait one behind the other run together, whole.
     """
     oldest = waiting[0].work
     if oldest.timed:
@@ -187,12 +224,12 @@ def next_batch(waiting: Sequence[Waiting], most_tokens: int, most_decodes: int =
         elif prompt is None:
             prompt = each
     if prompt is not None:
-        batch.parts.append(Part(prompt, _chunk(prompt, most_tokens)))
+        batch.parts.append(_prompt_part(prompt, most_tokens, halve and len(batch.parts) > 0))
     return batch
 
 
 def still_waiting(waiting: Sequence[_Waiting], batch: Batch, now_s: float) -> list[_Waiting]:
-    """What waits once `batch` has been taken, at `now_s`.
+    """What waits once `batch` has been taken, at `now_s`. What is left of a pass in it has begun.
 
     A prompt of which more is left goes behind all others, but before later passes of its session.
     """
@@ -202,7 +239,7 @@ def still_waiting(waiting: Sequence[_Waiting], batch: Batch, now_s: float) -> li
         if id(each) in taken and not taken[id(each)].is_last:
             sessions = [other.work.session for other in left]
             session = each.work.session
-            each.turn_s = now_s
+            each.turn_s, each.has_begun = now_s, True
             left.insert(sessions.index(session) if session in sessions else len(left), each)
     return left
 
@@ -241,7 +278,8 @@ class ChunkPace:
                 self.decoded(part.waiting.work.session, now_s)
                 self._segments[part.waiting.work.session] = batch.first, batch.last
         if batch.prefill_tokens:
-            self.timed(batch.prefill_tokens, max(0.0, node_s - self._decodes_s) if batch.decodes else node_s)
+            tokens = batch.prefill_tokens / (2 if batch.prompt_half else 1)
+            self.timed(tokens, max(0.0, node_s - self._decodes_s) if batch.decodes else node_s)
         else:
             self._decodes_s = _smoothed(self._decodes_s, node_s)
 
@@ -290,8 +328,8 @@ class ChunkPace:
         """Note the end of a pass in which a prompt ran."""
         self._prefilled_s = now_s
 
-    def timed(self, tokens: int, seconds: float) -> None:
-        """Note the time that so many prompt tokens took."""
+    def timed(self, tokens: float, seconds: float) -> None:
+        """Note the time that so many prompt tokens took, through all blocks of a segment."""
         self._prefill_token_s = _smoothed(self._prefill_token_s, seconds / tokens)
 
     def ended(self, session: str) -> None:
@@ -320,9 +358,20 @@ class ChunkPace:
         affordable = _MOST_DELAY * self._gap_s / self._prefill_token_s
         return int(min(LONGEST_CHUNK, max(1, affordable // CHUNK_TOKENS) * CHUNK_TOKENS))
 
+    def must_halve(self, tokens: int) -> bool:
+        """Whether a chunk of so many tokens, which cannot be shorter, delays the streams too much in one pass."""
+        return bool(self._gap_s) and tokens * self._prefill_token_s > _MOST_DELAY * self._gap_s
+
 
 def _smoothed(before: float, value: float) -> float:
     return before + _SMOOTHING * (value - before) if before else value
+
+
+def _prompt_part(prompt: Waiting, most_tokens: int, halve: bool) -> Part:
+    if prompt.halfway is not None:
+        return Part(prompt, prompt.halfway.shape[1], Half.SECOND)
+    has_halves = prompt.work.first < prompt.work.last
+    return Part(prompt, _chunk(prompt, most_tokens), Half.FIRST if halve and has_halves else Half.BOTH)
 
 
 def _chunk(prompt: Waiting, limit: int) -> int:

@@ -19,7 +19,18 @@ from resplit.errors import RECALLED, CommandRefusedError, ResplitError
 from resplit.model.activation import Activation
 from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.sampling import Drawn, logprobs, sample
-from resplit.node.batching import Batch, ChunkPace, Part, SegmentPass, Waiting, in_order, next_batch, still_waiting
+from resplit.node.batching import (
+    Batch,
+    ChunkPace,
+    Half,
+    Part,
+    SegmentPass,
+    Waiting,
+    in_order,
+    next_batch,
+    still_waiting,
+)
+from resplit.node.computing import computed
 from resplit.node.emulation import Hardware, Load, Padding
 from resplit.node.memory import Memory
 from resplit.node.pass_results import BatchTime, Follow, Outcome, PassResult, PassWaiter, Queued, give, nothing_follows
@@ -154,7 +165,7 @@ class Executor:
         They end with CommandRefusedError. A pass either begins and ends here, or is given back, and then never begins.
         """
         with self._changed:
-            recalled = [each for each in self._waiting if each.whole and not each.done and each.work.epoch < epoch]
+            recalled = [each for each in self._waiting if each.whole and not each.has_begun and each.work.epoch < epoch]
             self._waiting = [each for each in self._waiting if each not in recalled]
         error = CommandRefusedError(RECALLED, f"it had not begun when its epoch gave way to epoch {epoch}")
         give([(each, error) for each in recalled])
@@ -252,7 +263,9 @@ class Executor:
                 return None
             now_s = time.perf_counter()
             chunk_tokens = self._pace.chunk_tokens(now_s, self._waiting)
-            batch = next_batch(self._waiting, chunk_tokens, self._most_decodes(now_s))
+            # Emulated hardware computes as in the simulator, where a chunk takes the declared time of its tokens.
+            halve = self.hardware is None and self._pace.must_halve(chunk_tokens)
+            batch = next_batch(self._waiting, chunk_tokens, self._most_decodes(now_s), halve)
             self._waiting = still_waiting(self._waiting, batch, now_s)
             # Set before any check: a new attempt is either seen by this batch, or sees the batch and waits for it.
             self._running = frozenset(part.waiting.work.session for part in batch.parts), Future()
@@ -281,7 +294,10 @@ class Executor:
         return self._pace.fair_share(self._waiting[0].work.stages, now_s) if shares else 1
 
     def _outcomes(self, batch: Batch) -> list[tuple[Part, PassResult | Exception]]:
-        """Run a batch. A pass that ends with an error leaves the line, whatever is left of it."""
+        """Run a batch. A pass that ends with an error leaves the line, whatever is left of it.
+
+        A part that has run through the first half of the blocks has no outcome yet.
+        """
         begun = _Begun(time.perf_counter(), self._background)
         try:
             outcomes = self._run(batch, begun)
@@ -292,7 +308,7 @@ class Executor:
         self.busy_s += begun.node_s(ended_s - begun.at_s)
         for part, outcome in outcomes:
             session = part.waiting.work.session
-            part.waiting.done += part.tokens
+            part.waiting.done += part.done_tokens
             part.waiting.since_s = ended_s
             if isinstance(outcome, Exception):
                 self._forget(part.waiting)
@@ -302,11 +318,11 @@ class Executor:
         _, done = self._running
         self._running = None
         done.set_result(None)
-        return outcomes
+        return [(part, outcome) for part, outcome in outcomes if outcome is not None]
 
-    def _run(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception]]:
+    def _run(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception | None]]:
         """Check each pass, and run those that may run together."""
-        refused: list[tuple[Part, PassResult | Exception]] = []
+        refused: list[tuple[Part, PassResult | Exception | None]] = []
         runnable: list[Part] = []
         for part in batch.parts:
             work = part.waiting.work
@@ -319,7 +335,7 @@ class Executor:
                 refused.append((part, error))
         return [*refused, *(self._timed(replace(batch, parts=runnable), begun) if runnable else [])]
 
-    def _timed(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception]]:
+    def _timed(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception | None]]:
         """Run a batch, padded on emulated hardware, and keep the timings of its blocks."""
         load = Load(batch.decodes, batch.prefill_tokens)
         padding = Padding(self.hardware, self.errors) if self.hardware else None
@@ -330,7 +346,7 @@ class Executor:
                 padding.after_block(self.engine.kinds[block], load)
             ends_s.append(begun.elapsed_s())
 
-        answers = self.engine.run(batch.first, batch.last, [part.rows() for part in batch.parts], after_block)
+        answers = computed(self.engine, batch, after_block)
         has_run = len(ends_s) > 1  # else no pass of the batch could
         if padding and has_run:
             ends_s = padding.finish()
@@ -341,18 +357,25 @@ class Executor:
             self._pace.ran(batch, begun.node_s(elapsed_s), time.perf_counter())
         # What the host of an emulated node adds is no time of its device.
         computed_s = ends_s[-1] if padding else elapsed_s
-        blocks = len(ends_s) - 1
-        first_half_s = ends_s[blocks // 2] if blocks > 1 else 0.0
-        took = BatchTime(max(0.0, elapsed_s - computed_s), computed_s, load, begun.background_utilization, first_half_s)
+        ran_all = len(ends_s) - 1 == batch.last - batch.first + 1 > 1
+        first_half_s = ends_s[batch.second_half - batch.first] if ran_all else 0.0
+        late_s, background = max(0.0, elapsed_s - computed_s), begun.background_utilization
+        took = BatchTime(late_s, computed_s, load, background, first_half_s, batch.prompt_half)
         return [
             (part, _with_time(part, result, begun, took)) for part, result in zip(batch.parts, results, strict=True)
         ]
 
-    def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError:
-        """What a part of a pass gives: hidden states, the sampled tokens, nothing, or an error."""
+    def _result(self, part: Part, answer: Activation | ResplitError) -> PassResult | ResplitError | None:
+        """What a part of a pass gives: hidden states, the sampled tokens, nothing, or an error.
+
+        None for a part whose second half is still to come.
+        """
         work, start = part.waiting.work, part.waiting.work.start + part.waiting.done
         if isinstance(answer, ResplitError):
             return answer
+        part.waiting.halfway = answer if part.half is Half.FIRST else None
+        if part.half is Half.FIRST:
+            return None
         value: Activation | Drawn | None = answer
         if work.sampling is not None:
             try:
@@ -383,9 +406,9 @@ def _drawn(part: Part, logits: Activation) -> Drawn | None:
 
 
 def _with_time(
-    part: Part, result: PassResult | ResplitError, begun: _Begun, took: BatchTime
-) -> PassResult | ResplitError:
-    if isinstance(result, ResplitError):
+    part: Part, result: PassResult | ResplitError | None, begun: _Begun, took: BatchTime
+) -> PassResult | ResplitError | None:
+    if result is None or isinstance(result, ResplitError):
         return result
     waited_s = max(0.0, begun.at_s - part.waiting.since_s)
     return replace(result, time=replace(took, waited_s=took.waited_s + waited_s))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from resplit.model.activation import Activation
 from resplit.model.sampling import Drawn
-from resplit.node.batching import SegmentPass, Waiting
+from resplit.node.batching import Half, SegmentPass, Waiting
 from resplit.node.emulation import Load
 
 # The pass that follows one that ended at a position with these tokens, if there is one.
@@ -29,6 +29,7 @@ class BatchTime:
     load: Load
     background_utilization: float
     first_half_s: float = 0.0  # of `computed_s`, for the first half of the blocks; 0 if there is only one
+    prompt_half: Half = Half.BOTH  # of the blocks, through which the tokens of a prompt ran
 
     @property
     def node_s(self) -> float:

@@ -257,6 +257,7 @@ def _segment_time(time: BatchTime) -> SegmentTime:
         decodes=time.load.decodes,
         prefill_tokens=time.load.prefill_tokens,
         first_half_s=time.first_half_s,
+        prompt_half=time.prompt_half,
     )
 
 

@@ -30,10 +30,11 @@ def timings_of(batch: Batch, kinds: Sequence[str], block_s: Sequence[float], tur
 
     `block_s` has the node time of each block of the batch, in order; `kinds` has the kind of every block of the model.
     Each `turn` takes other blocks. Nothing is known of a batch that mixes decode steps and a prompt, because it is of
-    neither phase, and of one that is stepwise.
+    neither phase, of one that is stepwise, and of a prompt that runs through one half of the blocks.
     """
     sessions = len(batch.parts)
-    if 0 < batch.decodes < sessions or any(part.waiting.work.stepwise for part in batch.parts):
+    mixed = 0 < batch.decodes < sessions or batch.prompt_half
+    if mixed or any(part.waiting.work.stepwise for part in batch.parts):
         return []
     alike: dict[str, list[int]] = {}
     for block in range(batch.first, batch.last + 1):

@@ -109,11 +109,10 @@ class Machine:
 
     def recall(self, epoch: int) -> None:
         """Give back the whole passes of earlier epochs that wait and have not begun."""
-        running = [id(part.waiting) for part in self._running.parts] if self._running else []
         kept: list[Visit] = []
         recalled: list[Callable[[], None]] = []
         for visit in self._waiting:
-            if visit.give_back and not visit.done and visit.epoch < epoch and id(visit) not in running:
+            if visit.give_back and not visit.has_begun and visit.epoch < epoch:
                 recalled.append(visit.give_back)
             else:
                 kept.append(visit)

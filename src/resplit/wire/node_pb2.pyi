@@ -51,20 +51,22 @@ class Logprobs(_message.Message):
     def __init__(self, chosen: _Optional[float] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SegmentTime(_message.Message):
-    __slots__ = ("waited_s", "computed_s", "background_utilization", "decodes", "prefill_tokens", "first_half_s")
+    __slots__ = ("waited_s", "computed_s", "background_utilization", "decodes", "prefill_tokens", "first_half_s", "prompt_half")
     WAITED_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_S_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     DECODES_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FIRST_HALF_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_HALF_FIELD_NUMBER: _ClassVar[int]
     waited_s: float
     computed_s: float
     background_utilization: float
     decodes: int
     prefill_tokens: int
     first_half_s: float
-    def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., first_half_s: _Optional[float] = ...) -> None: ...
+    prompt_half: int
+    def __init__(self, waited_s: _Optional[float] = ..., computed_s: _Optional[float] = ..., background_utilization: _Optional[float] = ..., decodes: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., first_half_s: _Optional[float] = ..., prompt_half: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("number", "session", "epoch", "segment", "start", "values", "sampling", "gateway", "attempt", "more", "permit", "stepwise", "acknowledge", "times", "drafts", "changes", "logprobs", "scored", "follow_until", "stop_ids", "left_s")

@@ -27,7 +27,7 @@ def segment_times(answer: Token, route: Route) -> tuple[SegmentTime, ...]:
         seconds = 0 <= waited_s < _LONGEST_S and 0 <= computed_s < _LONGEST_S and 0 <= first_half_s < math.inf
         if not (seconds and waited_s + computed_s < _LONGEST_S and 0 <= background < 1):
             return ()
-        if decodes + prefill_tokens > _MOST:
+        if decodes + prefill_tokens > _MOST or told.prompt_half > 2:
             return ()
         times.append(
             SegmentTime(
@@ -40,6 +40,7 @@ def segment_times(answer: Token, route: Route) -> tuple[SegmentTime, ...]:
                 decodes,
                 prefill_tokens,
                 first_half_s,
+                told.prompt_half,
             )
         )
     return tuple(times)

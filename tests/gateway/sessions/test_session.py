@@ -437,6 +437,7 @@ async def test_the_times_of_a_pass_are_passed_on_unless_they_are_incomplete_or_o
     good = SegmentTime(waited_s=0.5, computed_s=0.25, background_utilization=0.5, decodes=2)
     times = [[good, good], [good], [good, SegmentTime(waited_s=-1.0)], [good, SegmentTime(computed_s=float("nan"))]]
     times += [[good, SegmentTime(background_utilization=1.0)], [good, SegmentTime(computed_s=1e9)], []]
+    times += [[good, SegmentTime(prompt_half=3)]]
     for peer in gateway.peers.values():
         peer.times = iter(times)
     stream = gateway.start()
