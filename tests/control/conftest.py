@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from resplit.control.controller import Controller
+from resplit.control.operations import Operator
 from resplit.model.source import StoredModel
-from tests.support.controllers import running_controller
-from tests.support.in_process import InProcessCluster, in_process
+from tests.support.controllers import FIRST, operator_of, running_controller
+from tests.support.in_process import InProcessCluster, deploy, in_process
+from tests.support.latest_problem import problem_of
 from tests.support.three_nodes import A, B, C, three_node_config
 
 
@@ -27,3 +29,12 @@ async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InPr
 async def controller(nodes: InProcessCluster) -> AsyncIterator[Controller]:
     async with running_controller(nodes) as controller:
         yield controller
+
+
+@pytest.fixture
+async def operator(nodes: InProcessCluster, controller: Controller) -> Operator:
+    """The operator of a cluster that serves, whose controller has a problem to plan with."""
+    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
+    operator = operator_of(nodes, controller)
+    await deploy(controller, FIRST)
+    return operator
