@@ -19,7 +19,7 @@ from resplit.config import BlockTimes, DecodeTimes, Emulation
 from resplit.model.engines.base import Engine
 from resplit.model.source import StoredModel
 from resplit.node.batching import SegmentPass
-from resplit.node.emulation import Hardware, Load, Padding, median_error
+from resplit.node.emulation import Hardware, Load, Padding, WakeDelay, median_error
 from resplit.node.executor import Executor
 from tests.support.engines import stored_engine
 from tests.support.executor_results import results_of
@@ -241,9 +241,21 @@ def test_the_error_is_known_while_passes_run() -> None:
         sys.setswitchinterval(before_s)
 
 
+def test_a_host_that_wakes_threads_late_makes_passes_no_longer(simulated_time: SimulatedTime) -> None:
+    errors, wake_delay = deque[float](), WakeDelay()
+    asleep = simulated_time.sleep
+    simulated_time.sleep = lambda seconds: asleep(seconds + 0.001)  # type: ignore[method-assign]
+    for _ in range(200):
+        padding = Padding(HARDWARE, errors, wake_delay)
+        padding.after_block("layer", Load(1, 0))
+        padding.finish()
+    assert errors[0] > 0.1
+    assert errors[-1] == pytest.approx(0, abs=0.01)
+
+
 def test_what_the_host_adds_is_no_time_of_the_device(simulated_time: SimulatedTime) -> None:
     errors: deque[float] = deque()
-    padding = Padding(HARDWARE, errors)
+    padding = Padding(HARDWARE, errors, WakeDelay())
     padding.after_block("layer", Load(1, 0))
     simulated_time.now_s += 0.1  # the host does something else
     padding.after_block("layer", Load(1, 0))
@@ -255,7 +267,7 @@ def test_what_the_host_adds_is_no_time_of_the_device(simulated_time: SimulatedTi
 def test_the_blocks_of_a_device_that_is_too_fast_for_its_host_are_late_in_equal_parts(
     simulated_time: SimulatedTime,
 ) -> None:
-    padding = Padding(HARDWARE, deque())
+    padding = Padding(HARDWARE, deque(), WakeDelay())
     padding.after_block("embed", Load(1, 0))
     simulated_time.cpu_s += 0.04  # the next layer needs more than was declared for the whole pass
     simulated_time.now_s += 0.04

@@ -19,6 +19,8 @@ class Load:
 
 
 ONE_STEP = Load(1, 0)
+_DELAY_MEMORY = 0.05  # weight of the last delay in the mean
+_LARGEST_DELAY_S = 0.002  # a longer one is no habit of the host
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,24 @@ class Hardware:
         return self.node_s(kind, load) / (1 - self.background_utilization)
 
 
+class WakeDelay:
+    """How long after its time the host wakes a thread that sleeps: a running mean.
+
+    A pass would take as much longer as the delay after its last block. So each sleep is shorter by the mean delay.
+    """
+
+    def __init__(self) -> None:
+        self.mean_s = 0.0
+
+    def sleep_until(self, due_s: float) -> None:
+        """Sleep so that the thread wakes at `due_s` (`time.perf_counter`) on average."""
+        aim_s = due_s - self.mean_s
+        if (left_s := aim_s - time.perf_counter()) > 0:
+            time.sleep(left_s)
+            delay_s = min(time.perf_counter() - aim_s, _LARGEST_DELAY_S)
+            self.mean_s += _DELAY_MEMORY * (delay_s - self.mean_s)
+
+
 class Padding:
     """Pads one pass, block by block, to the declared time.
 
@@ -75,9 +95,10 @@ class Padding:
     passes. So a pass takes the declared time, or the processor time of its thread where that is longer.
     """
 
-    def __init__(self, hardware: Hardware, errors: deque[float]) -> None:
+    def __init__(self, hardware: Hardware, errors: deque[float], wake_delay: WakeDelay) -> None:
         self._hardware = hardware
         self._errors = errors
+        self._wake_delay = wake_delay
         self._begun_s, self._begun_cpu_s = time.perf_counter(), time.thread_time()
         self._dues_s = [0.0]  # of the blocks so far, from the begin of the pass
 
@@ -85,8 +106,7 @@ class Padding:
         """Sleep until the block would be done on the emulated hardware."""
         due_s = self._dues_s[-1] + self._hardware.elapsed_s(kind, load)
         self._dues_s.append(due_s)
-        if (left_s := due_s - (time.perf_counter() - self._begun_s)) > 0:
-            time.sleep(left_s)
+        self._wake_delay.sleep_until(self._begun_s + due_s)
 
     def finish(self) -> list[float]:
         """When each block of the pass was done on the emulated hardware, in seconds from the begin of the pass, which

@@ -31,7 +31,7 @@ from resplit.node.batching import (
     still_waiting,
 )
 from resplit.node.computing import computed
-from resplit.node.emulation import Hardware, Load, Padding
+from resplit.node.emulation import Hardware, Load, Padding, WakeDelay
 from resplit.node.memory import Memory
 from resplit.node.pass_results import BatchTime, Follow, Outcome, PassResult, PassWaiter, Queued, give, nothing_follows
 from resplit.node.permits import Permits
@@ -81,6 +81,7 @@ class Executor:
         self.busy_s = 0.0
         self.errors: deque[float] = deque(maxlen=4096)  # relative errors of padded passes
         self.timings: deque[Timing] = deque(maxlen=4096)
+        self._wake_delay = WakeDelay()
         self._waiting: list[Queued] = []  # guarded by `_changed`
         self._changed = threading.Condition()
         self._in_parts: set[str] = set()  # sessions of whose pass the first parts came, and the last one has not
@@ -338,7 +339,7 @@ class Executor:
     def _timed(self, batch: Batch, begun: _Begun) -> list[tuple[Part, PassResult | Exception | None]]:
         """Run a batch, padded on emulated hardware, and keep the timings of its blocks."""
         load = Load(batch.decodes, batch.prefill_tokens)
-        padding = Padding(self.hardware, self.errors) if self.hardware else None
+        padding = Padding(self.hardware, self.errors, self._wake_delay) if self.hardware else None
         ends_s = [0.0]  # of the blocks, from the begin of the batch
 
         def after_block(block: int) -> None:
