@@ -245,7 +245,7 @@ def test_a_host_that_wakes_threads_late_makes_passes_no_longer(simulated_time: S
     errors, wake_delay = deque[float](), WakeDelay()
     asleep = simulated_time.sleep
     simulated_time.sleep = lambda seconds: asleep(seconds + 0.001)  # type: ignore[method-assign]
-    for _ in range(200):
+    for _ in range(300):
         padding = Padding(HARDWARE, errors, wake_delay)
         padding.after_block("layer", Load(1, 0))
         padding.finish()

@@ -19,8 +19,7 @@ class Load:
 
 
 ONE_STEP = Load(1, 0)
-_DELAY_MEMORY = 0.05  # weight of the last delay in the mean
-_LARGEST_DELAY_S = 0.002  # a longer one is no habit of the host
+_DELAY_STEP_S = 5e-6  # by which the usual delay of a sleeper follows each delay
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,21 @@ class Hardware:
 
 
 class WakeDelay:
-    """How long after its time the host wakes a thread that sleeps: a running mean.
+    """How long after its time the host usually wakes a thread that sleeps: the median, followed in small steps.
 
-    A pass would take as much longer as the delay after its last block. So each sleep is shorter by the mean delay.
+    A pass would take as much longer as the delay after its last block. So each sleep is shorter by the usual delay.
     """
 
     def __init__(self) -> None:
-        self.mean_s = 0.0
+        self.usual_s = 0.0
 
     def sleep_until(self, due_s: float) -> None:
-        """Sleep so that the thread wakes at `due_s` (`time.perf_counter`) on average."""
-        aim_s = due_s - self.mean_s
+        """Sleep so that the thread usually wakes at `due_s` (`time.perf_counter`)."""
+        aim_s = due_s - self.usual_s
         if (left_s := aim_s - time.perf_counter()) > 0:
             time.sleep(left_s)
-            delay_s = min(time.perf_counter() - aim_s, _LARGEST_DELAY_S)
-            self.mean_s += _DELAY_MEMORY * (delay_s - self.mean_s)
+            later = time.perf_counter() - aim_s > self.usual_s
+            self.usual_s = max(0.0, self.usual_s + (_DELAY_STEP_S if later else -_DELAY_STEP_S))
 
 
 class Padding:
