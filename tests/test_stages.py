@@ -47,6 +47,18 @@ def stale(repo: Repo) -> set[str]:
     return set(repo.status())
 
 
+def paths(entries: list[str | dict[str, object]]) -> set[str]:
+    return {real_path(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries}
+
+
+@pytest.mark.parametrize("name", yaml.safe_load(Path("dvc.yaml").read_text())["stages"])
+def test_what_a_stage_reads_is_in_the_checkout_or_is_written_by_a_stage(name: str) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    kinds = ("outs", "metrics", "plots")
+    written = set().union(*(paths(stage.get(kind, [])) for stage in stages.values() for kind in kinds))
+    assert {path for path in paths(stages[name]["deps"]) - written if not (ROOT / path).exists()} == set()
+
+
 def test_nothing_is_stale_when_all_is_done(done: Repo) -> None:
     assert stale(done) == set()
 
