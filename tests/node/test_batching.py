@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import CHUNK_TOKENS
 from resplit.node.batching import (
+    HALVED_FROM,
     MOST_SESSIONS,
     Batch,
     ChunkPace,
@@ -177,10 +178,14 @@ def test_the_shortest_chunk_is_halved_where_it_takes_more_than_its_share_of_a_ga
 
 
 def test_only_a_chunk_beside_a_stream_is_halved_and_its_second_half_comes_before_the_next_chunk() -> None:
-    long = prompt("b", 20)
+    long = prompt("b", 20, start=HALVED_FROM)
+    assert next_batch([step("a"), prompt("b", 20)], 8, halve=True).prompt_half is Half.BOTH
     assert next_batch([long], 8, halve=True).prompt_half is Half.BOTH
     assert (
-        next_batch([step("a", segment=(4, 4)), prompt("b", 20, segment=(4, 4))], 8, halve=True).prompt_half is Half.BOTH
+        next_batch(
+            [step("a", segment=(4, 4)), prompt("b", 20, start=HALVED_FROM, segment=(4, 4))], 8, halve=True
+        ).prompt_half
+        is Half.BOTH
     )
     assert next_batch([step("a"), long], 8, halve=True).parts[1] == Part(long, 8, Half.FIRST)
     long.halfway = token_ids([1] * 8)

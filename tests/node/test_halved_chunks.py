@@ -15,6 +15,7 @@ from resplit.errors import CommandRefusedError
 from resplit.model.activation import token_ids
 from resplit.model.engines.base import SessionRows
 from resplit.model.sampling import Drawn
+from resplit.node import batching
 from resplit.node.batching import SegmentPass
 from resplit.node.executor import Executor
 from resplit.node.pass_results import PassResult
@@ -79,7 +80,10 @@ def content(result: PassResult) -> bytes:
 
 
 @pytest.fixture(params=[("onnx", "int4"), ("onnx", "float32"), ("torch", "float32")])
-def executor(model: torch.nn.Module, request: pytest.FixtureRequest) -> Iterator[Halving]:
+def executor(
+    model: torch.nn.Module, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Halving]:
+    monkeypatch.setattr(batching, "HALVED_FROM", 0)
     executor = Halving(model, *request.param)
     yield executor
     executor.close()

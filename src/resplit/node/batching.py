@@ -23,6 +23,8 @@ MOST_SESSIONS = 32
 # comes back when the second one has begun.
 _MOST_DELAY = 1.5
 LONGEST_CHUNK = 16 * CHUNK_TOKENS
+# Chunks before this position are not halved: they cost less, and short prompts keep their time to first token.
+HALVED_FROM = 256
 _SMOOTHING = 0.2  # weight of the newest value
 _IDLE_S = 0.25  # a stream's next step may be late by this much; after it, no stream decodes
 # A pass waits at most this share of a usual gap for streams that are about to come back, and for each of them at most
@@ -200,8 +202,9 @@ def next_batch(
 
     It runs the segment of the first pass: the decode steps for that segment, `most_decodes` of them at most, and one
     chunk of the first prompt, of at most `most_tokens`. With `halve`, a chunk beside decode steps runs through the
-    first half of the blocks in this batch, and through the second half in a later one. A session has one pass in a
-    batch, its oldest. Timed passes that wait one behind the other run together, whole.
+    first half of the blocks in this batch, and through the second half in a later one, unless it is one of the first of
+    its prompt. A session has one pass in a batch, its oldest. Timed passes that wait one behind the other run together,
+    whole.
     """
     oldest = waiting[0].work
     if oldest.timed:
@@ -370,8 +373,8 @@ def _smoothed(before: float, value: float) -> float:
 def _prompt_part(prompt: Waiting, most_tokens: int, halve: bool) -> Part:
     if prompt.halfway is not None:
         return Part(prompt, prompt.halfway.shape[1], Half.SECOND)
-    has_halves = prompt.work.first < prompt.work.last
-    return Part(prompt, _chunk(prompt, most_tokens), Half.FIRST if halve and has_halves else Half.BOTH)
+    halve = halve and prompt.work.first < prompt.work.last and prompt.work.start + prompt.done >= HALVED_FROM
+    return Part(prompt, _chunk(prompt, most_tokens), Half.FIRST if halve else Half.BOTH)
 
 
 def _chunk(prompt: Waiting, limit: int) -> int:
