@@ -35,8 +35,8 @@ def run_command(work: Callable[[], object]) -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, and end this process if its orderly end takes longer than `_STOP_WITHIN_S`.
 
-    Prefect tells its server what ended, which takes long on a busy machine. Nothing is left running: the processes of
-    a cluster end with this one, and so do Prefect's servers.
+    An orderly end tells Prefect's server, among others, and took half a minute on a busy machine. Nothing is left
+    running after the other one: the processes of a cluster end with this one, and so do Prefect's servers.
     """
     late = threading.Timer(_STOP_WITHIN_S, os._exit, [130])
     late.daemon = True  # the orderly end does not wait for it
