@@ -164,18 +164,29 @@ def test_estimates_scale_the_times_of_a_problem_and_set_its_background() -> None
 def test_what_is_expected_replaces_rates_by_cautious_ones_and_background_loads_and_bandwidths() -> None:
     problem: Problem = tiny_problem(1)
     one, other = problem.nodes[0].name, problem.nodes[1].name
-    nodes = {one: NodeEstimate(background_ahead=Forecast(0.3, 0.1)), "?": NodeEstimate()}
+    nodes = {one: NodeEstimate(background_ahead=Forecast(0.5, 0.1)), "?": NodeEstimate()}
     links = (LinkEstimate(one, other, log_transfer_ahead=Forecast(math.log(2.0), 0.1)), LinkEstimate("?", one))
     rates = {problem.classes[0].name: Forecast(7.0, 1.0), "?": Forecast(1.0, 0.0)}
     expected = ahead(problem, Estimates(nodes, links, rates))
     assert [node.background_utilization for node in expected.nodes[:2]] == [
-        0.3,
+        0.5,
         problem.nodes[1].background_utilization,
     ]
     assert [each.rate_rps for each in expected.classes] == [8.0, *(each.rate_rps for each in problem.classes[1:])]
     was, now = problem.link_bandwidth_bytes_per_s, expected.link_bandwidth_bytes_per_s
     assert (now[0, 1], now[1, 0]) == pytest.approx((was[0, 1] / 2, was[1, 0]))
     assert problem_to_json(ahead(problem, Estimates())) == problem_to_json(problem)
+
+
+def test_what_is_bad_now_is_not_expected_to_become_better() -> None:
+    problem: Problem = tiny_problem(1)
+    one, other = problem.nodes[0].name, problem.nodes[1].name
+    busy = replace(problem, nodes=(replace(problem.nodes[0], background_utilization=0.8), *problem.nodes[1:]))
+    nodes = {one: NodeEstimate(background_ahead=Forecast(0.37, 0.1))}
+    links = (LinkEstimate(one, other, log_transfer_ahead=Forecast(math.log(0.5), 0.1)),)
+    expected = ahead(busy, Estimates(nodes, links))
+    assert expected.nodes[0].background_utilization == 0.8
+    assert (expected.link_bandwidth_bytes_per_s == busy.link_bandwidth_bytes_per_s).all()
 
 
 def test_where_no_request_is_expected_at_all_the_problem_keeps_its_rates() -> None:

@@ -100,13 +100,15 @@ def under_estimates(problem: Problem, estimates: Estimates) -> Problem:
 def ahead(problem: Problem, estimates: Estimates) -> Problem:
     """The problem as it is expected over the horizon of a decision. It was posed under the same estimates.
 
-    Of the rates of requests it has the cautious ones, so that a plan has room for the requests that may come.
+    Of the rates of requests it has the cautious ones, so that a plan has room for the requests that may come. Nodes and
+    links are expected to become worse, but not better: requests pay for how they are now, and once they are better, the
+    next plan uses that.
     """
     backgrounds = {name: node.background_ahead for name, node in estimates.nodes.items()}
     nodes = tuple(
         node
         if (expected := backgrounds.get(node.name)) is None
-        else replace(node, background_utilization=min(MAX_BACKGROUND, max(0.0, expected.mean)))
+        else replace(node, background_utilization=min(MAX_BACKGROUND, max(node.background_utilization, expected.mean)))
         for node in problem.nodes
     )
     classes = tuple(

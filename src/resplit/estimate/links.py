@@ -66,12 +66,12 @@ def with_links(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> tuple[F
 
 
 def bandwidth_ahead(problem: Problem, estimates: tuple[LinkEstimate, ...]) -> FloatArray:
-    """The expected bandwidth of the problem's links (nodes, nodes); `with_links` has put the present one in."""
+    """The expected bandwidth of the problem's links (nodes, nodes): at most the present one, which it has already."""
     bandwidth = problem.link_bandwidth_bytes_per_s.copy()
     index = {node.name: i for i, node in enumerate(problem.nodes)}
     for link in estimates:
         if link.log_transfer_ahead is not None and link.node in index and link.peer in index:
-            bandwidth[index[link.node], index[link.peer]] /= math.exp(link.log_transfer_ahead.mean)
+            bandwidth[index[link.node], index[link.peer]] /= math.exp(max(0.0, link.log_transfer_ahead.mean))
     return bandwidth
 
 
