@@ -27,21 +27,23 @@ class LikelyChange:
 
 
 def likely_changes(problem: Problem) -> list[LikelyChange]:
-    """For `problem.current`, which must not be None: each used node slow or lost, each used link degraded, more load.
+    """For `problem.current`, which must not be None: each used node lost or slow, each used link degraded, more load.
 
-    The nodes that compute most come first.
+    Losses come first, because all requests wait for the plan after one, and of nodes those that compute most.
     """
-    return [*_slow_or_lost(problem), *_degraded(problem), _loaded(problem)]
+    return [*_lost_or_slow(problem), *_degraded(problem), _loaded(problem)]
 
 
-def _slow_or_lost(problem: Problem) -> Iterator[LikelyChange]:
+def _lost_or_slow(problem: Problem) -> Iterator[LikelyChange]:
     names = [node.name for node in problem.nodes]
     place = [names.index(node) for node in problem.current or ()]
     decode_s = problem.decode_s_per_token[np.arange(len(place)), place]  # (blocks,)
     share = {i: float(np.nansum(decode_s[np.array(place) == i])) for i in set(place)}
-    for i in sorted(share, key=lambda i: -share[i]):
-        yield LikelyChange(f"{names[i]} {SLOWER:g} times slower", _times(problem, i, SLOWER))
+    by_share = sorted(share, key=lambda i: -share[i])
+    for i in by_share:
         yield LikelyChange(f"{names[i]} lost", _times(problem, i, np.nan), names[i])
+    for i in by_share:
+        yield LikelyChange(f"{names[i]} {SLOWER:g} times slower", _times(problem, i, SLOWER))
 
 
 def _times(problem: Problem, node: int, factor: float) -> Problem:
