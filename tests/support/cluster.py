@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from resplit.cluster.first_plan import first_plan
 from resplit.cluster.local import Cluster, running
@@ -57,16 +57,17 @@ def make_model(parent: Path, **shape: float) -> Path:
     return folder
 
 
-def load_unsplit(folder: Path) -> torch.nn.Module:
+def load_unsplit(folder: Path) -> PreTrainedModel:
     """The saved model in one piece, in fp32 on one thread."""
     torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
 
 
-def reference(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> list[int]:
+def reference(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> list[int]:
     """Greedy tokens of the unsplit model. Generation does not stop at an end token."""
     ids = torch.tensor([prompt])
-    output = model.generate(
+    output: torch.Tensor = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new_tokens,
@@ -74,7 +75,8 @@ def reference(model: torch.nn.Module, prompt: list[int], new_tokens: int) -> lis
         eos_token_id=None,
         pad_token_id=0,
     )
-    return output[0, len(prompt) :].tolist()
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from resplit.config import ClusterFile
 from resplit.control.controller import Controller
 from resplit.control.operations import Operator
 from resplit.gateway.engine import GenerationRequest
@@ -68,7 +69,7 @@ def operator_of(
         "kv_tokens": nodes.config.kv_tokens,
         **more,
     }
-    return Operator(controller, nodes.router, content, nodes.folder / "desired_state.json")
+    return Operator(controller, nodes.router, ClusterFile(content), nodes.folder / "desired_state.json")
 
 
 def steps(controller: Controller, epoch: int) -> list[str]:
@@ -85,7 +86,8 @@ def slow_to_prepare(nodes: InProcessCluster) -> tuple[asyncio.Event, asyncio.Eve
         if request.kind == "prepare":
             preparing.set()
             await go_on.wait()
-        return await obey(request, timeout=timeout)
+        reply: CommandReply = await obey(request, timeout=timeout)
+        return reply
 
     stub.Command = slowly
     return preparing, go_on

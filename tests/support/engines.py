@@ -14,15 +14,15 @@ from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.packaging import packager_for
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
-from resplit.types import Device, Sampling
+from resplit.types import Device, EngineChoice, Sampling, Split, Width
 
 
 def engine_with(
     model: torch.nn.Module,
     blocks: list[int] | None = None,
-    split: str = "layer",
-    engine: str = "torch",
-    weights: str = "float32",
+    split: Split = "layer",
+    engine: EngineChoice = "torch",
+    weights: Width = "float32",
     device: Device = "auto",
 ) -> Engine[Any]:
     """An engine that holds these blocks of the model (all by default)."""

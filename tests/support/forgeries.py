@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 from grpclib.exceptions import GRPCError
 
@@ -22,7 +23,7 @@ _HIDDEN = to_wire(Activation("float32", (1, 4, 64), struct.pack("<f", 0.5) * 256
 
 def forged_tokens(session: str, epoch: int, positions: int) -> list[Token]:
     """A token and an error for every position below `positions`."""
-    errors = {"error": "no", "error_kind": "data"}
+    errors: dict[str, Any] = {"error": "no", "error_kind": "data"}
     return [
         Token(session=session, epoch=epoch, position=position, token_ids=[3], **more)
         for position in range(positions)

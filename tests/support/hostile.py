@@ -56,7 +56,7 @@ Honest = Callable[[Any], Awaitable[None]]
 Lie = Callable[[Any, Honest], Awaitable[None]]  # serves one call, given its stream and the honest handler
 
 
-class _AnyBytes(ProtoCodec):
+class _AnyBytes(ProtoCodec):  # type: ignore[misc]
     """Sends bytes as they are."""
 
     def encode(self, message: Any, message_type: Any) -> bytes:
@@ -118,10 +118,10 @@ def hangs_in(kind: str) -> Lie:
             await asyncio.Event().wait()
 
         async def again() -> Any:
-            stream.recv_message = receive  # type: ignore[method-assign]
+            stream.recv_message = receive
             return command
 
-        stream.recv_message = again  # type: ignore[method-assign]
+        stream.recv_message = again
         await honest(stream)
 
     return lie
@@ -238,7 +238,7 @@ class HostileNode:
                 self.heard.append((call, caller, message))
             return message
 
-        stream.recv_message = receive_and_record  # type: ignore[method-assign]
+        stream.recv_message = receive_and_record
 
     def serving(self, call: str, honest: Honest) -> Honest:
         """The handler of a call: the lie for it, or else the honest one."""
@@ -434,7 +434,7 @@ class HostileClient:
             ended = [last, CachePart(ends=True)] if isinstance(last, bytes) else [_ending(last)]
             for part in (*others, *ended):
                 stream.transport.write(framed(part))
-            reply = await replies.get()
+            reply: CacheReply | None = await replies.get()
             if reply is None:
                 raise ConnectionResetError(f"{node} ended the stream of caches")
             return reply

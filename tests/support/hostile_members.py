@@ -50,7 +50,7 @@ async def joined(
             tasks.create_task(_serve(cluster, name, content, addresses[name], member, stop))
         try:
             await asyncio.to_thread(client.apply, content)
-            await asyncio.to_thread(client.set_problem, problem_of(config, model.features, model.placement))
+            await asyncio.to_thread(client.set_problem, problem_of(config, model.features, model.placement or ()))
             await poll_until(lambda: answering(client, *names))
             yield members
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from resplit.shards.registry import Registry
 from resplit.shards.sealing import wrap_key
 from resplit.status import ReportedState
 from resplit.wire.addresses import Address
-from resplit.wire.commands import Prepare, WrappedShard, to_body
+from resplit.wire.commands import Prepare, Reply, WrappedShard, to_body
 from resplit.wire.peers import Peer
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
@@ -98,10 +98,10 @@ class InProcessCluster:
 
         Returns the positions that it holds of the session, by block, if an attempt begins.
         """
-        permit = Permit(**{"attempt": 0, "capacity": 64, "epochs": frozenset({1})} | fields)
+        permit = replace(Permit(attempt=0, capacity=64, epochs=frozenset({1})), **fields)
         return await self.peer(node).permit(session, permit, keep=True)
 
-    async def command(self, node: str, kind: str, body: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
+    async def command(self, node: str, kind: str, body: dict[str, Any], epoch: int = 1) -> Reply:
         """Send one signed command."""
         peer = self.peer(node)
         return await peer.command(kind, self.signer.sign(kind, body, audience=peer.audience, epoch=epoch))

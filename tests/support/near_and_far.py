@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ FIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
 NO_ERROR = PredictionError(None, None, 0)
 
 
-def feature(name: str, kind: str) -> BlockFeatures:
+def feature(name: str, kind: Literal["embed", "layer", "head"]) -> BlockFeatures:
     return BlockFeatures(
         name=name,
         kind=kind,

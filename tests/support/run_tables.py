@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from resplit.records import TABLES, RunRecord, table
 
@@ -33,11 +34,10 @@ def record(
     **tables: list[dict[str, object]],
 ) -> RunRecord:
     """A run with these requests, with one token at each moment of `tokens`; tables that are not given are empty."""
-    rows: dict[str, list[dict[str, object]]] = {
-        "tokens": [{"time_s": at, "request": 0} for at in tokens],
-        "requests": requests,
-    } | tables
-    return RunRecord("static", "test", 0, duration_s, **{name: table(name, rows.get(name, [])) for name in TABLES})
+    at_moments: list[dict[str, object]] = [{"time_s": at, "request": 0} for at in tokens]
+    rows = {"tokens": at_moments, "requests": requests} | tables
+    kept: dict[str, Any] = {name: table(name, rows.get(name, [])) for name in TABLES}
+    return RunRecord("static", "test", 0, duration_s, **kept)
 
 
 def epoch(number: int, time_s: float, action: str, **other: object) -> dict[str, object]:

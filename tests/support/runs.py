@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -108,9 +109,9 @@ def synthetic_run(
     )
 
 
-def _serve(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def _serve(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     requests, queue = _arrivals(run, random)
-    tokens: list[dict[str, object]] = []
+    tokens: list[dict[str, Any]] = []
     waiting: list[int] = []
     live = 0
     route: dict[int, list[tuple[str, int]]] = {}
@@ -144,8 +145,8 @@ def _serve(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, objec
     return requests, tokens
 
 
-def _arrivals(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, object]], list[tuple[float, int, int]]]:
-    requests: list[dict[str, object]] = []
+def _arrivals(run: _Run, random: np.random.Generator) -> tuple[list[dict[str, Any]], list[tuple[float, int, int]]]:
+    requests: list[dict[str, Any]] = []
     at_s = float(random.exponential(1 / 0.7))
     while at_s < run.world.duration_s:
         chat = random.random() < 0.7
@@ -177,8 +178,8 @@ def _epochs_between(run: _Run, from_s: float, until_s: float) -> int:
     return int(last - first + 1)
 
 
-def _use(run: _Run, duration_s: float) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def _use(run: _Run, duration_s: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
     for node in LAYER_S:
         for tick in range(int(duration_s)):
             own = sum(max(0.0, min(end, tick + 1) - max(start, tick)) for name, start, end in run.busy if name == node)
@@ -188,7 +189,7 @@ def _use(run: _Run, duration_s: float) -> list[dict[str, object]]:
     return rows
 
 
-def _events(duration_s: float, disturbed: bool, commits_s: list[float]) -> list[dict[str, object]]:
+def _events(duration_s: float, disturbed: bool, commits_s: list[float]) -> list[dict[str, Any]]:
     changes = [(0.25, "desk slows to a third"), (0.5, "uplink to the cloud degrades"), (0.72, "load x 1.7")]
     rows = [{"time_s": at * duration_s, "kind": "change", "label": label} for at, label in changes if disturbed]
     rows += [
@@ -199,7 +200,7 @@ def _events(duration_s: float, disturbed: bool, commits_s: list[float]) -> list[
     return sorted(rows, key=lambda row: float(row["time_s"]))
 
 
-def _epochs(commits_s: list[float]) -> list[dict[str, object]]:
+def _epochs(commits_s: list[float]) -> list[dict[str, Any]]:
     return [
         {
             "epoch": index + 1,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from resplit.config import ClusterConfig
 from resplit.gateway.engine import GenerationRequest
 from resplit.gateway.sessions.manager import Sessions
@@ -30,10 +33,9 @@ def three_node_config(**more: object) -> ClusterConfig:
     )
 
 
-def generation_request(new_tokens: int = 12, prompt: tuple[int, ...] = PROMPT, **more: object) -> GenerationRequest:
+def generation_request(new_tokens: int = 12, prompt: tuple[int, ...] = PROMPT, **more: Any) -> GenerationRequest:
     """A greedy request of class chat that does not end early."""
-    plain = {"sampling": Sampling(), "request_class": "chat", "stop_ids": frozenset[int](), "deadline_s": None}
-    return GenerationRequest(prompt, new_tokens, **plain | more)
+    return replace(GenerationRequest(prompt, new_tokens, Sampling(), "chat", frozenset()), **more)
 
 
 async def generate(sessions: Sessions, request: GenerationRequest) -> list[int]:

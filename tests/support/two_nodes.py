@@ -10,6 +10,7 @@ from resplit.model.activation import Activation
 from resplit.model.source import StoredModel
 from resplit.security.identity import CONTROLLER
 from resplit.wire.cache_stream import OutgoingPart
+from resplit.wire.commands import Reply
 from tests.support.in_process import InProcessCluster
 
 MIDDLE = ["trusted", "trusted", "plain", "plain", "trusted", "trusted", "trusted", "trusted"]
@@ -31,12 +32,12 @@ def two_node_config(memory: str = "8 MiB", **more: Any) -> ClusterConfig:
     )
 
 
-async def prepare(nodes: InProcessCluster, placement: list[str], epoch: int, **more: Any) -> dict[str, Any]:
+async def prepare(nodes: InProcessCluster, placement: list[str], epoch: int, **more: Any) -> Reply:
     """Prepare an epoch on `plain`."""
     return await nodes.command("plain", "prepare", nodes.prepare_body("plain", placement, epoch, **more), epoch)
 
 
-async def commit(nodes: InProcessCluster, epoch: int) -> dict[str, Any]:
+async def commit(nodes: InProcessCluster, epoch: int) -> Reply:
     """Commit a prepared epoch on `plain`."""
     return await nodes.command("plain", "commit", {"epoch": epoch}, epoch)
 
