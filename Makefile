@@ -6,6 +6,8 @@ BIN := .venv/bin
 # A GPU build:          make install TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some environments forbid it. Then each of the processes that tests start would compile all of the code.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install run demo test test-fast test-random coverage mutants mutants-report bench chaos docs lint format proto ui clean
 

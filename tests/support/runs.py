@@ -8,6 +8,7 @@ each change.
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,11 +180,15 @@ def _epochs_between(run: _Run, from_s: float, until_s: float) -> int:
 
 
 def _use(run: _Run, duration_s: float) -> list[dict[str, Any]]:
+    ticks = int(duration_s)
+    own_s = {node: [0.0] * ticks for node in LAYER_S}  # seconds of work in each second
+    for node, start_s, end_s in run.busy:
+        for tick in range(int(start_s), min(ticks, math.ceil(end_s))):
+            own_s[node][tick] += min(end_s, tick + 1) - max(start_s, tick)
     rows: list[dict[str, Any]] = []
-    for node in LAYER_S:
-        for tick in range(int(duration_s)):
-            own = sum(max(0.0, min(end, tick + 1) - max(start, tick)) for name, start, end in run.busy if name == node)
-            background = 0.15 if node == "tv" else 0.05
+    for node, busy_s in own_s.items():
+        background = 0.15 if node == "tv" else 0.05
+        for tick, own in enumerate(busy_s):
             total = min(1.0, own + background)
             rows.append({"time_s": tick + 1.0, "node": node, "utilization": total, "own_utilization": min(own, 1.0)})
     return rows
