@@ -170,6 +170,28 @@ async def test_a_long_prompt_is_answered_once_at_its_end_with_the_same_token(exe
     assert rest.value == last.value
 
 
+async def test_hidden_states_are_sent_on_in_the_thread_until_the_event_loop_has_to(executor: Executor) -> None:
+    asked: list[tuple[int, bool]] = []  # starts of parts, and whether the event loop's thread was asked
+    taken: asyncio.Queue[PassResult | Exception] = asyncio.Queue()
+    loop_thread = threading.get_ident()
+
+    def send_on(result: PassResult) -> bool:
+        asked.append((result.start, threading.get_ident() == loop_thread))
+        return len(asked) < 2
+
+    work = SegmentPass("s", 0, LAST - 1, 0, 384, token_ids(PROMPT * 5), None)
+    executor.submit(work, taken.put_nowait, send_on=send_on)
+    starts: list[int] = []
+    while True:
+        result = await asyncio.wait_for(taken.get(), 10)
+        assert isinstance(result, PassResult)
+        starts.append(result.start)
+        if result.is_last:
+            break
+    assert asked == [(0, False), (128, False)], "the third part would overtake the second one"
+    assert starts == [128, 256]
+
+
 async def test_parts_of_hidden_states_are_yielded_as_they_are_done(executor: Executor) -> None:
     work = SegmentPass("s", 0, 3, 0, 256, token_ids([*PROMPT, *PROMPT]), None)
     parts = await results(executor, work)

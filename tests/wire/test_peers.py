@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,39 @@ async def test_a_large_step_is_acknowledged_with_all_steps_before_it(
     _, lost = await asyncio.wait_for(watched.lost.get(), 5)
     assert [each.session for each in lost] == ["last"]
     assert watched.crossings.empty()
+
+
+async def test_a_thread_sends_steps_at_once_though_the_event_loop_is_busy(
+    nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_stream, "_ASK_EVERY_S", 0.0)
+    watched = Watched(nodes)
+    assert not watched.peer.send_at_once(step()), "there is no connection yet"
+    watched.peer.send(step("opens the connection"))
+    await asyncio.wait_for(watched.crossings.get(), 5)
+    with ThreadPoolExecutor(1) as thread:
+        sent = [thread.submit(watched.peer.send_at_once, step(f"{number}")) for number in range(3)]
+        assert [each.result() for each in sent] == [True] * 3  # holds up the event loop
+    for _ in range(3):
+        await asyncio.wait_for(watched.crossings.get(), 5)
+    await watched.peer.disconnect()
+    assert watched.lost.empty()
+
+
+async def test_no_step_overtakes_one_that_waits(nodes: InProcessCluster) -> None:
+    link = EmulatedLink()
+    watched = Watched(nodes, link=link)
+    watched.peer.send(step("opens the connection"))
+    await asyncio.wait_for(watched.crossings.get(), 5)
+    link.shape = Shape(30.0, 1e9)
+    assert not watched.peer.send_at_once(step()), "an emulated link delays steps in the event loop"
+    watched.peer.send(step("waits"))
+    link.shape = None
+    assert not watched.peer.send_at_once(step()), "a step waits"
+    await nodes.stop("far")
+    _, lost = await asyncio.wait_for(watched.lost.get(), 5)
+    assert [each.session for each in lost] == ["waits"]
+    await watched.peer.disconnect()
 
 
 async def test_an_acknowledgement_is_asked_for_again_after_a_while(

@@ -33,7 +33,18 @@ from resplit.node.batching import (
 from resplit.node.computing import computed
 from resplit.node.emulation import Hardware, Load, Padding, WakeDelay
 from resplit.node.memory import Memory
-from resplit.node.pass_results import BatchTime, Follow, Outcome, PassResult, PassWaiter, Queued, give, nothing_follows
+from resplit.node.pass_results import (
+    BatchTime,
+    Follow,
+    Outcome,
+    PassResult,
+    PassWaiter,
+    Queued,
+    SendOn,
+    by_event_loop,
+    give,
+    nothing_follows,
+)
 from resplit.node.permits import Permits
 from resplit.node.timings import Timing, timings_of
 from resplit.types import Sampling
@@ -99,12 +110,14 @@ class Executor:
         take: Callable[[PassResult | Exception], None],
         follow: Follow = nothing_follows,
         left_s: float = 0.0,
+        send_on: SendOn = by_event_loop,
     ) -> PassWaiter:
         """Run a pass and those that follow it. In this event loop, `take` gets the result of each part as it is done.
 
         Most passes have one part. `take` raises nothing, and gets nothing more after an error or after `leave`.
         `follow` is asked in the executor's thread, with the lock held under which passes are recalled, so that a pass
         either follows before that, or sees what came before it. `left_s` is left of the request's objective.
+        `send_on` is asked in that thread, too: what it sends, `take` does not get.
 
         The errors are CommandRefusedError for a session that has ended or an old attempt; CapacityError if its caches
         do not fit; DataError for values or positions that do not match what is held. Malformed values raise it at once.
@@ -112,7 +125,7 @@ class Executor:
         # Before it waits: a malformed tensor cannot be cut into chunks.
         rows = SessionRows(work.session, work.start, work.capacity, work.values, work.stepwise, work.drafts)
         self.engine.ensure_input(rows, work.first)
-        caller = PassWaiter(take, follow, time.perf_counter() + left_s)
+        caller = PassWaiter(take, follow, time.perf_counter() + left_s, send_on=send_on)
         self._enqueue([Queued(work, caller=caller)])
         return caller
 
@@ -227,7 +240,8 @@ class Executor:
         """The executor's thread: run one batch after another."""
         try:
             while batch := self._take():
-                give(self._followed(self._outcomes(batch)))
+                outcomes = [each for each in self._outcomes(batch) if not _is_sent(*each)]
+                give(self._followed(outcomes))
         except Exception as error:
             self.ended.set_exception(error)
         else:
@@ -391,6 +405,10 @@ class Executor:
         timings = timings_of(batch, self.engine.kinds, block_s, self._recorded, time.time())
         self.timings += timings
         self._recorded += bool(timings)
+
+
+def _is_sent(part: Part, outcome: PassResult | Exception) -> bool:
+    return cast(Queued, part.waiting).caller.is_sent(outcome)
 
 
 def _drawn(part: Part, logits: Activation) -> Drawn | None:

@@ -14,6 +14,8 @@ from resplit.node.emulation import Load
 
 # The pass that follows one that ended at a position with these tokens, if there is one.
 Follow = Callable[[int, tuple[int, ...]], SegmentPass | None]
+# Sends a result on in the executor's thread; False if the event loop has to do it.
+SendOn = Callable[["PassResult"], bool]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,17 @@ def nothing_follows(end: int, token_ids: tuple[int, ...]) -> None:
     """The caller begins its next pass itself."""
 
 
+def by_event_loop(result: PassResult) -> bool:
+    """The caller gets all results."""
+    return False
+
+
 @dataclass(eq=False)
 class PassWaiter:
     """Who waits for a pass, and for those that follow it. Made in the event loop in which `take` is called.
 
-    `take` gets the result of each part, and raises nothing. An error is the last that it gets.
+    `take` gets the result of each part, and raises nothing. An error is the last that it gets. It does not get what
+    `send_on` has sent.
     """
 
     take: Callable[[PassResult | Exception], None]
@@ -69,6 +77,14 @@ class PassWaiter:
     late_s: float = 0.0  # when its request misses its objective
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     has_left: bool = False  # guarded by the executor's lock
+    send_on: SendOn = by_event_loop
+    has_results: bool = False  # `take` gets one, and so all others: they must not overtake it
+
+    def is_sent(self, outcome: PassResult | Exception) -> bool:
+        """Whether `send_on` sends this outcome. The executor's thread calls this."""
+        sent = isinstance(outcome, PassResult) and not (self.has_results or self.has_left) and self.send_on(outcome)
+        self.has_results = self.has_results or not sent
+        return sent
 
 
 @dataclass(eq=False)

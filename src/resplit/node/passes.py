@@ -27,6 +27,7 @@ from resplit.security.identity import CONTROLLER
 from resplit.wire.choices import changes_from_wire, logprobs_to_wire, sampling_from_wire
 from resplit.wire.emulated_link import Sender
 from resplit.wire.node_pb2 import SegmentTime, Step, Token
+from resplit.wire.peers import Peer
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
 from resplit.wire.tensors import from_wire, to_wire
@@ -141,8 +142,12 @@ class Passes:
             work = _segment_pass(step, route, permit.capacity)
             left_s = step.left_s if 0 <= step.left_s <= _LONGEST_LEFT_S else _LONGEST_LEFT_S
             executor, follow = self._hosting.running(), partial(self._follow, running.steps)
-            caller = executor.submit(work, partial(self._take, running), follow, left_s)
+            caller = executor.submit(
+                work, partial(self._take, running), follow, left_s, partial(self._send_on, running)
+            )
             running.leave = partial(executor.leave, caller)
+            if not running.steps:  # it is already done
+                running.leave = None
         except Exception as error:
             self._fail(running, error)
 
@@ -160,6 +165,23 @@ class Passes:
                 running.leave = None  # else they would keep each other alive
         except Exception as error:
             self._fail(running, error)
+
+    def _send_on(self, running: _RunningStep, result: PassResult) -> bool:
+        """Send hidden states to the next node in the executor's thread; False if that is for the event loop to do.
+
+        To wake the event loop for that would take longer than to send them.
+        """
+        if self._closed or not isinstance(result.value, Activation):
+            return False
+        try:
+            onward = self._onward(running.steps[0], result, result.value)
+            sent = self._receiver(onward).send_at_once(onward)
+        except ResplitError:  # the event loop meets it, too, and answers it
+            return False
+        if sent and result.is_last:
+            running.steps.popleft()
+            running.leave = None
+        return sent
 
     def _fail(self, running: _RunningStep, error: Exception) -> None:
         """Answer the first step that is not done with the error, and give up the others."""
@@ -192,24 +214,30 @@ class Passes:
 
     def _forward(self, step: Step, result: PassResult) -> None:
         """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
-        times = [*step.times, _segment_time(result.time)] if result.time else list(step.times)
         if isinstance(result.value, Drawn):
             # A part of a prompt that is not the last has log probabilities only, and no times.
-            end, shown = result.start + result.tokens, times if result.value.token_ids else ()
+            end, shown = result.start + result.tokens, _times(step, result) if result.value.token_ids else ()
             self._answer(step, end, result.value, times=shown, followed=result.followed)
-            return
-        if not isinstance(result.value, Activation):
-            return
+        elif isinstance(result.value, Activation):
+            onward = self._onward(step, result, result.value)
+            self._receiver(onward).send(onward)
+
+    def _onward(self, step: Step, result: PassResult, values: Activation) -> Step:
+        """The step of the next segment."""
         onward = Step()
         onward.CopyFrom(step)
         onward.segment += 1
         onward.start = result.start
         onward.more = step.more or not result.is_last
-        onward.values.CopyFrom(to_wire(result.value))
+        onward.values.CopyFrom(to_wire(values))
         onward.scored[:] = step.scored[result.start - step.start : result.start - step.start + result.tokens]
         del onward.times[:]
-        onward.times.extend(times)
-        self._connections.peer(self._route(step).segments[onward.segment].node).send(onward)
+        onward.times.extend(_times(step, result))
+        return onward
+
+    def _receiver(self, step: Step) -> Peer:
+        """The node of a step's segment."""
+        return self._connections.peer(self._route(step).segments[step.segment].node)
 
     def _route(self, step: Step) -> Route:
         route = self._hosting.routes.get(step.epoch)
@@ -247,6 +275,10 @@ class Passes:
             return
         with contextlib.suppress(CapacityError):
             gateway.put(token, _TOKEN_BYTES if not drawn.logprobs else token.ByteSize())
+
+
+def _times(step: Step, result: PassResult) -> list[SegmentTime]:
+    return [*step.times, _segment_time(result.time)] if result.time else list(step.times)
 
 
 def _segment_time(time: BatchTime) -> SegmentTime:

@@ -22,6 +22,7 @@ from resplit.wire import message_limits
 from resplit.wire.addresses import Address
 from resplit.wire.message_limits import Arriving
 from resplit.wire.plain_messages import ensure_plain
+from resplit.wire.tls_connection import TlsConnection
 
 # A write of more bytes at once, or more messages taken at once, would hold up the event loop.
 _WRITE_BYTES = 256 * 1024
@@ -123,6 +124,10 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         if not self.transport.is_closing():
             content = message.SerializeToString()
             self.transport.write(length_of(content) + content)
+
+    def is_ready(self) -> bool:
+        """Whether a message that is `put` now goes to the other side at once. Any thread may ask."""
+        return self._writable.is_set() and not self._writing.locked() and not self.transport.is_closing()
 
     def rest(self, seconds: float) -> None:
         """Take and read nothing more for so long."""
@@ -256,11 +261,18 @@ async def connected(
     kind: type[Incoming], most_bytes: int, peer: str, address: Address, context: ssl.SSLContext
 ) -> MessageStream[Incoming]:
     """A new stream to `peer`; OSError if it does not listen in time, or proves another name."""
+    stream = MessageStream(kind, most_bytes)
+    connection = TlsConnection(context, lambda: stream, peer)
     try:
         async with asyncio.timeout(message_limits.CONNECT_WITHIN_S):
-            _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: MessageStream(kind, most_bytes), address.host, address.port, ssl=context, server_hostname=peer
+            plain, _ = await asyncio.get_running_loop().create_connection(
+                lambda: connection, address.host, address.port
             )
+            try:
+                await asyncio.shield(connection.shaken)
+            except BaseException:
+                plain.abort()
+                raise
     except TimeoutError:
         raise ConnectionError(f"no connection within {message_limits.CONNECT_WITHIN_S:g} s") from None
     return stream

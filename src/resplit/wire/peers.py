@@ -162,6 +162,10 @@ class Peer:
         """
         self._steps.send(step)
 
+    def send_at_once(self, step: Step) -> bool:
+        """Send a step now, in any thread, or return False if it has to wait: then `send` it. Otherwise as `send`."""
+        return self._steps.send_at_once(step)
+
     async def command(self, kind: str, signed: str, timeout_s: float = 60.0) -> Reply:
         """Send a signed command and return the reply. Raises the error with which the node refuses it.
 

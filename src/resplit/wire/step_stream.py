@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class StepStream:
         self._link = link
         self._on_crossing = on_crossing
         self._on_lost = on_lost
+        self._changing = threading.Lock()  # held while what is pending changes, and until a step is on its way
+        self._queued = 0  # steps that wait in `_sender`, or are being sent
         self._pending: deque[tuple[float, Step]] = deque()  # sent and not yet acknowledged, the oldest first
         self._pending_bytes = 0  # of their values
         self._number = 0
@@ -81,6 +84,32 @@ class StepStream:
         if self._sender is None or self._task is None or self._task.done():
             self._sender = Sender(self._link, self._send)
             self._task = asyncio.create_task(self._run(self._sender), name=f"steps to {self._peer}")
+        with self._changing:
+            self._number_next(step)
+            self._sender.put(step, len(step.values.data))
+            self._queued += 1
+            self._keep(step)
+
+    def send_at_once(self, step: Step) -> bool:
+        """Send a step now, in any thread, after all steps before it. Otherwise as `send`.
+
+        False if it cannot go at once: the stream is not open, its link is emulated, or earlier steps wait.
+        """
+        with self._changing:
+            stream = self._stream
+            if stream is None or self._queued or self._link.shape is not None or not stream.is_ready():
+                return False
+            self._number_next(step)
+            self._keep(step)
+            stream.put(step)
+        return True
+
+    async def close(self) -> None:
+        """End the stream."""
+        if self._task is not None:
+            await cancel_and_wait([self._task])
+
+    def _number_next(self, step: Step) -> None:
         now_s, size = time.monotonic(), len(step.values.data)
         self._ensure_room(now_s, size)
         self._number += 1
@@ -89,14 +118,11 @@ class StepStream:
         if step.acknowledge:
             self._asked_s = now_s
             self._end_if_overdue(now_s)
-        self._sender.put(step, size)
-        self._pending.append((now_s, step))
-        self._pending_bytes += size
 
-    async def close(self) -> None:
-        """End the stream."""
-        if self._task is not None:
-            await cancel_and_wait([self._task])
+    def _keep(self, step: Step) -> None:
+        """Keep a step until it is acknowledged."""
+        self._pending.append((time.monotonic(), step))
+        self._pending_bytes += len(step.values.data)
 
     def _ensure_room(self, now_s: float, size_bytes: int) -> None:
         """CapacityError if a step of this size is too much beside those that are not acknowledged."""
@@ -125,20 +151,27 @@ class StepStream:
                 await cancel_and_wait([sending])
         except Exception as error:  # also what `on_crossing` raises
             _log.info("a stream of steps broke", peer=self._peer, error=repr(error))
-        lost = [step for _, step in self._pending]
-        self._pending.clear()
-        self._pending_bytes = 0
-        self._task, self._stream, self._asked_s = None, None, -math.inf
+        with self._changing:
+            lost = [step for _, step in self._pending]
+            self._pending.clear()
+            self._pending_bytes = self._queued = 0
+            self._task, self._stream, self._asked_s = None, None, -math.inf
         self._on_lost(self._peer, lost)
 
     async def _send(self, steps: list[Step]) -> None:
         if self._stream is not None:
             await self._stream.send(steps)
+        with self._changing:
+            self._queued -= len(steps)
 
     def _acknowledge(self, ack: Ack) -> None:
         """Forget all steps up to this one. The peer may repeat itself, or name a step that it never got."""
-        while self._pending and self._pending[0][1].number <= ack.number:
-            sent_s, step = self._pending.popleft()
-            self._pending_bytes -= len(step.values.data)
-            if step.number == ack.number:
-                self._on_crossing(Crossing(self._peer, len(step.values.data), time.monotonic() - sent_s))
+        sent_s, size = math.nan, 0
+        with self._changing:
+            while self._pending and self._pending[0][1].number <= ack.number:
+                begun_s, step = self._pending.popleft()
+                self._pending_bytes -= len(step.values.data)
+                if step.number == ack.number:
+                    sent_s, size = begun_s, len(step.values.data)
+        if not math.isnan(sent_s):
+            self._on_crossing(Crossing(self._peer, size, time.monotonic() - sent_s))
