@@ -88,7 +88,7 @@ def publish(
 ) -> str:
     """Write the report, record every run in MLflow, and return the comparison as text."""
     rows = compare(summaries(list(records)))
-    simulated = simulated_results(reports / "simulated" / "metrics.json", params.scenario.stem)
+    simulated = simulated_results(reports / "simulated" / "metrics.json")
     replays = replays_of(records, params.model, params.scenario, params.cluster)
     page = report(records, reports, replace(extras, simulated=simulated, replays=replays))
     about = {"model": params.model, "cluster": cluster.name, "scenario": params.scenario.stem, "seed": params.seed}

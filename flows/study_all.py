@@ -88,8 +88,7 @@ def _run(label: str, seed: int, scenario: ScenarioConfig) -> Run:
 def _report(records: Sequence[RunRecord], folder: Path, params: Params) -> Path:
     """The page of the runs of the first seed, and the metrics over all seeds."""
     first = min(record.seed for record in records)
-    scenario = folder.name  # reports/NAME
-    simulated = simulated_results(folder.parent / "simulated" / "metrics.json", scenario)
+    simulated = simulated_results(folder.parent / "simulated" / "metrics.json")
     shown = [record for record in records if record.seed == first]
     replays = replays_of(shown, params.model, params.scenario, params.cluster)
     write_report(shown, folder, Extras(simulated=simulated, replays=replays))

@@ -19,7 +19,7 @@ from resplit.metrics import RunMetrics, epoch_latency, series, summarise
 from resplit.records import RunRecord
 from tasks import plot_style, plots
 from tasks.report_page import Extras, render
-from tasks.simulated_results import energy_figure, regret_figure
+from tasks.simulated_results import simulated_figures
 
 __all__ = ["Extras", "report", "write_report", "write_study_metrics"]
 
@@ -43,10 +43,7 @@ def write_report(runs: Sequence[RunRecord], folder: Path, extras: Extras | None 
     metrics = summaries(list(runs))
     by_label = {label: next(run for run in runs if run_label(run) == label) for label in metrics}
     figures = plots.figures(by_label, extras.timings)
-    if extras.simulated is not None and extras.simulated.regrets:
-        figures["regret"] = regret_figure(extras.simulated)
-    if extras.simulated is not None and extras.simulated.energies:
-        figures["energy"] = energy_figure(extras.simulated)
+    figures |= simulated_figures(extras.simulated, runs[0].scenario)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     _write_metrics(folder / "metrics.json", metrics)
     _write_series(folder / "plots", by_label)

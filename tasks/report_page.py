@@ -52,8 +52,14 @@ CAPTIONS = {
     ),
     "regret": (
         "Simulated: how far from the best",
-        "The mean latency of each policy over that of an oracle, which knows the scenario and moves at no cost. Mean "
-        "over the seeds with its 95 % interval. A policy called resplit-without-X is resplit without one of its parts.",
+        "Each bar is the mean latency of a policy over that of an oracle, which knows the scenario and moves at no "
+        "cost. It is the mean over the seeds. The thin line is its 95 % interval.",
+    ),
+    "ablation": (
+        "Simulated: what the parts of resplit are worth",
+        "Each mark is the mean latency of resplit without one of its parts, over that of the whole resplit with the "
+        "same seed. Right of the dashed line, the part makes requests faster. The thin line is the 95 % interval over "
+        "the seeds. Where it crosses the dashed line, a gain is not shown.",
     ),
     "energy": (
         "Simulated: latency against energy",
@@ -81,7 +87,7 @@ class Extras:
     """Content of a report besides its runs.
 
     `timings` and `prediction_error` come from the functions `block_timings` and `prediction_error` of `resplit.cost`;
-    `simulated` is what the simulated study says about the same scenario; `replays` are the runs simulated with their
+    `simulated` is what the simulated study says, by scenario; `replays` are the runs simulated with their
     own requests and placements, by label; `notes` are further sentences as plain text.
     """
 
@@ -90,7 +96,7 @@ class Extras:
     timings: pd.DataFrame | None = None
     prediction_error: Mapping[str, float] = field(default_factory=dict)
     validation: ValidTelemetry | None = None
-    simulated: SimulatedResults | None = None
+    simulated: Mapping[str, SimulatedResults] = field(default_factory=dict)
     replays: Mapping[str, RunRecord] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -106,11 +112,13 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    record = next(iter(runs.values()))
+    simulated = extras.simulated.get(record.scenario)
     page: str = environment.get_template("report.html.j2").render(
         labels=list(runs),
-        record=next(iter(runs.values())),
+        record=record,
         verdict=verdict(rows),
-        rows=[_shown(row, extras.simulated) for row in rows],
+        rows=[_shown(row, simulated) for row in rows],
         changes=scenario_changes(runs),
         figures=[(name, *CAPTIONS[name], _themed(figures[name], name)) for name in CAPTIONS if name in figures],
         decisions={label: [decision_text(d) for d in run.decisions] for label, run in runs.items() if run.decisions},
@@ -122,6 +130,7 @@ def render(runs: Mapping[str, RunRecord], rows: Sequence[Row], figures: Mapping[
         reactions={label: shown for label, run in runs.items() if (shown := _reaction_rows(run))},
         notes=_notes(runs, extras),
         extras=extras,
+        simulated=simulated,
         percent=lambda value: f"{100 * value:.1f} %",
     )
     return page

@@ -1,4 +1,4 @@
-"""What the simulated study says about one scenario, for the page of a live study: means, and the regret of policies."""
+"""What the simulated study says, for the page of a live study: means, regret of policies, worth of parts, energy."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resplit.comparison import Measure
+from resplit.policies import ABLATIONS
 from tasks.plot_style import INK, MUTED, OTHER_COLOUR, RUN_COLOURS, new_figure, styled
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SimulatedResults", "energy_figure", "regret_figure", "simulated_results"]
+__all__ = ["SimulatedResults", "simulated_figures", "simulated_results"]
 
 _ORACLE = "oracle"
+_TICKS = (1, 2, 5, 10, 20, 50)  # of a logarithmic axis
 Pair = tuple[float, float]  # a mean, and half of its interval; 0 if that is not known
 
 
 @dataclass(frozen=True)
 class SimulatedResults:
-    """The metrics of each policy over the seeds, as `reports/simulated/metrics.json` has them: `NAME`, `NAME_ci95`."""
+    """The metrics of each policy in one scenario over the seeds: each mean, and half of its interval as `NAME_ci95`."""
 
     policies: Mapping[str, Mapping[str, float | None]]
 
@@ -33,14 +36,20 @@ class SimulatedResults:
         return measure.text(math.nan if value is None else value)
 
     @property
-    def regrets(self) -> dict[str, tuple[float, float]]:
-        """The regret of each policy with half of its interval (0 if that is not known), the least one first."""
+    def regrets(self) -> dict[str, Pair]:
+        """The regret of each whole policy, the least one first."""
+        known = {policy: _pair(metrics, "regret") for policy, metrics in self._known() if policy not in ABLATIONS}
+        return dict(sorted(_finite(known).items(), key=lambda entry: entry[1][0]))
+
+    @property
+    def ablations(self) -> dict[str, Pair]:
+        """The latency without each part of `resplit` over that of the whole; always in the same order."""
         known = {
-            policy: (float(metrics["regret"] or 0.0), float(metrics.get("regret_ci95") or 0.0))
-            for policy, metrics in self.policies.items()
-            if metrics.get("regret") is not None and policy != _ORACLE
+            policy.removeprefix("resplit-").replace("-", " "): _pair(self.policies[policy], "latency_over_resplit")
+            for policy in ABLATIONS
+            if policy in self.policies
         }
-        return dict(sorted(known.items(), key=lambda entry: entry[1][0]))
+        return _finite(known)
 
     @property
     def energies(self) -> dict[str, tuple[Pair, Pair]]:
@@ -63,38 +72,93 @@ class SimulatedResults:
         return [(policy, metrics) for policy, metrics in self.policies.items() if policy != _ORACLE]
 
 
-def simulated_results(path: Path, scenario: str) -> SimulatedResults | None:
-    """What the file at `path` says about a scenario; None if nobody simulated it."""
+def simulated_results(path: Path) -> dict[str, SimulatedResults]:
+    """What the file at `path` says about each scenario; nothing if nobody simulated any."""
     if not path.exists():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8")).get(scenario)
-    return SimulatedResults(found) if found else None
+        return {}
+    return {name: SimulatedResults(found) for name, found in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def simulated_figures(results: Mapping[str, SimulatedResults], scenario: str) -> dict[str, Figure]:
+    """The figures of a study by name: of the regrets and ablations of all scenarios, and the energy of one of them."""
+    found = {}
+    if regrets := {name: each.regrets for name, each in _first(results, scenario).items() if each.regrets}:
+        found["regret"] = _regret_figure(regrets)
+    if parts := {name: each.ablations for name, each in _first(results, scenario).items() if each.ablations}:
+        found["ablation"] = _ablation_figure(parts)
+    if scenario in results and results[scenario].energies:
+        found["energy"] = _energy_figure(results[scenario])
+    return found
+
+
+def _first(results: Mapping[str, SimulatedResults], scenario: str) -> dict[str, SimulatedResults]:
+    """The results with those of `scenario` before the others."""
+    return dict(sorted(results.items(), key=lambda entry: entry[0] != scenario))
 
 
 @styled
-def regret_figure(results: SimulatedResults) -> Figure:
-    """The mean latency of each policy relative to that of the oracle, with 95 % intervals over the seeds."""
-    regrets = results.regrets
-    figure, (axes,) = new_figure(1, 0.7 + 0.27 * len(regrets))
-    places = range(len(regrets))
-    colours = [_colour(policy) for policy in regrets]
-    means = [mean for mean, _ in regrets.values()]
-    axes.barh(places, means, color=colours, height=0.66)
-    axes.errorbar(
-        means, places, xerr=[half for _, half in regrets.values()], fmt="none", ecolor=MUTED, elinewidth=1.2, capsize=2
-    )
-    axes.set_yticks(list(places), list(regrets))
-    axes.invert_yaxis()
-    axes.axvline(1.0, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
-    if max(means) > 5:
-        axes.set_xscale("log")
-    axes.set_xlabel("mean latency over that of the oracle")
-    axes.grid(visible=False, axis="y")
+def _regret_figure(regrets: Mapping[str, Mapping[str, Pair]]) -> Figure:
+    """By scenario, the mean latency of each policy over that of the oracle, with 95 % intervals over the seeds."""
+    figure, panels = _panels(regrets, 2)
+    for axes, (scenario, pairs) in zip(panels, regrets.items(), strict=True):
+        means = [mean for mean, _ in pairs.values()]
+        _with_intervals(axes, scenario, pairs)
+        axes.barh(range(len(pairs)), means, color=[_colour(policy) for policy in pairs], height=0.66)
+        if max(means) > 5:
+            axes.set_xscale("log")
+            axes.set_xlim(left=0.9)
+            axes.set_xticks(_TICKS)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_formatter(lambda value, _: "")
+        else:
+            axes.set_xlim(left=0)
+    figure.supxlabel("mean latency over that of the oracle", fontsize=9.5, color=MUTED)
     return figure
 
 
 @styled
-def energy_figure(results: SimulatedResults) -> Figure:
+def _ablation_figure(parts: Mapping[str, Mapping[str, Pair]]) -> Figure:
+    """By scenario, the mean latency without each part over that of the whole `resplit`, with 95 % intervals."""
+    figure, panels = _panels(parts, 2)
+    for axes, (scenario, pairs) in zip(panels, parts.items(), strict=True):
+        _with_intervals(axes, scenario, pairs)
+        axes.plot([mean for mean, _ in pairs.values()], range(len(pairs)), "o", color=RUN_COLOURS["adaptive"])
+    figure.supxlabel("mean latency over that of the whole resplit", fontsize=9.5, color=MUTED)
+    return figure
+
+
+def _panels(scenarios: Mapping[str, Mapping[str, Pair]], columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each scenario, whose height suits the one with the most rows."""
+    columns = min(columns, len(scenarios))
+    rows = math.ceil(len(scenarios) / columns)
+    height_in = 0.55 + 0.25 * max(len(pairs) for pairs in scenarios.values())
+    figure, panels = new_figure(rows, 0.3 + rows * height_in, columns)
+    for unused in panels[len(scenarios) :]:
+        unused.set_visible(False)
+    return figure, panels[: len(scenarios)]
+
+
+def _with_intervals(axes: Axes, scenario: str, pairs: Mapping[str, Pair]) -> None:
+    """The frame of a panel: a named row for each mean with its value and interval, and a line at 1."""
+    places = range(len(pairs))
+    means, halves = zip(*pairs.values(), strict=True)
+    # The left end stays above 0, so that it can be drawn on a logarithmic axis.
+    left = [min(half, 0.95 * mean) for mean, half in pairs.values()]
+    axes.errorbar(means, places, xerr=[left, halves], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
+    axes.axvline(1.0, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+    axes.set_yticks(list(places), [f"{name}  {_ratio_text(pair)}" for name, pair in pairs.items()])
+    axes.invert_yaxis()
+    axes.set_title(scenario)
+    axes.grid(visible=False, axis="y")
+
+
+def _ratio_text(pair: Pair) -> str:
+    mean, half = pair
+    return f"{mean:.2f}" + (f" ± {half:.2f}" if half else "")
+
+
+@styled
+def _energy_figure(results: SimulatedResults) -> Figure:
     """The mean latency of each policy against the energy of a request, and the front of those that nobody beats."""
     energies, front = results.energies, results.front
     figure, (axes,) = new_figure(1, 4.2)
@@ -124,6 +188,10 @@ def energy_figure(results: SimulatedResults) -> Figure:
 def _pair(metrics: Mapping[str, float | None], name: str) -> Pair:
     mean, half = metrics.get(name), metrics.get(f"{name}_ci95")
     return (math.nan if mean is None else float(mean), float(half or 0.0))
+
+
+def _finite(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    return {name: pair for name, pair in pairs.items() if math.isfinite(pair[0])}
 
 
 def _colour(policy: str) -> str:

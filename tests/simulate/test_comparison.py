@@ -35,6 +35,16 @@ def test_without_an_oracle_or_a_latency_there_is_no_regret() -> None:
     assert math.isnan(none["calm"]["static"]["regret"][0])
 
 
+def test_what_an_ablation_loses_is_paired_by_seed() -> None:
+    runs = [run("resplit", 1, 1.0), run("resplit", 2, 2.0), run("resplit-without-forecast", 1, 1.1)]
+    compared = compared_runs([*runs, run("resplit-without-forecast", 2, 2.6)])["calm"]
+    mean, half = compared["resplit-without-forecast"]["latency_over_resplit"]
+    assert mean == pytest.approx((1.1 + 1.3) / 2)
+    assert half == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert compared["resplit"]["latency_over_resplit"] == pytest.approx((1.0, 0.0))
+    assert math.isnan(compared_runs(RUNS)["calm"]["static"]["latency_over_resplit"][0])
+
+
 def test_the_table_has_the_best_policy_first_and_no_nan() -> None:
     lines = table_of(compared_runs(RUNS)).splitlines()
     assert lines[2].startswith("| calm | oracle | 0.75 ±")

@@ -17,7 +17,7 @@ from resplit.errors import DataError
 from resplit.records import RunRecord, table
 from resplit.telemetry.tables import Telemetry
 from tasks.report import Extras, write_report
-from tasks.simulated_results import simulated_results
+from tasks.simulated_results import SimulatedResults, simulated_results
 from tasks.validate import RowFault, Rule, ValidTelemetry
 from tests.support.runs import LAYER_S, synthetic_run
 
@@ -184,8 +184,8 @@ def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
         write_report([], tmp_path)
 
 
-SIMULATED = {
-    "home-day": {
+SIMULATED: dict[str, dict[str, dict[str, float | None]]] = {
+    "a-day-at-home": {
         "static": {
             "latency_mean_s": 5.4,
             "regret": 4.9,
@@ -201,39 +201,61 @@ SIMULATED = {
             "qos_met": 0.76,
             "energy_j_per_request": 75.0,
         },
+        "resplit-without-fast-loop": {
+            "latency_mean_s": 1.35,
+            "regret": 1.2,
+            "latency_over_resplit": 1.1,
+            "latency_over_resplit_ci95": 0.04,
+        },
         "threshold": {"latency_mean_s": 6.0, "energy_j_per_request": 40.0},
         "memory": {"latency_mean_s": 7.0, "energy_j_per_request": None},
         "oracle": {"latency_mean_s": 1.1, "regret": 1.0, "regret_ci95": 0.0, "energy_j_per_request": 71.0},
-    }
+    },
+    "another": {"static": {"latency_mean_s": 3.0, "regret": 3.0}, "oracle": {"latency_mean_s": 1.0, "regret": 1.0}},
 }
 
 
 def test_the_page_has_what_was_simulated_beside_what_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    assert simulated_results(path, "home-day") is None
+    assert simulated_results(path) == {}
     path.write_text(json.dumps(SIMULATED))
-    assert simulated_results(path, "calm") is None
-    results = simulated_results(path, "home-day")
-    assert results is not None
-    assert list(results.regrets) == ["resplit", "static"]
+    results = simulated_results(path)
+    assert list(results["a-day-at-home"].regrets) == ["resplit", "static"]
     page = write_report(RUNS, tmp_path / "reports", Extras(simulated=results))
     shown = re.sub(r"\s+", " ", Elements(page).text)
     assert "simulatedstatic → adaptive" in shown
     assert "5400 → 1230" in shown
     assert "Simulated: how far from the best" in shown
-    assert "static" in (tmp_path / "reports/plots/regret.svg").read_text()
+    regret = (tmp_path / "reports/plots/regret.svg").read_text()
+    assert all(
+        text in regret for text in ("a-day-at-home", "another", "static  4.90 ± 0.20", "resplit  1.10", "static  3.00")
+    )
+    assert "without" not in regret
     assert "Simulated: latency against energy" in shown
     energy = (tmp_path / "reports/plots/energy.svg").read_text()
     assert all(policy in energy for policy in ("static", "resplit", "threshold"))
     assert "memory" not in energy
 
 
-def test_the_front_has_the_policies_that_none_beats_in_both_latency_and_energy(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    path.write_text(json.dumps(SIMULATED))
-    results = simulated_results(path, "home-day")
-    assert results is not None
-    assert results.front == ["resplit", "static"]
+def test_the_page_has_what_each_part_of_resplit_is_worth(tmp_path: Path) -> None:
+    results = {name: SimulatedResults(found) for name, found in SIMULATED.items()}
+    page = write_report(RUNS, tmp_path, Extras(simulated=results))
+    assert "Simulated: what the parts of resplit are worth" in Elements(page).text
+    ablation = (tmp_path / "plots/ablation.svg").read_text()
+    assert "without fast loop  1.10 ± 0.04" in ablation
+    assert "another" not in ablation  # nobody simulated resplit without a part there
+
+
+def test_a_scenario_that_was_not_simulated_has_no_simulated_column(tmp_path: Path) -> None:
+    results = {"another": SimulatedResults(SIMULATED["another"])}
+    text = Elements(write_report(RUNS, tmp_path, Extras(simulated=results))).text
+    assert "simulatedstatic" not in text
+    assert "Simulated: how far from the best" in text
+    assert "Simulated: latency against energy" not in text
+
+
+def test_the_front_has_the_policies_that_none_beats_in_both_latency_and_energy() -> None:
+    assert SimulatedResults(SIMULATED["a-day-at-home"]).front == ["resplit", "static"]
 
 
 def test_each_move_has_what_was_predicted_beside_what_was_measured(tmp_path: Path) -> None:

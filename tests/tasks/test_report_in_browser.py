@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH; install one, such as Debian's `chromium`"),
 ]
 POLICIES = {"static": (5.4, 30.0), "resplit": (1.2, 75.0), "resplit-without-kv-transfer": (1.3, 74.0)}
-SECTIONS = {"latency", "placement", "regret", "energy", "prediction", "reality", "moves-adaptive", "decisions-adaptive"}
+SECTIONS = {"latency", "placement", "regret", "ablation", "energy", "prediction", "reality", "moves-adaptive"}
+SECTIONS |= {"decisions-adaptive"}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,17 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     metrics = folder / "metrics.json"
     found = {
-        name: {"latency_mean_s": latency_s, "energy_j_per_request": energy_j, "regret": latency_s, "regret_ci95": 0.2}
+        name: {
+            "latency_mean_s": latency_s,
+            "energy_j_per_request": energy_j,
+            "regret": latency_s,
+            "regret_ci95": 0.2,
+            "latency_over_resplit": latency_s / 1.2,
+            "latency_over_resplit_ci95": 0.1,
+        }
         for name, (latency_s, energy_j) in POLICIES.items()
     }
-    metrics.write_text(json.dumps({"a": found}))
+    metrics.write_text(json.dumps({"a-day-at-home": found, "b": found, "c": found}))
     static, adaptive = synthetic_run("static"), synthetic_run("resplit")
     epochs = iter(adaptive.epochs.epoch.tolist()[1:])
     decisions = tuple(
@@ -42,7 +50,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for each in adaptive.decisions
     )
     runs = [static, replace(adaptive, decisions=decisions)]
-    extras = Extras(model="a-model", simulated=simulated_results(metrics, "a"), replays={"static": static})
+    extras = Extras(model="a-model", simulated=simulated_results(metrics), replays={"static": static})
     return write_report(runs, folder, extras)
 
 

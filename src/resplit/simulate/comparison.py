@@ -1,4 +1,4 @@
-"""Simulated runs side by side: the results of `resplit simulate` over seeds, with intervals and regret."""
+"""Simulated runs side by side: the results of `resplit simulate` over seeds, with intervals and paired ratios."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from resplit.simulate.result import SimulatedResult
 
 __all__ = ["compared_runs", "table_of"]
 
+_RATIOS = {"regret": ORACLE, "latency_over_resplit": "resplit"}  # of mean latencies: to which policy
 _SHOWN = ("latency_mean_s", "latency_p95_s", "qos_met", "regret", "reconfigurations", "energy_j_per_request")
 
 
 def compared_runs(runs: Iterable[SimulatedResult]) -> dict[str, dict[str, dict[str, Interval]]]:
     """By scenario and policy, each metric over the seeds: its mean, and half of its 95 % interval.
 
-    `regret` is the mean latency of a run over that of the oracle with the same seed; NaN without an oracle.
+    `regret` is the mean latency of a run over that of the oracle with the same seed, `latency_over_resplit` over that
+    of `resplit`: what an ablation loses. They are NaN where the other policy was not run.
     """
     by_key = {(found.scenario, found.policy, found.seed): found for found in runs}
     values: dict[tuple[str, str], list[dict[str, float]]] = {}
     for (scenario, policy, seed), found in sorted(by_key.items()):
-        best = by_key.get((scenario, ORACLE, seed))
-        values.setdefault((scenario, policy), []).append(found.figures() | {"regret": _regret(found, best)})
+        ratios = {name: _ratio(found, by_key.get((scenario, other, seed))) for name, other in _RATIOS.items()}
+        values.setdefault((scenario, policy), []).append(found.figures() | ratios)
     compared: dict[str, dict[str, dict[str, Interval]]] = {}
     for (scenario, policy), seeds in values.items():
         names = list(dict.fromkeys(name for each in seeds for name in each))
@@ -43,10 +45,10 @@ def table_of(compared: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _regret(found: SimulatedResult, best: SimulatedResult | None) -> float:
-    if best is None or not best.metrics.latency_mean_s:
+def _ratio(found: SimulatedResult, other: SimulatedResult | None) -> float:
+    if other is None or not other.metrics.latency_mean_s:
         return math.nan
-    return found.metrics.latency_mean_s / best.metrics.latency_mean_s
+    return found.metrics.latency_mean_s / other.metrics.latency_mean_s
 
 
 def _text(pair: Interval) -> str:
