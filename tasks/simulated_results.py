@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SimulatedResults", "simulated_figures", "simulated_results"]
 
 _ORACLE = "oracle"
-_TICKS = (1, 2, 5, 10, 20, 50)  # of a logarithmic axis
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of a logarithmic axis
+_NEAR = 0.1  # points that are relatively nearer to each other have one label, because two would overlap
 Pair = tuple[float, float]  # a mean, and half of its interval; 0 if that is not known
 
 
@@ -38,7 +39,7 @@ class SimulatedResults:
     @property
     def regrets(self) -> dict[str, Pair]:
         """The regret of each whole policy, the least one first."""
-        known = {policy: _pair(metrics, "regret") for policy, metrics in self._known() if policy not in ABLATIONS}
+        known = {policy: _pair(metrics, "regret") for policy, metrics in self._known()}
         return dict(sorted(_finite(known).items(), key=lambda entry: entry[1][0]))
 
     @property
@@ -53,8 +54,11 @@ class SimulatedResults:
 
     @property
     def energies(self) -> dict[str, tuple[Pair, Pair]]:
-        """Of each policy the mean latency (s) and the energy of a request (J), each with half of its interval."""
-        found = {policy: (_pair(m, "latency_mean_s"), _pair(m, "energy_j_per_request")) for policy, m in self._known()}
+        """Of each whole policy the mean latency (s) and the energy of a request (J), with halves of their intervals."""
+        found = {
+            policy: (_pair(metrics, "latency_mean_s"), _pair(metrics, "energy_j_per_request"))
+            for policy, metrics in self._known()
+        }
         return {policy: pairs for policy, pairs in found.items() if all(math.isfinite(mean) for mean, _ in pairs)}
 
     @property
@@ -69,7 +73,9 @@ class SimulatedResults:
         return best
 
     def _known(self) -> list[tuple[str, Mapping[str, float | None]]]:
-        return [(policy, metrics) for policy, metrics in self.policies.items() if policy != _ORACLE]
+        """The metrics of all policies but the limit, and `resplit` without a part."""
+        left_out = {_ORACLE, *ABLATIONS}
+        return [(policy, metrics) for policy, metrics in self.policies.items() if policy not in left_out]
 
 
 def simulated_results(path: Path) -> dict[str, SimulatedResults]:
@@ -105,11 +111,7 @@ def _regret_figure(regrets: Mapping[str, Mapping[str, Pair]]) -> Figure:
         _with_intervals(axes, scenario, pairs)
         axes.barh(range(len(pairs)), means, color=[_colour(policy) for policy in pairs], height=0.66)
         if max(means) > 5:
-            axes.set_xscale("log")
-            axes.set_xlim(left=0.9)
-            axes.set_xticks(_TICKS)
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(lambda value, _: "")
+            _logarithmic(axes, 0.9, 1.15 * max(mean + half for mean, half in pairs.values()))
         else:
             axes.set_xlim(left=0)
     figure.supxlabel("mean latency over that of the oracle", fontsize=9.5, color=MUTED)
@@ -173,16 +175,33 @@ def _energy_figure(results: SimulatedResults) -> Figure:
             latency_s, energy_j, xerr=its_half_s, yerr=its_half_j,
             fmt="o", color=colour, ecolor=MUTED, elinewidth=0.8, markersize=5,
         )  # fmt: skip
-        axes.annotate(policy, (latency_s, energy_j), xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK)
+    for point, policies in _alike(energies).items():
+        label = ", ".join(policies)
+        axes.annotate(label, point, xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK)
     latencies_s = [latency_s for (latency_s, _), _ in energies.values()]
     if max(latencies_s) > 5 * min(latencies_s):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        _logarithmic(axes, 0.8 * min(latencies_s), 1.8 * max(latencies_s))
     axes.set_xlabel("mean latency, s")
     axes.set_ylabel("energy of a request, J")
     axes.set_ylim(bottom=0)
     return figure
+
+
+def _alike(energies: Mapping[str, tuple[Pair, Pair]]) -> dict[Pair, list[str]]:
+    """The policies at each point, in order of energy. One that is within a few per cent of another stands with it."""
+    points: dict[Pair, list[str]] = {}
+    for policy, ((latency_s, _), (energy_j, _)) in sorted(energies.items(), key=lambda entry: entry[1][1]):
+        near = (point for point in points if abs(math.log(latency_s / point[0])) + abs(energy_j / point[1] - 1) < _NEAR)
+        points.setdefault(next(near, (latency_s, energy_j)), []).append(policy)
+    return points
+
+
+def _logarithmic(axes: Axes, left: float, right: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(left, right)
+    axes.set_xticks([tick for tick in _TICKS if left <= tick <= right])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
 
 
 def _pair(metrics: Mapping[str, float | None], name: str) -> Pair:

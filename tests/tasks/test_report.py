@@ -208,6 +208,7 @@ SIMULATED: dict[str, dict[str, dict[str, float | None]]] = {
             "latency_over_resplit_ci95": 0.04,
         },
         "threshold": {"latency_mean_s": 6.0, "energy_j_per_request": 40.0},
+        "swarm": {"latency_mean_s": 5.5, "energy_j_per_request": 30.5},
         "memory": {"latency_mean_s": 7.0, "energy_j_per_request": None},
         "oracle": {"latency_mean_s": 1.1, "regret": 1.0, "regret_ci95": 0.0, "energy_j_per_request": 71.0},
     },
@@ -235,6 +236,7 @@ def test_the_page_has_what_was_simulated_beside_what_was_measured(tmp_path: Path
     energy = (tmp_path / "reports/plots/energy.svg").read_text()
     assert all(policy in energy for policy in ("static", "resplit", "threshold"))
     assert "memory" not in energy
+    assert "static, swarm" in energy  # two labels would overlap
 
 
 def test_the_page_has_what_each_part_of_resplit_is_worth(tmp_path: Path) -> None:
