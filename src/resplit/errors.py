@@ -93,6 +93,14 @@ class CapacityError(ResplitError):
         self.retry_after_s = retry_after_s
 
 
+class QueueTimeoutError(TimeoutError):
+    """A request had no room before its deadline; trying again in `retry_after_s` seconds may succeed."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the request waited for room until its deadline")
+        self.retry_after_s = retry_after_s
+
+
 class RequestError(ResplitError):
     """A request that cannot be served as it is: too long, an unknown model, a wrong value."""
 

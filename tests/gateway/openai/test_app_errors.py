@@ -19,9 +19,10 @@ from starlette.testclient import TestClient
 
 from resplit import request_body
 from resplit.config import LimitsConfig
-from resplit.errors import ConfigError
+from resplit.errors import CapacityError, ConfigError, NodeLostError, QueueTimeoutError, RequestError
 from resplit.gateway.openai.api_keys import ApiKeys
 from resplit.gateway.openai.app import create_app
+from resplit.gateway.openai.http_errors import as_http
 from resplit.gateway.openai.middleware import RequestLimits
 from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.gateway.openai.text import Text
@@ -175,6 +176,23 @@ def test_each_error_raises_the_matching_exception_of_the_client(serve) -> None:
     with pytest.raises(openai.InternalServerError, match="the last trusted node is gone") as lost:
         client.chat.completions.create(**CHAT)
     assert lost.value.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after_s"),
+    [
+        (CapacityError("full", 3.2), 429, "4"),
+        (NodeLostError("recovering"), 503, "2"),
+        (QueueTimeoutError(7.5), 504, "8"),
+        (TimeoutError(), 504, None),
+        (RequestError("too long"), 400, None),
+    ],
+)
+def test_an_error_says_when_to_try_again_if_that_helps(
+    error: Exception, status: int, retry_after_s: str | None
+) -> None:
+    answer = as_http(error)
+    assert (answer.status_code, (answer.headers or {}).get("Retry-After")) == (status, retry_after_s)
 
 
 def test_an_error_before_the_first_token_of_a_stream_is_a_status(serve) -> None:

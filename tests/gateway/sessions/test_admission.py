@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resplit.errors import CapacityError
+from resplit.errors import CapacityError, QueueTimeoutError
 from resplit.gateway.sessions.admission import Admission, Deadline, Reservation
 from tests.support.properties import examples
 from tests.support.simulated_clock import SimulatedClock, run_simulated
@@ -128,8 +128,9 @@ async def test_a_full_queue_refuses_at_once_and_a_queued_request_fails_at_its_de
     with pytest.raises(CapacityError, match="1 of 1 sessions run, and 1 requests wait already") as refusal:
         await admission.reserve(1, 1, NEVER_S)
     assert refusal.value.retry_after_s > 0
-    with pytest.raises(TimeoutError):
+    with pytest.raises(QueueTimeoutError) as late:
         await waiting
+    assert late.value.retry_after_s > 0
     admission.release(inside)
     await admission.reserve(9, 1, NEVER_S)
 

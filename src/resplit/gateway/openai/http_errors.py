@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from resplit.errors import CapacityError, http_status
+from resplit.errors import CapacityError, QueueTimeoutError, http_status
 from resplit.gateway.openai.bodies import ErrorObject
 
 _CODES = {413: "too_large", 429: "rate_limit_exceeded", 503: "service_unavailable", 504: "deadline_exceeded"}
@@ -48,7 +48,7 @@ def as_http(error: Exception) -> HTTPException:
         return http_error(500, "the server failed to process the request; see its log", "internal_error")
     message = str(error) or "the request missed its deadline"  # a TimeoutError has no message of its own
     wait_s = {503: RETRY_AFTER_S}.get(status)
-    if isinstance(error, CapacityError):
+    if isinstance(error, CapacityError | QueueTimeoutError):
         wait_s = str(max(1, math.ceil(error.retry_after_s)))
     return http_error(status, message, _CODES.get(status), headers={"Retry-After": wait_s} if wait_s else None)
 

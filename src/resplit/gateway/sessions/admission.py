@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from resplit.errors import CapacityError
+from resplit.errors import CapacityError, QueueTimeoutError
 from resplit.gateway.sessions.wait_forecast import Pace, Work, wait_s
 from resplit.model.room import cache_room
 
@@ -112,7 +112,7 @@ class Admission:
         """Reserve room for these tokens when it is the turn of `client`.
 
         CapacityError if the queue is full, or if the forecast says that the answer would miss `deadline` (None: there
-        is none). TimeoutError if there is no room before `due_s` (event loop's clock).
+        is none). QueueTimeoutError if there is no room before `due_s` (event loop's clock).
         """
         reservation = Reservation(prompt_tokens, new_tokens, client)
         if deadline is not None:
@@ -188,10 +188,10 @@ class Admission:
         return left >= 0
 
     async def _until_granted(self, reservation: Reservation, due_s: float, deadline: Deadline | None) -> None:
-        """Wait for room; TimeoutError at `due_s`, CapacityError once the answer would be late."""
+        """Wait for room; QueueTimeoutError at `due_s`, CapacityError once the answer would be late."""
         while not reservation.settled.is_set():
             if (now_s := asyncio.get_running_loop().time()) >= due_s:
-                raise TimeoutError
+                raise QueueTimeoutError(self._retry_after_s(reservation))
             self._check_deadline(reservation, deadline)
             check_s = due_s if deadline is None else min(due_s, now_s + CHECK_EVERY_S)
             with contextlib.suppress(TimeoutError):
