@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from resplit.model.engines.base import Engine, SessionRows
 from resplit.model.packaging import packager_for
 from resplit.model.sampling import sample
 from resplit.model.source import StoredModel
+from resplit.model.spec import ModelSpec
 from resplit.types import Device, EngineChoice, Sampling, Split, Width
 
 
@@ -26,16 +28,24 @@ def engine_with(
     device: Device = "auto",
 ) -> Engine[Any]:
     """An engine that holds these blocks of the model (all by default)."""
-    packager = packager_for(model.config, weights, split, engine)
-    state, contents = model.state_dict(), {}
-    for index in range(len(packager.chain.specs)) if blocks is None else blocks:
-        names = packager.chain.tensor_names(index)
-        contents[index] = packager.content(index, {name: state[path] for name, path in names.items()})
-    sizes = [float(len(contents.get(i, b""))) for i in range(len(packager.chain.specs))]
-    opened = open_engine(packager.spec(sizes), device=device)
-    for index, content in contents.items():
-        opened.load(index, content)
+    spec, contents = _packaged(model, split, engine, weights)
+    opened = open_engine(spec, device=device)
+    for index in range(len(contents)) if blocks is None else blocks:
+        opened.load(index, contents[index])
     return opened
+
+
+@functools.lru_cache(maxsize=8)  # packaging takes longer than most tests of an engine
+def _packaged(
+    model: torch.nn.Module, split: Split, engine: EngineChoice, weights: Width
+) -> tuple[ModelSpec, tuple[bytes, ...]]:
+    """The description of a packaged model, and the content of each of its blocks."""
+    packager, state = packager_for(model.config, weights, split, engine), model.state_dict()
+    contents = tuple(
+        packager.content(index, {name: state[path] for name, path in packager.chain.tensor_names(index).items()})
+        for index in range(len(packager.chain.specs))
+    )
+    return packager.spec([float(len(content)) for content in contents]), contents
 
 
 def stored_engine(model: StoredModel, threads: int = 1) -> Engine[Any]:

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -75,6 +75,7 @@ class Runtime:
     """Loads graphs. All graphs of the process share one pool of threads."""
 
     _threads: int | None = None  # of the process: the pool is made once
+    _shared: ClassVar[dict[bytes, Any]] = {}  # sessions of graphs without weights, by digest: they stay, and are small
     _lock = threading.Lock()
 
     def __init__(self, threads: int) -> None:
@@ -86,7 +87,6 @@ class Runtime:
                 onnxruntime.set_global_thread_pool_sizes(threads, 1)
                 _share_arena()
                 Runtime._threads = threads
-        self._shared: dict[bytes, Any] = {}
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
         self._options.use_per_session_threads = False
@@ -98,12 +98,12 @@ class Runtime:
         return Graph(self._load(model.tobytes()))
 
     def shared_graph(self, model: Array) -> Graph:
-        """A graph without weights: equal ones share a session."""
+        """A graph without weights: equal ones of the process share a session."""
         serialised = model.tobytes()
         digest = hashlib.sha256(serialised).digest()
-        if digest not in self._shared:
-            self._shared[digest] = self._load(serialised)
-        return Graph(self._shared[digest])
+        if digest not in Runtime._shared:
+            Runtime._shared[digest] = self._load(serialised)
+        return Graph(Runtime._shared[digest])
 
     def _load(self, serialised: bytes) -> Any:
         try:
