@@ -51,12 +51,12 @@ def generate(engines: list[Engine[Any]], placement: list[int], prompt: list[int]
 
 
 @pytest.mark.parametrize("split", ["layer", "sublayer"])
-def test_twenty_random_splits_give_the_tokens_of_the_unsplit_model(
+def test_random_splits_give_the_tokens_of_the_unsplit_model(
     packaged_family: tuple[torch.nn.Module, str], split: str
 ) -> None:
     model, engine = packaged_family
     rng = random.Random(split)
-    for _ in range(repeats(20)):
+    for _ in range(repeats(8)):
         nodes = rng.randint(1, 5)
         blocks = len(engine_with(model, [], split, engine).kinds)
         placement = random_placement(blocks, nodes, rng)

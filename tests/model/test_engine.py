@@ -23,6 +23,12 @@ NewEngine = Callable[..., Engine[Any]]
 TOKENS = [5, 9, 2, 44, 61, 7, 30, 12]
 
 
+@pytest.fixture
+def engine(new_engine: NewEngine) -> Engine[Any]:
+    """One engine for all random examples of a test. What an example leaves in it must harm no later one."""
+    return new_engine()
+
+
 def last_logits(engine, session, start, tokens) -> bytes:
     return run_rows(engine, session, (0, len(engine.kinds) - 1), start, token_ids(tokens), 32).data
 
@@ -67,9 +73,8 @@ def test_a_stepwise_pass_repeats_steps_bit_for_bit(new_engine: NewEngine) -> Non
 @examples(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=st.lists(st.integers(0, 96), min_size=1, max_size=8), right=st.integers(0, 8), wrong=st.integers(0, 4))
 def test_drafts_get_the_bits_of_steps_and_wrong_ones_leave_no_trace(
-    new_engine: NewEngine, known: list[int], right: int, wrong: int
+    engine: Engine[Any], known: list[int], right: int, wrong: int
 ) -> None:
-    engine = new_engine()
     for session in ("steps", "drafts"):
         last_logits(engine, session, 0, TOKENS)
     answers = [last_logits(engine, "steps", 8 + number, [token]) for number, token in enumerate([*known, 3])]
@@ -188,8 +193,7 @@ def test_draws_depend_on_seed_and_position_alone(new_engine: NewEngine) -> None:
     data=st.binary(max_size=300),
     first=st.integers(0, 6),
 )
-def test_any_activation_is_computed_or_refused(new_engine, dtype, shape, data, first) -> None:
-    engine = new_engine()
+def test_any_activation_is_computed_or_refused(engine, dtype, shape, data, first) -> None:
     try:
         run_rows(engine, "s", (first, first), 0, Activation(dtype, shape, data))
     except (DataError, CapacityError):

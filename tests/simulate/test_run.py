@@ -118,8 +118,9 @@ def test_a_tick_is_told_what_is_ready(world: World) -> None:
                 told.append(situation.ready)
             return super().decide(situation, rng)
 
+    begin = world.scenario.model_copy(update={"duration": 20.0})
     simulate(
-        world.cluster, world.features, world.scenario, world.arrivals(7), Noting(),
+        world.cluster, world.features, begin, world.arrivals(7), Noting(),
         name="noting", seed=7, loop=replace(world.loop(), prepares=True),
     )  # fmt: skip
     assert told[0] == Ready()
@@ -128,7 +129,9 @@ def test_a_tick_is_told_what_is_ready(world: World) -> None:
 
 def test_the_first_move_is_priced_by_how_long_the_first_placement_took_to_load() -> None:
     # A link of 3.6 MB/s leads to the cabinet, but weights come from the registry.
-    record, _ = run_policy(World.load(Path("data/scenarios/smart-city.yaml")), "resplit-without-standby", 1)
+    city = World.load(Path("data/scenarios/smart-city.yaml"))
+    city = replace(city, scenario=city.scenario.model_copy(update={"duration": 15.0}))
+    record, _ = run_policy(city, "resplit-without-standby", 1)
     first = next(each for each in record.decisions if each.action != "keep")
     assert max(option.weight_bytes for option in first.alternatives) > 50e6
     assert max(option.transfer_s for option in first.alternatives) < 5.0
