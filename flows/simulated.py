@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from flows.params import SCENARIOS, SimulatedParams, load_params
 from resplit.errors import ConfigError, ResplitError
 from resplit.intervals import Interval
 from resplit.policies import ABLATIONS, POLICIES
+from resplit.records import RunRecord
 from resplit.simulate.comparison import compared_runs, table_of
 from resplit.simulate.oracle import ORACLE
 from resplit.simulate.result import SimulatedResult
@@ -63,21 +65,21 @@ def _simulated_study(params: SimulatedParams, state: Path, records: Path) -> lis
     policies = named_policies(params.policies)
     about = {"policies": " ".join(policies), "seeds": params.seeds, "workers": params.workers}
     tracked = open_study(os.environ.get("MLFLOW_TRACKING_URI") or default_uri(state), "simulated", about)
-    futures: dict[SimulatedRun, PrefectFuture[SimulatedResult]] = {}
+    submitted: dict[SimulatedRun, _Submitted] = {}
     for scenario in params.scenarios:
         for seed in range(params.first_seed, params.first_seed + params.seeds):
             runs = [SimulatedRun(SCENARIOS / f"{scenario}.yaml", policy, seed) for policy in policies]
-            futures |= _submitted(runs, records)
+            submitted |= _submit(runs, records)
     found, failed = [], []
-    for run, future in futures.items():
-        future.wait()
-        if not future.state.is_completed():
+    for run, each in submitted.items():
+        each.future.wait()
+        if not each.future.state.is_completed():
             failed.append(str(run))
             _log.warning("run failed", run=str(run))
             continue
-        found.append(future.result())
-        track_simulated(tracked, found[-1])
-        _log.info("run done", run=str(run), done=len(found), of=len(futures))
+        found.append(each.future.result())
+        track_simulated(tracked, found[-1], RunRecord.load(each.folder))
+        _log.info("run done", run=str(run), done=len(found), of=len(submitted))
     close_study(tracked)
     if failed:
         raise ResplitError(f"{len(failed)} runs failed: {', '.join(failed)}; run again: what is done is kept")
@@ -89,21 +91,31 @@ def named_policies(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(policy for name in names for policy in GROUPS.get(name, (name,))))
 
 
-def _submitted(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, PrefectFuture[SimulatedResult]]:
-    """The futures of the runs of one scenario and seed."""
+@dataclass(frozen=True)
+class _Submitted:
+    """A run under way, and the folder in which its tables will be."""
+
+    future: PrefectFuture[SimulatedResult]
+    folder: Path
+
+
+def _submit(runs: Sequence[SimulatedRun], records: Path) -> dict[SimulatedRun, _Submitted]:
+    """The runs of one scenario and seed."""
     folders = {run: kept_in(records, run) for run in runs if run.policy != ORACLE}
-    futures = {run: simulate_in_process.submit(run, folder) for run, folder in folders.items()}
+    submitted = {run: _Submitted(simulate_in_process.submit(run, folder), folder) for run, folder in folders.items()}
     rivals = [run for run in folders if run.policy not in ABLATIONS]
     for run in runs:
         if run.policy == ORACLE:
-            futures[run] = simulate_in_process.submit(
+            folder = kept_in(records, run, rivals)
+            future = simulate_in_process.submit(
                 run,
-                kept_in(records, run, rivals),
+                folder,
                 [folders[rival] for rival in rivals],
-                wait_for=[futures[rival] for rival in rivals],
+                wait_for=[submitted[rival].future for rival in rivals],
                 return_state=False,
             )
-    return futures
+            submitted[run] = _Submitted(future, folder)
+    return submitted
 
 
 def _task_runner(params: SimulatedParams) -> TaskRunner[Any]:

@@ -1,4 +1,4 @@
-"""The saved MLflow views that compare static with adaptive.
+"""The saved MLflow views that compare policies.
 
 A view is JSON in a tag of the experiment; the page `/#/experiments/<id>/runs?viewStateShareKey=<key>` opens it. MLflow
 does not document this format: it is that of the pages of MLflow 3.17.
@@ -7,13 +7,14 @@ does not document this format: it is that of the pages of MLflow 3.17.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 TAG_PREFIX = "mlflow.sharedViewState."
 POLICIES, CONFIGURATIONS = "policies", "configurations"
 # The page shows these names above the charts, so they include their units.
 OVER_TIME = ("over_time/latency_s", "over_time/qos_met", "over_time/utilization")
 AT_A_GLANCE = ("latency_mean_s", "latency_p95_s", "qos_met")
+SIMULATED = ("latency_mean_s", "latency_p95_s", "qos_met", "energy_j_per_request")
 MORE = ("first_token_mean_s", "downtime_incidents", "utilization")
 PREDICTED = ("predicted_latency_s", "measured_latency_s", "pause_s")
 
@@ -31,6 +32,12 @@ def saved_views(study_run_id: str, metrics: Collection[str], saved_ms: int) -> d
     }
 
 
+def simulated_view(study_run_id: str, metrics: Collection[str], saved_ms: int) -> dict[str, str]:
+    """The experiment tag with the view of a simulated study: means over the seeds, by scenario and policy."""
+    state = _state(study_run_id, "simulated", SIMULATED, MORE, metrics, by=("scenario", "policy"))
+    return {TAG_PREFIX + POLICIES: _envelope("Simulated policies by scenario", state, saved_ms)}
+
+
 def view_path(experiment_id: str, key: str) -> str:
     """The part of a view's address after the server's."""
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}&compareRunsMode=CHART"
@@ -41,8 +48,15 @@ def _envelope(name: str, state: dict[str, object], saved_ms: int) -> str:
 
 
 def _state(
-    study_run_id: str, kind: str, bars: tuple[str, ...], more: tuple[str, ...], metrics: Collection[str]
+    study_run_id: str,
+    kind: str,
+    bars: tuple[str, ...],
+    more: tuple[str, ...],
+    metrics: Collection[str],
+    by: Sequence[str] = (),
 ) -> dict[str, object]:
+    """What the page shows of the runs of a kind. Those with the same parameters `by` are shown as their mean."""
+    keys = [{"mode": "param", "groupByData": name} for name in by]
     cards = [_card("BAR", metric, "bars") for metric in bars]
     cards += [_card("LINE", metric, "lines") for metric in OVER_TIME]
     cards += [_card("BAR", metric, "more") for metric in more]
@@ -65,7 +79,7 @@ def _state(
         "compareRunCharts": cards,
         "compareRunSections": [_section(uuid, name) for uuid, name in sections.items()],
         "isAccordionReordered": True,
-        "groupBy": None,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": keys} if keys else None,
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "viewMaximized": False,

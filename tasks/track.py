@@ -32,7 +32,7 @@ from resplit.simulate.result import SimulatedResult
 from resplit.types import Weights, segments_of
 from tasks import plot_style, plots
 from tasks.mlflow_store import Study, client_of, creating, experiment_id
-from tasks.mlflow_views import OVER_TIME, saved_views
+from tasks.mlflow_views import OVER_TIME, saved_views, simulated_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,15 +88,21 @@ def track_run(
 
 
 @task(retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def track_simulated(study: Study, result: SimulatedResult) -> str:
-    """Record one simulated run; returns its id."""
+def track_simulated(study: Study, result: SimulatedResult, record: RunRecord) -> str:
+    """Record one simulated run, its figures and their course; returns its id.
+
+    Its times begin at the start of the workload, as if it had been played until now.
+    """
     client, found, alike = client_of(study.tracking_uri), result.to_json(), ("policy", "scenario", "seed")
     name = " ".join(str(found[key]) for key in alike)
-    run = client.create_run(study.experiment_id, run_name=name, tags={"mlflow.parentRunId": study.run_id})
+    start_ms = int((time.time() - record.duration_s) * 1000)
+    end_ms = start_ms + int(record.duration_s * 1000)
+    run = client.create_run(study.experiment_id, start_ms, {"mlflow.parentRunId": study.run_id}, run_name=name)
     values = {key: value for key, value in found.items() if key not in alike and isinstance(value, int | float)}
     params = {key: found[key] for key in alike}
-    _log(client, run.info.run_id, {"kind": "simulated", **params}, _metrics(values, int(time.time() * 1000)))
-    client.set_terminated(run.info.run_id)
+    metrics = _metrics(values, end_ms) + _points(record, start_ms, 0.0, record.duration_s)
+    _log(client, run.info.run_id, {"kind": "simulated", **params}, metrics)
+    client.set_terminated(run.info.run_id, end_time=end_ms)
     return str(run.info.run_id)
 
 
@@ -108,7 +114,8 @@ def close_study(study: Study, files: Path | None = None) -> None:
         _log_folder(client, study.run_id, files, "report")
     children = client.search_runs([study.experiment_id], f"tags.`mlflow.parentRunId` = '{study.run_id}'")
     metrics = sorted({name for run in children for name in run.data.metrics})
-    for key, value in saved_views(study.run_id, metrics, int(time.time() * 1000)).items():
+    views = simulated_view if any(run.data.params.get("kind") == "simulated" for run in children) else saved_views
+    for key, value in views(study.run_id, metrics, int(time.time() * 1000)).items():
         client.set_experiment_tag(study.experiment_id, key, value)
     client.set_terminated(study.run_id)
 

@@ -17,6 +17,7 @@ from mlflow.entities import Run, ViewType
 
 from resplit.errors import DataError
 from resplit.metrics import summarise
+from resplit.simulate.result import SimulatedResult
 from resplit.types import Weights
 from tasks import mlflow_store, track
 from tasks.mlflow_views import CONFIGURATIONS, POLICIES, TAG_PREFIX
@@ -147,6 +148,28 @@ def test_the_saved_views_chart_the_policies_and_the_configurations_of_the_study(
         assert shown <= {name for run in runs for name in run.data.metrics}
     assert client.get_run(study.run_id).info.status == "FINISHED"
     assert mlflow_store.view_url(study).endswith("/runs?viewStateShareKey=policies&compareRunsMode=CHART")
+
+
+def test_a_simulated_study_is_compared_by_scenario_and_policy_from_the_start_of_the_workload(
+    study: mlflow_store.Study,
+) -> None:
+    for record in (STATIC, ADAPTIVE):
+        found = SimulatedResult(record.policy, record.scenario, 0, 40.0, 1.0, 25.0, summarise(record))
+        track.track_simulated.fn(study, found, record)
+    track.close_study.fn(study)
+    client = MlflowClient(study.tracking_uri)
+    state = json.loads(json.loads(client.get_experiment(study.experiment_id).tags[TAG_PREFIX + POLICIES])["state"])
+    runs = client.search_runs([study.experiment_id], state["searchFilter"])
+    assert sorted(run.data.params["policy"] for run in runs) == ["resplit", "static"]
+    assert [key["groupByData"] for key in state["groupBy"]["groupByKeys"]] == ["scenario", "policy"]
+    shown = {card["metricKey"] for card in state["compareRunCharts"] if not card["deleted"]}
+    assert shown <= {name for run in runs for name in run.data.metrics}
+    for run in runs:
+        points = client.get_metric_history(run.info.run_id, "over_time/qos_met")
+        assert [point.timestamp - run.info.start_time for point in points] == [1000 * point.step for point in points]
+        assert points[0].step >= 1
+        assert points[-1].step == 40
+        assert run.info.end_time - run.info.start_time == 40_000
 
 
 def test_one_command_opens_the_store(study: mlflow_store.Study) -> None:
