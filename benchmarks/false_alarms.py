@@ -3,6 +3,7 @@
     python -m benchmarks.false_alarms record calm.json [--seconds 120] [--streams 2]
     python -m benchmarks.false_alarms replay calm.json ...
     python -m benchmarks.false_alarms watch [--seconds 3600]
+    python -m benchmarks.false_alarms runs [data/generated/study]
 
 `record` runs the emulated home cluster under a load that does not change, with plans and blocks made ready and the fast
 loop armed, and writes all passes, reports and probes that the detector was shown. `replay` shows recordings to the
@@ -10,6 +11,8 @@ detector of this version, and prints every alarm, and the alarms in an hour of e
 them is false. At its end, `record` also compares the estimate with what the cluster file declares. A controller keeps
 what its detector was shown for some minutes only, so longer runs are watched: `watch` prints each alarm of a running
 detector, and counts the moves.
+
+`runs` counts the alarms in all runs of a study that no change of the scenario explains, and needs no cluster.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +36,8 @@ from resplit.decide import Settings
 from resplit.errors import DataError
 from resplit.estimate import RECORDING, Recording
 from resplit.estimate.error import EstimateErrors, estimate_errors
+from resplit.reaction import false_alarms
+from resplit.records import RunRecord
 
 HOUR_S = 3600.0
 SETTINGS = Settings(horizon_s=60.0, trial_s=30.0)
@@ -70,8 +76,7 @@ def watched(cluster_file: Path, state: Path, count: int, seconds: float) -> str:
     alarms = [(decision, seen) for decision in decisions for seen in decision.seen]
     lines = [f"{decision.at_s - begun_s:.1f} s: {seen} ({decision.action})" for decision, seen in alarms]
     moves = sum(decision.action != "keep" for decision in decisions)
-    rate = f"{len(alarms)} alarms in {seconds:.0f} s: {HOUR_S * len(alarms) / seconds:.1f} in an hour; {moves} moves"
-    return "\n".join([*lines, rate])
+    return "\n".join([*lines, f"{in_an_hour(len(alarms), seconds)}; {moves} moves"])
 
 
 def read(path: Path) -> Recording:
@@ -92,8 +97,29 @@ def replayed(paths: Sequence[Path]) -> str:
         lines += [f"{path}, {change.at_s - begun_s:.1f} s: {change}" for change in changes]
         alarms += len(changes)
         exposure_s += recording.duration_s
+    return "\n".join([*lines, in_an_hour(alarms, exposure_s)])
+
+
+def in_an_hour(alarms: float, exposure_s: float) -> str:
+    """So many alarms in a time, in words."""
     rate = HOUR_S * alarms / exposure_s if exposure_s else float("nan")
-    return "\n".join([*lines, f"{alarms} alarms in {exposure_s:.0f} s: {rate:.1f} in an hour"])
+    return f"{alarms:.0f} alarms in {exposure_s:.0f} s: {rate:.1f} in an hour"
+
+
+def in_runs(folder: Path) -> str:
+    """The runs of studies below a folder that had false alarms, and how many that are in an hour of all runs."""
+    paths = [each.parent for each in sorted(folder.rglob("run.json")) if each.parent.suffix != ".unfinished"]
+    lines, alarms, exposure_s = [], 0.0, 0.0
+    for path in paths:
+        record = RunRecord.load(path)
+        found, seconds = false_alarms(record)
+        if math.isnan(found):  # its policy is not asked at alarms
+            continue
+        if found:
+            lines.append(f"{record.scenario}, {record.policy}, seed {record.seed}: {found:.0f}")
+        alarms += found
+        exposure_s += seconds
+    return "\n".join([*lines, in_an_hour(alarms, exposure_s)])
 
 
 def main() -> None:
@@ -108,9 +134,13 @@ def main() -> None:
         each.add_argument("--seconds", type=float, default=120.0)
         each.add_argument("--streams", type=int, default=2)
     commands.add_parser("replay").add_argument("files", type=Path, nargs="+")
+    commands.add_parser("runs").add_argument("folder", type=Path, nargs="?", default=Path("data/generated/study"))
     given = parser.parse_args()
     if given.command == "replay":
         sys.stdout.write(f"{replayed(given.files)}\n")
+        return
+    if given.command == "runs":
+        sys.stdout.write(f"{in_runs(given.folder)}\n")
         return
     run = given.cluster, given.state, given.streams, given.seconds
     if given.command == "watch":
