@@ -19,6 +19,7 @@ from resplit.errors import ConfigError
 
 _OTHERS = 0o077  # what group and others may do
 _SCRATCH = "fetch-"
+NOTHING_WRITTEN = "nothing was changed; check the room and the permissions there"  # for errors that name the file
 
 
 def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> None:

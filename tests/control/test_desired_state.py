@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,14 @@ def test_a_desired_state_that_cannot_be_read_is_an_error(tmp_path: Path) -> None
     (tmp_path / "desired_state.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"desired_state\.json: cannot be read"):
         load_desired_state(tmp_path / "desired_state.json", FILE)
+
+
+def test_a_state_that_a_full_disk_refuses_is_named_and_the_saved_one_stays(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path, saved = tmp_path / "desired_state.json", DesiredState(FILE)
+    save_desired_state(saved, FILE, path)
+    refusal = r"desired_state\.json: cannot be written \(.+\); nothing was changed; check the room"
+    with full_disk(10), pytest.raises(ConfigError, match=refusal):
+        save_desired_state(saved.with_trust("beta", False), FILE, path)
+    assert load_desired_state(path, FILE) == saved

@@ -264,7 +264,10 @@ def test_a_step_that_a_full_disk_refuses_changes_nothing(
     log: EpochLog, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     log.append(1, "proposed")
-    with full_disk(100_000), pytest.raises(CapacityError, match="nothing was changed"):
+    with (
+        full_disk(100_000),
+        pytest.raises(CapacityError, match=r"cannot be written .* nothing was changed; check the room"),
+    ):
         log.append(1, "prepared", Aborted("x" * 500_000))
     assert [entry.step for entry in log.steps(1)] == ["proposed"]
     log.append(1, "prepared")

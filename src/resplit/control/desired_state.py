@@ -15,7 +15,7 @@ from typing import Any
 
 from resplit.config import ClusterConfig, ClusterFile, NodeConfig, parse_cluster, without_clear_keys
 from resplit.errors import ConfigError
-from resplit.files import write_atomically
+from resplit.files import NOTHING_WRITTEN, write_atomically
 
 # Nodes and gateway read these keys only when they start.
 _FIXED = ("name", "source", "weights", "engine", "split", "kv_tokens", "limits", "http", "allow_special_tokens")
@@ -165,4 +165,4 @@ def save_desired_state(desired: DesiredState, started_with: ClusterFile, path: P
     try:
         write_atomically(path, json.dumps(kept, indent=1), 0o600)
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be written ({error.strerror}); nothing was changed") from None
+        raise ConfigError(str(path), f"cannot be written ({error.strerror}); {NOTHING_WRITTEN}") from None

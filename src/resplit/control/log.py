@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from resplit.decide import Brought, Decision
 from resplit.epochs import Proposal
 from resplit.errors import CapacityError, ConfigError, DataError, ProposalRefusedError
+from resplit.files import NOTHING_WRITTEN
 
 EpochStep = Literal["proposed", "prepared", "committed", "aborted", "released"]
 
@@ -225,7 +226,7 @@ class EpochLog:
                 yield
                 self._database.execute("commit")
             except sqlite3.Error as error:
-                raise CapacityError(f"{self._path}: cannot be written ({error}); nothing was changed") from error
+                raise CapacityError(f"{self._path}: cannot be written ({error}); {NOTHING_WRITTEN}") from error
             finally:
                 if self._database.in_transaction:
                     self._database.execute("rollback")
