@@ -54,7 +54,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(runs, folder, extras)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
@@ -79,3 +79,4 @@ def test_the_page_has_all_sections_and_the_console_is_quiet(
     heights = tab.eval_on_selector_all(".log tr", "all => all.map(one => one.getBoundingClientRect().height)")
     assert max(heights) < 500  # no column is so narrow that its text becomes a tower
     assert complaints == []
+    context.close()
