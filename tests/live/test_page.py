@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -161,20 +162,18 @@ async def test_a_model_that_runs_on_the_gateways_node_alone_has_a_route(shown: S
     await shown.tab.wait_for_selector(f"#route:text-matches('Route: {A}, ')", timeout=SOON_MS)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown, scheme: str) -> None:
-    await shown.tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    for width in (320, 390, 768, 1280, 1920):
+async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown) -> None:
+    for scheme, width in itertools.product(("light", "dark"), (320, 390, 768, 1280, 1920)):
+        await shown.tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         await shown.tab.set_viewport_size({"width": width, "height": 800})
         await shown.comes_true(f"innerWidth === {width}")
         overflow = await shown.tab.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert overflow <= 0, width
-    assert await shown.tab.evaluate("document.getAnimations().length") == 0
+        assert overflow <= 0, (scheme, width)
+        assert await shown.tab.evaluate("document.getAnimations().length") == 0
     assert shown.complaints == []
 
 
-@pytest.mark.parametrize("width", [260, 340, 680, 960])
-async def test_no_card_of_the_map_covers_another_one(shown: Shown, width: int) -> None:
+async def test_no_card_of_the_map_covers_another_one(shown: Shown) -> None:
     covered = """async (width) => {
       const { arranged } = await import("/live/map.js"), found = [];
       for (let count = 1; count <= 40; count += 1) {
@@ -186,7 +185,8 @@ async def test_no_card_of_the_map_covers_another_one(shown: Shown, width: int) -
       }
       return found;
     }"""
-    assert await shown.tab.evaluate(covered, width) == []
+    for width in (260, 340, 680, 960):
+        assert await shown.tab.evaluate(covered, width) == [], width
 
 
 async def test_a_question_is_answered_and_shows_in_the_figures(shown: Shown) -> None:
