@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -31,8 +32,10 @@ def run_command(work: Callable[[], object]) -> None:
         sys.exit(f"resplit: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception as error:
         if not _interrupted.is_set():
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                sys.exit(f"resplit: {error.filename or 'a disk'}: {error.strerror}; make room there, and start again")
             raise
         sys.exit(130)  # the orderly end failed: Prefect's server got the signal too, say
 

@@ -75,6 +75,21 @@ run_command(work)
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("OSError(errno.ENOSPC, 'No space left on device', 'a/cost.json')", "a/cost.json: No space left on device"),
+        ("OSError(errno.ENOSPC, 'No space left on device')", "a disk: No space left on device"),
+    ],
+)
+def test_a_flow_on_a_full_disk_ends_with_one_line(error: str, said: str, tmp_path: Path) -> None:
+    code = f"import errno; from flows.command import run_command\ndef work(): raise {error}\nrun_command(work)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"resplit: {said}; make room there, and start again\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_flow_ends_although_its_end_takes_too_long(number: int, tmp_path: Path) -> None:
     code = """
