@@ -84,6 +84,9 @@ class Machines:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
 
+    def start_node(self, name: str) -> None:
+        self.start(name, "node", "cluster.yaml", "--name", name)
+
     def stop(self) -> None:
         """End all processes."""
         for process in self.processes.values():
@@ -97,22 +100,23 @@ class Machines:
 _RESPLIT = [sys.executable, "-m", "resplit.cli"]
 
 
-@pytest.fixture
-def apart(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Machines, Cluster]]:
+@pytest.fixture(scope="module")
+def apart(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machines, Cluster]]:
     """Three nodes, a gateway and a controller, with a first plan."""
-    machines = Machines(tmp_path)
+    folder = tmp_path_factory.mktemp("apart")
+    machines = Machines(folder)
     machines.install()
     port = free_ports(1)[0]
     try:
         late = "gamma"
         for name in set(NODES) - {late}:
-            machines.start(name, "node", "cluster.yaml", "--name", name)
+            machines.start_node(name)
         machines.start(CONTROLLER, "serve", "cluster.yaml", "--port", str(port), "--model", str(model_folder))
-        state, url = tmp_path / CONTROLLER, f"http://127.0.0.1:{port}"
+        state, url = folder / CONTROLLER, f"http://127.0.0.1:{port}"
         _wait_for(lambda: _waits_for(url, late), machines)
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert httpx.get(f"{url}/control/status").status_code == 503, "the controller has not started"
-        machines.start(late, "node", "cluster.yaml", "--name", late)
+        machines.start_node(late)
         _wait_for(lambda: (state / "ready").exists(), machines)
         config = load_cluster(state / "cluster.yaml")
         cluster = Cluster(url, state, config, str(model_folder), machines.processes)
@@ -162,7 +166,8 @@ async def test_separate_machines_serve_resplit_and_recover_while_they_share_only
             client.propose(Proposal(SPREAD, "re-split", client.model().epoch))
 
         def kill() -> None:
-            machines.processes["gamma"].send_signal(signal.SIGKILL)
+            machines.processes["gamma"].kill()
+            machines.processes["gamma"].wait()
 
         assert await all_answers(cluster, NEW_TOKENS) == expected
         await with_streams_running(resplit)
@@ -181,6 +186,9 @@ async def test_a_move_and_a_killed_process_are_on_the_page_within_a_second(apart
     machines, cluster = apart
     complaints: list[str] = []
     with ControlClient(cluster.url, cluster.token) as client:
+        if machines.processes["gamma"].poll() is not None:  # killed by the test before
+            machines.start_node("gamma")
+        await poll_until(lambda: "gamma" not in client.model().lost)
         async with playwright.async_playwright() as started:
             browser = await started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
             tab = await browser.new_page()
