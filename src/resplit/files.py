@@ -39,8 +39,10 @@ def write_atomically(path: Path, data: bytes | str, mode: int | None = None) -> 
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a write that fails names no file
         raise
     _sync_folder(path.parent)
 
