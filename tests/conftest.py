@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from resplit.process.garbage import freeze_startup_objects
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,17 @@ def shared_cluster(model_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 def cluster(shared_cluster: SharedCluster) -> Cluster:
     """Four node processes, and one for gateway and controller, with a plan deployed. Earlier modules have used it."""
     return shared_cluster.restored()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the tests without garbage collections, then exempt the modules from them: they are never freed."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        freeze_startup_objects()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
