@@ -121,27 +121,6 @@ async def test_a_move_away_from_a_link_waits_for_looks_at_its_new_links_but_not_
     await until(lambda: asyncio.sleep(0, not loop._looks))
 
 
-async def test_a_link_that_was_looked_into_is_left_alone_for_a_while(
-    controller: Controller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop, measured = controller.fast_loop, list[list[tuple[str, str]]]()
-
-    async def measure(links: Sequence[tuple[str, str]]) -> None:
-        measured.append(list(links))
-
-    async def look_into(*links: tuple[str, str]) -> None:
-        loop._look_into(links)
-        await until(lambda: asyncio.sleep(0, not loop._looks))
-
-    loop.measure = measure
-    for links in ([(A, B)], [(A, B)], [(A, B), (B, C)]):
-        await look_into(*links)
-    assert measured == [[(A, B)], [(B, C)]]
-    monkeypatch.setattr(fast_loop_module, "LEFT_ALONE_S", 0.0)
-    await look_into((A, B))
-    assert measured[2:] == [[(A, B)]]
-
-
 async def test_a_change_concerns_links_unless_it_is_that_of_a_node(nodes: InProcessCluster) -> None:
     posed = problem_of(nodes.config, nodes.features, FIRST)
     node, link = (Change(0.0, subject, "time", 1.0, 9.0, 0.1) for subject in (B, f"the latency from {A} to {B}"))

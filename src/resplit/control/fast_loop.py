@@ -56,8 +56,6 @@ _PROBLEMS_KEPT = 64
 MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 # A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
 LOOKS, BETWEEN_LOOKS_S = 3, 0.1
-# Then it is left alone for so long. On a narrow link these messages delay those of requests, and that raises new doubt.
-LEFT_ALONE_S = 1.0
 # A move away from a link waits, so long in all, while a link is doubted that its new route uses. A radio that degrades
 # takes all links of its node, one detected after the other, and a move to another of them would have to be undone.
 SETTLE_S = 0.6
@@ -108,7 +106,6 @@ class FastLoop:
         self._cost_before: CostModel | None = None  # that of the oldest observation
         self._measured_s: dict[str, float] = {}
         self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
-        self._looked_s: dict[tuple[str, str], float] = {}  # when that ended last
         self._looks: set[asyncio.Task[None]] = set()
         self._rng = np.random.default_rng(0)
         self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
@@ -183,13 +180,8 @@ class FastLoop:
             self._tasks.spawn(self.measure(links), f"measure {what}")
 
     def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now, and again while the detector is in doubt, unless that is under way or was just done."""
-        left_alone_since_s = time.monotonic() - LEFT_ALONE_S
-        new = [
-            link
-            for link in links
-            if link not in self._looked_into and self._looked_s.get(link, -math.inf) <= left_alone_since_s
-        ]
+        """Measure links now, unless that is under way, and again while the detector is in doubt about them."""
+        new = [link for link in links if link not in self._looked_into]
         if new:
             self._looked_into.update(new)
             look = self._tasks.spawn(self._look_repeatedly(new), "measure links")
@@ -208,7 +200,6 @@ class FastLoop:
                 await asyncio.sleep(BETWEEN_LOOKS_S)
         finally:
             self._looked_into.difference_update(links)
-            self._looked_s.update(dict.fromkeys(links, time.monotonic()))
 
     async def run(self) -> None:
         """Decide after each detected change, until cancelled."""

@@ -14,7 +14,6 @@ import numpy as np
 from resplit.config import ClusterConfig
 from resplit.control.fast_loop import (
     BETWEEN_LOOKS_S,
-    LEFT_ALONE_S,
     LOOKS,
     MEASURED_AGAIN_S,
     MOST_PLANS,
@@ -113,7 +112,6 @@ class Control:
         self._changes: list[Change] = []
         self._refused: list[Change] = []  # decided on while another move was under way
         self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
-        self._looked_s: dict[tuple[str, str], float] = {}  # when that ended last
         self._asked_s: dict[str, float] = {}
         self._reacting = False
         self._armed = False
@@ -266,15 +264,10 @@ class Control:
             self._reports.ask(node)
 
     def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links both ways now, and again while in doubt, unless that is under way or was just done."""
+        """Measure links both ways now, unless that is under way, and again while the detector doubts them."""
         if not links:  # nearly always
             return
-        left_alone_since_s = self._agenda.now_s - LEFT_ALONE_S
-        new = [
-            link
-            for link in both_ways(links)
-            if link not in self._looked_into and self._looked_s.get(link, -math.inf) <= left_alone_since_s
-        ]
+        new = [link for link in both_ways(links) if link not in self._looked_into]
         if new:
             self._looked_into.update(new)
             self._look(new, new, 1)
@@ -290,7 +283,6 @@ class Control:
             self._agenda.after(BETWEEN_LOOKS_S, self._look, links, left, looks + 1)
         else:
             self._looked_into.difference_update(links)
-            self._looked_s.update(dict.fromkeys(links, self._agenda.now_s))
 
     def _note(self, changes: Sequence[Change]) -> None:
         if not changes:
