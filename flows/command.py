@@ -33,11 +33,17 @@ def run_command(work: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not _interrupted.is_set():
+        if not _interrupted.is_set() and not _ended_a_crash(error):
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 sys.exit(f"resplit: {error.filename or 'a disk'}: {error.strerror}; make room there, and start again")
             raise
         sys.exit(130)  # the orderly end failed: Prefect's server got the signal too, say
+
+
+def _ended_a_crash(error: BaseException) -> bool:
+    """Whether `error` arose while an interruption was handled: in a flow, SIGTERM raises a signal of Prefect's own."""
+    before = error.__context__
+    return before is not None and (not isinstance(before, Exception) or _ended_a_crash(before))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -55,14 +55,18 @@ def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int,
     assert (done.returncode, done.stderr) == (status, "")
 
 
-def test_an_interrupted_flow_ends_without_a_traceback_although_its_orderly_end_fails(tmp_path: Path) -> None:
-    code = """
+@pytest.mark.parametrize("interrupted", ["os.kill(os.getpid(), signal.SIGTERM)", "raise TerminationSignal(15)"])
+def test_an_interrupted_flow_ends_without_a_traceback_although_its_orderly_end_fails(
+    interrupted: str, tmp_path: Path
+) -> None:
+    code = f"""
 import os, signal
+from prefect.exceptions import TerminationSignal  # what SIGTERM raises in a flow
 from flows.command import run_command
 
 def work():
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        {interrupted}
         signal.pause()
     finally:
         raise ConnectionRefusedError("Prefect's server has ended")
