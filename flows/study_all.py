@@ -30,7 +30,7 @@ from tasks.simulated_results import simulated_results
 from tasks.study_records import StudyRecords, digest_of
 from tasks.track import close_study, open_study, track_run
 
-__all__ = ["LABELS", "live_scenarios", "main_all", "study_scenario"]
+__all__ = ["LABELS", "live_scenarios", "main_all", "study_scenario", "with_plain_runs"]
 
 LABELS = (UNDISTURBED, "static", "adaptive", "threshold", "clairvoyant", f"static-{SATURATED}", f"adaptive-{SATURATED}")
 _POLICIES = {UNDISTURBED: "static", "adaptive": "resplit"}  # of the labels; other labels are the names of policies
@@ -43,11 +43,16 @@ def live_scenarios(folder: Path) -> list[str]:
     return [path.stem for path in sorted(folder.glob("*.yaml")) if not load_scenario(path).simulated_only]
 
 
+def with_plain_runs(labels: Sequence[str]) -> list[str]:
+    """`labels`, with the plain run of each saturated one before it: the report shows both in the same row."""
+    return list(dict.fromkeys(each for label in labels for each in (label.removesuffix(f"-{SATURATED}"), label)))
+
+
 def study_scenario(
     name: str, params: Params, labels: Sequence[str], seeds: Sequence[int], state: Path, reports: Path
 ) -> Path:
     """Do the runs of one scenario that are not done yet, and write its report; returns the file with its metrics."""
-    params = params_of_scenario(params, name)
+    params, labels = params_of_scenario(params, name), with_plain_runs(labels)
     records = StudyRecords(_RECORDS / name / _digest(params))
     todo = [(label, seed) for seed in seeds for label in labels if not records.has(label, seed)]
     _log.info("scenario", scenario=name, runs=len(todo), done=len(seeds) * len(labels) - len(todo))
