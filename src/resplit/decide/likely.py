@@ -29,7 +29,8 @@ class LikelyChange:
 def likely_changes(problem: Problem) -> list[LikelyChange]:
     """For `problem.current`, which must not be None: each used node lost or slow, each used link degraded, more load.
 
-    Losses come first, because all requests wait for the plan after one, and of nodes those that compute most.
+    Nodes that compute most come first, and the loss of a node before its slowing down: all requests wait for the plan
+    after a loss.
     """
     return [*_lost_or_slow(problem), *_degraded(problem), _loaded(problem)]
 
@@ -39,10 +40,8 @@ def _lost_or_slow(problem: Problem) -> Iterator[LikelyChange]:
     place = [names.index(node) for node in problem.current or ()]
     decode_s = problem.decode_s_per_token[np.arange(len(place)), place]  # (blocks,)
     share = {i: float(np.nansum(decode_s[np.array(place) == i])) for i in set(place)}
-    by_share = sorted(share, key=lambda i: -share[i])
-    for i in by_share:
+    for i in sorted(share, key=lambda i: -share[i]):
         yield LikelyChange(f"{names[i]} lost", _times(problem, i, np.nan), names[i])
-    for i in by_share:
         yield LikelyChange(f"{names[i]} {SLOWER:g} times slower", _times(problem, i, SLOWER))
 
 
