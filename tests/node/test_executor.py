@@ -192,6 +192,31 @@ async def test_hidden_states_are_sent_on_in_the_thread_until_the_event_loop_has_
     assert starts == [128, 256]
 
 
+async def test_hidden_states_of_a_follow_up_are_sent_on_in_the_thread_though_a_token_was_not(
+    executor: Executor,
+) -> None:
+    sent: asyncio.Queue[PassResult] = asyncio.Queue()
+    taken: asyncio.Queue[PassResult | Exception] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def send_on(result: PassResult) -> bool:
+        if isinstance(result.value, Drawn):
+            return False
+        loop.call_soon_threadsafe(sent.put_nowait, result)
+        return True
+
+    def follow(end: int, token_ids_drawn: tuple[int, ...]) -> SegmentPass | None:
+        return SegmentPass("s", 0, LAST - 1, end, 256, token_ids(token_ids_drawn), None)
+
+    executor.submit(whole("s", 0, [1, 2, 3]), taken.put_nowait, follow, send_on=send_on)
+    hidden = await asyncio.wait_for(sent.get(), 10)
+    assert (hidden.start, isinstance(hidden.value, Activation)) == (3, True)
+    drawn = await asyncio.wait_for(taken.get(), 10)
+    assert isinstance(drawn, PassResult)
+    assert drawn.followed
+    assert taken.empty()
+
+
 async def test_parts_of_hidden_states_are_yielded_as_they_are_done(executor: Executor) -> None:
     work = SegmentPass("s", 0, 3, 0, 256, token_ids([*PROMPT, *PROMPT]), None)
     parts = await results(executor, work)

@@ -266,6 +266,7 @@ class Executor:
         if work is None:
             return done, outcome
         self._pace.went_on(work.session)
+        caller.has_results = False
         queued = Queued(work, caller=caller)
         queued.arrives(time.perf_counter(), caller.late_s)
         self._waiting.append(queued)

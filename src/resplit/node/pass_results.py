@@ -78,7 +78,7 @@ class PassWaiter:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     has_left: bool = False  # guarded by the executor's lock
     send_on: SendOn = by_event_loop
-    has_results: bool = False  # `take` gets one, and so all others: they must not overtake it
+    has_results: bool = False  # `take` gets one of this pass, and so all others: they must not overtake it
 
     def is_sent(self, outcome: PassResult | Exception) -> bool:
         """Whether `send_on` sends this outcome. The executor's thread calls this."""

@@ -174,12 +174,13 @@ class Passes:
         if self._closed or not isinstance(result.value, Activation):
             return False
         try:
-            onward = self._onward(running.steps[0], result, result.value)
+            # The last step: the event loop may still have the tokens of those before it.
+            onward = self._onward(running.steps[-1], result, result.value)
             sent = self._receiver(onward).send_at_once(onward)
         except ResplitError:  # the event loop meets it, too, and answers it
             return False
         if sent and result.is_last:
-            running.steps.popleft()
+            running.steps.pop()
             running.leave = None
         return sent
 
