@@ -37,11 +37,3 @@ def test_the_halves_of_a_segment_have_its_blocks_and_its_time() -> None:
     for first_half_s in (0.0, 0.5, 0.7, -1.0):  # not known, or no time of a part
         whole = SegmentTime("a", 2, 6, 0.1, 0.5, 0.0, 1, 0, first_half_s=first_half_s)
         assert whole.halves() == (whole,)
-
-
-def test_batches_began_one_after_the_other_before_all_hops() -> None:
-    first, second = (
-        SegmentTime(node, 0, 1, 0.1, computed_s, 0.0, 1, 0) for node, computed_s in (("a", 0.2), ("b", 0.4))
-    )
-    done = PassTime(1, 20, 1, 10.0, 1.0, (first, second))  # hops take 0.2 s
-    assert done.batches_begun_s() == pytest.approx([10.0 - 0.2 - 0.5 - 0.2, 10.0 - 0.2 - 0.4])

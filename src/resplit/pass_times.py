@@ -92,16 +92,6 @@ class PassTime:
             computed_s += segment.computed_s
         return waited_s, computed_s, max(0.0, self.total_s - waited_s - computed_s)
 
-    def batches_begun_s(self) -> list[float]:
-        """When the batch of each segment began, or somewhat before: all hops are counted as if they came after it."""
-        waited_s, computed_s, hops_s = self.spent_s()
-        begun_s, left_s = [], waited_s + computed_s
-        for segment in self.segments:
-            left_s -= segment.waited_s
-            begun_s.append(self.at_s - hops_s - left_s)
-            left_s -= segment.computed_s
-        return begun_s
-
 
 @dataclass
 class TimeSpent:

@@ -153,8 +153,7 @@ class FastLoop:
         if rows.nodes:
             last = rows.nodes[-1]
             background = last.cpu_utilization - last.own_utilization
-            sampled_s = now_s - max(time_s - last.time_s, 0.0)
-            self._show(Observation(sampled_s, node=NodeSeen(last.node, last.reference_s, background)))
+            self._show(Observation(now_s, node=NodeSeen(last.node, last.reference_s, background)))
             if self._estimate.doubts(last.node):
                 self._measure_again(last.node, [(last.node, last.node)])
         if now_s - _REPORTED_LATE_S <= self._deployment.disturbed_until_s:

@@ -181,12 +181,12 @@ class ClusterEstimate:
     def observe(self, done: PassTime) -> list[Change]:
         """Take the times of a pass; returns the jumps that it reveals."""
         changes, self._now_s = [], max(done.at_s, self._now_s)
-        for segment, begun_s in zip(done.segments, done.batches_begun_s(), strict=True):
+        for segment in done.segments:
             node = self._nodes[segment.node]
             if node.shares_batch(segment, done.at_s):
                 continue
             node.computed_s = done.at_s
-            changes += self._observe_background(segment.node, segment.background_utilization, begun_s)
+            changes += self._observe_background(segment.node, segment.background_utilization, done.at_s)
             node.passes.append((segment, float(done.start)))
             halves = [self._log_factors(half.node, half, float(done.start)) for half in segment.halves()]
             if known := [bounds for bounds in halves if bounds is not None]:
@@ -220,9 +220,9 @@ class ClusterEstimate:
         """Take a node's report: its time for the reference layer, and the share of it that others use."""
         known, self._now_s = self._nodes[node], max(at_s, self._now_s)
         known.reference_s = reference_s
+        if at_s - known.computed_s < _FRESH_S:  # its passes say more, and sooner
+            return []
         changes = self._observe_background(node, background, at_s)
-        if at_s - known.computed_s < _FRESH_S:  # its passes say more of its speed, and sooner
-            return changes
         log_factor = self._log_reference(node)
         return changes if log_factor is None else [*changes, *self._observe_speed(node, log_factor, at_s, 0.0)]
 
@@ -272,8 +272,6 @@ class ClusterEstimate:
             return []
         known = self._nodes[node]
         level = known.background
-        if at_s < level.seen_s:  # a pass is under way for long after a node, so a report may be newer
-            return []
         before = level.mean
         alarmed = level.observe(share, at_s)
         known.background_ahead.observe(level.mean, at_s)
