@@ -38,7 +38,6 @@ from resplit.estimate import (
     Recording,
     ahead,
     both_ways,
-    route_hops,
     show,
     under_estimates,
 )
@@ -56,8 +55,8 @@ _PROBLEMS_KEPT = 64
 MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
 # A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
 LOOKS, BETWEEN_LOOKS_S = 3, 0.1
-# A move away from a link waits, so long in all, while a link is doubted that its new route uses. A radio that degrades
-# takes all links of its node, one detected after the other, and a move to another of them would have to be undone.
+# A move away from a link waits so long for what is known about others that are doubted. A radio that degrades takes all
+# links of its node, one detected after the other, and a move to another of them would have to be undone.
 SETTLE_S = 0.6
 _REPORTED_LATE_S = 0.5  # nodes are asked for the times of messages so often
 _OBSERVATIONS_KEPT = 20_000  # of a busy cluster, those of some minutes
@@ -231,7 +230,6 @@ class FastLoop:
         if live is None:
             return
         begun_s, now_s, changes = time.monotonic(), time.time(), list(changes)
-        settled_by_s = begun_s + SETTLE_S
         for plans in itertools.count(1):
             problem = self._problem(live.placement)
             expected = ahead(problem, self.estimates())
@@ -239,7 +237,7 @@ class FastLoop:
                 self._choose, problem, expected, changes, armed, self._readiness.ready(), now_s
             )
             if decision.action != "keep" and concern_links(changes, problem):
-                await self._until_doubts_end(decision.placement, settled_by_s)
+                await self._until_doubts_end()
             if not self._changes or plans >= MOST_PLANS:
                 break
             # A link degrades in both directions, an uplink with all its links, one detected after the other: what was
@@ -263,11 +261,11 @@ class FastLoop:
             self._changes[:0] = changes  # the plan was for a placement that another move has replaced
             self._changed.set()
 
-    async def _until_doubts_end(self, placement: Sequence[str], by_s: float) -> None:
-        """Wait for looks at links that a placement uses, but not beyond `by_s`, nor once a link is known to differ."""
-        used = links_of(placement, self._view.cluster.source)
-        while self._looks and not self._changes and used.intersection(self._estimate.links.doubted()):
-            left_s = by_s - time.monotonic()
+    async def _until_doubts_end(self) -> None:
+        """Wait for the looks at links in doubt, but not long, and not once one of them is known to have changed."""
+        until_s = time.monotonic() + SETTLE_S
+        while self._looks and not self._changes and self._estimate.links.doubted():
+            left_s = until_s - time.monotonic()
             if left_s <= 0:
                 return
             self._changed.clear()  # what was noted before is in `changes` already
@@ -327,11 +325,6 @@ class FastLoop:
             return DecisionOutcome(refused=str(error))
         self._moves.moved(decision.move(live.committed_s), settings)
         return DecisionOutcome(deployed=live.epoch)
-
-
-def links_of(placement: Sequence[str], source: str) -> set[tuple[str, str]]:
-    """The links that requests use under a placement, both ways."""
-    return set(both_ways(route_hops(source, tuple(placement))))
 
 
 def concern_links(changes: Sequence[Change], problem: Problem) -> bool:

@@ -4,7 +4,7 @@ from resplit.estimate.change import Change
 from resplit.estimate.cluster import ClusterEstimate, Estimates, NodeEstimate, ahead, speed_jumps, under_estimates
 from resplit.estimate.forecast import ArrivalRate, Forecast
 from resplit.estimate.level import Level
-from resplit.estimate.links import LinkEstimate, LinkEstimates, both_ways, route_hops
+from resplit.estimate.links import LinkEstimate, LinkEstimates, both_ways
 from resplit.estimate.observation import RECORDING, LinkSeen, NodeSeen, Observation, Recording, show
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Recording",
     "ahead",
     "both_ways",
-    "route_hops",
     "show",
     "speed_jumps",
     "under_estimates",

@@ -19,7 +19,6 @@ from resplit.control.fast_loop import (
     MOST_PLANS,
     SETTLE_S,
     concern_links,
-    links_of,
 )
 from resplit.control.planning import DEMAND_WINDOW_S, plan_without, planned_for, without
 from resplit.control.rules import PlacementRules
@@ -323,7 +322,7 @@ class Control:
         decision = self._choose(situation)
         took_s = self._loop.ready_reaction_s if ready.placements else self._loop.reaction_s
         settles = decision is not None and decision.action != "keep" and concern_links(changes, problem)
-        until_s = max(now_s + took_s, noticed_s + SETTLE_S if settles else 0.0)
+        until_s = now_s + took_s + (SETTLE_S if settles else 0.0)
         self._agenda.after(took_s, self._planned, changes, decision, live.epoch, noticed_s, plans, until_s)
 
     def _planned(
@@ -335,20 +334,13 @@ class Control:
         plans: int,
         until_s: float,
     ) -> None:
-        """The plan is made. It waits until none of its links is doubted any more, but not beyond `until_s`."""
-        now_s = self._agenda.now_s
-        if now_s < until_s and not self._changes and self._looked_into and self._in_doubt(decision):
+        """The plan is made. It waits until no link is doubted any more, but not beyond `until_s`."""
+        now_s, doubted = self._agenda.now_s, self._looked_into and self._estimate.links.doubted()
+        if doubted and not self._changes and now_s < until_s:
             wait_s = min(_BETWEEN_CHECKS_S, until_s - now_s)
             self._agenda.after(wait_s, self._planned, changes, decision, based_on, noticed_s, plans, until_s)
         else:
             self._reacted(changes, decision, based_on, noticed_s, plans)
-
-    def _in_doubt(self, decision: Decision | None) -> bool:
-        """Whether a link is doubted that the placement of a decision uses."""
-        doubted = self._estimate.links.doubted()
-        if not doubted or decision is None or decision.action == "keep":
-            return False
-        return not links_of(decision.placement, self._cluster.source).isdisjoint(doubted)
 
     def _reacted(
         self, changes: list[Change], decision: Decision | None, based_on: int, noticed_s: float, plans: int

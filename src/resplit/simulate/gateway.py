@@ -325,7 +325,7 @@ class SimulatedGateway:
                 self._recompute(session)
                 self.on_settled()
                 return True
-            session.precopy = self._precopy(session, live, 0, 0.0, background=not session.recalled)
+            session.precopy = self._precopy(session, live, 0, 0.0)
         copy = session.precopy
         if now_s < copy.done_s:
             if session.recalled:
@@ -353,9 +353,9 @@ class SimulatedGateway:
             self._next(session)
 
     def _precopy(
-        self, session: SimulatedSession, target: SimulatedRoute, first: int, sent_bytes: float, background: bool = True
+        self, session: SimulatedSession, target: SimulatedRoute, first: int, sent_bytes: float
     ) -> SimulatedPreCopy:
-        more_bytes, done_s = self._transfer(session, target, session.position - first, background)
+        more_bytes, done_s = self._transfer(session, target, session.position - first, background=True)
         return SimulatedPreCopy(target, first, session.position, sent_bytes + more_bytes, done_s)
 
     def _transfer(

@@ -14,7 +14,6 @@ from resplit.gateway.sessions import session as session_module
 from resplit.gateway.sessions.kv_transfer import PreCopy
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
-from resplit.gateway.sessions.session import Session
 from resplit.pass_times import PassTime
 from resplit.session_records import SessionRecord
 from resplit.types import BlockFeatures
@@ -54,11 +53,6 @@ class Gateway:
     def transfers(self) -> list[tuple[int, int, bool]]:
         """First and last position of every transfer from B, and whether it was in the background."""
         return [(request.first, request.last, request.background) for request in self.peers[B].requests]
-
-    @property
-    def session(self) -> Session:
-        (session,) = self.sessions._live.values()
-        return session
 
     def record(self) -> SessionRecord:
         return self.sessions.records(0)[-1]
@@ -108,28 +102,6 @@ async def test_rounds_are_sent_in_the_background_while_they_become_shorter() -> 
     await decode(stream, 1)
     assert gateway.transfers() == [(0, 10, True), (10, 13, True), (13, 16, False)]
     assert gateway.peers[A].steps[-1].epoch == 2
-    await stream.aclose()
-
-
-async def test_a_session_whose_pass_was_given_back_does_not_make_way_for_others_while_it_moves() -> None:
-    gateway = Gateway()
-    stream = gateway.start()
-    await decode(stream, 3)
-    peer = gateway.peers[A]
-    answered, peer.on_token = peer.on_token, lambda token: None
-    waiting = asyncio.create_task(anext(stream))  # its pass waits at a node
-    await settle()
-    awaited = gateway.session.answers.awaited
-    assert awaited is not None
-    gateway.router.activate(SECOND)
-    peer.on_token = answered
-    position = awaited.end
-    gateway.router.on_token(
-        B, Token(session=gateway.session.name, epoch=1, position=position, error="no", error_kind="recalled")
-    )
-    await waiting
-    assert gateway.transfers() == [(0, 12, False)]
-    assert peer.steps[-1].epoch == 2
     await stream.aclose()
 
 

@@ -324,9 +324,8 @@ class Session:
         """Between passes: begin, continue or finish the move to the live epoch.
 
         Each round of pre-copying sends the positions that passes added during the round before, while rounds become
-        shorter. The switch sends the rest while the stream pauses. With `at_once`, no pass uses the old route any more:
-        the stream waits, so a transfer that begins now does not make way for those of others. A route that breaks a
-        rule is left at once, and never entered.
+        shorter. The switch sends the rest while the stream pauses. With `at_once`, no pass uses the old route any more.
+        A route that breaks a rule is left at once, and never entered.
         """
         live = self.context.router.live_route
         if self.context.router.violation(live):  # one that violates none will follow
@@ -338,7 +337,7 @@ class Session:
         if self.precopying is None:
             if self.route.epoch == live.epoch:
                 return
-            self.precopying = self._precopy(PreCopy(live), background=not at_once)
+            self.precopying = self._precopy(PreCopy(live))
         if self.steps and not self.precopying.done() and not at_once:
             return
         precopy = await self.precopying
@@ -348,9 +347,9 @@ class Session:
         else:
             await self._switch(precopy)
 
-    def _precopy(self, before: PreCopy, background: bool = True) -> asyncio.Task[PreCopy]:
-        """Begin to transfer the cached positions. In the background, passes take precedence on the links."""
-        task = asyncio.create_task(self._transfer(before, self.position, background))
+    def _precopy(self, before: PreCopy) -> asyncio.Task[PreCopy]:
+        """Begin to transfer the cached positions in the background: passes take precedence on the links."""
+        task = asyncio.create_task(self._transfer(before, self.position, background=True))
         task.add_done_callback(retrieve_error)  # the session may end before it awaits the task
         return task
 
