@@ -1,7 +1,11 @@
-"""What a token costs beside compute: hops between two nodes, and processor time of the nodes."""
+"""What a token costs beside compute: hops between two nodes, and processor time of the nodes.
+
+`python -m benchmarks.serving.hops` prints these figures alone, to compare two checkouts in turns.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -76,3 +80,18 @@ def _hops_ms(passes: dict[str, list[Pass]]) -> list[float]:
         for (earlier, node), (later, other) in pairwise(sorted(step, key=lambda one: one[0].first))
         if node != other
     ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=2, help="repeats of 256 tokens")
+    parser.add_argument("--cache", type=Path, default=Path(".resplit/bench"), help="packaged models")
+    options = parser.parse_args()
+    models = options.cache / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for name, value in hop_figures(models, options.repeats).items():
+        print(f"{name:24} {value:.3g}")
+
+
+if __name__ == "__main__":
+    main()
