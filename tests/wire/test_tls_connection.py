@@ -81,7 +81,7 @@ def waiting_bytes(descriptor: int) -> int:
 
 
 def plain_socket(end: Kept) -> socket.socket:
-    """Another descriptor of an end's connection, which knows nothing of TLS."""
+    """Another descriptor of an end's connection, below TLS."""
     return socket.socket(fileno=os.dup(end.transport.get_extra_info("socket").fileno()))
 
 
