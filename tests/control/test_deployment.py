@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ import pytest
 from resplit.control import deployment as deployment_module
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
-from resplit.control.log import Aborted, EpochLog
-from resplit.epochs import RECOVER, Proposal
+from resplit.control.log import Aborted, Detail, Entry, EpochLog, EpochStep
+from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import (
     CapacityError,
     CommandRefusedError,
@@ -27,7 +28,8 @@ from resplit.errors import (
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
-from resplit.wire.commands import Abort, Commit, NodeCommand, Prepare, Recall, Release
+from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Prepare, Recall, Release, Reply
+from resplit.wire.routes import Route
 from tests.support.in_process import until
 from tests.support.recording_control import RecordingCommands, RecordingGateway
 from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
@@ -80,12 +82,42 @@ class Bench:
     def steps(self, epoch: int) -> list[str]:
         return [entry.step for entry in self.log.steps(epoch)]
 
+    def hang_in(self, kind: str, node: str) -> asyncio.Event:
+        """Have a node answer commands of a kind only once the event is set that this returns."""
+        answering, send = asyncio.Event(), self.commands.send
+
+        async def send_and_wait(
+            commands: Mapping[str, NodeCommand], epoch: int, within_s: Mapping[str, float] | None = None
+        ) -> dict[str, Reply | BaseException]:
+            answers = await send(commands, epoch, within_s)
+            if node in commands and commands[node].kind == kind:
+                await answering.wait()
+            return answers
+
+        self.commands.send = send_and_wait  # type: ignore[method-assign]
+        return answering
+
+    async def until_sent(self, kind: str, node: str) -> None:
+        await until(lambda: asyncio.sleep(0, any(event.startswith(f"{kind} {node} ") for event in self.events)))
+
 
 @pytest.fixture
 async def bench(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(stored_model, tmp_path)
     yield bench
     await bench.tasks.stop()
+
+
+def full_at(bench: Bench, monkeypatch: pytest.MonkeyPatch, *steps: str) -> None:
+    """Have the log find a full disk at these steps."""
+    append = bench.log.append
+
+    def append_or_refuse(epoch: int, step: EpochStep, detail: Detail | None = None) -> None:
+        if step in steps:
+            raise CapacityError("the disk is full")
+        append(epoch, step, detail)
+
+    monkeypatch.setattr(bench.log, "append", append_or_refuse)
 
 
 async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
@@ -97,7 +129,8 @@ async def test_each_step_is_on_disk_before_it_is_acted_on(bench: Bench) -> None:
         "activate 1",
         *(f"release {node} 1 (None)" for node in (A, B, C)),
     ]
-    assert bench.steps(1) == ["proposed", "prepared", "committed"]
+    proposal = Proposal(tuple(SPREAD), "re-split", 0, 1.5, 1.25)
+    assert bench.log.steps(1) == [Entry("proposed", proposal), Entry("prepared"), Entry("committed", proposal)]
     assert bench.log.epochs.live == 1
     routes = [command.route for _, command in bench.commands.sent if isinstance(command, Prepare)]
     assert all(route.addresses == bench.view.addresses for route in routes)
@@ -164,8 +197,20 @@ async def test_an_epoch_that_is_proposed_ahead_is_prepared_at_once_and_goes_live
     assert bench.steps(2) == ["proposed"]
     live = await ahead
     assert due_s <= live.committed_s < due_s + 5
-    assert live.prepare_s < 1.5  # the wait is no part of it
+    assert 0 <= live.prepare_s < 1.5  # the wait is no part of it
     assert bench.deployment.live_number == 2
+
+
+async def test_an_epoch_whose_time_has_passed_goes_live_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s, sleep = [], asyncio.sleep
+
+    async def note_sleep(seconds: float) -> None:
+        waits_s.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note_sleep)
+    await bench.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0, not_before_s=time.time() - 60))
+    assert waits_s == [0.0]
 
 
 async def test_an_epoch_that_is_proposed_ahead_gives_way_and_never_comes_hours_before_its_time(bench: Bench) -> None:
@@ -179,6 +224,147 @@ async def test_an_epoch_that_is_proposed_ahead_gives_way_and_never_comes_hours_b
     assert (bench.deployment.live_number, bench.steps(2)) == (3, ["proposed", "aborted"])
     with pytest.raises(ProposalRefusedError, match="more than 100 s before"):
         await bench.deployment.deploy(Proposal(tuple(SPREAD), "re-split", 3, not_before_s=time.time() + 3600))
+
+
+async def test_a_proposal_that_gives_way_ends_no_other_and_is_planned_again_after_it(bench: Bench) -> None:
+    answering = bench.hang_in("prepare", C)
+    first, second = (Proposal(tuple(placement), "re-split", 0) for placement in (SPREAD, TURNED))
+    deploying = asyncio.create_task(bench.deployment.deploy(first, gives_way=True))
+    await bench.until_sent("prepare", C)
+    waiting = asyncio.create_task(bench.deployment.deploy(second, gives_way=True))
+    await asyncio.sleep(0.01)
+    answering.set()
+    assert (await deploying).placement == first.placement
+    with pytest.raises(ProposalRefusedError, match="planned against epoch 0, but 1 is live"):
+        await waiting
+
+
+async def test_a_proposal_that_gives_way_is_refused_once_one_comes_that_does_not(bench: Bench) -> None:
+    answering = bench.hang_in("prepare", C)
+    deploying = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(SPREAD), "re-split", 0), gives_way=True))
+    await bench.until_sent("prepare", C)
+    recovering = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(TURNED), RECOVER, 0)))
+    with pytest.raises(ProposalRefusedError, match="a change that could not wait came meanwhile"):
+        await asyncio.wait_for(deploying, 30)
+    answering.set()
+    assert (await recovering).epoch == 2
+    assert bench.steps(1) == ["proposed", "aborted"]
+
+
+async def test_a_proposal_that_does_not_give_way_is_not_interrupted(bench: Bench) -> None:
+    answering = bench.hang_in("prepare", C)
+    deploying = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(SPREAD), "drain", 0)))
+    await bench.until_sent("prepare", C)
+    bench.deployment.interrupt()
+    await asyncio.sleep(0.01)
+    answering.set()
+    assert (await deploying).epoch == 1
+
+
+async def test_what_is_measured_while_an_epoch_is_prepared_is_disturbed(bench: Bench) -> None:
+    assert bench.deployment.disturbed_until_s == -math.inf
+    answering, begun_s = bench.hang_in("prepare", C), time.monotonic()
+    deploying = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0)))
+    await bench.until_sent("prepare", C)
+    assert bench.deployment.disturbed_until_s == math.inf
+    answering.set()
+    await deploying
+    assert begun_s < bench.deployment.disturbed_until_s <= time.monotonic()
+
+
+async def test_whether_an_epoch_is_replaced_is_known_once_none_is_prepared(bench: Bench) -> None:
+    assert not await bench.deployment.replaced(0)
+    answering = bench.hang_in("prepare", C)
+    deploying = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0)))
+    await bench.until_sent("prepare", C)
+    asking = asyncio.create_task(bench.deployment.replaced(0))
+    await asyncio.sleep(0.01)
+    assert not asking.done()
+    answering.set()
+    await deploying
+    assert await asking
+    assert not await bench.deployment.replaced(1)
+
+
+async def test_a_rule_that_changes_while_an_epoch_is_prepared_refuses_it(bench: Bench) -> None:
+    answering = bench.hang_in("prepare", C)
+    deploying = asyncio.create_task(bench.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0)))
+    await bench.until_sent("prepare", C)
+    bench.view.adopt(three_node_config(trusted=[B]), frozenset(), bench.view.addresses)
+    answering.set()
+    with pytest.raises(ProposalRefusedError, match="block embed is private and alpha is not trusted"):
+        await deploying
+    assert bench.steps(1) == ["proposed", "aborted"]
+
+
+async def test_trust_that_ends_while_an_epoch_goes_live_is_an_outage(bench: Bench) -> None:
+    def activate(route: Route) -> None:
+        bench.view.adopt(three_node_config(trusted=[B]), frozenset(), bench.view.addresses)
+
+    bench.gateway.activate = activate  # type: ignore[method-assign]
+    await bench.deploy(SPREAD)
+    assert (bench.deployment.live_number, bench.outages) == (1, 1)
+
+
+async def test_a_node_without_a_block_of_an_epoch_is_waited_for_only_a_moment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment_module, "_OTHERS_ANSWER_WITHIN_S", 0.05)
+    bench.hang_in("prepare", C)
+    async with asyncio.timeout(30):
+        await bench.deploy(WITHOUT_C)
+    assert bench.deployment.live_number == 1
+
+
+async def test_a_full_disk_of_the_controller_refuses_an_epoch_and_blames_no_node(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        full_at(bench, patched, "prepared", "aborted")
+        with pytest.raises(ProposalRefusedError, match="epoch 1 could not be prepared: the disk is full") as refusal:
+            await bench.deploy(SPREAD)
+    assert refusal.value.refused_by == frozenset()
+    assert bench.steps(1) == ["proposed"]
+    await bench.deploy(SPREAD)
+    assert (bench.steps(1), bench.deployment.live_number) == (["proposed", "aborted"], 2)
+
+
+async def test_a_release_that_cannot_be_logged_is_logged_by_the_next_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.gateway.oldest = 1
+    await bench.deploy(SPREAD)
+    await bench.deploy(TURNED)
+    bench.gateway.oldest = 2
+    with monkeypatch.context() as patched:
+        full_at(bench, patched, "released")
+        assert await bench.deployment.settle(1)
+    assert bench.log.unreleased() == [1]
+    assert await bench.deployment.settle(1)
+    assert bench.log.unreleased() == []
+
+
+async def test_an_epoch_in_which_a_session_is_left_is_not_released(bench: Bench) -> None:
+    bench.gateway.oldest = 1
+    for placement in (SPREAD, TURNED, SPREAD):
+        await bench.deploy(placement)
+    bench.deployment.sessions_left(2)
+    await until(lambda: asyncio.sleep(0, bench.steps(1)[-1] == "released"))
+    assert bench.log.unreleased() == [2]
+
+
+async def test_each_epoch_that_goes_live_is_told_with_the_note_of_its_plan(bench: Bench) -> None:
+    told: list[LiveEpoch] = []
+    bench.deployment.on_live = told.append
+    live = await bench.deployment.deploy(Proposal(tuple(SPREAD), "initial", 0, note="no plan keeps max_utilization"))
+    assert told == [live] == bench.deployment.history
+    assert live.note == "no plan keeps max_utilization"
+
+
+async def test_a_host_that_does_not_say_what_it_loaded_has_loaded_nothing(bench: Bench) -> None:
+    bench.commands.answers |= {("prepare", node): {} for node in (A, B, C)}
+    await bench.deploy(SPREAD)
+    assert bench.deployment.history[-1].loaded_bytes == 0
 
 
 async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) -> None:
@@ -276,6 +462,9 @@ async def test_without_room_for_old_and_new_blocks_the_move_is_staged(bench: Ben
         (A, False), (B, False), (C, False), (C, True),
     ]  # fmt: skip
     assert set(prepares[-1][1].shards) == set(prepares[-1][1].route.blocks_of(C))
+    assert [command for _, command in bench.commands.sent if isinstance(command, Clear)] == [
+        Clear(prepares[-1][1].route)
+    ]
     assert bench.deployment.history[-1].staged
     assert bench.deployment.history[-1].loaded_bytes == sum(b.weight_bytes for b in bench.view.rules.features)
 
@@ -437,8 +626,14 @@ async def test_a_returned_node_is_sent_the_outcomes_that_it_missed(bench: Bench)
     await bench.deploy(SPREAD)
     await bench.deploy(TURNED)
     bench.events.clear()
+    bench.commands.sent.clear()
     assert await bench.deployment.resync(B, reporting(_report(prepared=(2, 3)), _report(epochs=(2,))))
     assert bench.events == [f"commit {B} 2 (None)", f"abort {B} 3 (None)", f"release {B} 2 (None)"]
+    assert bench.commands.sent == [(B, Commit(2)), (B, Abort(3)), (B, Release(bench.deployment._oldest_used))]
+
+
+async def test_before_the_first_epoch_every_node_is_up_to_date(bench: Bench) -> None:
+    assert await bench.deployment.resync(B, reporting(_report()))
 
 
 async def test_a_node_that_returns_while_an_epoch_is_committed_is_sent_the_commit(bench: Bench) -> None:
@@ -468,6 +663,10 @@ async def test_a_returned_node_without_a_block_takes_part_in_the_live_epoch_agai
     prepared = next(event for event in bench.events if event.startswith("prepare"))
     assert bench.events == [f"release {B} 1 (None)", prepared, f"commit {B} 1 (None)"]
     assert prepared.startswith(f"prepare {B} 1")
+    (_, prepare), (_, commit) = bench.commands.sent[-2:]
+    assert isinstance(prepare, Prepare)
+    assert (prepare.route, prepare.replace_current) == (bench.deployment.live, False)
+    assert commit == Commit(1)
 
 
 async def test_an_epoch_is_numbered_above_all_that_nodes_know(bench: Bench) -> None:

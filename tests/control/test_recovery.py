@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.recovery import Recovery
+from resplit.decide import Decision
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import CapacityError, InfeasibleError
 from resplit.model.source import StoredModel
@@ -27,9 +30,10 @@ WITHOUT_C = (A, A, B, B, B, B, B, A)
 
 
 class FixedPlanner:
-    """Plans `placement` whatever was lost, or raises `error`."""
+    """Plans `placement` whatever was lost, after those in `first`; or raises `error`."""
 
     def __init__(self) -> None:
+        self.first: list[tuple[str, ...]] = []
         self.placement: tuple[str, ...] = WITHOUT_C
         self.note = ""
         self.error: Exception | None = None
@@ -43,7 +47,7 @@ class FixedPlanner:
         self.avoided.append(avoid)
         if self.error:
             raise self.error
-        return Proposal(self.placement, action, based_on, note=self.note)
+        return Proposal(self.first.pop(0) if self.first else self.placement, action, based_on, note=self.note)
 
 
 class Bench:
@@ -97,12 +101,41 @@ async def test_after_a_loss_a_plan_for_the_other_nodes_goes_live_and_is_logged(b
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
     (decision,) = bench.log.decisions()
     assert (decision.action, decision.reason) == (RECOVER, "lost gamma")
+    assert 0 <= time.time() - decision.at_s < 60
     outcome = decision.outcome
     assert outcome is not None
     assert outcome.deployed == 2
     assert outcome.plan_s is not None
     assert outcome.prepare_s is not None
     assert min(outcome.plan_s, outcome.prepare_s) >= 0
+
+
+async def test_the_time_of_a_recovery_is_that_of_its_plan_and_that_of_its_epoch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    begun_and_ended_s = iter([100.0, 107.0])
+    clock = SimpleNamespace(monotonic=lambda: next(begun_and_ended_s), time=time.time)
+    monkeypatch.setattr(recovery_module, "time", clock)
+    await bench.recovery.recover()
+    outcome = bench.log.decisions()[0].outcome
+    assert outcome is not None
+    assert outcome.prepare_s == bench.deployment.history[-1].prepare_s > 0
+    assert outcome.plan_s == pytest.approx(7.0 - outcome.prepare_s, abs=1e-9)
+
+
+async def test_a_full_disk_keeps_the_decision_from_the_log_and_nothing_from_recovering(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(decision: Decision) -> None:
+        raise CapacityError("the disk is full")
+
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    monkeypatch.setattr(bench.log, "append_decision", full)
+    await bench.recovery.recover()
+    assert bench.live == WITHOUT_C
 
 
 async def test_the_decision_and_the_live_epoch_say_what_the_plan_does_not_keep(
@@ -127,6 +160,16 @@ async def test_a_failed_staged_move_is_recovered_from_although_all_nodes_answer(
     assert bench.log.decisions()[0].reason == "a staged move failed"
 
 
+async def test_a_lost_node_without_a_block_of_the_live_epoch_is_no_reason_for_a_recovery(bench: Bench) -> None:
+    await bench.deployment.deploy(Proposal(WITHOUT_C, "initial", 0))
+    bench.gateway.connected = {A, B}
+    await bench.recovery.recover()
+    assert bench.planner.asked == []
+    bench.deployment.broken = "a staged move failed"
+    await bench.recovery.recover()
+    assert bench.log.decisions()[0].reason == "a staged move failed"
+
+
 async def test_a_placement_that_violates_privacy_is_recovered_from(bench: Bench) -> None:
     await bench.start()
     bench.view.adopt(three_node_config(trusted=[B]), frozenset(), bench.view.addresses)
@@ -148,8 +191,10 @@ async def test_a_node_that_returns_while_no_plan_is_possible_is_planned_with(ben
     await bench.start()
     bench.gateway.connected = {C}
     bench.planner.error = InfeasibleError("no trusted node is left")
+    bench.recovery.node_returned()  # before the outage: it counts only for who waits then
     recovering = asyncio.create_task(bench.recovery.recover())
     await asyncio.sleep(0.01)
+    assert len(bench.planner.asked) == 1
     bench.gateway.connected, bench.planner.error = {A, B, C}, None
     bench.recovery.node_returned()
     await recovering
@@ -210,6 +255,46 @@ async def test_a_refused_recovery_is_tried_again_and_after_a_while_requests_get_
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
 
 
+async def test_a_recovery_avoids_all_nodes_that_have_refused(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.planner.first = [(A,) * 8, (B,) * 8, (A,) * 8]
+    for node in (A, B):
+        bench.commands.answers["prepare", node] = CapacityError("the disk is full")
+    recovering = asyncio.create_task(bench.recovery.recover())
+    await until(lambda: asyncio.sleep(0, len(bench.planner.asked) > 3))
+    bench.commands.answers.clear()
+    await asyncio.wait_for(recovering, 10)
+    assert bench.planner.avoided[:4] == [frozenset(), {A}, {A, B}, {A, B}]
+
+
+def full_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the first step that is written to the log find a full disk."""
+    append, refusals = bench.log.append, [CapacityError("the disk is full")]
+
+    def append_or_refuse(*step: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        append(*step)
+
+    monkeypatch.setattr(bench.log, "append", append_or_refuse)
+
+
+async def test_a_full_disk_of_the_controller_is_no_reason_to_avoid_a_node(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    full_once(bench, monkeypatch)
+    await asyncio.wait_for(bench.recovery.recover(), 10)
+    assert (bench.live, bench.planner.avoided) == (WITHOUT_C, [frozenset(), frozenset()])
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    full_once(restarted, monkeypatch)
+    await restarted.recovery.resume()
+    assert (restarted.live, restarted.planner.avoided) == (WITHOUT_C, [])
+
+
 async def test_a_restarted_controller_deploys_the_last_committed_placement_again(
     bench: Bench, stored_model: StoredModel, tmp_path: Path
 ) -> None:
@@ -233,8 +318,34 @@ async def test_a_restarted_controller_plans_without_the_nodes_that_do_not_answer
     restarted = Bench(stored_model, tmp_path)
     restarted.gateway.connected = {A, B}
     await restarted.recovery.resume()
+    assert (restarted.planner.asked, restarted.planner.avoided) == ([(tuple(SPREAD), 0)], [frozenset()])
+    assert (restarted.live, restarted.deployment.live_number) == (WITHOUT_C, 2), "the old placement is not tried first"
+
+
+async def test_a_restarted_controller_plans_again_if_the_last_placement_breaks_a_rule_now(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.start()
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    restarted.view.adopt(three_node_config(), frozenset({C}), restarted.view.addresses)
+    await restarted.recovery.resume()
     assert restarted.planner.asked == [(tuple(SPREAD), 0)]
-    assert restarted.live == WITHOUT_C
+    assert (restarted.live, restarted.deployment.live_number) == (WITHOUT_C, 2)
+
+
+async def test_a_resumption_avoids_all_nodes_that_have_refused(
+    bench: Bench, stored_model: StoredModel, tmp_path: Path
+) -> None:
+    await bench.deployment.deploy(Proposal((A, A, C, C, C, C, C, A), "initial", 0))
+    bench.log.close()
+    restarted = Bench(stored_model, tmp_path)
+    restarted.planner.first = [(B,) * 8, (A,) * 8]
+    for node in (B, C):
+        restarted.commands.answers["prepare", node] = CapacityError("the disk is full")
+    await restarted.recovery.resume()
+    assert restarted.planner.avoided == [{C}, {B, C}]
+    assert restarted.live == (A,) * 8
 
 
 async def test_without_a_committed_epoch_there_is_nothing_to_resume(bench: Bench) -> None:

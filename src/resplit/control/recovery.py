@@ -68,12 +68,10 @@ class Recovery:
                     refused_since_s = refused_since_s or started_s
                     if time.monotonic() - refused_since_s > _UNAVAILABLE_AFTER_S:
                         self._gateway.set_unavailable(str(error))
-                    await asyncio.sleep(
-                        _RETRY_INTERVAL_S
-                    )  # there is no event, for example, for a registry that is back
+                    # There is no event, for example, for a registry that is back.
+                    await asyncio.sleep(_RETRY_INTERVAL_S)
                     continue
-                why = f"lost {', '.join(unreachable)}" if unreachable else reason
-                self._log_decision("; ".join(filter(None, [why, live.note])), started_s, live)
+                self._log_decision("; ".join(filter(None, [reason, live.note])), started_s, live)
             self._gateway.set_available()
 
     async def resume(self) -> None:
@@ -113,7 +111,7 @@ class Recovery:
         if live is None:
             return None
         if lost := self._view.lost_from(live.placement):
-            return f"{', '.join(lost)} lost"
+            return f"lost {', '.join(lost)}"
         return self._deployment.broken or self._view.rules.privacy_violation(live.placement)
 
     async def _plan(self, refused_by: frozenset[str]) -> Proposal:
