@@ -13,6 +13,7 @@ from resplit.errors import (
     ShardError,
     error_from_wire,
     http_status,
+    wire_message,
     wire_word,
 )
 
@@ -30,9 +31,11 @@ def test_an_error_that_crosses_the_wire_keeps_its_kind_and_message(kind: type[Re
 
 
 def test_a_refused_command_crosses_the_wire_with_its_reason() -> None:
-    arrived = error_from_wire(wire_word(CommandRefusedError("stale", "epoch 3 was aborted")), "epoch 3 was aborted")
+    error = CommandRefusedError("stale", "epoch 3 was aborted")
+    arrived = error_from_wire(wire_word(error), wire_message(error))
     assert isinstance(arrived, CommandRefusedError)
     assert arrived.reason == "stale"
+    assert str(arrived) == str(error) == "command refused (stale): epoch 3 was aborted"
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), TimeoutError()])

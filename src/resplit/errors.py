@@ -64,6 +64,7 @@ class CommandRefusedError(ResplitError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"command refused ({reason}): {detail}")
         self.reason = reason
+        self.detail = detail
 
 
 class ProposalRefusedError(ResplitError):
@@ -137,6 +138,11 @@ RECALLED = "recalled"  # the reason of a refusal: the pass had not begun, and ma
 def wire_word(error: Exception) -> str:
     """The word that a reply carries for `error`."""
     return error.reason if isinstance(error, CommandRefusedError) else kind_of(error).word
+
+
+def wire_message(error: Exception) -> str:
+    """What a reply says beside that word."""
+    return error.detail if isinstance(error, CommandRefusedError) else str(error)
 
 
 def error_from_wire(word: str, message: str) -> ResplitError:

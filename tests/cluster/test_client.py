@@ -27,13 +27,19 @@ def test_a_status_says_what_the_live_plan_does_not_keep() -> None:
 
 
 def test_a_status_names_a_wrong_clock_with_seconds_and_direction() -> None:
-    def shown(ahead_s: float) -> str:
-        node = NodeStatus("hub", 7, address="[::1]:7001", answers=True, drained=False, clock_ahead_s=ahead_s)
+    def shown(ahead_s: float, fault: str | None = None) -> str:
+        node = NodeStatus(
+            "hub", 7, address="[::1]:7001", answers=not fault, drained=False, fault=fault, clock_ahead_s=ahead_s
+        )
         return describe_status(replace(STATUS, nodes=(node,))).splitlines()[-1]
 
     assert shown(-6.04).endswith("  its clock is 6.0 s behind the controller's: set it (NTP)")
     assert shown(60).endswith("  its clock is 60.0 s ahead of the controller's: set it (NTP)")
     assert "clock" not in shown(0.5)
+    assert shown(-60, "its clock is wrong").endswith("  LOST: its clock is wrong"), "once is enough"
+    assert shown(-3, "it is faulty").endswith(
+        "  LOST: it is faulty  its clock is 3.0 s behind the controller's: set it (NTP)"
+    )
 
 
 def test_a_status_says_how_long_a_node_waits_for_its_quota() -> None:

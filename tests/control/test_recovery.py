@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from resplit.control import recovery as recovery_module
 from resplit.control.cluster_view import ClusterView
@@ -18,7 +20,7 @@ from resplit.control.log import EpochLog
 from resplit.control.recovery import Recovery
 from resplit.decide import Decision
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import CapacityError, InfeasibleError
+from resplit.errors import CapacityError, InfeasibleError, ShardError
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
 from resplit.wire.addresses import Address
@@ -83,6 +85,15 @@ async def bench(stored_model: StoredModel, tmp_path: Path, monkeypatch: pytest.M
     bench = Bench(stored_model, tmp_path)
     yield bench
     await bench.tasks.stop()
+
+
+async def until_asked(bench: Bench, times: int) -> None:
+    """Wait until that many plans were asked for."""
+
+    async def are_asked() -> bool:
+        return len(bench.planner.asked) >= times
+
+    await until(are_asked)
 
 
 async def test_while_the_live_epoch_can_serve_nothing_is_planned(bench: Bench) -> None:
@@ -249,7 +260,7 @@ async def test_a_refused_recovery_is_tried_again_and_after_a_while_requests_get_
     monkeypatch.setattr(recovery_module, "_UNAVAILABLE_AFTER_S", 0.0)
     await asyncio.sleep(0.05)
     assert bench.gateway.unavailable is not None
-    assert "the disk is full" in bench.gateway.unavailable
+    assert bench.gateway.unavailable == "beta cannot prepare a placement; the log of the controller says why"
     bench.commands.answers.clear()
     await asyncio.wait_for(recovering, 2)
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
@@ -293,6 +304,35 @@ async def test_a_full_disk_of_the_controller_is_no_reason_to_avoid_a_node(
     full_once(restarted, monkeypatch)
     await restarted.recovery.resume()
     assert (restarted.live, restarted.planner.avoided) == (WITHOUT_C, [])
+
+
+async def test_on_a_full_disk_one_line_names_the_file_and_requests_do_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    monkeypatch.setattr(recovery_module, "_UNAVAILABLE_AFTER_S", 0.0)
+    with capture_logs() as lines, full_disk(0):
+        recovering = asyncio.create_task(bench.recovery.recover())
+        await until_asked(bench, 4)
+        (line,) = [line for line in lines if line["log_level"] == "warning"]
+    assert "epochs.db: cannot be written (disk I/O error)" in line["error"]
+    assert bench.gateway.unavailable == "the controller cannot prepare a placement; the log of the controller says why"
+    await asyncio.wait_for(recovering, 2)
+    assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
+
+
+async def test_a_refusal_that_stays_the_same_is_logged_once(bench: Bench) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.commands.answers["prepare", B] = ShardError("registry /srv/shards: no answer")
+    with capture_logs() as lines:
+        recovering = asyncio.create_task(bench.recovery.recover())
+        await until_asked(bench, 4)
+        bench.commands.answers.clear()
+        await asyncio.wait_for(recovering, 2)
+    refused = [line["error"] for line in lines if line["event"].startswith("recovery was refused")]
+    assert refused == ["epoch 2 could not be prepared: registry /srv/shards: no answer"]
 
 
 async def test_a_restarted_controller_deploys_the_last_committed_placement_again(
@@ -362,6 +402,5 @@ async def test_a_resumption_is_tried_three_times_and_then_requests_get_the_reaso
     restarted.commands.answers["prepare", A] = CapacityError("the disk is full")
     await restarted.recovery.resume()
     assert restarted.live is None
-    assert restarted.gateway.unavailable is not None
-    assert "the disk is full" in restarted.gateway.unavailable
+    assert restarted.gateway.unavailable == "alpha cannot prepare a placement; the log of the controller says why"
     assert restarted.log.next_epoch() == 5

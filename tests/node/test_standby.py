@@ -5,16 +5,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from resplit.errors import CommandRefusedError
 from resplit.model.source import StoredModel
+from resplit.node import standby as standby_module
 from resplit.node.hosting import Hosting
+from resplit.shards import kept as kept_module
 from resplit.shards.kept import KeptShards
 from resplit.shards.keyring import Keyring
 from resplit.shards.packaging import package
 from resplit.shards.registry import Registry
+from resplit.status import StandbyState
 from resplit.wire.commands import Standby, Trust, WrappedShard, to_body
 from tests.support.in_process import InProcessCluster, in_process, until
 from tests.support.two_nodes import LATER, MIDDLE, commit, layer_bytes, prepare, take_caches, two_node_config
@@ -107,26 +111,64 @@ async def test_a_block_without_a_shard_is_refused(nodes: InProcessCluster) -> No
         await nodes.command("plain", "standby", body)
 
 
+class OwnDisk:
+    """A trusted node in this process that keeps shards in a folder of its own; commands are given to it directly."""
+
+    def __init__(self, model: StoredModel, folder: Path) -> None:
+        registry, keyring = Registry(f"memory://{uuid.uuid4().hex}"), Keyring(folder / "keyring.json")
+        package(model, registry, keyring)
+        self.entries = [keyring[block.name] for block in model.features(1)]
+        keys = {entry.shard: entry.key for entry in self.entries}
+        self.folder = folder / "kept"
+        self.hosting = Hosting(
+            "trusted", two_node_config(), KeptShards(registry, self.folder), lambda wrapped, shard: keys[shard]
+        )
+
+    async def stand_by(self, model: StoredModel, blocks: tuple[int, ...]) -> None:
+        """Have blocks kept ready, and wait until they are loaded."""
+        entries = {block: self.entries[block] for block in blocks}
+        shards = {block: WrappedShard(entry.shard, entry.sealed_bytes, b"") for block, entry in entries.items()}
+        await self.hosting.stand_by(Standby(blocks, model.spec, frozenset({0}), shards))
+
+        async def are_loaded() -> bool:
+            return self.state.blocks == blocks
+
+        await until(are_loaded, 30)  # blocks are loaded at low priority
+
+    @property
+    def state(self) -> StandbyState:
+        return self.hosting.standby.state(self.hosting.executor)
+
+
+@pytest.fixture
+async def own_disk(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[OwnDisk]:
+    node = OwnDisk(stored_model, tmp_path)
+    yield node
+    node.hosting.running().close()
+    await node.hosting.tasks.stop()
+
+
 async def test_the_end_of_trust_drops_private_stand_by_blocks_from_memory_and_disk_at_once(
-    stored_model: StoredModel, tmp_path: Path
+    own_disk: OwnDisk, stored_model: StoredModel
 ) -> None:
-    registry, keyring = Registry(f"memory://{uuid.uuid4().hex}"), Keyring(tmp_path / "keyring.json")
-    package(stored_model, registry, keyring)
-    entries = [keyring[block.name] for block in stored_model.features(1)]
-    keys = {entry.shard: entry.key for entry in entries}
-    kept = KeptShards(registry, tmp_path / "kept")
-    hosting = Hosting("trusted", two_node_config(), kept, lambda wrapped, shard: keys[shard])
-    shards = {block: WrappedShard(entries[block].shard, entries[block].sealed_bytes, b"") for block in (0, 2)}
-    await hosting.stand_by(Standby((0, 2), stored_model.spec, frozenset({0}), shards))
+    await own_disk.stand_by(stored_model, (0, 2))
+    assert own_disk.state.disk_bytes == sum(own_disk.entries[block].sealed_bytes for block in (0, 2))
+    await own_disk.hosting.trust(Trust(trusted=False, private=frozenset({0})))
+    running = own_disk.hosting.running()
+    assert running.engine.blocks == running.memory.standby == (2,)
+    assert {path.name for path in own_disk.folder.iterdir()} == {own_disk.entries[2].shard}
 
-    async def are_ready() -> bool:
-        return hosting.standby.state(hosting.executor).blocks == (0, 2)
 
-    await until(are_ready, 30)  # blocks are loaded at low priority
-    sizes = (entries[0].sealed_bytes, entries[2].sealed_bytes)
-    assert hosting.standby.state(hosting.executor).disk_bytes == sum(sizes)
-    await hosting.trust(Trust(trusted=False, private=frozenset({0})))
-    assert hosting.running().engine.blocks == hosting.running().memory.standby == (2,)
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {entries[2].shard}
-    hosting.running().close()
-    await hosting.tasks.stop()
+async def test_on_a_full_disk_blocks_stand_by_in_memory_and_are_kept_when_there_is_room(
+    own_disk: OwnDisk, stored_model: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby_module, "_AGAIN_AFTER_S", 0.01)
+    monkeypatch.setattr(kept_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    await own_disk.stand_by(stored_model, (2, 3))
+    assert own_disk.state.disk_bytes == 0
+    monkeypatch.undo()
+
+    async def are_kept() -> bool:
+        return own_disk.state.disk_bytes == sum(own_disk.entries[block].sealed_bytes for block in (2, 3))
+
+    await until(are_kept, 30)

@@ -275,7 +275,8 @@ def _describe_node(node: NodeStatus, names: tuple[str, ...]) -> str:
     if node.cores is not None and node.throttled:
         shown += f"  waits {node.throttled:.0%} for its quota of {node.cores:.2f} cores"
     answers = "" if node.answers else f"  LOST: {node.fault}" if node.fault else "  DOES NOT ANSWER"
-    clock = f"  {wrong}" if (wrong := wrong_clock(node.clock_ahead_s)) else ""
+    wrong = wrong_clock(node.clock_ahead_s)
+    clock = f"  {wrong}" if wrong and "clock" not in answers else ""  # where it is lost for its clock, that is said
     return f"  {node.node:10} pid {node.pid}  {node.address}  {_runs(names, node.blocks)}  {shown}{answers}{clock}"
 
 

@@ -321,6 +321,8 @@ class Deployment:
         )
         self.history.append(live)
         _log.info("epoch is live", epoch=route.epoch, action=proposal.action, prepare_s=round(prepare_s, 2))
+        if live.note:
+            _log.warning("the nodes cannot serve the whole demand within their ceilings", note=live.note)
         self.on_live(live)
         self.sessions_left(self._gateway.oldest_epoch())
         return live

@@ -66,10 +66,7 @@ def plan_without(
     If the other nodes cannot serve the whole demand within their ceilings, the ceilings rise, and then the plan is for
     the part that they can serve. The gateway refuses the rest.
     """
-    found = solve_best_effort(replace(without(problem, unused), current=current), _TIME_LIMIT_S, work_limit)
-    if found.note:
-        _log.warning("the nodes cannot serve the whole demand within their ceilings", note=found.note)
-    return found
+    return solve_best_effort(replace(without(problem, unused), current=current), _TIME_LIMIT_S, work_limit)
 
 
 def planned_for(

@@ -18,8 +18,8 @@ from resplit.errors import CapacityError, DataError, InfeasibleError, ProposalRe
 
 _log = structlog.get_logger(__name__)
 _RESUME_TRIES = 3  # a plan is outdated if another node is lost meanwhile
-# A refused recovery (another loss, a full disk, a registry outage) is tried again at this interval. After
-# `_UNAVAILABLE_AFTER_S`, requests fail with the reason instead of waiting.
+# A refused recovery (another loss, a full disk, a registry outage) is tried again after this interval, which doubles up
+# to four times. After `_UNAVAILABLE_AFTER_S`, requests fail with the reason instead of waiting.
 _RETRY_INTERVAL_S = 0.25
 _UNAVAILABLE_AFTER_S = 5.0
 _RETURN_TIMEOUT_S = 2.0  # a node that was only busy, or whose link dropped, answers again within this time
@@ -52,6 +52,7 @@ class Recovery:
         async with self._recovering:
             refused_since_s: float | None = None
             refused_by: frozenset[str] = frozenset()
+            logged, retry_s = "", _RETRY_INTERVAL_S
             while reason := self._outage_reason():
                 unreachable, started_s = self._view.unreachable, time.monotonic()
                 try:
@@ -60,16 +61,22 @@ class Recovery:
                     if await self._a_node_returns(unreachable) or not self._outage_reason():
                         continue
                     _log.error("no placement is possible: requests fail with the reason", reason=str(error))
-                    self._gateway.set_unavailable(str(error))
+                    self._gateway.set_unavailable(_told_to_clients(error))
                     return
                 except (ProposalRefusedError, CapacityError) as error:
-                    _log.warning("recovery was refused", error=str(error))
+                    cause = str(
+                        error.__cause__ or error
+                    )  # without the number of the epoch, which is a new one each time
+                    if cause != logged:
+                        _log.warning("recovery was refused, and is tried until it succeeds", error=str(error))
+                        logged = cause
                     refused_by |= _refused_by(error)
                     refused_since_s = refused_since_s or started_s
                     if time.monotonic() - refused_since_s > _UNAVAILABLE_AFTER_S:
-                        self._gateway.set_unavailable(str(error))
+                        self._gateway.set_unavailable(_told_to_clients(error))
                     # There is no event, for example, for a registry that is back.
-                    await asyncio.sleep(_RETRY_INTERVAL_S)
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(2 * retry_s, 4 * _RETRY_INTERVAL_S)
                     continue
                 self._log_decision("; ".join(filter(None, [reason, live.note])), started_s, live)
             self._gateway.set_available()
@@ -88,7 +95,7 @@ class Recovery:
                 await self._deploy_again(last)
             except (ProposalRefusedError, CapacityError, InfeasibleError, DataError) as error:
                 _log.error("the last placement cannot be resumed", reason=str(error))
-                self._gateway.set_unavailable(str(error))
+                self._gateway.set_unavailable(_told_to_clients(error))
 
     async def _deploy_again(self, committed: Proposal) -> None:
         placement, refused_by = committed.placement, frozenset[str]()
@@ -133,6 +140,14 @@ class Recovery:
         outcome = DecisionOutcome(live.epoch, plan_s=plan_s, prepare_s=live.prepare_s)
         with contextlib.suppress(CapacityError):  # a full disk must not make the recovery fail
             self._log.append_decision(Decision(time.time(), RECOVER, reason, outcome=outcome))
+
+
+def _told_to_clients(error: ResplitError) -> str:
+    """Why no request can be served. What nodes and disks say is for the log only, because it names folders."""
+    if isinstance(error, InfeasibleError):
+        return str(error)
+    who = ", ".join(sorted(_refused_by(error))) or "the controller"
+    return f"{who} cannot prepare a placement; the log of the controller says why"
 
 
 def _refused_by(error: ResplitError) -> frozenset[str]:

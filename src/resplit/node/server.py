@@ -19,7 +19,7 @@ from grpclib.server import Stream
 from pydantic_core import to_json
 
 from resplit.config import ClusterConfig
-from resplit.errors import CommandRefusedError, DataError, ResplitError, wire_word
+from resplit.errors import CommandRefusedError, DataError, ResplitError, wire_message, wire_word
 from resplit.model.engines import preload
 from resplit.node.agent import Agent
 from resplit.process.cancellation import VitalTasks, until_stopped
@@ -203,7 +203,7 @@ class NodeService(NodeBase):  # type: ignore[misc]  # generated code has no type
         except ResplitError as error:
             self._count(error)
             await self._bear(caller_of(stream))
-            await stream.send_message(CommandReply(error=str(error), error_kind=wire_word(error)))
+            await stream.send_message(CommandReply(error=wire_message(error), error_kind=wire_word(error)))
 
     async def Report(self, stream: ServedCall) -> None:  # noqa: N802
         """Answer with the node's state and its telemetry rows since the last report."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as Pool
 from functools import partial
 
@@ -16,7 +16,7 @@ import structlog
 from resplit.errors import ResplitError
 from resplit.node.executor import Executor
 from resplit.process.cancellation import VitalTasks, to_its_end
-from resplit.shards.kept import KeptShards
+from resplit.shards.kept import DiskFullError, KeptShards
 from resplit.shards.sealing import open_shard
 from resplit.status import StandbyState
 from resplit.wire.commands import Standby, WrappedShard
@@ -25,6 +25,7 @@ _log = structlog.get_logger(__name__)
 # To make a block ready takes so many times its own time until the next one begins: it is not urgent, and passes and
 # messages of this node are late meanwhile.
 REST = 3.0
+_AGAIN_AFTER_S = 30.0  # what failed, for example on a full disk, is tried again so much later
 
 
 class StandbyBlocks:
@@ -84,14 +85,30 @@ class StandbyBlocks:
         )
 
     async def _keep_ready(self, command: Standby, executor: Executor) -> None:
-        """Make one block after another ready, unless a newer command comes."""
+        """Make the blocks of a command ready, unless a newer one comes. While a disk is full, that is tried again."""
         try:
             await self._in_turn(command, lambda: self._shards.keep_only({s.name for s in command.shards.values()}))
-            for block in command.blocks:
-                took_s = await self._in_turn(command, partial(self._make_ready, executor, block, command.shards[block]))
-                await asyncio.sleep(REST * took_s)
+            not_kept = await self._make_all_ready(command, executor, command.blocks)
+            for error in list(not_kept.values())[:1]:
+                _log.warning("stand-by blocks are not kept on disk", blocks=list(not_kept), error=str(error))
+            while not_kept and self._command is command:
+                await asyncio.sleep(_AGAIN_AFTER_S)
+                not_kept = await self._make_all_ready(command, executor, list(not_kept))
         except ResplitError as error:  # the next epoch can do without
             _log.warning("a stand-by block is not ready", error=str(error))
+
+    async def _make_all_ready(
+        self, command: Standby, executor: Executor, blocks: Sequence[int]
+    ) -> dict[int, DiskFullError]:
+        """Make one block after another ready. Returns those for which the disk has no room."""
+        not_kept: dict[int, DiskFullError] = {}
+        for block in blocks:
+            try:
+                took_s = await self._in_turn(command, partial(self._make_ready, executor, block, command.shards[block]))
+                await asyncio.sleep(REST * took_s)
+            except DiskFullError as error:
+                not_kept[block] = error
+        return not_kept
 
     async def _in_turn(self, command: Standby, work: Callable[[], None]) -> float:
         """Work in the loader's thread, unless a newer command came. An epoch waits for one piece of work at most.
@@ -112,11 +129,19 @@ class StandbyBlocks:
             self._processor_s += time.thread_time() - begun_s
 
     def _make_ready(self, executor: Executor, block: int, shard: WrappedShard) -> None:
-        """Have a shard on disk, and load it if there is room."""
+        """Have a shard on disk, and load it if memory has room. DiskFullError if the disk has none."""
         if not self._may_hold(block):
             return
-        self._fetched_bytes += self._shards.fetch(shard.name, shard.sealed_bytes)
+        try:
+            self._fetched_bytes += self._shards.fetch(shard.name, shard.sealed_bytes)
+        except DiskFullError:
+            self._load(executor, block, shard)
+            raise
         self._kept_bytes = self._shards.kept_bytes
+        self._load(executor, block, shard)
+
+    def _load(self, executor: Executor, block: int, shard: WrappedShard) -> None:
+        """Load a block if memory has room and the node may hold it."""
         if block not in executor.engine.blocks and executor.memory.has_room_for(block):
             content = open_shard(self._shards.get(shard.name, shard.sealed_bytes), self._unwrap(shard.key, shard.name))
             if executor.memory.stand_by(block, content, lambda: self._may_hold(block)):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from resplit.errors import ShardError
 from resplit.shards.registry import Registry
+from resplit.units import shown_bytes
+
+
+class DiskFullError(ShardError):
+    """There is no room for a shard in the folder. It may still be read."""
 
 
 class KeptShards:
@@ -33,10 +39,13 @@ class KeptShards:
         return self._registry.get(name, size_bytes, within_s)
 
     def fetch(self, name: str, size_bytes: int) -> int:
-        """Keep a shard. Returns the bytes that were fetched for it; ShardError if it cannot be fetched or stored."""
+        """Keep a shard. Returns the bytes that were fetched for it; ShardError if it cannot be fetched or stored.
+
+        DiskFullError if there is no room for it: then nothing is fetched.
+        """
         if self._kept is None or self._folder is None or self._kept.has(name, size_bytes):
             return 0
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_room_sure(self._folder, size_bytes)
         self._kept.put(self._registry.get(name, size_bytes))
         return size_bytes
 
@@ -56,3 +65,15 @@ class KeptShards:
         if self._folder is None or not self._folder.is_dir():
             return []
         return [name for name in os.listdir(self._folder) if not name.startswith(".")]
+
+
+def _make_room_sure(folder: Path, size_bytes: int) -> None:
+    """Make the folder; ShardError if that is not possible, DiskFullError if a shard of this size has no room there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ShardError(f"{folder}: no shard can be kept there ({error.strerror}); check its permissions") from None
+    if free_bytes < size_bytes:
+        needed, free = shown_bytes(size_bytes), shown_bytes(free_bytes)
+        raise DiskFullError(f"{folder}: there is no room to keep a shard of {needed}, {free} are free; make room there")
