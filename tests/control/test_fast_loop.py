@@ -7,26 +7,23 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from resplit import planner
-from resplit.control import fast_loop as fast_loop_module
 from resplit.control.controller import Controller
-from resplit.control.fast_loop import concern_links
 from resplit.decide import Decision, History, PastMove, Settings
 from resplit.errors import CapacityError
-from resplit.estimate import Change
 from resplit.policies import Occasion, Situation, make_policy
 from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
 from tests.support.constant_passes import LAYER_S, constant_model, serve
 from tests.support.controllers import FIRST, SECOND, slow_to_prepare
 from tests.support.in_process import InProcessCluster, deploy, until
 from tests.support.latest_problem import problem_of
-from tests.support.three_nodes import A, B, C
+from tests.support.three_nodes import B, C
 
 SETTINGS = Settings(horizon_s=600.0, cooldown_s=1e6)
 RESPLIT = make_policy("resplit")
@@ -93,35 +90,6 @@ async def test_a_change_that_is_detected_while_another_one_is_decided_on_is_deci
     (decision,) = decisions(placed)
     assert decision.seen == ("beta became 50 times slower", "gamma became 20 times slower")
     assert policy.questions == 2
-
-
-async def test_a_move_away_from_a_link_waits_for_looks_at_links_in_doubt_but_not_for_ever(
-    placed: Controller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop, looked = placed.fast_loop, asyncio.Event()
-
-    async def measure(links: Sequence[tuple[str, str]]) -> None:
-        await looked.wait()
-
-    loop.measure = measure
-    monkeypatch.setattr(loop._estimate.links, "doubted", lambda: [(A, B)])
-    loop._look_into([(A, B)])
-    await asyncio.wait_for(loop._until_doubts_end(), 20)  # the look does not end
-    assert not loop._changes
-    waiting = asyncio.create_task(loop._until_doubts_end())
-    await asyncio.sleep(0.01)
-    assert not waiting.done()
-    loop._note([Change(0.0, f"the latency from {A} to {B}", "time", 1.0, 9.0, 0.1)])
-    await asyncio.wait_for(waiting, 20)
-    looked.set()
-    await until(lambda: asyncio.sleep(0, not loop._looks))
-
-
-async def test_a_change_concerns_links_unless_it_is_that_of_a_node(nodes: InProcessCluster) -> None:
-    posed = problem_of(nodes.config, nodes.features, FIRST)
-    node, link = (Change(0.0, subject, "time", 1.0, 9.0, 0.1) for subject in (B, f"the latency from {A} to {B}"))
-    assert not concern_links([node], posed)
-    assert concern_links([node, link], posed)
 
 
 class Overtaken:
@@ -202,20 +170,6 @@ async def test_nothing_is_kept_about_links_to_nodes_that_do_not_exist(placed: Co
     real = LinkRow(0.0, "delta", B, 64.0, 0.01, "active", emulated=True)
     placed.fast_loop.reported(TelemetryRows(links=(*links, real)), 0.0)
     assert {each.peer for each in placed.fast_loop.estimates().links if each.node == "delta"} == {B}
-
-
-async def test_a_recording_begins_with_the_cost_model_of_its_oldest_observation(
-    placed: Controller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = placed.fast_loop.recording()
-    assert whole.observations[0].cost == constant_model()
-    monkeypatch.setattr(fast_loop_module, "_OBSERVATIONS_KEPT", 5)
-    serve(placed, 20)  # more than are kept: the model itself was shown before them
-    kept = placed.fast_loop.recording()
-    assert kept.observations[0].cost == constant_model()
-    assert len(kept.observations[1:]) == 5
-    assert kept.changes() == []
-    assert kept.duration_s == kept.observations[-1].at_s - kept.observations[1].at_s
 
 
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import structlog
@@ -22,7 +19,9 @@ import structlog
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
+from resplit.control.looks import Looks
 from resplit.control.move_history import Moves
+from resplit.control.observations import Observations
 from resplit.control.planning import DEMAND_WINDOW_S, ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.cost.model import CostModel
@@ -52,14 +51,7 @@ _log = structlog.get_logger(__name__)
 _TIME_LIMIT_S, _READY_TIME_LIMIT_S = 0.15, 0.04
 MOST_PLANS = 3  # of one decision: while it is planned, more changes may be detected
 _PROBLEMS_KEPT = 64
-MEASURED_AGAIN_S = 0.3  # what is doubted is measured again at once, but not more often than this
-# A link that is still doubted is measured so many times, with pauses: what delays one message has passed then.
-LOOKS, BETWEEN_LOOKS_S = 3, 0.1
-# A move away from a link waits so long for what is known about others that are doubted. A radio that degrades takes all
-# links of its node, one detected after the other, and a move to another of them would have to be undone.
-SETTLE_S = 0.6
 _REPORTED_LATE_S = 0.5  # nodes are asked for the times of messages so often
-_OBSERVATIONS_KEPT = 20_000  # of a busy cluster, those of some minutes
 
 
 @dataclass(frozen=True)
@@ -72,10 +64,7 @@ class Armed:
 
 
 class FastLoop:
-    """The fast loop of one cluster. It decides only while it is armed.
-
-    `measure` has nodes measure links, and reports the results to `reported`.
-    """
+    """The fast loop of one cluster. It decides only while it is armed."""
 
     def __init__(
         self,
@@ -87,7 +76,6 @@ class FastLoop:
         moves: Moves,
         tasks: VitalTasks,
     ) -> None:
-        self.measure: Callable[[Sequence[tuple[str, str]]], Coroutine[Any, Any, None]] = _measure_nothing
         self._view = view
         self._planner = planner
         self._deployment = deployment
@@ -97,15 +85,12 @@ class FastLoop:
         self._moves = moves
         self._tasks = tasks
         self._estimate = ClusterEstimate(view.rules.features, view.cluster.source)
+        self.looks = Looks(self._estimate.links.doubted, tasks)
         self._uncertainty = 0.0  # of the cost model
         self._armed: Armed | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
         self._changed = asyncio.Event()
-        self._observations: deque[Observation] = deque()
-        self._cost_before: CostModel | None = None  # that of the oldest observation
-        self._measured_s: dict[str, float] = {}
-        self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
-        self._looks: set[asyncio.Task[None]] = set()
+        self._observations = Observations()
         self._rng = np.random.default_rng(0)
         self.posed: dict[int, Problem] = {}  # by the epoch that was deployed for it, the latest ones
 
@@ -128,12 +113,7 @@ class FastLoop:
 
     def recording(self) -> Recording:
         """What the detector was shown in the last minutes, since a cost model was set."""
-        if self._cost_before is None:
-            observations = tuple(itertools.dropwhile(lambda seen: seen.cost is None, self._observations))
-        else:
-            begun = Observation(self._observations[0].at_s, cost=self._cost_before)
-            observations = (begun, *self._observations)
-        return Recording(self._view.rules.features, self._view.cluster.source, observations)
+        return Recording(self._view.rules.features, self._view.cluster.source, self._observations.since_model())
 
     def passed(self, done: PassTime) -> None:
         """Take the times of a pass. A pass that ran while blocks were loaded says nothing about the time after it."""
@@ -141,7 +121,7 @@ class FastLoop:
             return
         self._show(Observation(done.at_s, done=done))
         if suspects := self._estimate.suspects(done):
-            self._look_into(both_ways(suspects))
+            self.looks.at_links(both_ways(suspects))
 
     def reported(self, rows: TelemetryRows, time_s: float) -> None:
         """Take the new rows of a node, reported at `time_s` of its clock: the newest about itself, and all its probes.
@@ -154,7 +134,7 @@ class FastLoop:
             background = last.cpu_utilization - last.own_utilization
             self._show(Observation(now_s, node=NodeSeen(last.node, last.reference_s, background)))
             if self._estimate.doubts(last.node):
-                self._measure_again(last.node, [(last.node, last.node)])
+                self.looks.at_node(last.node)
         if now_s - _REPORTED_LATE_S <= self._deployment.disturbed_until_s:
             return
         known = self._view.addresses  # what is said about links to others would be kept for ever
@@ -162,42 +142,11 @@ class FastLoop:
         for row in probes:
             at_s = now_s - min(max(time_s - row.time_s, 0.0), _REPORTED_LATE_S)
             self._show(Observation(at_s, link=LinkSeen(row.node, row.peer, row.payload_bytes, row.seconds)))
-        self._look_into(both_ways(self._estimate.links.doubted()))
+        self.looks.at_links(both_ways(self._estimate.links.doubted()))
 
     def _show(self, seen: Observation) -> None:
-        self._observations.append(seen)
-        while len(self._observations) > _OBSERVATIONS_KEPT:
-            self._cost_before = self._observations.popleft().cost or self._cost_before
+        self._observations.add(seen)
         self._note(show(self._estimate, seen))
-
-    def _measure_again(self, what: str, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now. A link from a node to itself stands for the node."""
-        now_s = time.monotonic()
-        if links and now_s >= self._measured_s.get(what, -math.inf) + MEASURED_AGAIN_S:
-            self._measured_s[what] = now_s
-            self._tasks.spawn(self.measure(links), f"measure {what}")
-
-    def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
-        """Measure links now, unless that is under way, and again while the detector is in doubt about them."""
-        new = [link for link in links if link not in self._looked_into]
-        if new:
-            self._looked_into.update(new)
-            look = self._tasks.spawn(self._look_repeatedly(new), "measure links")
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
-
-    async def _look_repeatedly(self, links: Sequence[tuple[str, str]]) -> None:
-        left = list(links)
-        try:
-            for _ in range(LOOKS):
-                await self.measure(left)
-                doubted = set(self._estimate.links.doubted())
-                left = [link for link in left if link in doubted]
-                if not left:
-                    return
-                await asyncio.sleep(BETWEEN_LOOKS_S)
-        finally:
-            self._looked_into.difference_update(links)
 
     async def run(self) -> None:
         """Decide after each detected change, until cancelled."""
@@ -263,17 +212,9 @@ class FastLoop:
 
     async def _until_doubts_end(self) -> None:
         """Wait for the looks at links in doubt, but not long, and not once one of them is known to have changed."""
-        until_s = time.monotonic() + SETTLE_S
-        while self._looks and not self._changes and self._estimate.links.doubted():
-            left_s = until_s - time.monotonic()
-            if left_s <= 0:
-                return
-            self._changed.clear()  # what was noted before is in `changes` already
-            changed = asyncio.create_task(self._changed.wait())
-            try:
-                await asyncio.wait({*self._looks, changed}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
+        if not self._changes:
+            self._changed.clear()  # it was set for changes that are decided on now
+            await self.looks.until_doubts_end(self._changed)
 
     def _keep_problem(self, epoch: int, problem: Problem) -> None:
         self.posed[epoch] = problem
@@ -335,7 +276,3 @@ def concern_links(changes: Sequence[Change], problem: Problem) -> bool:
 
 def _words(changes: Sequence[Change]) -> str:
     return "; ".join(map(str, changes))
-
-
-async def _measure_nothing(links: Sequence[tuple[str, str]]) -> None:
-    pass

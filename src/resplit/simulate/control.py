@@ -12,14 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from resplit.config import ClusterConfig
-from resplit.control.fast_loop import (
-    BETWEEN_LOOKS_S,
-    LOOKS,
-    MEASURED_AGAIN_S,
-    MOST_PLANS,
-    SETTLE_S,
-    concern_links,
-)
+from resplit.control.fast_loop import MOST_PLANS, concern_links
+from resplit.control.looks import BETWEEN_LOOKS_S, LOOKS, MEASURED_AGAIN_S, SETTLE_S
 from resplit.control.planning import DEMAND_WINDOW_S, plan_without, planned_for, without
 from resplit.control.rules import PlacementRules
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
