@@ -6,16 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resplit.control import deployment as deployment_module
-from resplit.control.cluster_view import ClusterView
-from resplit.control.deployment import Deployment
-from resplit.control.log import Aborted, Detail, Entry, EpochLog, EpochStep
+from resplit.control.log import Aborted, Detail, Entry, EpochStep
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import (
     CapacityError,
@@ -26,37 +23,22 @@ from resplit.errors import (
     ShardError,
 )
 from resplit.model.source import StoredModel
-from resplit.process.cancellation import VitalTasks
-from resplit.wire.addresses import Address
 from resplit.wire.commands import Abort, Clear, Commit, NodeCommand, Prepare, Recall, Release, Reply
 from resplit.wire.routes import Route
 from tests.support.in_process import until
-from tests.support.recording_control import RecordingCommands, RecordingGateway
+from tests.support.recording_control import RecordedDeployment
 from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
 
 FULL = CommandRefusedError("insufficient_memory", "no room beside the old blocks")
 
 
-@dataclass
-class Bench:
-    """A deployment with stand-ins for all that it uses, and the events in their order."""
+class Bench(RecordedDeployment):
+    """A deployment whose outages are counted."""
 
-    model: StoredModel
-    folder: Path
-    events: list[str] = field(default_factory=list)
-    outages: int = 0
-
-    def __post_init__(self) -> None:
-        config = three_node_config()
-        self.gateway = RecordingGateway({A, B, C}, self.events)
-        self.log = EpochLog(self.folder / "epochs.db")
-        self.commands = RecordingCommands(self.model, self.log, self.events)
+    def __init__(self, model: StoredModel, folder: Path) -> None:
+        super().__init__(model, folder)
+        self.outages = 0
         self.commands.on_fault = self.gateway.lose
-        self.tasks = VitalTasks()
-        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
-        gateway: Any = self.gateway
-        self.view = ClusterView(config, self.model, addresses, gateway)
-        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
         self.deployment.on_outage = self._outage
 
     def _outage(self) -> None:

@@ -14,10 +14,7 @@ import numpy as np
 import pytest
 
 from resplit.control import fast_loop as fast_loop_module
-from resplit.control.cluster_view import ClusterView
-from resplit.control.deployment import Deployment
 from resplit.control.fast_loop import MOST_PLANS, FastLoop, concern_links
-from resplit.control.log import EpochLog
 from resplit.control.move_history import Moves
 from resplit.control.planning import DEMAND_WINDOW_S
 from resplit.decide import Decision, Ready, Settings, registry_bytes_per_s
@@ -28,15 +25,13 @@ from resplit.model.source import StoredModel
 from resplit.pass_times import PassTime
 from resplit.policies import Occasion, Situation
 from resplit.policies.base import keep, move
-from resplit.process.cancellation import VitalTasks
 from resplit.telemetry.rows import LinkRow, NodeRow, TelemetryRows
 from resplit.types import Problem
-from resplit.wire.addresses import Address
 from resplit.wire.commands import Recall
 from tests.support.constant_passes import constant_model
 from tests.support.in_process import until
 from tests.support.latest_problem import problem_of
-from tests.support.recording_control import RecordingCommands, RecordingGateway
+from tests.support.recording_control import RecordedDeployment
 from tests.support.three_nodes import SPREAD, TURNED, A, B, C, three_node_config
 
 SLOWER = Change(0.0, B, "time", 1.0, 9.0, 0.1)
@@ -98,25 +93,13 @@ class FixedPlanner:
         return replace(self.problem, current=current)
 
 
-class Gateway(RecordingGateway):
-    def rates(self) -> dict[str, Forecast]:
-        return RATES
-
-
-class Bench:
+class Bench(RecordedDeployment):
     """A fast loop over a real deployment; nodes, gateway, planner, readiness and policy are stand-ins."""
 
     def __init__(self, model: StoredModel, folder: Path) -> None:
-        config = three_node_config()
-        events: list[str] = []
-        self.log = EpochLog(folder / "epochs.db")
-        self.commands = RecordingCommands(model, self.log, events)
-        self.tasks = VitalTasks()
-        gateway: Any = Gateway({A, B, C}, events)
-        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
-        self.view = ClusterView(config, model, addresses, gateway)
-        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
-        self.planner = FixedPlanner(problem_of(config, self.view.rules.features, SPREAD))
+        super().__init__(model, folder)
+        self.gateway.expected = RATES
+        self.planner = FixedPlanner(problem_of(self.view.cluster, self.view.rules.features, SPREAD))
         self.readiness = FixedReadiness()
         self.moves = Moves(folder / "history.json")
         planner: Any = self.planner

@@ -197,6 +197,53 @@ async def test_a_node_that_joins_again_or_moves_is_watched_anew(watch: Watch) ->
 
 
 @watched
+async def test_a_node_that_joins_again_is_not_judged_by_how_slow_its_predecessor_was(watch: Watch) -> None:
+    watch.nodes["one"].delay_s = 0.5
+    await asyncio.sleep(5)
+    watch.hung.clear()
+    watch.nodes["one"] = FakeNode()
+    await asyncio.sleep(0.3)
+    watch.nodes["one"].awake.clear()
+    assert await watch.until(lambda: watch.hung == ["one"]) < 1.0
+
+
+@watched
+async def test_a_node_that_was_removed_gets_no_more_heartbeats(watch: Watch) -> None:
+    removed = watch.nodes.pop("one")
+    await asyncio.sleep(0.3)
+    removed.calls.clear()
+    await asyncio.sleep(2.0)
+    assert removed.calls == []
+
+
+class LosesCancellation(FakeNode):
+    """Its first call that is cancelled ends like one that failed."""
+
+    lost = False
+
+    async def echo(self, payload_bytes: int, timeout_s: float) -> Echo:
+        try:
+            return await super().echo(payload_bytes, timeout_s)
+        except asyncio.CancelledError:
+            if self.lost:
+                raise
+            self.lost = True
+            raise NodeLostError("cancelled") from None
+
+
+@watched
+async def test_a_heartbeat_whose_cancellation_was_lost_ends_too(watch: Watch) -> None:
+    node = LosesCancellation()
+    node.awake.clear()
+    beating = asyncio.create_task(Heartbeats(cast("Any", {"one": node}), watch.hung.append).run())
+    await asyncio.sleep(0.3)
+    beating.cancel()
+    ended, _ = await asyncio.wait({beating}, timeout=20)
+    assert node.lost
+    assert ended
+
+
+@watched
 async def test_a_silent_node_that_is_removed_no_longer_counts_as_silent(watch: Watch) -> None:
     watch.nodes["one"].awake.clear()
     await watch.until(lambda: watch.hung == ["one"])

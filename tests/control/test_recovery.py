@@ -14,18 +14,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from resplit.control import recovery as recovery_module
-from resplit.control.cluster_view import ClusterView
-from resplit.control.deployment import Deployment
-from resplit.control.log import EpochLog
 from resplit.control.recovery import Recovery
 from resplit.decide import Decision
 from resplit.epochs import RECOVER, Proposal
 from resplit.errors import CapacityError, InfeasibleError, ShardError
 from resplit.model.source import StoredModel
-from resplit.process.cancellation import VitalTasks
-from resplit.wire.addresses import Address
 from tests.support.in_process import until
-from tests.support.recording_control import RecordingCommands, RecordingGateway
+from tests.support.recording_control import RecordedDeployment
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
 
 WITHOUT_C = (A, A, B, B, B, B, B, A)
@@ -52,22 +47,13 @@ class FixedPlanner:
         return Proposal(self.first.pop(0) if self.first else self.placement, action, based_on, note=self.note)
 
 
-class Bench:
+class Bench(RecordedDeployment):
     """A recovery over a real deployment; nodes, gateway and planner are stand-ins."""
 
     def __init__(self, model: StoredModel, folder: Path) -> None:
-        config = three_node_config()
-        self.events: list[str] = []
-        self.gateway = RecordingGateway({A, B, C}, self.events)
-        self.log = EpochLog(folder / "epochs.db")
-        self.commands = RecordingCommands(model, self.log, self.events)
-        self.tasks = VitalTasks()
+        super().__init__(model, folder)
         self.planner = FixedPlanner()
-        gateway: Any = self.gateway
         planner: Any = self.planner
-        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
-        self.view = ClusterView(config, model, addresses, gateway)
-        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
         self.recovery = Recovery(self.view, self.deployment, planner, self.log)
 
     async def start(self) -> None:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from resplit.config import ClusterConfig
+from resplit.control.cluster_view import ClusterView
+from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import NodeCommands
+from resplit.estimate import Forecast
 from resplit.model.source import StoredModel
+from resplit.process.cancellation import VitalTasks
 from resplit.types import BlockFeatures
+from resplit.wire.addresses import Address
 from resplit.wire.commands import NodeCommand, Prepare, Reply, WrappedShard
 from resplit.wire.routes import Route
+from tests.support.three_nodes import A, B, C, three_node_config
 
 
 class RecordingCommands(NodeCommands):
@@ -65,6 +73,10 @@ class RecordingGateway:
     events: list[str]
     oldest: int = 0
     unavailable: str | None = None
+    expected: dict[str, Forecast] = field(default_factory=dict)
+
+    def rates(self) -> dict[str, Forecast]:
+        return self.expected
 
     def connected_nodes(self) -> set[str]:
         return self.connected
@@ -97,3 +109,19 @@ class RecordingGateway:
 
     def set_unavailable(self, reason: str) -> None:
         self.unavailable = reason
+
+
+class RecordedDeployment:
+    """The epochs of three nodes. Nodes and gateway are stand-ins, and `events` has what they were told, in order."""
+
+    def __init__(self, model: StoredModel, folder: Path) -> None:
+        config = three_node_config()
+        self.events: list[str] = []
+        self.gateway = RecordingGateway({A, B, C}, self.events)
+        self.log = EpochLog(folder / "epochs.db")
+        self.commands = RecordingCommands(model, self.log, self.events)
+        self.tasks = VitalTasks()
+        gateway: Any = self.gateway
+        addresses = {name: Address("127.0.0.1", 1) for name in config.node_names}
+        self.view = ClusterView(config, model, addresses, gateway)
+        self.deployment = Deployment(self.view, self.commands, self.log, self.tasks)
