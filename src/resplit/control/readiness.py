@@ -76,6 +76,9 @@ class Readiness:
                 self._wake.clear()
                 try:
                     self._renew()
+                    if self._told:  # a node that answers again has forgotten it, and there may be nothing left to plan
+                        await self._idle.wait()
+                        await self._tell()
                     while self._plans.left:
                         await self._plan_next()
                 except ResplitError as error:
