@@ -24,7 +24,7 @@ def served(placement: list[str], moved_s: float, recall: bool, staged: bool = Fa
     speeds = {"home": FAST_S, "far": SLOW_S}
     machines = {name: Machine(name, hardware(0.0, speeds[name]), ["layer", "layer"], agenda) for name in NODES}
     network = SimulatedNetwork(lambda one, other: None if one == other else LINK, np.random.default_rng(0))
-    gateway = SimulatedGateway(open_cluster(NODES), features, network, agenda)
+    gateway = SimulatedGateway(open_cluster(NODES), features, machines, network, agenda)
     old, new = (
         SimulatedRoute.of(epoch, nodes, machines, features, NODES, 4.0)
         for epoch, nodes in ((1, placement), (2, ["home", "home"]))

@@ -55,7 +55,9 @@ def latencies(
         name: Machine(name, each, ["layer"] * len(machines), agenda, service)
         for name, each in zip(names, machines, strict=True)
     }
-    gateway = SimulatedGateway(cluster, features, SimulatedNetwork(cluster.link, np.random.default_rng(0)), agenda)
+    gateway = SimulatedGateway(
+        cluster, features, built, SimulatedNetwork(cluster.link, np.random.default_rng(0)), agenda
+    )
     gateway.activate(SimulatedRoute.of(1, names, built, features, names, 4.0))
 
     def arrive(number: int) -> None:

@@ -7,7 +7,7 @@ recovering, ended. Tokens have no content here. Drafts and stop words are not si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 from resplit.config import ClusterConfig
@@ -19,8 +19,10 @@ from resplit.pass_times import PassTime, SegmentTime
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 from resplit.simulate.admission import Place, SimulatedAdmission
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.machines import Ran, Visit, segment_pass
+from resplit.simulate.machines import Machine, Ran, Visit, segment_pass
 from resplit.simulate.network import SimulatedNetwork
+from resplit.simulate.overheads import NO_OVERHEADS, Overheads
+from resplit.simulate.replication import Replication
 from resplit.simulate.sessions import SimulatedPass, SimulatedPreCopy, SimulatedRoute, SimulatedSession
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
@@ -33,7 +35,8 @@ _OK, _TOO_LONG, _BUSY, _TIMEOUT = 200, 400, 429, 504
 
 
 class SimulatedGateway:
-    """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass.
+    """All sessions of a cluster. `overhead_s` is what the gateway adds to each pass, `overheads` what the
+    processes of a cluster add besides.
 
     Caches that follow a move are `sent`, are there at once (`free`), or are computed again from the tokens
     (`recomputed`).
@@ -45,10 +48,12 @@ class SimulatedGateway:
         self,
         cluster: ClusterConfig,
         features: Sequence[BlockFeatures],
+        machines: Mapping[str, Machine],
         network: SimulatedNetwork,
         agenda: Agenda,
         overhead_s: float = 0.0,
         caches: Caches = "sent",
+        overheads: Overheads = NO_OVERHEADS,
     ) -> None:
         self.on_pass: Callable[[PassTime], None] | None = None
         self.on_settled: Callable[[], None] = lambda: None
@@ -61,6 +66,8 @@ class SimulatedGateway:
         self._agenda = agenda
         self._overhead_s = overhead_s
         self._caches = caches
+        self._overheads = overheads
+        self._replication = Replication(cluster, features, machines, network, agenda, overheads.background_traffic)
         self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
         self._sessions: dict[str, SimulatedSession] = {}
@@ -117,7 +124,14 @@ class SimulatedGateway:
             refuse=lambda: self._end(session, _BUSY),
         )
         self._agenda.after(self._cluster.limits.deadline, self._deadline, session)
-        self._admission.request(session.place)
+        self._later(self._overheads.request_s, self._admission.request, session.place)
+
+    def _later(self, delay_s: float, act: Callable[..., None], *given: object) -> None:
+        """Call `act(*given)` so many seconds from now; right now without a delay."""
+        if delay_s:
+            self._agenda.after(delay_s, act, *given)
+        else:
+            act(*given)
 
     def _admitted(self, session: SimulatedSession) -> None:
         self._sessions[session.name] = session
@@ -236,13 +250,13 @@ class SimulatedGateway:
         if self.on_pass is not None:
             tokens, segments = session.position - begin, tuple(done.segments)
             self.on_pass(PassTime(done.route.epoch, begin, tokens, now_s, took_s, segments, followed))
-        self._copy(session)
+        self._replication.advance(session)
         if session.made >= session.arrival.new_tokens:
             self._end(session, _OK)
         elif done.is_followed:
             self._ask_for_more(session)
         else:
-            self._next(session)
+            self._later(self._overheads.token_s, self._go_on, session, session.attempt)
 
     # --- follow-ups: passes that the node of the head begins itself
 
@@ -284,15 +298,10 @@ class SimulatedGateway:
         if attempt == session.attempt:
             session.follow_until = max(session.follow_until, until)
 
-    def _copy(self, session: SimulatedSession) -> None:
-        """Send caches to stand-by nodes every `copy_every` positions."""
-        every = self._cluster.limits.copy_every
-        if every and session.position - session.replica >= every:
-            session.replica = session.position
-
     def _end(self, session: SimulatedSession, status: int) -> None:
         """A request ends: its nodes free its caches."""
         session.ended = True
+        session.stop_copying()
         self._open -= 1
         if session.place is not None and status in (_OK, _TIMEOUT):
             self._admission.leave(session.place)

@@ -58,7 +58,8 @@ def segment_pass(
 
 
 class Machine:
-    """One node. `service` may change the node time of a batch: noise, or a random service time.
+    """One node. `service` may change the node time of a batch: noise, or a random service time. `batch_s` is what the
+    software adds to each batch.
 
     `busy_s` is the node time computed so far, without what background load added. `on_batch` gets each batch, its
     load, and by which factor it took longer than declared.
@@ -71,6 +72,7 @@ class Machine:
         kinds: Sequence[str],
         agenda: Agenda,
         service: Callable[[float], float] | None = None,
+        batch_s: float = 0.0,
     ) -> None:
         self.name = name
         self.hardware = hardware
@@ -80,6 +82,7 @@ class Machine:
         self._kinds = kinds
         self._agenda = agenda
         self._service = service
+        self._batch_s = batch_s
         self._waiting: list[Visit] = []
         self._running: Batch | None = None
         self._pace = ChunkPace()
@@ -132,7 +135,9 @@ class Machine:
         node_s = declared_s if self._service is None else self._service(declared_s)
         background = self.hardware.background_utilization
         self._running = batch
-        self._agenda.after(node_s / (1 - background), self._end, batch, load, declared_s, node_s, background)
+        self._agenda.after(
+            self._batch_s + node_s / (1 - background), self._end, batch, load, declared_s, node_s, background
+        )
 
     def _next_batch(self) -> Batch:
         """Take the next batch of the waiting passes."""

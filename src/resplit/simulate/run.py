@@ -19,6 +19,7 @@ from resplit.decide.state import Placement
 from resplit.epochs import Proposal
 from resplit.errors import ConfigError, InfeasibleError
 from resplit.node.emulation import Hardware
+from resplit.node.probe import ECHO_BYTES, PERIOD_S, probed
 from resplit.phases import Phase, declared_phase, phases_of, problem_in
 from resplit.planner.best_effort import solve_best_effort
 from resplit.policies import Policy, make_policy
@@ -35,6 +36,7 @@ from resplit.simulate.gateway import Caches, SimulatedGateway
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.noise import normals
+from resplit.simulate.overheads import NO_OVERHEADS, Overheads
 from resplit.simulate.reports import Noise, Reports
 from resplit.types import BlockFeatures, Problem
 from resplit.workload import Arrival
@@ -53,6 +55,7 @@ class Physics:
     the time of a batch, and `profile_error` that of the cost model with which a run begins. Batches take `batch_factor`
     times as long as declared: not 1 if a run is replayed whose nodes took longer. A node that comes back can be used
     `start_s` later. With `kv_transfer`, the caches of sessions follow a move; else they are computed again.
+    `overheads` are what the processes of a cluster add.
     """
 
     hop_s: float = 0.001
@@ -62,6 +65,7 @@ class Physics:
     profile_error: float = 0.01
     start_s: float = 2.0
     kv_transfer: bool = True
+    overheads: Overheads = NO_OVERHEADS
     loading: Loading = field(default_factory=Loading)
     noise: Noise = field(default_factory=Noise)
 
@@ -116,21 +120,25 @@ class _SimulatedCluster:
         free_moves: bool = False,
     ) -> None:
         self._cluster, self._features, self._scenario, self._seed = cluster, features, scenario, seed
-        self._physics = physics
+        self._physics, overheads = physics, physics.overheads
         self._loop = loop
         self._agenda = agenda = Agenda()
         streams = [np.random.default_rng((seed, number)) for number in range(5)]
         network_rng, machine_rng, report_rng, profile_rng, policy_rng = streams
-        self._network = network = SimulatedNetwork(cluster.link, network_rng, physics.hop_s)
+        self._network = network = SimulatedNetwork(
+            cluster.link, network_rng, physics.hop_s, overheads.background_traffic
+        )
         kinds = [feature.kind for feature in features]
         varies = physics.batch_error or physics.batch_factor != 1.0
         service = _noisy(machine_rng, physics.batch_error, physics.batch_factor) if varies else None
         self._machines = machines = {
-            node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service)
+            node.name: Machine(node.name, _hardware(node.name, cluster), kinds, agenda, service, overheads.batch_s)
             for node in cluster.nodes
         }
         caches: Caches = "free" if free_moves else "sent" if physics.kv_transfer else "recomputed"
-        self._gateway = gateway = SimulatedGateway(cluster, features, network, agenda, physics.pass_s, caches)
+        self._gateway = gateway = SimulatedGateway(
+            cluster, features, machines, network, agenda, physics.pass_s, caches, overheads
+        )
         rules = PlacementRules(cluster, features)
         self._deployment = SimulatedDeployment(rules, machines, gateway, network, agenda, physics.loading, _TOKEN_BYTES)
         reports = self._reports(report_rng) if policy.asked & {"tick", "change"} else None
@@ -164,6 +172,8 @@ class _SimulatedCluster:
         self._schedule_changes(problem)
         self._control.start()
         agenda.after(_SAMPLE_S, self._sample_use)
+        if self._physics.overheads.background_traffic:
+            agenda.after(PERIOD_S, self._probe_links, 0)
         self._arrive(iter(enumerate(arrivals)))
         agenda.run(scenario.duration)
         self._control.stop()
@@ -237,6 +247,16 @@ class _SimulatedCluster:
         elif up and not machine.alive:
             machine.alive = True
             self._agenda.after(self._physics.start_s, self._control.returned, name)
+
+    def _probe_links(self, turn: int) -> None:
+        """Each machine sends a large message to one other, each time to the next one."""
+        up = [name for name, machine in self._machines.items() if machine.alive]
+        for name in up:
+            peers = [other for other in self._machines if other != name]
+            for peer in probed(peers, turn)[1]:
+                if self._machines[peer].alive:
+                    self._network.probe(name, peer, ECHO_BYTES[1], self._agenda.now_s)
+        self._agenda.after(PERIOD_S, self._probe_links, turn + 1)
 
     # --- the record
 

@@ -11,6 +11,7 @@ from resplit.privacy import exposed_blocks
 from resplit.session_records import SessionMove
 from resplit.simulate.admission import Place
 from resplit.simulate.machines import Machine, segment_pass
+from resplit.simulate.network import BackgroundTransfer
 from resplit.types import BlockFeatures, Segment, segments_of
 from resplit.workload import Arrival
 
@@ -94,10 +95,20 @@ class SimulatedSession:
     private_ok: bool = True
     precopy: SimulatedPreCopy | None = None
     replica: int = 0  # positions of its caches that stand-by nodes hold
+    stand_bys: dict[int, str] = field(default_factory=dict)  # the node of each block's replica
+    copied_to: int = 0  # positions that the replicas hold once what is `copying` has arrived
+    copying: list[tuple[tuple[str, str], BackgroundTransfer]] = field(default_factory=list)  # with its two nodes
     _decodes: list[SegmentPass] = field(default_factory=list)
+
+    def stop_copying(self) -> None:
+        """Send no more replicas."""
+        for _, transfer in self.copying:
+            transfer.cancel()
+        self.copying = []
 
     def enter(self, route: SimulatedRoute) -> None:
         """Use `route` from the next pass on."""
+        self.stop_copying()
         self.route, self.precopy, self.recalled, self._decodes = route, None, False, []
         if self.epochs[-1:] != [route.epoch]:
             self.epochs.append(route.epoch)
