@@ -280,6 +280,62 @@ def test_a_text_or_a_conversation_can_be_tokenized(server, text: Text) -> None:
     assert HTTP.post(f"{server[0]}/tokenize", json={}).status_code == 400
 
 
+def test_token_ids_become_a_text(server, text: Text) -> None:
+    def answered(tokens: list[int]) -> httpx.Response:
+        return HTTP.post(f"{server[0]}/detokenize", json={"model": "tiny-random-llama", "tokens": tokens})
+
+    assert answered(list(text.encode(PROMPT))).json() == {"prompt": PROMPT}
+    unknown, long = answered([text.vocabulary]), answered([1] * 5000)
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "tokens")
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+# What clients and benchmarks of vLLM and llama.cpp send even where it changes nothing.
+HABITS = {
+    "repetition_penalty": 1.0,
+    "repeat_penalty": 1.0,
+    "length_penalty": 1.0,
+    "typical_p": 1.0,
+    "min_tokens": 0,
+    "use_beam_search": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "prompt_logprobs": None,
+    "truncate_prompt_tokens": None,
+    "cache_prompt": True,
+    "cache_salt": "a",
+    "request_id": "a",
+    "priority": 1,
+}
+
+
+def test_what_clients_of_other_servers_always_send_changes_nothing(server) -> None:
+    base = {"model": "tiny-random-llama", "max_tokens": 5}
+    stream = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": False}}
+    chat_habits = {"echo": False, "add_generation_prompt": True, "continue_final_message": False}
+    chat_habits |= {"add_special_tokens": False, "chat_template": None, "chat_template_kwargs": {}}
+    cases = [
+        ("/v1/completions", {"prompt": PROMPT}, {"add_special_tokens": True}, "text"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the fox"}]}, chat_habits, "message"),
+    ]
+    for path, asked, habits, key in cases:
+        plain, other = (HTTP.post(server[0] + path, json=base | asked | more).json() for more in ({}, HABITS | habits))
+        assert plain["choices"][0][key] == other["choices"][0][key]
+        assert HTTP.post(server[0] + path, json=base | asked | HABITS | habits | stream).status_code == 200
+
+
+def test_the_end_of_a_chat_can_be_ignored_but_not_the_end_of_a_form(server) -> None:
+    body = {"model": "tiny-random-llama", "messages": [{"role": "user", "content": "the fox"}], "ignore_eos": True}
+    engine = server[1]
+    engine.seen.clear()
+    answer = HTTP.post(f"{server[0]}/v1/chat/completions", json=body | {"max_tokens": 12})
+    assert (answer.status_code, engine.seen[-1].stop_ids) == (200, frozenset())
+    refused = HTTP.post(f"{server[0]}/v1/chat/completions", json=body | {"response_format": {"type": "json_object"}})
+    assert refused.status_code == 400
+    assert "'ignore_eos' cannot be combined" in refused.json()["error"]["message"]
+
+
 def test_a_stream_consists_of_server_sent_events(server) -> None:
     body = {"model": "tiny-random-llama", "prompt": PROMPT, "max_tokens": 3, "stream": True}
     answer = HTTP.post(f"{server[0]}/v1/completions", json=body)

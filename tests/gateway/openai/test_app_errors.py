@@ -83,6 +83,12 @@ BAD_COMPLETIONS = {
     "presence_penalty": [-2.1],
     "ignore_eos": ["no"],
     "max_token": [5],
+    "repetition_penalty": [1.1, True],
+    "min_tokens": [3],
+    "use_beam_search": [True, 0],
+    "skip_special_tokens": [False],
+    "prompt_logprobs": [1],
+    "add_special_tokens": [False],
 }
 
 

@@ -18,13 +18,13 @@ from resplit.config import LimitsConfig
 from resplit.errors import ResplitError
 from resplit.gateway.engine import TokenEngine
 from resplit.gateway.openai.api_keys import ApiKeys
-from resplit.gateway.openai.bodies import ModelCard, ModelList, TokenizedPrompt
+from resplit.gateway.openai.bodies import DetokenizedPrompt, ModelCard, ModelList, TokenizedPrompt
 from resplit.gateway.openai.http_errors import RETRY_AFTER_S, http_error, response
 from resplit.gateway.openai.messages import MOST_LEVELS
 from resplit.gateway.openai.middleware import RequestIds, RequestLimits
 from resplit.gateway.openai.prometheus import RequestMetrics
 from resplit.gateway.openai.response_schemas import ResponseRequest
-from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
+from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from resplit.gateway.openai.service import Caller, CompletionService
 from resplit.gateway.openai.text import Text
 from resplit.strict_json import StrictRoute
@@ -143,6 +143,12 @@ async def tokenize(body: TokenizeRequest, service: _Service, caller: _Caller) ->
     """The token ids of a prompt or of a conversation."""
     ids = service.tokenize(body)
     return {"count": len(ids), "max_model_len": service.engine.context_tokens, "tokens": ids}
+
+
+@_router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, service: _Service, caller: _Caller) -> DetokenizedPrompt:
+    """The text of token ids, without special tokens."""
+    return {"prompt": service.detokenize(body)}
 
 
 @_router.get("/version")

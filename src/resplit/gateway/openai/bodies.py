@@ -37,6 +37,12 @@ class TokenizedPrompt(TypedDict):
     tokens: Sequence[int]
 
 
+class DetokenizedPrompt(TypedDict):
+    """The text of token ids, named as by vLLM."""
+
+    prompt: str
+
+
 class ErrorObject(TypedDict):
     """What was wrong, and with which parameter."""
 

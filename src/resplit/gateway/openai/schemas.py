@@ -111,6 +111,7 @@ class StreamOptions(StrictBody):
 
     include_usage: bool | None = None
     include_obfuscation: Any = None
+    continuous_usage_stats: Annotated[Any, Neutral(False)] = None
 
 
 class RequestNotes(StrictBody):
@@ -123,6 +124,10 @@ class RequestNotes(StrictBody):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
+    cache_prompt: Any = None
+    cache_salt: Any = None
+    request_id: Any = None
+    priority: Any = None
 
 
 class _Generation(RequestNotes):
@@ -146,6 +151,20 @@ class _Generation(RequestNotes):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[Float32, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=_MOST_BIASES)] | None = None
+    ignore_eos: bool | None = None
+
+    # Of other servers, whose clients and benchmarks send them in each request.
+    repetition_penalty: Annotated[Any, Neutral(1)] = None
+    repeat_penalty: Annotated[Any, Neutral(1)] = None
+    length_penalty: Annotated[Any, Neutral(1)] = None
+    typical_p: Annotated[Any, Neutral(1)] = None
+    min_tokens: Annotated[Any, Neutral(0)] = None
+    use_beam_search: Annotated[Any, Neutral(False)] = None
+    skip_special_tokens: Annotated[Any, Neutral(True)] = None
+    spaces_between_special_tokens: Any = None  # they are skipped
+    include_stop_str_in_output: Annotated[Any, Neutral(False)] = None
+    prompt_logprobs: Annotated[Any, Neutral()] = None
+    truncate_prompt_tokens: Annotated[Any, Neutral()] = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> _Generation:
@@ -204,11 +223,17 @@ class TokenizeRequest(StrictBody):
         return self
 
 
+class DetokenizeRequest(StrictBody):
+    """Body of POST /detokenize."""
+
+    model: Str | None = None
+    tokens: list[TokenId]
+
+
 class CompletionRequest(_Generation):
-    """Body of POST /v1/completions. `ignore_eos` and `return_token_ids` are extensions."""
+    """Body of POST /v1/completions. `return_token_ids` is an extension."""
 
     prompt: Prompts
-    ignore_eos: bool | None = None
     return_token_ids: bool | None = None
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -216,6 +241,7 @@ class CompletionRequest(_Generation):
     logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELY)] | None = None
 
     best_of: Annotated[Any, Neutral(1)] = None
+    add_special_tokens: Annotated[Any, Neutral(True)] = None
     suffix: Annotated[Any, Neutral("")] = None
 
     @model_validator(mode="after")
@@ -251,6 +277,12 @@ class ChatRequest(_Generation):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
 
+    echo: Annotated[Any, Neutral(False)] = None
+    add_special_tokens: Annotated[Any, Neutral(False)] = None
+    add_generation_prompt: Annotated[Any, Neutral(True)] = None
+    continue_final_message: Annotated[Any, Neutral(False)] = None
+    chat_template: Annotated[Any, Neutral()] = None
+    chat_template_kwargs: Annotated[Any, Neutral({})] = None
     functions: Annotated[Any, Neutral([])] = None
     function_call: Annotated[Any, Neutral("none", "auto")] = None
     modalities: Annotated[Any, Neutral(["text"])] = None
@@ -269,6 +301,12 @@ class ChatRequest(_Generation):
     def most_likely(self) -> int | None:
         """How many of the most likely tokens are wanted with log probabilities; None: none of both."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _a_form_ends_the_answer(self) -> ChatRequest:
+        if self.ignore_eos and (self.callable_tools() or self.response_format):
+            raise ValueError("'ignore_eos' cannot be combined with 'tools' or 'response_format', which end the answer")
+        return self
 
     @model_validator(mode="after")
     def _a_required_tool_exists(self) -> ChatRequest:

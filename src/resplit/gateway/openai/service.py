@@ -23,7 +23,7 @@ from resplit.gateway.openai.messages import Message
 from resplit.gateway.openai.prometheus import Stopwatch
 from resplit.gateway.openai.response_schemas import ResponseRequest
 from resplit.gateway.openai.responses import ResponseForm
-from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, TokenizeRequest
+from resplit.gateway.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from resplit.gateway.openai.special_tokens import texts
 from resplit.gateway.openai.template_input import TemplateTool
 from resplit.gateway.openai.text import Text
@@ -70,12 +70,20 @@ class CompletionService:
             self.check_model(body.model)
         return self._encode(body.prompt) if body.messages is None else self._encode_chat(body.messages)
 
+    def detokenize(self, body: DetokenizeRequest) -> str:
+        """The text of token ids; HTTPException (400) if one is unknown, or if no context has so many."""
+        if body.model is not None:
+            self.check_model(body.model)
+        self._check_ids(tuple(body.tokens), "tokens")
+        if len(body.tokens) > self.engine.context_tokens:
+            raise self._too_long(f"there are {len(body.tokens)}")
+        return self.text.decode(body.tokens)
+
     async def complete(self, body: CompletionRequest, caller: Caller, stopwatch: Stopwatch) -> Response:
         """Continue prompts, each a text or token ids."""
         self.check_model(body.model)
         prompts = [await self._prompt_ids(prompt) for prompt in body.prompt]
-        stop_ids = frozenset[int]() if body.ignore_eos else self.text.stop_ids
-        choices = self._choices(body, prompts, stop_ids, caller, stopwatch)
+        choices = self._choices(body, prompts, caller, stopwatch)
         if body.echo:
             texts = [each if isinstance(each, str) else self.text.decode(each) for each in body.prompt]
             each_text = [text for text in texts for _ in range(body.n or 1)]
@@ -109,7 +117,7 @@ class CompletionService:
         self.check_model(body.model)
         prompt = self._encode_chat(body.messages, body.callable_tools())
         self._check_ids(prompt, "messages")
-        choices = self._choices(body, [prompt], self.text.stop_ids, caller, stopwatch)
+        choices = self._choices(body, [prompt], caller, stopwatch)
         form = self.text.tool_form
         if lark := body.lark(form):
             grammar = await asyncio.to_thread(self.grammars.compiled, lark)
@@ -127,7 +135,6 @@ class CompletionService:
         self,
         body: CompletionRequest | ChatRequest,
         prompts: Sequence[tuple[int, ...]],
-        stop_ids: frozenset[int],
         caller: Caller,
         stopwatch: Stopwatch,
     ) -> list[Choice]:
@@ -136,6 +143,7 @@ class CompletionService:
         self._check_ids(tuple(body.stop_token_ids or ()), "stop_token_ids")
         deadline_s = caller.deadline_s - (time.monotonic() - stopwatch.arrival_s)
         sampling = body.sampling()
+        stop_ids = frozenset[int]() if body.ignore_eos else self.text.stop_ids
         found: list[Choice] = []
         for prompt in prompts:
             request = GenerationRequest(
