@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from resplit.process.garbage import freeze_startup_objects
+from tests.support.alone import machine
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,15 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of the shared cluster last: while it runs, it takes a part of the processor."""
     items.sort(key=lambda item: "shared_cluster" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test marked `alone` while no other process of this pytest runs a test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with machine(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def test_an_experiment_finds_no_broken_promise(name: str, tmp_path: Path) -> Non
     assert broken(asyncio.run(experiment(name)(SHORT[name], tmp_path))) == []
 
 
+@pytest.mark.alone  # it has to notice losses in time
 async def test_killed_nodes_break_no_promise(cluster: Cluster, unsplit_model: torch.nn.Module) -> None:
     expected = expected_tokens(unsplit_model, NEW_TOKENS)
     assert broken(await kill_nodes(cluster, expected, 2)) == []

@@ -162,7 +162,7 @@ while True:
 _ASK = """
 import socket, sys, time
 begun_s = time.monotonic()
-connection = socket.create_connection((sys.argv[1], 7000), 10)
+connection = socket.create_connection((sys.argv[1], 7000), float(sys.argv[2]))
 print(time.monotonic() - begun_s)
 begun_s = time.monotonic()
 connection.sendall(b"?")
@@ -183,12 +183,13 @@ def test_a_connection_between_two_namespaces_takes_a_round_trip_and_nothing_pass
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == b"ready\n"
-            ask = _within("left", _ASK, address(1))
+            ask = _within("left", _ASK, address(1), "10")
             connected_s, answered_s = map(float, subprocess.run(ask, capture_output=True, check=True).stdout.split())
             assert connected_s >= 0.040
             assert answered_s >= 0.040
             network.shape(NODES, Shape(0.020, 1e6, loss=1.0))
-            assert subprocess.run(ask, capture_output=True, check=False).returncode != 0
+            ask = _within("left", _ASK, address(1), "2")
+            assert b"TimeoutError" in subprocess.run(ask, capture_output=True, check=False).stderr
         finally:
             server.kill()
     network.stop()

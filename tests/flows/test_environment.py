@@ -41,57 +41,80 @@ def test_preparing_makes_the_state_folder_and_keeps_variables_that_are_set(tmp_p
     assert (tmp_path / ".resplit").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("work", "status"),
-    [("interrupt()", -signal.SIGINT), ("from flows.command import run_command; run_command(interrupt)", 130)],
-)
-def test_an_interruption_ends_a_flow_without_a_traceback(work: str, status: int, tmp_path: Path) -> None:
-    interrupt = "import os, signal; interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)"
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` has it ignored
-    code = f"{heard}; from flows.environment import prepare; prepare(); {interrupt}; {work}"
+def test_an_interruption_before_a_flow_begins_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    heard = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` ignores it
+    code = f"{heard}; from flows.environment import prepare; prepare(); os.kill(os.getpid(), signal.SIGINT)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (status, "")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize("interrupted", ["os.kill(os.getpid(), signal.SIGTERM)", "raise TerminationSignal(15)"])
-def test_an_interrupted_flow_ends_without_a_traceback_although_its_orderly_end_fails(
-    interrupted: str, tmp_path: Path
-) -> None:
-    code = f"""
-import os, signal
-from prefect.exceptions import TerminationSignal  # what SIGTERM raises in a flow
+FULL_DISK = "No space left on device; make room there, and start again\n"
+# What happens in a flow; then the status of its process and all that it says.
+ENDS = {
+    "it is interrupted": ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, ""),
+    "it is interrupted, and its orderly end fails": (
+        """
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+finally:
+    raise ConnectionRefusedError("Prefect's server has ended")
+""",
+        130,
+        "",
+    ),
+    "it is interrupted in Prefect, and its orderly end fails": (
+        """
+try:
+    raise TerminationSignal(15)  # what SIGTERM raises in a flow
+finally:
+    raise ConnectionRefusedError("Prefect's server has ended")
+""",
+        130,
+        "",
+    ),
+    "a disk is full": ("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", 1, f"resplit: a disk: {FULL_DISK}"),
+    "a known disk is full": (
+        "raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'a/cost.json')",
+        1,
+        f"resplit: a/cost.json: {FULL_DISK}",
+    ),
+}
+# Each flow is a fork of a process that has imported Prefect, which takes seconds.
+FORKS = """
+import errno, os, signal, sys
+import prefect.server.api.server
+from prefect.exceptions import TerminationSignal
 from flows.command import run_command
 
-def work():
-    try:
-        {interrupted}
-        signal.pause()
-    finally:
-        raise ConnectionRefusedError("Prefect's server has ended")
-
-run_command(work)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+for number, work in enumerate(sys.argv[1:]):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(f"stderr-{number}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+        run_command(lambda: exec(work))
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (130, "")
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        ("OSError(errno.ENOSPC, 'No space left on device', 'a/cost.json')", "a/cost.json: No space left on device"),
-        ("OSError(errno.ENOSPC, 'No space left on device')", "a disk: No space left on device"),
-    ],
-)
-def test_a_flow_on_a_full_disk_ends_with_one_line(error: str, said: str, tmp_path: Path) -> None:
-    code = f"import errno; from flows.command import run_command\ndef work(): raise {error}\nrun_command(work)"
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """The status of each of `ENDS` and what it said."""
+    folder = tmp_path_factory.mktemp("ended")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, f"resplit: {said}; make room there, and start again\n")
+    command = [sys.executable, "-c", FORKS, *(work for work, _, _ in ENDS.values())]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    said = [(folder / f"stderr-{number}").read_text() for number in range(len(ENDS))]
+    return dict(zip(ENDS, zip(map(int, done.stdout.split()), said, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("event", ENDS)
+def test_a_flow_ends_without_a_traceback_when(event: str, ended: dict[str, tuple[int, str]]) -> None:
+    _, status, said = ENDS[event]
+    assert ended[event] == (status, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

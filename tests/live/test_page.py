@@ -141,6 +141,7 @@ async def _served(nodes: InProcessCluster, controller: Controller, hardware: Map
     listening.close()
 
 
+@pytest.mark.alone
 async def test_a_move_and_a_lost_node_are_shown_within_a_second(shown: Shown) -> None:
     assert await shown.blocks() == {name: FIRST.count(name) for name in (A, B, C)}
 

@@ -23,6 +23,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
         yield opened
 
 
+@pytest.mark.alone
 def test_a_sleep_of_a_fifth_of_a_millisecond_takes_less_than_one(loop: asyncio.AbstractEventLoop) -> None:
     async def naps_s() -> list[float]:
         took_s = []

@@ -83,10 +83,19 @@ def reference(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> lis
 def started(folder: Path, model: Path, text: str = CLUSTER, plan: bool = True) -> Iterator[Cluster]:
     """Start node processes, gateway and controller of the cluster file `text`; deploy a first plan if `plan`."""
     (folder / "test.yaml").write_text(text)
+    share_packaged_model(folder / "state", model)
     with running(folder / "test.yaml", folder / "state", str(model)) as cluster:
         if plan:
             first_plan(cluster)
         yield cluster
+
+
+def share_packaged_model(state: Path, model: Path) -> None:
+    """Have a cluster keep the packaged model beside the model, where others find it: packaging takes seconds."""
+    store = model.resolve().parent / "models"
+    store.mkdir(exist_ok=True)
+    state.mkdir(mode=0o700, parents=True)
+    (state / "models").symlink_to(store)
 
 
 def random_placement(blocks: int, rng: random.Random) -> tuple[str, ...]:

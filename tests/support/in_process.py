@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,16 +38,26 @@ from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
 from tests.support.tcp_proxy import TcpProxy
 
+_made = tempfile.TemporaryDirectory(prefix="resplit-tests-")
+
+
+def _keys_and_shards(names: Sequence[str], model: StoredModel) -> Path:
+    """A folder with the keys of these nodes and the sealed shards, made once: it takes long to sync so many files."""
+    folder = Path(_made.name) / model.folder.name / ",".join(names)
+    if not folder.exists():
+        keys_command(folder / "keys", names)
+        package(model, Registry(str(folder / "registry")), Keyring(folder / "keyring.json"))
+    return folder
+
 
 class InProcessCluster:
     """Nodes, gateway and controller on one event loop. Each node is reached through a TCP proxy."""
 
     def __init__(self, config: ClusterConfig, model: StoredModel, folder: Path) -> None:
         self.config, self.model, self.folder = config, model, folder
-        keys_command(folder / "keys", config.node_names)
+        shutil.copytree(_keys_and_shards(tuple(config.node_names), model), folder, dirs_exist_ok=True)
         self.member = Member.load(folder / "keys" / CONTROLLER)
         self.keyring = Keyring(folder / "keyring.json")
-        package(model, Registry(str(folder / "registry")), self.keyring)
         ports = iter(free_ports(2 * len(config.nodes)))
         self.addresses = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}
         self.inside = {name: Address("127.0.0.1", next(ports)) for name in config.node_names}

@@ -180,6 +180,7 @@ async def test_separate_machines_serve_resplit_and_recover_while_they_share_only
         assert {path.name for path in (machines.folder / name).iterdir()} == {"cluster.yaml", "keys", "log"}
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH; install one, such as Debian's `chromium`")
 async def test_a_move_and_a_killed_process_are_on_the_page_within_a_second(apart: tuple[Machines, Cluster]) -> None:
     playwright = pytest.importorskip("playwright.async_api", reason="the package playwright is not installed")

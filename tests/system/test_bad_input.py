@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from resplit.security.authority import keys_command
+from tests.support.cluster import share_packaged_model
 from tests.support.processes import run_resplit
 
 pytestmark = pytest.mark.processes
@@ -145,11 +146,13 @@ def assert_refused_last(done: subprocess.CompletedProcess[str], folder: Path, *s
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_reason(tmp_path: Path, model_folder: Path) -> None:
+    share_packaged_model(tmp_path / "state", model_folder)
     done = up(tmp_path, emulated("900 KiB", "10 ms"), "--model", str(model_folder))
     assert_refused_last(done, tmp_path, "no placement", "memory")
 
 
 def test_hardware_that_this_machine_cannot_emulate_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    share_packaged_model(tmp_path / "state", model_folder)
     done = up(tmp_path, emulated("4 MiB", "1 us"), "--model", str(model_folder))
     assert_refused_last(done, tmp_path, "nodes.alone.emulate", "as declared", "truly needs")
 

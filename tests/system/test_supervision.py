@@ -18,6 +18,7 @@ import pytest
 
 from resplit.cluster.client import ControlClient
 from resplit.security.identity import CONTROLLER
+from tests.support.cluster import share_packaged_model
 from tests.support.processes import answering, poll_until, ready, run_resplit
 
 pytestmark = pytest.mark.processes
@@ -41,6 +42,7 @@ def up(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A running `resplit up`, and its folder."""
     folder = tmp_path_factory.mktemp("up")
     (folder / "cluster.yaml").write_text(CLUSTER)
+    share_packaged_model(folder / "state", model_folder)
     command = [sys.executable, "-m", "resplit.cli", "up", str(folder / "cluster.yaml"), "--port", "0"]
     command += ["--model", str(model_folder), "--state", str(folder / "state")]
     with (folder / "terminal").open("w") as terminal:

@@ -12,14 +12,14 @@ from resplit.model.source import StoredModel
 from tests.support.in_process import InProcessCluster, deploy, in_process, until
 from tests.support.three_nodes import A, B, C, generate, generation_request, three_node_config
 
-SLOW_LAYER_S = 0.2
+SLOW_LAYER_S = 0.1
 WITH_C = [A, A, B, B, C, C, A, A]
 WITHOUT_C = [A, A, B, B, B, B, A, A]
 
 
 @pytest.fixture
 async def nodes(stored_model: StoredModel, tmp_path: Path) -> AsyncIterator[InProcessCluster]:
-    """Three nodes; gamma needs 0.4 s for its two layers."""
+    """Three nodes; gamma needs 0.2 s for its two layers."""
     alone = {"fixed": "0 s", "per_session": f"{SLOW_LAYER_S} s"}  # so sessions wait for each other
     times = {"embed": "0 ms", "layer": alone, "head": "0 ms"}
     emulate = {"decode_per_token": times, "prefill_per_token": dict.fromkeys(times, "0 ms")}
@@ -36,13 +36,13 @@ async def test_passes_that_wait_at_a_slow_node_take_the_new_route_and_no_token_c
     controller = nodes.controller()
     await controller.membership.introduce()
     await deploy(controller, WITHOUT_C)
-    requests = [generation_request(6, prompt=(5, 17, 40 + number)) for number in range(5)]
+    requests = [generation_request(4, prompt=(5, 17, 40 + number)) for number in range(5)]
     expected = [await generate(nodes.sessions, request) for request in requests]
     await deploy(controller, WITH_C)
     running = [asyncio.create_task(generate(nodes.sessions, request)) for request in requests]
     sessions = nodes.sessions._live
 
-    async def all_decode() -> bool:  # a batch runs at gamma, and others wait there for 0.4 s each
+    async def all_decode() -> bool:  # a batch runs at gamma, and others wait there for 0.2 s each
         return len(sessions) == 5 and all(session.position >= 3 for session in sessions.values())
 
     await until(all_decode)

@@ -225,7 +225,10 @@ async def test_without_a_lawful_route_a_session_ends_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("why", ["drained", "removed"])
-async def test_a_session_that_has_not_left_an_excluded_node_is_replayed_elsewhere(why: str) -> None:
+async def test_a_session_that_has_not_left_an_excluded_node_is_replayed_elsewhere(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_MOVE_WITHIN_S", 0.05)
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 2)
