@@ -236,6 +236,8 @@ def still_waiting(waiting: Sequence[_Waiting], batch: Batch, now_s: float) -> li
 
     A prompt of which more is left goes behind all others, but before later passes of its session.
     """
+    if len(waiting) == len(batch.parts) and all(part.is_last for part in batch.parts):
+        return []
     taken = {id(part.waiting): part for part in batch.parts}
     left = [each for each in waiting if id(each) not in taken]
     for each in waiting:

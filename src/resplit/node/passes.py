@@ -30,7 +30,7 @@ from resplit.wire.node_pb2 import SegmentTime, Step, Token
 from resplit.wire.peers import Peer
 from resplit.wire.permits import Permit
 from resplit.wire.routes import Route
-from resplit.wire.tensors import from_wire, to_wire
+from resplit.wire.tensors import from_wire
 
 _log = structlog.get_logger(__name__)
 _TOKEN_BYTES = 4
@@ -45,6 +45,7 @@ class _RunningStep:
     steps: deque[Step]  # that are not done; the executor's thread appends what follows
     route: Route | None = None
     leave: Callable[[], None] | None = None  # gives up what is left of them
+    onward: Step | None = None  # of the next segment, for the event loop to send
 
 
 class Passes:
@@ -158,7 +159,7 @@ class Passes:
         try:
             if isinstance(result, Exception):
                 raise result
-            self._forward(running.steps[0], result)
+            self._forward(running, result)
             if result.is_last:
                 running.steps.popleft()
             if result.is_last and not result.followed:
@@ -175,14 +176,16 @@ class Passes:
             return False
         try:
             # The last step: the event loop may still have the tokens of those before it.
-            onward = self._onward(running.steps[-1], result, result.value)
-            sent = self._receiver(onward).send_at_once(onward)
+            running.onward = _onward(running.steps[-1], result, result.value)
+            if not self._receiver(running.onward).send_at_once(running.onward):
+                return False
         except ResplitError:  # the event loop meets it, too, and answers it
             return False
-        if sent and result.is_last:
+        running.onward = None
+        if result.is_last:
             running.steps.pop()
             running.leave = None
-        return sent
+        return True
 
     def _fail(self, running: _RunningStep, error: Exception) -> None:
         """Answer the first step that is not done with the error, and give up the others."""
@@ -213,28 +216,16 @@ class Passes:
         steps.append(following)
         return _segment_pass(following, route, permit.capacity)
 
-    def _forward(self, step: Step, result: PassResult) -> None:
+    def _forward(self, running: _RunningStep, result: PassResult) -> None:
         """Send hidden states to the next node as soon as a part of the pass is done, and tokens to the gateway."""
+        step = running.steps[0]
         if isinstance(result.value, Drawn):
             # A part of a prompt that is not the last has log probabilities only, and no times.
             end, shown = result.start + result.tokens, _times(step, result) if result.value.token_ids else ()
             self._answer(step, end, result.value, times=shown, followed=result.followed)
         elif isinstance(result.value, Activation):
-            onward = self._onward(step, result, result.value)
+            onward, running.onward = running.onward or _onward(step, result, result.value), None
             self._receiver(onward).send(onward)
-
-    def _onward(self, step: Step, result: PassResult, values: Activation) -> Step:
-        """The step of the next segment."""
-        onward = Step()
-        onward.CopyFrom(step)
-        onward.segment += 1
-        onward.start = result.start
-        onward.more = step.more or not result.is_last
-        onward.values.CopyFrom(to_wire(values))
-        onward.scored[:] = step.scored[result.start - step.start : result.start - step.start + result.tokens]
-        del onward.times[:]
-        onward.times.extend(_times(step, result))
-        return onward
 
     def _receiver(self, step: Step) -> Peer:
         """The node of a step's segment."""
@@ -276,6 +267,28 @@ class Passes:
             return
         with contextlib.suppress(CapacityError):
             gateway.put(token, _TOKEN_BYTES if not drawn.logprobs else token.ByteSize())
+
+
+def _onward(step: Step, result: PassResult, values: Activation) -> Step:
+    """The step of the next segment. The result of a whole pass turns `step` itself into it, which spares a copy."""
+    if not result.is_last or result.start != step.start:
+        step = _part_of(step, result)
+    step.segment += 1
+    step.values.dtype, step.values.data = values.dtype, values.data
+    step.values.shape[:] = values.shape
+    if result.time:
+        step.times.append(_segment_time(result.time))
+    return step
+
+
+def _part_of(step: Step, result: PassResult) -> Step:
+    """A copy of a step for the part of its pass that is done."""
+    part = Step()
+    part.CopyFrom(step)
+    part.start = result.start
+    part.more = step.more or not result.is_last
+    part.scored[:] = step.scored[result.start - step.start : result.start - step.start + result.tokens]
+    return part
 
 
 def _times(step: Step, result: PassResult) -> list[SegmentTime]:

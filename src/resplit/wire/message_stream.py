@@ -223,7 +223,8 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
                 raise CapacityError(
                     f"{self.member} sends a message of {self._size} bytes, the limit is {self._most_bytes}"
                 )
-            self._room.enter_context(self._arriving.room_for(self.member, self._size))
+            if arrived < _LENGTH.size + self._size:  # else nothing is kept of it
+                self._room.enter_context(self._arriving.room_for(self.member, self._size))
         if arrived < _LENGTH.size + self._size:
             return None
         first = self._first + _LENGTH.size
