@@ -253,7 +253,8 @@ class Passes:
         # The shape of a failed step may be malformed; its start is always a position.
         position = step.start if error is not None else position
         token = Token(session=step.session, epoch=step.epoch, position=position, token_ids=drawn.token_ids)
-        token.logprobs.extend(logprobs_to_wire(drawn.logprobs))
+        if drawn.logprobs:
+            token.logprobs.extend(logprobs_to_wire(drawn.logprobs))
         token.attempt, token.followed = step.attempt, followed
         token.times.extend(times)
         if error is not None:

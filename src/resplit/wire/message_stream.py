@@ -70,7 +70,7 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         self._buffer = memoryview(bytearray(_ROOM_BYTES))
         self._first, self._last = 0, 0  # where in it the bytes are that arrived and were not taken
         self._size: int | None = None  # of the message that arrives, once its length has
-        self._room = contextlib.ExitStack()  # for that message
+        self._room: contextlib.ExitStack | None = None  # for a message that is longer than what has arrived
         self._next_turn: asyncio.TimerHandle | None = None  # in which more messages are taken
         self._writable = asyncio.Event()
         self._writable.set()
@@ -224,6 +224,7 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
                     f"{self.member} sends a message of {self._size} bytes, the limit is {self._most_bytes}"
                 )
             if arrived < _LENGTH.size + self._size:  # else nothing is kept of it
+                self._room = contextlib.ExitStack()
                 self._room.enter_context(self._arriving.room_for(self.member, self._size))
         if arrived < _LENGTH.size + self._size:
             return None
@@ -231,17 +232,22 @@ class MessageStream(asyncio.BufferedProtocol, Generic[Incoming]):
         content = bytes(self._buffer[first : first + self._size])
         self._taken(first + self._size)
         self._size = None
-        self._room.close()
+        self._leave_room()
         try:
             ensure_plain(self._kind, content)
             return cast(Incoming, self._parse(content))
         except DecodeError:
             raise DataError(f"{self.member} sent {len(content)} bytes that are no message of this stream") from None
 
+    def _leave_room(self) -> None:
+        if self._room is not None:
+            self._room.close()
+            self._room = None
+
     def _finish(self, error: Exception | None) -> None:
         if self._next_turn is not None:
             self._next_turn.cancel()
-        self._room.close()
+        self._leave_room()
         self._buffer = memoryview(bytearray(_ROOM_BYTES))
         self._first = self._last = 0
         if self._end.done():
