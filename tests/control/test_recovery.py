@@ -20,31 +20,10 @@ from resplit.epochs import RECOVER, Proposal
 from resplit.errors import CapacityError, InfeasibleError, ShardError
 from resplit.model.source import StoredModel
 from tests.support.in_process import until
-from tests.support.recording_control import RecordedDeployment
+from tests.support.recording_control import RecordedDeployment, RecordingPlanner
 from tests.support.three_nodes import SPREAD, A, B, C, three_node_config
 
 WITHOUT_C = (A, A, B, B, B, B, B, A)
-
-
-class FixedPlanner:
-    """Plans `placement` whatever was lost, after those in `first`; or raises `error`."""
-
-    def __init__(self) -> None:
-        self.first: list[tuple[str, ...]] = []
-        self.placement: tuple[str, ...] = WITHOUT_C
-        self.note = ""
-        self.error: Exception | None = None
-        self.asked: list[tuple[tuple[str, ...], int]] = []
-        self.avoided: list[frozenset[str]] = []
-
-    async def plan(
-        self, current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
-    ) -> Proposal:
-        self.asked.append((current, based_on))
-        self.avoided.append(avoid)
-        if self.error:
-            raise self.error
-        return Proposal(self.first.pop(0) if self.first else self.placement, action, based_on, note=self.note)
 
 
 class Bench(RecordedDeployment):
@@ -52,7 +31,7 @@ class Bench(RecordedDeployment):
 
     def __init__(self, model: StoredModel, folder: Path) -> None:
         super().__init__(model, folder)
-        self.planner = FixedPlanner()
+        self.planner = RecordingPlanner(WITHOUT_C)
         planner: Any = self.planner
         self.recovery = Recovery(self.view, self.deployment, planner, self.log)
 
@@ -209,7 +188,7 @@ async def test_a_placement_that_goes_live_while_no_plan_is_possible_serves(bench
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
 
 
-async def was_asked(planner: FixedPlanner) -> bool:
+async def was_asked(planner: RecordingPlanner) -> bool:
     return bool(planner.asked)
 
 

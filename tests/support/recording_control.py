@@ -13,6 +13,7 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
 from resplit.control.node_commands import NodeCommands
+from resplit.epochs import RECOVER, Proposal
 from resplit.estimate import Forecast
 from resplit.model.source import StoredModel
 from resplit.process.cancellation import VitalTasks
@@ -98,6 +99,9 @@ class RecordingGateway:
     async def move_all(self, route: Route) -> None:
         self.events.append(f"move all to {route.epoch}")
 
+    def leave(self, nodes: frozenset[str]) -> None:
+        self.events.append(f"leave {', '.join(sorted(nodes))}")
+
     def lose(self, node: str) -> None:
         self.connected = self.connected - {node}
 
@@ -109,6 +113,29 @@ class RecordingGateway:
 
     def set_unavailable(self, reason: str) -> None:
         self.unavailable = reason
+
+
+class RecordingPlanner:
+    """Plans `placement` whatever was lost, after those in `first`; or raises `error`."""
+
+    def __init__(self, placement: tuple[str, ...]) -> None:
+        self.first: list[tuple[str, ...]] = []
+        self.placement = placement
+        self.note = ""
+        self.error: Exception | None = None
+        self.asked: list[tuple[tuple[str, ...], int]] = []
+        self.actions: list[str] = []
+        self.avoided: list[frozenset[str]] = []
+
+    async def plan(
+        self, current: tuple[str, ...], based_on: int, action: str = RECOVER, avoid: frozenset[str] = frozenset()
+    ) -> Proposal:
+        self.asked.append((current, based_on))
+        self.actions.append(action)
+        self.avoided.append(avoid)
+        if self.error:
+            raise self.error
+        return Proposal(self.first.pop(0) if self.first else self.placement, action, based_on, note=self.note)
 
 
 class RecordedDeployment:
