@@ -6,17 +6,24 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
 from fastapi import Request
 
-from resplit.control.api import LinkEmulationBody, _error_response, _link_shape, create_control_api
+from resplit.control.api import LinkEmulationBody, _cluster_status, _error_response, _link_shape, create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
-from resplit.epochs import Proposal
+from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, DataError, NodeLostError, ResplitError
+from resplit.pass_times import TimeByNode
+from resplit.status import ClusterStatus, GatewayStatus, NodeStatus, ReadinessStatus, ReportedState
+from resplit.wire.addresses import Address
 from resplit.wire.emulated_link import Shape
+from resplit.wire.routes import Route
 from tests.support.cluster_file import cluster
 from tests.support.controllers import FIRST, operator_of
 from tests.support.in_process import InProcessCluster
@@ -146,3 +153,97 @@ def test_a_link_keeps_what_the_change_does_not_name(tmp_path: Path) -> None:
 def test_a_link_of_a_node_to_itself_cannot_be_emulated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hub and hub: the links of this cluster are real, or this is one node"):
         _link_shape(cluster(tmp_path), LinkEmulationBody(between=("hub", "hub")))
+
+
+def shown(live: Route | None, *history: LiveEpoch) -> ClusterStatus:
+    """The status of a cluster of two nodes, one of which is in every way unlike the other."""
+    gateway = SimpleNamespace(
+        status=lambda: GatewayStatus(3, 2, "yes", 40),
+        connected_nodes=lambda: {A},
+        faults=lambda: {B: "its report cannot be read"},
+        clocks_ahead_s=lambda: {B: 7.5},
+    )
+    view: Any = SimpleNamespace(
+        cluster=SimpleNamespace(name="home", trusted=(A,)),
+        model=SimpleNamespace(name="a model", note="of four bits"),
+        rules=SimpleNamespace(features=(), drained={B}),
+        addresses={A: Address("127.0.0.1", 1), B: Address("127.0.0.1", 2)},
+        gateway=gateway,
+    )
+    controller: Any = SimpleNamespace(
+        view=view,
+        live=live,
+        deployment=SimpleNamespace(history=list(history)),
+        emulation_warning=lambda: "this machine is busy",
+        readiness=SimpleNamespace(status=lambda: ReadinessStatus(("beta lost",), 2, 1.5)),
+        spent=TimeByNode(1.0, 2.0, 3.0, 4),
+    )
+    monitor: Any = SimpleNamespace(states={B: ReportedState(B, 4711, trusted=True, sessions=5)})
+    return _cluster_status(controller, monitor)
+
+
+def test_the_status_has_what_each_part_of_the_controller_knows() -> None:
+    first = LiveEpoch(1, 0.0, "initial", (A,), 9.0, None, 0.0, 0.0)
+    newest = replace(first, epoch=2, action="recover", predicted_latency_s=0.25, note="half of the demand")
+    assert shown(Route(2, (A,), {}), first, newest) == ClusterStatus(
+        cluster="home",
+        model="a model",
+        note="of four bits",
+        blocks=(),
+        epoch=2,
+        placement=(A,),
+        action="recover",
+        predicted_latency_s=0.25,
+        nodes=(
+            NodeStatus(
+                node=A, pid=None, trusted=True, address="127.0.0.1:1", answers=True, drained=False, clock_ahead_s=0.0
+            ),
+            NodeStatus(
+                node=B,
+                pid=4711,
+                trusted=False,  # whatever it says
+                sessions=5,
+                address="127.0.0.1:2",
+                answers=False,
+                drained=True,
+                fault="its report cannot be read",
+                clock_ahead_s=7.5,
+            ),
+        ),
+        sessions=3,
+        waiting=2,
+        ready="yes",
+        plan_note="half of the demand",
+        readiness=ReadinessStatus(("beta lost",), 2, 1.5),
+        spent=TimeByNode(1.0, 2.0, 3.0, 4),
+        emulation_warning="this machine is busy",
+        cached_tokens=40,
+    )
+
+
+def test_before_the_first_epoch_the_status_has_no_placement() -> None:
+    status = shown(None)
+    assert (status.epoch, status.placement, status.action, status.predicted_latency_s, status.plan_note) == (
+        0, None, None, None, "",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/decisions"),
+        ("PUT", "/moves"),
+        ("POST", "/proposals"),
+        ("PUT", "/fast_loop"),
+        ("PUT", "/cluster"),
+        ("POST", "/emulation/node"),
+    ],
+)
+async def test_every_body_is_read_strictly(method: str, path: str) -> None:
+    nothing: Any = MagicMock()  # no part is reached
+    app = create_control_api(nothing, nothing, nothing, "secret")
+    headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://control", headers=headers) as api:
+        answer = await api.request(method, path, content=b'{"a": NaN}')
+    assert answer.status_code == 422
+    assert "a number that is not finite, or too large" in answer.json()["error"]["message"]

@@ -125,7 +125,7 @@ def create_control_api(controller: Controller, operator: Operator, monitor: Moni
 
 def _present(controller: Controller, monitor: Monitor) -> APIRouter:
     """Calls that read the present state of the cluster."""
-    router, view = APIRouter(route_class=StrictRoute), controller.view
+    router, view = APIRouter(), controller.view
 
     @router.get("/status")
     async def status() -> ClusterStatus:
@@ -165,7 +165,7 @@ def _present(controller: Controller, monitor: Monitor) -> APIRouter:
 
 def _past(controller: Controller) -> APIRouter:
     """Calls that read what happened since the controller started."""
-    router = APIRouter(route_class=StrictRoute)
+    router = APIRouter()
 
     @router.get("/records")
     async def records(skip: _Index = 0) -> list[SessionRecord]:
