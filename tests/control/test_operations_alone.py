@@ -179,7 +179,7 @@ async def test_a_plan_avoids_all_nodes_that_have_refused(bench: Bench) -> None:
 
 async def test_a_node_that_is_not_trusted_any_more_loses_its_blocks_after_the_rule_is_saved(bench: Bench) -> None:
     await bench.start([A, B, B, C, C, C, B, A])
-    bench.planner.placement = (A, A, A, C, C, C, C, A)
+    bench.planner.placement = (A, A, B, C, C, C, B, A)
     saved_at_activation, activate = [], bench.gateway.activate
 
     def note_saved(route: Route) -> None:
