@@ -8,7 +8,10 @@ if __name__ == "__main__":  # before Prefect is imported
     prepare()
 
 import argparse
+import contextlib
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +20,12 @@ import structlog
 from prefect import flow
 
 from flows import STATE
-from flows.command import run_command
+from flows.command import is_disk_full, run_command
 from flows.params import load_params
 from resplit.cluster.client import ControlClient
 from resplit.config import ClusterConfig
 from resplit.decide import Decision, DecisionOutcome, Settings, measured_since, registry_bytes_per_s
-from resplit.errors import DataError, ProposalRefusedError
+from resplit.errors import DataError, NodeLostError, ProposalRefusedError
 from resplit.estimate import ahead, speed_jumps
 from resplit.policies import Situation, make_policy
 from resplit.telemetry.tables import Telemetry
@@ -52,19 +55,33 @@ def adapt(
 
     A tick uses the telemetry of the last `window_s` seconds, and none from before `since_s` (seconds since 1970). If
     that telemetry is not sufficient, the current placement is kept. After a tick, the controller's fast loop decides on
-    changes for `fast_loop_for_s`. `policy` is one of `resplit.policies.POLICIES`.
+    changes for `fast_loop_for_s`. `policy` is one of `resplit.policies.POLICIES`. A loop without end outlives that the
+    controller is away, or a disk is full.
     """
     ticking = _Ticking(policy, state, window_s, settings or Settings(), since_s, fast_loop_for_s)
-    begun_s, moves = time.monotonic(), 0
+    begun_s, moves, tolerant = time.monotonic(), 0, False
     due_s = begun_s + (period_s if loop_for_s else 0.0)
     with ControlClient.from_state(url, state) as client:
         while True:
             time.sleep(max(0.0, due_s - time.monotonic()))
             due_s = time.monotonic() + period_s
-            moves += _tick(client, ticking)
-            ticking.seen = save_fast_configurations(client, state / "configurations", window_s, ticking.seen)
+            with _later() if tolerant else contextlib.nullcontext():
+                moves += _tick(client, ticking)
+                ticking.seen = save_fast_configurations(client, state / "configurations", window_s, ticking.seen)
+            tolerant = math.isinf(loop_for_s)  # an error of the first tick is one of the call
             if due_s > begun_s + loop_for_s:
                 return moves
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """Leave a tick to the next one if the controller is away, or a disk full."""
+    try:
+        yield
+    except (NodeLostError, OSError) as error:
+        if isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        _log.warning("a tick failed, and the next one tries again", error=str(error))
 
 
 class _Ticking:

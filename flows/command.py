@@ -34,10 +34,15 @@ def run_command(work: Callable[[], object]) -> None:
         sys.exit(130)
     except Exception as error:
         if not _interrupted.is_set() and not _ended_a_crash(error):
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and is_disk_full(error):
                 sys.exit(f"resplit: {error.filename or 'a disk'}: {error.strerror}; make room there, and start again")
             raise
         sys.exit(130)  # the orderly end failed: Prefect's server got the signal too, say
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether a file could not be written because there is no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _ended_a_crash(error: BaseException) -> bool:

@@ -313,7 +313,8 @@ async def test_the_port_answers_from_the_start_and_says_what_is_waited_for(
             if reason.startswith("the model"):
                 assert (refused.status_code, refused.json()["error"]["message"]) == (503, reason)
                 assert (refused.headers["retry-after"], refused.headers["x-request-id"]) == ("2", "mine")
-            assert (await client.get("/control/status")).json()["error"]["message"] == reason
+            command = await client.get("/control/status")
+            assert (command.json()["error"]["message"], command.headers["retry-after"]) == (reason, "2")
 
         await says("the model is fetched and converted")
         obtain.released.set()

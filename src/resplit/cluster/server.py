@@ -36,6 +36,7 @@ from resplit.errors import ConfigError, NodeLostError
 from resplit.files import write_atomically
 from resplit.gateway.openai.app import create_app
 from resplit.gateway.openai.browsers import LOOPBACK, BrowserRules
+from resplit.gateway.openai.http_errors import RETRY_AFTER_S
 from resplit.gateway.openai.prometheus import PassMetrics
 from resplit.gateway.openai.text import Text
 from resplit.gateway.sessions.manager import Sessions
@@ -264,7 +265,7 @@ def _once(started: asyncio.Event, app: ASGIApp, router: Router) -> ASGIApp:
         if started.is_set():
             return await app(scope, receive, send)
         error = {"message": router.unready_reason() or "the controller starts", "type": "NodeLostError"}
-        return await JSONResponse({"error": error}, 503)(scope, receive, send)
+        return await JSONResponse({"error": error}, 503, {"Retry-After": RETRY_AFTER_S})(scope, receive, send)
 
     return gate
 
