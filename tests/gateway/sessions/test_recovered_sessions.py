@@ -163,6 +163,42 @@ async def test_a_stand_by_node_that_returns_keeps_replicas_again(
     await cancel_and_wait([stream])
 
 
+@pytest.mark.parametrize("nodes", [{"deadline": "10 min"}], indirect=True)
+async def test_after_a_stand_by_node_has_returned_the_loss_of_the_host_replays_no_whole_context(
+    nodes: InProcessCluster,
+    controller: Controller,
+    unsplit_model: torch.nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    welcome, welcomed = nodes.sessions.welcome, asyncio.Event()
+    monkeypatch.setattr(nodes.sessions, "welcome", lambda node: (welcome(node), welcomed.set()))
+
+    async def at(position: int) -> None:
+        async def is_there() -> bool:
+            return next(iter(nodes.sessions._live.values())).position >= position
+
+        await until(is_there, 60)
+
+    async def copies() -> bool:
+        return {4, 5} <= set((await nodes.state(D)).copies)
+
+    stream = asyncio.create_task(generate(nodes.sessions, generation_request(200)))
+    await until(copies, 60)
+    async with nodes.sessions.paused():  # it does not end meanwhile
+        await nodes.stop(D)
+        await nodes.start(D)
+        await welcomed.wait()
+    await until(copies, 60)
+    await at(120)
+    async with nodes.sessions.paused():
+        await nodes.stop(C)
+    await deploy(controller, WITHOUT_C)
+    assert await stream == reference(unsplit_model, list(PROMPT), 200)
+    (move,) = moves(nodes)
+    assert move.recovery.restored_positions > 100
+    assert move.recovery.replayed_positions < 20
+
+
 @pytest.mark.parametrize("nodes", [{"copy_every": 0}], indirect=True)
 async def test_without_replication_every_pass_is_replayed_and_no_node_has_a_replica(
     nodes: InProcessCluster, controller: Controller, unsplit_model: torch.nn.Module
