@@ -39,9 +39,9 @@ run: .venv/installed-pipeline ## the main job: a cluster on this machine, static
 demo: .venv/installed-pipeline ## a cluster on this machine, a load, and the live page that shows it moving; Ctrl-C stops all
 	$(BIN)/python -m flows.demo
 
-test: .venv/installed-test ## all tests; those that start processes run one after another
+test: .venv/installed-test ## all tests, two at a time
 	$(BIN)/python -m pytest -m "not processes" --numprocesses 2
-	$(BIN)/python -m pytest -m processes
+	$(BIN)/python -m pytest -m processes --numprocesses 2 --dist loadfile
 
 test-fast: .venv/installed-test ## the tests that start no processes, with a tenth of the random examples
 	RESPLIT_QUICK_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2
