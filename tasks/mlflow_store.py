@@ -75,9 +75,20 @@ def creating(tracking_uri: str) -> Iterator[str | None]:
     database.parent.mkdir(parents=True, exist_ok=True)
     with (database.parent / "creating.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            _create(database)
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
         yield artifact_root(tracking_uri)
+
+
+def _create(database: Path) -> None:
+    """Make MLflow's tables in one step: half of them, after an interruption or on a full disk, cannot be completed."""
+    partial = database.with_name("creating.db")
+    for rest in database.parent.glob(f"{partial.name}*"):
+        rest.unlink()
+    client_of(f"sqlite:///{partial}").search_experiments()
+    partial.rename(database)
 
 
 def artifact_root(tracking_uri: str) -> str:

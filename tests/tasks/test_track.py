@@ -191,6 +191,26 @@ def test_nothing_is_written_to_the_working_directory(uri: str, tmp_path: Path, m
 
 
 @pytest.mark.processes
+def test_a_store_whose_creation_was_interrupted_is_created_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = mlflow_store.default_uri(tmp_path)
+
+    def interrupted(tracking_uri: str) -> MlflowClient:
+        with closing(sqlite3.connect(tracking_uri.removeprefix("sqlite:///"))) as half:
+            half.execute("create table experiments (half integer)")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow_store, "client_of", interrupted)
+        patched.setattr(track, "client_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_study(uri)
+    study = open_study(uri)
+    assert MlflowClient(uri).get_run(study.run_id).info.experiment_id == study.experiment_id
+    assert {path.name for path in (tmp_path / "mlflow").glob("creating.*")} == {"creating.lock"}
+
+
 def test_processes_that_create_a_store_at_once_share_one_experiment(tmp_path: Path) -> None:
     uri = mlflow_store.default_uri(tmp_path)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
