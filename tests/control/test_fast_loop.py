@@ -164,14 +164,6 @@ async def test_no_number_in_a_report_harms_the_estimates(placed: Controller) -> 
     assert all(math.isfinite(factor) and factor >= 0 for factor in factors)
 
 
-async def test_nothing_is_kept_about_links_to_nodes_that_do_not_exist(placed: Controller) -> None:
-    placed.deployment._disturbed_until_s = -math.inf
-    links = tuple(LinkRow(0.0, "delta", f"invented-{each}", 64.0, 0.01, "active", emulated=True) for each in range(9))
-    real = LinkRow(0.0, "delta", B, 64.0, 0.01, "active", emulated=True)
-    placed.fast_loop.reported(TelemetryRows(links=(*links, real)), 0.0)
-    assert {each.peer for each in placed.fast_loop.estimates().links if each.node == "delta"} == {B}
-
-
 async def test_the_history_of_moves_survives_a_restart(nodes: InProcessCluster, placed: Controller) -> None:
     placed.fast_loop.arm(RESPLIT, SETTINGS, 60.0)
     serve(placed, 2, **{B: 50.0})

@@ -116,20 +116,6 @@ async def test_the_end_of_trust_and_a_drain_drop_what_stands_by(nodes: InProcess
     assert (await nodes.state(C)).held_bytes == 0
 
 
-async def test_nothing_is_planned_ahead_while_the_fast_loop_is_not_armed(
-    nodes: InProcessCluster, controller: Controller
-) -> None:
-    controller.planner.set_problem(problem_of(nodes.config, nodes.features, FIRST))
-    controller.fast_loop.set_model(constant_model())
-    await deploy(controller, FIRST)
-    controller.readiness.look()
-    running = asyncio.create_task(controller.readiness.run())
-    await asyncio.sleep(0)
-    running.cancel()
-    assert controller.readiness.status().changes == ()
-    assert controller.readiness.status().left == 0
-
-
 async def test_plans_are_made_in_a_process_that_is_started_again_after_it_ended() -> None:
     idle = IdlePlanner()
     slow = likely_changes(problem(halves(SLOW, FAST, 2)))[-1]

@@ -119,7 +119,7 @@ class Controller:
         await self.tasks.stop()
 
     def recover(self) -> asyncio.Task[None]:
-        """Begin to restore the service, if it is out; while the registry is away that tries without end."""
+        """Begin to restore the service if it is out. While the registry is away, this tries without end."""
         return self._start(self.recovery.restore, "recover")
 
     def _start(self, work: _Work, name: str) -> asyncio.Task[None]:

@@ -90,8 +90,8 @@ class Deployment:
         """Make a placement live on all nodes, or leave everything as it was.
 
         Running sessions move at a token boundary. Passes are paused for a staged move: one whose new blocks do not fit
-        beside the old ones. `suspects` get little time to answer. A proposal that `gives_way` is refused if one that
-        does not comes while its nodes load blocks, which a node may draw out.
+        beside the old ones. `suspects` get little time to answer. A proposal that `gives_way` is refused if another
+        one, which does not, comes while nodes load its blocks: a node may take long for that.
 
         Raises ProposalRefusedError if the proposal was planned against an epoch that is no longer live, violates a
         rule, or cannot be prepared on some node of the placement. No other node has a say.

@@ -97,7 +97,7 @@ class Operator:
             if not found:
                 return []
             self._check(old, new)
-            self._deployment.interrupt()  # else commands to a node that draws it out would wait
+            self._deployment.interrupt()  # commands would wait for a node that takes long to prepare
             found += await (self._enforce(new) if _narrows_trust(old, new) else self._follow(new))
             found += await self._introduce_added(old, new)
             _log.info("the cluster is changed", what="; ".join(found))
