@@ -10,7 +10,7 @@ import select
 import selectors
 import time
 from asyncio import sslproto
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from resplit.process.processor_wait import processor_wait_s
@@ -22,7 +22,6 @@ sslproto.SSLProtocol.max_size = 64 * 1024
 
 _COARSE_S = 0.002  # twice the error of epoll's own timeouts
 _RECENT_S = 0.5
-_WAITS_EVERY_S = 0.005
 
 
 class FineEpollSelector(selectors.EpollSelector):
@@ -41,52 +40,48 @@ class FineEpollSelector(selectors.EpollSelector):
         """The descriptors that are ready, after at most `timeout` seconds; None waits without a limit."""
         self.absences.leave(time.perf_counter())
         ready = self._ready(timeout)
-        self.absences.entered_s = time.perf_counter()
+        self.absences.enter(time.perf_counter(), processor_wait_s())
         return ready
 
     def _ready(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout <= 0:
-            return super().select(timeout)
-        if timeout > _COARSE_S:
-            # One system call instead of two, unless nothing is ready until shortly before the timer is due.
-            until_s = time.perf_counter() + timeout
-            if ready := super().select(timeout - _COARSE_S):
-                return ready
-            timeout = max(0.0, until_s - time.perf_counter())
-        select.select([self.fileno()], [], [], timeout)
-        return super().select(0)
+        if timeout is not None and timeout > _COARSE_S:
+            # One system call instead of two. It ends before the timer is due, and the event loop waits again.
+            return super().select(timeout - _COARSE_S)
+        if timeout is not None and timeout > 0:
+            select.select([self.fileno()], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
 
 
 class Absences:
     """How long descriptors were not looked at, at most, of late. Times are those of `time.perf_counter`.
 
-    Work begins at `entered_s` and ends with `leave`, where the thread waits for descriptors. `waits_s` tells how long
-    the thread has waited for a processor so far: a descriptor may have been ready meanwhile. To ask it takes longer
-    than many a turn, beside compute. So it is asked now and then, after the work of a turn, for several turns at once.
+    Work begins with `enter` and ends with `leave`, where the thread waits for descriptors. It is told how long the
+    thread has waited for a processor so far: a descriptor may have been ready meanwhile.
     """
 
-    def __init__(self, waits_s: Callable[[], float] = processor_wait_s) -> None:
-        self.entered_s = time.perf_counter()
-        self._waits_s = waits_s
-        self._asked_s, self._waited_s = self.entered_s, waits_s()  # when that was asked last, and the answer
+    def __init__(self) -> None:
+        self._entered_s, self._waits_s = time.perf_counter(), processor_wait_s()
+        self._worked_s = 0.0  # in the last turn
         self._longest_s = [0.0, 0.0]  # in this span of time, and in the one before it
-        self._span_s = self.entered_s  # when this one began
+        self._span_s = self._entered_s  # when this one began
 
     def leave(self, now_s: float) -> None:
         """The work of a turn ends."""
-        absent_s = now_s - self.entered_s
-        if now_s - self._asked_s >= _WAITS_EVERY_S:
-            self._asked_s, before_s, self._waited_s = now_s, self._waited_s, self._waits_s()
-            absent_s = max(absent_s, self._waited_s - before_s)
+        self._worked_s = now_s - self._entered_s
+
+    def enter(self, now_s: float, waits_s: float) -> None:
+        """The work of the next turn begins."""
+        absent_s = max(self._worked_s, waits_s - self._waits_s)
+        self._entered_s, self._waits_s = now_s, waits_s
         if now_s - self._span_s > _RECENT_S:
             self._longest_s = [0.0, self._longest_s[0] if now_s - self._span_s < 2 * _RECENT_S else 0.0]
             self._span_s = now_s
-        if absent_s > self._longest_s[0]:
-            self._longest_s[0] = absent_s
+        self._longest_s[0] = max(self._longest_s[0], absent_s)
 
     def longest_s(self, now_s: float) -> float:
         """The longest absence of the last half second or more, the present turn included."""
-        return max(*self._longest_s, now_s - self.entered_s, self._waits_s() - self._waited_s)
+        return max(*self._longest_s, now_s - self._entered_s)
 
 
 class EventLoop(asyncio.SelectorEventLoop):
