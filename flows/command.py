@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from resplit.errors import ResplitError
 from resplit.process.logs import log_to_stderr
 
 _STOP_WITHIN_S = 15.0
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR")
 _interrupted = threading.Event()
 
 
@@ -36,6 +38,8 @@ def run_command(work: Callable[[], object]) -> None:
         if not _interrupted.is_set() and not _ended_a_crash(error):
             if isinstance(error, OSError) and is_disk_full(error):
                 sys.exit(f"resplit: {error.filename or 'a disk'}: {error.strerror}; make room there, and start again")
+            if unwritable := _unwritable_store(error):
+                sys.exit(f"resplit: a store of MLflow or Prefect: {unwritable}; make room there, and start again")
             raise
         sys.exit(130)  # the orderly end failed: Prefect's server got the signal too, say
 
@@ -43,6 +47,15 @@ def run_command(work: Callable[[], object]) -> None:
 def is_disk_full(error: OSError) -> bool:
     """Whether a file could not be written because there is no room."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _unwritable_store(error: BaseException | None) -> sqlite3.OperationalError | None:
+    """The error of SQLite behind `error`, if a disk is full: it calls that an I/O error, too."""
+    while error is not None:
+        if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith(_FULL):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _ended_a_crash(error: BaseException) -> bool:

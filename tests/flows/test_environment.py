@@ -117,6 +117,29 @@ def test_a_flow_ends_without_a_traceback_when(event: str, ended: dict[str, tuple
     assert ended[event] == (status, said)
 
 
+def test_a_flow_whose_store_is_full_ends_with_one_line(tmp_path: Path) -> None:
+    code = """
+import sqlite3
+from flows.command import run_command
+
+def work():
+    store = sqlite3.connect("mlflow.db")
+    store.execute("create table runs (id text)")
+    store.execute("pragma max_page_count = 3")
+    try:
+        store.execute("insert into runs values (?)", ["x" * 100_000])
+    except sqlite3.OperationalError as error:
+        raise RuntimeError("as MLflow and SQLAlchemy do") from error
+
+run_command(work)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    said = "resplit: a store of MLflow or Prefect: database or disk is full; make room there, and start again\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_flow_ends_although_its_end_takes_too_long(number: int, tmp_path: Path) -> None:
     code = """
