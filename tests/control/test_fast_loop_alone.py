@@ -240,7 +240,7 @@ async def test_a_decision_is_planned_a_few_times_at_most(bench: Bench) -> None:
     assert bench.loop._changes == [FASTER]
 
 
-async def test_a_move_away_from_a_link_waits_for_the_looks_at_others(
+async def test_a_move_away_from_a_link_waits_for_the_measurements_of_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[bool] = []
@@ -248,7 +248,7 @@ async def test_a_move_away_from_a_link_waits_for_the_looks_at_others(
     async def note_wait(changed: asyncio.Event) -> None:
         waits.append(changed.is_set())
 
-    monkeypatch.setattr(bench.loop.looks, "until_doubts_end", note_wait)
+    monkeypatch.setattr(bench.loop.remeasurement, "until_doubts_end", note_wait)
     await bench.start(None, TURNED, SPREAD)
     await bench.decided(WORSE_LINK)
     await bench.decided(SLOWER, number=2)
@@ -363,7 +363,7 @@ async def test_the_newest_report_of_a_node_is_shown_with_the_share_that_others_u
 
 async def test_a_node_that_is_doubted_is_asked_to_report_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(bench.loop.looks, "at_node", asked.append)
+    monkeypatch.setattr(bench.loop.remeasurement, "of_node", asked.append)
     bench.loop.set_model(constant_model())
     for reference_s in (0.03, 0.03, 0.3):
         bench.loop.reported(TelemetryRows(nodes=(node_row(B, 0.0, 0.0, reference_s),)), 0.0)
@@ -394,15 +394,15 @@ async def test_probes_from_the_time_of_a_move_are_not_shown(bench: Bench) -> Non
     assert len(shown(bench)) == 1
 
 
-async def test_links_in_doubt_are_looked_at_in_both_directions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[object] = []
-    monkeypatch.setattr(bench.loop.looks, "at_links", looked.append)
+async def test_links_in_doubt_are_measured_in_both_directions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(bench.loop.remeasurement, "of_links", measured.append)
     monkeypatch.setattr(bench.loop._estimate.links, "doubted", lambda: [(A, B)])
     bench.loop.reported(TelemetryRows(), 0.0)
     monkeypatch.setattr(bench.loop._estimate, "suspects", lambda done: [(B, C)] if done.epoch == 1 else [])
     for epoch in (0, 1):
         bench.loop.passed(PassTime(epoch, 20, 1, time.monotonic(), 0.0, ()))
-    assert looked == [[(A, B), (B, A)], [(B, C), (C, B)]]
+    assert measured == [[(A, B), (B, A)], [(B, C), (C, B)]]
 
 
 async def test_a_pass_that_began_while_blocks_were_loaded_is_not_shown(bench: Bench) -> None:

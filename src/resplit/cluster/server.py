@@ -226,7 +226,7 @@ def _assemble(
     router.on_heard = monitor.heard
     router.on_news = monitor.hurry
     monitor.on_report = controller.fast_loop.reported
-    controller.fast_loop.looks.measure = monitor.measure
+    controller.fast_loop.remeasurement.measure = monitor.measure
     controller.readiness.standby = monitor.standby
     app, token, started = _app(cluster, model, sessions, api_keys), _token(paths.token_file), asyncio.Event()
     app.mount("/control", _once(started, create_control_api(controller, operator, monitor, token), router))

@@ -19,11 +19,11 @@ import structlog
 from resplit.control.cluster_view import ClusterView
 from resplit.control.deployment import Deployment
 from resplit.control.log import EpochLog
-from resplit.control.looks import Looks
 from resplit.control.move_history import Moves
 from resplit.control.observations import Observations
 from resplit.control.planning import DEMAND_WINDOW_S, ControllerPlanner
 from resplit.control.readiness import Readiness
+from resplit.control.remeasurement import Remeasurement
 from resplit.cost.model import CostModel
 from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, moved_often, registry_bytes_per_s
 from resplit.errors import ProposalRefusedError, ResplitError
@@ -85,7 +85,7 @@ class FastLoop:
         self._moves = moves
         self._tasks = tasks
         self._estimate = ClusterEstimate(view.rules.features, view.cluster.source)
-        self.looks = Looks(self._estimate.links.doubted, tasks)
+        self.remeasurement = Remeasurement(self._estimate.links.doubted, tasks)
         self._uncertainty = 0.0  # of the cost model
         self._armed: Armed | None = None
         self._changes: list[Change] = []  # not seen by any decision yet
@@ -121,7 +121,7 @@ class FastLoop:
             return
         self._show(Observation(done.at_s, done=done))
         if suspects := self._estimate.suspects(done):
-            self.looks.at_links(both_ways(suspects))
+            self.remeasurement.of_links(both_ways(suspects))
 
     def reported(self, rows: TelemetryRows, time_s: float) -> None:
         """Take the new rows of a node, reported at `time_s` of its clock: the newest about itself, and all its probes.
@@ -134,7 +134,7 @@ class FastLoop:
             background = last.cpu_utilization - last.own_utilization
             self._show(Observation(now_s, node=NodeSeen(last.node, last.reference_s, background)))
             if self._estimate.doubts(last.node):
-                self.looks.at_node(last.node)
+                self.remeasurement.of_node(last.node)
         if now_s - _REPORTED_LATE_S <= self._deployment.disturbed_until_s:
             return
         known = self._view.addresses  # what is said about links to others would be kept for ever
@@ -142,7 +142,7 @@ class FastLoop:
         for row in probes:
             at_s = now_s - min(max(time_s - row.time_s, 0.0), _REPORTED_LATE_S)
             self._show(Observation(at_s, link=LinkSeen(row.node, row.peer, row.payload_bytes, row.seconds)))
-        self.looks.at_links(both_ways(self._estimate.links.doubted()))
+        self.remeasurement.of_links(both_ways(self._estimate.links.doubted()))
 
     def _show(self, seen: Observation) -> None:
         self._observations.add(seen)
@@ -211,10 +211,10 @@ class FastLoop:
             self._changed.set()
 
     async def _until_doubts_end(self) -> None:
-        """Wait for the looks at links in doubt, but not long, and not once one of them is known to have changed."""
+        """Wait for measurements of links in doubt, but not long, and not once one of them is known to have changed."""
         if not self._changes:
             self._changed.clear()  # it was set for changes that are decided on now
-            await self.looks.until_doubts_end(self._changed)
+            await self.remeasurement.until_doubts_end(self._changed)
 
     def _keep_problem(self, epoch: int, problem: Problem) -> None:
         self.posed[epoch] = problem

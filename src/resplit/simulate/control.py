@@ -13,8 +13,8 @@ import numpy as np
 
 from resplit.config import ClusterConfig
 from resplit.control.fast_loop import MOST_PLANS, concern_links
-from resplit.control.looks import BETWEEN_LOOKS_S, LOOKS, MEASURED_AGAIN_S, SETTLE_S
 from resplit.control.planning import DEMAND_WINDOW_S, plan_without, planned_for, without
+from resplit.control.remeasurement import MEASURED_AGAIN_S, MOST_MEASUREMENTS, PAUSE_S, SETTLE_S
 from resplit.control.rules import PlacementRules
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
@@ -104,7 +104,7 @@ class Control:
         self._problem: Problem | None = None  # the latest that a tick posed
         self._changes: list[Change] = []
         self._refused: list[Change] = []  # decided on while another move was under way
-        self._looked_into: set[tuple[str, str]] = set()  # links that are measured repeatedly now
+        self._measured_again: set[tuple[str, str]] = set()  # links that are measured repeatedly now
         self._asked_s: dict[str, float] = {}
         self._reacting = False
         self._armed = False
@@ -260,22 +260,22 @@ class Control:
         """Measure links both ways now, unless that is under way, and again while the detector doubts them."""
         if not links:  # nearly always
             return
-        new = [link for link in both_ways(links) if link not in self._looked_into]
+        new = [link for link in both_ways(links) if link not in self._measured_again]
         if new:
-            self._looked_into.update(new)
-            self._look(new, new, 1)
+            self._measured_again.update(new)
+            self._remeasure(new, new, 1)
 
-    def _look(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], looks: int) -> None:
+    def _remeasure(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], times: int) -> None:
         if self._reports is not None:
-            self._reports.measure(left, lambda: self._looked(links, left, looks))
+            self._reports.measure(left, lambda: self._remeasured(links, left, times))
 
-    def _looked(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], looks: int) -> None:
+    def _remeasured(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], times: int) -> None:
         doubted = set(self._estimate.links.doubted())
         left = [link for link in left if link in doubted]
-        if left and looks < LOOKS:
-            self._agenda.after(BETWEEN_LOOKS_S, self._look, links, left, looks + 1)
+        if left and times < MOST_MEASUREMENTS:
+            self._agenda.after(PAUSE_S, self._remeasure, links, left, times + 1)
         else:
-            self._looked_into.difference_update(links)
+            self._measured_again.difference_update(links)
 
     def _note(self, changes: Sequence[Change]) -> None:
         if not changes:
@@ -329,7 +329,7 @@ class Control:
         until_s: float,
     ) -> None:
         """The plan is made. It waits until no link is doubted any more, but not beyond `until_s`."""
-        now_s, doubted = self._agenda.now_s, self._looked_into and self._estimate.links.doubted()
+        now_s, doubted = self._agenda.now_s, self._measured_again and self._estimate.links.doubted()
         if doubted and not self._changes and now_s < until_s:
             wait_s = min(_BETWEEN_CHECKS_S, until_s - now_s)
             self._agenda.after(wait_s, self._planned, changes, decision, based_on, noticed_s, plans, until_s)
