@@ -82,7 +82,7 @@ def test_the_load_share_does_not_change_with_the_rate_of_all_classes(
 
 
 @given(fixed_s=TIMES, session_s=TIMES, rate_rps=st.floats(1e-3, 10.0), stages=st.integers(2, 5))
-def test_on_a_chain_a_session_shares_the_fixed_part_of_a_pass_only_with_those_that_it_finds_at_its_stage(
+def test_on_a_chain_a_session_also_waits_for_half_of_what_it_shares_with_those_that_it_finds_at_its_stage(
     fixed_s: float, session_s: float, rate_rps: float, stages: int
 ) -> None:
     model, classes = model_of(fixed_s, session_s, 0.0), [RequestClass("c", "home-a", rate_rps, 1, 21)]
@@ -90,7 +90,7 @@ def test_on_a_chain_a_session_shares_the_fixed_part_of_a_pass_only_with_those_th
     share = share_of(model, classes, stages)
     if least * load < 1:
         sessions = 1 + load / (1 - share * load)
-        assert share == pytest.approx(least + (1 - least) / sessions, rel=1e-6)
+        assert share == pytest.approx(least + (1 - least) / 2 / sessions, rel=1e-6)
     else:  # more than a node can serve: as many sessions share as there may be
         assert share == pytest.approx(least)
 
@@ -100,7 +100,7 @@ def test_the_more_requests_a_chain_serves_the_more_of_a_pass_they_share() -> Non
     model = model_of(0.010, 0.002, 0.0)
     shares = [share_of(model, [RequestClass("c", "home-a", rate, 1, 21)], stages=2) for rate in rates_rps]
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] == pytest.approx(1.0)  # nobody else is there
+    assert shares[0] == pytest.approx((1 + 1 / 6) / 2)  # nobody else is there
     assert shares[-1] > share_of(model, [CHAT])
 
 
@@ -154,23 +154,22 @@ def test_the_formula_tells_the_time_of_requests_that_share_passes(utilization: f
     assert simulated_s(rate_rps, tokens, fixed_s, session_s) == pytest.approx(predicted_s, rel=0.05)
 
 
-@pytest.mark.parametrize(("prompt_tokens", "new_tokens"), [(12, 4), (20, 6), (40, 20)])
-@pytest.mark.parametrize("parts", [(1.0, 1.0), (0.67, 1.33), (0.4, 1.6), (0.5, 1.0, 1.5)])
+@pytest.mark.parametrize(("prompt_tokens", "new_tokens"), [(20, 6), (40, 20), (20, 40)])
+@pytest.mark.parametrize("stages", [2, 3])
 @pytest.mark.parametrize("load", [0.2, 0.5])
-def test_the_formula_tells_the_time_of_requests_on_a_chain_whose_stages_differ(
-    load: float, parts: tuple[float, ...], prompt_tokens: int, new_tokens: int
+def test_the_formula_tells_the_time_of_requests_on_a_chain(
+    load: float, stages: int, prompt_tokens: int, new_tokens: int
 ) -> None:
-    fixed_s, session_s, token_s, stages = 0.007, 0.003, 0.002, len(parts)
+    fixed_s, session_s, token_s = 0.007, 0.003, 0.002
     model = model_of(fixed_s, session_s, token_s, prefill_fixed_s=fixed_s + session_s)
     service_s = prompt_tokens * token_s + new_tokens * (fixed_s + session_s)
     rate_rps = load / service_s
     classes = [RequestClass("c", "home-a", stages * rate_rps, prompt_tokens, new_tokens)]
-    machines = [hardware(part * fixed_s, part * session_s, part * token_s) for part in parts]
+    machine = hardware(fixed_s, session_s, token_s)
     arrivals = poisson(rate_rps, lambda rng: new_tokens, 1, prompt_tokens)
-    took_s = np.mean([latency_s for _, latency_s in latencies(machines, arrivals, 1000)])
-    share = share_of(model, classes, stages)
-    predicted_s = sum(part * service_s / (1 - share * part * load) for part in parts)
-    assert predicted_s == pytest.approx(took_s, rel=0.15)
+    took_s = np.mean([latency_s for _, latency_s in latencies([machine] * stages, arrivals, 1000)])
+    predicted_s = stages * service_s / (1 - share_of(model, classes, stages) * load)
+    assert predicted_s == pytest.approx(took_s, rel=0.1)
 
 
 def simulated_s(rate_rps: float, tokens: int, fixed_s: float, session_s: float, requests: int = 5000) -> float:

@@ -80,14 +80,14 @@ def _load_share_on_chain(least: FloatArray, load: FloatArray) -> FloatArray:
     """The load share rho (N,) where sessions are spread over the stages of a chain, so that few of them meet.
 
     A session finds n - 1 others at its stage. By Little's law n = 1 + a / (1 - rho a), where `load` a is the node time
-    of the requests of a second. They share the fixed part of a pass: rho = least + (1 - least) / n. Both together are a
-    quadratic equation of n.
+    of the requests of a second. It waits for the half of the pass under way that is left on average, and they share
+    that: rho = least + (1 - least) / 2 n. Both together are a quadratic equation of n.
     """
     free, alone = 1 - least * load, load * (1 - least)
-    half = 0.5 + alone
+    half = 0.5 + 0.75 * alone
     with np.errstate(divide="ignore", invalid="ignore"):
-        sessions = (half + np.sqrt(half**2 - free * alone)) / free
-    return np.where(free > 0, least + (1 - least) / sessions, least)
+        sessions = (half + np.sqrt(half**2 - free * alone / 2)) / free
+    return np.where(free > 0, least + (1 - least) / (2 * sessions), least)
 
 
 def _pass_s(
