@@ -64,9 +64,8 @@ class Recovery:
                     self._gateway.set_unavailable(_told_to_clients(error))
                     return
                 except (ProposalRefusedError, CapacityError) as error:
-                    cause = str(
-                        error.__cause__ or error
-                    )  # without the number of the epoch, which is a new one each time
+                    # Its cause does not name the epoch, whose number is a new one each time.
+                    cause = str(error.__cause__ or error)
                     if cause != logged:
                         _log.warning("recovery was refused, and is tried until it succeeds", error=str(error))
                         logged = cause
@@ -144,7 +143,7 @@ class Recovery:
 
 def _told_to_clients(error: ResplitError) -> str:
     """Why no request can be served. What nodes and disks say is for the log only, because it names folders."""
-    if isinstance(error, InfeasibleError):
+    if isinstance(error, InfeasibleError | DataError):
         return str(error)
     who = ", ".join(sorted(_refused_by(error))) or "the controller"
     return f"{who} cannot prepare a placement; the log of the controller says why"
