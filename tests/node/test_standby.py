@@ -163,10 +163,10 @@ async def test_on_a_full_disk_blocks_stand_by_in_memory_and_are_kept_when_there_
     own_disk: OwnDisk, stored_model: StoredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standby_module, "_AGAIN_AFTER_S", 0.01)
-    monkeypatch.setattr(kept_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
-    await own_disk.stand_by(stored_model, (2, 3))
-    assert own_disk.state.disk_bytes == 0
-    monkeypatch.undo()
+    with monkeypatch.context() as disk:
+        disk.setattr(kept_module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+        await own_disk.stand_by(stored_model, (2, 3))
+        assert own_disk.state.disk_bytes == 0
 
     async def are_kept() -> bool:
         return own_disk.state.disk_bytes == sum(own_disk.entries[block].sealed_bytes for block in (2, 3))

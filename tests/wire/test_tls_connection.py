@@ -169,3 +169,19 @@ async def test_bytes_that_are_no_tls_end_the_connection(ends: Ends) -> None:
     with plain_socket(here) as plain:
         plain.send(b"no record of TLS at all")
     await wait_for(lambda: ends.node.has_ended)
+
+
+async def test_connections_of_two_event_loops_do_not_share_the_room_for_what_arrives(ends: Ends) -> None:
+    context = Member.load(ends.folder / "alpha").client_context(STEPS)
+
+    def room_of_another_loop() -> memoryview:
+        async def room() -> memoryview:
+            return TlsConnection(context, Kept, "beta").get_buffer(-1)
+
+        return asyncio.run(room())
+
+    here = TlsConnection(context, Kept, "beta").get_buffer(-1)
+    assert TlsConnection(context, Kept, "beta").get_buffer(-1) is here
+    there = await asyncio.to_thread(room_of_another_loop)
+    there[:4] = b"also"
+    assert here[:4] != there[:4]

@@ -18,6 +18,16 @@ _READ_BYTES = 64 * 1024
 _HANDSHAKE_WITHIN_S = 60.0
 
 
+class _Arriving(threading.local):
+    """Room for what arrives. It is copied from there at once, so that all connections of one thread share the room."""
+
+    def __init__(self) -> None:
+        self.room = memoryview(bytearray(_READ_BYTES))
+
+
+_arriving = _Arriving()  # each thread has its own
+
+
 class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     """The protocol of a plain transport, and the transport of the protocol that `begin` makes after the handshake.
 
@@ -25,15 +35,13 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     with the handshake, and has its error. The client names the `server` that it expects.
     """
 
-    # What arrives is copied from here at once. So all connections of the thread share the room.
-    _room = memoryview(bytearray(_READ_BYTES))
-
     def __init__(
         self, context: ssl.SSLContext, begin: Callable[[], asyncio.BufferedProtocol], server: str | None = None
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._room = _arriving.room
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server is None, server)
         self._begin = begin
