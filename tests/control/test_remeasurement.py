@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from resplit.control.remeasurement import MEASURED_AGAIN_S, MOST_MEASUREMENTS, PAUSE_S, SETTLE_S, Remeasurement
+from resplit.control.remeasurement import Remeasurement
+from resplit.control.repeated_measurements import MEASURED_AGAIN_S, MOST_MEASUREMENTS, PAUSE_S, SETTLE_S
 from resplit.process.cancellation import VitalTasks
 from tests.support.simulated_clock import SimulatedClock, run_simulated
 

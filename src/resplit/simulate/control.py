@@ -14,7 +14,7 @@ import numpy as np
 from resplit.config import ClusterConfig
 from resplit.control.fast_loop import MOST_PLANS, concern_links
 from resplit.control.planning import DEMAND_WINDOW_S, plan_without, planned_for, without
-from resplit.control.remeasurement import MEASURED_AGAIN_S, MOST_MEASUREMENTS, PAUSE_S, SETTLE_S
+from resplit.control.repeated_measurements import SETTLE_S
 from resplit.control.rules import PlacementRules
 from resplit.cost import CostModel, NodeReading, fit_cost_model, node_readings, problem_from
 from resplit.decide import (
@@ -38,6 +38,7 @@ from resplit.simulate.agenda import Agenda
 from resplit.simulate.deployment import SimulatedDeployment
 from resplit.simulate.gateway import SimulatedGateway
 from resplit.simulate.readiness import SimulatedReadiness
+from resplit.simulate.remeasurement import SimulatedRemeasurement
 from resplit.simulate.reports import Report, Reports
 from resplit.simulate.sessions import SimulatedRoute
 from resplit.telemetry.tables import Telemetry
@@ -104,8 +105,6 @@ class Control:
         self._problem: Problem | None = None  # the latest that a tick posed
         self._changes: list[Change] = []
         self._refused: list[Change] = []  # decided on while another move was under way
-        self._measured_again: set[tuple[str, str]] = set()  # links that are measured repeatedly now
-        self._asked_s: dict[str, float] = {}
         self._reacting = False
         self._armed = False
         self._stopped = False
@@ -113,6 +112,8 @@ class Control:
         self._fit_due_s = -math.inf  # the next tick from then on fits
         self._estimate = ClusterEstimate(features, cluster.source)
         self._estimate.set_model(cost)
+        doubted = self._estimate.links.doubted
+        self._remeasurement = SimulatedRemeasurement(reports, doubted, agenda) if reports is not None else None
         self._slo_s = {declared.name: declared.slo for declared in cluster.classes}
         self._readiness = self._prepared() if loop.prepares and "change" in policy.asked else None
 
@@ -243,39 +244,16 @@ class Control:
         now_s, estimate, node = self._agenda.now_s, self._estimate, report.node
         if not math.isnan(report.reference_s):
             self._note(estimate.observe_report(node, report.reference_s, report.background_utilization, now_s))
-            if estimate.doubts(node):
-                self._ask_again(node)
+            if self._remeasurement is not None and estimate.doubts(node):
+                self._remeasurement.of_node(node)
         for echo in report.links:
             self._note(estimate.links.observe(node, echo.peer, echo.size_bytes, echo.seconds, echo.at_s))
         self._look_into(estimate.links.doubted())
 
-    def _ask_again(self, node: str) -> None:
-        """Have a node that is doubted report at once, but not too often."""
-        now_s = self._agenda.now_s
-        if self._reports is not None and now_s >= self._asked_s.get(node, -math.inf) + MEASURED_AGAIN_S:
-            self._asked_s[node] = now_s
-            self._reports.ask(node)
-
     def _look_into(self, links: Sequence[tuple[str, str]]) -> None:
         """Measure links both ways now, unless that is under way, and again while the detector doubts them."""
-        if not links:  # nearly always
-            return
-        new = [link for link in both_ways(links) if link not in self._measured_again]
-        if new:
-            self._measured_again.update(new)
-            self._remeasure(new, new, 1)
-
-    def _remeasure(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], times: int) -> None:
-        if self._reports is not None:
-            self._reports.measure(left, lambda: self._remeasured(links, left, times))
-
-    def _remeasured(self, links: Sequence[tuple[str, str]], left: Sequence[tuple[str, str]], times: int) -> None:
-        doubted = set(self._estimate.links.doubted())
-        left = [link for link in left if link in doubted]
-        if left and times < MOST_MEASUREMENTS:
-            self._agenda.after(PAUSE_S, self._remeasure, links, left, times + 1)
-        else:
-            self._measured_again.difference_update(links)
+        if links and self._remeasurement is not None:  # hardly ever
+            self._remeasurement.of_links(both_ways(links))
 
     def _note(self, changes: Sequence[Change]) -> None:
         if not changes:
@@ -329,8 +307,8 @@ class Control:
         until_s: float,
     ) -> None:
         """The plan is made. It waits until no link is doubted any more, but not beyond `until_s`."""
-        now_s, doubted = self._agenda.now_s, self._measured_again and self._estimate.links.doubted()
-        if doubted and not self._changes and now_s < until_s:
+        now_s, measured = self._agenda.now_s, self._remeasurement
+        if now_s < until_s and not self._changes and measured is not None and measured.may_end_doubts:
             wait_s = min(_BETWEEN_CHECKS_S, until_s - now_s)
             self._agenda.after(wait_s, self._planned, changes, decision, based_on, noticed_s, plans, until_s)
         else:
