@@ -200,7 +200,7 @@ class FastLoop:
             outcome = await self._deploy(decision, live.epoch, armed.settings)
         if outcome.deployed is not None:
             self._keep_problem(outcome.deployed, problem)
-            slower = {change.subject for change in changes if change.after > change.before}
+            slower = {change.subject for change in changes if change.is_slower}
             self._tasks.spawn(self._deployment.recall(slower), "recall passes")
         outcome = replace(outcome, plan_s=planned_s, prepare_s=time.monotonic() - begun_s - planned_s)
         decision = replace(decision, outcome=outcome)

@@ -22,6 +22,11 @@ class Change:
     after: float
     deviation: float
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether the subject became slower, or others use more of it."""
+        return self.after > self.before
+
     def __str__(self) -> str:
         if self.what == "background":
             return f"others use {self.after:.0%} of {self.subject} (before: {self.before:.0%})"

@@ -175,7 +175,7 @@ class LinkEstimates:
         transfer_s = seconds - small_s
         seen, expected_s = link.s_per_byte, payload_bytes * (expected_s_per_byte or 0.0)
         changes = _observed(what, seen.level, transfer_s, expected_s, at_s)
-        if any(change.after > change.before for change in changes):
+        if any(change.is_slower for change in changes):
             seen.slower_s = at_s
         if expected_s_per_byte:
             link.log_s_per_byte.observe(link.s_per_byte.level.mean + math.log(expected_s_per_byte), at_s)
