@@ -16,14 +16,14 @@ class Agenda:
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap
+        self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
         self._numbers = itertools.count()
 
-    def at(self, time_s: float, act: Callable[..., None], *given: Any) -> None:
+    def at(self, time_s: float, act: Callable[..., object], *given: Any) -> None:
         """Call `act(*given)` at `time_s`, which must not be in the past."""
         heapq.heappush(self._events, (time_s, next(self._numbers), act, given))
 
-    def after(self, delay_s: float, act: Callable[..., None], *given: Any) -> None:
+    def after(self, delay_s: float, act: Callable[..., object], *given: Any) -> None:
         """Call `act(*given)` so many seconds from now."""
         self.at(self.now_s + delay_s, act, *given)
 

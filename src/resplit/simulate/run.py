@@ -29,10 +29,11 @@ from resplit.recording import Observed, run_record
 from resplit.records import RunRecord
 from resplit.scenario import ScenarioConfig
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.control import Control, Loop
+from resplit.simulate.control import Control
 from resplit.simulate.cost import declared_cost_model
 from resplit.simulate.deployment import Loading, SimulatedDeployment
 from resplit.simulate.gateway import Caches, SimulatedGateway
+from resplit.simulate.loop import Loop
 from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.noise import normals
@@ -277,7 +278,7 @@ class _SimulatedCluster:
             failed_connections=(),
             node_reports=pd.DataFrame(self._use, columns=columns),
             epochs=self._deployment.history,
-            decisions=self._control.decisions,
+            decisions=self._control.log,
             blocks=tuple(feature.name for feature in self._features),
             nodes=(),
             foreseen_s=foreseen_s,

@@ -12,7 +12,7 @@ from resplit.errors import ConfigError
 from resplit.model import DEFAULT_MODEL
 from resplit.scenario import ScenarioConfig, cluster_of, load_scenario
 from resplit.simulate.area import grown
-from resplit.simulate.control import Loop
+from resplit.simulate.loop import Loop
 from resplit.simulate.models import load_model
 from resplit.traces import traced_requests, with_traces
 from resplit.types import BlockFeatures
