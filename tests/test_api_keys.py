@@ -55,12 +55,18 @@ def test_a_key_may_stand_in_the_file_as_its_hash_in_the_environment_or_in_a_file
         ({}, "give a key, or one of"),
         ({"env": "A", "file": "b"}, "give a key, or one of"),
         ({"sha256": KEY}, "should match pattern"),
-        ({"environment": "A"}, "Extra inputs are not permitted"),
+        ({"environment": "A"}, "unknown key"),
     ],
 )
 def test_an_entry_that_names_no_single_source_is_refused(entry: dict[str, str], rule: str) -> None:
     with pytest.raises(ConfigError, match=rf"classes\.0\.api_keys\.0.*{rule}") as refusal:
         parse_cluster(content(entry), "test.yaml")
+    assert KEY not in str(refusal.value)
+
+
+def test_a_section_in_the_wrong_place_does_not_show_its_keys() -> None:
+    with pytest.raises(ConfigError, match="classes: a section should be a valid") as refusal:
+        parse_cluster({**content(KEY), "classes": content(KEY)["classes"][0]}, "test.yaml")
     assert KEY not in str(refusal.value)
 
 

@@ -66,7 +66,7 @@ def test_a_scenario_with_an_unknown_name_is_refused(tmp_path: Path, old: str, ne
 
 
 def test_an_error_in_a_scenario_names_its_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r":4: nodes.0.slow: Extra inputs"):
+    with pytest.raises(ConfigError, match=r":4: nodes.0.slow: unknown key; do you mean slowdown"):
         load_scenario(written(tmp_path, SCENARIO.replace("slowdown", "slow")))
     with pytest.raises(ConfigError, match=r":8: load.0.at: .* needs a number"):
         load_scenario(written(tmp_path, SCENARIO.replace("at: 7 s", "at: 7")))

@@ -123,7 +123,7 @@ def node(
 def serve(
     cluster: ClusterFile,
     host: Annotated[str, typer.Option(help="Address that the gateway listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port that the gateway listens on.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port that the gateway listens on.", min=0, max=65535)] = 8080,
     model: Model = DEFAULT_MODEL,
     keys: Annotated[Path | None, typer.Option(help="Its key folder; by default STATE/keys/controller.")] = None,
     registry: Annotated[str | None, typer.Option(help="Shard registry: a folder or a bucket's URL.")] = None,
@@ -208,11 +208,13 @@ def plan(
         list[Path], typer.Argument(help="Placement problems (docs/problem.md); - is stdin.", metavar="FILE...")
     ],
     solver: Annotated[str, typer.Option(help="relax, exact, or a published baseline.")] = "relax",
-    time_limit: Annotated[float, typer.Option(help="Seconds for each solve.")] = 10.0,
-    work_limit: Annotated[int | None, typer.Option(help="Solver steps for each solve, instead of seconds.")] = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds for each solve.", min=0)] = 10.0,
+    work_limit: Annotated[
+        int | None, typer.Option(help="Solver steps for each solve, instead of seconds.", min=0)
+    ] = None,
     tolerance: Annotated[
         float,
-        typer.Option(help="Relative cost that better service may add to the best plan."),
+        typer.Option(help="Relative cost that better service may add to the best plan.", min=0),
     ] = 0,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print a page of text instead: latency by part, binding limits.")
@@ -317,12 +319,19 @@ def keys(
 
 
 def main() -> None:
-    """Run the command line. A `ResplitError` or a missing package is printed as one line, without a traceback."""
-    log_to_stderr()
+    """Run the command line. What the user or the machine caused is printed as one line, without a traceback."""
     try:
+        log_to_stderr()
         app()
     except ResplitError as error:
         typer.echo(f"resplit: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:  # one of a file, such as a full disk
+        if error.filename is None:
+            raise
+        typer.echo(f"resplit: {error.filename}: {error.strerror}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         package = (error.name or "resplit").partition(".")[0]

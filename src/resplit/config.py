@@ -278,5 +278,5 @@ def parse_cluster(content: object, place: str) -> ClusterConfig:
     try:
         return ClusterConfig.model_validate(content)
     except ValidationError as error:
-        location, rule = first_error(error)
+        location, rule = first_error(error, ClusterConfig)
         raise ConfigError(": ".join([place, *([".".join(map(str, location))] if location else [])]), rule) from None

@@ -11,7 +11,7 @@ def split_host_port(text: str) -> tuple[str, int]:
     """Host and port of `host:port` or, for IPv6, `[host]:port`; ValueError for any other text."""
     found = _HOST_PORT.fullmatch(text)
     if found is None or not 0 < int(found[3]) < 65536:
-        raise ValueError("is not host:port, with an IPv6 address in brackets: [::1]:7001")
+        raise ValueError("is not host:port, with an IPv6 address in brackets ([::1]:7001) and a port from 1 to 65535")
     return found[1] or found[2], int(found[3])
 
 

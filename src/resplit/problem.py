@@ -44,13 +44,13 @@ def read_problem(path: Path) -> Problem:
             raise ProblemFormatError(str(path), len(content), f"a problem file has at most {MAX_FILE_BYTES} bytes")
         text = content.decode()
     except OSError as error:
-        raise ProblemFormatError(str(path), error.strerror, "a file that can be read") from error
+        raise ProblemFormatError("file", str(path), f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ProblemFormatError(str(path), error.reason, "text in UTF-8") from error
     try:
         return problem_from_json(json.loads(text, object_pairs_hook=_object_of_pairs))
     except (ValueError, RecursionError) as error:
-        raise ProblemFormatError(str(path), text[:40], f"JSON ({error})") from error
+        raise ProblemFormatError(str(path), text[:40], f"is not JSON: {error}") from error
 
 
 def problem_from_json(obj: object) -> Problem:

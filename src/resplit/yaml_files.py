@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from resplit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 __all__ = ["Strict", "first_error", "known", "load_file", "unique"]
 
 _TYPE_NAME = re.compile(r"\[|^[A-Z]")
+_SUBJECT = re.compile(r"^(Input|String|List|Value) (?=should )")
+_SECRET = "api_keys"  # a message never shows what stands below this key
 _File = TypeVar("_File", bound=BaseModel)
 
 
@@ -40,12 +46,12 @@ def load_file(path: Path, schema: type[_File]) -> _File:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        location, rule = first_error(error)
+        location, rule = first_error(error, schema)
         place = f"{path}:{_line(document, location)}" + (f": {'.'.join(map(str, location))}" if location else "")
         raise ConfigError(place, rule) from None
 
 
-def first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
+def first_error(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[int | str, ...], str]:
     """Key and rule of the first error; a misspelt key comes before the key that is missing because of it.
 
     Where a key may have a value of two types, an error inside of one of them comes before that it is not the other.
@@ -54,12 +60,41 @@ def first_error(error: ValidationError) -> tuple[tuple[int | str, ...], str]:
     first = _keys(errors[0]["loc"])
     inside = [each for each in errors if each["type"] != "missing" and _keys(each["loc"])[:-1] == first]
     chosen = (inside or errors)[0]
-    location = _keys(chosen["loc"])
-    rule = chosen["msg"].removeprefix("Value error, ")
+    location, rule = _keys(chosen["loc"]), _rule(chosen, schema)
     if not location and ": " in rule:  # a rule over the whole file names its key in the message
         key, rule = rule.split(": ", 1)
         location = tuple(key.split("."))
     return location, rule
+
+
+def _rule(error: ErrorDetails, schema: type[BaseModel]) -> str:
+    """What is wrong, in plain words, with the value."""
+    kind, shown = error["type"], _shown(error["input"])
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), _all_keys(schema), 1)
+        return f"unknown key; do you mean {near[0]}?" if near else "unknown key"
+    if kind == "missing":
+        return "this key is missing"
+    if kind in ("model_type", "dict_type"):
+        return f"needs keys with values, as in `name: home`, and is {shown}"
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    rule = _SUBJECT.sub("", error["msg"])
+    if _SECRET in error["loc"]:
+        return f"the value {rule}" if rule.startswith("should") else rule
+    return f"{shown} {rule}" if rule.startswith("should") else f"{shown}: {rule}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message. What a list or a section has inside may be secret."""
+    return {list: "a list", dict: "a section", type(None): "nothing"}.get(type(value), f"{value!r:.80}")
+
+
+def _all_keys(schema: type[BaseModel]) -> list[str]:
+    """All keys that the parts of a file may have."""
+    described = schema.model_json_schema()
+    parts = [described, *described.get("$defs", {}).values()]
+    return [key for part in parts for key in part.get("properties", {})]
 
 
 def _keys(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -137,7 +137,7 @@ async def test_without_a_trusted_node_there_is_no_plan_and_the_reason_is_given(
 ) -> None:
     planner = planner_of(cluster, stored_model, tmp_path, C)
     planner.set_problem(problem)
-    with pytest.raises(InfeasibleError, match=r"^without alpha, beta there is no placement: "):
+    with pytest.raises(InfeasibleError, match=r"^without alpha, beta there is no placement: no trusted node can"):
         await planner.plan(CURRENT, based_on=0)
 
 

@@ -47,6 +47,21 @@ def test_a_dash_reads_standard_input() -> None:
     assert json.loads(done.stdout)["status"] == "infeasible"
 
 
+def test_a_file_that_cannot_be_read_and_broken_json_are_named(tmp_path: Path) -> None:
+    missing, broken = run(tmp_path / "absent.json"), run("-", stdin='{"version": ')
+    assert (missing.returncode, broken.returncode) == (2, 2)
+    absent = f"file = '{tmp_path / 'absent.json'}': cannot be read: No such file or directory"
+    assert json.loads(missing.stdout)["error"] == absent
+    assert json.loads(broken.stdout)["error"].startswith("- = '{\"version\": ': is not JSON: Expecting value: line 1")
+
+
+@pytest.mark.parametrize("option", ["--time-limit", "--work-limit", "--tolerance"])
+def test_a_negative_limit_is_refused(option: str) -> None:
+    done = run(option, "-1", FEASIBLE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option in done.stderr
+
+
 def test_importing_the_command_loads_nothing_heavy() -> None:
     script = (
         "import sys, resplit.planner.command\n"

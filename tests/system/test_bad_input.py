@@ -19,6 +19,7 @@ from tests.support.cluster import share_packaged_model
 from tests.support.processes import run_resplit
 
 pytestmark = pytest.mark.processes
+ROOT = Path(__file__).parents[2]
 
 CLUSTER = """\
 name: test
@@ -67,7 +68,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], folder: Path, *says: 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("kv_tokens", "kv_token", ":8: kv_token: Extra inputs are not permitted"),
+        ("kv_tokens", "kv_token", ":8: kv_token: unknown key; do you mean kv_tokens?"),
         ("trusted: [alone]", "trusted: [attic]", ":3: trusted: 'attic' is not in this cluster; it has alone"),
         ("nodes:", "nodes: [", ": is not YAML: "),
     ],
@@ -83,6 +84,60 @@ def test_a_port_in_use_starts_nothing(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = up(tmp_path, CLUSTER, "--port", port)
     assert_refused(done, tmp_path, f"--port {port}", "Address already in use", "choose another port")
+
+
+def test_a_port_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    assert_refused(up(tmp_path, CLUSTER, "--port", "99999"), tmp_path, "--port 99999", "0-65535")
+    done = run_resplit("serve", str(tmp_path / "cluster.yaml"), "--port", "99999")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "--port" in done.stderr
+
+
+def test_where_a_member_cannot_listen_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    (tmp_path / "state").mkdir(mode=0o700)
+    keys_command(tmp_path / "state" / "keys", ["alone"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        at = f"127.0.0.1:{taken.getsockname()[1]}"
+        state = ["--state", str(tmp_path / "state")]
+        serve = run_resplit("serve", str(tmp_path / "cluster.yaml"), *state, "--port", at.partition(":")[2])
+        node = run_resplit("node", str(tmp_path / "cluster.yaml"), *state, "--name", "alone", "--listen", at)
+    for done in (serve, node):
+        assert_refused(done, tmp_path, f"resplit: {at}: cannot listen there: Address already in use")
+
+
+@pytest.mark.parametrize("url", ["s4://bucket/shards", "github://"])
+def test_a_registry_that_cannot_be_used_is_named(tmp_path: Path, url: str) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    (tmp_path / "state").mkdir(mode=0o700)
+    keys_command(tmp_path / "state" / "keys", ["alone"])
+    node = ["node", str(tmp_path / "cluster.yaml"), "--name", "alone", "--listen", "127.0.0.1:1"]
+    done = run_resplit(*node, "--state", str(tmp_path / "state"), "--registry", url)
+    assert_refused(done, tmp_path, f"registry {url}: cannot be used: ")
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    scenario = str(ROOT / "data" / "scenarios" / "home-day.yaml")
+    done = run_resplit("simulate", scenario, "--policy", "oracle", "--rival", str(tmp_path / "file"))
+    assert_refused(done, tmp_path, f"resplit: {tmp_path / 'file' / 'run.json'}: Not a directory")
+
+
+def test_a_missing_folder_of_a_model_is_no_name_of_a_hub(tmp_path: Path) -> None:
+    size = ["size", str(tmp_path / "absent"), "--users", "1", "--context", "64", "--state", str(tmp_path / "state")]
+    assert_refused_last(run_resplit(*size), tmp_path, "absent' cannot be read: there is no such folder; give a local")
+
+
+def test_an_interruption_is_no_error(tmp_path: Path) -> None:
+    code = """
+import sys, resplit.cli
+def interrupted() -> None:
+    raise KeyboardInterrupt
+resplit.cli.log_to_stderr = interrupted
+resplit.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_missing_cluster_file_and_an_unknown_node_are_named(tmp_path: Path) -> None:

@@ -19,5 +19,7 @@ def test_an_address_is_parsed_and_written_as_it_was(text: str, host: str, port: 
 
 @pytest.mark.parametrize("text", ["::1:7001", "hub", "hub:", ":7001", "hub:0", "hub:65536", "[::1]", "[]:7", "a:7:7"])
 def test_another_text_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not host:port, with an IPv6 address in brackets"):
+    with pytest.raises(
+        ConfigError, match=r"is not host:port, with an IPv6 address in brackets \(\[::1\]:7001\) and a port from 1"
+    ):
         Address.parse(text)

@@ -128,8 +128,9 @@ def _ensure_free(port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(f"--port {port}", f"cannot listen there: {error.strerror}; choose another port") from None
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"--port {port}", f"cannot listen there: {reason}; choose another port") from None
 
 
 def _prepare_state(cluster_file: Path, config: ClusterConfig, state: Path) -> None:

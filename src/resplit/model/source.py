@@ -181,6 +181,8 @@ def _refuse_own_code(folder: Path) -> None:
 def _from_hub(model: str, scratch: Path) -> Path:
     from huggingface_hub import snapshot_download
 
+    if not re.fullmatch(r"[\w.-]*\w(/[\w.-]+)?", model):  # `owner/name`; a path is none
+        raise ValueError("there is no such folder")
     folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_dir=scratch / "hub"))
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {model!r} has no safetensors file on the hub; {HOW_TO_CONVERT}")

@@ -47,9 +47,9 @@ def _block_without_node(instance: Instance) -> str | None:
         if block.private and not trusted.any():
             return f"no trusted node for block {block.name}, which is private (none of {len(trusted)} nodes is trusted)"
         if np.isnan(prefill).all():
-            return f"no node can run block {block.name}: its times are null on all {len(trusted)} nodes"
+            return f"no node can run block {block.name}"
         if block.private and np.isnan(prefill[trusted]).all():
-            return f"no trusted node for block {block.name}, which is private: its times are null on each trusted node"
+            return f"no trusted node can run block {block.name}, which is private"
     return None
 
 

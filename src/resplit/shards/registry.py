@@ -22,7 +22,7 @@ from typing import TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from resplit.errors import ShardError
+from resplit.errors import ConfigError, ShardError
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _ACCESS_WITHIN_S = 45.0
@@ -33,13 +33,17 @@ Result = TypeVar("Result")
 class Registry:
     """A folder or bucket (any fsspec URL) of sealed shards. The name of a shard is the SHA-256 of its ciphertext.
 
-    No method takes longer than `within_s`: then it raises ShardError. All block: call them outside the event loop.
+    ConfigError if the URL's kind is unknown, or needs a package that is missing. No method takes longer than
+    `within_s`: then it raises ShardError. All block: call them outside the event loop.
     """
 
     def __init__(self, url: str, within_s: float = _ACCESS_WITHIN_S) -> None:
         self.url = url
         self._within_s = within_s
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except Exception as error:  # each backend raises exceptions of its own
+            raise ConfigError(f"registry {url}", f"cannot be used: {error or type(error).__name__}") from error
 
     @property
     def is_folder(self) -> bool:

@@ -240,4 +240,4 @@ def _resolve(address: Address) -> tuple[socket.AddressFamily, Any]:
 
 
 def _cannot_listen(address: Address, error: OSError) -> ConfigError:
-    return ConfigError(f"--listen {address}", f"cannot listen there: {error.strerror or error}; choose another address")
+    return ConfigError(str(address), f"cannot listen there: {error.strerror or error}; choose another address")
