@@ -174,6 +174,14 @@ async def test_it_fits_a_phone_and_a_wide_screen(shown: Shown) -> None:
     assert shown.complaints == []
 
 
+async def test_the_name_of_a_card_begins_with_the_text_that_it_shows(shown: Shown) -> None:
+    names = "cards => cards.map(card => [card.textContent.trim().replace(/\\s+/g, ' '), card.ariaLabel])"
+    cards = await shown.tab.eval_on_selector_all("#map .node", names)
+    assert len(cards) == 3
+    for text, name in cards:
+        assert name.startswith(f"{text}: runs "), (text, name)
+
+
 async def test_no_card_of_the_map_covers_another_one(shown: Shown) -> None:
     covered = """async (width) => {
       const { arranged } = await import("/live/map.js"), found = [];

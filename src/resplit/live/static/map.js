@@ -122,7 +122,7 @@ class NodeCard {
     this.bar = draw("rect", { class: "bar", x: PAD, y: 44, height: 5, rx: 2.5 });
     this.fill = draw("rect", { class: "fill", x: PAD, y: 44, height: 5, rx: 2.5 });
     this.group = draw("g", { class: "node", tabindex: 0, role: "button", "data-node": name },
-      this.box, this.title, this.mark, this.speed, this.bar, this.fill);
+      this.box, this.title, " ", this.mark, " ", this.speed, this.bar, this.fill); // spaces: the text is read as words
     this.group.addEventListener("click", () => onSelect(name));
     this.group.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); onSelect(name); }
@@ -152,7 +152,7 @@ class NodeCard {
     set(this.fill, "width", share * (place.width - 2 * PAD));
     const placed = (state.epochs.at(-1)?.placement ?? []).flatMap((name, i) => (name === node.name ? [i] : []));
     const blocks = placed.length ? `runs ${runs(placed, state.model.blocks)}` : "runs no block";
-    set(this.group, "aria-label", `${node.name} ${mark} ${layer}: ${blocks}, holds ` +
+    set(this.group, "aria-label", `${[node.name, mark, layer].filter(Boolean).join(" ")}: ${blocks}, holds ` +
       `${bytes(node.held_bytes)} of ${bytes(node.memory_bytes)}`);
   }
 }
