@@ -84,11 +84,16 @@ async def test_a_route_gets_the_parsed_body(api: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()) == (200, {"number": 2.5, "text": "\u4e2d"})
 
 
+DIGITS = "(4300 digits) for integer string conversion: value has 5000 digits"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         (b'{"number": 1e400}', "the body: has a number that is not finite, or too large"),
+        (b'{"number": ' + b"9" * 5000 + b"}", f"the body: Exceeds the limit {DIGITS}"),
         (b"{", "the body: Expecting property name enclosed in double quotes"),
+        (b'"\xff"', "the body: 'utf-8' codec can't decode byte 0xff in position 1: invalid start byte"),
         (b'{"number": []}', "body.number: Input should be a valid number"),
         (b'{"text": 1}', "body.text: Input should be a valid string"),
     ],
@@ -96,7 +101,8 @@ async def test_a_route_gets_the_parsed_body(api: httpx.AsyncClient) -> None:
 async def test_an_error_names_the_place_and_the_rule(api: httpx.AsyncClient, body: bytes, message: str) -> None:
     answer = await api.post("/echo", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
-    assert answer.json() == {"error": {"message": message, "type": "RequestValidationError"}}
+    error = answer.json()["error"]
+    assert (error["message"].partition(";")[0], error["type"]) == (message, "RequestValidationError")
 
 
 async def test_characters_of_an_error_that_are_not_ascii_are_escaped() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,18 +17,25 @@ from fastapi import Request
 from resplit.control.api import LinkEmulationBody, _cluster_status, _error_response, _link_shape, create_control_api
 from resplit.control.controller import Controller
 from resplit.control.monitor import Monitor
+from resplit.control.planning import load_problem
+from resplit.decide import Ready, Settings
 from resplit.epochs import LiveEpoch, Proposal
 from resplit.errors import ConfigError, DataError, NodeLostError, ResplitError
+from resplit.estimate import RECORDING
 from resplit.pass_times import TimeByNode
+from resplit.policies import Policy, make_policy
+from resplit.problem import problem_to_json
 from resplit.status import ClusterStatus, GatewayStatus, NodeStatus, ReadinessStatus, ReportedState
 from resplit.wire.addresses import Address
+from resplit.wire.commands import Emulate
 from resplit.wire.emulated_link import Shape
 from resplit.wire.routes import Route
 from tests.support.cluster_file import cluster
-from tests.support.controllers import FIRST, operator_of
-from tests.support.in_process import InProcessCluster
+from tests.support.constant_passes import constant_model
+from tests.support.controllers import FIRST, REQUEST, SECOND, operator_of, served
+from tests.support.in_process import InProcessCluster, deploy
 from tests.support.latest_problem import problem_of
-from tests.support.three_nodes import A, B, C
+from tests.support.three_nodes import A, B, C, three_node_config
 
 
 @pytest.fixture
@@ -68,7 +75,8 @@ async def test_before_the_first_placement_the_status_has_no_epoch_and_the_nodes_
 async def test_the_status_tells_of_the_live_epoch_and_of_each_node(
     api: httpx.AsyncClient, nodes: InProcessCluster, controller: Controller, monitor: Monitor
 ) -> None:
-    await controller.deploy(Proposal(tuple(FIRST), "re-split", 0, 0.25, note="half of the demand"))
+    proposal = Proposal(tuple(FIRST), "re-split", 0, 0.25, note="half of the demand")
+    assert (await api.post("/proposals", json=asdict(proposal))).json()["epoch"] == 1
     controller.emulation_warning = lambda: "this machine is busy"
     for name in (A, B, C):
         await monitor.poll(name)
@@ -117,16 +125,137 @@ async def test_the_declared_demand_is_told_by_class(api: httpx.AsyncClient) -> N
 async def test_the_fast_loop_is_armed_only_with_a_policy_that_is_shipped(
     api: httpx.AsyncClient, controller: Controller
 ) -> None:
+    armed: list[tuple[Policy, Settings, float]] = []
+    controller.fast_loop.arm = lambda *how: armed.append(how)
     refused = await api.put("/fast_loop", json={"policy": "os:system", "settings": {}, "for_s": 60})
     assert refused.status_code == 422
     assert "is not one of" in refused.json()["error"]["message"]
-    assert (await api.put("/fast_loop", json={"settings": {}, "for_s": 60})).json() == {}
     assert (await api.put("/fast_loop", json={"settings": {}, "for_s": -1})).status_code == 422
+    assert armed == []
+    settings = {"horizon_s": 99.0}
+    assert (await api.put("/fast_loop", json={"policy": "static", "settings": settings, "for_s": 60})).json() == {}
+    ((policy, how, for_s),) = armed
+    assert (type(policy), how, for_s) == (type(make_policy("static")), Settings(horizon_s=99.0), 60.0)
 
 
-async def test_a_call_on_an_unknown_node_is_refused(api: httpx.AsyncClient) -> None:
-    unknown = await api.post("/emulation/kill", json={"node": "nobody"})
-    assert (unknown.status_code, unknown.json()["error"]["type"]) == (409, "ConfigError")
+async def test_a_problem_is_planned_with_and_its_cost_model_is_compared_with(
+    api: httpx.AsyncClient, controller: Controller, nodes: InProcessCluster
+) -> None:
+    problem, cost = problem_to_json(problem_of(nodes.config, nodes.features, SECOND)), constant_model()
+    assert (await api.post("/problem", json={"problem": problem, "cost": asdict(cost)})).json() == {}
+    latest = load_problem(nodes.folder / "latest_problem.json")
+    assert latest is not None
+    assert problem_to_json(latest) == problem
+    recording = RECORDING.validate_json((await api.get("/observations")).content)
+    assert [seen.cost for seen in recording.observations] == [cost]
+    assert (await api.post("/problem", json={"problem": problem})).json() == {}
+    assert RECORDING.validate_json((await api.get("/observations")).content) == recording
+    assert set((await api.get("/estimates")).json()["rates_rps"]) == {"chat"}
+
+
+async def test_records_are_told_from_a_number_on_and_problems_by_the_epoch_that_was_planned_for_them(
+    api: httpx.AsyncClient, controller: Controller, nodes: InProcessCluster
+) -> None:
+    await deploy(controller, FIRST)
+    for new_tokens in (2, 3):
+        await served(nodes, replace(REQUEST, max_new_tokens=new_tokens))
+    counts = [each["new_tokens"] for each in (await api.get("/records")).json()]
+    assert counts == [2, 3]
+    assert [each["new_tokens"] for each in (await api.get("/records", params={"skip": 1})).json()] == [3]
+    problem = problem_of(nodes.config, nodes.features, FIRST)
+    controller.fast_loop.posed[1] = problem
+    assert (await api.get("/problems/1")).json() == {"problem": problem_to_json(problem)}
+    assert (await api.get("/problems/2")).json() == {"problem": None}
+
+
+async def test_the_history_of_moves_is_replaced_and_extended(api: httpx.AsyncClient) -> None:
+    move = {"at_s": 5.0, "action": "re-split", "before": [A], "after": [B], "latency_before_s": 1.0}
+    move |= {"predicted_before_s": 2.0}
+    assert (await api.post("/moves", json={"move": move, "settings": {}})).json() == {}
+    history = (await api.get("/moves")).json()
+    assert (history["last"]["at_s"], history["last"]["after"]) == (5.0, [B])
+    assert (await api.put("/moves", json=history | {"last": None})).json() == {}
+    assert (await api.get("/moves")).json() == history | {"last": None}
+
+
+async def test_an_operator_is_told_the_changes_in_words(api: httpx.AsyncClient, nodes: InProcessCluster) -> None:
+    file = (await api.get("/cluster")).json()
+    assert [node["name"] for node in file["nodes"]] == [A, B, C]
+    for method, path, body, change in [
+        ("POST", f"/nodes/{C}/drain", None, "gamma is drained"),
+        ("POST", f"/nodes/{C}/join", None, "gamma is used again"),
+        ("POST", f"/nodes/{C}/trust", {"on": True}, "gamma is trusted"),
+        ("POST", f"/nodes/{C}/trust", {"on": False}, "gamma is not trusted any more"),
+        ("PUT", "/cluster", file | {"trusted": [A]}, "beta is not trusted any more"),
+    ]:
+        assert (await api.request(method, path, json=body)).json() == {"changes": [change]}
+
+
+async def test_the_placements_that_stand_ready_are_told(api: httpx.AsyncClient, controller: Controller) -> None:
+    controller.readiness.ready = lambda: Ready((tuple(SECOND),), frozenset({(3, C)}))
+    assert (await api.get("/ready")).json() == {"placements": [SECOND], "loaded": [[3, C]]}
+
+
+async def test_emulated_hardware_changes_where_the_call_says(
+    api: httpx.AsyncClient, controller: Controller, nodes: InProcessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[tuple[Any, ...]] = []
+
+    async def emulate(node: str, change: Emulate) -> None:
+        changed.append((node, change))
+
+    async def kill(node: str) -> None:
+        changed.append((node, "killed"))
+
+    emulated = three_node_config(links={"default": {"latency": "9 ms", "bandwidth": "8 Mbit/s"}})
+    monkeypatch.setattr(controller.view, "cluster", emulated)
+    monkeypatch.setattr(controller.view.gateway, "set_link", lambda *link: changed.append(("gateway", *link)))
+    monkeypatch.setattr(controller.membership, "emulate", emulate)
+    monkeypatch.setattr(controller.membership, "kill", kill)
+
+    async def after(call: str, body: dict[str, Any]) -> list[tuple[Any, ...]]:
+        changed.clear()
+        assert (await api.post(f"/emulation/{call}", json=body)).json() == {}
+        return changed
+
+    body = {"node": B, "slowdown": 2.0, "background_utilization": 0.5}
+    assert await after("node", body) == [(B, Emulate(2.0, 0.5))]
+    assert await after("kill", {"node": B}) == [(B, "killed")]
+    shape = Shape(0.5, 1e6)
+    between_nodes = [(B, Emulate(links={C: shape})), (C, Emulate(links={B: shape}))]
+    assert await after("link", {"between": [B, C], "latency_s": 0.5}) == between_nodes
+    for one, other in ((A, B), (B, A)):
+        ends = [(one, Emulate(links={other: shape})), (other, Emulate(links={one: shape})), ("gateway", B, shape)]
+        assert await after("link", {"between": [one, other], "latency_s": 0.5}) == ends
+
+
+async def test_a_call_on_a_node_that_is_unknown_or_real_hardware_is_refused(api: httpx.AsyncClient) -> None:
+    shape = {"latency_s": 0.1, "bandwidth_bytes_per_s": 1e6}
+    for call, body in [
+        ("kill", {"node": "attic"}),
+        ("node", {"node": "attic", "slowdown": 2}),
+        ("node", {"node": A, "slowdown": 2}),
+        ("link", {"between": [A, "attic"], **shape}),
+        ("link", {"between": ["attic", A], **shape}),
+        ("link", {"between": [A, A], **shape}),
+    ]:
+        answer = await api.post(f"/emulation/{call}", json=body)
+        assert answer.status_code == 409, (body, answer.text)
+    real = await api.post("/emulation/node", json={"node": A, "slowdown": 2})
+    assert "alpha is real hardware" in real.json()["error"]["message"]
+
+
+async def test_a_proposal_that_breaks_a_rule_is_refused_with_the_reason(api: httpx.AsyncClient) -> None:
+    refused = await api.post("/proposals", json={"placement": ["nobody"] * 8, "action": "initial", "based_on": 0})
+    assert refused.status_code == 409
+    assert "no node is called 'nobody'" in refused.json()["error"]["message"]
+
+
+async def test_decisions_that_a_flow_logs_are_told_from_a_number_on(api: httpx.AsyncClient) -> None:
+    assert (await api.post("/decisions", json={"at_s": 1.0, "action": "keep", "reason": "calm"})).json() == {}
+    (entry,) = (await api.get("/decisions")).json()
+    assert (entry["id"], entry["action"], entry["reason"]) == (1, "keep", "calm")
+    assert (await api.get("/decisions", params={"since": 1})).json() == []
 
 
 @pytest.mark.parametrize(("error", "status"), [(NodeLostError("beta is lost"), 503), (DataError("no problem"), 409)])
@@ -228,6 +357,21 @@ def test_before_the_first_epoch_the_status_has_no_placement() -> None:
     )  # fmt: skip
 
 
+@pytest.fixture
+def border() -> httpx.AsyncClient:
+    """A client of an API whose requests reach no part of a controller."""
+    app = create_control_api(*[MagicMock()] * 3, "secret")
+    headers = {"Authorization": "Bearer secret"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://control", headers=headers)
+
+
+@pytest.mark.parametrize("wrong", ["", "Bearer ", "Bearer secret2", "secret", "Bearer gehëim".encode()])
+async def test_every_call_needs_the_token(border: httpx.AsyncClient, wrong: str | bytes) -> None:
+    for path in ("/status", "/model", "/telemetry", "/records", "/epochs", "/decisions", "/docs", "/nothing"):
+        assert (await border.get(path, headers={"Authorization": wrong})).status_code == 401
+    assert (await border.post("/proposals", json={}, headers={"Authorization": wrong})).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -239,11 +383,31 @@ def test_before_the_first_epoch_the_status_has_no_placement() -> None:
         ("POST", "/emulation/node"),
     ],
 )
-async def test_every_body_is_read_strictly(method: str, path: str) -> None:
-    nothing: Any = MagicMock()  # no part is reached
-    app = create_control_api(nothing, nothing, nothing, "secret")
-    headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://control", headers=headers) as api:
-        answer = await api.request(method, path, content=b'{"a": NaN}')
+async def test_every_body_is_read_strictly(border: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await border.request(method, path, content=b'{"a": NaN}', headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
     assert "a number that is not finite, or too large" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "rule"),
+    [
+        ("/proposals", {"placement": [A], "action": "initial", "based_on": -1}, "based_on: Input should be greater"),
+        ("/proposals", {"placement": [A], "surprise": 1}, "action: Field required"),
+        ("/decisions", {"action": "keep"}, "at_s: Field required"),
+        ("/emulation/node", {"node": A, "slowdown": 0}, "slowdown: Input should be greater than 0"),
+    ],
+)
+async def test_a_body_that_breaks_its_schema_is_refused_with_the_place(
+    border: httpx.AsyncClient, path: str, body: dict[str, Any], rule: str
+) -> None:
+    answer = await border.post(path, json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith(f"body.{rule}")
+
+
+@pytest.mark.parametrize(
+    "query", ["records?skip=-1", "decisions?since=1e99", "demand?window_s=-10", "demand?window_s=nan"]
+)
+async def test_an_impossible_number_is_refused(border: httpx.AsyncClient, query: str) -> None:
+    assert (await border.get(f"/{query}")).status_code == 422

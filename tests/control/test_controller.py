@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -203,64 +203,6 @@ async def test_a_profile_times_the_blocks_that_each_node_may_hold_and_all_links(
     pairs = {(row["node"], row["peer"]) for name in (A, B, C) for row in await nodes.rows(name, "links")}
     assert pairs == {(one, other) for one in (A, B, C) for other in (A, B, C) if one != other}
     assert await placed(nodes) == {name: ([], [], []) for name in (A, B, C)}
-
-
-@pytest.fixture
-async def api(nodes: InProcessCluster, controller: Controller) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_control_api(controller, operator_of(nodes, controller), Monitor(nodes.router.peers, 8), "secret")
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    headers = {"Authorization": "Bearer secret"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://control", headers=headers) as client:
-        yield client
-
-
-async def test_the_control_api_needs_its_token(api: httpx.AsyncClient) -> None:
-    for path in ("/status", "/model", "/telemetry", "/records", "/epochs", "/decisions"):
-        assert (await api.get(path)).status_code == 200
-        for wrong in ("", "Bearer ", "Bearer secret2", "secret", "Bearer gehëim".encode()):
-            assert (await api.get(path, headers={"Authorization": wrong})).status_code == 401
-    assert (await api.post("/proposals", json={}, headers={"Authorization": ""})).status_code == 401
-
-
-async def test_the_control_api_answers_errors_with_the_reason(api: httpx.AsyncClient) -> None:
-    refused = await api.post("/proposals", json={"placement": ["nobody"] * 8, "action": "initial", "based_on": 0})
-    assert refused.status_code == 409
-    assert "no node is called 'nobody'" in refused.json()["error"]["message"]
-    assert (await api.post("/proposals", json={"placement": FIRST, "surprise": 1})).status_code == 422
-    assert (await api.post("/emulation/node", json={"node": A, "slowdown": 0})).status_code == 422
-    real = await api.post("/emulation/node", json={"node": A, "slowdown": 2})
-    assert real.status_code == 409
-    assert "alpha is real hardware" in real.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    "query", ["records?skip=-1", "decisions?since=1e99", "demand?window_s=-10", "demand?window_s=nan"]
-)
-async def test_an_impossible_number_is_refused(api: httpx.AsyncClient, query: str) -> None:
-    assert (await api.get(f"/{query}")).status_code == 422
-
-
-async def test_a_node_outside_the_cluster_cannot_be_emulated(api: httpx.AsyncClient) -> None:
-    shape = {"latency_s": 0.1, "bandwidth_bytes_per_s": 1e6}
-    for path, body in [
-        ("/emulation/node", {"node": "attic", "slowdown": 2}),
-        ("/emulation/link", {"between": [A, "attic"], **shape}),
-        ("/emulation/link", {"between": ["attic", A], **shape}),
-        ("/emulation/link", {"between": [A, A], **shape}),
-    ]:
-        answer = await api.post(path, json=body)
-        assert answer.status_code == 409, (body, answer.text)
-
-
-async def test_the_api_shows_a_deployed_placement(api: httpx.AsyncClient) -> None:
-    deployed = await api.post("/proposals", json={"placement": FIRST, "action": "initial", "based_on": 0})
-    assert deployed.json()["epoch"] == 1
-    status = (await api.get("/status")).json()
-    assert (status["epoch"], status["placement"], status["ready"]) == (1, FIRST, "yes")
-    await api.post("/decisions", json={"at_s": 1.0, "action": "keep"})
-    decisions = (await api.get("/decisions")).json()
-    assert [decision["action"] for decision in decisions][-1] == "keep"
-    assert (await api.get("/decisions", params={"since": decisions[-1]["id"]})).json() == []
 
 
 @pytest.mark.parametrize("body", ["[]", "{", "{}", '{"state": {}, "rows": {"secrets": []}}', "[" * 100_000])
