@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import os
 import socket
 import ssl
 import struct
 import termios
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +164,19 @@ async def test_a_handshake_that_does_not_go_on_ends(ends: Ends, monkeypatch: pyt
     writer.write(b"\x16\x03\x01")
     assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
+
+
+async def test_nothing_is_left_of_a_connection_that_was_refused(ends: Ends) -> None:
+    async def refused() -> weakref.ref[TlsConnection]:
+        context = Member.load(ends.folder / "alpha").client_context(STEPS)
+        connection = TlsConnection(context, Kept, "beta")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", 1)
+        return weakref.ref(connection)
+
+    connection = await asyncio.create_task(refused())
+    gc.collect()
+    assert connection() is None  # it had a timer that ended it a minute later, and failed
 
 
 async def test_bytes_that_are_no_tls_end_the_connection(ends: Ends) -> None:

@@ -51,7 +51,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._socket: socket.socket | None = None  # a descriptor for the writes of other threads
         self._is_paused = False
         self.shaken: asyncio.Future[None] = self._loop.create_future()
-        self._late = self._loop.call_later(_HANDSHAKE_WITHIN_S, self.abort)
 
     # The transport of the protocol above.
 
@@ -103,6 +102,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._plain = cast(asyncio.Transport, transport)
+        self._late = self._loop.call_later(_HANDSHAKE_WITHIN_S, self.abort)
         self._shake_hands()
 
     def get_buffer(self, _sizehint: int) -> memoryview[Any]:
