@@ -26,7 +26,7 @@ def served(placement: list[str], later: list[str] | None = None) -> tuple[Sessio
     machines = {name: Machine(name, hardware(0.0, LAYER_S), ["layer", "layer"], agenda) for name in NODES}
     network = SimulatedNetwork(lambda one, other: None if one == other else LINK, np.random.default_rng(0))
     gateway = SimulatedGateway(open_cluster(NODES), features, machines, network, agenda)
-    gateway.on_pass = passes.append
+    gateway.passes.on_pass = passes.append
     for at_s, nodes in ((0.0, placement), (LATER_S, later)):
         if nodes:
             epoch = 1 if nodes is placement else 2

@@ -77,7 +77,7 @@ class Control:
     def start(self) -> None:
         """Begin the loops."""
         if self._fast_loop is not None and self._slow_loop is not None and self._reports is not None:
-            self._gateway.on_pass = self._fast_loop.passed
+            self._gateway.passes.on_pass = self._fast_loop.passed
             self._slow_loop.start()
             self._reports.on_report = self._fast_loop.reported
 

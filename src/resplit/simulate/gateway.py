@@ -6,7 +6,6 @@ recovering, ended. Tokens have no content here. Drafts and stop words are not si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
@@ -15,15 +14,16 @@ from resplit.gateway.sessions.follow_ups import most_follow_ups
 from resplit.gateway.sessions.journal import Journal
 from resplit.gateway.sessions.kv_transfer import another_round_pays
 from resplit.gateway.sessions.speculation import RouteTimes
-from resplit.pass_times import PassTime, SegmentTime
 from resplit.session_records import RequestArrival, SessionMove, SessionRecord
 from resplit.simulate.admission import Place, SimulatedAdmission
 from resplit.simulate.agenda import Agenda
-from resplit.simulate.machines import Machine, Ran, Visit, segment_pass
+from resplit.simulate.kv_transfer import SimulatedKvTransfer
+from resplit.simulate.machines import Machine
 from resplit.simulate.network import SimulatedNetwork
 from resplit.simulate.overheads import NO_OVERHEADS, Overheads
+from resplit.simulate.passes import SimulatedPasses
 from resplit.simulate.replication import Replication
-from resplit.simulate.sessions import SimulatedPass, SimulatedPreCopy, SimulatedRoute, SimulatedSession
+from resplit.simulate.sessions import SimulatedPass, SimulatedRoute, SimulatedSession
 from resplit.types import BlockFeatures
 from resplit.workload import Arrival
 
@@ -41,7 +41,7 @@ class SimulatedGateway:
     Caches that follow a move are `sent`, are there at once (`free`), or are computed again from the tokens
     (`recomputed`).
 
-    `on_pass` gets the times of each pass, `on_settled` is called as sessions leave epochs.
+    `passes` are those under way. `on_settled` is called as sessions leave epochs.
     """
 
     def __init__(
@@ -55,18 +55,20 @@ class SimulatedGateway:
         caches: Caches = "sent",
         overheads: Overheads = NO_OVERHEADS,
     ) -> None:
-        self.on_pass: Callable[[PassTime], None] | None = None
         self.on_settled: Callable[[], None] = lambda: None
         self.records: list[SessionRecord] = []
         self.journal = Journal(cluster, lambda: agenda.now_s)
         self.live: SimulatedRoute | None = None
         self._cluster = cluster
         self._features = features
-        self._network = network
         self._agenda = agenda
         self._overhead_s = overhead_s
         self._caches = caches
         self._overheads = overheads
+        self.passes = SimulatedPasses(cluster.source, network, agenda)
+        self.passes.on_answered = self._answered
+        self.passes.on_recalled = self._recalled
+        self._kv_transfer = SimulatedKvTransfer(cluster.source, features, network, agenda)
         self._replication = Replication(cluster, features, machines, network, agenda, overheads.background_traffic)
         self._admission = SimulatedAdmission(cluster.limits, cluster.kv_tokens, agenda)
         self._slo_s = {each.name: each.slo if each.shed_late else None for each in cluster.classes}
@@ -165,74 +167,10 @@ class SimulatedGateway:
         now_s, session.running = self._agenda.now_s, True
         begun = SimulatedPass(session, session.route, start, tokens, now_s, session.attempt)
         session.asked_until = session.follow_until = self._follow_until(session, begun.end) if session.made else 0
-        self._send(begun, 0, start, tokens, more=False, begun_s=now_s + self._overhead_s)
-
-    def _send(self, under_way: SimulatedPass, stage: int, start: int, tokens: int, more: bool, begun_s: float) -> None:
-        """Send `tokens` positions from `start` on to a stage of the route; after the last stage, to the gateway."""
-        route, source = under_way.route, self._cluster.source
-        here = route.machines[stage - 1].name if stage else source
-        there = route.machines[stage].name if stage < len(route.machines) else source
-        # The head sends one token, whatever the length of the pass.
-        payload = route.payload_bytes[stage] * (tokens if stage < len(route.machines) else 1)
-        due_s = self._network.due_s(here, there, payload, begun_s)
-        if due_s == math.inf:  # until the deadline, or a loss is noticed
-            return
-        if stage < len(route.machines):
-            self._agenda.at(due_s, self._arrive, under_way, stage, start, tokens, more)
-        else:
-            self._agenda.at(due_s, self._answered, under_way)
-
-    def _arrive(self, under_way: SimulatedPass, stage: int, start: int, tokens: int, more: bool) -> None:
-        if not under_way.counts:
-            return
-        session, route = under_way.session, under_way.route
-        segment = route.segments[stage]
-        if tokens == 1 and start > 0:
-            work = session.decode_pass(stage)
-        else:
-            work = segment_pass(session.name, segment.first, segment.last, start, tokens, len(route.segments), more)
-
-        def ran(visit: Visit, batch: Ran) -> None:
-            self._ran(under_way, stage, start, visit, batch, more)
-
-        whole = not more and (start, tokens) == (under_way.start, under_way.tokens)
-        give_back = (lambda: self._given_back(under_way, stage)) if whole else None
-        route.machines[stage].arrive(Visit(work, done_by=ran, epoch=route.epoch, give_back=give_back), session.late_s)
-
-    def _ran(self, under_way: SimulatedPass, stage: int, start: int, visit: Visit, batch: Ran, more: bool) -> None:
-        """A part of a pass was computed: send it on. Parts of a prompt follow one another along the route."""
-        if not under_way.counts:
-            return
-        route = under_way.route
-        first = start + visit.done - batch.tokens
-        last_part = batch.is_last and not more
-        if last_part:
-            under_way.waited_s += batch.waited_s
-            under_way.computed_s += batch.computed_s
-            if self.on_pass is not None:
-                segment = route.segments[stage]
-                under_way.segments.append(
-                    SegmentTime(
-                        segment.node,
-                        segment.first,
-                        segment.last,
-                        batch.waited_s,
-                        batch.computed_s,
-                        batch.background_utilization,
-                        batch.decodes,
-                        batch.prefill_tokens,
-                    )
-                )
-        if stage + 1 < len(route.machines):
-            self._send(under_way, stage + 1, first, batch.tokens, not last_part, self._agenda.now_s)
-        elif last_part:
-            self._follow_up(under_way)
-            self._send(under_way, stage + 1, first, batch.tokens, more=False, begun_s=self._agenda.now_s)
+        self.passes.begin(begun, self._overhead_s)
 
     def _answered(self, done: SimulatedPass) -> None:
         """The token of a pass has arrived."""
-        if not done.counts:
-            return
         session, now_s = done.session, self._agenda.now_s
         assert session.place is not None
         followed, done.before = done.followed, None  # it need not be kept for those that follow
@@ -241,15 +179,13 @@ class SimulatedGateway:
         session.waited_s += done.waited_s
         session.computed_s += done.computed_s
         session.hops_s += max(0.0, took_s - done.waited_s - done.computed_s)
-        begin, session.position = session.position, done.end
+        session.position = done.end
         if session.made:
             self._times.of(done.route.epoch).decoded(0, took_s)
         session.made += 1
         session.token_s.append(now_s)
         self._admission.made_token(session.place, took_s)
-        if self.on_pass is not None:
-            tokens, segments = session.position - begin, tuple(done.segments)
-            self.on_pass(PassTime(done.route.epoch, begin, tokens, now_s, took_s, segments, followed))
+        self.passes.report(done, took_s, followed)
         self._replication.advance(session)
         if session.made >= session.arrival.new_tokens:
             self._end(session, _OK)
@@ -258,15 +194,7 @@ class SimulatedGateway:
         else:
             self._later(self._overheads.token_s, self._go_on, session, session.attempt)
 
-    # --- follow-ups: passes that the node of the head begins itself
-
-    def _follow_up(self, done: SimulatedPass) -> None:
-        """At the node of the head, which has drawn a token: begin the next pass, if the gateway asked for it."""
-        session, route = done.session, done.route
-        if done.end < session.follow_until and route is self.live:
-            done.is_followed = True
-            following = SimulatedPass(session, route, done.end, 1, self._agenda.now_s, done.attempt, before=done)
-            self._arrive(following, 0, done.end, 1, more=False)
+    # --- follow-ups: how far the node of the head may go on by itself
 
     def _follow_until(self, session: SimulatedSession, end: int) -> int:
         """Before which position the node of the head may begin the passes after one that ends at `end`; 0: none."""
@@ -289,14 +217,8 @@ class SimulatedGateway:
             return
         until = self._follow_until(session, end)
         if until > session.asked_until:
-            session.asked_until, head = until, route.machines[-1].name
-            due_s = self._network.due_s(self._cluster.source, head, route.payload_bytes[0], self._agenda.now_s)
-            if due_s < math.inf:
-                self._agenda.at(due_s, self._asked, session, session.attempt, until)
-
-    def _asked(self, session: SimulatedSession, attempt: int, until: int) -> None:
-        if attempt == session.attempt:
-            session.follow_until = max(session.follow_until, until)
+            session.asked_until = until
+            self.passes.ask_for_more(session, until)
 
     def _end(self, session: SimulatedSession, status: int) -> None:
         """A request ends: its nodes free its caches."""
@@ -310,7 +232,7 @@ class SimulatedGateway:
                 machine.ended(session.name)
             if self.live is not None and session.route.epoch != self.live.epoch:
                 self.on_settled()
-        record = _record(session, status)
+        record = session.record(status)
         self.journal.ended(record)
         self.records.append(record)
 
@@ -318,7 +240,8 @@ class SimulatedGateway:
 
     def activate(self, route: SimulatedRoute) -> None:
         """Make an epoch the live one. Running sessions move to it at a token boundary."""
-        self.live, self._broken = route, False
+        self.live = self.passes.live = route
+        self._broken = False
         self._resume()
 
     def _follows(self, session: SimulatedSession) -> bool:
@@ -334,7 +257,7 @@ class SimulatedGateway:
                 self._recompute(session)
                 self.on_settled()
                 return True
-            session.precopy = self._precopy(session, live, 0, 0.0)
+            session.precopy = self._kv_transfer.begin(session, live)
         copy = session.precopy
         if now_s < copy.done_s:
             if session.recalled:
@@ -342,9 +265,9 @@ class SimulatedGateway:
             return not session.recalled  # passes go on along the old route
         missing = session.position - copy.last
         if not session.recalled and another_round_pays(missing, copy.last - copy.first):
-            session.precopy = self._precopy(session, copy.target, copy.last, copy.cache_bytes)
+            session.precopy = self._kv_transfer.again(session, copy)
             return True
-        patch_bytes, until_s = self._transfer(session, copy.target, missing, background=False)
+        patch_bytes, until_s = self._kv_transfer.send(session, copy.target, missing)
         session.moves.append(SessionMove(copy.target.epoch, until_s - now_s, int(copy.cache_bytes + patch_bytes)))
         session.enter(copy.target)
         self.on_settled()
@@ -360,35 +283,6 @@ class SimulatedGateway:
     def _go_on(self, session: SimulatedSession, attempt: int) -> None:
         if not session.ended and attempt == session.attempt:
             self._next(session)
-
-    def _precopy(
-        self, session: SimulatedSession, target: SimulatedRoute, first: int, sent_bytes: float
-    ) -> SimulatedPreCopy:
-        more_bytes, done_s = self._transfer(session, target, session.position - first, background=True)
-        return SimulatedPreCopy(target, first, session.position, sent_bytes + more_bytes, done_s)
-
-    def _transfer(
-        self, session: SimulatedSession, target: SimulatedRoute, positions: int, background: bool
-    ) -> tuple[float, float]:
-        """Send this many positions of the caches that move. Returns their bytes, and when they arrive.
-
-        The gateway tells the old nodes to send, and is told when that is done: a round trip of messages.
-        """
-        assert session.route is not None
-        now_s, source, sent = self._agenda.now_s, self._cluster.source, 0.0
-        done_s = now_s
-        bytes_by_pair: dict[tuple[str, str], float] = {}
-        for feature, old, new in zip(self._features, session.route.placement, target.placement, strict=True):
-            if old != new and feature.kv_bytes_per_token > 0:
-                size = feature.kv_bytes_per_token * positions
-                bytes_by_pair[old, new] = bytes_by_pair.get((old, new), 0.0) + size
-        send = self._network.background_due_s if background else self._network.due_s
-        for (old, new), size in bytes_by_pair.items():
-            told_s = now_s + self._network.seconds(source, old, 0.0, now_s)
-            arrived_s = send(old, new, size, told_s)
-            done_s = max(done_s, arrived_s + self._network.seconds(old, source, 0.0, now_s))
-            sent += size
-        return sent, done_s
 
     def pause(self, then: Callable[[], None]) -> None:
         """Let no pass begin from now on, and call `then` once none is under way. Those that wait are given back."""
@@ -411,20 +305,6 @@ class SimulatedGateway:
             if name in nodes:
                 machine.recall(epoch)
 
-    def _given_back(self, waiting: SimulatedPass, stage: int) -> None:
-        """A pass does not begin. The gateway is told, unless it still waits for the token before it."""
-        if not waiting.counts:
-            return
-        session, before = waiting.session, waiting.before
-        waiting.recalled = session.recalled = True
-        if before is not None and session.position < before.end:
-            before.is_followed = False
-            return
-        here, now_s = waiting.route.machines[stage].name, self._agenda.now_s
-        due_s = self._network.due_s(here, self._cluster.source, 0.0, now_s)
-        if due_s < math.inf:
-            self._agenda.at(due_s, self._recalled, session, session.attempt)
-
     def _recalled(self, session: SimulatedSession, attempt: int) -> None:
         session.running = session.running and attempt != session.attempt
         self._go_on(session, attempt)
@@ -439,7 +319,7 @@ class SimulatedGateway:
                 session.enter(target)
                 self._recompute(session)
                 continue
-            sent, done_s = self._transfer(session, target, session.position, background=False)
+            sent, done_s = self._kv_transfer.send(session, target, session.position)
             session.enter(target)
             session.moves.append(SessionMove(target.epoch, done_s - begun_s, int(sent)))
             until_s = max(until_s, done_s)
@@ -483,7 +363,7 @@ class SimulatedGateway:
         kept = min(session.replica, session.position)
         sent, done_s = 0.0, self._agenda.now_s
         if kept and session.route is not None:
-            sent, done_s = self._transfer(session, route, kept, background=False)
+            sent, done_s = self._kv_transfer.send(session, route, kept)
         missing = session.position - kept
         session.enter(route)
         session.moves.append(SessionMove(route.epoch, done_s - begun_s, int(sent), replayed=True))
@@ -503,23 +383,3 @@ class SimulatedGateway:
 
 def _number(route: SimulatedRoute) -> int:
     return route.epoch
-
-
-def _record(session: SimulatedSession, status: int) -> SessionRecord:
-    arrival = session.arrival
-    return SessionRecord(
-        request_class=arrival.request_class,
-        arrival_s=arrival.at_s,
-        first_token_s=session.token_s[0] if session.token_s else math.nan,
-        end_s=session.token_s[-1] if status == _OK else math.nan,
-        prompt_tokens=arrival.prompt_tokens,
-        new_tokens=len(session.token_s),
-        status=status,
-        epochs=tuple(session.epochs),
-        moves=tuple(session.moves),
-        private_ok=session.private_ok,
-        token_times_s=tuple(session.token_s),
-        waited_s=session.waited_s,
-        computed_s=session.computed_s,
-        hops_s=session.hops_s,
-    )

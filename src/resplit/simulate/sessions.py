@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from resplit.node.batching import SegmentPass
 from resplit.pass_times import SegmentTime
 from resplit.privacy import exposed_blocks
-from resplit.session_records import SessionMove
+from resplit.session_records import SessionMove, SessionRecord
 from resplit.simulate.admission import Place
 from resplit.simulate.machines import Machine, segment_pass
 from resplit.simulate.network import BackgroundTransfer
@@ -126,6 +127,25 @@ class SimulatedSession:
     def last_end(self) -> int:
         """The position at which the last pass ends, that of the last token but one."""
         return self.arrival.prompt_tokens + self.arrival.new_tokens - 1
+
+    def record(self, status: int) -> SessionRecord:
+        """The record of the request, which ends with an HTTP status."""
+        return SessionRecord(
+            request_class=self.arrival.request_class,
+            arrival_s=self.arrival.at_s,
+            first_token_s=self.token_s[0] if self.token_s else math.nan,
+            end_s=self.token_s[-1] if status == 200 else math.nan,
+            prompt_tokens=self.arrival.prompt_tokens,
+            new_tokens=len(self.token_s),
+            status=status,
+            epochs=tuple(self.epochs),
+            moves=tuple(self.moves),
+            private_ok=self.private_ok,
+            token_times_s=tuple(self.token_s),
+            waited_s=self.waited_s,
+            computed_s=self.computed_s,
+            hops_s=self.hops_s,
+        )
 
 
 @dataclass(eq=False, slots=True)
