@@ -10,7 +10,7 @@ import pytest
 
 from resplit.errors import CapacityError, DataError, NodeLostError
 from resplit.gateway.engine import GeneratedToken
-from resplit.gateway.sessions import session as session_module
+from resplit.gateway.sessions import session_caches
 from resplit.gateway.sessions.kv_transfer import PreCopy
 from resplit.gateway.sessions.manager import Sessions
 from resplit.gateway.sessions.router import Router
@@ -228,7 +228,7 @@ async def test_without_a_lawful_route_a_session_ends_with_the_reason() -> None:
 async def test_a_session_that_has_not_left_an_excluded_node_is_replayed_elsewhere(
     why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "_MOVE_WITHIN_S", 0.05)
+    monkeypatch.setattr(session_caches, "_MOVE_WITHIN_S", 0.05)
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 2)
@@ -250,7 +250,7 @@ async def test_a_session_that_has_not_left_an_excluded_node_is_replayed_elsewher
 
 
 async def test_a_session_that_cannot_move_in_time_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_MOVE_WITHIN_S", 0.05)
+    monkeypatch.setattr(session_caches, "_MOVE_WITHIN_S", 0.05)
     gateway = Gateway()
     stream = gateway.start()
     await decode(stream, 3)
@@ -271,7 +271,7 @@ async def test_a_stream_that_ends_after_its_transfer_failed_leaves_no_error_behi
     await decode(stream, 3)
     gateway.peers[B].reply = TransferReply(error="no room")
     [session] = gateway.sessions._live.values()
-    transfer = session._precopy(PreCopy(SECOND))
+    transfer = session.caches._precopy(PreCopy(SECOND))
     await settle()
     await stream.aclose()
     cast(Any, transfer).__del__()  # what the garbage collector calls, some time

@@ -125,7 +125,7 @@ class Sessions:
 
     async def move_all(self, route: Route) -> None:
         """While passes are paused: move every session to `route` with its caches. If they are lost, it is replayed."""
-        await asyncio.gather(*(session.move(route) for session in list(self._live.values())))
+        await asyncio.gather(*(session.caches.move(route) for session in list(self._live.values())))
 
     def reconfigure(self, cluster: ClusterConfig, features: Sequence[BlockFeatures], drained: frozenset[str]) -> None:
         """Serve under a changed cluster file, which may make other blocks private; `drained` nodes get no replicas.
@@ -158,7 +158,7 @@ class Sessions:
     def welcome(self, node: str) -> None:
         """A node answers again and knows the others: running sessions may keep replicas on it from now on."""
         for session in self._live.values():
-            session.replication.forget(node)
+            session.caches.replication.forget(node)
 
     def session_names(self) -> list[str]:
         """Names of the sessions that run."""
@@ -220,7 +220,7 @@ class Sessions:
     def _node_lost(self, node: str) -> None:
         for session in self._live.values():
             session.permits.forget(node)
-            session.replication.forget(node)
+            session.caches.replication.forget(node)
             if node in session.route.placement:
                 session.lose(f"{node} is lost")
         self.on_lost(node)
@@ -244,12 +244,12 @@ def _record(arrival: RequestArrival, session: Session | None, times: list[float]
         prompt_tokens=arrival.prompt_tokens,
         new_tokens=len(times),
         status=status,
-        epochs=tuple(session.epochs) if session else (),
-        moves=tuple(session.moves) if session else (),
-        private_ok=session.private_ok if session else True,
+        epochs=tuple(session.caches.epochs) if session else (),
+        moves=tuple(session.caches.moves) if session else (),
+        private_ok=session.caches.private_ok if session else True,
         token_times_s=tuple(times),
-        copied_bytes=session.replication.sent_bytes if session else 0,
-        copy_lag=session.replication.max_lag if session else 0,
+        copied_bytes=session.caches.replication.sent_bytes if session else 0,
+        copy_lag=session.caches.replication.max_lag if session else 0,
         waited_s=session.spent.waited_s if session else 0.0,
         computed_s=session.spent.computed_s if session else 0.0,
         hops_s=session.spent.hops_s if session else 0.0,
