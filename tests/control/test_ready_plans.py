@@ -8,6 +8,7 @@ import pytest
 
 from resplit.control.ready_plans import ReadyPlans, plan_ahead
 from resplit.control.rules import PlacementRules
+from resplit.decide import Ready
 from resplit.types import Problem
 from tests.support.decisions import FAR, FAST, SLOW, halves, problem
 from tests.support.telemetry import block_features
@@ -76,6 +77,17 @@ def test_what_was_planned_for_a_loss_is_found_by_the_node_that_is_lost() -> None
     assert plans.after_loss(1, [SLOW, FAR], RULES) is None
     assert plans.after_loss(2, [SLOW], RULES) is None
     assert plans.after_loss(1, [SLOW], replace(RULES, drained=frozenset({FAST}))) is None
+
+
+def test_each_placement_is_ready_once_with_the_blocks_that_stand_by() -> None:
+    plans = begun()
+    first, second = plans.left[:2]
+    for change in (first, second):
+        plans.note(change, (FAST,) * len(LIVE))
+    assert plans.ready(1, RULES, {SLOW: [3, 1], FAR: []}) == Ready(
+        ((FAST,) * len(LIVE),), frozenset({(3, SLOW), (1, SLOW)})
+    )
+    assert plans.ready(2, RULES, {}) == Ready()
 
 
 def test_a_node_keeps_what_it_hosts_first_and_then_what_plans_want_of_it() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from resplit.decide import measured_since, moved_often, registry_bytes_per_s
+from resplit.decide import Settings, for_a_change, measured_since, registry_bytes_per_s
 from resplit.epochs import LiveEpoch
 from resplit.session_records import SessionRecord
 
@@ -55,6 +55,14 @@ def test_without_loading_there_is_no_rate(epochs: list[LiveEpoch]) -> None:
     ("committed_s", "often"),
     [((80.0, 90.0, 100.0), False), ((80.001, 90.0, 100.0), True), ((90.0, 100.0), False), ((), False)],
 )
-def test_three_epochs_within_twenty_seconds_are_often(committed_s: tuple[float, ...], often: bool) -> None:
+def test_a_change_waits_for_the_cooldown_after_three_epochs_within_twenty_seconds(
+    committed_s: tuple[float, ...], often: bool
+) -> None:
     epochs = [replace(epoch(0.0, 1.0), committed_s=moment_s) for moment_s in committed_s]
-    assert moved_often(epochs, now_s=100.0) is often
+    settings = for_a_change(Settings(cooldown_s=7.0), epochs, now_s=100.0)
+    assert settings.cooldown_s == (7.0 if often else 0.0)
+
+
+def test_the_settings_for_a_change_have_the_rate_of_loading_that_was_seen() -> None:
+    settings = for_a_change(Settings(threshold=0.2), [epoch(300.0, 2.0)], now_s=1000.0)
+    assert settings == Settings(threshold=0.2, cooldown_s=0.0, registry_bytes_per_s=150.0)

@@ -25,7 +25,7 @@ from resplit.control.planning import DEMAND_WINDOW_S, ControllerPlanner
 from resplit.control.readiness import Readiness
 from resplit.control.remeasurement import Remeasurement
 from resplit.cost.model import CostModel
-from resplit.decide import Decision, DecisionOutcome, Ready, Settings, in_words, moved_often, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, Ready, Settings, for_a_change, in_words
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.estimate import (
     Change,
@@ -240,13 +240,8 @@ class FastLoop:
         ready: Ready,
         now_s: float,
     ) -> Decision:
-        given = armed.settings
-        settings = replace(
-            given,
-            cooldown_s=given.cooldown_s if moved_often(self._deployment.history, now_s) else 0.0,
-            time_limit_s=_READY_TIME_LIMIT_S if ready.placements else _TIME_LIMIT_S,
-            registry_bytes_per_s=registry_bytes_per_s(self._deployment.history),
-        )
+        limit_s = _READY_TIME_LIMIT_S if ready.placements else _TIME_LIMIT_S
+        settings = replace(for_a_change(armed.settings, self._deployment.history, now_s), time_limit_s=limit_s)
         situation = Situation(
             now_s,
             problem,

@@ -55,8 +55,7 @@ class Readiness:
 
     def ready(self) -> Ready:
         """What is ready for a move away from the live epoch, under the present rules."""
-        loaded = {(block, node) for node, blocks in self.standby().items() for block in blocks}
-        return Ready(tuple(dict.fromkeys(self._allowed())), frozenset(loaded))
+        return self._plans.ready(self._deployment.live_number, self._view.rules, self.standby())
 
     def after_loss(self, epoch: int, lost: Sequence[str]) -> tuple[str, ...] | None:
         """The placement that was planned for the loss of this node in the live epoch; None if there is none."""
@@ -106,10 +105,6 @@ class Readiness:
     def _previous(self) -> tuple[str, ...] | None:
         history = self._deployment.history
         return history[-2].placement if len(history) > 1 else None
-
-    def _allowed(self) -> list[tuple[str, ...]]:
-        """The placements for the live epoch that keep the rules."""
-        return self._plans.allowed(self._deployment.live_number, self._view.rules)
 
     async def _tell(self) -> None:
         """Tell each node which blocks to keep ready: first those that it hosts, then those of each plan."""

@@ -6,9 +6,10 @@ Values and a clock are handed in: a cluster and the simulator prepare by the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from resplit.control.rules import PlacementRules
+from resplit.decide import Ready
 from resplit.decide.likely import LikelyChange, likely_changes
 from resplit.decide.news import nearly_same
 from resplit.planner.evaluate import evaluate
@@ -68,6 +69,11 @@ class ReadyPlans:
         if epoch != self._epoch:
             return []
         return [each for each in self._placements.values() if not rules.violation(each)]
+
+    def ready(self, epoch: int, rules: PlacementRules, standby: Mapping[str, Sequence[int]]) -> Ready:
+        """What is ready for a move away from `epoch`, if these blocks stand by, by node."""
+        loaded = frozenset((block, node) for node, blocks in standby.items() for block in blocks)
+        return Ready(tuple(dict.fromkeys(self.allowed(epoch, rules))), loaded)
 
     def after_loss(self, epoch: int, lost: Sequence[str], rules: PlacementRules) -> _Placement | None:
         """The placement that was planned for the loss of this node in the live epoch; None if there is none."""

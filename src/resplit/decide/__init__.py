@@ -4,7 +4,7 @@ Pure functions of values: time, measurements and history are passed in.
 """
 
 from resplit.decide.decision import Brought, Decision, DecisionOutcome, RecoveredSessions
-from resplit.decide.measurements import measured_since, moved_often, registry_bytes_per_s
+from resplit.decide.measurements import for_a_change, measured_since, registry_bytes_per_s
 from resplit.decide.news import LastPlan, has_news
 from resplit.decide.orchestrator import decide
 from resplit.decide.price import Alternative
@@ -24,9 +24,9 @@ __all__ = [
     "RecoveredSessions",
     "Settings",
     "decide",
+    "for_a_change",
     "has_news",
     "in_words",
     "measured_since",
-    "moved_often",
     "registry_bytes_per_s",
 ]

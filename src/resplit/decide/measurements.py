@@ -1,17 +1,18 @@
-"""Measurements for the orchestrator: latency of recent requests, pace of loading weights, and how often it moved."""
+"""What past requests and epochs say to the orchestrator: measured latency, pace of loading, and how often it moved."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from resplit.decide.state import Measured
+from resplit.decide.state import Measured, Settings
 from resplit.epochs import LiveEpoch
 from resplit.session_records import SessionRecord
 
-__all__ = ["measured_since", "moved_often", "registry_bytes_per_s"]
+__all__ = ["for_a_change", "measured_since", "registry_bytes_per_s"]
 
 _MOST_MOVES, _WITHIN_S = 3, 20.0
 
@@ -45,9 +46,16 @@ def registry_bytes_per_s(epochs: Sequence[LiveEpoch]) -> float | None:
     return sum(epoch.loaded_bytes for epoch in loading) / seconds if seconds > 0 else None
 
 
-def moved_often(epochs: Sequence[LiveEpoch], now_s: float) -> bool:
-    """Whether so many epochs went live lately that a move at a detected change must wait for the cooldown, too.
-
-    A detected change is not noise, unless there is one after the other. `now_s` is in seconds since 1970.
-    """
+def _moved_often(epochs: Sequence[LiveEpoch], now_s: float) -> bool:
+    """Whether so many epochs went live lately that a move at a detected change must wait for the cooldown, too."""
     return sum(epoch.committed_s > now_s - _WITHIN_S for epoch in epochs) >= _MOST_MOVES
+
+
+def for_a_change(settings: Settings, epochs: Sequence[LiveEpoch], now_s: float) -> Settings:
+    """The settings for a decision on a detected change: without cooldown, unless the cluster moved often lately.
+
+    A detected change is not noise, unless there is one after the other. Nodes load blocks at the rate that was seen in
+    `epochs`. `now_s` is in seconds since 1970.
+    """
+    cooldown_s = settings.cooldown_s if _moved_often(epochs, now_s) else 0.0
+    return replace(settings, cooldown_s=cooldown_s, registry_bytes_per_s=registry_bytes_per_s(epochs))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from resplit.decide import Decision, DecisionOutcome, History, Settings, registry_bytes_per_s
+from resplit.decide import Decision, DecisionOutcome, History, Settings
 from resplit.epochs import LiveEpoch
 from resplit.errors import ProposalRefusedError, ResplitError
 from resplit.policies import Policy, Situation
@@ -43,10 +43,6 @@ class SimulatedDecisions:
         self._gateway = gateway
         self._agenda = agenda
         self._rng = rng
-
-    def at_present(self, settings: Settings) -> Settings:
-        """The settings with the rate at which nodes loaded blocks lately."""
-        return replace(settings, registry_bytes_per_s=registry_bytes_per_s(self._deployment.history))
 
     def ask(self, situation: Situation, took_s: float) -> None:
         """Ask the policy. Its answer is deployed after the time that planning takes."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from resplit.control.fast_loop import MOST_PLANS, concern_links
 from resplit.control.repeated_measurements import SETTLE_S
 from resplit.control.rules import PlacementRules
-from resplit.decide import Decision, Ready, moved_often
+from resplit.decide import Decision, Ready, for_a_change
 from resplit.decide.state import NOTHING_READY, Placement
 from resplit.estimate import Change, ahead, both_ways
 from resplit.pass_times import PassTime
@@ -131,9 +131,7 @@ class SimulatedFastLoop:
         live = self._deployment.live
         assert live is not None
         now_s, problem, ready = self._agenda.now_s, self._planner.present_problem(), self.ready()
-        settings = self._decisions.at_present(self._loop.settings)
-        if not moved_often(self._deployment.history, now_s):
-            settings = replace(settings, cooldown_s=0.0)
+        settings = for_a_change(self._loop.settings, self._deployment.history, now_s)
         situation = Situation(
             now_s,
             problem,

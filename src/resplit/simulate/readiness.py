@@ -56,8 +56,7 @@ class SimulatedReadiness:
 
     def ready(self) -> Ready:
         """What is ready for a move away from the live epoch."""
-        loaded = {(block, node) for node, blocks in self._deployment.ready().items() for block in blocks}
-        return Ready(tuple(dict.fromkeys(self._plans.allowed(self._live_number, self._rules))), frozenset(loaded))
+        return self._plans.ready(self._live_number, self._rules, self._deployment.ready())
 
     def after_loss(self, lost: Sequence[str]) -> tuple[str, ...] | None:
         """The placement that was planned for the loss of this node in the live epoch; None if there is none."""

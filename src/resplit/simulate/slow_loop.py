@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from resplit.config import ClusterConfig
-from resplit.decide import Decision, measured_since
+from resplit.decide import Decision, measured_since, registry_bytes_per_s
 from resplit.errors import DataError
 from resplit.estimate import ahead, under_estimates
 from resplit.policies import Situation
@@ -96,7 +97,7 @@ class SimulatedSlowLoop:
         return Situation(
             now_s,
             problem,
-            self._decisions.at_present(self._loop.settings),
+            replace(self._loop.settings, registry_bytes_per_s=registry_bytes_per_s(self._deployment.history)),
             history,
             planner.cost.uncertainty,
             measured=measured,
