@@ -36,8 +36,9 @@ class Proposal:
 class LiveEpoch:
     """A placement that was committed at `committed_s` (seconds since 1970).
 
-    `loaded_bytes` are the weights that nodes loaded for it, `ready_bytes` those that new hosts had loaded before it was
-    proposed. `prepare_s` is the time from the proposal to the commit.
+    `loaded_bytes` are the weights that nodes loaded for it, `longest_load_bytes` those of them that one node loaded at
+    most: nodes load in parallel. `ready_bytes` are those that new hosts had loaded before it was proposed. `prepare_s`
+    is the time from the proposal to the commit.
     `staged`: passes were paused meanwhile, because old and new blocks did not fit beside each other. `note` is that of
     the proposal.
     """
@@ -53,3 +54,4 @@ class LiveEpoch:
     staged: bool = False
     note: str = ""
     ready_bytes: float = 0.0
+    longest_load_bytes: float = 0.0

@@ -354,7 +354,10 @@ async def test_a_live_epoch_records_what_was_loaded_and_predicted(bench: Bench) 
     (live,) = bench.deployment.history
     assert (live.epoch, live.action, live.placement, live.staged) == (1, "initial", tuple(SPREAD), False)
     assert (live.predicted_latency_s, live.lower_bound) == (1.5, 1.25)
-    assert live.loaded_bytes == sum(block.weight_bytes for block in bench.view.rules.features)
+    weights = dict(enumerate(block.weight_bytes for block in bench.view.rules.features))
+    assert live.loaded_bytes == sum(weights.values())
+    by_node = [sum(weights[block] for block, host in enumerate(SPREAD) if host == node) for node in (A, B, C)]
+    assert live.longest_load_bytes == max(by_node) < live.loaded_bytes
     assert 0 <= live.prepare_s < 60
     committed = bench.log.last_committed()
     assert committed is not None

@@ -37,8 +37,11 @@ def test_without_completed_requests_nothing_is_measured() -> None:
     assert measured_since([session(1, 2), session(4, 2, status=503)], {"chat": 1.0}, 3.0) is None
 
 
-def epoch(loaded_bytes: float, prepare_s: float) -> LiveEpoch:
-    return LiveEpoch(1, 0.0, "initial", ("a",), 1.0, None, loaded_bytes, prepare_s)
+def epoch(longest_load_bytes: float, prepare_s: float) -> LiveEpoch:
+    loaded_bytes = 3 * longest_load_bytes  # several nodes load in parallel
+    return LiveEpoch(
+        1, 0.0, "initial", ("a",), 1.0, None, loaded_bytes, prepare_s, longest_load_bytes=longest_load_bytes
+    )
 
 
 def test_the_loading_rate_is_over_the_epochs_that_loaded_weights() -> None:

@@ -314,6 +314,12 @@ class Deployment:
             predicted_latency_s=proposal.predicted_latency_s,
             lower_bound=proposal.lower_bound,
             loaded_bytes=float(sum(weights[block] for block in loaded)),
+            longest_load_bytes=float(
+                max(
+                    sum(weights[block] for block in loaded if route.placement[block] == node)
+                    for node in set(route.placement)
+                )
+            ),
             ready_bytes=float(sum(weights[block] for block in ready)),
             prepare_s=prepare_s,
             staged=staged,

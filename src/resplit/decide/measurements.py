@@ -40,10 +40,13 @@ def measured_since(
 
 
 def registry_bytes_per_s(epochs: Sequence[LiveEpoch]) -> float | None:
-    """Bytes of weights per second that nodes fetched and loaded, over all `epochs`; None if they loaded none."""
-    loading = [epoch for epoch in epochs if epoch.loaded_bytes > 0]
+    """Bytes of weights per second that a node fetches and loads, over all `epochs`; None if they loaded none.
+
+    An epoch waits for the node that loads most.
+    """
+    loading = [epoch for epoch in epochs if epoch.longest_load_bytes > 0]
     seconds = sum(epoch.prepare_s for epoch in loading)
-    return sum(epoch.loaded_bytes for epoch in loading) / seconds if seconds > 0 else None
+    return sum(epoch.longest_load_bytes for epoch in loading) / seconds if seconds > 0 else None
 
 
 def _moved_often(epochs: Sequence[LiveEpoch], now_s: float) -> bool:

@@ -39,6 +39,7 @@ class _Prepared:
     """What it took to prepare an epoch."""
 
     loaded_bytes: float
+    longest_load_bytes: float = 0.0
     ready_bytes: float = 0.0
     prepare_s: float = 0.0
     staged: bool = False
@@ -100,7 +101,7 @@ class SimulatedDeployment:
         new = self._missing(route)
         full = [node for node, blocks in new.items() if proposal.action != RECOVER and not self._fits(node, blocks)]
         missing = self._claim(new)
-        loaded_bytes, new_bytes = self._bytes(missing), self._bytes(new)
+        loaded_bytes, longest_bytes, new_bytes = self._bytes(missing), self._longest_bytes(missing), self._bytes(new)
 
         def commit() -> None:
             if broken := self._down(route.placement):
@@ -111,7 +112,7 @@ class SimulatedDeployment:
                 self._held[node] |= set(blocks)
             self._busy = False
             took_s = self._agenda.now_s - begun_s
-            prepared = _Prepared(loaded_bytes, new_bytes - loaded_bytes, took_s, staged=bool(full))
+            prepared = _Prepared(loaded_bytes, longest_bytes, new_bytes - loaded_bytes, took_s, staged=bool(full))
             then(self._go_live(route, proposal, prepared))
 
         loaded_s = self._loaded_s({node: blocks for node, blocks in missing.items() if node not in full})
@@ -168,8 +169,8 @@ class SimulatedDeployment:
         if rate is None:
             return _Prepared(0.0)
         by_node = {node: _blocks_of(placement, node) for node in placement}
-        longest = max(self._bytes({node: blocks}) for node, blocks in by_node.items())
-        return _Prepared(self._bytes(by_node), prepare_s=longest / rate)
+        longest_bytes = self._longest_bytes(by_node)
+        return _Prepared(self._bytes(by_node), longest_bytes, prepare_s=longest_bytes / rate)
 
     def _go_live(self, route: SimulatedRoute, proposal: Proposal, prepared: _Prepared) -> LiveEpoch:
         self.live = route
@@ -183,6 +184,7 @@ class SimulatedDeployment:
             predicted_latency_s=proposal.predicted_latency_s,
             lower_bound=proposal.lower_bound,
             loaded_bytes=prepared.loaded_bytes,
+            longest_load_bytes=prepared.longest_load_bytes,
             ready_bytes=prepared.ready_bytes,
             prepare_s=prepared.prepare_s,
             staged=prepared.staged,
@@ -256,6 +258,10 @@ class SimulatedDeployment:
         """The memory that neither the blocks of epochs nor the caches of sessions take."""
         taken = self._bytes({node: self._held[node]}) + self._gateway.cached_bytes(node)
         return self._rules.cluster.node(node).memory - taken
+
+    def _longest_bytes(self, blocks: Mapping[str, Iterable[int]]) -> float:
+        """The weights of the node that has to load most of them."""
+        return max((self._bytes({node: each}) for node, each in blocks.items()), default=0.0)
 
     def _bytes(self, blocks: Mapping[str, Iterable[int]]) -> float:
         return sum(self._weight_bytes[block] for each in blocks.values() for block in each)
