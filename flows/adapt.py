@@ -75,10 +75,10 @@ def adapt(
 
 @contextlib.contextmanager
 def _later() -> Iterator[None]:
-    """Leave a tick to the next one if the controller is away, or a disk full."""
+    """Leave a tick to the next one if the controller is away or refuses it, or a disk is full."""
     try:
         yield
-    except (NodeLostError, OSError) as error:
+    except (NodeLostError, ProposalRefusedError, OSError) as error:
         if isinstance(error, OSError) and not is_disk_full(error):
             raise
         _log.warning("a tick failed, and the next one tries again", error=str(error))

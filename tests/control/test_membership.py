@@ -16,6 +16,7 @@ from resplit.control.cluster_view import ClusterView
 from resplit.control.membership import Membership
 from resplit.epochs import RECOVER, LiveEpoch, Proposal
 from resplit.errors import (
+    CapacityError,
     CommandRefusedError,
     ConfigError,
     NodeLostError,
@@ -42,7 +43,7 @@ class Cluster:
         self.answers: dict[str, BaseException] = {}
         self.held: dict[str, list[str]] = {}  # sessions, by node
         self.up_to_date = True
-        self.refused = False
+        self.refusal: ResplitError | None = None
         gateway = SimpleNamespace(
             connected_nodes=lambda: frozenset(connected),
             session_names=lambda: ["s1"],
@@ -52,7 +53,7 @@ class Cluster:
         addresses = {name: Address("127.0.0.1", port) for port, name in enumerate((A, B, C), 1)}
         self.view = ClusterView(three_node_config(), cast(Any, MODEL), addresses, cast(Any, gateway))
         self.view.adopt(self.view.cluster, drained, addresses)
-        deployment: Any = SimpleNamespace(live_number=7, live=LIVE)
+        deployment: Any = SimpleNamespace(live_number=7, live=LIVE, broken=None)
         deployment.abort_unfinished = self._noting("abort unfinished")
         deployment.tell = self._tell
         deployment.resync = self._resync
@@ -118,8 +119,8 @@ class Cluster:
 
     async def _deploy(self, proposal: Proposal) -> None:
         self.events.append(proposal)
-        if self.refused:
-            raise ProposalRefusedError("not now")
+        if self.refusal:
+            raise self.refusal
 
 
 async def test_only_nodes_that_answer_are_introduced_after_an_unfinished_epoch_was_aborted() -> None:
@@ -147,12 +148,16 @@ async def test_nodes_free_what_they_hold_of_sessions_that_do_not_run() -> None:
     assert [event for event in cluster.events if event[0] == "close"] == [closed, closed]
 
 
-@pytest.mark.parametrize("refused", [False, True])
-async def test_a_node_that_comes_back_without_its_blocks_gets_the_live_placement_again(refused: bool) -> None:
+@pytest.mark.parametrize("refusal", [None, ProposalRefusedError("not now"), CapacityError("the disk is full")])
+async def test_a_node_that_comes_back_without_its_blocks_gets_the_live_placement_again_or_a_recovery_begins(
+    refusal: ResplitError | None,
+) -> None:
     cluster = Cluster()
-    cluster.up_to_date, cluster.refused = False, refused
+    cluster.up_to_date, cluster.refusal = False, refusal
     await cluster.membership.welcome(B)
     assert cluster.events[1:] == [("welcome", B), "resume", Proposal(LIVE.placement, RECOVER, 7), "recover"]
+    broken = cast(Any, cluster.membership)._deployment.broken
+    assert broken == (f"{B} has lost its blocks: {refusal}" if refusal else None)
 
 
 async def test_before_the_first_epoch_nothing_is_deployed_for_a_node_that_comes_back() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from flows import adapt as adapt_module
-from resplit.errors import NodeLostError
+from resplit.errors import NodeLostError, ProposalRefusedError
 
 FULL, FORBIDDEN = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied")
+REFUSED = ProposalRefusedError("epochs.db: cannot be written (database or disk is full)")
 AWAY = NodeLostError("the controller does not answer")
 
 
@@ -37,7 +38,7 @@ class Ticks:
 
 
 def test_a_loop_without_end_goes_on_after_an_outage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    ticks = Ticks(monkeypatch, None, AWAY, AWAY, FULL, None)
+    ticks = Ticks(monkeypatch, None, AWAY, AWAY, FULL, REFUSED, None)
     with pytest.raises(KeyboardInterrupt):
         ticks.loop(tmp_path)
     assert ticks.left == []

@@ -13,9 +13,10 @@ from resplit.control.deployment import Deployment
 from resplit.control.node_commands import NodeCommands
 from resplit.control.recovery import Recovery
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import ConfigError, NodeLostError, ProposalRefusedError, ResplitError
+from resplit.errors import CapacityError, ConfigError, NodeLostError, ProposalRefusedError, ResplitError
 from resplit.wire.commands import Connect, Emulate, Reply
 from resplit.wire.peers import Peer
+from resplit.wire.routes import Route
 
 _log = structlog.get_logger(__name__)
 
@@ -60,9 +61,16 @@ class Membership:
         await self._recovery.resume()
         live = self._deployment.live
         if live and not up_to_date:
-            with contextlib.suppress(ProposalRefusedError):
-                await self._deployment.deploy(Proposal(live.placement, RECOVER, live.epoch))
+            await self._deploy_again(name, live)
         await self._recovery.recover()
+
+    async def _deploy_again(self, name: str, live: Route) -> None:
+        """Have a node load the blocks of the live epoch again. Refused, for example on a full disk, it is an outage."""
+        try:
+            await self._deployment.deploy(Proposal(live.placement, RECOVER, live.epoch))
+        except (ProposalRefusedError, CapacityError) as error:
+            if self._deployment.live is live:
+                self._deployment.broken = f"{name} has lost its blocks: {error}"
 
     async def profile(self, nodes: Collection[str] | None = None) -> None:
         """Have nodes (by default all) time one block of each kind that they may hold. Drained nodes are left out.
