@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from resplit.control.planning import (
     without,
 )
 from resplit.epochs import RECOVER
-from resplit.errors import DataError, InfeasibleError
+from resplit.errors import CapacityError, DataError, InfeasibleError
 from resplit.model.source import StoredModel
 from resplit.planner.best_effort import BestEffortPlan
 from resplit.types import Problem, RequestClass
@@ -68,6 +69,17 @@ def test_the_latest_problem_survives_a_restart(problem: Problem, tmp_path: Path)
     kept = load_problem(tmp_path / "latest_problem.json")
     assert kept is not None
     assert (kept.blocks, kept.nodes, kept.current) == (problem.blocks, problem.nodes, problem.current)
+
+
+def test_a_problem_that_a_full_disk_refuses_is_named_and_the_saved_one_stays(
+    problem: Problem, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    file = tmp_path / "latest_problem.json"
+    save_problem(problem, file)
+    saved = file.read_bytes()
+    with full_disk(10), pytest.raises(CapacityError, match=r"latest_problem\.json: cannot be written \("):
+        save_problem(replace(problem, kv_tokens=1), file)
+    assert file.read_bytes() == saved
 
 
 def test_a_context_that_no_placement_can_generate_in_time_is_warned_of(problem: Problem) -> None:

@@ -17,7 +17,7 @@ import structlog
 
 from resplit.control.cluster_view import ClusterView
 from resplit.epochs import RECOVER, Proposal
-from resplit.errors import DataError, InfeasibleError
+from resplit.errors import CapacityError, DataError, InfeasibleError
 from resplit.files import write_atomically
 from resplit.planner.best_effort import BestEffortPlan, solve_best_effort
 from resplit.planner.evaluate import evaluate
@@ -35,8 +35,11 @@ def load_problem(path: Path) -> Problem | None:
 
 
 def save_problem(problem: Problem, path: Path) -> None:
-    """Save a problem; a crash leaves the previous one. OSError if the file cannot be written."""
-    write_atomically(path, json.dumps(problem_to_json(problem)), 0o600)
+    """Save a problem; a crash leaves the previous one. CapacityError if the file cannot be written."""
+    try:
+        write_atomically(path, json.dumps(problem_to_json(problem)), 0o600)
+    except OSError as error:
+        raise CapacityError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def without(problem: Problem, unused: Collection[str]) -> Problem:
