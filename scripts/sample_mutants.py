@@ -168,7 +168,11 @@ class Judge:
         if child == 0:
             os.setsid()
             set_mutant_under_test(mutant)
-            os._exit(self._judged_in_this_process(tests))
+            verdict = _KILLED  # also if the mutant ends pytest itself
+            try:
+                verdict = self._judged_in_this_process(tests)
+            finally:
+                os._exit(verdict)
         _, status = os.waitpid(child, 0)
         return {_SURVIVED: "survived", _HANGS: "killed (hangs)"}.get(os.waitstatus_to_exitcode(status), "killed")
 
