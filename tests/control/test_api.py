@@ -100,7 +100,8 @@ async def test_the_status_tells_of_the_live_epoch_and_of_each_node(
     }
     assert all(each["pid"] and each["fault"] is None and each["clock_ahead_s"] < 1.0 for each in seen.values())
     model = (await api.get("/model")).json()
-    assert (model["epoch"], model["lost"], model["drained"]) == (2, [C], [C])
+    assert (model["epoch"], model["placement"], model["lost"]) == (2, status["placement"], [C])
+    assert model["drained"] == [C]
     first = (await api.get("/epochs")).json()[0]
     assert (first["epoch"], first["action"], first["predicted_latency_s"]) == (1, "re-split", 0.25)
     assert first["note"] == "half of the demand"
@@ -370,6 +371,11 @@ async def test_every_call_needs_the_token(border: httpx.AsyncClient, wrong: str 
     for path in ("/status", "/model", "/telemetry", "/records", "/epochs", "/decisions", "/docs", "/nothing"):
         assert (await border.get(path, headers={"Authorization": wrong})).status_code == 401
     assert (await border.post("/proposals", json={}, headers={"Authorization": wrong})).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_there_is_no_page_that_loads_scripts_from_elsewhere(border: httpx.AsyncClient, path: str) -> None:
+    assert (await border.get(path)).status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,15 @@ async def test_rows_are_kept_once_and_handed_out_by_age() -> None:
     assert [row.time_s for row in monitor.rows(1.5).links] == [2.0]
 
 
+async def test_each_report_is_handed_on_with_its_new_rows_and_its_time() -> None:
+    peer, reports = ReportingPeer(rows=[link_row(1.0)]), []
+    monitor = Monitor({"alpha": peer}, 8)  # type: ignore[dict-item]
+    monitor.on_report = lambda rows, time_s: reports.append((rows.links, time_s))
+    await monitor.poll("alpha")
+    await monitor.poll("alpha")
+    assert reports == [((link_row(1.0),), 0.0), ((), 0.0)]
+
+
 async def test_the_blocks_that_stand_by_are_known_of_each_node() -> None:
     peers = {"alpha": ReportingPeer(blocks=(0,), standby=(2, 3)), "beta": ReportingPeer(standby=(1,))}
     monitor = Monitor(peers, 8)  # type: ignore[arg-type]

@@ -159,6 +159,7 @@ async def test_a_drain_without_a_plan_is_undone(bench: Bench, error: ResplitErro
         await bench.operator.drain(C)
     assert bench.operator.desired is before
     assert bench.view.rules.drained == frozenset()
+    assert bench.view.addresses == addresses_of(before)
     assert [event for event in bench.events if event.startswith("trust")] == [
         "trust is sent with drained ['gamma']",
         "trust is sent with drained []",
@@ -175,6 +176,15 @@ async def test_a_plan_avoids_all_nodes_that_have_refused(bench: Bench) -> None:
     with pytest.raises(ProposalRefusedError, match="the disk is full"):
         await bench.operator.drain(C)
     assert bench.planner.avoided == [frozenset(), {A}, {A, B}]
+
+
+async def test_a_plan_is_not_tried_again_if_no_other_node_refuses(bench: Bench) -> None:
+    await bench.start()
+    bench.planner.first = [(A,) * 8] * 3
+    bench.commands.answers["prepare", A] = CapacityError("the disk is full")
+    with pytest.raises(ProposalRefusedError, match="the disk is full"):
+        await bench.operator.drain(C)
+    assert bench.planner.avoided == [frozenset(), {A}]
 
 
 async def test_a_node_that_is_not_trusted_any_more_loses_its_blocks_after_the_rule_is_saved(bench: Bench) -> None:

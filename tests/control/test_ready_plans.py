@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from resplit.control.ready_plans import ReadyPlans, plan_ahead
@@ -51,6 +52,16 @@ def test_plans_are_not_made_again_while_the_state_is_nearly_the_same() -> None:
     before = posed()
     plans.begin(1, replace(before, decode_s_per_token=1.5 * before.decode_s_per_token), None, 60.0)
     assert plans.left
+
+
+@pytest.mark.parametrize(("latency_s", "news"), [(4e-3, False), (50e-3, True)])
+def test_a_slower_link_is_news_by_its_share_of_a_requests_time(latency_s: float, news: bool) -> None:
+    before = problem(LIVE, decode_s=(1e-2, 2e-2, 4e-2), rate_rps=0.02)  # a request takes some seconds
+    plans = ReadyPlans()
+    plans.begin(1, before, None, 0.0)
+    plans.left.clear()
+    plans.begin(1, replace(before, link_latency_s=np.full((3, 3), latency_s)), None, 30.0)
+    assert bool(plans.left) == news
 
 
 def test_the_way_back_is_ready_and_plans_of_another_epoch_are_dropped() -> None:

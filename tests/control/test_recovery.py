@@ -287,6 +287,27 @@ async def test_on_a_full_disk_one_line_names_the_file_and_requests_do_not(
     assert (bench.live, bench.gateway.unavailable) == (WITHOUT_C, None)
 
 
+async def test_a_refused_recovery_is_tried_again_sooner_at_first_and_then_each_second(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start()
+    bench.gateway.connected = {A, B}
+    bench.commands.answers["prepare", B] = ShardError("the registry does not answer")
+    pauses_s, sleep = list[float](), asyncio.sleep
+
+    async def no_pause(delay_s: float) -> None:
+        pauses_s.append(delay_s)
+        await sleep(0)
+
+    monkeypatch.setattr(recovery_module, "_RETRY_INTERVAL_S", 0.25)
+    monkeypatch.setattr(asyncio, "sleep", no_pause)
+    recovering = asyncio.create_task(bench.recovery.recover())
+    await until_asked(bench, 6)
+    bench.commands.answers.clear()
+    await asyncio.wait_for(recovering, 10)
+    assert [pause_s for pause_s in pauses_s if pause_s >= 0.25][:5] == [0.25, 0.5, 1.0, 1.0, 1.0]
+
+
 async def test_a_refusal_that_stays_the_same_is_logged_once(bench: Bench) -> None:
     await bench.start()
     bench.gateway.connected = {A, B}
