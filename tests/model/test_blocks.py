@@ -56,7 +56,7 @@ def test_random_splits_give_the_tokens_of_the_unsplit_model(
 ) -> None:
     model, engine = packaged_family
     rng = random.Random(split)
-    for _ in range(repeats(8)):
+    for _ in range(repeats(4)):
         nodes = rng.randint(1, 5)
         blocks = len(engine_with(model, [], split, engine).kinds)
         placement = random_placement(blocks, nodes, rng)

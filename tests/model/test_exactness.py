@@ -68,7 +68,7 @@ def alone(engine: Engine[Any], stream: Stream) -> list[bytes]:
     return twin.logits
 
 
-@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_streams_that_join_and_leave_get_the_bits_that_each_gets_alone(engine: Engine[Any], seed: int) -> None:
     rng = random.Random(seed)
@@ -85,7 +85,7 @@ def test_streams_that_join_and_leave_get_the_bits_that_each_gets_alone(engine: E
         assert stream.logits == alone(engine, stream)
 
 
-@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(40, 160), cuts=st.sets(st.integers(1, 9), max_size=6), steps=st.integers(0, 3))
 def test_a_prompt_in_chunks_gives_the_bits_of_the_whole_prompt(
     engine: Engine[Any], length: int, cuts: set[int], steps: int
@@ -105,7 +105,7 @@ def test_a_prompt_in_chunks_gives_the_bits_of_the_whole_prompt(
     assert list(answers("chunks", chunks)) == list(answers("whole", []))
 
 
-@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=st.integers(1, 20), steps=st.integers(1, 12), others=st.integers(0, 3))
 def test_stepwise_rows_get_the_bits_of_steps_one_by_one(
     engine: Engine[Any], prompt: int, steps: int, others: int

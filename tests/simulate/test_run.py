@@ -24,6 +24,7 @@ from resplit.simulate.world import World
 from resplit.workload import Arrival
 
 HOME_DAY = Path("data/scenarios/home-day.yaml")
+BEGIN_S = 10.0  # the first moves, and plans that stand ready
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def resplit(world: World) -> tuple[RunRecord, SimulatedResult]:
 
 
 def test_the_same_seed_gives_the_same_object_and_the_same_tables(world: World) -> None:
-    begin = replace(world, scenario=world.scenario.model_copy(update={"duration": 20.0}))
+    begin = replace(world, scenario=world.scenario.model_copy(update={"duration": BEGIN_S}))
     (record, found), (again, found_again) = (run_policy(begin, "resplit", 7) for _ in range(2))
     assert found.metrics.reconfigurations > 0
     assert found.to_json() | {"wall_s": 0} == found_again.to_json() | {"wall_s": 0}
@@ -117,7 +118,7 @@ def test_a_tick_is_told_what_is_ready(world: World) -> None:
                 told.append(situation.ready)
             return super().decide(situation, rng)
 
-    begin = world.scenario.model_copy(update={"duration": 20.0})
+    begin = world.scenario.model_copy(update={"duration": BEGIN_S})
     simulate(
         world.cluster, world.features, begin, world.arrivals(7), Noting(),
         name="noting", seed=7, loop=replace(world.loop(), prepares=True),

@@ -44,7 +44,7 @@ def crosses(nodes_of: np.ndarray, origin: int, node: int) -> bool:
 
 
 @given(seeds(), st.sampled_from(["node", "end", "link"]), st.integers(0, 2), st.integers(1, 2), st.booleans())
-@examples(60)
+@examples(30)
 def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: int, step: int, grows: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     instance, other = Instance.of(problem), (node + step) % 3
@@ -70,7 +70,7 @@ def test_each_branch_is_bounded_by_its_own_optimum(seed: int, how: str, node: in
 
 
 @given(seeds())
-@examples(30)
+@examples(20)
 def test_branch_and_bound_proves_no_more_than_the_optimum(seed: int) -> None:
     problem = tiny_problem(seed, blocks=6)
     optimum, placement = best_by_enumeration(problem)

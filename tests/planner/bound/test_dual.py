@@ -24,7 +24,7 @@ from tests.support.properties import examples
 
 
 @given(seeds(), st.floats(0, 1), st.floats(0, 50), st.floats(0, 5))
-@examples(40)
+@examples(30)
 def test_any_prices_bound_the_optimum_from_below(seed: int, share: float, load: float, resource: float) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
@@ -76,7 +76,7 @@ def test_column_generation_gives_a_higher_bound_than_the_convex_relaxation(name:
 
 
 @given(seeds(), st.booleans())
-@examples(60)
+@examples(40)
 def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike: bool) -> None:
     problem = tiny_problem(seed, blocks=5)
     if alike:  # all blocks but the first are of one kind
@@ -98,7 +98,7 @@ def test_no_legal_placement_violates_the_limits_of_node_states(seed: int, alike:
 
 
 @given(seeds())
-@examples(40)
+@examples(30)
 def test_every_legal_placement_satisfies_every_set_cut(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)
@@ -115,7 +115,7 @@ def test_every_legal_placement_satisfies_every_set_cut(seed: int) -> None:
 
 
 @given(seeds())
-@examples(40)
+@examples(30)
 def test_every_legal_placement_satisfies_the_entry_cuts(seed: int) -> None:
     problem = tiny_problem(seed, blocks=4)
     instance = Instance.of(problem)

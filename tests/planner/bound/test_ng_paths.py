@@ -46,7 +46,7 @@ def ng_paths(instance: Instance, contains: np.ndarray, max_labels: int = PLENTY,
 
 
 @given(seeds(), st.integers(0, 511), st.sampled_from([tiny_problem, layered_problem]), st.booleans())
-@examples(80)
+@examples(50)
 def test_pricing_finds_the_cheapest_ng_route_of_enumeration(seed: int, bits: int, draw: type, coarse: bool) -> None:
     contains = np.array([bits >> bit & 1 for bit in range(9)], dtype=bool).reshape(3, 3) | np.eye(3, dtype=bool)
     instance = Instance.of(draw(seed, 6))
@@ -64,7 +64,7 @@ def test_pricing_finds_the_cheapest_ng_route_of_enumeration(seed: int, bits: int
 
 
 @given(seeds())
-@examples(60)
+@examples(40)
 def test_with_complete_neighbourhoods_a_path_costs_as_much_as_its_placement(seed: int) -> None:
     problem = layered_problem(seed, 5)
     instance = Instance.of(problem)
