@@ -22,6 +22,7 @@ _ENVIRONMENT = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     # An error is raised, and `run_command` prints it once. Prefect would log a traceback at each level of calls.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # on a full disk, hundreds of lines a second
     "MPLBACKEND": "Agg",
     "TOKENIZERS_PARALLELISM": "false",
     # On one machine the flows and the nodes share the cores, so each process gets one thread.

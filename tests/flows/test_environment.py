@@ -41,6 +41,15 @@ def test_preparing_makes_the_state_folder_and_keeps_variables_that_are_set(tmp_p
     assert (tmp_path / ".resplit").is_dir()
 
 
+def test_the_server_of_prefect_does_not_log_what_a_full_disk_does_to_it(tmp_path: Path) -> None:
+    code = (
+        "from flows.environment import prepare; prepare(); import logging; "
+        "from prefect.logging.configuration import setup_logging; setup_logging(); "
+        "print(logging.getLogger('prefect.server').isEnabledFor(logging.ERROR))"
+    )
+    assert _run(code, tmp_path) == ["False"]
+
+
 def test_an_interruption_before_a_flow_begins_ends_it_without_a_traceback(tmp_path: Path) -> None:
     heard = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's `&` ignores it
     code = f"{heard}; from flows.environment import prepare; prepare(); os.kill(os.getpid(), signal.SIGINT)"
