@@ -41,7 +41,7 @@ demo: .venv/installed-pipeline ## a cluster on this machine, a load, and the liv
 
 test: .venv/installed-test ## all tests, two at a time
 	$(BIN)/python -m pytest -m "not processes" --numprocesses 2
-	$(BIN)/python -m pytest -m processes --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m processes --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/installed-test ## the tests that start no processes, with a tenth of the random examples
 	RESPLIT_QUICK_TESTS=1 $(BIN)/python -m pytest -m "not processes" --numprocesses 2

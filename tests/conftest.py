@@ -83,7 +83,11 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of the shared cluster last: while it runs, it takes a part of the processor."""
+    """Run the tests of the shared cluster last: while it runs, it takes a part of the processor.
+
+    The others begin in the order of their files (`--no-loadscope-reorder`). By default files with few tests would begin
+    last, and those are among the longest.
+    """
     items.sort(key=lambda item: "shared_cluster" in getattr(item, "fixturenames", ()))
 
 
