@@ -35,8 +35,8 @@ class ProblemFormatError(ResplitError):
     """A placement problem breaks the format: the key, its value, and the rule that it breaks."""
 
     def __init__(self, key: str, value: object, rule: str) -> None:
-        shown = repr(value)
-        super().__init__(f"{key} = {shown if len(shown) <= 80 else shown[:77] + '...'}: {rule}")
+        shown = repr(value)  # a path may be long, too
+        super().__init__(f"{key} = {shown if len(shown) <= 300 else shown[:297] + '...'}: {rule}")
         self.key = key
         self.value = value
         self.rule = rule

@@ -62,6 +62,9 @@ class Cluster:
         self.peers: Any = {name: SimpleNamespace(close_sessions=self._noting_of(name)) for name in (A, B, C)}
         self.membership = Membership(self.view, cast(Any, self), deployment, cast(Any, recovery), self.peers)
 
+    def peer(self, name: str) -> Any:
+        return self.peers[name]
+
     # The commands are named, not built.
     def connect(self, name: str, addresses: Mapping[str, Address], rules: object) -> Any:
         assert (set(addresses), rules) == ({A, B, C}, self.view.rules)

@@ -123,6 +123,17 @@ async def test_a_node_that_refuses_a_notification_for_no_honest_reason_is_faulty
     assert bench.peers[B].faults == ["it refuses 'abort': command refused (privacy): I will not"]
 
 
+async def test_a_node_that_has_left_meanwhile_counts_as_lost(bench: Bench) -> None:
+    del bench.peers[A]
+    answers = await bench.commands.send({A: Commit(4), B: Commit(4)}, 4)
+    assert str(answers[A]) == f"{A} is no longer in the cluster"
+    assert isinstance(answers[A], NodeLostError)
+    assert await bench.commands.notify({A: Commit(4)}, 4) == {}
+    with pytest.raises(NodeLostError):
+        bench.commands.peer(A)
+    bench.commands.fault(A, "it sends nonsense")  # nobody is left to count as lost
+
+
 async def test_a_node_gets_one_command_at_a_time_and_a_limit_for_each(bench: Bench) -> None:
     await asyncio.gather(*(bench.commands.send({A: command}, 4) for command in (Commit(4), Abort(5), Release(4))))
     assert bench.peers[A].limits_s == {"commit": 10.0, "abort": 10.0, "release": 10.0}

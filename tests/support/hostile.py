@@ -194,7 +194,7 @@ class HostileNode:
 
             async def each_recorded(take: Callable[[Any], None]) -> None:
                 def record(message: Any) -> None:
-                    self.heard.append((name, stream.member, message))
+                    self.heard.append((name, stream.member, _copy(message)))
                     take(message)
 
                 await each(record)
@@ -235,7 +235,7 @@ class HostileNode:
         async def receive_and_record() -> Any:
             message = await receive()
             if message is not None:
-                self.heard.append((call, caller, message))
+                self.heard.append((call, caller, _copy(message)))
             return message
 
         stream.recv_message = receive_and_record
@@ -330,6 +330,13 @@ class _StreamAsCall:
 
     async def send_message(self, message: Sent) -> None:
         self._stream._transport.write(framed(message))
+
+
+def _copy(message: Message) -> Message:
+    """A copy: the node makes the next step of a pass out of the one that came."""
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
 
 
 def framed(message: Sent) -> bytes:

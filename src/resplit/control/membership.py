@@ -51,7 +51,7 @@ class Membership:
         try:
             replies = await self._commands.require(self._connects([name]), self._deployment.live_number)
             await self._close_ended(replies)
-            up_to_date = await self._deployment.resync(name, self._peers[name])
+            up_to_date = await self._deployment.resync(name, self._commands.peer(name))
         except ResplitError as error:
             _log.warning("a node returned and was lost again", node=name, error=str(error))
             if not isinstance(error, NodeLostError):

@@ -58,6 +58,12 @@ class NodeCommands:
         self._paces = LoadPaces()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by node
 
+    def peer(self, node: str) -> Peer:
+        """The connection to a node; NodeLostError if it has left the cluster: it may, while somebody waits for it."""
+        if peer := self._peers.get(node):
+            return peer
+        raise NodeLostError(f"{node} is no longer in the cluster")
+
     async def send(
         self, commands: Mapping[str, NodeCommand], epoch: int, within_s: Mapping[str, float] | None = None
     ) -> dict[str, Reply | BaseException]:
@@ -102,8 +108,9 @@ class NodeCommands:
         return replies
 
     def fault(self, node: str, reason: str) -> None:
-        """Treat a node as lost because of what it did."""
-        self._peers[node].fault(reason)
+        """Treat a node as lost because of what it did. It may have left the cluster since."""
+        if peer := self._peers.get(node):
+            peer.fault(reason)
 
     def obeyed_epochs(self, nodes: Iterable[str]) -> dict[str, int]:
         """The highest epoch that each node had obeyed when it was connected."""
@@ -144,7 +151,7 @@ class NodeCommands:
         return Trust(node in rules.cluster.trusted, rules.private)
 
     async def _send(self, node: str, command: NodeCommand, epoch: int, within_s: float | None) -> Reply:
-        peer, limit_s = self._peers[node], within_s or self._limit_s(node, command)
+        peer, limit_s = self.peer(node), within_s or self._limit_s(node, command)
         faults_before = peer.fault_count
         async with self._turns[node]:
             if peer.fault_count > faults_before:  # each command that a node does not answer would take as long again
