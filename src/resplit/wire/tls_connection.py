@@ -18,14 +18,14 @@ _READ_BYTES = 64 * 1024
 _HANDSHAKE_WITHIN_S = 60.0
 
 
-class _Arriving(threading.local):
+class _ReadBuffer(threading.local):
     """Room for what arrives. It is copied from there at once, so that all connections of one thread share the room."""
 
     def __init__(self) -> None:
         self.room = memoryview(bytearray(_READ_BYTES))
 
 
-_arriving = _Arriving()  # each thread has its own
+_read_buffer = _ReadBuffer()  # each thread has its own
 
 
 class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
@@ -41,7 +41,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._room = _arriving.room
+        self._room = _read_buffer.room
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server is None, server)
         self._begin = begin
